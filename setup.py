@@ -1,0 +1,46 @@
+"""The extension modules: every ``mqcore/_*.pyx``.
+
+``MQCORE_DEBUG=1`` in the environment builds them for tests: bounds and None checks and assertions on. It keeps its
+files in a build folder of its own, so the two kinds of build never mix.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("MQCORE_DEBUG", "0") not in ("", "0")
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": DEBUG,
+    "initializedcheck": DEBUG,
+    "nonecheck": DEBUG,
+    "cdivision": True,
+}
+
+
+def extension(source: Path) -> Extension:
+    """Describe the module that one ``.pyx`` file becomes."""
+    module = Extension(
+        f"mqcore.{source.stem}",
+        [source.as_posix()],
+        depends=sorted(path.as_posix() for path in Path("mqcore").glob("_*.pxd")),
+        define_macros=[("MQCORE_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
+        extra_compile_args=["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"],
+    )
+    # Read by Cython's build_ext, which setuptools uses when Cython is installed.
+    module.cython_directives = DIRECTIVES
+    return module
+
+
+setup(
+    ext_modules=[extension(source) for source in sorted(Path("mqcore").glob("_*.pyx"))],
+    options={
+        "build": {"build_base": "build/debug" if DEBUG else "build/release"},
+        "build_ext": {"cython_c_in_temp": True},
+    },
+)

@@ -1,0 +1,18 @@
+#!/bin/sh
+# Build pyuv 1.4.0 from its source and install it: scripts/install_pyuv.sh [PYTHON]
+#
+# pyuv's own release does not compile on CPython 3.10 and later; with pyuv_compat.h force-included it does, on 3.11 to
+# 3.13. Needs a C compiler. PYTHON is the interpreter to install it for, by default the first python3 on PATH.
+set -eu
+
+python=${1:-python3}
+here=$(cd "$(dirname "$0")" && pwd)
+
+if "$python" -c 'import pyuv' 2>/dev/null; then
+    exit 0
+fi
+# No build isolation: the C flags then reach pyuv's build and nothing else.
+"$python" -m pip install --quiet setuptools wheel
+CFLAGS="${CFLAGS:-} -include $here/pyuv_compat.h" \
+    "$python" -m pip install --quiet --no-build-isolation --no-binary pyuv --no-cache-dir pyuv==1.4.0
+"$python" -c 'import pyuv; print("pyuv", pyuv.__version__, "with libuv", pyuv.LIBUV_VERSION)'

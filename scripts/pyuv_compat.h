@@ -1,4 +1,4 @@
-/* Lets pyuv 1.4.0 (2017) compile on CPython 3.11 to 3.13. Force-included ahead of its sources by install_pyuv.sh.
+/* Lets pyuv 1.4.0 (2017) compile on CPython 3.11 to 3.13. Force-included by install_pyuv.sh.
  *
  * pyuv uses three things that CPython has since changed or removed. Each is given back here, in terms of what there
  * is now; nothing else in pyuv is touched. libuv's own sources, which see this header too, use none of them.
@@ -13,7 +13,7 @@
 
 #include <Python.h>
 
-/* pyuv assigns to Py_REFCNT(ob); since 3.10 that is a function's result. */
+/* pyuv assigns to Py_REFCNT(ob), which since 3.10 is a function's result. */
 #undef Py_REFCNT
 #define Py_REFCNT(ob) (((PyObject *)(ob))->ob_refcnt)
 
@@ -25,6 +25,6 @@
 #undef PyUnicode_GET_SIZE
 #define PyUnicode_AS_UNICODE(str) (str)
 #define PyUnicode_GET_SIZE(str) 0
-#define PyUnicode_EncodeUTF8(str, size, errors) PyUnicode_AsUTF8String(str)
+#define PyUnicode_EncodeUTF8(str, size, errors) PyUnicode_AsEncodedString(str, "utf-8", errors)
 
 #endif

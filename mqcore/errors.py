@@ -1,5 +1,8 @@
 """The errors of mqcore: all of them are `MqError`."""
 
+# Most of them tell how a step ended rather than that a call went wrong: hence no "Error" in their names.
+# ruff: noqa: N818
+
 from __future__ import annotations
 
 
@@ -49,4 +52,4 @@ class Cancelled(MqError):
 
 
 class DispatcherClosed(MqError):
-    """Raised by the use of a dispatcher after `close`; in `message.error` of the steps that were open when it closed."""
+    """Raised by the use of a closed dispatcher; in `message.error` of the steps that were open when it closed."""

@@ -1,0 +1,115 @@
+"""What a plugin's object offers, checked before anything of it runs, and where in its files an error is."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import inspect
+import os
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from .errors import PluginError
+from .hooks import LIFECYCLE, HookSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+
+def check(obj: object, plugin: str, path: str | None, hooks: Mapping[str, HookSpec]) -> dict[str, Any]:
+    """The hooks and lifecycle functions of `obj`, by name; all are callable as mqcore will call them."""
+    arguments = {name: ("context", "message", *spec.args) for name, spec in hooks.items()} | dict(LIFECYCLE)
+    callables = {}
+    try:
+        for name in dir(obj):
+            if name.startswith("mq_"):
+                callables[name] = getattr(obj, name)
+    except (Exception, SystemExit) as error:
+        raise raised("looking at its attributes", error, plugin, path) from error
+
+    for name, value in callables.items():
+        wrong = _wrong(name, value, arguments)
+        if wrong:
+            if isinstance(obj, type) and name in arguments:
+                wrong += " (this plugin is a class: did you mean an instance of it?)"
+            file, line = place(value, path)
+            raise PluginError(wrong, plugin=plugin, path=file, line=line)
+    return callables
+
+
+def _wrong(name: str, value: object, arguments: Mapping[str, tuple[str, ...]]) -> str | None:
+    """What is wrong with an attribute whose name begins with mq_, and how to mend it."""
+    if name not in arguments:
+        return (
+            f"{name} begins with mq_ and is no known hook{nearest(name, arguments)}; "
+            "correct the name, choose one that does not begin with mq_, or declare it with HookSpec"
+        )
+    call = f"{name}({', '.join(arguments[name])})"
+    if not callable(value):
+        if name == "mq_version":
+            return None
+        return f"{name} is of type {type(value).__name__}, which cannot be called; define it as a function, {call}"
+    if _is(inspect.isgeneratorfunction, value) or _is(inspect.isasyncgenfunction, value):
+        return f"{name} is a generator, which nothing would run; return a verdict instead of yielding"
+    if name in LIFECYCLE and _is(inspect.iscoroutinefunction, value):
+        return f"{name} is a coroutine function, and only hooks may be that; define it without async"
+    try:
+        # What a decorator wraps does not matter: it is the wrapper that is called.
+        signature = inspect.signature(value, follow_wrapped=False)
+    except Exception:
+        return None  # as with many builtins; only the call itself can tell
+    try:
+        signature.bind(*arguments[name])
+    except TypeError as error:
+        return f"{name} cannot take its arguments: {error}; define it as {call}"
+    return None
+
+
+def _is(kind: Callable[[object], bool], value: Callable[..., object]) -> bool:
+    return kind(value) or kind(type(value).__call__)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, cutoff=0)
+    return f"; the nearest name is {close[0]}" if close else ""
+
+
+def place(value: Any, path: str | None) -> tuple[str | None, int | None]:
+    """Where a callable is defined, if that is in the files of the plugin at `path`, or if the plugin has no files."""
+    with contextlib.suppress(Exception):  # anything may hide behind an attribute
+        while isinstance(value, functools.partial):
+            value = value.func
+        value = inspect.unwrap(value)
+        code = getattr(value, "__code__", None) or type(value).__call__.__code__
+        if path is None or _inside(code.co_filename, path):
+            return code.co_filename, code.co_firstlineno
+    return path, None
+
+
+def raised(doing: str, error: BaseException, plugin: str, path: str | None) -> PluginError:
+    """The error for a plugin's code that raised, placed at the deepest line that is in the plugin's own files."""
+    if isinstance(error, SyntaxError) and error.filename and _inside(error.filename, path):
+        return PluginError(f"syntax error: {error.msg}", plugin=plugin, path=error.filename, line=error.lineno)
+    file, line = path, None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if _inside(frame.f_code.co_filename, path):
+            file, line = frame.f_code.co_filename, number
+    if isinstance(error, SystemExit):
+        what = f"{doing} called sys.exit({error.code!r}); a plugin that cannot work raises an error that says why"
+    else:
+        what = f"{doing} raised {_said(error)}; correct that, or take the plugin away"
+    return PluginError(what, plugin=plugin, path=file, line=line)
+
+
+def _said(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its message cannot be read)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _inside(file: str, path: str | None) -> bool:
+    """Whether `file` is the plugin at `path`, or belongs to it."""
+    return path is not None and (file == path or file.startswith(path + os.sep))

@@ -1,0 +1,184 @@
+"""Plugin files: finding them, refusing those that anyone may change, importing them under private names."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import re
+import stat
+import sys
+from importlib.machinery import (
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    ModuleSpec,
+    SourceFileLoader,
+)
+from typing import TYPE_CHECKING
+
+from ._checks import raised
+from .errors import PluginError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import CodeType, ModuleType
+
+_PREFIX = "mqcore_plugin_"
+_numbers = itertools.count(1)
+
+
+def find(path: str, *, trust_writable: bool) -> Iterator[tuple[str, str]]:
+    """The name and the path of each plugin at `path`: the file or package itself, or those in that directory."""
+    if stat.S_ISDIR(_mode(path)) and not _is_package(path):
+        if not trust_writable:
+            _refuse_writable(path)
+        try:
+            entries = sorted(os.listdir(path))
+        except OSError as error:
+            raise unreadable(error, path) from error
+        inside = [os.path.join(path, entry) for entry in entries if not entry.startswith((".", "_"))]
+        plugins = [file for file in inside if _is_package(file) or (file.endswith(".py") and not os.path.isdir(file))]
+    else:
+        plugins = [path]
+    for plugin in plugins:
+        name = os.path.basename(plugin).removesuffix("" if _is_package(plugin) else ".py")
+        try:
+            _check(plugin, trust_writable)
+        except PluginError as error:
+            error.plugin = name
+            raise
+        yield name, plugin
+
+
+def _check(path: str, trust_writable: bool) -> None:
+    file = os.path.join(path, "__init__.py") if _is_package(path) else path
+    if not stat.S_ISREG(_mode(file)):
+        raise PluginError("this is not a regular file; a plugin is a .py file or a package", path=file)
+    if not file.endswith(".py"):
+        raise PluginError("a plugin's file must end in .py; rename it, or give another path", path=file)
+    if trust_writable:
+        return
+    # Who may write to the directory may put another file in this one's place; a sticky directory prevents that.
+    parent = os.path.dirname(os.path.realpath(path))
+    if not _mode(parent) & stat.S_ISVTX:
+        _refuse_writable(parent)
+    _refuse_writable(path)
+    for directory, directories, files in os.walk(path):
+        for name in directories + files:
+            inner = os.path.join(directory, name)
+            if os.path.exists(inner):
+                _refuse_writable(inner)
+
+
+def _refuse_writable(path: str) -> None:
+    mode = _mode(path)
+    if mode & stat.S_IWOTH:
+        raise PluginError(
+            f"everyone may write to this {'directory' if stat.S_ISDIR(mode) else 'file'} (mode {mode & 0o7777:04o}), "
+            "and so make the server run any code; take that right away (chmod o-w), or allow it with "
+            "trust_writable=True (on the command line --trust-writable)",
+            path=path,
+        )
+
+
+def _is_package(path: str) -> bool:
+    return os.path.lexists(os.path.join(path, "__init__.py"))
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        raise unreadable(error, path) from error
+
+
+def unreadable(error: OSError | ValueError, path: str) -> PluginError:
+    """The error for a file or directory that the system does not let us read."""
+    reason = error.strerror if isinstance(error, OSError) else error
+    if isinstance(error, FileNotFoundError):
+        if os.path.islink(path):
+            return PluginError(f"this links to {os.readlink(path)}, which is missing; correct the link", path=path)
+        return PluginError("there is no such file or directory; correct the path", path=path)
+    return PluginError(f"this cannot be read: {reason}; correct the path, or its permissions", path=path)
+
+
+class _Loader(SourceFileLoader):
+    """Compiles the source as it is now: a bytecode cache would miss a change of equal size in the same second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        data = self.get_data(path)
+        try:
+            importlib.util.decode_source(data)
+        except (SyntaxError, UnicodeDecodeError) as error:
+            line = bad_line(data) or 1
+            raise SyntaxError(f"{error}; save the file as UTF-8", (path, line, None, None)) from None
+        if b"\0" in data:
+            line = line_at(data, data.index(b"\0"))
+            raise SyntaxError("there is a null byte; save the file as plain UTF-8 text", (path, line, None, None))
+        code: CodeType = self.source_to_code(data, path)
+        return code
+
+
+class _Finder:
+    """Finds the modules inside package plugins, for the same loader."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if path is None or not name.startswith(_PREFIX):
+            return None
+        for directory in path:
+            finder = FileFinder(directory, (ExtensionFileLoader, EXTENSION_SUFFIXES), (_Loader, SOURCE_SUFFIXES))
+            spec = finder.find_spec(name)
+            if spec is not None and spec.loader is not None:
+                return spec
+        return None
+
+
+sys.meta_path.insert(0, _Finder)
+
+
+def import_file(plugin: str, path: str, undo: Callable[..., object]) -> ModuleType:
+    """Import a file or package as a new module, in `sys.modules` until `undo` calls what it is given here.
+
+    The name is private and never used twice, so that a reloaded plugin and its predecessor live side by side.
+    """
+    identifier = re.sub(r"\W", "_", plugin)
+    name = f"{_PREFIX}{next(_numbers)}_{identifier}"
+    package = _is_package(path)
+    file = os.path.join(path, "__init__.py") if package else path
+    loader = _Loader(name, file)
+    spec = importlib.util.spec_from_file_location(
+        name, file, loader=loader, submodule_search_locations=[path] if package else None
+    )
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    undo(_forget, name)
+    sys.modules[name] = module
+    try:
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise raised("importing it", error, plugin, path) from error
+    return module
+
+
+def _forget(name: str) -> None:
+    for module in list(sys.modules):
+        if module == name or module.startswith(name + "."):
+            sys.modules.pop(module, None)
+
+
+def bad_line(data: bytes) -> int | None:
+    """The line of the first byte that is not UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return line_at(data, error.start)
+    return None
+
+
+def line_at(data: bytes, offset: int) -> int:
+    """The line of the byte at `offset`."""
+    return data.count(b"\n", 0, offset) + 1

@@ -1,0 +1,412 @@
+"""Plugins: what a plugin offers, and the set of them that dispatchers run messages through.
+
+A set is an immutable tuple in order of names. A change builds a new tuple beside the old one and swaps it in when
+nothing can fail any more; until then each step leaves behind how to undo it, so that a failure leaves no trace.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import os
+import re
+import sys
+import threading
+import tomllib
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any, Protocol, Self
+
+from ._checks import check, nearest, place, raised
+from ._files import bad_line, find, import_file, line_at, unreadable
+from .errors import MqError, PluginError
+from .hooks import API_VERSION, LIFECYCLE, MAILERQ_HOOKS, HookSpec
+
+log = logging.getLogger("mqcore")
+
+_Path = str | os.PathLike[str]
+_Config = Mapping[str, Any]
+
+
+class _Change(Protocol):
+    """A dispatcher that is ready for a new set of plugins; neither method raises."""
+
+    def commit(self) -> object: ...
+    def discard(self) -> object: ...
+
+
+class _Dispatcher(Protocol):
+    def _prepare(self, plugins: tuple[Plugin, ...], /) -> _Change: ...
+
+
+class Plugin:
+    """A named unit of callbacks. `Plugins` makes them; all attributes are for reading."""
+
+    kind: str = "python"
+
+    def __init__(
+        self, name: str, path: str | None, config: _Config, callables: Mapping[str, Any], undo: ExitStack
+    ) -> None:
+        self.name: str = name
+        self.path: str | None = path
+        """The file or package directory; None for an added object and for an entry point."""
+        self.config: _Config = config
+        self.hooks: Mapping[str, Callable[..., Any]] = MappingProxyType(
+            {name: function for name, function in callables.items() if name not in LIFECYCLE}
+        )
+        self.context_initialize: Callable[[Any], object] | None = callables.get("mq_context_initialize")
+        self.context_cleanup: Callable[[Any], object] | None = callables.get("mq_context_cleanup")
+        self.log: logging.Logger = logging.getLogger(f"mqcore.plugins.{name}")
+        self._life = {name: value for name, value in callables.items() if name in LIFECYCLE}
+        self._lock = threading.RLock()
+        self._users = 0
+        self._retired = False
+        # Ends the plugin: at most once, and at the latest when the interpreter exits.
+        self._undo = undo
+        self._end = weakref.finalize(self, undo.close)
+
+    def __repr__(self) -> str:
+        return f"<mqcore.Plugin {self.name} ({self.path or 'added'})>"
+
+    def _start(self) -> None:
+        """Compare the version, then initialize; only a plugin that did will be cleaned up."""
+        given = self._life.get("mq_version", API_VERSION)
+        version = self._call("mq_version") if callable(given) else given
+        if type(version) is not int or version != API_VERSION:
+            path, line = place(given, self.path)
+            raise PluginError(
+                f"mq_version is {version!r}, but this mqcore runs plugins of version {API_VERSION}; "
+                "adapt the plugin, or install the mqcore it was written for",
+                plugin=self.name,
+                path=path,
+                line=line,
+            )
+        if "mq_initialize" in self._life:
+            self._call("mq_initialize")
+        if "mq_cleanup" in self._life:
+            self._undo.callback(_clean_up, self._life["mq_cleanup"], self.log)
+
+    def _call(self, name: str) -> Any:
+        function = self._life[name]
+        try:
+            return function()
+        except (Exception, SystemExit) as error:
+            home = self.path or place(function, None)[0]
+            raise raised(f"{name}()", error, self.name, home) from error
+
+    def _acquire(self) -> None:
+        """A dispatcher begins to use the plugin."""
+        with self._lock:
+            if self._retired:
+                raise PluginError("it was removed; load it again", plugin=self.name, path=self.path)
+            self._users += 1
+
+    def _release(self) -> None:
+        """A dispatcher has let go of the plugin, which ends with the last one if it was removed or replaced."""
+        with self._lock:
+            self._users -= 1
+            ended = self._retired and self._users == 0
+        if ended:
+            self._end()
+
+    def _retire(self) -> None:
+        """The plugin was removed or replaced: it ends as soon as no dispatcher uses it."""
+        with self._lock:
+            self._retired = True
+            ended = self._users == 0
+        if ended:
+            self._end()
+
+
+def _clean_up(mq_cleanup: Callable[[], object], log: logging.Logger) -> None:
+    try:
+        mq_cleanup()
+    except (Exception, SystemExit):
+        log.exception("mq_cleanup() raised")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A plugin that may come in: `load` makes its object, and registers what undoes that."""
+
+    name: str
+    path: str | None
+    load: Callable[[Callable[..., object]], object]
+
+
+class Plugins:
+    """The plugins of a server, in order of their names.
+
+    Each of `paths` is a directory of plugins, a `.py` file or a package. `hooks` are the hooks that plugins may
+    implement. `config` is a mapping or the path of a TOML file, and has a table for each plugin: at the top, or in a
+    table `plugins`. Files and directories that everyone may write to are refused unless `trust_writable`.
+
+    Any thread may call the methods. One that fails raises a `PluginError` and leaves all as it was.
+    """
+
+    def __init__(
+        self,
+        *paths: _Path,
+        hooks: Iterable[HookSpec] = MAILERQ_HOOKS,
+        config: _Config | _Path | None = None,
+        trust_writable: bool = False,
+    ) -> None:
+        self.snapshot: tuple[Plugin, ...] = ()
+        """The plugins as they are now; every change makes a new tuple."""
+        self.hooks: Mapping[str, HookSpec] = MappingProxyType(_specs(hooks))
+        self._paths = [_absolute(path) for path in paths]
+        self._config_source = config if config is None or isinstance(config, Mapping) else _absolute(config)
+        self._trust_writable = trust_writable
+        self._dispatchers: weakref.WeakSet[_Dispatcher] = weakref.WeakSet()
+        self._lock = threading.RLock()
+        self._closed = False
+        self._config: _Config = {}
+        self._change((), self._find(self._paths), _read(self._config_source))
+
+    def load(self, path: _Path) -> None:
+        """Load the file, the package or the directory of plugins at `path`, from now on one of the set's paths."""
+        with self._lock:
+            path = _absolute(path)
+            self._change(self.snapshot, self._find([path]), self._config)
+            self._paths.append(path)
+
+    def add(self, name: str, obj: object) -> None:
+        """Make a plugin of any object with hooks for attributes: a module, an instance, a namespace.
+
+        It stays through `reload`, as it is.
+        """
+        with self._lock:
+            self._change(self.snapshot, [_Candidate(name, None, lambda undo: obj)], self._config)
+
+    def load_entry_points(self, group: str = "mqcore.plugins") -> None:
+        """Add the objects that installed packages offer as entry points of `group`."""
+        with self._lock:
+            points = importlib.metadata.entry_points(group=group)
+            candidates = [_Candidate(point.name, None, functools.partial(_load_entry_point, point)) for point in points]
+            self._change(self.snapshot, candidates, self._config)
+
+    def remove(self, name: str) -> None:
+        """Take a plugin out. Steps that hold it end as they began.
+
+        If it is in a directory of the set, `reload` brings it back for as long as its file is there.
+        """
+        with self._lock:
+            removed = next((plugin for plugin in self.snapshot if plugin.name == name), None)
+            if removed is None:
+                raise PluginError(f"no plugin is named {name!r}{nearest(name, [p.name for p in self.snapshot])}")
+            self._change([plugin for plugin in self.snapshot if plugin is not removed], [], self._config)
+            self._paths = [path for path in self._paths if path != removed.path]
+
+    def reload(self) -> None:
+        """Read the config and all files again, as they are now; a file that is gone is a plugin that is gone.
+
+        Every file is executed afresh as a new module, and its plugin initialized, before the old one is cleaned up.
+        Added objects and entry points stay as they are.
+        """
+        with self._lock:
+            kept = [plugin for plugin in self.snapshot if plugin.path is None]
+            self._change(kept, self._find(self._paths), _read(self._config_source))
+
+    def order(self, hook: str) -> list[str]:
+        """The names of the plugins that implement `hook`, in the order in which they are called."""
+        if hook not in self.hooks:
+            raise MqError(f"no hook is named {hook!r}{nearest(hook, self.hooks)}")
+        return [plugin.name for plugin in self.snapshot if hook in plugin.hooks]
+
+    @property
+    def unused_config(self) -> list[str]:
+        """The names of tables in the config that belong to no plugin: most often a plugin's name misspelt."""
+        names = {plugin.name for plugin in self.snapshot}
+        return [name for name, table in self._config.items() if name not in names and isinstance(table, Mapping)]
+
+    def close(self) -> None:
+        """Clean up every plugin, as soon as the dispatchers that use it are closed. May be called again."""
+        with self._lock:
+            self._closed = True
+            old, self.snapshot = self.snapshot, ()
+            _retire(old)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Plugin]:
+        return iter(self.snapshot)
+
+    def __len__(self) -> int:
+        return len(self.snapshot)
+
+    def __repr__(self) -> str:
+        return f"<mqcore.Plugins {', '.join(plugin.name for plugin in self.snapshot) or '(none)'}>"
+
+    def _attach(self, dispatcher: _Dispatcher) -> None:
+        """From now on changes reach the dispatcher.
+
+        It holds `_lock` from its look at `snapshot` until it has called this: a change in between would pass it by.
+        """
+        with self._lock:
+            self._check_open()
+            self._dispatchers.add(dispatcher)
+
+    def _detach(self, dispatcher: _Dispatcher) -> None:
+        with self._lock:
+            self._dispatchers.discard(dispatcher)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise MqError("these plugins are closed; make a new Plugins")
+
+    def _find(self, paths: list[str]) -> list[_Candidate]:
+        self._check_open()
+        found = {path: name for start in paths for name, path in find(start, trust_writable=self._trust_writable)}
+        return [_Candidate(name, path, functools.partial(import_file, name, path)) for path, name in found.items()]
+
+    def _change(self, kept: Iterable[Plugin], candidates: list[_Candidate], config: _Config) -> None:
+        """Make the set consist of the plugins kept and of new ones."""
+        self._check_open()
+        kept = list(kept)
+        _check_names(kept, candidates)
+        old, staying = self.snapshot, set(kept)
+        with ExitStack() as undo:
+            made = []
+            for candidate in sorted(candidates, key=_order):
+                plugin = self._load(candidate, config)
+                undo.callback(plugin._retire)
+                made.append(plugin)
+            for plugin in made:
+                plugin._start()
+            self._swap(tuple(sorted(kept + made, key=_order)))
+            undo.pop_all()
+        self._config = config
+        _retire(plugin for plugin in old if plugin not in staying)
+
+    def _load(self, candidate: _Candidate, config: _Config) -> Plugin:
+        with ExitStack() as undo:
+            settings = _settings(candidate, config, self._config_source)
+            obj = candidate.load(undo.callback)
+            callables = check(obj, candidate.name, candidate.path, self.hooks)
+            if candidate.path and not callables:
+                log.warning(
+                    "%s has no hook, so it does nothing; if it is no plugin, begin its name with _", candidate.path
+                )
+            return Plugin(candidate.name, candidate.path, settings, callables, undo.pop_all())
+
+    def _swap(self, new: tuple[Plugin, ...]) -> None:
+        """Bring the new set into every dispatcher, or into none."""
+        with ExitStack() as undo:
+            changes = []
+            for dispatcher in list(self._dispatchers):
+                change = dispatcher._prepare(new)
+                undo.callback(change.discard)
+                changes.append(change)
+            undo.pop_all()
+        self.snapshot = new
+        for change in changes:
+            change.commit()
+
+
+def _retire(plugins: Iterable[Plugin]) -> None:
+    """Retire them all, the last one first, also when one of them is interrupted."""
+    with ExitStack() as stack:
+        for plugin in plugins:
+            stack.callback(plugin._retire)
+
+
+def _order(plugin: Plugin | _Candidate) -> bytes:
+    return plugin.name.encode()
+
+
+def _absolute(path: _Path) -> str:
+    return os.path.abspath(os.fsdecode(path))
+
+
+def _specs(hooks: Iterable[HookSpec]) -> dict[str, HookSpec]:
+    specs: dict[str, HookSpec] = {}
+    for spec in hooks:
+        if not isinstance(spec, HookSpec):
+            raise TypeError(f"hooks are declared with HookSpec(name, *args), not with {spec!r}")
+        if specs.setdefault(spec.name, spec) != spec:
+            raise ValueError(f"the hook {spec.name} is declared twice, with different arguments")
+    return specs
+
+
+def _check_names(kept: list[Plugin], candidates: list[_Candidate]) -> None:
+    paths: dict[str, str | None] = {plugin.name: plugin.path for plugin in kept}
+    for candidate in candidates:
+        name = candidate.name
+        if not isinstance(name, str):
+            raise TypeError(f"a plugin's name is a str, not {name!r}")
+        if not name or not name.isprintable():
+            raise PluginError(
+                f"{name!r} is no name for a plugin: it is empty or has characters that do not print; choose another",
+                path=candidate.path,
+            )
+        if name in paths:
+            raise PluginError(
+                f"another plugin has this name ({paths[name] or 'an added object'}); rename or remove one of them",
+                plugin=name,
+                path=candidate.path,
+            )
+        paths[name] = candidate.path
+
+
+def _load_entry_point(point: importlib.metadata.EntryPoint, undo: Callable[..., object]) -> object:
+    package = f" of {point.dist.name}" if point.dist else ""
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:
+        raise raised(f"loading the entry point {point.value}{package}", error, point.name, None) from error
+
+
+def _read(source: _Config | str | None) -> _Config:
+    """The config as a mapping of plugins' names to their tables."""
+    config = _read_toml(source) if isinstance(source, str) else dict(source or {})
+    plugins = config.get("plugins", config)
+    if not isinstance(plugins, Mapping):
+        path = source if isinstance(source, str) else None
+        raise PluginError(
+            f"plugins must be a table of tables, one for each plugin, and is {plugins!r}; write [plugins.NAME]",
+            path=path,
+        )
+    return plugins
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except (OSError, ValueError) as error:
+        raise unreadable(error, path) from error
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise PluginError(f"{error}; save the file as UTF-8", path=path, line=bad_line(data)) from error
+    except tomllib.TOMLDecodeError as error:
+        found = re.fullmatch(r"(.*) \(at line (\d+), (column \d+)\)", str(error), re.DOTALL)
+        what, line = (f"{found[1]}, at {found[3]}", int(found[2])) if found else (str(error), line_at(data, len(data)))
+        raise PluginError(f"not valid TOML: {what}", path=path, line=line) from error
+
+
+def _settings(plugin: _Candidate, config: _Config, source: _Config | str | None) -> _Config:
+    """The plugin's table; the keys that are the core's own are checked here, all others are the plugin's affair."""
+    table = config.get(plugin.name, {})
+    wrong = None
+    if not isinstance(table, Mapping):
+        wrong = f"its config must be a table, and is {table!r}"
+    else:
+        timeout, on_error = table.get("hold_timeout", 0), table.get("on_error", "fail")
+        if type(timeout) not in (int, float) or not 0 <= timeout <= sys.float_info.max:
+            wrong = f"hold_timeout in its config must be a number of seconds, or 0 for none, and is {timeout!r}"
+        elif on_error not in ("fail", "continue"):
+            wrong = f'on_error in its config must be "fail" or "continue", and is {on_error!r}'
+    if wrong:
+        raise PluginError(wrong, plugin=plugin.name, path=source if isinstance(source, str) else plugin.path)
+    return MappingProxyType(dict(table))

@@ -1,0 +1,129 @@
+# The loop as a dispatcher sees it: what is ready to be called, timers, watchers.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
+from posix.types cimport dev_t, ino_t
+
+from ._libuv cimport Library, LibUV, uv_callback, uv_handle_t, uv_loop_t
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept nogil
+
+cdef struct Handle:
+    # Stands before a libuv handle in one allocation, so that the handle's own `data` can stay NULL.
+    PyObject *owner           # borrowed: the Loop, Timer or Poll it works for; NULL: nobody, any more
+    LoopState *loop
+    Handle *next              # in the list of what is ready, or of free timers
+    Handle *next_timer        # in the list of all timers of the loop
+    Handle *next_started      # in the list of polls to be looked at before libuv polls them
+    uint64_t due              # timers: when, in ns of uv_hrtime()
+    dev_t device              # polls: the file that the fd stood for when it was watched
+    ino_t inode
+    int fd
+    int wanted                # polls: the events that libuv watches for
+    int events                # polls: the events that came
+    int status                # polls: 0, or libuv's error
+    bint is_poll              # or a timer, of those that become ready
+    bint ready                # is in the list of what is ready
+    bint started              # is in the list of started polls
+    bint closed               # its close callback has run
+
+cdef struct LoopState:
+    # What libuv's callbacks touch, without the GIL and on the loop's thread only.
+    PyObject *owner           # borrowed: the Loop, which outlives its handles
+    LibUV *uv
+    uv_loop_t *pointer
+    Handle *idle
+    Handle *prepare
+    Handle *first_ready
+    Handle *last_ready
+    Handle *first_started
+    size_t ready_count
+    bint awake                # `idle` is active: a turn will come
+
+cdef class Loop:
+    cdef readonly object loop           # the uvloop.Loop or pyuv.Loop
+    cdef Library library
+    cdef LoopState state
+    cdef unsigned long thread           # that of the loop; 0 once closed or forked, so that one comparison tells all
+    cdef bint closed
+    cdef bint forked
+    cdef bint busy                      # keeps the loop running (libuv: `async` is referenced)
+    cdef size_t open_handles
+    cdef Handle *async
+    cdef Handle *timers
+    cdef Handle *free_timers
+    cdef dict polls                     # fd -> Poll
+    cdef list lost_polls                # whose fd was closed: their watchers are still to be told
+    cdef list ended_scopes              # ended from another thread: what was started on them is still to be stopped
+    cdef object escaped                 # a KeyboardInterrupt or SystemExit that pyuv would swallow
+    cdef object __weakref__
+
+    cdef int open_loop(self, object loop) except -1
+    cdef int close_loop(self) except -1
+    cdef int check(self, str what) except -1
+    cdef int refuse(self, str what) except -1
+    cdef void wake(self) noexcept
+    cdef void set_busy(self, bint busy) noexcept
+    cdef void turn(self) noexcept
+    cdef bint drain(self) noexcept
+    cdef void rest(self) noexcept
+    cdef void raised(self, object error, str where) noexcept
+    cdef void escape(self, object error) noexcept
+    cdef Handle *new_handle(self, int kind) except NULL
+    cdef void opened(self) noexcept
+    cdef Handle *new_timer(self) except NULL
+    cdef void free_timer(self, Handle *handle) noexcept
+
+cdef class Scope:
+    """What timers and watchers are started on, and end with."""
+    cdef Loop owner
+    cdef Started first                  # of those that are active; each keeps itself alive
+    cdef bint over
+
+    cdef int check_open(self, str what) except -1
+    cdef void callback_raised(self, object error) noexcept
+    cdef void end(self) noexcept
+    cdef void stop_all(self) noexcept
+
+cdef class Started:
+    """A timer or a watcher: something active on a scope."""
+    cdef Scope scope
+    cdef Started previous
+    cdef Started following
+    cdef object callback
+    cdef tuple args
+
+    cdef void join(self) noexcept
+    cdef void leave(self) noexcept
+    cdef bint halt(self) noexcept
+
+cdef class Timer(Started):
+    cdef Handle *handle                 # NULL: not running
+
+    cdef int start(self, double seconds) except -1
+    cdef void fire(self) noexcept
+
+cdef class Watcher(Started):
+    cdef Poll poll                      # None: stopped
+    cdef readonly int fd
+    cdef int wanted
+    cdef readonly object error
+
+    cdef void call(self, int events) noexcept
+
+cdef class Poll:
+    """The one uv_poll_t of an fd, shared by its watchers."""
+    cdef Loop loop
+    cdef Handle *handle
+    cdef int fd
+    cdef list watchers
+
+    cdef int update(self) except -1
+    cdef void close(self) noexcept
+    cdef void came(self) noexcept
+    cdef void lose(self) noexcept
+    cdef void tell_lost(self) noexcept
+
+cdef void arm(Handle *handle, uv_callback callback) noexcept nogil
+cdef Handle *header_of(uv_handle_t *uv_handle) noexcept nogil

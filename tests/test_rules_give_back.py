@@ -1,0 +1,644 @@
+"""Rules 6 to 9: giving back is queued, may come early, comes exactly once and from any thread."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import mqcore
+
+BACK = ["continue_", "complete", "retry", "fail"]
+OUTCOMES = {
+    "continue_": mqcore.CONTINUE,
+    "complete": mqcore.COMPLETE,
+    "retry": mqcore.CONTINUE,
+    "fail": mqcore.FAIL,
+}
+
+
+def give(context, message, what):
+    """Give back by name."""
+    if what == "fail":
+        context.fail(message, "no")
+    else:
+        getattr(context, what)(message)
+
+
+def depth():
+    frame, n = sys._getframe(), 0
+    while frame := frame.f_back:
+        n += 1
+    return n
+
+
+def in_thread(function, *args):
+    """The result of a call made in another thread, or what it raised."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args).result()
+
+
+class Holder:
+    """A plugin that holds every message, and remembers its context; `after` messages later it lets them pass."""
+
+    def __init__(self, times=1):
+        self.context = None
+        self.calls = 0
+        self.times = times
+
+    def mq_step(self, context, message):
+        self.context = context
+        self.calls += 1
+        return self.calls <= self.times
+
+
+# Rule 6
+
+
+@pytest.mark.parametrize("what", BACK)
+def test_rule_06_never_nested_in_the_caller(engine, what):
+    trace = []
+    holder = Holder()
+    dispatcher = engine.start({"a": holder, "b": lambda context, message: trace.append("b")})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message, done=lambda *args: trace.append("done"))
+    give(holder.context, message, what)
+    trace.append("returned")
+    stats = dispatcher.stats()
+    assert (stats.held, stats.running) == (0, 1)  # a message queued to go on is running
+    engine.run_until(lambda: "done" in trace)
+    assert trace == ["returned", *(["b"] if what in ("continue_", "retry") else []), "done"]
+
+
+@pytest.mark.parametrize("what", BACK)
+def test_rule_06_never_nested_in_a_hook_or_in_done(engine, what):
+    """Two messages held: the hook of a third gives back one of them, and `done` of that one gives back the other."""
+    trace = []
+    holder = Holder(times=2)
+    dispatcher = engine.start({"a": holder, "b": lambda context, message: hook(message)})
+    step = dispatcher.hook("mq_step")
+    first, second, third = engine.Message(), engine.Message(), engine.Message()
+
+    def hook(message):
+        if message is third:
+            trace.append("hook begins")
+            give(holder.context, first, what)
+            trace.append("hook ends")
+
+    def done(message, outcome):
+        name = "first" if message is first else "second"
+        trace.append(f"done {name} begins")
+        if message is first:
+            give(holder.context, second, what)
+        trace.append(f"done {name} ends")
+
+    assert step.run_many([first, second], done=done) == [None, None]
+    assert step.run(third) is mqcore.CONTINUE
+    engine.run_until(lambda: "done second ends" in trace)
+    assert trace == [
+        "hook begins",
+        "hook ends",
+        "done first begins",
+        "done first ends",
+        "done second begins",
+        "done second ends",
+    ]
+
+
+def test_rule_06_never_nested_in_a_callback_of_the_loop(owner):
+    trace = []
+
+    def callback(context, message):
+        context.continue_(message)
+        trace.append("callback ends")
+
+    def hook(context, message):
+        context.start_timer(0, callback, context, message)
+        return True
+
+    dispatcher = owner.start({"a": hook, "b": lambda context, message: trace.append("b")})
+    dispatcher.hook("mq_step").run(owner.Message(), done=owner.done)
+    owner.run_until(lambda: owner.finished)
+    assert trace == ["callback ends", "b"]
+
+
+def test_rule_06_never_nested_in_asyncio_code(uvloop_owner):
+    trace = []
+    holder = Holder()
+    dispatcher = uvloop_owner.start({"a": holder, "b": lambda context, message: trace.append("b")})
+
+    async def main():
+        message = mqcore.Message()
+        ended = uvloop_owner.loop.create_future()
+        dispatcher.hook("mq_step").run(message, done=lambda message, outcome: ended.set_result(outcome))
+        holder.context.continue_(message)
+        trace.append("returned")
+        return await ended
+
+    assert uvloop_owner.run(main()) is mqcore.CONTINUE
+    assert trace == ["returned", "b"]
+
+
+def test_rule_06_a_message_is_given_back_in_the_order_of_the_give_backs(engine):
+    holder = Holder(times=1000)
+    dispatcher = engine.start({"a": holder})
+    messages = [engine.Message() for _ in range(1000)]
+    dispatcher.hook("mq_step").run_many(messages, done=engine.done)
+    for message in reversed(messages):
+        holder.context.continue_(message)
+    engine.run_until(lambda: len(engine.finished) == 1000)
+    assert [message for message, _ in engine.finished] == messages[::-1]
+
+
+def test_rule_06_100_000_give_backs_in_a_row_do_not_grow_the_stack(engine):
+    """Each message is given back at once, and its `done` runs the next one."""
+    depths = set()
+    left = 100_000
+
+    def hook(context, message):
+        depths.add(depth())
+        context.continue_(message)
+        return True
+
+    def done(message, outcome):
+        nonlocal left
+        left -= 1
+        if left:
+            assert step.run(engine.Message(), done=done) is None
+
+    step = engine.start({"a": hook}).hook("mq_step")
+    assert step.run(engine.Message(), done=done) is None
+    engine.run_until(lambda: left == 0, timeout=60)
+    assert len(depths) <= 2 and max(depths) < 100
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_rule_06_100_000_retries_in_a_row_do_not_grow_the_stack(engine, early):
+    depths = set()
+
+    def hook(context, message):
+        depths.add(depth())
+        if message.retries == 100_000:
+            return False
+        if not early:
+            return mqcore.RETRY
+        context.retry(message)
+        return True
+
+    dispatcher = engine.start({"a": hook}, max_retries=100_000)
+    message = engine.Message()
+    outcome = dispatcher.hook("mq_step").run(message, done=engine.done)
+    assert outcome is (None if early else mqcore.CONTINUE)
+    if early:
+        engine.run_until(lambda: engine.finished, timeout=60)
+        assert engine.finished == [(message, mqcore.CONTINUE)]
+    assert message.retries == 100_000
+    assert len(depths) <= 2 and max(depths) < 100
+
+
+def test_rule_06_100_000_give_backs_before_one_turn(engine):
+    holder = Holder(times=100_000)
+    dispatcher = engine.start({"a": holder})
+    messages = [engine.Message() for _ in range(100_000)]
+    dispatcher.hook("mq_step").run_many(messages, done=engine.done)
+    assert dispatcher.stats().held == 100_000
+    for message in messages:
+        holder.context.complete(message)
+    assert dispatcher.stats().running == 100_000
+    engine.run_until(lambda: len(engine.finished) == 100_000, timeout=60)
+
+
+def test_rule_06_a_plugin_that_gives_back_for_ever_does_not_starve_the_loop(owner):
+    """The queue is never empty, and still a timer fires."""
+    fired = []
+
+    def hook(context, message):
+        if not message.retries:
+            context.start_timer(0.02, fired.append, message)
+        if fired:
+            return False
+        context.retry(message)
+        return True
+
+    dispatcher = owner.start({"a": hook}, max_retries=2**31 - 1)
+    message = owner.Message()
+    dispatcher.hook("mq_step").run(message, done=owner.done)
+    owner.run_until(lambda: owner.finished)
+    assert message.retries > 0
+
+
+def test_rule_06_only_run_starts_at_once_also_in_a_hook(engine):
+    trace = []
+
+    def hook(context, message):
+        trace.append("begins")
+        if len(trace) < 3:
+            trace.append(step.run(engine.Message(), done=engine.done))
+        trace.append("ends")
+        return False
+
+    step = engine.start({"a": hook}).hook("mq_step")
+    assert step.run(engine.Message(), done=engine.done) is mqcore.CONTINUE
+    assert trace == ["begins"] * 3 + ["ends", mqcore.CONTINUE] * 2 + ["ends"]
+    engine.turn()
+    assert engine.finished == []
+
+
+# Rule 7
+
+
+@pytest.mark.parametrize("by", ["context", "hold", "thread"])
+@pytest.mark.parametrize(
+    ("early", "verdict", "outcome", "through_the_queue"),
+    [
+        ("continue_", True, mqcore.CONTINUE, True),
+        ("continue_", "hold", mqcore.CONTINUE, True),
+        ("complete", True, mqcore.COMPLETE, True),
+        ("complete", "hold", mqcore.COMPLETE, True),
+        ("retry", True, mqcore.CONTINUE, True),
+        ("retry", "hold", mqcore.CONTINUE, True),
+        ("continue_", False, mqcore.CONTINUE, False),
+        ("continue_", None, mqcore.CONTINUE, False),
+        ("continue_", mqcore.CONTINUE, mqcore.CONTINUE, False),
+        ("complete", mqcore.COMPLETE, mqcore.COMPLETE, False),
+        ("retry", mqcore.RETRY, mqcore.CONTINUE, False),
+        ("complete", False, mqcore.MqError, False),
+        ("retry", None, mqcore.MqError, False),
+        ("continue_", mqcore.COMPLETE, mqcore.MqError, False),
+        ("continue_", mqcore.RETRY, mqcore.MqError, False),
+        ("retry", mqcore.COMPLETE, mqcore.MqError, False),
+        ("complete", mqcore.CONTINUE, mqcore.MqError, False),
+    ],
+)
+def test_rule_07_early_give_back(engine, by, early, verdict, outcome, through_the_queue):
+    trace = []
+
+    def hook(context, message):
+        trace.append("a")
+        if message.retries:
+            return False
+        hold = context.hold(message) if by == "hold" or verdict == "hold" else None
+        if by == "hold":
+            getattr(hold, early)()
+        elif by == "thread":
+            in_thread(getattr(context, early), message)
+        else:
+            getattr(context, early)(message)
+        return hold if verdict == "hold" else verdict
+
+    dispatcher = engine.start({"a": hook, "b": lambda context, message: trace.append("b")})
+    message = engine.Message()
+    result = dispatcher.hook("mq_step").run(message, done=engine.done)
+    if outcome is mqcore.MqError:
+        assert result is mqcore.FAIL
+        assert isinstance(message.error, mqcore.MqError)
+        assert "plugin" in str(message.error) and "mq_step" in str(message.error)
+        assert trace == ["a"]
+    elif through_the_queue:
+        assert result is None
+        assert trace == ["a"]
+        engine.run_until(lambda: engine.finished)
+        assert engine.finished == [(message, outcome)]
+    else:
+        assert result is outcome
+    if outcome is not mqcore.MqError:
+        assert message.error is None
+        assert trace == {"continue_": ["a", "b"], "complete": ["a"], "retry": ["a", "a", "b"]}[early]
+    calls = list(trace)
+    engine.turn()
+    assert trace == calls
+    assert len(engine.finished) == through_the_queue
+
+
+@pytest.mark.parametrize("verdict", [False, True, mqcore.COMPLETE, mqcore.RETRY, "raise"], ids=str)
+def test_rule_07_early_fail_fails_whatever_is_returned(engine, verdict):
+    error = ValueError("mine")
+
+    def hook(context, message):
+        context.fail(message, error)
+        if verdict == "raise":
+            raise LookupError
+        return verdict
+
+    dispatcher = engine.start({"a": hook})
+    message = engine.Message()
+    result = dispatcher.hook("mq_step").run(message, done=engine.done)
+    if result is None:
+        engine.run_until(lambda: engine.finished)
+        assert engine.finished == [(message, mqcore.FAIL)]
+    else:
+        assert result is mqcore.FAIL
+    if verdict == "raise":
+        assert isinstance(message.error, LookupError)
+    else:
+        assert message.error is error
+
+
+def test_rule_07_a_second_early_give_back_is_not_held(engine):
+    def hook(context, message):
+        context.complete(message)
+        for what in BACK:
+            with pytest.raises(mqcore.NotHeld):
+                give(context, message, what)
+        return True
+
+    dispatcher = engine.start({"a": hook})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message, done=engine.done)
+    engine.run_until(lambda: engine.finished)
+    assert engine.finished == [(message, mqcore.COMPLETE)]
+    assert sum(row.refused for row in dispatcher.stats().hooks) == 4
+
+
+@pytest.mark.parametrize("what", BACK)
+def test_rule_07_raising_after_an_early_give_back_fails_the_step(engine, what):
+    def hook(context, message):
+        give(context, message, what)
+        raise LookupError("after all")
+
+    dispatcher = engine.start({"a": hook, "b": lambda context, message: pytest.fail("called")})
+    message = engine.Message()
+    assert dispatcher.hook("mq_step").run(message, done=engine.done) is mqcore.FAIL
+    assert isinstance(message.error, LookupError)
+    engine.turn()
+    assert engine.finished == []
+
+
+# Rule 8
+
+
+@pytest.mark.parametrize("first", BACK)
+@pytest.mark.parametrize("second", BACK)
+def test_rule_08_giving_back_twice(engine, first, second):
+    holder = Holder()
+    dispatcher = engine.start({"a": holder})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message, done=engine.done)
+    give(holder.context, message, first)
+    with pytest.raises(mqcore.NotHeld):  # while it is queued
+        give(holder.context, message, second)
+    engine.run_until(lambda: engine.finished)
+    with pytest.raises(mqcore.NotHeld):  # and when the step is over
+        give(holder.context, message, second)
+    assert engine.finished == [(message, OUTCOMES[first])]
+    (row,) = [row for row in dispatcher.stats().hooks if row.hook == "mq_step"]
+    assert row.refused == 2
+
+
+@pytest.mark.parametrize("what", BACK)
+def test_rule_08_what_was_never_held(engine, what):
+    holder = Holder(times=0)
+    dispatcher = engine.start({"a": holder})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message)
+    with pytest.raises(mqcore.NotHeld):
+        give(holder.context, message, what)
+    with pytest.raises(mqcore.NotHeld):
+        give(holder.context, engine.Message(), what)
+    with pytest.raises(mqcore.NotHeld):
+        holder.context.hold(message)
+    for bad in (None, "x", object()):
+        with pytest.raises(TypeError):
+            give(holder.context, bad, what)
+
+
+@pytest.mark.parametrize("what", BACK)
+def test_rule_08_another_plugins(engine, what):
+    first, second = Holder(times=0), Holder()
+    dispatcher = engine.start({"10-first": first, "20-second": second})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message, done=engine.done)
+    with pytest.raises(mqcore.NotHeld) as caught:
+        give(first.context, message, what)
+    for part in ("10-first", "20-second", "mq_step"):  # the plugin, who holds it now, the hook
+        assert part in str(caught.value)
+    with pytest.raises(mqcore.NotHeld):
+        first.context.hold(message)
+    assert message.holder == "20-second"
+    engine.turn()
+    assert engine.finished == []
+    refused = {row.plugin: row.refused for row in dispatcher.stats().hooks if row.hook == "mq_step"}
+    assert refused["10-first"] >= 1 and refused["20-second"] == 0
+    give(second.context, message, what)
+    engine.run_until(lambda: engine.finished)
+
+
+def test_rule_08_another_dispatchers(engine):
+    holder, other = Holder(), Holder()
+    dispatcher = engine.start({"a": holder})
+    engine.start({"a": other}).hook("mq_step").run(engine.Message())
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message)
+    with pytest.raises(mqcore.NotHeld):
+        other.context.continue_(message)
+    assert message.holder == "a"
+
+
+def test_rule_08_a_stale_hold(engine):
+    """Between two holds of one message by one plugin only a Hold can tell which is meant."""
+    holds = []
+
+    def hook(context, message):
+        holds.append(context.hold(message))
+        return holds[-1] if len(holds) < 3 else False
+
+    dispatcher = engine.start({"a": hook})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message, done=engine.done)
+    holds[0].retry()
+    engine.run_until(lambda: len(holds) == 2)
+    for what in ("continue_", "complete", "retry"):
+        with pytest.raises(mqcore.NotHeld):
+            getattr(holds[0], what)()
+    with pytest.raises(mqcore.NotHeld):
+        holds[0].fail(ValueError("late"))
+    assert message.holder == "a"
+    holds[1].retry()
+    engine.run_until(lambda: engine.finished)
+    for hold in holds:
+        with pytest.raises(mqcore.NotHeld):
+            hold.continue_()
+    assert engine.finished == [(message, mqcore.CONTINUE)]
+
+
+def test_rule_08_a_hold_taken_later_is_of_the_same_hold(engine):
+    holder = Holder()
+    dispatcher = engine.start({"a": holder})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message, done=engine.done)
+    one, two = holder.context.hold(message), holder.context.hold(message)
+    one.complete()
+    with pytest.raises(mqcore.NotHeld):
+        two.complete()
+    with pytest.raises(mqcore.NotHeld):
+        holder.context.complete(message)
+    engine.run_until(lambda: engine.finished)
+    assert engine.finished == [(message, mqcore.COMPLETE)]
+
+
+def test_rule_08_a_hold_of_a_hook_that_returned_false_is_stale(engine):
+    holds = []
+
+    def hook(context, message):
+        holds.append(context.hold(message))
+        return False
+
+    holder = Holder()
+    dispatcher = engine.start({"a": hook, "b": holder})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message)
+    with pytest.raises(mqcore.NotHeld):
+        holds[0].continue_()
+    assert message.holder == "b"
+
+
+@pytest.mark.parametrize("error", [None, 3, ValueError, object()], ids=repr)
+def test_fail_takes_an_exception_or_a_text(engine, error):
+    holder = Holder()
+    dispatcher = engine.start({"a": holder})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message, done=engine.done)
+    with pytest.raises(TypeError):
+        holder.context.fail(message, error)
+    assert message.holder == "a"
+    holder.context.fail(message, "in words")
+    engine.run_until(lambda: engine.finished)
+    assert isinstance(message.error, mqcore.MqError) and str(message.error) == "in words"
+
+
+# Rule 9
+
+
+@pytest.mark.parametrize("by", ["context", "hold"])
+@pytest.mark.parametrize("what", BACK)
+def test_rule_09_any_thread_gives_back_and_it_takes_effect_on_the_dispatchers(engine, by, what):
+    threads = []
+    holder = Holder()
+
+    def hook(context, message):
+        threads.append(threading.get_ident())
+
+    def done(message, outcome):
+        threads.append(threading.get_ident())
+        engine.done(message, outcome)
+
+    dispatcher = engine.start({"a": holder, "b": hook})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message, done=done)
+    hold = holder.context.hold(message)
+    if by == "context":
+        in_thread(give, holder.context, message, what)
+    else:
+        in_thread(*([hold.fail, "no"] if what == "fail" else [getattr(hold, what)]))
+    engine.run_until(lambda: engine.finished)
+    assert engine.finished == [(message, OUTCOMES[what])]
+    assert set(threads) == {threading.get_ident()}
+
+
+def test_rule_09_not_held_is_raised_in_the_calling_thread(engine):
+    holder = Holder()
+    dispatcher = engine.start({"a": holder})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message, done=engine.done)
+    in_thread(holder.context.continue_, message)
+    with pytest.raises(mqcore.NotHeld):
+        in_thread(holder.context.continue_, message)
+    with pytest.raises(mqcore.NotHeld):
+        holder.context.continue_(message)
+    engine.run_until(lambda: engine.finished)
+
+
+def test_rule_09_a_give_back_from_a_thread_wakes_the_loop(owner):
+    """The loop sleeps, with nothing else to do, until the thread gives back."""
+    holder = Holder(times=20)
+    dispatcher = owner.start({"a": holder})
+    messages = [owner.Message() for _ in range(20)]
+    dispatcher.hook("mq_step").run_many(messages, done=owner.done)
+    go = threading.Event()
+
+    def work():
+        for i, message in enumerate(messages):
+            while len(owner.finished) < i:
+                go.wait(0.0005)
+            holder.context.continue_(message)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    owner.run_until(lambda: len(owner.finished) == 20)
+    thread.join()
+
+
+def test_rule_09_of_many_threads_exactly_one_gives_back(engine):
+    holder = Holder(times=500)
+    dispatcher = engine.start({"a": holder})
+    messages = [engine.Message() for _ in range(500)]
+    dispatcher.hook("mq_step").run_many(messages, done=engine.done)
+    start = threading.Barrier(5)
+    won, refused = [], []
+
+    def work():
+        start.wait()
+        for message in messages:
+            try:
+                holder.context.continue_(message)
+            except mqcore.NotHeld:
+                refused.append(message)
+            else:
+                won.append(message)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        start.wait()
+        engine.run_until(lambda: len(engine.finished) == 500)
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(won) == 500 and len({id(message) for message in won}) == 500
+    assert len(refused) == 1500
+    (row,) = [row for row in dispatcher.stats().hooks if row.hook == "mq_step"]
+    assert row.refused == 1500
+
+
+def test_rule_09_everything_else_belongs_to_the_dispatchers_thread(owner):
+    holder = Holder()
+    dispatcher = owner.start({"a": holder})
+    step = dispatcher.hook("mq_step")
+    message = owner.Message()
+    step.run(message)
+    context = holder.context
+    hold = context.hold(message)
+    timer = context.start_timer(1000, print)
+    calls = [
+        (step.run, owner.Message()),
+        (step.run_many, [owner.Message()]),
+        (dispatcher.cancel, message),
+        (dispatcher.close,),
+        (context.start_timer, 0, print),
+        (context.watch, 0, mqcore.READ, print),
+        (hold.start_timer, 0, print),
+        (hold.watch, 0, mqcore.READ, print),
+        (timer.stop,),
+        (timer.reset, 1),
+    ]
+    for call in calls:
+        with pytest.raises((mqcore.MqError, RuntimeError), match="thread"):
+            in_thread(*call)
+    assert message.holder == "a"
+    assert dispatcher.stats().entered == 1
+    timer.stop()
+
+
+def test_rule_09_run_from_another_thread_starts_nothing(engine):
+    holder = Holder()
+    dispatcher = engine.start({"a": holder})
+    with pytest.raises((mqcore.MqError, RuntimeError), match="thread"):
+        in_thread(dispatcher.hook("mq_step").run, engine.Message())
+    assert holder.calls == 0
+    assert dispatcher.stats().entered == 0

@@ -67,7 +67,15 @@ def _wrong(name: str, value: object, arguments: Mapping[str, tuple[str, ...]]) -
 
 
 def _is(kind: Callable[[object], bool], value: Callable[..., object]) -> bool:
+    value = _innermost(value)
     return kind(value) or kind(type(value).__call__)
+
+
+def _innermost(value: Any) -> Any:
+    """What is called in the end, behind partials."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    return value
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -78,9 +86,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def place(value: Any, path: str | None) -> tuple[str | None, int | None]:
     """Where a callable is defined, if that is in the files of the plugin at `path`, or if the plugin has no files."""
     with contextlib.suppress(Exception):  # anything may hide behind an attribute
-        while isinstance(value, functools.partial):
-            value = value.func
-        value = inspect.unwrap(value)
+        value = inspect.unwrap(_innermost(value))
         code = getattr(value, "__code__", None) or type(value).__call__.__code__
         if path is None or _inside(code.co_filename, path):
             return code.co_filename, code.co_firstlineno

@@ -58,6 +58,10 @@ def _check(path: str, trust_writable: bool) -> None:
         raise PluginError("this is not a regular file; a plugin is a .py file or a package", path=file)
     if not file.endswith(".py"):
         raise PluginError("a plugin's file must end in .py; rename it, or give another path", path=file)
+    try:
+        open(file, "rb").close()
+    except OSError as error:
+        raise unreadable(error, file) from error
     if trust_writable:
         return
     # Who may write to the directory may put another file in this one's place; a sticky directory prevents that.

@@ -43,7 +43,9 @@ def find(path: str, *, trust_writable: bool) -> Iterator[tuple[str, str]]:
     else:
         plugins = [path]
     for plugin in plugins:
-        name = os.path.basename(plugin).removesuffix("" if _is_package(plugin) else ".py")
+        name = os.path.basename(plugin)
+        if not _is_package(plugin):
+            name = name.removesuffix(".py")
         try:
             _check(plugin, trust_writable)
         except PluginError as error:

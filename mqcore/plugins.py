@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ import threading
 import tomllib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self
@@ -26,7 +27,7 @@ from ._files import bad_line, find, import_file, line_at, unreadable
 from .errors import MqError, PluginError
 from .hooks import API_VERSION, LIFECYCLE, MAILERQ_HOOKS, HookSpec
 
-log = logging.getLogger("mqcore")
+_log = logging.getLogger("mqcore")
 
 _Path = str | os.PathLike[str]
 _Config = Mapping[str, Any]
@@ -51,16 +52,16 @@ class Plugin:
     def __init__(
         self, name: str, path: str | None, config: _Config, callables: Mapping[str, Any], undo: ExitStack
     ) -> None:
-        self.name: str = name
-        self.path: str | None = path
+        self.name = name
+        self.path = path
         """The file or package directory; None for an added object and for an entry point."""
-        self.config: _Config = config
+        self.config = config
         self.hooks: Mapping[str, Callable[..., Any]] = MappingProxyType(
             {name: function for name, function in callables.items() if name not in LIFECYCLE}
         )
         self.context_initialize: Callable[[Any], object] | None = callables.get("mq_context_initialize")
         self.context_cleanup: Callable[[Any], object] | None = callables.get("mq_context_cleanup")
-        self.log: logging.Logger = logging.getLogger(f"mqcore.plugins.{name}")
+        self.log = logging.getLogger(f"mqcore.plugins.{name}")
         self._life = {name: value for name, value in callables.items() if name in LIFECYCLE}
         self._lock = threading.RLock()
         self._users = 0
@@ -122,11 +123,11 @@ class Plugin:
             self._end()
 
 
-def _clean_up(mq_cleanup: Callable[[], object], log: logging.Logger) -> None:
+def _clean_up(mq_cleanup: Callable[[], object], logger: logging.Logger) -> None:
     try:
         mq_cleanup()
     except (Exception, SystemExit):
-        log.exception("mq_cleanup() raised")
+        logger.exception("mq_cleanup() raised")
 
 
 @dataclass(frozen=True)
@@ -163,13 +164,15 @@ class Plugins:
         self._trust_writable = trust_writable
         self._dispatchers: weakref.WeakSet[_Dispatcher] = weakref.WeakSet()
         self._lock = threading.RLock()
+        self._changing = False
         self._closed = False
         self._config: _Config = {}
-        self._change((), self._find(self._paths), _read(self._config_source))
+        with self._one_change():
+            self._change((), self._find(self._paths), _read(self._config_source))
 
     def load(self, path: _Path) -> None:
         """Load the file, the package or the directory of plugins at `path`, from now on one of the set's paths."""
-        with self._lock:
+        with self._one_change():
             path = _absolute(path)
             self._change(self.snapshot, self._find([path]), self._config)
             self._paths.append(path)
@@ -179,12 +182,12 @@ class Plugins:
 
         It stays through `reload`, as it is.
         """
-        with self._lock:
+        with self._one_change():
             self._change(self.snapshot, [_Candidate(name, None, lambda undo: obj)], self._config)
 
     def load_entry_points(self, group: str = "mqcore.plugins") -> None:
         """Add the objects that installed packages offer as entry points of `group`."""
-        with self._lock:
+        with self._one_change():
             points = importlib.metadata.entry_points(group=group)
             candidates = [_Candidate(point.name, None, functools.partial(_load_entry_point, point)) for point in points]
             self._change(self.snapshot, candidates, self._config)
@@ -194,7 +197,7 @@ class Plugins:
 
         If it is in a directory of the set, `reload` brings it back for as long as its file is there.
         """
-        with self._lock:
+        with self._one_change():
             removed = next((plugin for plugin in self.snapshot if plugin.name == name), None)
             if removed is None:
                 raise PluginError(f"no plugin is named {name!r}{nearest(name, [p.name for p in self.snapshot])}")
@@ -207,7 +210,7 @@ class Plugins:
         Every file is executed afresh as a new module, and its plugin initialized, before the old one is cleaned up.
         Added objects and entry points stay as they are.
         """
-        with self._lock:
+        with self._one_change():
             kept = [plugin for plugin in self.snapshot if plugin.path is None]
             self._change(kept, self._find(self._paths), _read(self._config_source))
 
@@ -226,9 +229,12 @@ class Plugins:
     def close(self) -> None:
         """Clean up every plugin, as soon as the dispatchers that use it are closed. May be called again."""
         with self._lock:
-            self._closed = True
-            old, self.snapshot = self.snapshot, ()
-            _retire(old)
+            if self._closed:
+                return
+            with self._one_change():
+                self._closed = True
+                old, self.snapshot = self.snapshot, ()
+                _retire(old)
 
     def __enter__(self) -> Self:
         return self
@@ -264,14 +270,25 @@ class Plugins:
         if self._closed:
             raise MqError("these plugins are closed; make a new Plugins")
 
+    @contextmanager
+    def _one_change(self) -> Iterator[None]:
+        """One change at a time, and none from inside another: that one would overwrite it."""
+        with self._lock:
+            self._check_open()
+            if self._changing:
+                raise MqError("a plugin cannot change the set of plugins while that is being changed; do it later")
+            self._changing = True
+            try:
+                yield
+            finally:
+                self._changing = False
+
     def _find(self, paths: list[str]) -> list[_Candidate]:
-        self._check_open()
         found = {path: name for start in paths for name, path in find(start, trust_writable=self._trust_writable)}
         return [_Candidate(name, path, functools.partial(import_file, name, path)) for path, name in found.items()]
 
     def _change(self, kept: Iterable[Plugin], candidates: list[_Candidate], config: _Config) -> None:
         """Make the set consist of the plugins kept and of new ones."""
-        self._check_open()
         kept = list(kept)
         _check_names(kept, candidates)
         old, staying = self.snapshot, set(kept)
@@ -294,7 +311,7 @@ class Plugins:
             obj = candidate.load(undo.callback)
             callables = check(obj, candidate.name, candidate.path, self.hooks)
             if candidate.path and not callables:
-                log.warning(
+                _log.warning(
                     "%s has no hook, so it does nothing; if it is no plugin, begin its name with _", candidate.path
                 )
             return Plugin(candidate.name, candidate.path, settings, callables, undo.pop_all())
@@ -363,7 +380,17 @@ def _load_entry_point(point: importlib.metadata.EntryPoint, undo: Callable[..., 
     try:
         return point.load()
     except (Exception, SystemExit) as error:
-        raise raised(f"loading the entry point {point.value}{package}", error, point.name, None) from error
+        doing = f"loading the entry point {point.value}{package}"
+        raise raised(doing, error, point.name, _origin(point.module)) from error
+
+
+def _origin(module: str) -> str | None:
+    """The file of a module, or the directory of a package."""
+    with suppress(Exception):  # whatever its parent package raises
+        spec = importlib.util.find_spec(module)
+        if spec and spec.origin:
+            return os.path.dirname(spec.origin) if spec.submodule_search_locations else spec.origin
+    return None
 
 
 def _read(source: _Config | str | None) -> _Config:

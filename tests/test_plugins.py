@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.metadata
 import logging
 import os
 import pickle
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -435,6 +435,16 @@ class TestLifecycle:
         gc.collect()
         assert life == ([] if where == "import" else [("initialize", "a"), ("cleanup", "a")])
 
+    def test_no_change_from_inside_a_change(self):
+        plugins = Plugins()
+        inner = SimpleNamespace(mq_initialize=lambda: plugins.add("c", SimpleNamespace()))
+        with pytest.raises(PluginError, match=r"plugin a: .* while that is being changed; do it later"):
+            plugins.add("a", inner)
+        with pytest.raises(PluginError, match="while that is being changed"):
+            plugins.add("b", SimpleNamespace(mq_initialize=plugins.close))
+        assert plugins.snapshot == ()
+        plugins.add("a", SimpleNamespace())
+
 
 class TestDispatchers:
     def test_a_change_reaches_every_dispatcher(self):
@@ -649,14 +659,15 @@ class TestEntryPoints:
     def package(self, tmp_path, monkeypatch):
         """Installs a distribution that offers the given entry points, all from one module."""
 
-        def install(name: str, source: str, **points: str) -> None:
-            (tmp_path / f"{name}.py").write_text(source)
+        def install(name: str, source: str, **points: str) -> Path:
+            module = tmp_path / f"{name}.py"
+            module.write_text(source)
             info = tmp_path / f"{name}-1.0.dist-info"
             info.mkdir()
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
             lines = [f"{point} = {value}" for point, value in points.items()]
             (info / "entry_points.txt").write_text("\n".join(["[mqcore.plugins]", *lines]))
-            monkeypatch.delitem(sys.modules, name, raising=False)
+            return module
 
         monkeypatch.syspath_prepend(tmp_path)
         yield install
@@ -664,14 +675,8 @@ class TestEntryPoints:
             sys.modules.pop(file.stem, None)
 
     def test_are_loaded_in_order_and_survive_reload(self, package):
-        package(
-            "some_package",
-            HOOK.format(5) + "class C:\n    " + HOOK.format(6).replace("(", "(self, "),
-            b="some_package",
-            a="some_package:C.instance",
-        )
-        source = importlib.metadata.distribution("some_package").locate_file("some_package.py")
-        source.write_text(source.read_text() + "C.instance = C()\n")
+        source = HOOK.format(5) + "class C:\n    " + HOOK.format(6).replace("(", "(self, ") + "instance = C()\n"
+        package("some_package", source, b="some_package", a="some_package:instance")
         with Plugins(config={"a": {"key": 1}}) as plugins:
             plugins.load_entry_points()
             assert [plugin.hooks["mq_smtp_in_message"](None, None) for plugin in plugins] == [6, 5]
@@ -688,12 +693,12 @@ class TestEntryPoints:
 
     def test_one_that_fails_brings_in_none(self, package, life):
         package("good_package", LIFE.format("good"), a="good_package")
-        package("bad_package", "import missing_library\n", b="bad_package")
+        bad = package("bad_package", "import missing_library\n", b="bad_package")
         with Plugins() as plugins:
             with pytest.raises(PluginError) as caught:
                 plugins.load_entry_points()
             assert str(caught.value) == (
-                "plugin b: loading the entry point bad_package of bad_package raised "
+                f"{bad}:1: plugin b: loading the entry point bad_package of bad_package raised "
                 "ModuleNotFoundError: No module named 'missing_library'; correct that, or take the plugin away"
             )
             assert len(plugins) == 0

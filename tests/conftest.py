@@ -17,6 +17,7 @@ and as many libuv handles and holds must have ended as were begun.
 from __future__ import annotations
 
 import gc
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
@@ -180,6 +181,12 @@ class ReferenceOwner(Owner):
     Message = reference.Message
     Dispatcher = reference.Dispatcher
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = SimpleNamespace(
+            call_exception_handler=lambda context: self.loop_errors.append(context["exception"])
+        )
+
     def spin(self, wait: bool) -> None:
         for dispatcher in list(self.dispatchers):
             dispatcher.drain()
@@ -234,6 +241,16 @@ def uvloop_owner(nothing_left_behind: None) -> Iterator[UvloopOwner]:
 @pytest.fixture
 def pyuv_owner(nothing_left_behind: None) -> Iterator[PyuvOwner]:
     yield from _owner("pyuv")  # type: ignore[misc]
+
+
+@pytest.fixture
+def socket_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two sockets that are connected to each other, non-blocking."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs
 
 
 def _owner(name: str) -> Iterator[Owner]:

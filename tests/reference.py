@@ -42,7 +42,7 @@ class Message:
         self._finalized = True
         if self._step and self._step.state is HELD:  # rule 12: only queue; the object lives until the step has failed
             self._step.message = self
-            self._step.dispatcher._give(self._step, FAIL, errors.Abandoned("the message was dropped"))
+            self._step.dispatcher._give(self._step, FAIL, errors.Abandoned(f"{self._step.where}: the message was dropped"))
 
 
 class Step:
@@ -62,6 +62,10 @@ class Step:
         self.doom: BaseException | None = None  # cancelled or closed while a hook ran
         self.coroutine: Any = None
         self.due: float | None = None
+
+    @property
+    def where(self) -> str:
+        return f"plugin {self.context.plugin.name}, hook {self.hook}"
 
     @property
     def row(self) -> dict[str, int]:
@@ -131,7 +135,7 @@ class Hold:
     def __del__(self) -> None:
         step = self.message._step
         if self._returned and step and step.state is HELD and step.token is self._token and not step.coroutine:
-            self.context.dispatcher._give(step, FAIL, errors.Abandoned("the Hold was dropped"))
+            self.context.dispatcher._give(step, FAIL, errors.Abandoned(f"{step.where}: the Hold was dropped"))
 
 
 class Hook:
@@ -140,6 +144,8 @@ class Hook:
 
     def run(self, message: Message, *args: Any, done: Any = None) -> Any:
         self._check([message])
+        if done is not None and not callable(done):
+            raise TypeError(f"done is not callable: {done!r}")
         return self.dispatcher._start(Step(self.dispatcher, self.name, message, args, done))
 
     def run_many(self, messages: Any, *args: Any, done: Any = None) -> list[Any]:
@@ -205,7 +211,7 @@ class Dispatcher:
             if kind is RETRY:
                 step.message.retries += 1
                 if step.message.retries > self.max_retries:  # rule 11
-                    return self._end(step, FAIL, errors.RetryLimit(f"plugin {step.context.plugin.name}"))
+                    return self._end(step, FAIL, errors.RetryLimit(step.where))
                 step.chain, step.place = self.chain(step.hook), 0  # rule 5: the chain as it is now
             if step.place == len(step.chain):
                 return self._end(step, CONTINUE)  # rule 3
@@ -236,7 +242,7 @@ class Dispatcher:
     def _raised(self, step: Step, error: BaseException) -> tuple[Any, Any]:
         """Rule 13: a hook that raises."""
         step.early = None
-        error.add_note(f"in plugin {step.context.plugin.name}, hook {step.hook}")
+        error.add_note(f"in {step.where}")
         step.context.plugin.log.error("%s raised", step.hook, exc_info=error)
         if isinstance(error, KeyboardInterrupt | SystemExit):
             self.leaving = error
@@ -258,7 +264,7 @@ class Dispatcher:
         elif verdict is True or (isinstance(verdict, Hold) and verdict._token is step.token):
             kind = HOLD
         else:
-            return FAIL, TypeError(f"plugin {step.context.plugin.name}, hook {step.hook} returned {verdict!r}")
+            return FAIL, TypeError(f"{step.where} returned {verdict!r}")
         if not early:
             return self._hold(step, verdict) if kind is HOLD else (kind, None)
         if kind is HOLD:
@@ -268,8 +274,7 @@ class Dispatcher:
         if kind is early[0]:
             self._count(step, kind)
             return early
-        where = f"plugin {step.context.plugin.name}, hook {step.hook}"
-        return FAIL, errors.MqError(f"{where} gave back {early[0]} and returned {verdict!r}")
+        return FAIL, errors.MqError(f"{step.where} gave back {early[0]} and returned {verdict!r}")
 
     def _hold(self, step: Step, verdict: Any = True, strongly: bool = False) -> tuple[Any, Any]:
         """Rule 4: the plugin has the message from now on."""
@@ -356,12 +361,14 @@ class Dispatcher:
         expired = [step for step in self.open if step.state is HELD and step.due is not None and step.due <= self.clock]
         for step in sorted(expired, key=lambda step: step.due or 0.0):
             if step.state is HELD:
-                self._end(step, FAIL, errors.HoldTimeout(f"held by plugin {step.context.plugin.name}"))
+                self._end(step, FAIL, errors.HoldTimeout(f"held too long by {step.where}"))
 
     # Ending and looking.
 
     def cancel(self, message: Message) -> bool:
         self._check_usable()
+        if not isinstance(message, Message):
+            raise TypeError(f"not a message: {message!r}")
         step = message._step
         if not step or step.dispatcher is not self:
             return False

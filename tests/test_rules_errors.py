@@ -1,0 +1,503 @@
+"""Rules 13 to 15: hooks that raise, steps that are cancelled, and `done`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+import mqcore
+
+KEEPS_GOING = {"10-bad": {"on_error": "continue"}}
+
+
+class Holder:
+    def __init__(self):
+        self.context = None
+
+    def mq_step(self, context, message):
+        self.context = context
+        return True
+
+
+def raises(error):
+    def hook(context, message):
+        raise error
+
+    return hook
+
+
+def let_pass(context, message):
+    return False
+
+
+def records(caplog, *words):
+    """The records of level ERROR and above of mqcore's loggers that have all these words in them."""
+    texts = [
+        f"{record.name} {record.getMessage()} {record.exc_text or record.exc_info or ''}"
+        for record in caplog.records
+        if record.name.startswith("mqcore") and record.levelno >= logging.ERROR
+    ]
+    return [text for text in texts if all(word in text for word in words)]
+
+
+# Rule 13
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), asyncio.CancelledError(), GeneratorExit(), StopIteration(3)], ids=repr)
+def test_rule_13_a_hook_that_raises_fails_the_step(engine, caplog, error):
+    dispatcher = engine.start({"10-bad": raises(error), "20": lambda context, message: pytest.fail("called")})
+    message = engine.Message()
+    assert dispatcher.hook("mq_step").run(message, done=engine.done) is mqcore.FAIL
+    assert message.error is error
+    notes = " ".join(error.__notes__)
+    assert "10-bad" in notes and "mq_step" in notes
+    assert len(records(caplog, "10-bad", "mq_step", type(error).__name__)) == 1
+    assert dispatcher.stats().failed == 1
+    engine.turn()
+    assert engine.finished == []
+
+
+def test_rule_13_the_traceback_leads_into_the_plugin(engine):
+    message = engine.Message()
+    engine.start({"a": raises(ValueError("bad"))}).hook("mq_step").run(message)
+    traceback = message.error.__traceback__
+    while traceback.tb_next:
+        traceback = traceback.tb_next
+    assert traceback.tb_frame.f_code.co_name == "hook"
+
+
+def test_rule_13_also_after_it_was_held_before(engine):
+    holder = Holder()
+    dispatcher = engine.start({"a": holder, "b": raises(ValueError("bad"))})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message, done=engine.done)
+    holder.context.continue_(message)
+    engine.run_until(lambda: engine.finished)
+    assert engine.finished == [(message, mqcore.FAIL)]
+    assert isinstance(message.error, ValueError)
+
+
+def test_rule_13_one_bad_message_does_not_stop_run_many(engine):
+    def hook(context, message):
+        if message.data.get("bad"):
+            raise ValueError("bad")
+
+    messages = [engine.Message() for _ in range(3)]
+    messages[1].data["bad"] = True
+    outcomes = engine.start({"a": hook}).hook("mq_step").run_many(messages)
+    assert outcomes == [mqcore.CONTINUE, mqcore.FAIL, mqcore.CONTINUE]
+
+
+def test_rule_13_on_error_continue_goes_on_with_the_next(engine, caplog):
+    trace = []
+    hooks = {"10-bad": raises(ValueError("bad")), "20": lambda context, message: trace.append(20)}
+    dispatcher = engine.start(hooks, config=KEEPS_GOING)
+    message = engine.Message()
+    assert dispatcher.hook("mq_step").run(message, done=engine.done) is mqcore.CONTINUE
+    assert trace == [20]
+    assert message.error is None
+    assert len(records(caplog, "10-bad", "mq_step", "ValueError")) == 1
+    stats = dispatcher.stats()
+    assert (stats.continued, stats.failed) == (1, 0)
+
+
+def test_rule_13_on_error_continue_after_an_early_give_back(engine):
+    trace = []
+
+    def hook(context, message):
+        context.complete(message)
+        raise ValueError("bad")
+
+    dispatcher = engine.start({"10-bad": hook, "20": lambda context, message: trace.append(20)}, config=KEEPS_GOING)
+    assert dispatcher.hook("mq_step").run(engine.Message()) is mqcore.CONTINUE
+    assert trace == [20]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("config", [None, KEEPS_GOING], ids=["fail", "continue"])
+def test_rule_13_what_ends_a_program_leaves_through_the_loop(uvloop_owner, error, config):
+    dispatcher = uvloop_owner.start({"10-bad": raises(error("stop"))}, config=config)
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message) is mqcore.FAIL
+    assert isinstance(message.error, error)
+    assert dispatcher.stats().failed == 1
+    with pytest.raises(error) as caught:
+        uvloop_owner.turn()
+    assert caught.value is message.error
+    uvloop_owner.turn()
+    dispatcher.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_rule_13_it_leaves_from_a_turn_too_and_done_is_called_first(uvloop_owner, error):
+    holder = Holder()
+    dispatcher = uvloop_owner.start({"a": holder, "b": raises(error())})
+    message = mqcore.Message()
+    dispatcher.hook("mq_step").run(message, done=uvloop_owner.done)
+    holder.context.continue_(message)
+    with pytest.raises(error):
+        uvloop_owner.run_until(lambda: False)
+    assert uvloop_owner.finished == [(message, mqcore.FAIL)]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_rule_13_on_pyuv_the_loop_stops_and_close_raises_it(pyuv_owner, error):
+    holder = Holder()
+    dispatcher = pyuv_owner.start({"a": holder, "b": raises(error())})
+    message = mqcore.Message()
+    dispatcher.hook("mq_step").run(message, done=pyuv_owner.done)
+    holder.context.continue_(message)
+    pyuv_owner.loop.run()  # keeps running as long as the fixture's timer does, unless it is stopped
+    assert pyuv_owner.finished == [(message, mqcore.FAIL)]
+    assert isinstance(message.error, error)
+    pyuv_owner.loop_errors.clear()
+    with pytest.raises(error):
+        dispatcher.close()
+    dispatcher.close()
+
+
+def test_rule_13_a_callback_of_a_timer_that_raises_is_logged(owner, caplog):
+    fired = []
+
+    def bad():
+        raise ValueError("in a timer")
+
+    class Plugin:
+        def mq_context_initialize(self, context):
+            context.start_timer(0, bad)
+            context.start_timer(0.005, fired.append, 1)
+
+        def mq_step(self, context, message):
+            return False
+
+    dispatcher = owner.start({"10-timer": Plugin()})
+    owner.run_until(lambda: fired)
+    assert len(records(caplog, "10-timer", "in a timer")) == 1
+    assert dispatcher.stats().failed == 0
+
+
+def test_rule_13_a_callback_of_a_watcher_that_raises_is_logged(owner, caplog, socket_pair):
+    ours, theirs = socket_pair
+    calls = []
+
+    def ready(watcher, events):
+        calls.append(ours.recv(1))
+        raise ValueError("in a watcher")
+
+    class Plugin:
+        def mq_context_initialize(self, context):
+            self.watcher = context.watch(ours.fileno(), mqcore.READ, ready)
+
+        def mq_step(self, context, message):
+            return False
+
+    plugin = Plugin()
+    owner.start({"10-watch": plugin})
+    theirs.send(b"ab")
+    owner.run_until(lambda: len(calls) == 2)
+    assert len(records(caplog, "10-watch", "in a watcher")) == 2
+    plugin.watcher.stop()
+
+
+@pytest.mark.parametrize("config", [None, KEEPS_GOING], ids=["fail", "continue"])
+@pytest.mark.parametrize("kind", ["timer", "watcher"])
+def test_rule_13_a_callback_of_a_hold_that_raises_fails_the_step(owner, caplog, socket_pair, kind, config):
+    ours, theirs = socket_pair
+    trace = []
+    theirs.send(b"x")
+
+    def bad(*args):
+        raise ValueError("in a callback")
+
+    def hook(context, message):
+        hold = context.hold(message)
+        if kind == "timer":
+            message.data["timer"] = hold.start_timer(0, bad)
+        else:
+            message.data["watcher"] = hold.watch(ours.fileno(), mqcore.READ, bad)
+        return hold
+
+    dispatcher = owner.start({"10-bad": hook, "20": lambda context, message: trace.append(20)}, config=config)
+    message = owner.Message()
+    dispatcher.hook("mq_step").run(message, done=owner.done)
+    owner.run_until(lambda: owner.finished)
+    if config:
+        assert owner.finished == [(message, mqcore.CONTINUE)]
+        assert trace == [20]
+    else:
+        assert owner.finished == [(message, mqcore.FAIL)]
+        assert trace == []
+        assert isinstance(message.error, ValueError)
+        assert "10-bad" in " ".join(message.error.__notes__)
+    assert records(caplog, "10-bad", "in a callback")
+
+
+@pytest.mark.parametrize("what", ["continue_", "complete", "retry"])
+def test_rule_13_a_callback_of_a_hold_that_gave_back_and_raises(owner, caplog, what):
+    """The hold is over, so there is no step of it to fail: what was given back counts, and the error is logged."""
+    trace = []
+
+    def hook(context, message):
+        trace.append("a")
+        if message.retries:
+            return False
+        hold = context.hold(message)
+
+        def bad():
+            getattr(hold, what)()
+            raise ValueError("too late")
+
+        hold.start_timer(0, bad)
+        return hold
+
+    dispatcher = owner.start({"a": hook})
+    message = owner.Message()
+    dispatcher.hook("mq_step").run(message, done=owner.done)
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished == [(message, mqcore.COMPLETE if what == "complete" else mqcore.CONTINUE)]
+    assert records(caplog, "too late")
+
+
+# Rule 14
+
+
+def test_rule_14_cancel_ends_a_step_at_once(engine):
+    holder = Holder()
+    dispatcher = engine.start({"a": holder, "b": lambda context, message: pytest.fail("called")})
+    message = engine.Message()
+    dispatcher.hook("mq_step").run(message, done=engine.done)
+    hold = holder.context.hold(message)
+    assert dispatcher.cancel(message) is True
+    assert engine.finished == [(message, mqcore.FAIL)]
+    assert isinstance(message.error, mqcore.Cancelled)
+    stats = dispatcher.stats()
+    assert (stats.cancelled, stats.failed, stats.held) == (1, 0, 0)
+    for give_back in (hold.continue_, hold.complete, hold.retry, lambda: holder.context.continue_(message)):
+        with pytest.raises(mqcore.NotHeld):
+            give_back()
+    assert dispatcher.cancel(message) is False
+    engine.turn()
+    assert len(engine.finished) == 1
+
+
+def test_rule_14_cancel_of_a_message_that_is_queued(engine):
+    holder = Holder()
+    dispatcher = engine.start({"a": holder, "b": lambda context, message: pytest.fail("called")})
+    messages = [engine.Message() for _ in range(3)]
+    dispatcher.hook("mq_step").run_many(messages, done=engine.done)
+    for message in messages:
+        holder.context.complete(message)
+    assert dispatcher.cancel(messages[1]) is True
+    assert engine.finished == [(messages[1], mqcore.FAIL)]
+    engine.run_until(lambda: len(engine.finished) == 3)
+    assert engine.finished[1:] == [(messages[0], mqcore.COMPLETE), (messages[2], mqcore.COMPLETE)]
+
+
+def test_rule_14_cancel_of_what_is_in_no_step(engine):
+    dispatcher = engine.start({"a": let_pass})
+    message = engine.Message()
+    assert dispatcher.cancel(message) is False
+    dispatcher.hook("mq_step").run(message)
+    assert dispatcher.cancel(message) is False
+    assert message.error is None
+    for bad in (None, "x"):
+        with pytest.raises(TypeError):
+            dispatcher.cancel(bad)
+
+
+@pytest.mark.parametrize("verdict", [False, True, mqcore.COMPLETE, mqcore.RETRY, "raise", "early", "hold"], ids=str)
+def test_rule_14_cancel_from_within_its_hook_takes_effect_when_that_returns(engine, verdict):
+    trace = []
+
+    def hook(context, message):
+        hold = context.hold(message)
+        if verdict == "early":
+            context.complete(message)
+        assert dispatcher.cancel(message) is True
+        trace.append("a")
+        assert dispatcher.stats().running == 1
+        if verdict == "raise":
+            raise ValueError
+        return {"early": True, "hold": hold}.get(verdict, verdict)
+
+    dispatcher = engine.start({"a": hook, "b": lambda context, message: trace.append("b")})
+    message = engine.Message()
+    assert dispatcher.hook("mq_step").run(message, done=engine.done) is mqcore.FAIL
+    assert isinstance(message.error, mqcore.Cancelled)
+    assert trace == ["a"]
+    assert dispatcher.stats().cancelled == 1
+    engine.turn()
+    assert engine.finished == []
+
+
+def test_rule_14_cancel_from_a_hook_of_another_message(engine):
+    holder = Holder()
+
+    def hook(context, message):
+        if message is second:
+            assert dispatcher.cancel(first) is True
+            assert engine.finished == [(first, mqcore.FAIL)]
+        return False
+
+    dispatcher = engine.start({"a": hook, "b": holder})
+    first, second = engine.Message(), engine.Message()
+    step = dispatcher.hook("mq_step")
+    step.run_many([first, second], done=engine.done)
+    assert second.holder == "b"
+
+
+def test_rule_14_a_cancelled_message_can_run_again_in_done(engine):
+    holder = Holder()
+    outcomes = []
+
+    def done(message, outcome):
+        outcomes.append(type(message.error))
+        if len(outcomes) == 1:
+            assert step.run(message, done=done) is None
+
+    dispatcher = engine.start({"a": holder})
+    step = dispatcher.hook("mq_step")
+    message = engine.Message()
+    step.run(message, done=done)
+    assert dispatcher.cancel(message) is True
+    assert outcomes == [mqcore.Cancelled]
+    assert message.holder == "a" and message.error is None
+    holder.context.complete(message)
+    engine.run_until(lambda: len(outcomes) == 2)
+    assert outcomes == [mqcore.Cancelled, type(None)]
+
+
+@pytest.mark.parametrize("how", ["give back", "cancel", "deadline", "drop", "close"])
+def test_rule_14_timers_and_watchers_on_a_hold_end_with_it(owner, socket_pair, how):
+    ours, theirs = socket_pair
+    fired, holds, late = [], [], []
+
+    def hook(context, message):
+        hold = context.hold(message)
+        hold.start_timer(0.03, fired.append, "timer")
+        hold.watch(ours.fileno(), mqcore.READ, lambda watcher, events: fired.append("watcher"))
+        context.start_timer(0.05, late.append, "of the context")
+        holds.append(hold)
+        return hold
+
+    dispatcher = owner.start({"a": hook}, hold_timeout=0.005 if how == "deadline" else 30)
+    other = owner.start({"b": lambda context, message: context.start_timer(0.05, late.append, "other") is None})
+    other.hook("mq_step").run(owner.Message())
+    message = owner.Message()
+    dispatcher.hook("mq_step").run(message, done=owner.done)
+    if how == "give back":
+        holds[0].continue_()
+    elif how == "cancel":
+        dispatcher.cancel(message)
+    elif how == "drop":
+        holds.clear()
+    elif how == "close":
+        dispatcher.close()
+    owner.run_until(lambda: owner.finished)
+    theirs.send(b"x")
+    owner.run_until(lambda: len(late) == (1 if how == "close" else 2))
+    assert fired == []
+
+
+def test_rule_14_a_timer_on_a_hold_that_is_over_raises(owner):
+    holds = []
+
+    def hook(context, message):
+        holds.append(context.hold(message))
+        return False
+
+    owner.start({"a": hook}).hook("mq_step").run(owner.Message())
+    with pytest.raises(mqcore.NotHeld):
+        holds[0].start_timer(0, print)
+    with pytest.raises(mqcore.NotHeld):
+        holds[0].watch(0, mqcore.READ, print)
+
+
+# Rule 15
+
+
+def test_rule_15_done_is_not_called_for_a_step_that_ended_in_run(engine):
+    def hook(context, message):
+        if message.data["what"] == "raise":
+            raise ValueError
+        return message.data["what"]
+
+    step = engine.start({"a": hook}).hook("mq_step")
+    for what in (False, mqcore.COMPLETE, mqcore.RETRY, "bad", "raise"):
+        message = engine.Message()
+        message.data["what"] = what
+        assert step.run(message, done=engine.done) is not None
+    engine.turn()
+    assert engine.finished == []
+
+
+def test_rule_15_done_is_called_once_for_each_run_that_was_held(engine):
+    holders = [Holder(), Holder()]
+    dispatcher = engine.start({"a": holders[0], "b": holders[1]})
+    step = dispatcher.hook("mq_step")
+    message = engine.Message()
+    for n in range(1, 4):
+        assert step.run(message, done=engine.done) is None
+        holders[0].context.continue_(message)
+        engine.run_until(lambda: message.holder == "b")
+        assert len(engine.finished) == n - 1
+        holders[1].context.continue_(message)
+        engine.run_until(lambda n=n: len(engine.finished) == n)
+    engine.turn()
+    assert engine.finished == [(message, mqcore.CONTINUE)] * 3
+
+
+def test_rule_15_without_done_the_outcome_is_nobodys(engine):
+    holder = Holder()
+    dispatcher = engine.start({"a": holder})
+    message = engine.Message()
+    assert dispatcher.hook("mq_step").run(message) is None
+    holder.context.complete(message)
+    engine.run_until(lambda: dispatcher.stats().completed == 1)
+
+
+def test_rule_15_done_that_raises_goes_to_the_loops_exception_handler(engine):
+    holder = Holder()
+    dispatcher = engine.start({"a": holder})
+    error = ValueError("in done")
+    first, second = engine.Message(), engine.Message()
+
+    def done(message, outcome):
+        engine.done(message, outcome)
+        if message is first:
+            raise error
+
+    dispatcher.hook("mq_step").run_many([first, second], done=done)
+    holder.context.continue_(first)
+    holder.context.continue_(second)
+    engine.run_until(lambda: len(engine.finished) == 2 and engine.loop_errors)
+    assert engine.loop_errors == [error]
+    engine.loop_errors.clear()
+    assert first.error is None
+    assert dispatcher.stats().continued == 2
+
+
+def test_rule_15_done_that_raises_does_not_leave_through_cancel_or_close(engine):
+    dispatcher = engine.start({"a": Holder()})
+    messages = [engine.Message() for _ in range(3)]
+
+    def done(message, outcome):
+        engine.done(message, outcome)
+        raise ValueError("in done")
+
+    dispatcher.hook("mq_step").run_many(messages, done=done)
+    assert dispatcher.cancel(messages[0]) is True
+    dispatcher.close()
+    assert len(engine.finished) == 3
+    engine.turn()
+    assert len(engine.loop_errors) == 3
+    engine.loop_errors.clear()
+
+
+def test_rule_15_done_must_be_callable(engine):
+    dispatcher = engine.start({"a": Holder()})
+    with pytest.raises(TypeError):
+        dispatcher.hook("mq_step").run(engine.Message(), done=3)
+    assert dispatcher.stats().entered == 0

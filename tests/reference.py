@@ -390,6 +390,12 @@ class Dispatcher:
             self.leaving = None
             raise leaving
 
+    def __enter__(self) -> Dispatcher:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
     def _stop(self, step: Step, error: BaseException) -> None:
         if step.state is RUNNING:
             step.doom = step.doom or error  # when the hook returns

@@ -125,5 +125,14 @@ cdef class Poll:
     cdef void lose(self) noexcept
     cdef void tell_lost(self) noexcept
 
+cdef inline size_t header_size() noexcept nogil:
+    return (sizeof(Handle) + 15) & ~<size_t>15
+
+cdef inline uv_handle_t *uv_of(Handle *handle) noexcept nogil:
+    return <uv_handle_t *>(<char *>handle + header_size())
+
+cdef inline Handle *header_of(uv_handle_t *uv_handle) noexcept nogil:
+    return <Handle *>(<char *>uv_handle - header_size())
+
 cdef void arm(Handle *handle, uv_callback callback) noexcept nogil
-cdef Handle *header_of(uv_handle_t *uv_handle) noexcept nogil
+cdef void start_idle(LoopState *state) noexcept nogil

@@ -67,22 +67,10 @@ os.register_at_fork(after_in_child=after_fork_in_child)
 
 # ---------------------------------------------------------------------------------------------------------- libuv's side
 
-cdef inline size_t header_size() noexcept nogil:
-    return (sizeof(Handle) + 15) & ~<size_t>15
-
-
-cdef inline uv_handle_t *uv(Handle *handle) noexcept nogil:
-    return <uv_handle_t *>(<char *>handle + header_size())
-
-
-cdef Handle *header_of(uv_handle_t *uv_handle) noexcept nogil:
-    return <Handle *>(<char *>uv_handle - header_size())
-
-
 cdef void start_idle(LoopState *state) noexcept nogil:
     if not state.awake:
         state.awake = True
-        state.uv.idle_start(uv(state.idle), on_idle)  # cannot fail: there is a callback
+        state.uv.idle_start(uv_of(state.idle), on_idle)  # cannot fail: there is a callback
 
 
 cdef void make_ready(Handle *handle) noexcept nogil:
@@ -118,7 +106,7 @@ cdef void arm(Handle *handle, uv_callback callback) noexcept nogil:
     cdef LibUV *lib = handle.loop.uv
     cdef uint64_t due = (handle.due + NS_PER_MS - 1) // NS_PER_MS
     cdef uint64_t now = lib.now(handle.loop.pointer)
-    lib.timer_start(uv(handle), callback, due - now if due > now else 0, 0)  # cannot fail: open, with a callback
+    lib.timer_start(uv_of(handle), callback, due - now if due > now else 0, 0)  # cannot fail: open, with a callback
 
 
 cdef void on_timer(uv_handle_t *uv_handle) noexcept nogil:
@@ -149,7 +137,7 @@ cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil:
         if handle.closed:
             free_if_unlisted(handle)
         elif handle.owner != NULL and not is_same_file(handle):
-            state.uv.poll_stop(uv(handle))  # cannot fail
+            state.uv.poll_stop(uv_of(handle))  # cannot fail
             handle.status = LOST
             make_ready(handle)
     state.uv.prepare_stop(uv_handle)  # cannot fail
@@ -204,20 +192,20 @@ cdef class Loop:
         self.thread = PyThread_get_thread_ident()
         cdef LibUV *lib = self.state.uv
         self.async = self.new_handle(UV_ASYNC)
-        cdef int failed = lib.async_init(self.state.pointer, uv(self.async), on_async)
+        cdef int failed = lib.async_init(self.state.pointer, uv_of(self.async), on_async)
         if failed < 0:  # the one that needs something of the system: an fd
             free(self.async)
             raise OSError(-failed, f"libuv cannot make an async handle: {os.strerror(-failed)}")
         self.opened()
         self.state.idle = self.new_handle(UV_IDLE)
-        lib.idle_init(self.state.pointer, uv(self.state.idle))  # cannot fail
+        lib.idle_init(self.state.pointer, uv_of(self.state.idle))  # cannot fail
         self.opened()
         self.state.prepare = self.new_handle(UV_PREPARE)
-        lib.prepare_init(self.state.pointer, uv(self.state.prepare))  # cannot fail
+        lib.prepare_init(self.state.pointer, uv_of(self.state.prepare))  # cannot fail
         self.opened()
         # Neither waiting for other threads nor looking at polls is a reason for the loop to go on.
-        lib.unref(uv(self.async))
-        lib.unref(uv(self.state.prepare))
+        lib.unref(uv_of(self.async))
+        lib.unref(uv_of(self.state.prepare))
         Py_INCREF(self)
         loops.add(self)
         self.wake()  # the first turn learns which thread runs the loop
@@ -255,11 +243,11 @@ cdef class Loop:
                 free_if_unlisted(handle)
         handle = self.timers
         while handle != NULL:
-            lib.close(uv(handle), on_closed)
+            lib.close(uv_of(handle), on_closed)
             handle = handle.next_timer
-        lib.close(uv(self.async), on_closed)
-        lib.close(uv(self.state.prepare), on_closed)
-        lib.close(uv(self.state.idle), on_closed)
+        lib.close(uv_of(self.async), on_closed)
+        lib.close(uv_of(self.state.prepare), on_closed)
+        lib.close(uv_of(self.state.idle), on_closed)
         return 0
 
     cdef Handle *new_handle(self, int kind) except NULL:
@@ -281,7 +269,7 @@ cdef class Loop:
             self.free_timers = handle.next
             return handle
         handle = self.new_handle(UV_TIMER)
-        self.state.uv.timer_init(self.state.pointer, uv(handle))  # cannot fail
+        self.state.uv.timer_init(self.state.pointer, uv_of(handle))  # cannot fail
         self.opened()
         handle.next_timer = self.timers
         self.timers = handle
@@ -315,16 +303,16 @@ cdef class Loop:
         if self.thread == PyThread_get_thread_ident():
             start_idle(&self.state)
         elif not self.closed and not self.forked:
-            self.state.uv.async_send(uv(self.async))  # cannot fail: open
+            self.state.uv.async_send(uv_of(self.async))  # cannot fail: open
 
     cdef void set_busy(self, bint busy) noexcept:
         if busy == self.busy or self.thread == 0:
             return
         self.busy = busy
         if busy:
-            self.state.uv.ref(uv(self.async))
+            self.state.uv.ref(uv_of(self.async))
         else:
-            self.state.uv.unref(uv(self.async))
+            self.state.uv.unref(uv_of(self.async))
 
     # -------------------------------------------------------------------------------------------------------------- turns
 
@@ -360,7 +348,7 @@ cdef class Loop:
             return
         if not more and self.state.first_ready == NULL and not self.lost_polls and not self.ended_scopes:
             self.state.awake = False
-            self.state.uv.idle_stop(uv(self.state.idle))  # cannot fail
+            self.state.uv.idle_stop(uv_of(self.state.idle))  # cannot fail
             self.rest()
 
     cdef bint drain(self) noexcept:
@@ -563,7 +551,7 @@ cdef class Timer(Started):
         if handle == NULL:
             return False
         if not handle.ready:
-            handle.loop.uv.timer_stop(uv(handle))  # cannot fail
+            handle.loop.uv.timer_stop(uv_of(handle))  # cannot fail
         self.handle = NULL
         self.scope.owner.free_timer(handle)
         self.leave()
@@ -659,7 +647,7 @@ cdef Poll poll_of(Loop loop, int fd):
     poll.fd = fd
     poll.watchers = []
     poll.handle = loop.new_handle(UV_POLL)
-    cdef int failed = loop.state.uv.poll_init(loop.state.pointer, uv(poll.handle), fd)
+    cdef int failed = loop.state.uv.poll_init(loop.state.pointer, uv_of(poll.handle), fd)
     if failed < 0:
         free(poll.handle)
         raise cannot_watch(fd, -failed)
@@ -699,7 +687,7 @@ cdef class Poll:
         if not is_same_file(self.handle):
             self.lose()
             raise OSError(errno.EBADF, f"fd {self.fd} was closed while it was watched; stop its watchers first")
-        cdef int failed = state.uv.poll_start(uv(self.handle), wanted, on_poll)
+        cdef int failed = state.uv.poll_start(uv_of(self.handle), wanted, on_poll)
         if failed < 0:
             raise cannot_watch(self.fd, -failed)
         self.handle.wanted = wanted
@@ -707,7 +695,7 @@ cdef class Poll:
             self.handle.started = True
             self.handle.next_started = state.first_started
             state.first_started = self.handle
-            state.uv.prepare_start(uv(state.prepare), on_prepare)  # cannot fail
+            state.uv.prepare_start(uv_of(state.prepare), on_prepare)  # cannot fail
         return 0
 
     cdef void close(self) noexcept:
@@ -717,7 +705,7 @@ cdef class Poll:
         if self.loop.polls.get(self.fd) is self:
             del self.loop.polls[self.fd]
         if not self.loop.forked:  # the epoll is the parent's
-            self.loop.state.uv.close(uv(self.handle), on_closed)
+            self.loop.state.uv.close(uv_of(self.handle), on_closed)
 
     cdef void came(self) noexcept:
         """Events came: call the watchers that wait for them."""

@@ -1,0 +1,54 @@
+"""mqcore: the plugin dispatch core of a message server.
+
+    plugins = mqcore.Plugins("plugins/")
+    dispatcher = mqcore.Dispatcher(plugins)
+    outcome = await dispatcher.hook("mq_smtp_in_message")(message)
+"""
+
+from ._context import Context, Hold
+from ._dispatch import Dispatcher, Hook
+from ._loop import READ, WRITE, Timer, Watcher
+from ._message import Message
+from .errors import (
+    Abandoned,
+    Cancelled,
+    DispatcherClosed,
+    HoldTimeout,
+    MqError,
+    NotHeld,
+    PluginError,
+    RetryLimit,
+)
+from .hooks import API_VERSION, MAILERQ_HOOKS, HookSpec
+from .plugins import Plugin, Plugins
+from .verdicts import COMPLETE, CONTINUE, FAIL, RETRY, Outcome
+
+__all__ = [
+    "API_VERSION",
+    "COMPLETE",
+    "CONTINUE",
+    "FAIL",
+    "MAILERQ_HOOKS",
+    "READ",
+    "RETRY",
+    "WRITE",
+    "Abandoned",
+    "Cancelled",
+    "Context",
+    "Dispatcher",
+    "DispatcherClosed",
+    "Hold",
+    "HoldTimeout",
+    "Hook",
+    "HookSpec",
+    "Message",
+    "MqError",
+    "NotHeld",
+    "Outcome",
+    "Plugin",
+    "PluginError",
+    "Plugins",
+    "RetryLimit",
+    "Timer",
+    "Watcher",
+]

@@ -1,0 +1,442 @@
+"""Who has control of a message: holds, giving back, deadlines, and what becomes of a message that nobody can give back.
+
+A message carries its own place in its step, so that holding one allocates nothing. It is in one of four states:
+
+    IDLE     in no step
+    RUNNING  a hook of the step is being called          -> RUNNING (next plugin), HELD, QUEUED (early give-back), IDLE
+    HELD     a plugin has it; in the lane of its timeout -> QUEUED (given back, abandoned), IDLE (deadline, cancel, close)
+    QUEUED   given back; waits for a turn                -> RUNNING, IDLE
+
+Only the GIL guards these states: a give-back claims the message in the thread that makes it, and all that follows happens
+on the dispatcher's thread.
+"""
+
+import logging
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
+
+from ._libuv cimport uv_handle_t
+from ._loop cimport Handle, Loop, Scope, arm, header_of, start_idle, uv_of
+
+from .errors import DispatcherClosed, HoldTimeout, NotHeld
+
+cdef extern from "Python.h":
+    void PyObject_GC_Track(object)
+    void PyObject_GC_UnTrack(object)
+    bint PyObject_GC_IsTracked(object)
+    ctypedef struct TypeSlots "PyTypeObject":
+        Py_ssize_t tp_basicsize
+        Py_ssize_t tp_dictoffset
+        void *tp_finalize
+
+cdef enum:
+    TURN_NS = 1_000_000      # how long, and
+    TURN_ENTRIES = 4_096     # how many entries of the queue one turn may take
+
+log = logging.getLogger("mqcore")
+
+cdef uint64_t holds_begun = 0
+cdef uint64_t holds_ended = 0
+
+
+def holds():
+    """How many holds this process has begun and ended: `(begun, ended)`. For tests; any thread."""
+    return holds_begun, holds_ended
+
+
+# --------------------------------------------------------------------------------------------------------------- Message
+
+cdef class Message:
+    """What passes through the hooks. Subclass it freely; no method needs to be called by a subclass.
+
+    A message is in one step at a time. While a plugin holds it the dispatcher refers to it weakly: drop the last
+    reference and the step fails with `Abandoned`. Attributes may be read on any thread.
+
+    `error`: None, or the exception with which the last step failed; `run` resets it.
+    `retries`: how often the current or last step was started again.
+    """
+
+    # The garbage collector looks at a message only once it stores something that can lead back to it, or when a subclass
+    # gives it room for that.
+
+    def __cinit__(self):
+        if slots_of(self).tp_dictoffset == 0 and slots_of(self).tp_basicsize == MESSAGE.tp_basicsize:
+            PyObject_GC_UnTrack(self)
+
+    def __del__(self):
+        # Any thread, inside any allocation: only queue. The queue's reference brings the message back to life.
+        self.finalized = True
+        if self.state == HELD:
+            self.track()
+            self.entry.counters.abandoned += 1
+            (<Control>(<Holder>self.entry.context).owner).release(self, TO_FAIL)
+
+    cdef void track(self) noexcept:
+        """Show the message to the garbage collector, and with it the live Hold that refers to it."""
+        if not PyObject_GC_IsTracked(self):
+            PyObject_GC_Track(self)
+            if self.token != NULL and not PyObject_GC_IsTracked(<object>self.token):
+                PyObject_GC_Track(<object>self.token)
+
+    cdef void fail(self, object error) noexcept:
+        self.error = error
+        self.track()
+
+    cdef void let_go(self) noexcept:
+        """The hook returned without taking the message: a Hold that it asked for is over."""
+        if self.token != NULL:
+            token = <Token>self.token
+            self.token = NULL
+            token.expire()
+
+    @property
+    def data(self):
+        """A dict for plugins, each under its own name: `message.data[context.plugin.name]`. Lives as long as the message."""
+        if self.plugin_data is None:
+            self.plugin_data = {}
+            self.track()
+        return self.plugin_data
+
+    @property
+    def holder(self):
+        """The name of the plugin that holds the message now, or None."""
+        return <str>self.entry.plugin if self.state == HELD else None
+
+
+cdef TypeSlots *MESSAGE = <TypeSlots *><PyObject *>Message
+
+
+cdef inline TypeSlots *slots_of(Message message) noexcept:
+    return <TypeSlots *>(<PyObject *>message).ob_type
+
+
+cdef bint finalizer_is_trusted(Message message) noexcept:
+    """Whether the message's end will be seen. Python finalizes an object once, and a subclass may have its own way."""
+    return not message.finalized and slots_of(message).tp_finalize == MESSAGE.tp_finalize
+
+
+# ------------------------------------------------------------------------------------------------------ who gives it back
+
+cdef class Tally:
+    pass
+
+
+cdef class Holder(Scope):
+
+    cdef Tally tally_of(self, str hook):
+        tally = self.tallies.get(hook)
+        if tally is None:
+            tally = Tally.__new__(Tally)
+            self.tallies[hook] = tally
+        return tally
+
+
+cdef class Token(Scope):
+
+    cdef void expire(self) noexcept:
+        """Stop being the live token: nothing can be given back with it, and what was started on it ends."""
+        self.end()
+        self.message = None
+
+
+cdef bint has_control(Holder context, Message message) noexcept:
+    """Whether this plugin may give the message back: it holds it, or its hook is being called, and it has not done so."""
+    return (message.entry != NULL and message.entry.context == <PyObject *>context
+            and message.verdict == UNDECIDED and (message.state == HELD or message.state == RUNNING)
+            and context.owner.thread != 0)
+
+
+cdef int give_back(Holder context, Message message, int verdict, object error) except -1:
+    """Rules 6 to 9: claim the message, here and now; the dispatcher goes on with it in a turn. Any thread."""
+    if not has_control(context, message):
+        return refuse_give_back(context, message, "gave back")
+    cdef Counters *counters = message.entry.counters
+    if verdict == TO_CONTINUE:
+        counters.continues += 1
+    elif verdict == TO_COMPLETE:
+        counters.completes += 1
+    elif verdict == TO_RETRY:
+        counters.retries += 1
+    else:
+        message.fail(error)
+    if message.state == RUNNING or message.task is not None:
+        message.verdict = verdict  # early: takes effect when the hook, or its coroutine, returns
+    else:
+        (<Control>context.owner).release(message, verdict)
+    return 0
+
+
+cdef int refuse_give_back(Holder context, Message message, str what) except -1:
+    cdef str hook = "" if message.last_hook == NULL else <str>message.last_hook
+    cdef Tally tally = context.tally_of(hook)
+    tally.counters.refused += 1
+    if context.owner.closed:
+        raise DispatcherClosed(f"plugin {context.name} {what} a message, but its dispatcher is closed")
+    if context.owner.forked:
+        context.owner.check(f"plugin {context.name} {what} a message")
+    if message.state == IDLE or message.entry == NULL:
+        why = "its step is over" if hook else "it was in no step yet"
+    elif (<Holder>message.entry.context).owner is not context.owner:
+        why = "it is in a step of another dispatcher"
+    elif message.entry.context != <PyObject *>context:
+        plugin = <str>message.entry.plugin
+        if message.state == HELD:
+            why = f"plugin {plugin} holds it now"
+        elif message.state == RUNNING:
+            why = f"the hook of plugin {plugin} is being called"
+        else:
+            why = f"plugin {plugin} had it last, and gave it back"
+    else:
+        why = "it has been given back already"
+    raise NotHeld(f"plugin {context.name} {what} a message" + (f" of {hook}" if hook else "") + f" that it does not hold: {why}")
+
+
+# --------------------------------------------------------------------------------------------------------------- Control
+
+cdef void on_deadline(uv_handle_t *uv_handle) noexcept nogil:
+    cdef Handle *handle = header_of(uv_handle)
+    if handle.loop.uv.hrtime() < handle.due:
+        arm(handle, on_deadline)
+    else:
+        handle.events = 1
+        start_idle(handle.loop)
+
+
+cdef class Control(Loop):
+
+    cdef int open_control(self, object loop) except -1:
+        self.open_loop(loop)
+        self.deadline = self.new_timer()
+        self.state.uv.unref(uv_of(self.deadline))  # what is held keeps the loop going, not its deadline
+        return 0
+
+    def __dealloc__(self):
+        cdef Lane *lane
+        while self.lanes != NULL:
+            lane = self.lanes
+            self.lanes = lane.next
+            free(lane)
+
+    cdef Lane *lane_of(self, double seconds) except NULL:
+        cdef uint64_t timeout = <uint64_t>(seconds * 1e9)
+        cdef Lane *lane = self.lanes
+        while lane != NULL:
+            if lane.timeout == timeout:
+                return lane
+            lane = lane.next
+        lane = <Lane *>calloc(1, sizeof(Lane))
+        if lane == NULL:
+            raise MemoryError()
+        lane.timeout = timeout
+        lane.next = self.lanes
+        self.lanes = lane
+        return lane
+
+    # -------------------------------------------------------------------------------------------------------------- holds
+
+    cdef void begin_hold(self, Message message) noexcept:
+        """The plugin at message.entry has the message now. RUNNING -> HELD."""
+        cdef Lane *lane = message.entry.lane
+        global holds_begun
+        holds_begun += 1
+        message.entry.counters.holds += 1
+        self.books.running -= 1
+        self.books.held += 1
+        message.state = HELD
+        message.since = self.state.uv.hrtime()
+        if message.task is not None or not finalizer_is_trusted(message):
+            message.strong = True
+            Py_INCREF(message)
+        message.following = NULL
+        message.previous = lane.last
+        if lane.last == NULL:
+            lane.first = <PyObject *>message
+            if lane.timeout:
+                self.arm_deadline(message.since + lane.timeout)
+        else:
+            (<Message>lane.last).following = <PyObject *>message
+        lane.last = <PyObject *>message
+        self.set_busy(True)
+
+    cdef void end_hold(self, Message message) noexcept:
+        """However it ended. HELD -> RUNNING. The caller has a reference to the message."""
+        cdef Lane *lane = message.entry.lane
+        global holds_ended
+        holds_ended += 1
+        self.books.held -= 1
+        self.books.running += 1
+        message.state = RUNNING
+        unlink(message, &lane.first, &lane.last)
+        message.by_token = False
+        message.let_go()
+        if message.task is not None:
+            task = message.task
+            message.task = None
+            try:
+                task.cancel()
+            except BaseException as error:
+                self.raised(error, f"the cancellation of {task!r}")
+        if message.strong:
+            message.strong = False
+            Py_DECREF(message)
+
+    cdef void held_weakly(self, Message message) noexcept:
+        """The coroutine that held the message returned true: from now on it may be abandoned."""
+        if message.strong and finalizer_is_trusted(message):
+            message.strong = False
+            Py_DECREF(message)
+
+    cdef void release(self, Message message, int verdict) noexcept:
+        """The message was given back, or can no longer be. HELD -> QUEUED. Any thread, with the GIL."""
+        Py_INCREF(message)  # what refers to it may be let go in between
+        self.end_hold(message)
+        message.verdict = verdict
+        self.push(message)
+        Py_DECREF(message)
+
+    cdef void push(self, Message message) noexcept:
+        """RUNNING -> QUEUED. Any thread, with the GIL."""
+        Py_INCREF(message)
+        message.state = QUEUED
+        message.following = NULL
+        message.previous = self.last_queued
+        if self.last_queued == NULL:
+            self.first_queued = <PyObject *>message
+        else:
+            (<Message>self.last_queued).following = <PyObject *>message
+        self.last_queued = <PyObject *>message
+        self.wake()
+
+    cdef void unlink_queued(self, Message message) noexcept:
+        """QUEUED -> RUNNING. The caller has a reference to the message."""
+        message.state = RUNNING
+        unlink(message, &self.first_queued, &self.last_queued)
+        Py_DECREF(message)
+
+    cdef list all_held(self):
+        """The messages that are held, each lane in order of age."""
+        cdef Lane *lane = self.lanes
+        cdef PyObject *each
+        cdef list held = []
+        while lane != NULL:
+            each = lane.first
+            while each != NULL:
+                if is_alive(each):
+                    held.append(<Message>each)
+                each = (<Message>each).following
+            lane = lane.next
+        return held
+
+    # -------------------------------------------------------------------------------------------------------------- turns
+
+    cdef bint drain(self) noexcept:
+        """Rule 6: go on with messages that were given back, for a while. Whether there is more to do."""
+        cdef Message message
+        cdef int left = TURN_ENTRIES
+        if self.deadline.events:
+            self.expire()
+            if self.closed:
+                return False
+        self.clock = self.state.uv.hrtime()
+        cdef uint64_t until = self.clock + TURN_NS
+        while self.first_queued != NULL and left > 0 and self.clock < until:
+            message = <Message>self.first_queued
+            self.unlink_queued(message)
+            message.entry.counters.held_ns += self.clock - message.since
+            self.resume(message)
+            if self.closed:
+                return False
+            left -= 1
+            self.clock = self.state.uv.hrtime()
+        return self.first_queued != NULL or self.deadline.events
+
+    cdef void rest(self) noexcept:
+        if self.books.held == 0:
+            if self.deadline.due:  # an idle dispatcher does not wake up
+                self.deadline.due = 0
+                self.state.uv.timer_stop(uv_of(self.deadline))  # cannot fail
+            self.set_busy(False)
+
+    cdef void resume(self, Message message) noexcept:
+        """Go on as message.verdict says. RUNNING -> any. For the dispatcher to override."""
+
+    # ---------------------------------------------------------------------------------------------------------- deadlines
+
+    cdef void arm_deadline(self, uint64_t due) noexcept:
+        if self.deadline.due == 0 or due < self.deadline.due:
+            self.deadline.due = due
+            self.deadline.events = 0
+            arm(self.deadline, on_deadline)
+
+    cdef void expire(self) noexcept:
+        """Rule 10: fail what is held too long, for a while, and arm the timer for the next. In a turn."""
+        cdef Lane *lane
+        cdef PyObject *each
+        cdef Message message
+        cdef Entry *entry = NULL
+        cdef uint64_t now = self.state.uv.hrtime()
+        cdef uint64_t until = now + TURN_NS
+        cdef uint64_t next_due = 0
+        cdef str text = None
+        lane = self.lanes
+        while lane != NULL:
+            while lane.timeout and now < until:
+                each = oldest(lane)
+                if each == NULL or (<Message>each).since + lane.timeout > now:
+                    break
+                message = <Message>each
+                if entry != message.entry:
+                    entry = message.entry
+                    text = (f"plugin {<str>entry.plugin} held the message in {<str>entry.hook} for longer than its "
+                            f"hold_timeout of {lane.timeout / 1e9:g} s")
+                    log.warning("%s", text)
+                entry.counters.timeouts += 1
+                entry.counters.held_ns += now - message.since
+                message.fail(HoldTimeout(text))
+                self.end_hold(message)
+                message.verdict = TO_FAIL
+                self.resume(message)
+                if self.closed:
+                    return
+                now = self.state.uv.hrtime()
+            lane = lane.next
+        if now >= until:
+            return  # more in the next turn
+        self.deadline.events = 0
+        self.deadline.due = 0
+        lane = self.lanes
+        while lane != NULL:
+            each = oldest(lane)
+            if lane.timeout and each != NULL and (next_due == 0 or (<Message>each).since + lane.timeout < next_due):
+                next_due = (<Message>each).since + lane.timeout
+            lane = lane.next
+        if next_due:
+            self.arm_deadline(next_due)
+
+
+cdef void unlink(Message message, PyObject **first, PyObject **last) noexcept:
+    if message.previous == NULL:
+        first[0] = message.following
+    else:
+        (<Message>message.previous).following = message.following
+    if message.following == NULL:
+        last[0] = message.previous
+    else:
+        (<Message>message.following).previous = message.previous
+    message.previous = NULL
+    message.following = NULL
+
+
+cdef PyObject *oldest(Lane *lane) noexcept:
+    cdef PyObject *each = lane.first
+    while each != NULL and not is_alive(each):
+        each = (<Message>each).following
+    return each
+
+
+cdef inline bint is_alive(PyObject *message) noexcept:
+    """False for a message whose deallocation was put off (deeply nested objects are) before its finalizer ran."""
+    return message.ob_refcnt > 0

@@ -1,0 +1,64 @@
+"""What a dispatcher tells about itself: plain values, as of one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._message import Message
+
+
+@dataclass(frozen=True, slots=True)
+class HookStats:
+    """One hook of one plugin, since the dispatcher was made.
+
+    `continues`, `completes` and `retries` count give-backs, the last two also what hooks returned. `failures` are the steps
+    that failed at this plugin; `timeouts` and `abandoned` are the parts of them that its `hold_timeout` ended, or that
+    nobody could give back any more. `refused` are the give-backs that raised NotHeld (hook "" stands for messages that had
+    been in no step). `seconds` in the hook, in all, and `longest` are estimated from samples: the first call and about one
+    step in 64 after it. `held_seconds` is how long the plugin held messages, in all, until they went on.
+    """
+
+    plugin: str
+    hook: str
+    calls: int
+    holds: int
+    continues: int
+    completes: int
+    retries: int
+    failures: int
+    timeouts: int
+    abandoned: int
+    refused: int
+    seconds: float
+    longest: float
+    held_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A dispatcher's books: `entered == continued + completed + failed + cancelled + held + running`, always.
+
+    The first five count steps since the dispatcher was made. `held` is how many messages plugins hold now; `running` how many
+    are in a hook or wait for a turn after they were given back.
+    """
+
+    entered: int
+    continued: int
+    completed: int
+    failed: int
+    cancelled: int
+    held: int
+    running: int
+    hooks: tuple[HookStats, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A message that is held now: by which plugin, in which hook, for how long (`age`, seconds)."""
+
+    message: Message
+    plugin: str
+    hook: str
+    age: float

@@ -1,0 +1,223 @@
+"""The command `mqcore`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from types import FrameType
+from typing import TypeVar
+
+import uvloop
+
+from . import Dispatcher, PluginError, Plugins
+from .mail.base import Sink, Source
+from .mail.errors import SinkError, SourceError
+from .mail.failed import FailedSink
+from .mail.pipeline import Pipeline
+from .mail.places import SINKS, SOURCES, Place, parse_sink, parse_source
+from .mail.progress import progress_bar
+from .mail.report import BAD_PLUGIN, OK, UNREACHABLE, Report
+
+T = TypeVar("T")
+
+EXIT_CODES = """\
+exit codes: 0 all mails are in the sink; 1 some failed or were rejected; 2 wrong usage; 3 a plugin did not load;
+4 source or sink cannot be used; 130 after Ctrl-C, 143 after SIGTERM"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[_StandardError()]
+    )
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except PluginError as error:
+        return _complain(error, BAD_PLUGIN)
+    except (SourceError, SinkError) as error:
+        return _complain(error, UNREACHABLE)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output is gone, as in `mqcore order | head`. Python would complain of it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mqcore", description="Move mail through plugins.", epilog=EXIT_CODES)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    loading = argparse.ArgumentParser(add_help=False)
+    loading.add_argument("--config", metavar="FILE", help="TOML file with a table for each plugin")
+    loading.add_argument("--trust-writable", action="store_true", help="load plugins that everyone may write to")
+    choosing = argparse.ArgumentParser(add_help=False, parents=[loading])
+    choosing.add_argument(
+        "--plugins",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="directory of plugins, or one plugin; may be repeated",
+    )
+
+    run = commands.add_parser("run", parents=[choosing], help="move mail from a source to a sink", epilog=EXIT_CODES)
+    sources, sinks = (", ".join(known) for known in (SOURCES, SINKS))
+    run.add_argument("--from", dest="source", metavar="SOURCE", type=_place(parse_source), required=True, help=sources)
+    run.add_argument("--to", dest="sink", metavar="SINK", type=_place(parse_sink), required=True, help=sinks)
+    run.add_argument(
+        "--failed",
+        metavar="SINK",
+        type=_place(parse_sink),
+        help="where mails go that failed or were rejected, as they were",
+    )
+    run.add_argument(
+        "--max-in-flight",
+        metavar="N",
+        type=_count,
+        default=1000,
+        help="most mails between source and sink (default: 1000)",
+    )
+    run.add_argument("--json", action="store_true", help="print the closing figures as JSON")
+    run.set_defaults(command=_run, parser=run)
+
+    order = commands.add_parser("order", parents=[choosing], help="print the plugins of each hook, in order")
+    order.set_defaults(command=_order)
+
+    check = commands.add_parser("check", parents=[loading], help="load plugins and say what is wrong with them")
+    check.add_argument("paths", metavar="PLUGIN", nargs="+", help="file, package, or directory of plugins")
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _place(parse: Callable[[str], Place[T]]) -> Callable[[str], Place[T]]:
+    """`parse` in the way that argparse wants to be told of mistakes."""
+
+    def convert(url: str) -> Place[T]:
+        try:
+            return parse(url)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"mqcore {version('mqcore')}")
+        parser.exit()
+
+
+class _StandardError(logging.Handler):
+    """Writes to what sys.stderr is at the moment: the progress bar puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _complain(problem: object, code: int) -> int:
+    print(f"mqcore: {problem}", file=sys.stderr)
+    return code
+
+
+def _plugins(options: argparse.Namespace, *paths: str) -> Plugins:
+    return Plugins(*paths, config=options.config, trust_writable=options.trust_writable)
+
+
+def _run(options: argparse.Namespace) -> int:
+    source, sink, failed = options.source, options.sink, options.failed
+    for one, other in itertools.combinations(filter(None, (source, sink, failed)), 2):
+        if one.is_same(other):
+            options.parser.error(f"{one} and {other} are the same mailbox")
+    with contextlib.ExitStack() as opened:
+        plugins = opened.enter_context(_plugins(options, *options.plugins))
+        for name in plugins.unused_config:
+            _complain(f"{options.config} has a table for {name}, and there is no plugin of that name", OK)
+        from_ = opened.enter_context(contextlib.closing(source.open()))
+        to = opened.enter_context(contextlib.closing(sink.open()))
+        aside = opened.enter_context(contextlib.closing(FailedSink(failed.open(), from_.url))) if failed else None
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            report = runner.run(_move(plugins, from_, to, aside, options.max_in_flight))
+    if options.json:
+        print(json.dumps(report.as_dict()))
+    else:
+        from .mail.tables import print_report  # takes rich with it, which takes a while
+
+        print_report(report)
+    if report.error is not None:
+        _complain(report.error, UNREACHABLE)
+    return report.exit_code
+
+
+async def _move(plugins: Plugins, source: Source, sink: Sink, failed: FailedSink | None, max_in_flight: int) -> Report:
+    with Dispatcher(plugins) as dispatcher:
+        pipeline = Pipeline(dispatcher, source, sink, failed, max_in_flight=max_in_flight)
+        async with progress_bar(pipeline):
+            with _stopped_by_signals(pipeline):
+                return await pipeline.run()
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(pipeline: Pipeline) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run in good order, the second ends the process."""
+    loop = asyncio.get_running_loop()
+
+    # Not the loop's own handlers: those wait for a turn of the loop, which a plugin may never give back.
+    def handle(number: int, frame: FrameType | None) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_DFL)
+        loop.call_soon_threadsafe(pipeline.stop, signal.Signals(number))
+        _complain("stopping when what the plugins are done with is stored; once more to stop at once", OK)
+
+    before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _order(options: argparse.Namespace) -> int:
+    with _plugins(options, *options.plugins) as plugins:
+        paths = {plugin.name: plugin.path for plugin in plugins}
+        for hook in plugins.hooks:
+            if names := plugins.order(hook):
+                print(hook)
+                for name in names:
+                    print(f"    {name}  ({paths[name]})")
+    return OK
+
+
+def _check(options: argparse.Namespace) -> int:
+    code = OK
+    with _plugins(options) as plugins:
+        for path in options.paths:
+            before = {plugin.name for plugin in plugins}
+            try:
+                plugins.load(path)
+            except PluginError as error:
+                code = _complain(error, BAD_PLUGIN)
+                continue
+            for plugin in plugins:
+                if plugin.name not in before:
+                    print(f"{plugin.name}: {', '.join(plugin.hooks) or 'no hooks'}")
+    return code

@@ -1,0 +1,8 @@
+"""Mail through the plugins: the message, and where it comes from and goes to."""
+
+from __future__ import annotations
+
+from .errors import SinkError, SourceError
+from .message import Connection, Mail, Origin, Rejection
+
+__all__ = ["Connection", "Mail", "Origin", "Rejection", "SinkError", "SourceError"]

@@ -1,0 +1,49 @@
+"""What the command asks of a source and of a sink."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from .message import Mail, Origin
+
+
+class Source(Protocol):
+    """Where mail is read from. It is never changed.
+
+    Opened by being made, and read once, in a thread. Everything raises SourceError.
+    """
+
+    url: str
+    total: int
+    """What there is to read, in a unit of the source's own, for the progress bar."""
+    done: int
+
+    def __iter__(self) -> Iterator[Origin]: ...
+
+    def close(self) -> None: ...
+
+
+class Sink(Protocol):
+    """Where mail is written to.
+
+    Opened by being made; `store` and `close` are called in a thread, one at a time. Everything raises SinkError.
+    """
+
+    url: str
+
+    @property
+    def notes(self) -> Path | None:
+        """A file beside the mail, for the reasons why it is there; None if this sink keeps nothing."""
+        ...
+
+    def __contains__(self, id: object) -> bool:
+        """Whether a mail was stored by an earlier run, by `Origin.id`. Does not change while the sink is open."""
+        ...
+
+    def store(self, mails: Sequence[Mail]) -> None:
+        """Store a group. When this returns, its mails survive a power failure; if it raises, none of them counts."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,62 @@
+"""Where mails go that failed or were rejected, with the reasons why."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .base import Sink
+from .errors import SinkError, describe
+from .files import write_all
+from .message import Mail
+
+
+class FailedSink:
+    """Stores mails in a sink as the source had them, and the reasons in a file beside it, one JSON object a line.
+
+    A mail that an earlier run stored there is not stored again, but the reason is: the last line for an id holds.
+    """
+
+    def __init__(self, sink: Sink, source: str) -> None:
+        self._sink = sink
+        self._source = source
+
+    def store(self, mails: Sequence[Mail]) -> None:
+        """As `Sink.store`."""
+        if self._sink.notes is not None:
+            self._note(self._sink.notes, mails)
+        new = [Mail.read(mail.origin) for mail in mails if mail.origin.id not in self._sink]
+        if new:
+            self._sink.store(new)
+
+    def _note(self, path: Path, mails: Sequence[Mail]) -> None:
+        lines = "".join(json.dumps(self._reason(mail)) + "\n" for mail in mails)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                write_all(fd, lines.encode())
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise SinkError(f"cannot write to {path}: {describe(error)}") from error
+
+    def _reason(self, mail: Mail) -> dict[str, Any]:
+        reason: dict[str, Any] = {
+            "id": mail.origin.id,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": self._source,
+            "place": mail.origin.place,
+            "envelope": mail.origin.envelope,
+        }
+        if mail.rejection is not None:
+            return reason | {"rejected": mail.rejection._asdict()}
+        error = mail.error
+        return reason | {"error": f"{type(error).__name__}: {error}", "where": getattr(error, "__notes__", [])}
+
+    def close(self) -> None:
+        self._sink.close()

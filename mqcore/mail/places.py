@@ -1,0 +1,55 @@
+"""The places that mail is read from and written to, by their URLs. A new kind of place is a class and a line here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+from .base import Sink, Source
+from .maildir_sink import MaildirSink
+from .maildir_source import MaildirSource
+from .mbox_sink import MboxSink
+from .mbox_source import MboxSource
+from .null_sink import NullSink
+
+T = TypeVar("T")
+
+SOURCES: Mapping[str, Callable[[str], Source]] = {"mbox:PATH": MboxSource, "maildir:PATH": MaildirSource}
+SINKS: Mapping[str, Callable[[str], Sink]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
+
+
+class Place(NamedTuple, Generic[T]):
+    """A place that is not opened yet."""
+
+    scheme: str
+    path: str
+    make: Callable[[str], T]
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:{self.path}"
+
+    def open(self) -> T:
+        return self.make(self.path)
+
+    def is_same(self, other: Place[Source] | Place[Sink]) -> bool:
+        """Whether both are the same mailbox."""
+        return bool(self.path) and os.path.realpath(self.path) == os.path.realpath(other.path)
+
+
+def parse_source(url: str) -> Place[Source]:
+    """Raises ValueError for a URL that is no source."""
+    return _parse(url, SOURCES, "source")
+
+
+def parse_sink(url: str) -> Place[Sink]:
+    """Raises ValueError for a URL that is no sink."""
+    return _parse(url, SINKS, "sink")
+
+
+def _parse(url: str, known: Mapping[str, Callable[[str], T]], what: str) -> Place[T]:
+    scheme, _, path = url.partition(":")
+    for usage, make in known.items():
+        if usage == (f"{scheme}:PATH" if path else f"{scheme}:"):
+            return Place(scheme, os.path.expanduser(path), make)
+    raise ValueError(f"{url!r} is no {what}; it can be {' or '.join(known)}")

@@ -1,0 +1,73 @@
+"""What a run did."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..stats import HookStats
+
+OK, SOME_FAILED, USAGE, BAD_PLUGIN, UNREACHABLE = range(5)
+"""The exit codes of the command. A run that was stopped by a signal ends with 128 and the signal's number."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Mails, by what became of them. `read` counts them all; when a run is over, the others add up to it."""
+
+    read: int = 0
+    present: int = 0
+    """In the sink already, from an earlier run; no plugin saw them."""
+    continued: int = 0
+    """Stored, after the last plugin."""
+    completed: int = 0
+    """Stored, after a plugin that skipped the others."""
+    failed: int = 0
+    """Their step failed."""
+    rejected: int = 0
+    """Refused by a plugin."""
+    unfinished: int = 0
+    """Given up, as the run was stopped or the sink failed. They are in the source, for the next run."""
+
+    @property
+    def stored(self) -> int:
+        return self.continued + self.completed
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did, as the closing table shows it."""
+
+    counts: Counts
+    seconds: float = 0.0
+    stopped: signal.Signals | None = None
+    """The signal that ended the run early."""
+    error: str | None = None
+    """What was wrong with the source or the sink."""
+    hooks: tuple[HookStats, ...] = ()
+
+    @property
+    def per_second(self) -> float:
+        passed = self.counts.read - self.counts.present - self.counts.unfinished
+        return passed / self.seconds if self.seconds else 0.0
+
+    @property
+    def exit_code(self) -> int:
+        if self.error is not None:
+            return UNREACHABLE
+        if self.stopped is not None:
+            return 128 + self.stopped
+        return SOME_FAILED if self.counts.failed or self.counts.rejected else OK
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "messages": asdict(self.counts) | {"stored": self.counts.stored},
+            "seconds": round(self.seconds, 6),
+            "per_second": round(self.per_second, 1),
+            "plugins": [asdict(hook) for hook in self.hooks],
+            "stopped": self.stopped.name if self.stopped else None,
+            "error": self.error,
+            "exit_code": self.exit_code,
+        }

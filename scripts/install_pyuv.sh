@@ -11,8 +11,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 if "$python" -c 'import pyuv' 2>/dev/null; then
     exit 0
 fi
-# No build isolation: the C flags then reach pyuv's build and nothing else.
+# No build isolation: the C flags then reach pyuv's build and nothing else. Its setup.py imports a file beside it.
 "$python" -m pip install --quiet setuptools wheel
-CFLAGS="${CFLAGS:-} -include $here/pyuv_compat.h" \
+CFLAGS="${CFLAGS:-} -include $here/pyuv_compat.h" PYTHONSAFEPATH="" \
     "$python" -m pip install --quiet --no-build-isolation --no-binary pyuv --no-cache-dir pyuv==1.4.0
 "$python" -c 'import pyuv; print("pyuv", pyuv.__version__, "with libuv", pyuv.LIBUV_VERSION)'

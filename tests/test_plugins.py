@@ -189,7 +189,8 @@ class TestFinding:
         with Plugins(directory.path) as plugins:
             assert names(plugins) == ["10-link"]
 
-    def test_a_package_with_relative_imports_of_its_own_modules(self, directory):
+    def test_a_package_with_relative_imports_of_its_own_modules(self, directory, monkeypatch):
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)
         inner = directory.path / "pkg" / "sub"
         inner.mkdir(parents=True)
         (inner / "__init__.py").write_text("from ..verdict import VERDICT\n")
@@ -213,19 +214,21 @@ class TestFinding:
         assert not list(directory.path.rglob("__pycache__"))
 
     def test_modules_are_whole(self, directory):
-        directory.write(
-            a="from __future__ import annotations\n"
+        directory.file(
+            "10.a-é.py",
+            "from __future__ import annotations\n"
             "import dataclasses\n"
             "from mqcore.errors import MqError\n"
             "@dataclasses.dataclass\n"
             "class Point:\n"
-            "    x: int = 0\n" + HOOK.format("Point(1)")
+            "    x: int = 0\n" + HOOK.format("Point(1)"),
         )
         with Plugins(directory.path) as plugins:
             point = plugins.snapshot[0].hooks["mq_smtp_in_message"](None, None)
             assert pickle.loads(pickle.dumps(point)) == point
+            assert type(point).__module__.isidentifier()
             module = sys.modules[type(point).__module__]
-            assert module.__file__ == str(directory.path / "a.py")
+            assert module.__file__ == str(directory.path / "10.a-é.py")
 
     def test_a_file_without_hooks_is_told_of(self, directory, caplog):
         directory.write(common="x = 1\n")
@@ -313,6 +316,16 @@ class TestLifecycle:
         plugins.close()
         plugins.close()
         assert life[2:] == [("cleanup", "b"), ("cleanup", "a")]
+
+    def test_the_order_is_that_of_names_not_of_files_or_paths(self, directory, tmp_path, life):
+        directory.file("b.py", LIFE.format("b"))
+        directory.file("b-c.py", LIFE.format("b-c"))
+        (tmp_path / "a.py").write_text(LIFE.format("a"))
+        with Plugins(directory.path, tmp_path / "a.py") as plugins:
+            assert life == [("initialize", "a"), ("initialize", "b"), ("initialize", "b-c")]
+            del life[:]
+            plugins.reload()
+            assert life[3:] == [("cleanup", "b-c"), ("cleanup", "b"), ("cleanup", "a")]
 
     def test_a_closed_set_can_do_nothing_more(self, directory):
         plugins = Plugins(directory.path)
@@ -452,28 +465,30 @@ class TestDispatchers:
         first, second = FakeDispatcher(plugins), FakeDispatcher(plugins)
         plugins.add("a", SimpleNamespace())
         assert first.plugins is second.plugins is plugins.snapshot
+        assert first.log == second.log == ["prepare", "commit"]
         plugins._detach(second)
         plugins.remove("a")
         assert first.plugins == ()
         assert names(second.plugins) == ["a"]
         first.let_go(first.held)
 
-    def test_a_refused_change_reaches_none(self, life):
+    @pytest.mark.parametrize("refusing", [0, 1, 2])
+    def test_a_refused_change_reaches_none(self, life, refusing):
         plugins = Plugins()
         dispatchers = [FakeDispatcher(plugins) for _ in range(3)]
-        dispatchers[1].error = PluginError("mq_context_initialize raised")
+        asked = list(plugins._dispatchers)[refusing]
+        asked.error = PluginError("mq_context_initialize raised")
         before = plugins.snapshot
         obj = SimpleNamespace(mq_initialize=lambda: life.append("in"), mq_cleanup=lambda: life.append("out"))
         with pytest.raises(PluginError, match="mq_context_initialize raised"):
             plugins.add("a", obj)
         assert plugins.snapshot is before
         assert all(dispatcher.plugins is before for dispatcher in dispatchers)
-        # The order among dispatchers is open: each one is undone that got as far.
-        logs = [dispatcher.log for dispatcher in dispatchers]
-        assert logs[1] == ["prepare"]
-        assert all(log in ([], ["prepare", "discard"]) for log in (logs[0], logs[2]))
+        # Those that were asked before the one that refused are undone.
+        logs = sorted(dispatcher.log for dispatcher in dispatchers)
+        assert logs == [[]] * (2 - refusing) + [["prepare"]] + [["prepare", "discard"]] * refusing
         assert life == ["in", "out"]
-        dispatchers[1].error = None
+        asked.error = None
         plugins.add("a", obj)
         assert all(names(dispatcher.plugins) == ["a"] for dispatcher in dispatchers)
 

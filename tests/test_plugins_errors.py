@@ -219,6 +219,14 @@ def test_an_error_in_a_module_of_a_package_is_placed_there(tmp_path):
     assert "cannot import name 'missing'" in str(refused(package))
 
 
+def test_a_file_of_a_similar_name_is_no_part_of_the_plugin(tmp_path):
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "__init__.py").write_text(
+        "exec(compile('\\n1 / 0', __file__.replace('/__init__.py', '-other.py'), 'exec'))"
+    )
+    assert str(refused(tmp_path)).startswith(f"{tmp_path}/pkg/__init__.py:1: plugin pkg: importing it raised")
+
+
 def test_valid_signatures():
     def wrapped(context, message, database):
         pass
@@ -264,6 +272,9 @@ class TestObjects:
         assert error.path == __file__
         assert error.line == Audit.mq_smtp_in_connect.__code__.co_firstlineno
         assert str(error).endswith("(this plugin is a class: did you mean an instance of it?)")
+        Audit.mq_other = None
+        del Audit.mq_smtp_in_connect
+        assert str(refused_object(Audit)).endswith("declare it with HookSpec")
 
     def test_the_place_of_what_raises(self):
         def mq_initialize():
@@ -284,6 +295,12 @@ class TestObjects:
             "plugin 50-audit: looking at its attributes raised RuntimeError: not now; "
             "correct that, or take the plugin away"
         )
+
+    def test_attributes_that_exit(self):
+        class Audit:
+            mq_smtp_in_connect = property(sys.exit)
+
+        assert "looking at its attributes called sys.exit(" in str(refused_object(Audit()))
 
     def test_a_dir_that_raises(self):
         class Audit:
@@ -426,6 +443,7 @@ class TestTrust:
         return root
 
     def test_writable_by_the_group_is_fine(self, plugins):
+        (plugins / "pkg" / "broken-link").symlink_to("nowhere")
         with Plugins(plugins) as loaded:
             assert len(loaded) == 2
 

@@ -145,9 +145,55 @@ def test_first_screen_of_the_readme(bare: Bare, source: Path, tmp_path: Path) ->
     assert list((tmp_path / "inbox" / "new").iterdir())
 
 
-# A plugin in Cython that gives back through the C methods, and a driver that runs it.
+# A message with a C field, a plugin that takes control and gives it back in C, and a driver that runs both.
 CYTHON_MODULE = """
-PLACEHOLDER
+# cython: language_level=3
+import asyncio
+
+import uvloop
+
+import mqcore
+
+from mqcore._context cimport Context
+from mqcore._dispatch cimport Dispatcher, Hook
+from mqcore._message cimport TO_COMPLETE, Message, give_back
+
+
+cdef class Mail(Message):
+    cdef int size
+
+
+def give(Context context, Mail message):
+    message.size += 1
+    give_back(context, message, TO_COMPLETE, None)
+
+
+class Plugin:
+    def mq_smtp_in_message(self, Context context, Mail message):
+        message.size = 41
+        context.start_timer(0.01, give, context, message)
+        return True
+
+
+async def run():
+    cdef Dispatcher dispatcher
+    cdef Hook hook
+    cdef Mail mail = Mail()
+    plugins = mqcore.Plugins()
+    plugins.add("plugin", Plugin())
+    with mqcore.Dispatcher(plugins) as made:
+        dispatcher = made
+        hook = dispatcher.hook("mq_smtp_in_message")
+        future = asyncio.get_running_loop().create_future()
+        assert hook.run_one(mail, (), lambda message, outcome: future.set_result(outcome)) is None
+        assert dispatcher.books.held == 1
+        outcome = await future
+        assert dispatcher.books.completed == 1
+    print(outcome.name, mail.size)
+
+
+def main():
+    uvloop.run(run())
 """
 
 
@@ -160,4 +206,4 @@ def test_cython_code_is_built_against_the_installed_wheel(bare: Bare, tmp_path: 
         "setup(ext_modules=cythonize([Extension('native', ['native.pyx'])], include_path=[sys.argv.pop()]))\n"
     )
     run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", bare.site, cwd=tmp_path)
-    bare.run("python", "-c", "import native; native.main()", cwd=tmp_path)
+    assert bare.run("python", "-c", "import native; native.main()", cwd=tmp_path) == "COMPLETE 42\n"

@@ -13,6 +13,9 @@ class SinkError(MqError):
     """Raised when a sink cannot be opened or cannot store; then nothing of the group it was given counts as stored."""
 
 
-def describe(error: OSError) -> str:
-    """What the system says, without the number and the name that `str` gives."""
-    return error.strerror or str(error)
+def describe(error: OSError, known: object = None) -> str:
+    """What the system says, without a number, and of which file, unless that is the one the reader knows of."""
+    reason = error.strerror or str(error)
+    if error.filename is None or str(error.filename) == str(known):
+        return reason
+    return f"{error.filename}: {reason}"

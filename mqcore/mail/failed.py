@@ -43,7 +43,7 @@ class FailedSink:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise SinkError(f"cannot write to {path}: {describe(error)}") from error
+            raise SinkError(f"cannot write to {path}: {describe(error, path)}") from error
 
     def _reason(self, mail: Mail) -> dict[str, Any]:
         reason: dict[str, Any] = {

@@ -39,7 +39,7 @@ class MaildirSink:
             self._stored = frozenset(self._find_stored())
         except OSError as error:
             self.close()
-            raise SinkError(f"cannot write to {self.url}: {error.filename or path}: {describe(error)}") from error
+            raise SinkError(f"cannot write to {self.url}: {describe(error, path)}") from error
         except BaseException:
             self.close()
             raise

@@ -38,7 +38,7 @@ class MaildirSource:
             with os.scandir(self.path / folder) as entries:
                 yield from (entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
         except OSError as error:
-            raise SourceError(f"cannot read {self.url}: {folder}/: {describe(error)}") from error
+            raise SourceError(f"cannot read {self.url}: {describe(error)}") from error
 
     def __iter__(self) -> Iterator[Origin]:
         previous = None
@@ -65,7 +65,8 @@ class MaildirSource:
                 mime = file.read()
         except OSError as error:
             raise SourceError(
-                f"cannot read {self.url}: {name}: {describe(error)}; make it readable or move it away, and run again"
+                f"cannot read {self.url}: {name}: {describe(error, self.path / name)}; "
+                "make it readable or move it away, and run again"
             ) from error
         digest = blake2b(self._identity, digest_size=16)
         digest.update(os.fsencode(unique) + b"\0")

@@ -33,7 +33,7 @@ class MboxSink:
             except Locked as error:
                 raise SinkError(f"cannot write to {self.url}: {error}; try again when that program is done") from error
             except OSError as error:
-                raise SinkError(f"cannot write to {self.url}: {error.filename or path}: {describe(error)}") from error
+                raise SinkError(f"cannot write to {self.url}: {describe(error, path)}") from error
             self._opened = opened.pop_all()
 
     def _open(self, opened: contextlib.ExitStack) -> None:

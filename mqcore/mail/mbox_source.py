@@ -31,7 +31,7 @@ class MboxSource:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise SourceError(f"cannot read {self.url}: {describe(error)}") from error
+            raise SourceError(f"cannot read {self.url}: {describe(error, path)}") from error
         try:
             self.total = self._measure()
             self._start = self._find_start()

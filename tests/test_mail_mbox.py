@@ -1,0 +1,257 @@
+"""The mbox format, and an mbox as a source."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mail_tools import read_mbox, real_mails, write_mbox
+
+from mqcore.mail import Mail, Origin, SourceError, locks, mbox, mbox_source
+from mqcore.mail.mbox_source import MboxSource
+
+FROM = b"From alice@example.org Tue Nov 24 05:31:47 2026\n"
+
+
+def read(path: Path) -> list[Origin]:
+    with contextlib.closing(MboxSource(str(path))) as source:
+        origins = list(source)
+        assert source.done == source.total or not origins
+        return origins
+
+
+def mimes(tmp_path: Path, content: bytes) -> list[bytes]:
+    path = tmp_path / "mbox"
+    path.write_bytes(content)
+    return [origin.mime for origin in read(path)]
+
+
+# The format
+
+
+bits = st.sampled_from(
+    [b"From ", b">", b"\n", b"\r\n", b"\r", b"\n\n", b"x", b"From a Tue Nov 24 05:31:47 2026\n", b"\0"]
+)
+mails = st.lists(bits, max_size=8).map(b"".join)
+
+
+@given(st.lists(mails, min_size=1, max_size=5), st.sampled_from([FROM, FROM.replace(b"\n", b"\r\n"), None]))
+@example([b"", b"\n", b"\n\n", b"x", b"x\n", b""], None)
+@example([b"x\r\n", b"", b"x", b"\r\n"], FROM.replace(b"\n", b"\r\n"))
+def test_any_bytes_are_read_back_as_they_were_written(tmp_path_factory, written, postmark):
+    if postmark and postmark.endswith(b"\r\n"):
+        written = [mail for mail in written if not mail.endswith(b"\r")]  # CR, LF would be taken for CRLF
+    mails = [Mail.read(Origin(mail, "", 0, "alice@example.org", 0, postmark)) for mail in written]
+    path = tmp_path_factory.getbasetemp() / "round-trip"
+    tail = b""
+    with path.open("wb") as file:
+        for mail in mails:  # one by one, as over several runs: the tail is all that is known of what is there
+            for piece in mbox.join([mail], tail):
+                file.write(piece)
+                tail = (tail + piece)[-3:]
+    assert [origin.mime for origin in read(path)] == written
+    assert b"".join(mbox.join(mails, b"")) == path.read_bytes()
+
+
+def test_quoting():
+    mail = Mail.read(Origin(b"From a\n>From b\nFrom\n From c\n>>From d\n", "", received=0))
+    assert list(mbox.join([mail], b"")) == [
+        b"From MAILER-DAEMON Thu Jan  1 00:00:00 1970\n>From a\n>>From b\nFrom\n From c\n>>>From d\n\n"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "sender", "received"),
+    [
+        (b"From alice@example.org Tue Nov 24 05:31:47 2026\n", "alice@example.org", 1795498307),
+        (b"From alice@example.org  Tue Nov  3 05:31:47 2026\r\n", "alice@example.org", 1793683907),
+        (b"From - Tue Nov 24 05:31:47 2026\n", "-", 1795498307),
+        (b"From alice at example.org  Tue Nov 24 05:31:47 2026\n", "alice at example.org", 1795498307),
+        (b"From a@example.org Tue Nov 24 05:31:47 CET 2026\n", "a@example.org", 1795498307),
+        (b"From a@example.org Tue Nov 24 05:31:47 2026 +0100\n", "a@example.org", 1795498307),
+        (b"From a@example.org Tue Nov 24 05:31 2026\n", "a@example.org", 1795498260),
+        (b"From MAILER-DAEMON Tue Nov 24 05:31:47 2026\n", "", 1795498307),
+        (b"From alice@example.org\n", "alice@example.org", None),
+        (b"From now on we meet on Tuesdays\n", "now", None),
+        (b"From a@example.org Tue Nov 24 05:31:47 0000\n", "a@example.org", None),
+        (b"From \n", None, None),
+        (b"From ", None, None),
+        (b"From \xff@example.org Tue Nov 24 05:31:47 2026\n", "\udcff@example.org", 1795498307),
+    ],
+)
+def test_what_a_from_line_tells(line, sender, received):
+    assert mbox.parse_postmark(line) == (sender, received)
+
+
+def test_a_from_line_of_a_million_blanks_takes_no_time_at_all():
+    assert mbox.parse_postmark(b"From " + b" " * 1_000_000 + b"\n") == (None, None)
+
+
+def test_a_from_line_is_kept_as_it_was_until_a_plugin_changes_the_sender():
+    line = b"From alice@example.org  Tue Nov 24 05:31:47 CET 2026\n"
+    mail = Mail.read(Origin(b"x\n", "", envelope="alice@example.org", received=1795498307, postmark=line))
+    assert mbox.make_postmark(mail) == line
+    mail.envelope = "bob@example.org"
+    assert mbox.make_postmark(mail) == b"From bob@example.org Tue Nov 24 05:31:47 2026\n"
+    mail.envelope = ""
+    assert mbox.make_postmark(mail) == b"From MAILER-DAEMON Tue Nov 24 05:31:47 2026\n"
+    mail.json["envelope"] = "x\nFrom y"
+    assert mbox.make_postmark(mail).count(b"\n") == 1
+
+
+# The source
+
+
+def test_mails_are_what_the_standard_library_reads(tmp_path):
+    path = write_mbox(tmp_path / "mbox", 1000)
+    origins = read(path)
+    assert [origin.mime for origin in origins] == read_mbox(path)
+    assert {origin.envelope for origin in origins} == {f"sender{number}@example.org" for number in range(7)}
+    assert {origin.received for origin in origins} == {1795498307}
+    assert len({origin.id for origin in origins}) == 1000
+
+
+def test_real_mails(tmp_path):
+    real = [mail for _, mail in real_mails()]
+    path = tmp_path / "mbox"
+    path.write_bytes(b"".join(mbox.join([Mail.read(Origin(mail, "")) for mail in real], b"")))
+    assert [origin.mime for origin in read(path)] == real
+
+
+@pytest.mark.parametrize("block", [6, 7, 64, 1000])
+def test_where_a_block_ends_makes_no_difference(tmp_path, monkeypatch, block):
+    path = write_mbox(tmp_path / "mbox", 20)
+    whole = read(path)
+    monkeypatch.setattr(mbox_source, "BLOCK", block)
+    assert read(path) == whole
+
+
+def test_an_empty_file_has_no_mails(tmp_path):
+    assert mimes(tmp_path, b"") == []
+    assert mimes(tmp_path, b"\n\r\n") == []
+
+
+def test_empty_lines_before_the_first_mail_are_passed_over(tmp_path):
+    assert mimes(tmp_path, b"\n\n" + FROM + b"x\n\n") == [b"x\n"]
+
+
+def test_the_last_mail_may_lack_its_empty_line_or_its_newline(tmp_path):
+    assert mimes(tmp_path, FROM + b"a\n\n" + FROM + b"b\n") == [b"a\n", b"b\n"]
+    assert mimes(tmp_path, FROM + b"a\n\n" + FROM + b"half a li") == [b"a\n", b"half a li"]
+
+
+def test_a_file_that_ends_in_a_from_line(tmp_path):
+    assert mimes(tmp_path, FROM + b"a\n\n" + FROM) == [b"a\n", b""]
+    assert mimes(tmp_path, FROM + b"a\n\nFrom ali") == [b"a\n", b""]
+
+
+def test_crlf_stays_crlf(tmp_path):
+    crlf = FROM.replace(b"\n", b"\r\n")
+    assert mimes(tmp_path, crlf + b"a: b\r\n\r\n>From x\r\n\r\n" + crlf + b"c\r\n") == [
+        b"a: b\r\n\r\nFrom x\r\n",
+        b"c\r\n",
+    ]
+
+
+def test_mails_that_are_no_mail(tmp_path):
+    junk = [b"\0\xff\n\n\n", b": :\n", b"no header at all\n", b"\xf0\x9f\x98\n" * 3]
+    assert mimes(tmp_path, b"".join(FROM + mail + b"\n" for mail in junk)) == junk
+
+
+def test_the_id_tells_source_place_and_content_apart(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes((FROM + b"same\n\n") * 2)
+    other.write_bytes(FROM + b"same\n\n")
+    first, second = read(one)
+    (third,) = read(other)
+    assert len({first.id, second.id, third.id}) == 3
+    assert [origin.id for origin in read(one)] == [first.id, second.id]
+    other.write_bytes(FROM + b"else\n\n")
+    assert read(other)[0].id != third.id
+    (tmp_path / "link").symlink_to(one)
+    assert read(tmp_path / "link")[0].id == first.id
+
+
+def test_what_is_delivered_after_the_start_is_left_for_the_next_run(tmp_path):
+    path = write_mbox(tmp_path / "mbox", 2)
+    with contextlib.closing(MboxSource(str(path))) as source:
+        with path.open("ab") as file:
+            file.write(FROM + b"new\n\n")
+        assert len(list(source)) == 2
+
+
+# Bad input: one message each
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "cannot read mbox:{path}: No such file or directory"),
+        (lambda path: path.mkdir(), "cannot read mbox:{path}: it is a folder; for a Maildir say maildir:{path}"),
+        (lambda path: os.mkfifo(path), "cannot read mbox:{path}: it is no regular file; save it as one first"),
+        (
+            lambda path: path.write_bytes(b"\x7fELF junk"),
+            "mbox:{path} is no mbox: it begins with b'\\x7fELF junk', not with 'From '; name another file",
+        ),
+    ],
+)
+def test_what_cannot_be_read(tmp_path, make, message):
+    path = tmp_path / "mbox"
+    make(path)
+    with pytest.raises(SourceError) as raised:
+        MboxSource(str(path))
+    assert str(raised.value) == message.format(path=path)
+
+
+def test_a_file_that_becomes_shorter(tmp_path):
+    path = write_mbox(tmp_path / "mbox", 10)
+    with contextlib.closing(MboxSource(str(path))) as source:
+        os.truncate(path, 100)
+        with pytest.raises(SourceError, match=r"became shorter while it was read, and ends at byte 100 now; run again"):
+            list(source)
+
+
+def test_a_disk_that_fails(tmp_path, monkeypatch):
+    def fail(fd, size, offset):
+        if offset > 1000:
+            raise OSError(5, "Input/output error")
+        return pread(fd, size, offset)
+
+    pread = os.pread
+    path = write_mbox(tmp_path / "mbox", 10)
+    monkeypatch.setattr(mbox_source, "BLOCK", 512)
+    with contextlib.closing(MboxSource(str(path))) as source:
+        monkeypatch.setattr(os, "pread", fail)
+        origins = iter(source)
+        next(origins)
+        with pytest.raises(SourceError, match=r"cannot read mbox:.*mbox at byte \d+: Input/output error"):
+            list(origins)
+
+
+def test_a_file_that_another_program_writes_to(tmp_path, monkeypatch):
+    path = write_mbox(tmp_path / "mbox", 1)
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    with locked_elsewhere(path), pytest.raises(SourceError, match="another program has it locked; try again when"):
+        MboxSource(str(path))
+    assert len(read(path)) == 1
+
+
+@contextlib.contextmanager
+def locked_elsewhere(path):
+    """fcntl's locks are between processes, so this takes another process."""
+    program = (
+        "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        yield
+        process.communicate("\n")

@@ -91,10 +91,11 @@ class Plugin:
         if "mq_cleanup" in self._life:
             self._undo.callback(_clean_up, self._life["mq_cleanup"], self.log)
 
-    def _call(self, name: str) -> Any:
+    def _call(self, name: str, *args: object) -> Any:
+        """Call a function of the plugin's life; what it raises becomes a PluginError with file and line."""
         function = self._life[name]
         try:
-            return function()
+            return function(*args)
         except (Exception, SystemExit) as error:
             home = self.path or place(function, None)[0]
             raise raised(f"{name}()", error, self.name, home) from error

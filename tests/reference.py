@@ -56,12 +56,14 @@ class Step:
         self.place = 0
         self.state = RUNNING
         self.was_held = False  # `run` returned None, so `done` is due
-        self.context: Context  # whose turn it is
+        self.context: Any = None  # whose turn it is
         self.token: object = None  # that context's control of the message, new at each call of a hook; None: no control
+        self.hold: Any = None  # a weak reference to the Hold of that control, if one was asked for
         self.early: tuple[Any, Any] | None = None  # rule 7: what was given back before the hook returned
         self.doom: BaseException | None = None  # cancelled or closed while a hook ran
         self.coroutine: Any = None
         self.due: float | None = None
+        message._step = self  # in a step from now on
 
     @property
     def where(self) -> str:
@@ -92,15 +94,25 @@ class Context:
 
     def hold(self, message: Message) -> Hold:
         step = self._current(message, None)
-        return Hold(self, message, step.token)
+        hold = step.hold and step.hold()
+        if not hold or hold._token is not step.token:
+            hold = Hold(self, message, step.token)
+            step.hold = weakref.ref(hold)
+        return hold
 
     def _give_back(self, message: Message, token: object, kind: Any, error: Any = None) -> None:
         with self.dispatcher.lock:  # rule 9: any thread, and the claim is made in it
             step = self._current(message, token)
+            self._count(step.hook, kind)
             if step.state is HELD and not step.coroutine:
                 self.dispatcher._give(step, kind, error)
             else:
                 step.early = kind, error  # rule 7; a coroutine hook has not returned either
+
+    def _count(self, hook: str, kind: Any) -> None:
+        name = {CONTINUE: "continues", COMPLETE: "completes", RETRY: "retries"}.get(kind)
+        if name:
+            self.rows[hook][name] += 1
 
     def _current(self, message: Message, token: object) -> Step:
         """The step in which this plugin has control of the message; rule 8: NotHeld, and counted, when there is none."""
@@ -143,23 +155,22 @@ class Hook:
         self.dispatcher, self.name = dispatcher, name
 
     def run(self, message: Message, *args: Any, done: Any = None) -> Any:
-        self._check([message])
-        if done is not None and not callable(done):
-            raise TypeError(f"done is not callable: {done!r}")
-        return self.dispatcher._start(Step(self.dispatcher, self.name, message, args, done))
+        return self.run_many([message], *args, done=done)[0]
 
     def run_many(self, messages: Any, *args: Any, done: Any = None) -> list[Any]:
-        messages = list(messages)
-        self._check(messages)
-        return [self.run(message, *args, done=done) for message in messages]
-
-    def _check(self, messages: list[Message]) -> None:
         self.dispatcher._check_usable()
+        messages = list(messages)
+        seen: set[int] = set()
         for message in messages:
             if not isinstance(message, Message):
                 raise TypeError(f"not a message: {message!r}")
-            if message._step:
+            if message._step or id(message) in seen:
                 raise errors.MqError("the message is in a step already")
+            seen.add(id(message))
+        if done is not None and not callable(done):
+            raise TypeError(f"done is not callable: {done!r}")
+        steps = [Step(self.dispatcher, self.name, message, args, done) for message in messages]
+        return [self.dispatcher._start(step) for step in steps]
 
 
 class Dispatcher:
@@ -184,7 +195,6 @@ class Dispatcher:
         return [self.contexts[plugin] for plugin in self.snapshot if hook in plugin.hooks]
 
     def hook(self, name: str) -> Hook:
-        self._check_usable()
         if name not in self.plugins.hooks:
             raise errors.MqError(f"no hook of that name: {name}")
         return Hook(self, name)
@@ -194,8 +204,9 @@ class Dispatcher:
     def _start(self, step: Step) -> Any:
         self.counts["entered"] += 1
         self.open[step] = None
-        message = step.message
-        message._step, message.error, message.retries = step, None, 0
+        step.message.error, step.message.retries = None, 0
+        if self.closed:
+            step.doom = errors.DispatcherClosed("the dispatcher was closed")
         return self._go(step, None)
 
     def _go(self, step: Step, kind: Any, error: Any = None) -> Any:
@@ -209,10 +220,12 @@ class Dispatcher:
             if kind is CONTINUE:
                 step.place += 1  # rules 3 and 5
             if kind is RETRY:
-                step.message.retries += 1
-                if step.message.retries > self.max_retries:  # rule 11
+                if step.message.retries == self.max_retries:  # rule 11
                     return self._end(step, FAIL, errors.RetryLimit(step.where))
+                step.message.retries += 1
                 step.chain, step.place = self.chain(step.hook), 0  # rule 5: the chain as it is now
+            if step.doom:
+                return self._end(step, FAIL, step.doom)
             if step.place == len(step.chain):
                 return self._end(step, CONTINUE)  # rule 3
             kind, error = self._call(step)
@@ -240,23 +253,20 @@ class Dispatcher:
             return decision
 
     def _raised(self, step: Step, error: BaseException) -> tuple[Any, Any]:
-        """Rule 13: a hook that raises."""
+        """Rule 13: a hook that raises, or does what it may not."""
         step.early = None
         error.add_note(f"in {step.where}")
-        step.context.plugin.log.error("%s raised", step.hook, exc_info=error)
+        step.context.plugin.log.error("%s failed", step.hook, exc_info=error)
         if isinstance(error, KeyboardInterrupt | SystemExit):
             self.leaving = error
         elif not step.doom and step.context.config.get("on_error") == "continue":
             return CONTINUE, None
-        return FAIL, step.doom or error
+        return FAIL, step.doom if isinstance(step.doom, errors.Cancelled) else error
 
     def _verdict(self, step: Step, verdict: Any) -> tuple[Any, Any]:
         """What a hook decided by what it returned and, perhaps, gave back before (rule 7)."""
-        early, step.early = step.early, None
         if step.doom:
             return FAIL, step.doom
-        if early and early[0] is FAIL:
-            return early  # whatever it returns
         if verdict is False or verdict is None or verdict is CONTINUE:
             kind: Any = CONTINUE
         elif verdict is COMPLETE or verdict is RETRY:
@@ -264,17 +274,23 @@ class Dispatcher:
         elif verdict is True or (isinstance(verdict, Hold) and verdict._token is step.token):
             kind = HOLD
         else:
-            return FAIL, TypeError(f"{step.where} returned {verdict!r}")
-        if not early:
-            return self._hold(step, verdict) if kind is HOLD else (kind, None)
-        if kind is HOLD:
+            kind = None
+        early, step.early = step.early, None
+        if early and kind is HOLD:
             self._hold(step, strongly=True)
             self._give(step, *early)  # a hold that is over at once
             return HOLD, None
-        if kind is early[0]:
-            self._count(step, kind)
-            return early
-        return FAIL, errors.MqError(f"{step.where} gave back {early[0]} and returned {verdict!r}")
+        if early and (kind is early[0] or early[0] is FAIL):
+            return early  # the same thing; or a failure, whatever it returns
+        if early and kind:
+            return self._raised(step, errors.MqError(f"{step.where} gave back {early[0]} and returned {verdict!r}"))
+        if not kind:
+            return self._raised(step, TypeError(f"{step.where} returned {verdict!r}"))
+        if kind is HOLD:
+            return self._hold(step, verdict)
+        if kind is not CONTINUE:
+            step.context._count(step.hook, kind)
+        return kind, None
 
     def _hold(self, step: Step, verdict: Any = True, strongly: bool = False) -> tuple[Any, Any]:
         """Rule 4: the plugin has the message from now on."""
@@ -293,16 +309,9 @@ class Dispatcher:
 
     def _give(self, step: Step, kind: Any, error: Any = None) -> None:
         """Rule 6: whatever ends a hold is queued."""
-        if not isinstance(error, errors.Abandoned):
-            self._count(step, kind)
         step.message = step.message or step.weak()
         step.state, step.token = QUEUED, None
         self.queue.append((step, kind, error))
-
-    def _count(self, step: Step, kind: Any) -> None:
-        name = {CONTINUE: "continues", COMPLETE: "completes", RETRY: "retries"}.get(kind)
-        if name:
-            step.row[name] += 1
 
     def _end(self, step: Step, outcome: Any, error: Any = None) -> Any:
         message = step.message = step.message or step.weak()
@@ -313,7 +322,7 @@ class Dispatcher:
             self.counts["cancelled"] += 1
         else:
             self.counts[{CONTINUE: "continued", COMPLETE: "completed", FAIL: "failed"}[outcome]] += 1
-        if outcome is FAIL and not isinstance(error, errors.Cancelled | errors.DispatcherClosed):
+        if outcome is FAIL and step.context and not isinstance(error, errors.Cancelled):
             step.row["failures"] += 1
             step.row["timeouts"] += isinstance(error, errors.HoldTimeout)
             step.row["abandoned"] += isinstance(error, errors.Abandoned)
@@ -366,12 +375,12 @@ class Dispatcher:
     # Ending and looking.
 
     def cancel(self, message: Message) -> bool:
-        self._check_usable()
         if not isinstance(message, Message):
             raise TypeError(f"not a message: {message!r}")
         step = message._step
         if not step or step.dispatcher is not self:
             return False
+        self._check_usable()
         self._stop(step, errors.Cancelled("cancelled"))  # rule 14
         return True
 
@@ -454,7 +463,7 @@ class Dispatcher:
         if len(self.contexts) == len(self.snapshot):
             return
         used = {context for step in self.open for context in step.chain}
-        for plugin, context in list(self.contexts.items()):
+        for plugin, context in reversed(list(self.contexts.items())):
             if plugin not in self.snapshot and context not in used:
                 del self.contexts[plugin]
                 cleanup(context)

@@ -457,6 +457,25 @@ def test_rule_12_a_timer_that_is_stopped_lets_go(owner):
     assert told == [mqcore.Abandoned]
 
 
+def test_rule_12_a_timer_on_a_hold_keeps_it_until_it_has_fired(owner):
+    told, fired = [], []
+
+    def hook(context, message):
+        hold = context.hold(message)
+        hold.start_timer(0.01, fired.append, True)
+        return hold
+
+    dispatcher = owner.start({"a": hook})
+    message = owner.Message()
+    dispatcher.hook("mq_step").run(message, done=lambda message, outcome: told.append(type(message.error)))
+    owner.turn()
+    gc.collect()
+    assert told == [] and fired == []
+    owner.run_until(lambda: told)
+    assert fired == [True]
+    assert told == [mqcore.Abandoned]
+
+
 def test_rule_12_an_active_watcher_that_carries_the_message_keeps_it(owner, socket_pair):
     told = []
     ours, theirs = socket_pair

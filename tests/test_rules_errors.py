@@ -369,7 +369,7 @@ def test_rule_14_a_cancelled_message_can_run_again_in_done(engine):
     assert outcomes == [mqcore.Cancelled, type(None)]
 
 
-@pytest.mark.parametrize("how", ["give back", "cancel", "deadline", "drop", "close"])
+@pytest.mark.parametrize("how", ["give back", "cancel", "deadline", "close"])
 def test_rule_14_timers_and_watchers_on_a_hold_end_with_it(owner, socket_pair, how):
     ours, theirs = socket_pair
     fired, holds, late = [], [], []
@@ -391,8 +391,6 @@ def test_rule_14_timers_and_watchers_on_a_hold_end_with_it(owner, socket_pair, h
         holds[0].continue_()
     elif how == "cancel":
         dispatcher.cancel(message)
-    elif how == "drop":
-        holds.clear()
     elif how == "close":
         dispatcher.close()
     owner.run_until(lambda: owner.finished)

@@ -1,7 +1,6 @@
 """The errors of mqcore: all of them are `MqError`."""
 
 # Most of them tell how a step ended rather than that a call went wrong: hence no "Error" in their names.
-# ruff: noqa: N818
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 import re
-import sys
 import threading
 import tomllib
 import weakref
@@ -431,7 +430,7 @@ def _settings(plugin: _Candidate, config: _Config, source: _Config | str | None)
         wrong = f"its config must be a table, and is {table!r}"
     else:
         timeout, on_error = table.get("hold_timeout", 0), table.get("on_error", "fail")
-        if type(timeout) not in (int, float) or not 0 <= timeout <= sys.float_info.max:
+        if type(timeout) not in (int, float) or not 0 <= timeout <= 1e9:
             wrong = f"hold_timeout in its config must be a number of seconds, or 0 for none, and is {timeout!r}"
         elif on_error not in ("fail", "continue"):
             wrong = f'on_error in its config must be "fail" or "continue", and is {on_error!r}'

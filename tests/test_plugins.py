@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -590,6 +591,16 @@ class TestReload:
         dispatcher.let_go(dispatcher.held)
         dispatcher.let_go(list(dispatcher.plugins))
         plugins.close()
+
+    def test_replaced_plugins_and_modules_are_let_go(self, directory):
+        directory.write(a=HOOK.format(1))
+        with Plugins(directory.path) as plugins:
+            old = plugins.snapshot[0]
+            gone = [weakref.ref(old), weakref.ref(sys.modules[old.hooks["mq_smtp_in_message"].__module__])]
+            del old
+            plugins.reload()
+            gc.collect()
+            assert [ref() for ref in gone] == [None, None]
 
     def test_in_two_threads(self, directory, life):
         directory.write(a=LIFE.format("a") + HOOK.format(1))

@@ -498,6 +498,7 @@ class TestConfig:
             ({"hold_timeout": -0.1}, "hold_timeout .* and is -0.1"),
             ({"hold_timeout": float("nan")}, "hold_timeout .* and is nan"),
             ({"hold_timeout": float("inf")}, "hold_timeout .* and is inf"),
+            ({"hold_timeout": 10**400}, "hold_timeout .* and is 10+"),
             ({"hold_timeout": None}, "hold_timeout .* and is None"),
             ({"on_error": True}, 'on_error in its config must be "fail" or "continue", and is True'),
             ({"on_error": ["fail"]}, r"on_error .* and is \['fail'\]"),

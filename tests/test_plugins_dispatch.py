@@ -1,0 +1,238 @@
+"""Plugin files on a real dispatcher: their life, and reload while messages are held."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import threading
+from types import SimpleNamespace
+
+import pytest
+import uvloop
+
+import mqcore
+
+LIFE = """
+import builtins
+from mqcore import COMPLETE, MqError
+log = lambda what: builtins.life.append((what, {0!r}))
+def mq_version():
+    log("version")
+    return 1
+def mq_initialize(): log("initialize")
+def mq_cleanup(): log("cleanup")
+def mq_context_initialize(context): log("context in")
+def mq_context_cleanup(context): log("context out")
+"""
+HOLD = """
+def mq_smtp_in_message(context, message):
+    log("hook")
+    context.data[message] = context.hold(message)
+    message.release = lambda: context.data.pop(message).continue_()
+    return context.data[message]
+"""
+COMPLETE = """
+def mq_smtp_in_message(context, message):
+    log("hook")
+    return COMPLETE
+"""
+GO_ON = """
+def mq_smtp_in_message(context, message): log("hook")
+"""
+
+
+class Message(mqcore.Message):
+    pass
+
+
+@pytest.fixture
+def life(monkeypatch):
+    events: list[tuple[str, str]] = []
+    monkeypatch.setattr(builtins, "life", events, raising=False)
+    return events
+
+
+async def drained():
+    """Let the loop turn until what is queued has been done."""
+    for _ in range(5):
+        await asyncio.sleep(0.001)
+
+
+def test_the_life_of_a_plugin(tmp_path, life):
+    (tmp_path / "a.py").write_text(LIFE.format("a") + COMPLETE)
+
+    async def main():
+        with mqcore.Plugins(tmp_path) as plugins:
+            assert [what for what, _ in life] == ["version", "initialize"]
+            async with mqcore.Dispatcher(plugins) as dispatcher:
+                assert await dispatcher.hook("mq_smtp_in_message")(Message()) is mqcore.COMPLETE
+            with mqcore.Dispatcher(plugins):
+                pass
+
+    uvloop.run(main())
+    assert [what for what, _ in life] == [
+        *["version", "initialize", "context in", "hook", "context out"],
+        *["context in", "context out", "cleanup"],
+    ]
+
+
+def test_plugins_closed_first_end_with_the_dispatcher(tmp_path, life):
+    (tmp_path / "a.py").write_text(LIFE.format("a") + GO_ON)
+
+    async def main():
+        plugins = mqcore.Plugins(tmp_path)
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            plugins.close()
+            with pytest.raises(mqcore.MqError, match="closed"):
+                mqcore.Dispatcher(plugins)
+            assert await dispatcher.hook("mq_smtp_in_message")(Message()) is mqcore.CONTINUE
+
+    uvloop.run(main())
+    assert [what for what, _ in life[-3:]] == ["hook", "context out", "cleanup"]
+
+
+def test_reload_while_a_message_is_held(tmp_path, life):
+    (tmp_path / "a.py").write_text(LIFE.format("old a") + HOLD)
+    (tmp_path / "b.py").write_text(LIFE.format("old b") + COMPLETE)
+
+    async def main():
+        with mqcore.Plugins(tmp_path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+            hook = dispatcher.hook("mq_smtp_in_message")
+            message, finished = Message(), []
+            assert hook.run(message, done=lambda message, outcome: finished.append(outcome)) is None
+            del life[:]
+            (tmp_path / "a.py").write_text(LIFE.format("new a") + GO_ON)
+            (tmp_path / "b.py").unlink()
+            plugins.reload()
+            assert hook.run(Message()) is mqcore.CONTINUE
+            await drained()
+            assert [event for event in life if event[0] != "version"] == [
+                ("initialize", "new a"),
+                ("context in", "new a"),
+                ("hook", "new a"),
+            ]
+            del life[:]
+            message.release()
+            del message
+            await drained()
+            assert finished == [mqcore.COMPLETE]
+            assert life[0] == ("hook", "old b")
+            assert sorted(life[1:]) == sorted(
+                (end, name) for end in ("context out", "cleanup") for name in ("old a", "old b")
+            )
+            for name in ("old a", "old b"):
+                assert life.index(("context out", name)) < life.index(("cleanup", name))
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("error", ["OSError('no route')", "SystemExit(3)"])
+def test_a_context_that_cannot_be_made_refuses_the_change(tmp_path, life, error):
+    (tmp_path / "a.py").write_text(LIFE.format("old") + GO_ON)
+
+    async def main():
+        with mqcore.Plugins(tmp_path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+            before = plugins.snapshot
+            hook = dispatcher.hook("mq_smtp_in_message")
+            source = LIFE.format("new") + f"\ndef mq_context_initialize(context): raise {error}\n"
+            (tmp_path / "a.py").write_text(source)
+            (tmp_path / "0.py").write_text(LIFE.format("first"))
+            del life[:]
+            with pytest.raises((mqcore.PluginError, SystemExit)) as caught:
+                plugins.reload()
+            if caught.type is mqcore.PluginError:
+                assert (caught.value.plugin, caught.value.path) == ("a", str(tmp_path / "a.py"))
+                assert "no route" in str(caught.value)
+            assert plugins.snapshot is before
+            assert [event for event in life if event[0] != "version"] == [
+                ("initialize", "first"),
+                ("initialize", "new"),
+                ("context in", "first"),
+                ("context out", "first"),
+                ("cleanup", "new"),
+                ("cleanup", "first"),
+            ]
+            assert hook.run(Message()) is mqcore.CONTINUE
+            assert life[-1] == ("hook", "old")
+
+    uvloop.run(main())
+
+
+def test_changes_from_another_thread(tmp_path, life, caplog):
+    (tmp_path / "a.py").write_text(LIFE.format("a") + GO_ON)
+
+    async def main():
+        with mqcore.Plugins(tmp_path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+            hook = dispatcher.hook("mq_smtp_in_message")
+
+            def change() -> None:
+                for i in range(20):
+                    plugins.reload()
+                    plugins.add(f"b{i}", SimpleNamespace(mq_smtp_in_message=lambda context, message: None))
+
+            thread = threading.Thread(target=change)
+            thread.start()
+            while thread.is_alive():
+                hook.run(Message())
+                await asyncio.sleep(0)
+            await drained()
+            assert hook.run(Message()) is mqcore.CONTINUE
+            called = {(stats.plugin, stats.hook) for stats in dispatcher.stats().hooks if stats.calls}
+            assert ("b19", "mq_smtp_in_message") in called
+
+    uvloop.run(main())
+    assert not caplog.records
+    for start, end in [("initialize", "cleanup"), ("context in", "context out")]:
+        assert life.count((start, "a")) == life.count((end, "a"))
+    assert life.count(("initialize", "a")) == 21
+
+
+def test_two_changes_from_another_thread_before_the_loop_turns(tmp_path, life, caplog):
+    (tmp_path / "a.py").write_text(LIFE.format("first") + GO_ON)
+
+    async def main():
+        with mqcore.Plugins(tmp_path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+
+            def change() -> None:
+                for name in ("second", "third"):
+                    (tmp_path / "a.py").write_text(LIFE.format(name) + GO_ON)
+                    plugins.reload()
+
+            thread = threading.Thread(target=change)
+            thread.start()
+            thread.join()
+            await drained()
+            dispatcher.hook("mq_smtp_in_message").run(Message())
+            assert life[-1] == ("hook", "third")
+
+    uvloop.run(main())
+    assert not caplog.records
+    for name in ("first", "second", "third"):
+        assert life.count(("initialize", name)) == life.count(("cleanup", name)) == 1
+
+
+def test_a_dispatcher_that_is_made_during_a_change_gets_it(tmp_path, life, monkeypatch):
+    begun = threading.Event()
+    monkeypatch.setattr(builtins, "begun", begun, raising=False)
+    slow = "\ndef mq_context_initialize(context):\n    builtins.begun.set()\n    import time\n    time.sleep(0.05)\n"
+    (tmp_path / "a.py").write_text(LIFE.format("old") + slow + GO_ON)
+    plugins = mqcore.Plugins(tmp_path)
+
+    def change() -> None:
+        begun.wait()
+        (tmp_path / "a.py").write_text(LIFE.format("new") + GO_ON)
+        plugins.reload()
+
+    async def main():
+        thread = threading.Thread(target=change)
+        thread.start()
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            thread.join()
+            await drained()
+            dispatcher.hook("mq_smtp_in_message").run(Message())
+            assert life[-1] == ("hook", "new")
+
+    uvloop.run(main())
+    plugins.close()
+    assert ("cleanup", "old") in life
+    assert life[-1] == ("cleanup", "new")

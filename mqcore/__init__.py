@@ -7,8 +7,8 @@
 
 from ._context import Context, Hold
 from ._dispatch import Dispatcher, Hook
-from ._loop import READ, WRITE, Timer, Watcher
 from ._message import Message
+from ._scope import READ, WRITE, Timer, Watcher
 from .errors import (
     Abandoned,
     Cancelled,

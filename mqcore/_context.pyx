@@ -1,9 +1,12 @@
 """The plugin's side of control: `Context`, its handle on one worker, and `Hold`, the token of one hold."""
 
+import asyncio
+
 cimport cython
 
 from cpython.object cimport PyObject
 
+from ._loop cimport ends_program
 from ._message cimport (
     HELD, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Control, Message, Tally, Token, give_back,
     has_control, refuse_give_back)
@@ -108,7 +111,7 @@ cdef class Context(Holder):
 
     cdef void callback_raised(self, object error) noexcept:
         """Rule 13: logged, and the loop goes on."""
-        if not isinstance(error, Exception):
+        if ends_program(error):
             self.owner.escape(error)
             return
         self.log.error("plugin %s: a callback of a timer or watcher raised", self.name, exc_info=error)
@@ -116,7 +119,9 @@ cdef class Context(Holder):
     cdef object failure(self, object error, str hook):
         """Rule 13: an error of the plugin, with its name and hook in the notes; logged."""
         error.add_note(f"plugin {self.name}, hook {hook}")
-        if isinstance(error, Exception):
+        if isinstance(error, asyncio.CancelledError):  # what every task gets when the loop ends
+            self.log.error("plugin %s failed in %s: CancelledError", self.name, hook)
+        elif not ends_program(error):  # that is told by whoever runs the loop
             self.log.error("plugin %s failed in %s", self.name, hook, exc_info=error)
         return error
 
@@ -191,12 +196,12 @@ cdef class Hold(Token):
         error = self.context.failure(error, <str>self.hook)
         try:
             if message is not None and has_control(self.context, message):
-                if self.context.forgiving and isinstance(error, Exception):
+                if self.context.forgiving and not ends_program(error):
                     give_back(self.context, message, TO_CONTINUE, None)
                 else:
                     give_back(self.context, message, TO_FAIL, error)
         finally:
-            if not isinstance(error, Exception):
+            if ends_program(error):
                 self.owner.escape(error)
 
     def __repr__(self):

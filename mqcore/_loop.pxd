@@ -1,4 +1,4 @@
-# The loop as a dispatcher sees it: what is ready to be called, timers, watchers.
+# The loop as a dispatcher sees it: what is ready, and the turns in which it is called.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
@@ -11,7 +11,7 @@ cdef extern from "Python.h":
 
 cdef struct Handle:
     # Stands before a libuv handle in one allocation, so that the handle's own `data` can stay NULL.
-    PyObject *owner           # borrowed: the Loop, Timer or Poll it works for; NULL: nobody, any more
+    PyObject *owner           # borrowed: the Due that it works for, a Timer or Poll; NULL: nobody, any more
     LoopState *loop
     Handle *next              # in the list of what is ready, or of free timers
     Handle *next_timer        # in the list of all timers of the loop
@@ -41,6 +41,14 @@ cdef struct LoopState:
     size_t ready_count
     bint awake                # `idle` is active: a turn will come
 
+cdef enum:
+    LOST = -10_000            # a status of our own: the fd was closed under its poll
+
+cdef class Due:
+    """Something to be done in a turn."""
+    cdef void in_turn(self) noexcept
+    cdef void loop_closes(self) noexcept
+
 cdef class Loop:
     cdef readonly object loop           # the uvloop.Loop or pyuv.Loop
     cdef Library library
@@ -54,8 +62,7 @@ cdef class Loop:
     cdef Handle *timers
     cdef Handle *free_timers
     cdef dict polls                     # fd -> Poll
-    cdef list lost_polls                # whose fd was closed: their watchers are still to be told
-    cdef list ended_scopes              # ended from another thread: what was started on them is still to be stopped
+    cdef list due                       # what was given to `soon`
     cdef object escaped                 # a KeyboardInterrupt or SystemExit that pyuv would swallow
     cdef object __weakref__
 
@@ -64,6 +71,7 @@ cdef class Loop:
     cdef int check(self, str what) except -1
     cdef int refuse(self, str what) except -1
     cdef void wake(self) noexcept
+    cdef void soon(self, Due due) noexcept
     cdef void set_busy(self, bint busy) noexcept
     cdef void turn(self) noexcept
     cdef bint drain(self) noexcept
@@ -74,56 +82,6 @@ cdef class Loop:
     cdef void opened(self) noexcept
     cdef Handle *new_timer(self) except NULL
     cdef void free_timer(self, Handle *handle) noexcept
-
-cdef class Scope:
-    """What timers and watchers are started on, and end with."""
-    cdef Loop owner
-    cdef Started first                  # of those that are active; each keeps itself alive
-    cdef bint over
-
-    cdef int check_open(self, str what) except -1
-    cdef void callback_raised(self, object error) noexcept
-    cdef void end(self) noexcept
-    cdef void stop_all(self) noexcept
-
-cdef class Started:
-    """A timer or a watcher: something active on a scope."""
-    cdef Scope scope
-    cdef Started previous
-    cdef Started following
-    cdef object callback
-    cdef tuple args
-
-    cdef void join(self) noexcept
-    cdef void leave(self) noexcept
-    cdef bint halt(self) noexcept
-
-cdef class Timer(Started):
-    cdef Handle *handle                 # NULL: not running
-
-    cdef int start(self, double seconds) except -1
-    cdef void fire(self) noexcept
-
-cdef class Watcher(Started):
-    cdef Poll poll                      # None: stopped
-    cdef readonly int fd
-    cdef int wanted
-    cdef readonly object error
-
-    cdef void call(self, int events) noexcept
-
-cdef class Poll:
-    """The one uv_poll_t of an fd, shared by its watchers."""
-    cdef Loop loop
-    cdef Handle *handle
-    cdef int fd
-    cdef list watchers
-
-    cdef int update(self) except -1
-    cdef void close(self) noexcept
-    cdef void came(self) noexcept
-    cdef void lose(self) noexcept
-    cdef void tell_lost(self) noexcept
 
 cdef inline size_t header_size() noexcept nogil:
     return (sizeof(Handle) + 15) & ~<size_t>15
@@ -136,3 +94,9 @@ cdef inline Handle *header_of(uv_handle_t *uv_handle) noexcept nogil:
 
 cdef void arm(Handle *handle, uv_callback callback) noexcept nogil
 cdef void start_idle(LoopState *state) noexcept nogil
+cdef bint is_same_file(Handle *handle) noexcept nogil
+cdef void on_timer(uv_handle_t *uv_handle) noexcept nogil
+cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil
+cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil
+cdef void on_closed(uv_handle_t *uv_handle) noexcept with gil
+cdef bint ends_program(object error) noexcept

@@ -1,46 +1,29 @@
-"""The loop as a dispatcher sees it: timers, watchers, and turns in which all that is ready is called.
+"""The loop as a dispatcher sees it, and its turns, in which all that is ready is called.
 
 libuv calls back without the GIL. Its callbacks only put their handle into the list of what is ready and start an idle
 handle; libuv runs idle handles once an iteration, before it polls, and the one here takes the GIL once and calls all
 that is ready: a *turn*. Whoever hands control back also only asks for a turn, so nothing ever runs nested.
 
-Everything here belongs to the loop's thread, except `Loop.wake` and `Scope.end`, which any thread may call with the
-GIL.
+Everything here belongs to the loop's thread, except `Loop.wake` and `Loop.soon`, which any thread may call with the GIL.
 """
 
-import errno
 import logging
-import math
 import os
 import weakref
 
-cimport cython
-from cpython.object cimport PyObject, PyObject_AsFileDescriptor
-from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from posix.stat cimport fstat, struct_stat
 
 from ._libuv cimport (
-    UV_ASYNC, UV_IDLE, UV_POLL, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t)
+    UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t)
 
 from .errors import DispatcherClosed, MqError
 
-cdef extern from "Python.h":
-    void PyObject_GC_Track(object)
-    void PyObject_GC_UnTrack(object)
-    bint PyObject_GC_IsTracked(object)
-    object PyObject_Call(object, tuple, PyObject *)
-
-READ = 1
-WRITE = 2
-
 cdef enum:
     NS_PER_MS = 1_000_000
-    LOST = -10_000     # a status of our own: the fd was closed under its poll
-
-# libuv counts in whole milliseconds from the start of the machine; this leaves it room to add.
-cdef double LONGEST = 100 * 365.25 * 86400
 
 log = logging.getLogger("mqcore")
 
@@ -176,6 +159,15 @@ cdef void free_if_unlisted(Handle *handle) noexcept nogil:
 
 # ------------------------------------------------------------------------------------------------------------------ Loop
 
+cdef class Due:
+
+    cdef void in_turn(self) noexcept:
+        """Its turn has come: it was given to `soon`, or its handle became ready."""
+
+    cdef void loop_closes(self) noexcept:
+        """The loop closes: let go of the handle."""
+
+
 cdef class Loop:
     """A borrowed libuv loop, and the turns on it. The base of the dispatcher."""
 
@@ -187,8 +179,7 @@ cdef class Loop:
         self.state.uv = &self.library.table
         self.state.pointer = pointer_of(loop)
         self.polls = {}
-        self.lost_polls = []
-        self.ended_scopes = []
+        self.due = []
         self.thread = PyThread_get_thread_ident()
         cdef LibUV *lib = self.state.uv
         self.async = self.new_handle(UV_ASYNC)
@@ -215,7 +206,7 @@ cdef class Loop:
         """Stop all timers and watchers and close all handles. Their memory goes with their close callbacks."""
         cdef LibUV *lib = self.state.uv
         cdef Handle *handle
-        cdef Timer timer
+        cdef Due due
         self.closed = True
         loops.discard(self)
         self.thread = 0
@@ -224,13 +215,12 @@ cdef class Loop:
         handle = self.timers
         while handle != NULL:
             if handle.owner != NULL:
-                timer = <Timer>handle.owner
-                timer.halt()
+                due = <Due>handle.owner
+                due.loop_closes()
             handle = handle.next_timer
-        for poll in (*self.polls.values(), *self.lost_polls):
-            for watcher in tuple((<Poll>poll).watchers):
-                (<Watcher>watcher).halt()
-        self.lost_polls.clear()
+        for due in (*self.polls.values(), *self.due):
+            due.loop_closes()
+        self.due.clear()
         while self.state.first_ready != NULL:
             handle = take_ready(&self.state)
             if handle.closed:
@@ -305,6 +295,11 @@ cdef class Loop:
         elif not self.closed and not self.forked:
             self.state.uv.async_send(uv_of(self.async))  # cannot fail: open
 
+    cdef void soon(self, Due due) noexcept:
+        """Have `due.in_turn()` called in a turn. Any thread, with the GIL."""
+        self.due.append(due)
+        self.wake()
+
     cdef void set_busy(self, bint busy) noexcept:
         if busy == self.busy or self.thread == 0:
             return
@@ -319,16 +314,14 @@ cdef class Loop:
     cdef void turn(self) noexcept:
         """Call all that is ready, then drain the queue, as far as it lets itself be drained in one turn."""
         cdef Handle *handle
-        cdef Timer timer
-        cdef Poll poll
+        cdef Due due
         cdef size_t count = self.state.ready_count  # what becomes ready meanwhile has the next turn
         if self.closed or self.forked:
             return
         self.thread = PyThread_get_thread_ident()
-        while self.lost_polls:
-            (<Poll>self.lost_polls.pop()).tell_lost()
-        while self.ended_scopes:
-            (<Scope>self.ended_scopes.pop()).stop_all()
+        while self.due and not self.closed:
+            due = self.due.pop(0)
+            due.in_turn()
         while count > 0 and self.state.first_ready != NULL:
             count -= 1
             handle = take_ready(&self.state)
@@ -337,16 +330,13 @@ cdef class Loop:
             elif handle.owner == NULL:  # nobody waits for it any more
                 if not handle.is_poll:
                     self.free_timer(handle)
-            elif handle.is_poll:
-                poll = <Poll>handle.owner
-                poll.came()
             else:
-                timer = <Timer>handle.owner
-                timer.fire()
+                due = <Due>handle.owner
+                due.in_turn()
         cdef bint more = self.drain()
         if self.closed:
             return
-        if not more and self.state.first_ready == NULL and not self.lost_polls and not self.ended_scopes:
+        if not more and self.state.first_ready == NULL and not self.due:
             self.state.awake = False
             self.state.uv.idle_stop(uv_of(self.state.idle))  # cannot fail
             self.rest()
@@ -364,7 +354,7 @@ cdef class Loop:
         """Give an error that no step can take to the loop's exception handler: `call_exception_handler` of asyncio,
         `excepthook` of pyuv."""
         try:
-            if not isinstance(error, Exception):
+            if ends_program(error):
                 self.escape(error)
             elif self.library.owner == "uvloop":
                 self.loop.call_exception_handler({"message": f"error in {where}", "exception": error})
@@ -393,353 +383,10 @@ cdef class Loop:
             log.error("could not end the loop with %r", error, exc_info=another)
 
 
+cdef bint ends_program(object error) noexcept:
+    """Whether it has to leave through the loop."""
+    return isinstance(error, (KeyboardInterrupt, SystemExit))
+
+
 def throw(error):
     raise error
-
-
-# ----------------------------------------------------------------------------------------------------------------- Scope
-
-cdef class Scope:
-
-    cdef int check_open(self, str what) except -1:
-        """Raise when nothing can be started here any more. For subclasses to extend."""
-        return self.owner.check(what)
-
-    cdef void callback_raised(self, object error) noexcept:
-        """A callback of a timer or watcher raised `error`. For subclasses to override."""
-        self.owner.raised(error, "a callback")
-
-    cdef void end(self) noexcept:
-        """No callback is called any more. Any thread, with the GIL; the handles are stopped on the loop's own."""
-        self.over = True
-        if self.first is None:
-            return
-        if self.owner.closed or self.owner.thread == PyThread_get_thread_ident():
-            self.stop_all()
-        else:
-            self.owner.ended_scopes.append(self)
-            self.owner.wake()
-
-    cdef void stop_all(self) noexcept:
-        while self.first is not None:
-            self.first.halt()
-
-    def start_timer(self, seconds, callback, *args):
-        """Call `callback(*args)` once, after `seconds`, on the dispatcher's thread.
-
-        `seconds`: a number, 0 or more. Never called early (libuv's own timers can be, after a callback that blocked), and
-        late only by what the loop is busy with. A running timer is kept alive by the loop, and `callback` and `args` by
-        the timer.
-
-        Returns a `Timer`. Raises ValueError for seconds that are negative, not finite or beyond 100 years, TypeError for
-        a callback that cannot be called, DispatcherClosed after close(), MqError on another thread than the dispatcher's.
-        On a `Hold` also NotHeld, when it is over.
-        """
-        self.check_open("start_timer()")
-        if not callable(callback):
-            raise TypeError(f"start_timer() needs a callable, not {callback!r}")
-        cdef Timer timer = Timer.__new__(Timer)
-        timer.scope = self
-        timer.callback = callback
-        timer.args = args
-        timer.start(seconds)
-        return timer
-
-    def watch(self, fd, int events, callback, *args):
-        """Call `callback(watcher, events, *args)` whenever `fd` is ready, on the dispatcher's thread, until `stop()`.
-
-        `fd`: an int, or an object with `fileno()`; libuv makes it non-blocking. `events`: READ, WRITE or both; the
-        callback gets those that are ready. Level-triggered: called again while the fd stays ready. An error condition,
-        such as a refused connection, makes all asked for events ready, so that the next read or write meets it. Several
-        watchers may share one fd.
-
-        Stop the watcher before you close the fd. When the fd was closed under a watcher, the watcher is stopped, and
-        called once more with events 0 and the OSError in `watcher.error` as soon as that shows: at the latest when the
-        watcher is changed or the number is watched again.
-
-        Returns a `Watcher`. Raises OSError for an fd that is not open (EBADF), that cannot be polled, such as a file
-        (EPERM), or that asyncio polls already (EEXIST); ValueError for other events; TypeError for a callback that cannot
-        be called; and what `start_timer` raises for threads and closing.
-        """
-        self.check_open("watch()")
-        if not callable(callback):
-            raise TypeError(f"watch() needs a callable, not {callback!r}")
-        check_events(events)
-        cdef Watcher watcher = Watcher.__new__(Watcher)
-        watcher.scope = self
-        watcher.callback = callback
-        watcher.args = args
-        watcher.fd = PyObject_AsFileDescriptor(fd)
-        watcher.wanted = events
-        cdef Poll poll = poll_of(self.owner, watcher.fd)
-        watcher.poll = poll
-        watcher.join()
-        poll.watchers.append(watcher)
-        try:
-            poll.update()
-        except OSError:
-            watcher.halt()
-            raise
-        return watcher
-
-
-cdef int check_events(int events) except -1:
-    if not 1 <= events <= 3:
-        raise ValueError(f"events must be READ, WRITE or READ | WRITE, not {events}; stop() ends a watcher")
-    return 0
-
-
-cdef class Started:
-
-    cdef void join(self) noexcept:
-        self.following = self.scope.first
-        if self.following is not None:
-            self.following.previous = self
-        self.scope.first = self
-
-    cdef void leave(self) noexcept:
-        if self.previous is None:
-            self.scope.first = self.following
-        else:
-            self.previous.following = self.following
-        if self.following is not None:
-            self.following.previous = self.previous
-        self.previous = None
-        self.following = None
-
-    cdef bint halt(self) noexcept:
-        """Stop. Whether it was active. The loop's thread, or while the loop closes."""
-        return False
-
-    def stop(self):
-        """Stop it, also from inside its own callback. Returns whether it was active; once stopped, or after close(), this
-        does nothing. Raises MqError on another thread than the dispatcher's."""
-        if not self.scope.owner.closed:
-            self.scope.owner.check("stop()")
-        return self.halt()
-
-
-# ----------------------------------------------------------------------------------------------------------------- Timer
-
-@cython.final
-cdef class Timer(Started):
-    """A one-shot timer, made by `context.start_timer` or `hold.start_timer`.
-
-    May be kept as long as you like; outlives its dispatcher safely. Methods belong to the dispatcher's thread.
-    """
-
-    # A running timer is kept alive by the loop, so the garbage collector could never free it: it need not look at it.
-
-    cdef int start(self, double seconds) except -1:
-        if not 0 <= seconds <= LONGEST:  # also refuses NaN
-            raise ValueError(f"a timer needs seconds that are finite and not negative, not {seconds!r}")
-        cdef Handle *handle = self.handle
-        if handle == NULL or handle.ready:  # one that is about to fire is let go, and another one started
-            self.halt()
-            handle = self.scope.owner.new_timer()
-            handle.owner = <PyObject *>self
-            self.handle = handle
-            Py_INCREF(self)
-            PyObject_GC_UnTrack(self)
-            self.join()
-        handle.due = handle.loop.uv.hrtime() + <uint64_t>(seconds * 1e9)
-        arm(handle, on_timer)
-        return 0
-
-    cdef bint halt(self) noexcept:
-        cdef Handle *handle = self.handle
-        if handle == NULL:
-            return False
-        if not handle.ready:
-            handle.loop.uv.timer_stop(uv_of(handle))  # cannot fail
-        self.handle = NULL
-        self.scope.owner.free_timer(handle)
-        self.leave()
-        if Py_REFCNT(self) > 1:
-            PyObject_GC_Track(self)
-        Py_DECREF(self)
-        return True
-
-    cdef void fire(self) noexcept:
-        self.halt()
-        if self.scope.over:
-            return
-        try:
-            PyObject_Call(self.callback, self.args, NULL)
-        except BaseException as error:
-            self.scope.callback_raised(error)
-
-    def reset(self, seconds):
-        """Start again, to fire `seconds` from now: before it fired, in its callback or afterwards.
-
-        Raises ValueError, DispatcherClosed, MqError and NotHeld as `start_timer` does.
-        """
-        self.scope.check_open("reset()")
-        self.start(seconds)
-
-    def __repr__(self):
-        return f"<mqcore.Timer {'running' if self.handle != NULL else 'stopped'}, calls {self.callback!r}>"
-
-
-# --------------------------------------------------------------------------------------------------------------- Watcher
-
-@cython.final
-cdef class Watcher(Started):
-    """Watches an fd; made by `context.watch` or `hold.watch`. Methods belong to the dispatcher's thread.
-
-    `fd`: int. `error`: None, or the OSError (EBADF) that ended it because the fd had been closed.
-    """
-
-    cdef bint halt(self) noexcept:
-        cdef Poll poll = self.poll
-        if poll is None:
-            return False
-        self.poll = None
-        self.leave()
-        poll.watchers.remove(self)
-        try:
-            poll.update()
-        except OSError as error:  # the others have been told
-            log.debug("fd %d: %s", self.fd, error)
-        return True
-
-    cdef void call(self, int events) noexcept:
-        if self.scope.over:
-            return
-        try:
-            PyObject_Call(self.callback, (self, events, *self.args), NULL)
-        except BaseException as error:
-            self.scope.callback_raised(error)
-
-    @property
-    def events(self):
-        """What it watches for: READ, WRITE or both. May be set while it watches; raises ValueError for anything else,
-        OSError (EBADF) when the fd was closed, and MqError, DispatcherClosed or NotHeld as `watch` does. Setting it on a
-        stopped watcher is an MqError."""
-        return self.wanted
-
-    @events.setter
-    def events(self, int events):
-        self.scope.check_open("setting events")
-        check_events(events)
-        if self.poll is None:
-            raise MqError(f"the watcher of fd {self.fd} is stopped; watch() makes a new one")
-        self.wanted = events
-        self.poll.update()
-
-    def __repr__(self):
-        return f"<mqcore.Watcher fd={self.fd} {'active' if self.poll is not None else 'stopped'}>"
-
-
-cdef Poll poll_of(Loop loop, int fd):
-    """The poll of `fd`: the one there is, when it still stands for the same file, or a new one."""
-    cdef Poll poll = loop.polls.get(fd)
-    cdef struct_stat status
-    if poll is not None:
-        if is_same_file(poll.handle):
-            poll.handle.wanted = 0  # the file may have been closed and opened again, which takes it out of the epoll
-            return poll
-        poll.lose()
-    if fstat(fd, &status) != 0:
-        raise OSError(errno.EBADF, f"fd {fd} is not open")
-    poll = Poll.__new__(Poll)
-    poll.loop = loop
-    poll.fd = fd
-    poll.watchers = []
-    poll.handle = loop.new_handle(UV_POLL)
-    cdef int failed = loop.state.uv.poll_init(loop.state.pointer, uv_of(poll.handle), fd)
-    if failed < 0:
-        free(poll.handle)
-        raise cannot_watch(fd, -failed)
-    loop.opened()
-    poll.handle.owner = <PyObject *>poll
-    poll.handle.is_poll = True
-    poll.handle.fd = fd
-    poll.handle.device = status.st_dev
-    poll.handle.inode = status.st_ino
-    loop.polls[fd] = poll
-    return poll
-
-
-cdef object cannot_watch(int fd, int code):
-    if code == errno.EEXIST:
-        return OSError(code, f"fd {fd} is polled already by asyncio (add_reader, add_writer or a transport); watch it in one "
-                             f"place only, or watch os.dup() of it")
-    if code == errno.EPERM:
-        return OSError(code, f"fd {fd} cannot be watched: a file or folder is always ready")
-    return OSError(code, f"fd {fd} cannot be watched: {os.strerror(code)}")
-
-
-@cython.final
-cdef class Poll:
-
-    cdef int update(self) except -1:
-        """Let libuv watch for what the watchers want together, or close when there are none."""
-        cdef int wanted = 0
-        cdef LoopState *state = &self.loop.state
-        for watcher in self.watchers:
-            wanted |= (<Watcher>watcher).wanted
-        if wanted == 0:
-            self.close()
-            return 0
-        if wanted == self.handle.wanted or self.handle.owner == NULL or self.loop.forked:
-            return 0
-        if not is_same_file(self.handle):
-            self.lose()
-            raise OSError(errno.EBADF, f"fd {self.fd} was closed while it was watched; stop its watchers first")
-        cdef int failed = state.uv.poll_start(uv_of(self.handle), wanted, on_poll)
-        if failed < 0:
-            raise cannot_watch(self.fd, -failed)
-        self.handle.wanted = wanted
-        if not self.handle.started:
-            self.handle.started = True
-            self.handle.next_started = state.first_started
-            state.first_started = self.handle
-            state.uv.prepare_start(uv_of(state.prepare), on_prepare)  # cannot fail
-        return 0
-
-    cdef void close(self) noexcept:
-        if self.handle.owner == NULL:
-            return
-        self.handle.owner = NULL
-        if self.loop.polls.get(self.fd) is self:
-            del self.loop.polls[self.fd]
-        if not self.loop.forked:  # the epoll is the parent's
-            self.loop.state.uv.close(uv_of(self.handle), on_closed)
-
-    cdef void came(self) noexcept:
-        """Events came: call the watchers that wait for them."""
-        cdef int events = self.handle.events
-        cdef int status = self.handle.status
-        self.handle.events = 0
-        self.handle.status = 0
-        if status < 0:
-            # libuv has stopped the poll: for EPOLLERR, which the watchers meet as readiness, or for a closed fd.
-            if status == LOST or not is_same_file(self.handle):
-                self.lose()
-                return
-            events = READ | WRITE
-            self.handle.wanted = 0
-        for watcher in tuple(self.watchers):
-            if (<Watcher>watcher).poll is self and events & (<Watcher>watcher).wanted:
-                (<Watcher>watcher).call(events & (<Watcher>watcher).wanted)
-        if status < 0 and self.handle.owner != NULL:
-            try:
-                self.update()
-            except OSError as error:  # told to the watchers
-                log.debug("fd %d: %s", self.fd, error)
-
-    cdef void lose(self) noexcept:
-        """The fd was closed: let go of it, and have the watchers told in a turn."""
-        self.close()
-        self.loop.lost_polls.append(self)
-        self.loop.wake()
-
-    cdef void tell_lost(self) noexcept:
-        cdef Watcher watcher
-        for each in tuple(self.watchers):
-            watcher = each
-            if watcher.poll is self:
-                watcher.halt()
-                watcher.error = OSError(errno.EBADF, f"fd {self.fd} was closed while it was watched")
-                watcher.call(0)

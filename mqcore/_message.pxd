@@ -3,7 +3,8 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from ._loop cimport Handle, Loop, Scope
+from ._loop cimport Handle, Loop
+from ._scope cimport Scope
 
 cdef enum State:
     IDLE = 0          # in no step

@@ -19,7 +19,8 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
 from ._libuv cimport uv_handle_t
-from ._loop cimport Handle, Loop, Scope, arm, header_of, start_idle, uv_of
+from ._loop cimport Handle, Loop, arm, header_of, start_idle, uv_of
+from ._scope cimport Scope
 
 from .errors import DispatcherClosed, HoldTimeout, NotHeld
 

@@ -1,0 +1,53 @@
+# What plugins start on the loop, timers and watchers, and what they end with.
+
+from ._loop cimport Due, Handle, Loop
+
+cdef class Scope(Due):
+    """What timers and watchers are started on, and end with."""
+    cdef Loop owner
+    cdef Started first                  # of those that are active; each keeps itself alive
+    cdef bint over
+
+    cdef int check_open(self, str what) except -1
+    cdef void callback_raised(self, object error) noexcept
+    cdef void end(self) noexcept
+    cdef void stop_all(self) noexcept
+
+cdef class Started(Due):
+    """A timer or a watcher: something active on a scope."""
+    cdef Scope scope
+    cdef Started previous
+    cdef Started following
+    cdef object callback
+    cdef tuple args
+
+    cdef void join(self) noexcept
+    cdef void leave(self) noexcept
+    cdef bint halt(self) noexcept
+
+cdef class Timer(Started):
+    cdef Handle *handle                 # NULL: not running
+
+    cdef int start(self, double seconds) except -1
+
+cdef class Watcher(Started):
+    cdef Poll poll                      # None: stopped
+    cdef readonly int fd
+    cdef int wanted
+    cdef readonly object error
+
+    cdef void call(self, int events) noexcept
+
+cdef class Poll(Due):
+    """The one uv_poll_t of an fd, shared by its watchers."""
+    cdef Loop loop
+    cdef Handle *handle
+    cdef int fd
+    cdef list watchers
+    cdef bint lost                      # the fd was closed: the watchers are still to be told
+
+    cdef int update(self) except -1
+    cdef void close(self) noexcept
+    cdef void came(self) noexcept
+    cdef void lose(self) noexcept
+    cdef void tell_lost(self) noexcept

@@ -1,0 +1,35 @@
+# The steps that messages take through chains of plugins.
+
+from ._message cimport Control, Entry, Message
+
+cdef enum:
+    MOST_ARGUMENTS = 16             # of a hook, with context and message
+
+cdef class Chain:
+    """The plugins that implement one hook, in order. Immutable: a change makes a new one."""
+    cdef Entry *entries             # one for each plugin, and a last one without a function
+    cdef tuple functions            # keep what the entries point to
+    cdef tuple contexts
+    cdef bint coroutines            # some hook is a coroutine function
+    cdef Chain successor            # what replaced it
+
+cdef class Steps(Control):
+    """What takes messages through chains: the base of the dispatcher."""
+    cdef unsigned int max_retries
+    cdef unsigned int until_sample  # steps until the next one that is timed
+    cdef bint sweep_due             # a chain went that was the last to name a retired context
+
+    cdef object begin(self, Chain chain, Message message, tuple args, object done)
+    cdef int advance(self, Message message, Chain chain, Entry *entry) noexcept
+    cdef int judge(self, Message message, object value) noexcept
+    cdef int settle(self, Message message, object value, int early) noexcept
+    cdef int hook_raised(self, Message message, object error) noexcept
+    cdef Chain start_over(self, Message message, Chain chain)
+    cdef object finish(self, Message message, int verdict)
+    cdef void conclude(self, Message message, object outcome) noexcept
+    cdef int start_coroutine(self, Message message, object coroutine) noexcept
+    cdef void coroutine_ended(self, Message message, object task) noexcept
+    cdef bint cancel_step(self, Message message) noexcept
+    cdef void end_open_steps(self) noexcept
+
+cdef Chain new_chain(Steps steps, str hook, list contexts)

@@ -1,0 +1,459 @@
+"""The steps that messages take through chains of plugins.
+
+`Steps.advance` is the heart: it calls one plugin after the other until one takes control or the step is decided. A step that
+nobody holds allocates nothing and looks nothing up: a chain is a flat array, and the message carries its place in it. A step
+that was suspended goes on in a turn, by `Steps.resume`.
+"""
+
+import asyncio
+import contextvars
+import inspect
+import sys
+
+cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
+
+from ._context cimport Context, Hold
+from ._loop cimport ends_program
+from ._message cimport (
+    HELD, IDLE, RUNNING, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Control, Counters, Entry, Message,
+    Tally)
+
+from .errors import Abandoned, Cancelled, DispatcherClosed, MqError, RetryLimit
+from .verdicts import COMPLETE, CONTINUE, FAIL, RETRY
+
+cdef extern from *:
+    """
+    static PyObject *mqcore_raised(void)
+    {
+    #if PY_VERSION_HEX >= 0x030C0000
+        return PyErr_GetRaisedException();
+    #else
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        PyErr_NormalizeException(&type, &value, &traceback);
+        if (traceback != NULL)
+            PyException_SetTraceback(value, traceback);
+        Py_XDECREF(type);
+        Py_XDECREF(traceback);
+        return value;
+    #endif
+    }
+    """
+    object mqcore_raised()    # the exception that is set, which is cleared
+
+cdef extern from "Python.h":
+    PyObject *PyObject_Vectorcall(PyObject *, PyObject *const *, size_t, PyObject *) noexcept
+    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
+    PyObject *Py_None
+    PyObject *Py_False
+    bint PyCoro_CheckExact(object)
+
+cdef enum:
+    SAMPLE_EVERY = 64        # steps; one of them is timed
+
+cdef bint EAGER_TASKS = sys.version_info >= (3, 12)
+
+
+# ----------------------------------------------------------------------------------------------------------------- Chain
+
+@cython.final
+@cython.no_gc_clear  # __dealloc__ needs the contexts
+cdef class Chain:
+
+    def __dealloc__(self):
+        cdef Context context
+        for each in self.contexts or ():
+            context = each
+            context.uses -= 1
+            if context.retired and context.uses == 0:
+                (<Steps>context.owner).sweep_due = True
+                context.owner.wake()
+        free(self.entries)
+
+
+cdef Chain new_chain(Steps steps, str hook, list contexts):
+    """The chain of `hook`, a name that is kept for ever, over these contexts, which are in order."""
+    cdef Chain chain = Chain.__new__(Chain)
+    cdef Context context
+    cdef Tally tally
+    cdef Entry *entry
+    chain.entries = <Entry *>calloc(len(contexts) + 1, sizeof(Entry))
+    if chain.entries == NULL:
+        raise MemoryError()
+    chain.functions = tuple([(<Context>each).plugin.hooks[hook] for each in contexts])
+    chain.contexts = tuple(contexts)
+    entry = chain.entries
+    for function, each in zip(chain.functions, chain.contexts):
+        context = each
+        context.uses += 1
+        entry.function = <PyObject *>function
+        entry.context = <PyObject *>context
+        entry.plugin = <PyObject *>context.name
+        tally = context.tally_of(hook)
+        entry.counters = &tally.counters
+        entry.lane = steps.lane_of(context.hold_timeout)
+        entry.forgiving = context.forgiving
+        entry.hook = <PyObject *>hook
+        entry += 1
+        chain.coroutines |= inspect.iscoroutinefunction(function)
+    entry.hook = <PyObject *>hook
+    return chain
+
+
+# ----------------------------------------------------------------------------------------------------------------- Steps
+
+cdef class Steps(Control):
+
+    cdef object begin(self, Chain chain, Message message, tuple args, object done):
+        """The step of a message in state RUNNING: an outcome, or None."""
+        cdef int verdict
+        self.books.entered += 1
+        self.books.running += 1
+        message.retries = 0
+        message.last_hook = chain.entries.hook
+        if message.error is not None and message.verdict == UNDECIDED:
+            message.error = None
+        if args:
+            message.args = args
+        verdict = self.advance(message, chain, chain.entries)
+        if verdict != UNDECIDED:
+            return self.finish(message, verdict)
+        message.suspended = True
+        message.done = done
+        if chain.coroutines and message.variables is None:
+            message.variables = contextvars.copy_context()
+        if done is not None or args or message.variables is not None:
+            message.track()
+        return None
+
+    cdef void resume(self, Message message) noexcept:
+        """Go on with a suspended step as message.verdict says. In a turn."""
+        cdef Chain chain = <Chain>message.chain
+        cdef int verdict = message.verdict
+        message.verdict = UNDECIDED
+        if verdict == TO_CONTINUE:
+            verdict = self.advance(message, chain, message.entry + 1)
+        elif verdict == TO_RETRY:
+            chain = self.start_over(message, chain)
+            verdict = TO_FAIL if chain is None else self.advance(message, chain, chain.entries)
+        if verdict != UNDECIDED:
+            self.conclude(message, self.finish(message, verdict))
+
+    cdef int advance(self, Message message, Chain chain, Entry *entry) noexcept:
+        """Rules 1 to 5: call plugins, from `entry` on. Returns how the step ends, or UNDECIDED when it is suspended."""
+        cdef PyObject *space[MOST_ARGUMENTS + 1]
+        cdef PyObject **arguments = space + 1  # a bound method uses the place before the first
+        cdef size_t count = 2
+        cdef PyObject *result
+        cdef Counters *counters
+        cdef uint64_t start = 0
+        cdef int verdict
+        arguments[1] = <PyObject *>message
+        if message.args is not None:
+            for argument in message.args:
+                arguments[count] = <PyObject *>argument  # message.args keeps it
+                count += 1
+        cdef bint timed = self.until_sample == 0
+        self.until_sample = SAMPLE_EVERY if timed else self.until_sample - 1
+        while True:
+            if self.closed or message.verdict == TO_CANCEL:
+                verdict = self.judge(message, None)
+                break
+            if entry.function == NULL:
+                return TO_CONTINUE
+            message.entry = entry
+            arguments[0] = entry.context
+            counters = entry.counters
+            counters.calls += 1
+            if timed:
+                start = self.state.uv.hrtime()
+            result = PyObject_Vectorcall(entry.function, arguments, count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+            if timed:
+                add_sample(counters, self.state.uv.hrtime() - start)
+            if (result == Py_False or result == Py_None) and message.verdict == UNDECIDED and message.token == NULL:
+                Py_DECREF(<object>result)
+                entry += 1
+                continue
+            if result == NULL:
+                error = mqcore_raised()
+                verdict = self.hook_raised(message, error)
+                if ends_program(error):
+                    self.escape(error)
+                error = None
+            else:
+                value = <object>result
+                Py_DECREF(value)
+                verdict = self.judge(message, value)
+                value = None
+            if verdict == TO_CONTINUE:
+                entry += 1
+            elif verdict == TO_RETRY:
+                chain = self.start_over(message, chain)
+                if chain is None:
+                    return TO_FAIL
+                entry = chain.entries
+            else:
+                break
+        if verdict == UNDECIDED:
+            message.chain = chain
+        return verdict
+
+    cdef int judge(self, Message message, object value) noexcept:
+        """What follows from what a hook returned."""
+        cdef int early = message.verdict
+        if self.closed:
+            message.fail(closed_in_step(message))
+            return TO_FAIL
+        if early == TO_CANCEL:
+            return TO_CANCEL
+        if asyncio.iscoroutine(value):
+            return self.start_coroutine(message, value)
+        cdef int verdict = self.settle(message, value, early)
+        if verdict == UNDECIDED:
+            self.begin_hold(message)
+            if early != UNDECIDED:  # rule 7: a hold that is over at once
+                self.release(message, early)
+        else:
+            message.let_go()
+        return verdict
+
+    cdef int settle(self, Message message, object value, int early) noexcept:
+        """Rule 7: the verdict that follows from what a hook, or its coroutine, returned and what it gave back before.
+
+        UNDECIDED when it said that it has the message.
+        """
+        cdef int verdict
+        message.verdict = UNDECIDED
+        if value is True:
+            return UNDECIDED
+        if value is None or value is False or value is CONTINUE:
+            verdict = TO_CONTINUE
+        elif value is COMPLETE:
+            verdict = TO_COMPLETE
+        elif value is RETRY:
+            verdict = TO_RETRY
+        elif message.token != NULL and value is <object>message.token:
+            message.by_token = True
+            return UNDECIDED
+        elif early == TO_FAIL:
+            return TO_FAIL
+        else:
+            return self.hook_raised(message, TypeError(
+                f"plugin {<str>message.entry.plugin} returned {describe(value)} from {<str>message.entry.hook}; a hook "
+                f"returns False, None, CONTINUE, COMPLETE, RETRY, True, or the Hold of this message"))
+        if early == TO_FAIL:
+            return TO_FAIL
+        if early == UNDECIDED:
+            if verdict == TO_COMPLETE:
+                message.entry.counters.completes += 1
+            elif verdict == TO_RETRY:
+                message.entry.counters.retries += 1
+        elif early != verdict:
+            return self.hook_raised(message, MqError(
+                f"plugin {<str>message.entry.plugin} gave the message back in {<str>message.entry.hook} "
+                f"({spell(early)}), but then returned {describe(value)}; return True after giving back"))
+        return verdict
+
+    cdef int hook_raised(self, Message message, object error) noexcept:
+        """Rule 13: a hook raised, or returned what it may not."""
+        cdef Context context = <Context>message.entry.context
+        context.failure(error, <str>message.entry.hook)
+        if message.entry.forgiving and not ends_program(error) and not self.closed and message.verdict != TO_CANCEL:
+            message.let_go()
+            message.verdict = UNDECIDED
+            return TO_CONTINUE
+        if message.verdict == TO_CANCEL:
+            return TO_CANCEL
+        message.fail(error)
+        return TO_FAIL
+
+    cdef Chain start_over(self, Message message, Chain chain):
+        """Rules 5 and 11: the chain as it is now, or None when there were too many retries."""
+        if message.retries >= self.max_retries:
+            message.fail(RetryLimit(
+                f"plugin {<str>message.entry.plugin} asked for retry {message.retries + 1} of one step of "
+                f"{<str>message.entry.hook}; max_retries is {self.max_retries}"))
+            return None
+        message.retries += 1
+        while chain.successor is not None:
+            chain = chain.successor
+        return chain
+
+    cdef object finish(self, Message message, int verdict):
+        """End the step. RUNNING -> IDLE."""
+        self.books.running -= 1
+        if verdict == TO_CONTINUE:
+            self.books.continued += 1
+            outcome = CONTINUE
+        elif verdict == TO_COMPLETE:
+            self.books.completed += 1
+            outcome = COMPLETE
+        elif verdict == TO_CANCEL:
+            self.books.cancelled += 1
+            outcome = FAIL
+        else:
+            self.books.failed += 1
+            outcome = FAIL
+            if message.entry != NULL:
+                message.entry.counters.failures += 1
+            if message.error is None:
+                message.fail(Abandoned(
+                    f"plugin {<str>message.entry.plugin} took control of the message in {<str>message.entry.hook} and dropped "
+                    f"all that it could have given it back with"))
+        message.let_go()
+        message.state = IDLE
+        message.verdict = UNDECIDED
+        message.entry = NULL
+        if message.args is not None:
+            message.args = None
+        if message.chain is not None:
+            message.chain = None
+            message.variables = None
+        return outcome
+
+    cdef void conclude(self, Message message, object outcome) noexcept:
+        """Rule 15: tell `done` how a suspended step ended."""
+        done = message.done
+        message.done = None
+        if message.suspended:
+            message.suspended = False
+            if done is not None:
+                try:
+                    done(message, outcome)
+                except BaseException as error:
+                    self.raised(error, f"done of {<str>message.last_hook}")
+
+    # ---------------------------------------------------------------------------------------------------- coroutine hooks
+
+    cdef int start_coroutine(self, Message message, object coroutine) noexcept:
+        """Run the coroutine of a hook in a task, which has control until it returns."""
+        cdef CoroutineEnd end
+        try:
+            if self.library.owner != "uvloop":
+                coroutine.close()
+                raise MqError("the hook returned a coroutine, which needs a uvloop loop")
+            variables = contextvars.copy_context() if message.variables is None else message.variables.copy()
+            options = {"eager_start": True} if EAGER_TASKS else {}
+            task = asyncio.Task(coroutine, loop=self.loop, name=f"{<str>message.entry.plugin}:{<str>message.entry.hook}",
+                                context=variables, **options)
+            if task.done():
+                return self.judge(message, not_again(task.result()))
+            if self.closed or message.verdict == TO_CANCEL:
+                task.cancel()
+                task.add_done_callback(ignore, context=variables)
+                return self.judge(message, None)
+            message.task = task
+            message.track()
+            self.begin_hold(message)
+            end = CoroutineEnd.__new__(CoroutineEnd)
+            end.steps = self
+            end.message = message
+            task.add_done_callback(end, context=variables)
+            return UNDECIDED
+        except BaseException as error:
+            if ends_program(error):  # an eager task raises it here; asyncio lets another one's out itself
+                self.escape(error)
+            return self.hook_raised(message, error)
+
+    cdef void coroutine_ended(self, Message message, object task) noexcept:
+        """The coroutine of a hook, which has held the message, returned or raised: go on in a turn."""
+        cdef int early = message.verdict
+        cdef int verdict
+        message.task = None
+        try:
+            verdict = self.settle(message, not_again(task.result()), early)
+        except BaseException as error:
+            verdict = self.hook_raised(message, error)
+        if verdict == UNDECIDED:
+            verdict = early
+        if verdict != UNDECIDED:
+            self.release(message, verdict)
+        else:
+            self.held_weakly(message)
+
+    # ------------------------------------------------------------------------------------------------------- ended by others
+
+    cdef bint cancel_step(self, Message message) noexcept:
+        """Rule 14: end the step that the message is in, if any, or have it end when its hook returns."""
+        if message.state == IDLE or message.entry != NULL and (<Context>message.entry.context).owner is not self:
+            return False
+        error = Cancelled(f"the step of {'' if message.last_hook == NULL else <str>message.last_hook} was cancelled")
+        if message.state == RUNNING:
+            message.fail(error)
+            message.verdict = TO_CANCEL
+            return True
+        if message.state == HELD:
+            self.end_hold(message)
+        else:
+            self.unlink_queued(message)
+        message.fail(error)
+        self.conclude(message, self.finish(message, TO_CANCEL))
+        self.wake()  # so that an idle dispatcher comes to rest
+        return True
+
+    cdef void end_open_steps(self) noexcept:
+        cdef Message message
+        for message in self.all_held():
+            if message.state == HELD:  # `done` of another may have dropped it
+                self.end_hold(message)
+                message.fail(closed_in_step(message))
+                self.conclude(message, self.finish(message, TO_FAIL))
+        while self.first_queued != NULL:
+            message = <Message>self.first_queued
+            self.unlink_queued(message)
+            message.fail(closed_in_step(message))
+            self.conclude(message, self.finish(message, TO_FAIL))
+
+
+@cython.final
+cdef class CoroutineEnd:
+    """Called when the task of a coroutine hook has ended."""
+    cdef Steps steps
+    cdef Message message
+
+    def __call__(self, task):
+        if self.message.task is task:
+            self.steps.coroutine_ended(self.message, task)
+        elif not task.cancelled():
+            task.exception()  # the step ended without it: nobody is left to be told
+
+
+# --------------------------------------------------------------------------------------------------------------- helpers
+
+cdef inline void add_sample(Counters *counters, uint64_t ns) noexcept:
+    counters.samples += 1
+    counters.sampled_ns += ns
+    if ns > counters.longest_ns:
+        counters.longest_ns = ns
+
+
+cdef object closed_in_step(Message message):
+    return DispatcherClosed(f"the dispatcher was closed while the message was in a step of {<str>message.last_hook}")
+
+
+cdef object not_again(object value):
+    """What a coroutine returned, unless that is a coroutine."""
+    if asyncio.iscoroutine(value):
+        value.close()
+    return value
+
+
+cdef str describe(object value):
+    if isinstance(value, Hold):
+        return "a Hold that is over or belongs to another message"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+cdef str spell(int verdict):
+    return {TO_CONTINUE: "continue", TO_COMPLETE: "complete", TO_RETRY: "retry"}.get(verdict, "fail")
+
+
+def ignore(task):
+    """Look at the exception of a task that was cancelled with its step, so that asyncio does not report it."""
+    if not task.cancelled():
+        task.exception()

@@ -19,20 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 
 # The package under test is the one that this process imports, wherever it is.
-COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "mqcore"]
+COMMAND = [sys.executable, "-P", "-X", "dev", "-W", "error", "-m", "mqcore"]
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """The command, running."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        **options,
-    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment, **options}
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], **options)
 
 
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -46,6 +40,7 @@ def move(source: object, sink: object, *arguments: object, code: int = 0) -> dic
     """What `mqcore run --json` says; it must end with the exit code `code`, and its figures must add up."""
     result = run("run", "--from", source, "--to", sink, "--json", *arguments)
     assert result.returncode == code, result
+    assert code or not result.stderr, result
     return report(result)
 
 

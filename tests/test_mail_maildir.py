@@ -105,7 +105,7 @@ def test_a_maildir_that_vanishes(tmp_path):
         origins = iter(source)
         next(origins)
         shutil.rmtree(path)
-        with pytest.raises(SourceError, match="maildir:.*in is gone"):
+        with pytest.raises(SourceError, match=r"maildir:.*in is gone"):
             next(origins)
 
 

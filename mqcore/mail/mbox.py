@@ -67,16 +67,17 @@ def make_postmark(mail: Mail) -> bytes:
 
 def split(raw: bytes, *, last: bool) -> tuple[bytes, bytes]:
     """The `From ` line and the mail, of what is between the start of one mail and that of the next."""
-    end = raw.find(b"\n") + 1 or len(raw)
-    postmark, mime = raw[:end], raw[end:]
-    blank = b"\r\n" if postmark.endswith(b"\r\n") else b"\n"
+    begin = raw.find(b"\n") + 1 or len(raw)
+    end = len(raw)
+    blank = b"\r\n" if raw.endswith(b"\r\n", 0, begin) else b"\n"
     if not last:
-        mime = mime.removesuffix(blank) if mime.endswith(blank) else mime[:-1]
-    elif mime == blank or mime.endswith(b"\n" + blank):
-        mime = mime.removesuffix(blank)
+        end -= len(blank) if raw.endswith(blank, begin) else 1
+    elif raw.endswith(b"\n" + blank, begin - 1):
+        end -= len(blank)
+    mime = raw[begin:end]
     if b">From " in mime:
         mime = QUOTED.sub(rb"\1", mime)
-    return postmark, mime
+    return raw[:begin], mime
 
 
 def join(mails: Sequence[Mail], tail: bytes) -> Iterator[bytes]:

@@ -73,6 +73,7 @@ class MboxSource:
             digest = blake2b(self._identity, digest_size=16)
             digest.update(b"%d\0" % start)
             digest.update(raw)
+            del raw  # it may be big, and the mail is a copy of most of it
             self.done = end
             yield Origin(mime, digest.hexdigest(), start, sender, received, postmark)
 

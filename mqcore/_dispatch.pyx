@@ -174,8 +174,9 @@ cdef class Dispatcher(Steps):
             self.hooks[name] = new_hook(self, name, spec)
         self.open_control(loop)
         try:
-            self._prepare(plugins.snapshot).commit()
-            plugins._attach(self)
+            with plugins._lock:  # no change comes between
+                self._prepare(plugins.snapshot).commit()
+                plugins._attach(self)
         except BaseException:
             self.close_loop()
             raise
@@ -284,7 +285,7 @@ cdef class Dispatcher(Steps):
         From another thread nothing can be made ready: there `commit` leaves the change to the dispatcher's thread.
         """
         if self.thread != PyThread_get_thread_ident():
-            return LaterChange(self, plugins)
+            return LaterChange(self)
         change = Change(self, plugins)
         change.prepare()
         return change
@@ -349,13 +350,11 @@ cdef class Change:
         plugin._acquire()
         if plugin.context_initialize is not None:
             try:
-                plugin.context_initialize(context)
-            except BaseException as error:
+                plugin._call("mq_context_initialize", context)
+            except BaseException:
                 context.end()
                 plugin._release()
-                if not isinstance(error, Exception):
-                    raise
-                raise PluginError(f"mq_context_initialize raised {error!r}", plugin=plugin.name, path=plugin.path) from error
+                raise
         self.fresh.append(context)
         return context
 
@@ -384,11 +383,9 @@ cdef class Change:
 cdef class LaterChange(Due):
     """A change of plugins that was made on another thread."""
     cdef Dispatcher dispatcher
-    cdef tuple plugins
 
-    def __init__(self, dispatcher, plugins):
+    def __init__(self, dispatcher):
         self.dispatcher = dispatcher
-        self.plugins = plugins
 
     def commit(self):
         if not self.dispatcher.closed and not self.dispatcher.forked:
@@ -398,8 +395,10 @@ cdef class LaterChange(Due):
         """Nothing was made ready."""
 
     cdef void in_turn(self) noexcept:
+        plugins = self.dispatcher.plugins
         try:
-            self.dispatcher._prepare(self.plugins).commit()
+            with plugins._lock:  # by now there may be another list
+                self.dispatcher._prepare(plugins.snapshot).commit()
         except BaseException as error:
             self.dispatcher.raised(error, "a change of plugins, which left this dispatcher as it was")
 

@@ -56,9 +56,9 @@ cdef class Loop:
     cdef unsigned long thread           # that of the loop; 0 once closed or forked, so that one comparison tells all
     cdef bint closed
     cdef bint forked
-    cdef bint busy                      # keeps the loop running (libuv: `async` is referenced)
+    cdef bint busy                      # keeps the loop running (libuv: `waker` is referenced)
     cdef size_t open_handles
-    cdef Handle *async
+    cdef Handle *waker               # uv_async_t: a turn asked for by another thread
     cdef Handle *timers
     cdef Handle *free_timers
     cdef dict polls                     # fd -> Poll

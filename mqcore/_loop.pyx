@@ -182,10 +182,10 @@ cdef class Loop:
         self.due = []
         self.thread = PyThread_get_thread_ident()
         cdef LibUV *lib = self.state.uv
-        self.async = self.new_handle(UV_ASYNC)
-        cdef int failed = lib.async_init(self.state.pointer, uv_of(self.async), on_async)
+        self.waker = self.new_handle(UV_ASYNC)
+        cdef int failed = lib.async_init(self.state.pointer, uv_of(self.waker), on_async)
         if failed < 0:  # the one that needs something of the system: an fd
-            free(self.async)
+            free(self.waker)
             raise OSError(-failed, f"libuv cannot make an async handle: {os.strerror(-failed)}")
         self.opened()
         self.state.idle = self.new_handle(UV_IDLE)
@@ -195,7 +195,7 @@ cdef class Loop:
         lib.prepare_init(self.state.pointer, uv_of(self.state.prepare))  # cannot fail
         self.opened()
         # Neither waiting for other threads nor looking at polls is a reason for the loop to go on.
-        lib.unref(uv_of(self.async))
+        lib.unref(uv_of(self.waker))
         lib.unref(uv_of(self.state.prepare))
         Py_INCREF(self)
         loops.add(self)
@@ -235,7 +235,7 @@ cdef class Loop:
         while handle != NULL:
             lib.close(uv_of(handle), on_closed)
             handle = handle.next_timer
-        lib.close(uv_of(self.async), on_closed)
+        lib.close(uv_of(self.waker), on_closed)
         lib.close(uv_of(self.state.prepare), on_closed)
         lib.close(uv_of(self.state.idle), on_closed)
         return 0
@@ -293,7 +293,7 @@ cdef class Loop:
         if self.thread == PyThread_get_thread_ident():
             start_idle(&self.state)
         elif not self.closed and not self.forked:
-            self.state.uv.async_send(uv_of(self.async))  # cannot fail: open
+            self.state.uv.async_send(uv_of(self.waker))  # cannot fail: open
 
     cdef void soon(self, Due due) noexcept:
         """Have `due.in_turn()` called in a turn. Any thread, with the GIL."""
@@ -305,9 +305,9 @@ cdef class Loop:
             return
         self.busy = busy
         if busy:
-            self.state.uv.ref(uv_of(self.async))
+            self.state.uv.ref(uv_of(self.waker))
         else:
-            self.state.uv.unref(uv_of(self.async))
+            self.state.uv.unref(uv_of(self.waker))
 
     # -------------------------------------------------------------------------------------------------------------- turns
 

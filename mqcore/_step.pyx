@@ -159,10 +159,11 @@ cdef class Steps(Control):
                 count += 1
         cdef bint timed = self.until_sample == 0
         self.until_sample = SAMPLE_EVERY if timed else self.until_sample - 1
+        if message.verdict == TO_CANCEL:  # run_many() had taken it, and a hook of one before it cancelled it
+            return TO_CANCEL
         while True:
-            if self.closed or message.verdict == TO_CANCEL:
-                verdict = self.judge(message, None)
-                break
+            if self.closed:
+                return self.judge(message, None)
             if entry.function == NULL:
                 return TO_CONTINUE
             message.entry = entry

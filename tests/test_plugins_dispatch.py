@@ -138,11 +138,9 @@ def test_a_context_that_cannot_be_made_refuses_the_change(tmp_path, life, error)
             (tmp_path / "a.py").write_text(source)
             (tmp_path / "0.py").write_text(LIFE.format("first"))
             del life[:]
-            with pytest.raises((mqcore.PluginError, SystemExit)) as caught:
+            with pytest.raises(mqcore.PluginError, match="no route|SystemExit") as caught:
                 plugins.reload()
-            if caught.type is mqcore.PluginError:
-                assert (caught.value.plugin, caught.value.path) == ("a", str(tmp_path / "a.py"))
-                assert "no route" in str(caught.value)
+            assert (caught.value.plugin, caught.value.path) == ("a", str(tmp_path / "a.py"))
             assert plugins.snapshot is before
             assert [event for event in life if event[0] != "version"] == [
                 ("initialize", "first"),

@@ -1,0 +1,47 @@
+"""What the tests of the loop share: a plugin that lends its context to the test, and Python in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+
+class Lender:
+    """A plugin that holds every message, and whose context is used by the test itself."""
+
+    context: Any = None
+    cleaned = 0
+
+    def mq_context_initialize(self, context: Any) -> None:
+        self.context = context
+
+    def mq_context_cleanup(self, context: Any) -> None:
+        self.cleaned += 1
+
+    def mq_step(self, context: Any, message: Any) -> Any:
+        return True
+
+
+def borrow(owner: Any, **options: Any) -> tuple[Any, Any]:
+    """A dispatcher with one plugin, named "lender", and the context of that plugin."""
+    lender = Lender()
+    dispatcher = owner.start({"lender": lender}, **options)
+    return dispatcher, lender.context
+
+
+def python(source: str, *arguments: object, stderr: str | None = "") -> str:
+    """What `source` prints, run in a process of its own with every warning an error.
+
+    The process must end well, and print `stderr` there; None: anything.
+    """
+    # The package under test is the one that this process imports, wherever it is.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    command = [sys.executable, "-P", "-X", "dev", "-W", "error", "-c", textwrap.dedent(source), *map(str, arguments)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr or f"exit code {process.returncode}"
+    if stderr is not None:
+        assert process.stderr == stderr
+    return process.stdout

@@ -1,0 +1,125 @@
+/* The floor under dispatch: what it costs to call the same Python functions with the same arguments from C, and no more.
+ *
+ * Floor(functions, contexts): run(message) calls function(context, message) one after the other until one takes the
+ * message, and run_many(messages) does that for a list. Nothing is checked that the bench does not need.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+typedef struct {
+    PyObject *function;
+    PyObject *context;
+} Entry;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *functions;
+    PyObject *contexts;
+    Entry *entries;
+    Py_ssize_t count;
+} Floor;
+
+/* 1: a function took the message; 0: none did; -1: one raised. */
+static inline int step(Floor *self, PyObject *message)
+{
+    PyObject *space[3]; /* a bound method may use the place before the first argument */
+    PyObject **arguments = space + 1;
+    arguments[1] = message;
+    for (Entry *entry = self->entries; entry < self->entries + self->count; entry++) {
+        arguments[0] = entry->context;
+        PyObject *result = PyObject_Vectorcall(entry->function, arguments, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        if (result == NULL)
+            return -1;
+        int taken = result != Py_False && result != Py_None;
+        Py_DECREF(result);
+        if (taken)
+            return 1;
+    }
+    return 0;
+}
+
+static PyObject *floor_run(Floor *self, PyObject *message)
+{
+    int taken = step(self, message);
+    return taken < 0 ? NULL : PyBool_FromLong(taken);
+}
+
+/* A list of bools, as a caller needs to know what became of each message. */
+static PyObject *floor_run_many(Floor *self, PyObject *messages)
+{
+    if (!PyList_Check(messages))
+        return PyErr_Format(PyExc_TypeError, "run_many() needs a list");
+    PyObject *outcomes = PyList_New(PyList_GET_SIZE(messages));
+    if (outcomes == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(outcomes); i++) {
+        PyObject *outcome = floor_run(self, PyList_GET_ITEM(messages, i));
+        if (outcome == NULL) {
+            Py_DECREF(outcomes);
+            return NULL;
+        }
+        PyList_SET_ITEM(outcomes, i, outcome);
+    }
+    return outcomes;
+}
+
+static PyObject *floor_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *functions, *contexts;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &functions, &PyTuple_Type, &contexts))
+        return NULL;
+    if (PyTuple_GET_SIZE(functions) != PyTuple_GET_SIZE(contexts))
+        return PyErr_Format(PyExc_ValueError, "as many contexts as functions");
+    Floor *self = (Floor *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->functions = Py_NewRef(functions);
+    self->contexts = Py_NewRef(contexts);
+    self->count = PyTuple_GET_SIZE(functions);
+    self->entries = PyMem_New(Entry, self->count);
+    if (self->entries == NULL) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 0; i < self->count; i++) {
+        self->entries[i].function = PyTuple_GET_ITEM(functions, i);
+        self->entries[i].context = PyTuple_GET_ITEM(contexts, i);
+    }
+    return (PyObject *)self;
+}
+
+static void floor_dealloc(Floor *self)
+{
+    PyMem_Free(self->entries);
+    Py_XDECREF(self->functions);
+    Py_XDECREF(self->contexts);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMethodDef floor_methods[] = {
+    {"run", (PyCFunction)floor_run, METH_O, NULL},
+    {"run_many", (PyCFunction)floor_run_many, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject floor_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "_floor.Floor",
+    .tp_basicsize = sizeof(Floor),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = floor_new,
+    .tp_dealloc = (destructor)floor_dealloc,
+    .tp_methods = floor_methods,
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_floor", .m_size = -1};
+
+PyMODINIT_FUNC PyInit__floor(void)
+{
+    PyObject *self = PyModule_Create(&module);
+    if (self == NULL || PyModule_AddType(self, &floor_type) < 0) {
+        Py_XDECREF(self);
+        return NULL;
+    }
+    return self;
+}

@@ -1,0 +1,84 @@
+"""Compares contenders by rounds that alternate, so that whatever else the machine does hits all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from time import perf_counter_ns
+from typing import Any
+
+from goals import GOALS, ROOM_FOR_NOISE
+
+
+@dataclass
+class Row:
+    """One line of the table: what mqcore costs, in ns per message (or whatever the case counts), beside its base."""
+
+    group: str
+    case: str
+    base: str  # the contender that all are compared with: the floor, or where there is none a peer
+    base_ns: float
+    mqcore_ns: float
+    ratio: float  # mqcore / base: median of the rounds' ratios
+    spread: float  # half of the range that the middle half of the ratios has, as a part of the ratio
+    peers: dict[str, float] = field(default_factory=dict)  # each as a multiple of the base
+    goal: str = ""
+    kept: bool | None = None  # the goal; None where there is none
+    bound_kept: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def row_of(group: str, case: str, rounds: dict[str, list[float]]) -> Row:
+    """Make a row of what was measured: ns, round by round, of "mqcore" and of the others. The first is the base."""
+    base = next(iter(rounds))
+    ratios = {
+        name: [each / floor for each, floor in zip(times, rounds[base], strict=True)] for name, times in rounds.items()
+    }
+    low, middle, high = statistics.quantiles(ratios["mqcore"], n=4)
+    row = Row(
+        group,
+        case,
+        base,
+        base_ns=statistics.median(rounds[base]),
+        mqcore_ns=statistics.median(rounds["mqcore"]),
+        ratio=middle,
+        spread=(high - low) / 2 / middle,
+        peers={name: statistics.median(each) for name, each in ratios.items() if name not in (base, "mqcore")},
+    )
+    goal = GOALS.get(case)
+    if goal is not None:
+        pairs = list(zip(rounds["mqcore"], rounds[goal.than], strict=True))
+        row.goal = str(goal)
+        row.kept = statistics.median(mine - goal.allows(theirs) for mine, theirs in pairs) <= 0
+        row.bound_kept = statistics.median(mine - goal.allows(theirs, ROOM_FOR_NOISE) for mine, theirs in pairs) <= 0
+    return row
+
+
+def compare(
+    benchmark: Any, group: str, case: str, contenders: dict[str, Callable[[], Any]], *, rounds: int, count: int
+) -> Row:
+    """Measure "mqcore" and the other contenders, each of which does `count` pieces of work per call.
+
+    pytest-benchmark times mqcore; its set-up of each round times the others. All find the caches as the base left them,
+    which runs, untimed, before each of them.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    base_name = next(iter(contenders))
+    others = [name for name in contenders if name not in (base_name, "mqcore")]
+
+    def measure_others() -> None:
+        for name in (*others, base_name):
+            contenders[base_name]()
+            start = perf_counter_ns()
+            contenders[name]()
+            times[name].append((perf_counter_ns() - start) / count)
+
+    benchmark.group = group
+    benchmark.name = case
+    benchmark.pedantic(contenders["mqcore"], setup=measure_others, rounds=rounds, warmup_rounds=2)
+    times["mqcore"] = [seconds * 1e9 / count for seconds in benchmark.stats.stats.data]
+    return row_of(group, case, {name: each[-rounds:] for name, each in times.items()})

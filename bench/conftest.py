@@ -1,0 +1,78 @@
+"""The bench: `pytest bench`, or `pytest bench --short` for fewer and smaller rounds. See README.md."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import table
+import uvloop
+from comparing import Row, compare
+
+ROWS = pytest.StashKey[list[Row]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --short."""
+    parser.addoption("--short", action="store_true", help="fewer rounds and smaller sizes, as in CI")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make room for the rows."""
+    config.stash[ROWS] = []
+
+
+@pytest.fixture(scope="session")
+def short(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the short form."""
+    return bool(request.config.getoption("--short"))
+
+
+@pytest.fixture
+def loop() -> Iterator[uvloop.Loop]:
+    """A uvloop loop that does not run."""
+    made = uvloop.new_event_loop()
+    yield made
+    made.run_until_complete(made.shutdown_asyncgens())
+    made.close()
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[Row], None]:
+    """Put a row into the table; the test fails when its bound is broken."""
+
+    def put(row: Row) -> None:
+        request.config.stash[ROWS].append(row)
+        assert row.bound_kept, f"{row.case}: {row.mqcore_ns:.0f} ns beside {row.base_ns:.0f} ns; the goal is {row.goal}"
+
+    return put
+
+
+@pytest.fixture
+def against(benchmark: Any, short: bool, report: Callable[[Row], None]) -> Callable[..., None]:
+    """`against(group, case, contenders, rounds=, count=)`: compare, and put the row into the table.
+
+    The short form takes a fifth of the rounds.
+    """
+
+    def put(group: str, case: str, contenders: dict[str, Callable[[], Any]], *, rounds: int, count: int) -> None:
+        gc.collect()
+        assert gc.isenabled()
+        rounds = max(5, rounds // 5) if short else rounds
+        report(compare(benchmark, group, case, contenders, rounds=rounds, count=count))
+
+    return put
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Add the table's rows to what --benchmark-json writes."""
+    output_json["rows"] = [row.as_json() for row in config.stash[ROWS]]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the table."""
+    if config.stash[ROWS]:
+        for line in table.lines_of(config.stash[ROWS]):
+            terminalreporter.write_line(line)

@@ -1,0 +1,16 @@
+from typing import Any
+
+from typing_extensions import disjoint_base
+
+def holds() -> tuple[int, int]: ...
+
+@disjoint_base
+class Message:
+    @property
+    def data(self) -> dict[str, Any]: ...
+    @property
+    def holder(self) -> str | None: ...
+    @property
+    def error(self) -> BaseException | None: ...
+    @property
+    def retries(self) -> int: ...

@@ -32,15 +32,51 @@ def borrow(owner: Any, **options: Any) -> tuple[Any, Any]:
     return dispatcher, lender.context
 
 
+# For scripts that `python` runs: the loop of `sys.argv[1]`, "uvloop" or "pyuv", a borrowed context, and turns.
+PROLOGUE = """
+import errno, gc, os, socket, sys, threading, time
+import uvloop, pyuv
+import mqcore
+from mqcore import READ, WRITE
+
+class Lender:
+    def mq_context_initialize(self, context):
+        self.context = context
+    def mq_step(self, context, message):
+        return True
+
+def new_loop():
+    return uvloop.new_event_loop() if sys.argv[1] == "uvloop" else pyuv.Loop()
+
+def borrow():
+    lender = Lender()
+    plugins = mqcore.Plugins(hooks=[mqcore.HookSpec("mq_step")])
+    plugins.add("lender", lender)
+    return mqcore.Dispatcher(plugins, loop=loop), lender.context
+
+def turn(milliseconds=2):
+    if sys.argv[1] == "uvloop":
+        loop.call_later(milliseconds / 1000, loop.stop)
+        loop.run_forever()
+    else:
+        pyuv.Timer(loop).start(lambda timer: timer.close(), milliseconds / 1000, 0)
+        limit = time.monotonic() + milliseconds / 1000
+        while time.monotonic() < limit:
+            loop.run(pyuv.UV_RUN_ONCE)
+
+loop = new_loop()
+"""
+
+
 def python(source: str, *arguments: object, stderr: str | None = "") -> str:
     """What `source` prints, run in a process of its own with every warning an error.
 
-    The process must end well, and print `stderr` there; None: anything.
+    The process must end well, and print `stderr` there; None: anything. For what may abort, hang or fork.
     """
     # The package under test is the one that this process imports, wherever it is.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     command = [sys.executable, "-P", "-X", "dev", "-W", "error", "-c", textwrap.dedent(source), *map(str, arguments)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     assert process.returncode == 0, process.stderr or f"exit code {process.returncode}"
     if stderr is not None:
         assert process.stderr == stderr

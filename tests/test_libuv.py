@@ -19,6 +19,9 @@ from mqcore import _libuv
 UVLOOP_FILE = uvloop.loop.__file__
 PYUV_FILE = pyuv._cpyuv.__file__
 
+SYSTEM_LIBUV = ctypes.util.find_library("uv")
+needs_libuv = pytest.mark.skipif(SYSTEM_LIBUV is None, reason="needs libuv.so.1 of the system (Debian: libuv1)")
+
 
 # What each owner gives
 
@@ -130,39 +133,44 @@ def test_a_refused_dispatcher_can_be_dropped_and_closed():
 # Two libuvs in one process
 
 
+class Traffic:
+    """Timers and a watched socket on one loop, and how often they were called."""
+
+    def __init__(self, owner):
+        self.owner = owner
+        self.fired = self.read = 0
+        self.ours, self.theirs = socket.socketpair()
+        self.dispatcher, self.context = borrow(owner)
+        self.watcher = self.context.watch(self.ours, mqcore.READ, self.on_read)
+        for number in range(20):
+            self.context.start_timer(number / 1000, self.on_timer)
+
+    def on_timer(self):
+        self.fired += 1
+
+    def on_read(self, watcher, events):
+        self.read += len(self.ours.recv(100))
+
+    def step(self):
+        self.theirs.send(b"x")
+        self.context.start_timer(0.001, pytest.fail, "stopped").stop()
+        self.owner.spin(wait=True)
+
+    def close(self):
+        self.watcher.stop()
+        self.ours.close()
+        self.theirs.close()
+
+
 def test_both_owners_at_once(pyuv_owner, uvloop_owner):
     """Each dispatcher keeps to the libuv of its own loop, however their timers and watchers interleave."""
-    owners = (uvloop_owner, pyuv_owner)
-    ours = []
-    try:
-        for owner in owners:
-            _, context = borrow(owner)
-            ends = socket.socketpair()
-            ours.append((owner, context, ends, seen := {"timers": 0, "reads": 0}))
-            ends[0].setblocking(False)
-
-            def read(watcher, events, seen=seen, end=ends[0]):
-                seen["reads"] += len(end.recv(100))
-
-            def fire(seen=seen):
-                seen["timers"] += 1
-
-            context.watch(ends[0], mqcore.READ, read)
-            for number in range(20):
-                context.start_timer(number / 1000, fire)
-        for number in range(20):
-            for owner, context, ends, seen in ours:
-                ends[1].send(b"x")
-                context.start_timer(0.001, lambda: None).stop()
-                owner.spin(wait=True)
-        for owner, _, _, seen in ours:
-            owner.run_until(lambda seen=seen: seen == {"timers": 20, "reads": 20})
-    finally:
-        for owner, _, ends, _ in ours:
-            for dispatcher in owner.dispatchers:
-                dispatcher.close()
-            for end in ends:
-                end.close()
+    both = [Traffic(uvloop_owner), Traffic(pyuv_owner)]
+    for _ in range(20):
+        for traffic in both:
+            traffic.step()
+    for traffic in both:
+        traffic.owner.run_until(lambda traffic=traffic: traffic.fired == traffic.read == 20)
+        traffic.close()
 
 
 def test_both_owners_in_nested_loops(pyuv_owner, uvloop_owner):
@@ -231,7 +239,7 @@ def test_uvloop_in_the_global_scope_first():
     assert pyuv.LIBUV_VERSION in on_pyuv
 
 
-@pytest.mark.skipif(ctypes.util.find_library("uv") is None, reason="needs a system library, libuv.so.1 (Debian: libuv1)")
+@needs_libuv
 def test_a_libuv_of_the_system_in_the_global_scope_first():
     """uvloop is bound to it then, while dlsym() on uvloop gives uvloop's own."""
     said = python(PLUGINS_ON + """
@@ -241,13 +249,13 @@ def test_a_libuv_of_the_system_in_the_global_scope_first():
     print(attempt(pyuv.Loop()))
     sys.stdout.flush()
     os._exit(0)
-    """, ctypes.util.find_library("uv"))
+    """, SYSTEM_LIBUV)
     on_uvloop, on_pyuv = said.splitlines()
     assert "libuv.so" in on_uvloop and UVLOOP_FILE in on_uvloop and "RTLD_GLOBAL" in on_uvloop
     assert PYUV_FILE in on_pyuv and pyuv.LIBUV_VERSION in on_pyuv
 
 
-@pytest.mark.skipif(ctypes.util.find_library("uv") is None, reason="needs a system library, libuv.so.1 (Debian: libuv1)")
+@needs_libuv
 def test_a_libuv_of_the_system_that_is_not_in_the_global_scope():
     said = python(PLUGINS_ON + """
     ctypes.CDLL(sys.argv[1], ctypes.RTLD_LOCAL)
@@ -256,7 +264,7 @@ def test_a_libuv_of_the_system_that_is_not_in_the_global_scope():
     print(attempt(loop))
     loop.close()
     print(attempt(pyuv.Loop()))
-    """, ctypes.util.find_library("uv"))
+    """, SYSTEM_LIBUV)
     assert said.split() == ["accepted", "accepted"]
 
 

@@ -1,0 +1,891 @@
+"""Timers: never early, in order, and stopped or reset at any moment."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import threading
+import time
+import weakref
+from decimal import Decimal
+from fractions import Fraction
+
+import mqcore._loop
+import pytest
+from loop_tools import PROLOGUE, borrow, python
+
+import mqcore
+
+
+class Anything:
+    """What can be referred to weakly."""
+
+
+class Clock:
+    """Timers that note when they fire, against the moment before which they must not."""
+
+    def __init__(self, context):
+        self.context = context
+        self.early = []
+        self.fired = 0
+
+    def start(self, seconds):
+        start = time.monotonic_ns()
+        return self.context.start_timer(seconds, self.fire, start + int(float(seconds) * 1e9))
+
+    def fire(self, due):
+        self.fired += 1
+        if (now := time.monotonic_ns()) < due:
+            self.early.append(due - now)
+
+
+# When they fire
+
+
+def test_a_timer_fires_once(owner):
+    _, context = borrow(owner)
+    fired = []
+    timer = context.start_timer(0.001, lambda *args: fired.append(args), 1, "two")
+    assert isinstance(timer, mqcore.Timer)
+    owner.turn()
+    owner.run_until(lambda: fired)
+    time.sleep(0.005)
+    owner.turn()
+    assert fired == [(1, "two")]
+
+
+def test_a_timer_never_fires_before_its_start_returns(owner):
+    _, context = borrow(owner)
+    fired = []
+    context.start_timer(0, fired.append, 1)
+    time.sleep(0.002)
+    assert not fired
+    owner.turn()
+    assert fired == [1]
+
+
+@pytest.mark.parametrize("seconds", [0, -0.0, 5e-324, 1e-12, 1e-9, 0.0004, False, Fraction(1, 1000), Decimal("0.001")])
+def test_seconds(owner, seconds):
+    _, context = borrow(owner)
+    clock = Clock(context)
+    clock.start(seconds)
+    owner.run_until(lambda: clock.fired)
+    assert not clock.early
+
+
+@pytest.mark.parametrize("seconds", [True, 86400, 3600 * 24 * 365, 2.0**31, 100 * 365 * 86400])
+def test_seconds_that_are_far_off(owner, seconds):
+    _, context = borrow(owner)
+    timer = context.start_timer(seconds, pytest.fail, "fired")
+    owner.turn()
+    time.sleep(0.002)
+    owner.turn()
+    assert timer.stop() is True
+
+
+@pytest.mark.parametrize("seconds", [-1, -1e-9, -5e-324, float("nan"), float("inf"), float("-inf"), 1e10, 1e300])
+def test_seconds_that_are_refused(owner, seconds):
+    _, context = borrow(owner)
+    with pytest.raises(ValueError, match="seconds"):
+        context.start_timer(seconds, pytest.fail)
+    timer = context.start_timer(1, pytest.fail)
+    with pytest.raises(ValueError, match="seconds"):
+        timer.reset(seconds)
+    assert timer.stop() is True  # a reset that is refused changes nothing
+
+
+def test_an_int_beyond_every_float_is_refused(owner):
+    _, context = borrow(owner)
+    with pytest.raises(ValueError, match="seconds"):
+        context.start_timer(10**400, pytest.fail)
+
+
+@pytest.mark.parametrize("seconds", ["1", None, b"1", [], 1j])
+def test_seconds_that_are_no_number(owner, seconds):
+    _, context = borrow(owner)
+    with pytest.raises(TypeError):
+        context.start_timer(seconds, pytest.fail)
+    timer = context.start_timer(1, pytest.fail)
+    with pytest.raises(TypeError):
+        timer.reset(seconds)
+    assert timer.stop() is True
+
+
+def test_seconds_whose_conversion_raises(owner):
+    class Late:
+        def __float__(self):
+            raise LookupError("no time")
+
+    _, context = borrow(owner)
+    with pytest.raises(LookupError):
+        context.start_timer(Late(), pytest.fail)
+
+
+@pytest.mark.parametrize("method", ["start_timer", "reset"])
+def test_seconds_whose_conversion_closes_the_dispatcher(owner, method):
+    said = python(PROLOGUE + """
+dispatcher, context = borrow()
+
+class Closing:
+    def __float__(self):
+        dispatcher.close()
+        return 0.0
+
+timer = context.start_timer(100, print)
+try:
+    if sys.argv[2] == "reset":
+        timer.reset(Closing())
+    else:
+        context.start_timer(Closing(), print)
+except mqcore.DispatcherClosed:
+    print("closed")
+turn()
+""", owner.name, method)
+    assert said == "closed\n"
+
+
+@pytest.mark.parametrize("callback", [None, 1, "callback", ()])
+def test_a_callback_that_cannot_be_called(owner, callback):
+    _, context = borrow(owner)
+    with pytest.raises(TypeError, match="callable"):
+        context.start_timer(1, callback)
+
+
+def test_missing_arguments(owner):
+    _, context = borrow(owner)
+    with pytest.raises(TypeError):
+        context.start_timer()
+    with pytest.raises(TypeError):
+        context.start_timer(1)
+
+
+@pytest.mark.parametrize("kind", ["Timer", "Watcher"])
+def test_timers_and_watchers_are_made_by_contexts_and_holds_alone(kind):
+    """One that stands for nothing must not be used, let alone crash."""
+    said = python("""
+    import sys
+    import mqcore
+    try:
+        thing = getattr(mqcore, sys.argv[1])()
+        repr(thing)
+        thing.stop()
+    except Exception as error:
+        print(type(error).__name__)
+    """, kind)
+    assert said in ("TypeError\n", "")
+
+
+# Never early
+
+
+def test_a_timer_after_a_callback_that_blocked(owner):
+    """libuv counts from the loop's own time, which is that of before the callback."""
+    _, context = borrow(owner)
+    clock = Clock(context)
+
+    def block():
+        time.sleep(0.03)
+        clock.start(0.05)
+        clock.start(0.02)
+        clock.start(0)
+
+    context.start_timer(0.001, block)
+    owner.run_until(lambda: clock.fired == 3)
+    assert not clock.early
+
+
+def test_a_timer_after_a_hook_that_blocked(owner):
+    clocks = []
+
+    def hook(context, message):
+        clocks.append(clock := Clock(context))
+        time.sleep(0.03)
+        clock.start(0.05)
+        return True
+
+    dispatcher = owner.start({"slow": hook})
+    message = owner.Message()
+    dispatcher.hook("mq_step").run(message, done=owner.done)
+    owner.run_until(lambda: clocks[0].fired)
+    assert not clocks[0].early
+    dispatcher.cancel(message)
+
+
+def test_a_timer_reset_after_a_callback_that_blocked(owner):
+    _, context = borrow(owner)
+    due = []
+    timer = context.start_timer(10, lambda: due.append(time.monotonic_ns() - due.pop()))
+
+    def block():
+        time.sleep(0.03)
+        due.append(time.monotonic_ns() + 40_000_000)
+        timer.reset(0.04)
+
+    context.start_timer(0.001, block)
+    owner.run_until(lambda: due)  # set by `block`
+    owner.run_until(lambda: due and due[0] < 10**9)  # replaced by the timer: what is left over
+    assert due[0] >= 0
+
+
+def test_thousands_of_timers_are_never_early(owner):
+    """With callbacks that block now and then, and start others."""
+    chance = random.Random(7)
+    _, context = borrow(owner)
+    clock = Clock(context)
+    started = 5000
+
+    def block():
+        nonlocal started
+        time.sleep(chance.random() / 200)
+        for _ in range(20):
+            clock.start(chance.random() / 50)
+            started += 1
+
+    for _ in range(5000):
+        clock.start(chance.random() / 5)
+    for _ in range(30):
+        context.start_timer(chance.random() / 5, block)
+    owner.run_until(lambda: clock.fired == started == 5600)
+    assert not clock.early
+
+
+def test_a_deadline_is_never_early(owner):
+    ended = []
+
+    def hook(context, message):
+        time.sleep(0.03)
+        message.due = time.monotonic_ns() + 20_000_000
+        return True
+
+    class Message(mqcore.Message):
+        due = 0
+
+    def done(message, outcome):
+        ended.append(time.monotonic_ns() - message.due)
+
+    dispatcher = owner.start({"slow": hook}, hold_timeout=0.02)
+    messages = [Message() for _ in range(3)]
+    dispatcher.hook("mq_step").run_many(messages, done=done)
+    owner.run_until(lambda: len(ended) == 3)
+    assert min(ended) >= 0
+
+
+# Many
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_timers_fire_in_order(owner):
+    _, context = borrow(owner)
+    chance = random.Random(3)
+    fired = []
+    before = [0] * 100_000
+    after = [0] * 100_000
+    for number in range(100_000):
+        delay = chance.randrange(400)
+        before[number] = time.monotonic_ns() + delay * 1_000_000
+        context.start_timer(delay / 1000, fired.append, number)
+        after[number] = time.monotonic_ns() + delay * 1_000_000
+    owner.run_until(lambda: len(fired) == 100_000, timeout=30)
+    latest = 0
+    for number in fired:  # to the millisecond, which is what libuv counts in
+        assert after[number] >= latest - 1_000_000
+        latest = max(latest, before[number])
+    assert sorted(fired) == list(range(100_000))
+
+
+def test_timers_that_are_started_alike_fire_in_the_order_they_were_started(owner):
+    _, context = borrow(owner)
+    fired = []
+    for number in range(1000):
+        context.start_timer(0.005, fired.append, number)
+    owner.run_until(lambda: len(fired) == 1000)
+    assert fired == list(range(1000))
+
+
+@pytest.mark.slow
+def test_a_million_timers_started_and_stopped_are_one_handle(owner):
+    _, context = borrow(owner)
+    made, _ = mqcore._loop.handles()
+    start_timer = context.start_timer
+    for _ in range(1_000_000):
+        start_timer(1.0, pytest.fail).stop()
+    assert mqcore._loop.handles()[0] - made <= 1
+    owner.turn()
+
+
+def test_timers_that_fired_are_used_again(owner):
+    _, context = borrow(owner)
+    fired = []
+    made, _ = mqcore._loop.handles()
+    for _ in range(20):
+        for _ in range(50):
+            context.start_timer(0, fired.append, 1)
+        owner.run_until(lambda: len(fired) == 50)
+        fired.clear()
+    assert mqcore._loop.handles()[0] - made <= 50
+
+
+def test_timers_that_are_reset_forever_are_few_handles(owner):
+    """A reset of a timer that is due takes another handle, and the first comes back."""
+    _, context = borrow(owner)
+    made, _ = mqcore._loop.handles()
+    rounds = 0
+
+    def first():
+        nonlocal rounds
+        rounds += 1
+        second.reset(0)
+        if rounds < 500:
+            timer.reset(0)
+
+    timer = context.start_timer(0, first)
+    second = context.start_timer(0, list)
+    owner.run_until(lambda: rounds == 500)
+    assert mqcore._loop.handles()[0] - made <= 4
+    second.stop()
+
+
+def test_a_timer_that_starts_itself_does_not_starve_the_loop(owner):
+    _, context = borrow(owner)
+    rounds = 0
+    fired = []
+
+    def again():
+        nonlocal rounds
+        rounds += 1
+        context.start_timer(0, again)
+        if rounds == 1:
+            context.start_timer(0.002, fired.append, 1)
+
+    context.start_timer(0, again)
+    owner.run_until(lambda: fired)
+    assert rounds > 1
+
+
+# Stop
+
+
+def test_stop_before_it_fires(owner):
+    _, context = borrow(owner)
+    timer = context.start_timer(0.001, pytest.fail, "fired")
+    assert timer.stop() is True
+    assert timer.stop() is False
+    time.sleep(0.003)
+    owner.turn()
+    assert timer.stop() is False
+
+
+def test_stop_in_its_own_callback_and_after(owner):
+    _, context = borrow(owner)
+    said = []
+    timer = context.start_timer(0.001, lambda: said.append(timer.stop()))
+    owner.run_until(lambda: said)
+    assert said == [False]
+    assert timer.stop() is False
+
+
+def test_stop_of_another_that_is_due_in_the_same_turn(owner):
+    _, context = borrow(owner)
+    said = []
+    context.start_timer(0.001, lambda: said.append(other.stop()))
+    other = context.start_timer(0.001, pytest.fail, "fired")
+    time.sleep(0.005)
+    owner.run_until(lambda: said)
+    owner.turn()
+    assert said == [True]
+
+
+@pytest.mark.slow
+def test_stop_of_a_hundred_thousand_due_timers(owner):
+    _, context = borrow(owner)
+    stopped = []
+
+    def stop_all():
+        stopped.extend([timer.stop() for timer in timers])
+
+    context.start_timer(0, stop_all)
+    timers = [context.start_timer(0, pytest.fail, "fired") for _ in range(100_000)]
+    time.sleep(0.002)
+    owner.run_until(lambda: stopped)
+    owner.turn()
+    assert stopped == [True] * 100_000
+    # Their handles are there again.
+    made, _ = mqcore._loop.handles()
+    for _ in range(100_000):
+        context.start_timer(100, pytest.fail)
+    assert mqcore._loop.handles()[0] == made
+
+
+def test_each_timer_stops_the_next_but_one(owner):
+    _, context = borrow(owner)
+    fired = []
+
+    def fire(number):
+        fired.append(number)
+        if number + 2 < 3000:
+            timers[number + 2].stop()
+
+    timers = [context.start_timer(0, fire, number) for number in range(3000)]
+    time.sleep(0.002)
+    owner.turn()
+    assert fired == [number for number in range(3000) if number % 4 < 2]
+
+
+# Reset
+
+
+def test_reset_before_it_fires_later(owner):
+    _, context = borrow(owner)
+    fired = []
+    timer = context.start_timer(0.001, lambda: fired.append(time.monotonic_ns()))
+    due = time.monotonic_ns() + 30_000_000
+    timer.reset(0.03)
+    owner.run_until(lambda: fired)
+    assert fired[0] >= due
+
+
+def test_reset_before_it_fires_sooner(owner):
+    _, context = borrow(owner)
+    fired = []
+    timer = context.start_timer(1000, fired.append, 1)
+    timer.reset(0.001)
+    owner.run_until(lambda: fired)
+    assert timer.stop() is False
+
+
+def test_reset_in_its_own_callback_and_after(owner):
+    """A reset timer fires again."""
+    _, context = borrow(owner)
+    fired = []
+
+    def fire(name):
+        fired.append(name)
+        if len(fired) < 5:
+            timer.reset(0.0005)
+
+    timer = context.start_timer(0.001, fire, "x")
+    owner.run_until(lambda: len(fired) == 5)
+    assert timer.stop() is False
+    timer.reset(0)
+    owner.run_until(lambda: len(fired) == 6)
+    timer.reset(0.001)
+    assert timer.stop() is True
+    timer.reset(0)  # also one that was stopped
+    owner.run_until(lambda: len(fired) == 7)
+    assert fired == ["x"] * 7
+
+
+def test_reset_of_another_that_is_due_in_the_same_turn(owner):
+    _, context = borrow(owner)
+    fired = []
+
+    def postpone():
+        other.reset(0.02)
+        fired.append(time.monotonic_ns())
+
+    context.start_timer(0.001, postpone)
+    other = context.start_timer(0.001, lambda: fired.append(time.monotonic_ns()))
+    time.sleep(0.005)
+    owner.run_until(lambda: len(fired) == 2)
+    assert fired[1] - fired[0] >= 19_000_000  # `postpone` looks at the clock a little after the reset
+    owner.turn()
+    assert len(fired) == 2
+
+
+def test_reset_many_times_in_one_turn(owner):
+    _, context = borrow(owner)
+    fired = []
+
+    def postpone():
+        for _ in range(100):
+            other.reset(0)
+        other.stop()
+        for _ in range(100):
+            other.reset(0.001)
+
+    context.start_timer(0, postpone)
+    other = context.start_timer(0, fired.append, 1)
+    time.sleep(0.002)
+    owner.run_until(lambda: fired)
+    time.sleep(0.003)
+    owner.turn()
+    assert fired == [1]
+
+
+# Errors
+
+
+def test_a_callback_that_raises_is_logged_and_the_loop_goes_on(owner, caplog):
+    _, context = borrow(owner)
+    fired = []
+    context.start_timer(0, lambda: 1 / 0)
+    context.start_timer(0, fired.append, 1)
+    owner.run_until(lambda: fired)
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("mqcore.plugins.lender", logging.ERROR)
+    assert "lender" in record.getMessage()
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_a_callback_with_wrong_arguments_is_logged(owner, caplog):
+    _, context = borrow(owner)
+    context.start_timer(0, lambda: None, "one too many")
+    owner.run_until(lambda: caplog.records)
+    assert caplog.records[0].exc_info[0] is TypeError
+
+
+def test_a_timer_that_raised_can_be_reset(owner, caplog):
+    _, context = borrow(owner)
+    timer = context.start_timer(0, lambda: 1 / 0)
+    owner.run_until(lambda: caplog.records)
+    timer.reset(0)
+    owner.run_until(lambda: len(caplog.records) == 2)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_a_program_leaves_through_the_loop(uvloop_owner, error):
+    owner = uvloop_owner
+    _, context = borrow(owner)
+    fired = []
+
+    def end():
+        raise error
+
+    context.start_timer(0, end)
+    context.start_timer(0, fired.append, 1)
+    with pytest.raises(error):
+        owner.run_until(lambda: False)
+    owner.run_until(lambda: fired)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_a_program_is_raised_by_close_on_pyuv(pyuv_owner, error):
+    owner = pyuv_owner
+    dispatcher, context = borrow(owner)
+
+    def end():
+        raise error
+
+    context.start_timer(0, end)
+    for _ in range(3):
+        owner.loop.run(1)
+    with pytest.raises(error):
+        dispatcher.close()
+    dispatcher.close()
+
+
+# What they keep alive
+
+
+def test_a_running_timer_needs_no_reference(owner):
+    _, context = borrow(owner)
+    fired = []
+    context.start_timer(0.005, fired.append, 1)
+    gc.collect()
+    owner.run_until(lambda: fired)
+
+
+def test_a_running_timer_keeps_its_callback_and_arguments(owner):
+    _, context = borrow(owner)
+    argument, fired = Anything(), []
+    seen = weakref.ref(argument)
+    context.start_timer(0.005, fired.append, argument)
+    del argument
+    gc.collect()
+    owner.run_until(lambda: fired)
+    assert fired.pop() is seen()
+    gc.collect()
+    assert seen() is None
+
+
+@pytest.mark.parametrize("end", ["stop", "fire", "close", "raise"])
+def test_a_timer_in_a_cycle_is_collected_once_it_is_over(owner, end, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mqcore.plugins.lender"), "disabled", True)  # a record would keep the error
+    dispatcher, context = borrow(owner)
+    knot = Anything()
+    fired = []
+
+    def callback(knot):
+        fired.append(1)
+        if end == "raise":
+            raise LookupError(knot)
+
+    knot.timer = context.start_timer(0 if end in ("fire", "raise") else 100, callback, knot)
+    knot.itself = knot
+    seen = weakref.ref(knot)
+    timer = knot.timer
+    del knot
+    gc.collect()
+    assert seen() is not None  # it runs
+    if end == "stop":
+        assert timer.stop() is True
+    elif end == "close":
+        dispatcher.close()
+    else:
+        owner.run_until(lambda: fired)
+    del timer
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_timer_in_a_cycle_that_is_reset_is_not_collected(owner):
+    _, context = borrow(owner)
+    knot = Anything()
+    knot.timer = context.start_timer(100, lambda knot: None, knot)
+    seen = weakref.ref(knot)
+    knot.timer.stop()
+    knot.timer.reset(100)
+    del knot
+    gc.collect()
+    assert seen() is not None
+    seen().timer.stop()
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_timer_in_a_cycle_with_a_message_and_its_hold(owner):
+    class Message(mqcore.Message):
+        pass
+
+    def hook(context, message):
+        hold = context.hold(message)
+        message.data["timer"] = hold.start_timer(0.002, hold.complete)
+        return hold
+
+    dispatcher = owner.start({"a": hook})
+    message = Message()
+    seen = weakref.ref(message)
+    outcomes = []
+    dispatcher.hook("mq_step").run(message, done=lambda message, outcome: outcomes.append(outcome))
+    del message
+    gc.collect()
+    owner.run_until(lambda: outcomes)  # the timer kept it: not abandoned
+    assert outcomes == [mqcore.COMPLETE]
+    gc.collect()
+    assert seen() is None
+
+
+def test_an_argument_whose_finalizer_starts_and_stops_timers(owner):
+    _, context = borrow(owner)
+    log = []
+
+    class Busy:
+        def __del__(self):
+            log.append(other.stop())
+            context.start_timer(0, log.append, "started by a finalizer")
+
+    other = context.start_timer(100, pytest.fail)
+    context.start_timer(100, pytest.fail, Busy()).stop()
+    owner.run_until(lambda: len(log) == 2)
+    assert log == [True, "started by a finalizer"]
+
+
+def test_an_argument_whose_finalizer_runs_when_the_dispatcher_closes(owner):
+    dispatcher, context = borrow(owner)
+    log = []
+
+    class Busy:
+        def __del__(self):
+            log.append(other.stop())
+            try:
+                context.start_timer(0, pytest.fail)
+            except mqcore.DispatcherClosed:
+                log.append("closed")
+            dispatcher.close()
+
+    other = context.start_timer(100, pytest.fail)
+    for _ in range(3):
+        context.start_timer(100, pytest.fail, Busy())
+    dispatcher.close()
+    assert log.count("closed") == 3
+    owner.turn()
+
+
+# Threads
+
+
+def in_thread(function):
+    """What `function` raises in a thread of its own, or None."""
+    raised = []
+
+    def run():
+        try:
+            function()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised[0] if raised else None
+
+
+def test_timers_belong_to_the_thread_of_the_dispatcher(owner):
+    _, context = borrow(owner)
+    timer = context.start_timer(100, pytest.fail)
+    for attempt in (
+        lambda: context.start_timer(0, pytest.fail),
+        timer.stop,
+        lambda: timer.reset(0),
+    ):
+        error = in_thread(attempt)
+        assert type(error) is mqcore.MqError and "thread" in str(error)
+    owner.turn()
+    assert timer.stop() is True
+
+
+def test_a_timer_may_be_dropped_on_another_thread(owner):
+    _, context = borrow(owner)
+    fired = []
+    running = [context.start_timer(0.005, fired.append, 1)]
+    stopped = [context.start_timer(100, pytest.fail)]
+    stopped[0].stop()
+    assert in_thread(running.clear) is None
+    assert in_thread(stopped.clear) is None
+    gc.collect()
+    owner.run_until(lambda: fired)
+
+
+# After close()
+
+
+def test_after_close(owner):
+    dispatcher, context = borrow(owner)
+    timer = context.start_timer(0.001, pytest.fail, "fired")
+    over = context.start_timer(0.001, pytest.fail, "fired")
+    over.stop()
+    dispatcher.close()
+    time.sleep(0.002)
+    owner.turn()
+    for each in (timer, over):
+        assert each.stop() is False
+        with pytest.raises(mqcore.DispatcherClosed):
+            each.reset(0)
+        assert "stopped" in repr(each)
+    with pytest.raises(mqcore.DispatcherClosed):
+        context.start_timer(0, pytest.fail)
+    owner.turn()
+
+
+def test_close_in_a_timer_callback(owner):
+    dispatcher, context = borrow(owner)
+    fired = []
+
+    def close():
+        dispatcher.close()
+        fired.append(own.stop())
+        with pytest.raises(mqcore.DispatcherClosed):
+            own.reset(0)
+
+    own = context.start_timer(0, close)
+    others = [context.start_timer(0, pytest.fail, "fired") for _ in range(100)]
+    time.sleep(0.002)
+    owner.run_until(lambda: fired)
+    owner.turn()
+    assert fired == [False]
+    assert not any(timer.stop() for timer in others)
+
+
+def test_close_when_timers_are_due(owner):
+    """In a turn, and between the moment libuv finds them due and their turn."""
+    dispatcher, context = borrow(owner)
+    for _ in range(100):
+        context.start_timer(0, pytest.fail, "fired")
+    time.sleep(0.002)
+    if owner.name == "uvloop":
+        owner.loop.call_later(0, dispatcher.close)
+    else:
+        dispatcher.close()
+    owner.turn()
+
+
+def test_a_timer_outlives_its_dispatcher(owner):
+    dispatcher, context = borrow(owner)
+    timer = context.start_timer(0.001, pytest.fail, "fired")
+    dispatcher.close()
+    del dispatcher, context
+    owner.dispatchers.clear()
+    owner.turn()
+    gc.collect()
+    owner.turn()
+    assert timer.stop() is False
+    with pytest.raises(mqcore.DispatcherClosed):
+        timer.reset(1)
+
+
+# Holds
+
+
+def test_timers_end_with_their_hold(owner):
+    kept = []
+
+    def hook(context, message):
+        kept.append(context.hold(message))
+        return kept[-1]
+
+    dispatcher = owner.start({"a": hook})
+    message = owner.Message()
+    dispatcher.hook("mq_step").run(message, done=owner.done)
+    timer = kept[0].start_timer(0.001, pytest.fail, "fired")
+    kept[0].complete()
+    time.sleep(0.002)
+    owner.run_until(lambda: owner.finished)
+    owner.turn()
+    assert timer.stop() is False
+    with pytest.raises(mqcore.NotHeld):
+        timer.reset(0)
+    with pytest.raises(mqcore.NotHeld):
+        kept[0].start_timer(0, pytest.fail)
+
+
+@pytest.mark.parametrize("first", ["give back", "timer"])
+def test_a_hold_that_ends_in_the_turn_in_which_its_timer_is_due(owner, first):
+    kept = []
+    fired = []
+
+    def hook(context, message):
+        kept.append(context.hold(message))
+        return kept[-1]
+
+    dispatcher = owner.start({"a": hook})
+    dispatcher.hook("mq_step").run(message := owner.Message(), done=owner.done)
+    if first == "timer":
+        kept[0].start_timer(0.001, fired.append, 1)
+    kept[0].start_timer(0.001, kept[0].complete)
+    if first != "timer":
+        kept[0].start_timer(0.001, fired.append, 1)
+    time.sleep(0.005)
+    owner.run_until(lambda: owner.finished)
+    owner.turn()
+    assert owner.finished == [(message, mqcore.COMPLETE)]
+    assert fired == ([1] if first == "timer" else [])
+
+
+@pytest.mark.parametrize("when", ["at once", "due"])
+def test_timers_of_a_hold_given_back_on_another_thread(owner, when):
+    """They are stopped on the dispatcher's thread, and not called before."""
+    kept = []
+
+    def hook(context, message):
+        kept.append(context.hold(message))
+        return kept[-1]
+
+    dispatcher = owner.start({"a": hook})
+    dispatcher.hook("mq_step").run(message := owner.Message(), done=owner.done)
+    timers = [kept[0].start_timer(0.001, pytest.fail, "fired") for _ in range(100)]
+    if when == "due":
+        time.sleep(0.003)
+    assert in_thread(kept[0].complete) is None
+    owner.run_until(lambda: owner.finished)
+    owner.turn()
+    assert owner.finished == [(message, mqcore.COMPLETE)]
+    assert not any(timer.stop() for timer in timers)
+
+
+def test_a_repr(owner):
+    _, context = borrow(owner)
+    timer = context.start_timer(100, print)
+    assert "running" in repr(timer) and "print" in repr(timer)
+    timer.stop()
+    assert "stopped" in repr(timer)

@@ -13,27 +13,28 @@ from goals import GOALS, ROOM_FOR_NOISE
 
 @dataclass
 class Row:
-    """One line of the table: what mqcore costs, in ns per message (or whatever the case counts), beside its base."""
+    """One line of the table: what mqcore costs, for one message or whatever the case counts, beside its base."""
 
     group: str
     case: str
     base: str  # the contender that all are compared with: the floor, or where there is none a peer
-    base_ns: float
-    mqcore_ns: float
+    base_cost: float
+    mqcore_cost: float
     ratio: float  # mqcore / base: median of the rounds' ratios
     spread: float  # half of the range that the middle half of the ratios has, as a part of the ratio
     peers: dict[str, float] = field(default_factory=dict)  # each as a multiple of the base
     goal: str = ""
     kept: bool | None = None  # the goal; None where there is none
     bound_kept: bool = True
+    unit: str = "ns"
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
         return asdict(self)
 
 
-def row_of(group: str, case: str, rounds: dict[str, list[float]]) -> Row:
-    """Make a row of what was measured: ns, round by round, of "mqcore" and of the others. The first is the base."""
+def row_of(group: str, case: str, rounds: dict[str, list[float]], unit: str = "ns") -> Row:
+    """Make a row of what was measured: costs, round by round, of "mqcore" and of the others. The first is the base."""
     base = next(iter(rounds))
     ratios = {
         name: [each / floor for each, floor in zip(times, rounds[base], strict=True)] for name, times in rounds.items()
@@ -43,42 +44,57 @@ def row_of(group: str, case: str, rounds: dict[str, list[float]]) -> Row:
         group,
         case,
         base,
-        base_ns=statistics.median(rounds[base]),
-        mqcore_ns=statistics.median(rounds["mqcore"]),
+        base_cost=statistics.median(rounds[base]),
+        mqcore_cost=statistics.median(rounds["mqcore"]),
         ratio=middle,
-        spread=(high - low) / 2 / middle,
+        spread=(high - low) / 2 / middle if middle else 0.0,  # some memory costs nothing
+        unit=unit,
         peers={name: statistics.median(each) for name, each in ratios.items() if name not in (base, "mqcore")},
     )
     goal = GOALS.get(case)
     if goal is not None:
-        pairs = list(zip(rounds["mqcore"], rounds[goal.than], strict=True))
-        row.goal = str(goal)
+        beside = rounds.get(goal.than, [0.0] * len(rounds["mqcore"]))
+        pairs = list(zip(rounds["mqcore"], beside, strict=True))
+        row.goal = goal.text(unit)
         row.kept = statistics.median(mine - goal.allows(theirs) for mine, theirs in pairs) <= 0
         row.bound_kept = statistics.median(mine - goal.allows(theirs, ROOM_FOR_NOISE) for mine, theirs in pairs) <= 0
     return row
 
 
 def compare(
-    benchmark: Any, group: str, case: str, contenders: dict[str, Callable[[], Any]], *, rounds: int, count: int
+    benchmark: Any,
+    group: str,
+    case: str,
+    contenders: dict[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    count: int,
+    counts: dict[str, int] | None = None,
+    before: Callable[[], Any] | None = None,
 ) -> Row:
-    """Measure "mqcore" and the other contenders, each of which does `count` pieces of work per call.
+    """Measure "mqcore" and the others, each of which does `count` pieces of work per call, or what `counts` says.
 
-    pytest-benchmark times mqcore; its set-up of each round times the others. All find the caches as the base left them,
-    which runs, untimed, before each of them.
+    pytest-benchmark times mqcore; its set-up of each round times the others. Before each the base runs, untimed,
+    so that all find the same caches; or `before` is called.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     base_name = next(iter(contenders))
+    work = dict.fromkeys(contenders, count) | (counts or {})
     others = [name for name in contenders if name not in (base_name, "mqcore")]
+
+    if before is None:
+        before = contenders[base_name]
 
     def measure_others() -> None:
         for name in (*others, base_name):
-            contenders[base_name]()
+            before()
             start = perf_counter_ns()
             contenders[name]()
-            times[name].append((perf_counter_ns() - start) / count)
+            times[name].append((perf_counter_ns() - start) / work[name])
+        before()
 
     benchmark.group = group
     benchmark.name = case
-    benchmark.pedantic(contenders["mqcore"], setup=measure_others, rounds=rounds, warmup_rounds=2)
-    times["mqcore"] = [seconds * 1e9 / count for seconds in benchmark.stats.stats.data]
+    benchmark.pedantic(contenders["mqcore"], setup=measure_others, rounds=rounds, warmup_rounds=1)
+    times["mqcore"] = [seconds * 1e9 / work["mqcore"] for seconds in benchmark.stats.stats.data]
     return row_of(group, case, {name: each[-rounds:] for name, each in times.items()})

@@ -45,7 +45,8 @@ def report(request: pytest.FixtureRequest) -> Callable[[Row], None]:
 
     def put(row: Row) -> None:
         request.config.stash[ROWS].append(row)
-        assert row.bound_kept, f"{row.case}: {row.mqcore_ns:.0f} ns beside {row.base_ns:.0f} ns; the goal is {row.goal}"
+        beside = f"{row.mqcore_cost:.0f} {row.unit} beside {row.base_cost:.0f}"
+        assert row.bound_kept, f"{row.case}: {beside}; the goal is {row.goal}"
 
     return put
 
@@ -54,14 +55,13 @@ def report(request: pytest.FixtureRequest) -> Callable[[Row], None]:
 def against(benchmark: Any, short: bool, report: Callable[[Row], None]) -> Callable[..., None]:
     """`against(group, case, contenders, rounds=, count=)`: compare, and put the row into the table.
 
-    The short form takes a fifth of the rounds.
+    The short form takes a fifth of the rounds, and not fewer than three.
     """
 
-    def put(group: str, case: str, contenders: dict[str, Callable[[], Any]], *, rounds: int, count: int) -> None:
+    def put(group: str, case: str, contenders: dict[str, Callable[[], Any]], *, rounds: int, **options: Any) -> None:
         gc.collect()
-        assert gc.isenabled()
-        rounds = max(5, rounds // 5) if short else rounds
-        report(compare(benchmark, group, case, contenders, rounds=rounds, count=count))
+        rounds = max(3, rounds // 5) if short else rounds
+        report(compare(benchmark, group, case, contenders, rounds=rounds, **options))
 
     return put
 

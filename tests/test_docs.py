@@ -1,0 +1,43 @@
+"""The examples in the documentation do what it says they do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import uvloop
+
+import mqcore
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+EXAMPLE = re.compile(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
+EXAMPLES = [
+    pytest.param(match[1], match[2], id=f"{name}:{text[: match.start()].count(chr(10)) + 2}")
+    for name in ("control.md",)
+    for text in [(DOCS / name).read_text()]
+    for match in EXAMPLE.finditer(text)
+]
+
+
+@pytest.mark.parametrize(("code", "output"), [example for example in EXAMPLES if example.values[1]])
+def test_scripts_print_what_stands_below_them(code: str, output: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.stdout, result.stderr) == (output, "")
+
+
+@pytest.mark.parametrize(("code", "output"), [example for example in EXAMPLES if not example.values[1]])
+def test_plugins_load_and_take_messages(code: str, output: None, tmp_path: Path) -> None:
+    (tmp_path / "10-example.py").write_text(code)
+
+    async def main() -> list[mqcore.Outcome]:
+        with mqcore.Plugins(tmp_path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+            hooks = [dispatcher.hook(name) for plugin in plugins for name in plugin.hooks]
+            return [await hook(mqcore.Message()) for hook in hooks]
+
+    (outcome,) = uvloop.run(main())
+    assert outcome in (mqcore.CONTINUE, mqcore.COMPLETE)

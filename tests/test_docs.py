@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -41,3 +42,21 @@ def test_plugins_load_and_take_messages(code: str, output: None, tmp_path: Path)
 
     (outcome,) = uvloop.run(main())
     assert outcome in (mqcore.CONTINUE, mqcore.COMPLETE)
+
+
+@pytest.mark.slow
+def test_cython_example_is_built_and_runs(tmp_path: Path) -> None:
+    text = (DOCS / "cython.md").read_text()
+    source, setup, use, output = re.findall(r"^```(?:cython|python|text)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "counting.pyx").write_text(source)
+    (tmp_path / "setup.py").write_text(setup)
+    (tmp_path / "use.py").write_text(use)
+    build = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
+    subprocess.run(build, cwd=tmp_path, capture_output=True, timeout=300, check=True)
+    # PYTHONSAFEPATH would hide what was just built.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    script = (sys.executable, "use.py")
+    result = subprocess.run(
+        script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.stdout, result.stderr) == (output, "")

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from types import FrameType
@@ -128,15 +129,32 @@ class _Version(argparse.Action):
 
 
 class _StandardError(logging.Handler):
-    """Writes to what sys.stderr is at the moment: the progress bar puts itself in its place."""
+    """Writes what each logger says to standard error, up to a limit: a million mails may fail in the same way."""
+
+    LIMIT = 100
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        self._said[record.name] += 1
+        if self._said[record.name] <= self.LIMIT:
+            _say(self.format(record))
+        elif self._said[record.name] == self.LIMIT + 1:
+            _say(f"{record.name} said {self.LIMIT} things, and says no more here; what failed is counted at the end")
 
 
 def _complain(problem: object, code: int) -> int:
-    print(f"mqcore: {problem}", file=sys.stderr)
+    _say(f"mqcore: {problem}")
     return code
+
+
+def _say(text: str) -> None:
+    # Not a stream that was kept: the progress bar puts itself in the place of sys.stderr. That nobody can read this any
+    # more, as after `2>&1 | head`, must not stop the mail.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _plugins(options: argparse.Namespace, *paths: str) -> Plugins:

@@ -224,6 +224,28 @@ def test_a_failed_mail_is_reported_on_standard_error(tmp_path, plugins):
     assert "10-odd" in result.stderr
 
 
+def test_a_thousand_failures_of_one_kind_are_not_told_a_thousand_times(tmp_path, plugins):
+    write_plugin(plugins, "10-odd", FAILS_ON_ODD)
+    mbox = write_mbox(tmp_path / "mbox", 2000)
+    result = run("run", "--from", f"mbox:{mbox}", "--to", "null:", "--plugins", plugins)
+    assert result.stderr.count("Traceback") == 100
+    assert result.stderr.endswith("says no more here; what failed is counted at the end\n")
+
+
+def test_mail_is_moved_though_nobody_reads_standard_error(tmp_path, plugins):
+    """As in `mqcore run ... 2>&1 | head`, once head has seen enough."""
+    write_plugin(plugins, "10-odd", FAILS_ON_ODD)
+    mbox = write_mbox(tmp_path / "mbox", 2000)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    arguments = ("run", "--from", f"mbox:{mbox}", "--to", f"maildir:{tmp_path}/out", "--plugins", plugins)
+    with start(*arguments, stderr=theirs) as process:
+        os.close(theirs)
+        process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(read_maildir(tmp_path / "out")) == 500
+
+
 # What it says
 
 

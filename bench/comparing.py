@@ -53,11 +53,10 @@ def row_of(group: str, case: str, rounds: dict[str, list[float]], unit: str = "n
     )
     goal = GOALS.get(case)
     if goal is not None:
-        beside = rounds.get(goal.than, [0.0] * len(rounds["mqcore"]))
-        pairs = list(zip(rounds["mqcore"], beside, strict=True))
+        costs = [dict(zip(rounds, each, strict=True)) for each in zip(*rounds.values(), strict=True)]
         row.goal = goal.text(unit)
-        row.kept = statistics.median(mine - goal.allows(theirs) for mine, theirs in pairs) <= 0
-        row.bound_kept = statistics.median(mine - goal.allows(theirs, ROOM_FOR_NOISE) for mine, theirs in pairs) <= 0
+        row.kept = statistics.median(each["mqcore"] - goal.allows(each) for each in costs) <= 0
+        row.bound_kept = statistics.median(each["mqcore"] - goal.allows(each, ROOM_FOR_NOISE) for each in costs) <= 0
     return row
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 from collections.abc import Callable
 
 ENOUGH = 8
@@ -15,8 +16,8 @@ def _find_syncfs() -> Callable[[int], int] | None:
     """Linux's syncfs, where it tells of errors: since 5.8."""
     if platform.system() != "Linux":
         return None
-    major, minor, *_ = platform.release().replace("-", ".").split(".")
-    if (int(major), int(minor)) < (5, 8):
+    version = re.match(r"(\d+)\.(\d+)", platform.release())
+    if version is None or (int(version[1]), int(version[2])) < (5, 8):
         return None
     return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
 

@@ -30,7 +30,7 @@ def functions_of(source: str, count: int) -> tuple[Callable[..., Any], ...]:
 class Subject:
     """A dispatcher over plugins, and all that peers need to do the same work."""
 
-    def __init__(self, loop: Any, functions: tuple[Callable[..., Any], ...], idle: int = 0) -> None:
+    def __init__(self, loop: Any, functions: tuple[Callable[..., Any], ...], idle: int = 0, **options: Any) -> None:
         """`functions`: the hook of each plugin. `idle`: how many more plugins there are, which lack the hook."""
         contexts: list[mqcore.Context] = []
         self.plugins = mqcore.Plugins()
@@ -40,7 +40,7 @@ class Subject:
         for number in range(idle):
             self.plugins.add(f"{number:04}-idle", SimpleNamespace(mq_smtp_out_sent=functions[0]))
         self.functions = functions
-        self.dispatcher = mqcore.Dispatcher(self.plugins, loop)
+        self.dispatcher = mqcore.Dispatcher(self.plugins, loop, **options)
         self.contexts = tuple(contexts)
         self.pairs = tuple(zip(functions, contexts, strict=True))
         self.hook = self.dispatcher.hook(HOOK)

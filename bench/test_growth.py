@@ -45,7 +45,7 @@ def test_plugins_without_the_hook(loop: Any, against: Against, idle: int) -> Non
     taken = messages(COUNT)
     with subject(loop, PASSES_ON, 3) as alone, subject(loop, PASSES_ON, 3, idle) as among:
         contenders = {"3 plugins": lambda: alone.hook.run_many(taken), "mqcore": lambda: among.hook.run_many(taken)}
-        against("growth", f"3 of {3 + idle:,} plugins have the hook", contenders, rounds=200, count=COUNT)
+        against("growth", f"3 of {3 + idle:,} plugins have the hook", contenders, rounds=200, count=COUNT, at=idle)
 
 
 class Retrying:
@@ -66,7 +66,7 @@ class Retrying:
         self.subject.hook.run_many(self.messages)
 
 
-@pytest.mark.parametrize("retries", [100, 1_000])
+@pytest.mark.parametrize("retries", [30, 100, 1_000])
 def test_retries(loop: Any, against: Against, retries: int) -> None:
     """The cost of one pass through two plugins, against the number of retries before it."""
     with ExitStack() as stack:
@@ -75,4 +75,4 @@ def test_retries(loop: Any, against: Against, retries: int) -> None:
         stack.callback(many.subject.dispatcher.close)
         contenders = {"10 retries": few.run, "mqcore": many.run}
         counts = {"10 retries": few.passes, "mqcore": many.passes}
-        against("growth", f"{retries:,} retries", contenders, rounds=100, count=COUNT, counts=counts)
+        against("growth", f"{retries:,} retries", contenders, rounds=100, count=COUNT, counts=counts, at=retries)

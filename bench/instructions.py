@@ -1,0 +1,76 @@
+"""Counts the instructions of the hottest paths: `python instructions.py FOLDER`, under `valgrind --tool=callgrind`.
+
+callgrind writes one file for each call of `counted`, into the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from building import build
+from holding import ByDict, ByMqcore
+from subjects import PASSES_ON, messages, subject
+from test_dispatch import run_each
+from timing import ByCallLater
+from timing import ByMqcore as TimersByMqcore
+
+COUNT = 1_000
+
+
+def cases(loop: Any) -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:
+    """Name of each case, and its contenders, each of which does COUNT pieces of work. Valid until the next is taken."""
+    floor = build("_floor").Floor
+    taken = messages(COUNT)
+    with subject(loop, PASSES_ON, 10) as made:
+        many = floor(made.functions, made.contexts).run_many
+        yield "run_many, 10 plugins", {"floor": lambda: many(taken), "mqcore": lambda: made.hook.run_many(taken)}
+    with subject(loop, PASSES_ON, 1) as made:
+        run = floor(made.functions, made.contexts).run
+        contenders = {"floor": lambda: run_each(run, taken), "mqcore": lambda: run_each(made.hook.run, taken)}
+        yield "run, 1 plugin", contenders
+    by_dict, by_mqcore = ByDict(loop, taken), ByMqcore(loop, taken)
+    yield "hold and give back", {"dict + callback": by_dict.cycle, "mqcore": by_mqcore.cycle}
+    by_mqcore.close()
+    call_later, timers = ByCallLater(loop, COUNT), TimersByMqcore(loop, COUNT)
+    contenders = {"uvloop": call_later.start_and_stop_in_turn, "mqcore": timers.start_and_stop_in_turn}
+    yield "start and stop a timer", contenders
+    timers.close()
+
+
+def run_all() -> None:
+    """Run every contender, once to warm up and once counted, and print the names in that order."""
+    counted = build("_floor").counted
+    for case, contenders in cases(uvloop.new_event_loop()):
+        for name, contender in contenders.items():
+            contender()
+            counted(contender)
+            print(f"{case}\t{name}", flush=True)
+
+
+def count_all(folder: Path) -> dict[str, dict[str, float]]:
+    """Instructions for each piece of work, by case and contender."""
+    command = [
+        *("valgrind", "--quiet", "--tool=callgrind", "--collect-atstart=no", "--toggle-collect=bench_counted"),
+        *("--dump-after=bench_counted", f"--callgrind-out-file={folder}/out", sys.executable, __file__),
+    ]
+    # What this process finds, that one finds; and sets are in the same order each time.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "0"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    counts: dict[str, dict[str, float]] = {}
+    for number, line in enumerate(done.stdout.splitlines(), start=1):
+        case, name = line.split("\t")
+        found = re.search(r"^(?:totals|summary): (\d+)", (folder / f"out.{number}").read_text(), re.MULTILINE)
+        assert found is not None
+        counts.setdefault(case, {})[name] = int(found[1]) / COUNT
+    return counts
+
+
+if __name__ == "__main__":
+    run_all()

@@ -14,7 +14,7 @@ from matplotlib import pyplot
 Row = dict[str, Any]
 
 COLOURS = {"mqcore": "#0b6e4f", "floor": "#9aa5b1"}
-OTHERS = ("#d98e04", "#b23a48", "#5e60ce", "#7f5539", "#8d99ae", "#c77dff")
+OTHERS = ("#d98e04", "#b23a48", "#5e60ce", "#7f5539", "#219ebc", "#c77dff", "#606c38", "#ffafcc")
 
 
 def costs_of(row: Row) -> dict[str, float]:

@@ -34,9 +34,8 @@ def test_held(loop: Any, against: Against, name: str, count: int) -> None:
     with held(loop, 10_000) as few, held(loop, count) as many:
         contenders = {"10k held": few.cycle, "mqcore": many.cycle}
         counts = {"10k held": 10_000, "mqcore": count}
-        against(
-            "growth", f"{name} held, beside 10k", contenders, rounds=15, count=count, counts=counts, before=gc.collect
-        )
+        options = {"count": count, "counts": counts, "before": gc.collect, "at": count}
+        against("growth", f"{name} held, beside 10k", contenders, rounds=15, **options)
 
 
 @pytest.mark.parametrize("idle", [10, 100, 1_000])

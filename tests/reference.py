@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections import deque
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 from mqcore import COMPLETE, CONTINUE, FAIL, RETRY, errors
 from mqcore.stats import Held, HookStats, Stats
@@ -26,12 +26,16 @@ HOLD = "hold"  # what a hook said by returning true
 
 
 class Message:
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self.retries = 0
-        self.data: dict[str, Any] = {}
-        self._step: Step | None = None
-        self._finalized = False
+    error: BaseException | None
+    retries: int
+    data: dict[str, Any]
+    _step: Step | None
+    _finalized: bool
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # a subclass need not call an __init__ of ours
+        self = super().__new__(cls)
+        self.error, self.retries, self.data, self._step, self._finalized = None, 0, {}, None, False
+        return self
 
     @property
     def holder(self) -> str | None:
@@ -52,7 +56,7 @@ class Step:
         self.dispatcher, self.hook, self.args, self.done = dispatcher, hook, args, done
         self.message: Message | None = message  # None while it is held weakly (rule 12)
         self.weak = weakref.ref(message)
-        self.chain = dispatcher.chain(hook)  # rule 5: kept until a retry
+        self.chain: list[Context] = []  # rule 5: as it was when the step began, until a retry
         self.place = 0
         self.state = RUNNING
         self.was_held = False  # `run` returned None, so `done` is due
@@ -205,6 +209,7 @@ class Dispatcher:
         self.counts["entered"] += 1
         self.open[step] = None
         step.message.error, step.message.retries = None, 0
+        step.chain = self.chain(step.hook)
         if self.closed:
             step.doom = errors.DispatcherClosed("the dispatcher was closed")
         return self._go(step, None)

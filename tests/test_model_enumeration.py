@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
 import threading
 
@@ -232,6 +233,12 @@ def books(dispatcher):
         if r.hook == "mq_step"
     )
     return (s.entered, s.continued, s.completed, s.failed, s.cancelled, s.held, s.running), rows
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    """Thousands of plugins raise on purpose."""
+    caplog.set_level(logging.CRITICAL + 1, "mqcore")
 
 
 @pytest.mark.parametrize("forgiving", ["", "a", "b"])

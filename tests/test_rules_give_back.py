@@ -572,7 +572,7 @@ def test_rule_09_a_give_back_from_a_thread_wakes_the_loop(owner):
 
 def test_rule_09_of_many_threads_exactly_one_gives_back(engine):
     holder = Holder(times=500)
-    dispatcher = engine.start({"a": holder})
+    dispatcher = engine.start({"a": holder}, hold_timeout=0)
     messages = [engine.Message() for _ in range(500)]
     dispatcher.hook("mq_step").run_many(messages, done=engine.done)
     start = threading.Barrier(5)

@@ -103,16 +103,19 @@ def test_rule_13_on_error_continue_goes_on_with_the_next(engine, caplog):
     assert (stats.continued, stats.failed) == (1, 0)
 
 
-def test_rule_13_on_error_continue_after_an_early_give_back(engine):
+@pytest.mark.parametrize("early", ["continue_", "complete", "retry", "fail"])
+def test_rule_13_on_error_continue_after_an_early_give_back(engine, early):
     trace = []
 
     def hook(context, message):
-        context.complete(message)
+        getattr(context, early)(message, *(["early"] if early == "fail" else []))
         raise ValueError("bad")
 
     dispatcher = engine.start({"10-bad": hook, "20": lambda context, message: trace.append(20)}, config=KEEPS_GOING)
-    assert dispatcher.hook("mq_step").run(engine.Message()) is mqcore.CONTINUE
+    message = engine.Message()
+    assert dispatcher.hook("mq_step").run(message) is mqcore.CONTINUE
     assert trace == [20]
+    assert message.error is None
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

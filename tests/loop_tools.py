@@ -59,9 +59,10 @@ def turn(milliseconds=2):
         loop.call_later(milliseconds / 1000, loop.stop)
         loop.run_forever()
     else:
-        pyuv.Timer(loop).start(lambda timer: timer.close(), milliseconds / 1000, 0)
-        limit = time.monotonic() + milliseconds / 1000
-        while time.monotonic() < limit:
+        timer = pyuv.Timer(loop)
+        loop.update_time()
+        timer.start(lambda timer: timer.close(), milliseconds / 1000, 0)
+        while not timer.closed:
             loop.run(pyuv.UV_RUN_ONCE)
 
 loop = new_loop()

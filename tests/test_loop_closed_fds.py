@@ -27,7 +27,7 @@ class Told(list):
 
 
 def pipe():
-    """A pipe whose reader has a number that nobody else takes when it is free, such as the loop for files of its own."""
+    """A pipe whose reader has a number that nobody else takes when it is free, the loop for its own files included."""
     low, writer = os.pipe()
     reader = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 300)
     os.close(low)

@@ -37,7 +37,7 @@ class Busy:
         self.context = self.contexts[0]
 
     def on_error(self, loop, told):
-        if "was destroyed but it is pending" not in told["message"]:  # asyncio's own words on a loop that is just closed
+        if "was destroyed but it is pending" not in told["message"]:  # asyncio's own words, when a loop is just closed
             self.errors.append(told)
 
     def mq_context_initialize(self, context):
@@ -757,7 +757,7 @@ def test_a_dispatcher_that_is_closed_and_made_again(owner):
 
 def test_two_dispatchers_on_one_loop(owner, socket_pair):
     fired = []
-    (one, one_context), (two, two_context) = borrow(owner), borrow(owner)
+    (one, one_context), (_, two_context) = borrow(owner), borrow(owner)
     one_context.watch(socket_pair[0], READ, lambda watcher, events: fired.append("one") or watcher.stop())
     two_context.watch(socket_pair[1], READ, lambda watcher, events: fired.append("two") or watcher.stop())
     for end in socket_pair:

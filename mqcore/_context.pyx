@@ -10,6 +10,7 @@ from ._loop cimport ends_program
 from ._message cimport (
     HELD, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Control, Message, Tally, Token, give_back,
     has_control, refuse_give_back)
+from ._scope cimport set_making
 
 from .errors import DispatcherClosed, MqError, NotHeld
 
@@ -29,7 +30,9 @@ cdef object as_error(object error):
 # --------------------------------------------------------------------------------------------------------------- Context
 
 cdef Context new_context(object owner, object plugin, double hold_timeout):
+    set_making(True)
     cdef Context context = Context.__new__(Context)
+    set_making(False)
     context.owner = owner
     context.plugin = plugin
     context.name = plugin.name
@@ -81,22 +84,25 @@ cdef class Context(Holder):
         give_back(self, message, TO_RETRY, None)
 
     def fail(self, Message message not None, error):
-        """Give the message back: the step fails, with `error` (an exception, or a str for an MqError) in `message.error`."""
+        """Give the message back: the step fails, with `error` (an exception, or a str for an MqError) in `message.error`.
+        Raises TypeError for anything else."""
         give_back(self, message, TO_FAIL, as_error(error))
 
     def hold(self, Message message not None):
         """The token of the current hold of the message: a `Hold`.
 
         To be called in the hook, which may return it in place of True, or while the plugin holds the message; the same
-        object each time, as long as it is alive. Raises NotHeld when this plugin has no control of the message, MqError on
-        another thread than the dispatcher's.
+        object each time, as long as it is alive. Raises NotHeld when this plugin has no control of the message, DispatcherClosed
+        after close(), MqError on another thread than the dispatcher's.
         """
         self.owner.check("hold()")
         if not has_control(self, message):
             refuse_give_back(self, message, "asked for a hold of")
         if message.token != NULL:
             return <Hold>message.token
+        set_making(True)
         cdef Hold hold = Hold.__new__(Hold)
+        set_making(False)
         hold.owner = self.owner
         hold.context = self
         hold.message = message
@@ -118,11 +124,14 @@ cdef class Context(Holder):
 
     cdef object failure(self, object error, str hook):
         """Rule 13: an error of the plugin, with its name and hook in the notes; logged."""
-        error.add_note(f"plugin {self.name}, hook {hook}")
-        if isinstance(error, asyncio.CancelledError):  # what every task gets when the loop ends
-            self.log.error("plugin %s failed in %s: CancelledError", self.name, hook)
-        elif not ends_program(error):  # that is told by whoever runs the loop
-            self.log.error("plugin %s failed in %s", self.name, hook, exc_info=error)
+        try:
+            error.add_note(f"plugin {self.name}, hook {hook}")
+            if isinstance(error, asyncio.CancelledError):  # what every task gets when the loop ends
+                self.log.error("plugin %s failed in %s: CancelledError", self.name, hook)
+            elif not ends_program(error):  # that is told by whoever runs the loop
+                self.log.error("plugin %s failed in %s", self.name, hook, exc_info=error)
+        except BaseException as another:  # a handler of logging: the step fails all the same
+            self.owner.raised(another, f"logging that plugin {self.name} failed in {hook}")
         return error
 
     def __repr__(self):
@@ -136,7 +145,7 @@ cdef class Hold(Token):
     """The exact token of one hold: from `context.hold(message)`, returned by a hook in place of True.
 
     With it a late give-back can never hit another hold of the same message by the same plugin: once the hold is over,
-    however it ended, all methods raise NotHeld. Timers and watchers started on it end with it. A running one keeps it
+    however it ended, all methods raise NotHeld, or DispatcherClosed. Timers and watchers started on it end with it. A running one keeps it
     alive. When the hook returned it and its last reference is gone, nobody can give the message back any more, and the
     step fails with Abandoned.
 

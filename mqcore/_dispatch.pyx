@@ -17,6 +17,7 @@ from .errors import DispatcherClosed, MqError, PluginError
 from .plugins import Plugins
 from .stats import Held, HookStats, Stats
 
+cdef bint making = False   # Hook objects are made by the dispatcher alone
 cdef dict hook_names = {}  # name -> name, kept for ever: entries and messages refer to them without counting
 
 
@@ -30,6 +31,10 @@ cdef class Hook:
     run it again before its step has ended is an MqError. What the extra arguments refer to is kept until the step ends.
     """
 
+    def __cinit__(self):
+        if not making:
+            raise TypeError("Hook objects are made by Dispatcher.hook()")
+
     def __call__(self, message, *args):
         """`await hook(message, *args)` gives the Outcome. uvloop only: on pyuv an MqError.
 
@@ -42,7 +47,8 @@ cdef class Hook:
     def run(self, Message message not None, *args, done=None):
         """Run the step, now: an Outcome, or None when a plugin holds the message, and `done(message, outcome)` later.
 
-        `done` is called once, from the loop, for each run that returned None, and never otherwise. What it raises goes to the
+        `done` is called once for each run that returned None, in a turn of the loop or before `cancel()` or `close()` returns,
+        and never otherwise. What it raises goes to the
         loop's exception handler. Without it the outcome of a step that was held is nobody's.
 
         Raises MqError for a message that is in a step, on another thread, or in the child of a fork; DispatcherClosed after
@@ -52,6 +58,8 @@ cdef class Hook:
 
     cpdef object run_one(self, Message message, tuple args, object done):
         """`run`, for callers in C: the same with `args` as a tuple and `done` as a callable or None."""
+        if message is None or args is None:
+            raise TypeError(f"{self.name}: run_one() needs a message and a tuple of arguments")
         self.check_call(args, done)
         if message.state != IDLE:
             raise MqError(f"{self.name}: {in_step(message)}")
@@ -144,7 +152,8 @@ cdef class Dispatcher(Steps):
     Use it with `with` or `async with`, or `close()` it. A uvloop loop that ends closes it too; on pyuv you must. Until
     then it keeps itself alive. All methods but `stats`, and giving back, belong to the thread that runs the loop.
 
-    Raises TypeError for another loop, MqError where no loop runs, PluginError when a plugin's `mq_context_initialize`
+    Raises TypeError for another loop, MqError where no loop runs or a hook has more than 14 extra arguments, ValueError for
+    a timeout or number of retries out of range, PluginError when a plugin's `mq_context_initialize`
     fails or it has a coroutine hook on pyuv, ImportError where the loop's libuv cannot be used.
     """
 
@@ -223,7 +232,7 @@ cdef class Dispatcher(Steps):
         return Stats(hooks=tuple(hooks), **self.books)
 
     def held(self):
-        """The messages that are held now: a list of `Held`. The dispatcher's thread."""
+        """The messages that are held now: a list of `Held`; empty after close(). The dispatcher's thread."""
         cdef Message message
         cdef list messages
         if self.closed:
@@ -406,7 +415,10 @@ cdef class LaterChange(Due):
 # --------------------------------------------------------------------------------------------------------------- helpers
 
 cdef Hook new_hook(Dispatcher dispatcher, str name, object spec):
+    global making
+    making = True
     cdef Hook hook = Hook.__new__(Hook)
+    making = False
     if len(spec.args) > MOST_ARGUMENTS - 2:
         raise MqError(f"{name} has {len(spec.args)} extra arguments; a hook has at most {MOST_ARGUMENTS - 2}")
     hook.name = hook_names.setdefault(name, name)

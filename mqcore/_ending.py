@@ -29,23 +29,26 @@ def _nothing(sentinel: _Sentinel) -> None:
     """What the far-off timer calls, a century from now."""
 
 
-async def _suspended(close: Callable[[], object]) -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        close()
-
-
 class Ending:
     """Calls `close` when `loop` ends, unless `cancel` came first."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, close: Callable[[], object]) -> None:
+        self._close = close
         self._timer = loop.call_later(CENTURY, _nothing, _Sentinel(close))
-        self._generator: AsyncGenerator[None, None] | None = _suspended(close)
+        self._generator: AsyncGenerator[None, None] | None = self._suspended()
+        self._start: asyncio.Handle | None = None
         if loop.is_running():
             self._suspend()
         else:
-            self._start: asyncio.Handle | None = loop.call_soon(self._suspend)
+            self._start = loop.call_soon(self._suspend)
+
+    async def _suspended(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            if self._generator is not None:  # the loop closes it, not `cancel`
+                self._generator = None
+                self._close()
 
     def _suspend(self) -> None:
         self._start = None
@@ -58,7 +61,7 @@ class Ending:
             self._start.cancel()
             self._start = None
         generator, self._generator = self._generator, None
-        if generator is not None and not generator.ag_running:
+        if generator is not None:
             _step(generator.aclose())
 
 

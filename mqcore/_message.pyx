@@ -54,7 +54,8 @@ cdef class Message:
     """What passes through the hooks. Subclass it freely; no method needs to be called by a subclass.
 
     A message is in one step at a time. While a plugin holds it the dispatcher refers to it weakly: drop the last
-    reference and the step fails with `Abandoned`. Attributes may be read on any thread.
+    reference and the step fails with `Abandoned`. (A subclass with a `__del__` of its own is referred to strongly.) Attributes may be read on any thread.
+    A message cannot be copied or pickled: that is for a subclass to define.
 
     `error`: None, or the exception with which the last step failed; `run` resets it.
     `retries`: how often the current or last step was started again.

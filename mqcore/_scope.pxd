@@ -41,13 +41,16 @@ cdef class Watcher(Started):
 cdef class Poll(Due):
     """The one uv_poll_t of an fd, shared by its watchers."""
     cdef Loop loop
-    cdef Handle *handle
+    cdef Handle *handle                 # NULL: closed
     cdef int fd
     cdef list watchers
-    cdef bint lost                      # the fd was closed: the watchers are still to be told
+    cdef object error                   # why it was lost: the watchers are still to be told
 
     cdef int update(self) except -1
+    cdef void update_or_lose(self) noexcept
     cdef void close(self) noexcept
     cdef void came(self) noexcept
-    cdef void lose(self) noexcept
+    cdef void lose(self, object error) noexcept
     cdef void tell_lost(self) noexcept
+
+cdef void set_making(bint now) noexcept

@@ -4,8 +4,8 @@ All of it belongs to the loop's thread, except `Scope.end`, which any thread may
 """
 
 import errno
-import logging
 import os
+import sys
 
 cimport cython
 from cpython.object cimport PyObject, PyObject_AsFileDescriptor
@@ -16,9 +16,10 @@ from posix.stat cimport fstat, struct_stat
 
 from ._libuv cimport UV_POLL
 from ._loop cimport (
-    LOST, Handle, Loop, LoopState, PyThread_get_thread_ident, arm, is_same_file, on_closed, on_poll, on_prepare, on_timer,
+    LOST, Due, Handle, Loop, LoopState, PyThread_get_thread_ident, arm, is_same_file, on_closed, on_poll, on_prepare, on_timer,
     uv_of)
 
+from ._loop import loops
 from .errors import MqError
 
 cdef extern from "Python.h":
@@ -36,12 +37,26 @@ WRITE = C_WRITE
 # libuv counts in whole milliseconds from the start of the machine; this leaves it room to add.
 cdef double LONGEST = 100 * 365.25 * 86400
 
-log = logging.getLogger("mqcore")
-
-
 # ----------------------------------------------------------------------------------------------------------------- Scope
 
+cdef bint making = False  # objects of these classes are made by the core alone
+
+
+cdef void set_making(bint now) noexcept:
+    global making
+    making = now
+
+
+cdef int check_making(object made) except -1:
+    if not making:
+        raise TypeError(f"{type(made).__name__} objects are made by mqcore alone")
+    return 0
+
+
 cdef class Scope(Due):
+
+    def __cinit__(self):
+        check_making(self)
 
     cdef int check_open(self, str what) except -1:
         """Raise when nothing can be started here any more. For subclasses to extend."""
@@ -79,17 +94,20 @@ cdef class Scope(Due):
         a callback that cannot be called, DispatcherClosed after close(), MqError on another thread than the dispatcher's.
         On a `Hold` also NotHeld, when it is over.
         """
+        cdef double delay = as_seconds(seconds)
         self.check_open("start_timer()")
         if not callable(callback):
             raise TypeError(f"start_timer() needs a callable, not {callback!r}")
+        set_making(True)
         cdef Timer timer = Timer.__new__(Timer)
+        set_making(False)
         timer.scope = self
         timer.callback = callback
         timer.args = args
-        timer.start(seconds)
+        timer.start(delay)
         return timer
 
-    def watch(self, fd, int events, callback, *args):
+    def watch(self, fd, events, callback, *args):
         """Call `callback(watcher, events, *args)` whenever `fd` is ready, on the dispatcher's thread, until `stop()`.
 
         `fd`: an int, or an object with `fileno()`; libuv makes it non-blocking. `events`: READ, WRITE or both; the
@@ -97,7 +115,8 @@ cdef class Scope(Due):
         such as a refused connection, makes all asked for events ready, so that the next read or write meets it. Several
         watchers may share one fd.
 
-        Stop the watcher before you close the fd. When the fd was closed under a watcher, the watcher is stopped, and
+        Stop the watcher before you close the fd: until then libuv takes the number for the old file, also for a connection
+        of asyncio's own. When the fd was closed under a watcher, the watcher is stopped, and
         called once more with events 0 and the OSError in `watcher.error` as soon as that shows: at the latest when the
         watcher is changed or the number is watched again.
 
@@ -105,16 +124,19 @@ cdef class Scope(Due):
         (EPERM), or that asyncio polls already (EEXIST); ValueError for other events; TypeError for a callback that cannot
         be called; and what `start_timer` raises for threads and closing.
         """
+        cdef int number = PyObject_AsFileDescriptor(fd)
+        cdef int wanted = as_events(events)
         self.check_open("watch()")
         if not callable(callback):
             raise TypeError(f"watch() needs a callable, not {callback!r}")
-        check_events(events)
+        set_making(True)
         cdef Watcher watcher = Watcher.__new__(Watcher)
+        set_making(False)
         watcher.scope = self
         watcher.callback = callback
         watcher.args = args
-        watcher.fd = PyObject_AsFileDescriptor(fd)
-        watcher.wanted = events
+        watcher.fd = number
+        watcher.wanted = wanted
         cdef Poll poll = poll_of(self.owner, watcher.fd)
         watcher.poll = poll
         watcher.join()
@@ -127,13 +149,29 @@ cdef class Scope(Due):
         return watcher
 
 
-cdef int check_events(int events) except -1:
+cdef double as_seconds(object seconds) except -1:
+    cdef double delay
+    try:
+        delay = seconds
+    except OverflowError:
+        delay = float("inf")
+    if not 0 <= delay <= LONGEST:  # also refuses NaN
+        raise ValueError(f"a timer needs seconds that are finite, not negative and no more than 100 years, not {seconds!r}")
+    return delay
+
+
+cdef int as_events(object events) except -1:
+    if not isinstance(events, int):
+        raise TypeError(f"events must be READ, WRITE or READ | WRITE, not {events!r}")
     if not C_READ <= events <= C_READ | C_WRITE:
         raise ValueError(f"events must be READ, WRITE or READ | WRITE, not {events}; stop() ends a watcher")
-    return 0
+    return events
 
 
-cdef class Started:
+cdef class Started(Due):
+
+    def __cinit__(self):
+        check_making(self)
 
     cdef void join(self) noexcept:
         self.following = self.scope.first
@@ -175,8 +213,6 @@ cdef class Timer(Started):
     # A running timer is kept alive by the loop, so the garbage collector could never free it: it need not look at it.
 
     cdef int start(self, double seconds) except -1:
-        if not 0 <= seconds <= LONGEST:  # also refuses NaN
-            raise ValueError(f"a timer needs seconds that are finite and not negative, not {seconds!r}")
         cdef Handle *handle = self.handle
         if handle == NULL or handle.ready:  # one that is about to fire is let go, and another one started
             self.halt()
@@ -221,8 +257,9 @@ cdef class Timer(Started):
 
         Raises ValueError, DispatcherClosed, MqError and NotHeld as `start_timer` does.
         """
+        cdef double delay = as_seconds(seconds)
         self.scope.check_open("reset()")
-        self.start(seconds)
+        self.start(delay)
 
     def __repr__(self):
         return f"<mqcore.Timer {'running' if self.handle != NULL else 'stopped'}, calls {self.callback!r}>"
@@ -234,7 +271,8 @@ cdef class Timer(Started):
 cdef class Watcher(Started):
     """Watches an fd; made by `context.watch` or `hold.watch`. Methods belong to the dispatcher's thread.
 
-    `fd`: int. `error`: None, or the OSError (EBADF) that ended it because the fd had been closed.
+    `fd`: int. `error`: None, or the OSError that ended it: EBADF because the fd had been closed, EEXIST because asyncio took
+    it.
     """
 
     cdef bint halt(self) noexcept:
@@ -244,10 +282,7 @@ cdef class Watcher(Started):
         self.poll = None
         self.leave()
         poll.watchers.remove(self)
-        try:
-            poll.update()
-        except OSError as error:  # the others have been told
-            log.debug("fd %d: %s", self.fd, error)
+        poll.update_or_lose()
         return True
 
     cdef void call(self, int events) noexcept:
@@ -266,12 +301,12 @@ cdef class Watcher(Started):
         return self.wanted
 
     @events.setter
-    def events(self, int events):
+    def events(self, events):
+        cdef int wanted = as_events(events)
         self.scope.check_open("setting events")
-        check_events(events)
         if self.poll is None:
             raise MqError(f"the watcher of fd {self.fd} is stopped; watch() makes a new one")
-        self.wanted = events
+        self.wanted = wanted
         self.poll.update()
 
     def __repr__(self):
@@ -286,9 +321,11 @@ cdef Poll poll_of(Loop loop, int fd):
         if is_same_file(poll.handle):
             poll.handle.wanted = 0  # the file may have been closed and opened again, which takes it out of the epoll
             return poll
-        poll.lose()
+        poll.lose(closed_while_watched(fd))
     if fstat(fd, &status) != 0:
         raise OSError(errno.EBADF, f"fd {fd} is not open")
+    if loop.library.owner == "pyuv":
+        check_free_on_pyuv(loop, fd)
     poll = Poll.__new__(Poll)
     poll.loop = loop
     poll.fd = fd
@@ -308,17 +345,33 @@ cdef Poll poll_of(Loop loop, int fd):
     return poll
 
 
+cdef int check_free_on_pyuv(Loop loop, int fd) except -1:
+    """The libuv of pyuv does not notice that an fd is polled twice, and then aborts."""
+    for other in loops:
+        if other is not loop and (<Loop>other).state.pointer == loop.state.pointer and fd in (<Loop>other).polls:
+            raise cannot_watch(fd, errno.EEXIST)
+    poll_type = sys.modules["pyuv"].Poll
+    for handle in loop.loop.handles:
+        if isinstance(handle, poll_type) and not handle.closed and handle.fileno() == fd:
+            raise cannot_watch(fd, errno.EEXIST)
+    return 0
+
+
+cdef object closed_while_watched(int fd):
+    return OSError(errno.EBADF, f"fd {fd} was closed while it was watched; stop its watchers first")
+
+
 cdef object cannot_watch(int fd, int code):
     if code == errno.EEXIST:
-        return OSError(code, f"fd {fd} is polled already by asyncio (add_reader, add_writer or a transport); watch it in one "
-                             f"place only, or watch os.dup() of it")
+        return OSError(code, f"fd {fd} is polled already by asyncio (add_reader, add_writer or a transport), another "
+                             f"dispatcher or a pyuv.Poll on this loop; watch it in one place only, or watch os.dup() of it")
     if code == errno.EPERM:
         return OSError(code, f"fd {fd} cannot be watched: a file or folder is always ready")
     return OSError(code, f"fd {fd} cannot be watched: {os.strerror(code)}")
 
 
 @cython.final
-cdef class Poll:
+cdef class Poll(Due):
 
     cdef int update(self) except -1:
         """Let libuv watch for what the watchers want together, or close when there are none."""
@@ -329,11 +382,12 @@ cdef class Poll:
         if wanted == 0:
             self.close()
             return 0
-        if wanted == self.handle.wanted or self.handle.owner == NULL or self.loop.forked:
+        if self.handle == NULL or wanted == self.handle.wanted or self.loop.forked:
             return 0
         if not is_same_file(self.handle):
-            self.lose()
-            raise OSError(errno.EBADF, f"fd {self.fd} was closed while it was watched; stop its watchers first")
+            error = closed_while_watched(self.fd)
+            self.lose(error)
+            raise error
         cdef int failed = state.uv.poll_start(uv_of(self.handle), wanted, on_poll)
         if failed < 0:
             raise cannot_watch(self.fd, -failed)
@@ -345,19 +399,28 @@ cdef class Poll:
             state.uv.prepare_start(uv_of(state.prepare), on_prepare)  # cannot fail
         return 0
 
+    cdef void update_or_lose(self) noexcept:
+        try:
+            self.update()
+        except OSError as error:
+            if self.handle != NULL:
+                self.lose(error)
+
     cdef void close(self) noexcept:
-        if self.handle.owner == NULL:
+        cdef Handle *handle = self.handle
+        if handle == NULL:
             return
-        self.handle.owner = NULL
+        self.handle = NULL  # its memory goes with its close callback
+        handle.owner = NULL
         if self.loop.polls.get(self.fd) is self:
             del self.loop.polls[self.fd]
         if not self.loop.forked:  # the epoll is the parent's
-            self.loop.state.uv.close(uv_of(self.handle), on_closed)
+            self.loop.state.uv.close(uv_of(handle), on_closed)
 
     cdef void in_turn(self) noexcept:
-        if self.lost:
+        if self.error is not None:
             self.tell_lost()
-        else:
+        elif self.handle != NULL:
             self.came()
 
     cdef void loop_closes(self) noexcept:
@@ -373,23 +436,20 @@ cdef class Poll:
         if status < 0:
             # libuv has stopped the poll: for EPOLLERR, which the watchers meet as readiness, or for a closed fd.
             if status == LOST or not is_same_file(self.handle):
-                self.lose()
+                self.lose(closed_while_watched(self.fd))
                 return
             events = C_READ | C_WRITE
             self.handle.wanted = 0
         for watcher in tuple(self.watchers):
-            if (<Watcher>watcher).poll is self and events & (<Watcher>watcher).wanted:
+            if self.handle != NULL and (<Watcher>watcher).poll is self and events & (<Watcher>watcher).wanted:
                 (<Watcher>watcher).call(events & (<Watcher>watcher).wanted)
-        if status < 0 and self.handle.owner != NULL:
-            try:
-                self.update()
-            except OSError as error:  # told to the watchers
-                log.debug("fd %d: %s", self.fd, error)
+        if status < 0:
+            self.update_or_lose()
 
-    cdef void lose(self) noexcept:
-        """The fd was closed: let go of it, and have the watchers told in a turn."""
+    cdef void lose(self, object error) noexcept:
+        """The fd cannot be polled any more: let go of it, and have the watchers told in a turn."""
         self.close()
-        self.lost = True
+        self.error = error
         self.loop.soon(self)
 
     cdef void tell_lost(self) noexcept:
@@ -398,5 +458,5 @@ cdef class Poll:
             watcher = each
             if watcher.poll is self:
                 watcher.halt()
-                watcher.error = OSError(errno.EBADF, f"fd {self.fd} was closed while it was watched")
+                watcher.error = self.error
                 watcher.call(0)

@@ -27,8 +27,23 @@ from .verdicts import COMPLETE, CONTINUE, FAIL, RETRY
 
 cdef extern from *:
     """
+    /* PyObject_Vectorcall without its checks of the result; the pointer is read each time, for it may change. */
+    static inline PyObject *mqcore_call(PyObject *callable, PyObject *const *arguments, size_t count)
+    {
+        PyTypeObject *type = Py_TYPE(callable);
+        vectorcallfunc function;
+        if (PyType_HasFeature(type, Py_TPFLAGS_HAVE_VECTORCALL)) {
+            memcpy(&function, (char *)callable + type->tp_vectorcall_offset, sizeof function);
+            if (function != NULL)
+                return function(callable, arguments, count, NULL);
+        }
+        return PyObject_Vectorcall(callable, arguments, count, NULL);
+    }
+
     static PyObject *mqcore_raised(void)
     {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_SystemError, "the hook returned NULL without an exception");
     #if PY_VERSION_HEX >= 0x030C0000
         return PyErr_GetRaisedException();
     #else
@@ -43,17 +58,17 @@ cdef extern from *:
     #endif
     }
     """
+    PyObject *mqcore_call(PyObject *, PyObject *const *, size_t) noexcept
     object mqcore_raised()    # the exception that is set, which is cleared
 
 cdef extern from "Python.h":
-    PyObject *PyObject_Vectorcall(PyObject *, PyObject *const *, size_t, PyObject *) noexcept
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     PyObject *Py_None
     PyObject *Py_False
     bint PyCoro_CheckExact(object)
 
 cdef enum:
-    SAMPLE_EVERY = 64        # steps; one of them is timed
+    SAMPLE_EVERY = 256       # steps; one of them is timed
 
 cdef bint EAGER_TASKS = sys.version_info >= (3, 12)
 
@@ -172,7 +187,7 @@ cdef class Steps(Control):
             counters.calls += 1
             if timed:
                 start = self.state.uv.hrtime()
-            result = PyObject_Vectorcall(entry.function, arguments, count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+            result = mqcore_call(entry.function, arguments, count | PY_VECTORCALL_ARGUMENTS_OFFSET)
             if timed:
                 add_sample(counters, self.state.uv.hrtime() - start)
             if (result == Py_False or result == Py_None) and message.verdict == UNDECIDED and message.token == NULL:
@@ -211,7 +226,7 @@ cdef class Steps(Control):
             return TO_FAIL
         if early == TO_CANCEL:
             return TO_CANCEL
-        if asyncio.iscoroutine(value):
+        if value is not True and asyncio.iscoroutine(value):
             return self.start_coroutine(message, value)
         cdef int verdict = self.settle(message, value, early)
         if verdict == UNDECIDED:

@@ -17,7 +17,7 @@ class HookStats:
     that failed at this plugin; `timeouts` and `abandoned` are the parts of them that its `hold_timeout` ended, or that
     nobody could give back any more. `refused` are the give-backs that raised NotHeld (hook "" stands for messages that had
     been in no step). `seconds` in the hook, in all, and `longest` are estimated from samples: the first call and about one
-    step in 64 after it. `held_seconds` is how long the plugin held messages, in all, until they went on.
+    step in 256 after it. `held_seconds` is how long the plugin held messages, in all, until they went on.
     """
 
     plugin: str

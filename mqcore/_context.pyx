@@ -161,7 +161,6 @@ cdef class Hold(Token):
             return
         message.token = NULL
         if message.state == HELD and message.by_token and message.verdict == UNDECIDED:
-            message.entry.counters.abandoned += 1
             (<Control>self.owner).release(message, TO_FAIL)
 
     def continue_(self):

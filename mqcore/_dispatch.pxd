@@ -1,14 +1,12 @@
 # What a host uses: hooks, to run messages through, and the dispatcher.
 
 from ._message cimport Message
-from ._step cimport Chain, Steps
+from ._step cimport Route, Steps
 
-cdef class Hook:
-    cdef readonly str name
+cdef class Hook(Route):
     cdef readonly object spec
     cdef readonly Dispatcher dispatcher
     cdef Py_ssize_t extra           # how many arguments it has after context and message
-    cdef Chain chain                # as it is now
 
     cdef int check_call(self, tuple args, object done) except -1
     cpdef object run_one(self, Message message, tuple args, object done)

@@ -10,7 +10,7 @@ from libc.stdint cimport uint64_t
 from ._context cimport Context, new_context
 from ._loop cimport Due, ends_program, PyThread_get_thread_ident
 from ._message cimport HELD, IDLE, RUNNING, Control, Counters, Message, Tally
-from ._step cimport MOST_ARGUMENTS, Chain, Steps, new_chain
+from ._step cimport MOST_ARGUMENTS, Route, Steps, new_chain
 
 from ._ending import Ending
 from .errors import DispatcherClosed, MqError, PluginError
@@ -24,7 +24,7 @@ cdef dict hook_names = {}  # name -> name, kept for ever: entries and messages r
 # ------------------------------------------------------------------------------------------------------------------ Hook
 
 @cython.final
-cdef class Hook:
+cdef class Hook(Route):
     """One hook on one dispatcher, from `dispatcher.hook(name)`: runs messages through the plugins that implement it.
 
     `name`, `spec` (its HookSpec), `dispatcher`. Belongs to the dispatcher's thread. A message is in one step at a time: to
@@ -214,6 +214,8 @@ cdef class Dispatcher(Steps):
         """
         if not self.closed:
             self.check("cancel()")
+        elif self.forked:
+            return False
         return self.cancel_step(message)
 
     def stats(self):
@@ -343,7 +345,7 @@ cdef class Change:
                 self.contexts[plugin] = context
             for hook in self.dispatcher.hooks.values():
                 self.chains[hook.name] = new_chain(
-                    self.dispatcher, hook.name,
+                    self.dispatcher, hook,
                     [context for plugin, context in self.contexts.items() if hook.name in plugin.hooks])
         except BaseException:
             self.discard()
@@ -376,10 +378,7 @@ cdef class Change:
                 self.dispatcher.retired.append(context)
         self.dispatcher.contexts = self.contexts
         for hook in self.dispatcher.hooks.values():
-            chain = self.chains.pop(hook.name)
-            if hook.chain is not None:
-                hook.chain.successor = chain
-            hook.chain = chain
+            hook.chain = self.chains.pop(hook.name)
         self.dispatcher.sweep()
 
     def discard(self):

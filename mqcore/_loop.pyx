@@ -7,6 +7,7 @@ that is ready: a *turn*. Whoever hands control back also only asks for a turn, s
 Everything here belongs to the loop's thread, except `Loop.wake` and `Loop.soon`, which any thread may call with the GIL.
 """
 
+import asyncio
 import logging
 import os
 import weakref
@@ -285,6 +286,9 @@ cdef class Loop:
         if self.forked:
             raise MqError(f"{what}: this process was forked from the one that made the dispatcher, so only close() works "
                           f"here; make a new Dispatcher on a new loop")
+        if asyncio._get_running_loop() is self.loop:  # it was made, or has run, on another thread before
+            self.thread = PyThread_get_thread_ident()
+            return 0
         raise MqError(f"{what}: only the dispatcher's own thread may do this (thread {self.thread}, not "
                       f"{PyThread_get_thread_ident()}); giving back is what any thread may do")
 
@@ -316,13 +320,13 @@ cdef class Loop:
         cdef Handle *handle
         cdef Due due
         cdef size_t count = self.state.ready_count  # what becomes ready meanwhile has the next turn
-        if self.closed or self.forked:
+        if self.thread == 0:
             return
         self.thread = PyThread_get_thread_ident()
-        while self.due and not self.closed:
+        while self.due and self.thread != 0:
             due = self.due.pop(0)
             due.in_turn()
-        while count > 0 and self.state.first_ready != NULL:
+        while count > 0 and self.state.first_ready != NULL and self.thread != 0:
             count -= 1
             handle = take_ready(&self.state)
             if handle.closed:
@@ -333,8 +337,8 @@ cdef class Loop:
             else:
                 due = <Due>handle.owner
                 due.in_turn()
-        cdef bint more = self.drain()
-        if self.closed:
+        cdef bint more = self.thread != 0 and self.drain()
+        if self.thread == 0:  # closed, or in the child of a fork, by what was called
             return
         if not more and self.state.first_ready == NULL and not self.due:
             self.state.awake = False

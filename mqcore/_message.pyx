@@ -73,7 +73,6 @@ cdef class Message:
         self.finalized = True
         if self.state == HELD:
             self.track()
-            self.entry.counters.abandoned += 1
             (<Control>(<Holder>self.entry.context).owner).release(self, TO_FAIL)
 
     cdef void track(self) noexcept:
@@ -278,7 +277,8 @@ cdef class Control(Loop):
             task = message.task
             message.task = None
             try:
-                task.cancel()
+                if not self.loop.is_closed():
+                    task.cancel()
             except BaseException as error:
                 self.raised(error, f"the cancellation of {task!r}")
         if message.strong:
@@ -340,7 +340,7 @@ cdef class Control(Loop):
         cdef int left = TURN_ENTRIES
         if self.deadline.events:
             self.expire()
-            if self.closed:
+            if self.thread == 0:
                 return False
         self.clock = self.state.uv.hrtime()
         cdef uint64_t until = self.clock + TURN_NS
@@ -349,7 +349,7 @@ cdef class Control(Loop):
             self.unlink_queued(message)
             message.entry.counters.held_ns += self.clock - message.since
             self.resume(message)
-            if self.closed:
+            if self.thread == 0:
                 return False
             left -= 1
             self.clock = self.state.uv.hrtime()
@@ -401,7 +401,7 @@ cdef class Control(Loop):
                 self.end_hold(message)
                 message.verdict = TO_FAIL
                 self.resume(message)
-                if self.closed:
+                if self.thread == 0:
                     return
                 now = self.state.uv.hrtime()
             lane = lane.next

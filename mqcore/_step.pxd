@@ -5,13 +5,18 @@ from ._message cimport Control, Entry, Message
 cdef enum:
     MOST_ARGUMENTS = 16             # of a hook, with context and message
 
+cdef class Route:
+    """The base of Hook: where the chain of a hook is found as it is now."""
+    cdef readonly str name          # kept for ever
+    cdef Chain chain
+
 cdef class Chain:
     """The plugins that implement one hook, in order. Immutable: a change makes a new one."""
     cdef Entry *entries             # one for each plugin, and a last one without a function
     cdef tuple functions            # keep what the entries point to
     cdef tuple contexts
     cdef bint coroutines            # some hook is a coroutine function
-    cdef Chain successor            # what replaced it
+    cdef Route route
 
 cdef class Steps(Control):
     """What takes messages through chains: the base of the dispatcher."""
@@ -32,4 +37,4 @@ cdef class Steps(Control):
     cdef bint cancel_step(self, Message message) noexcept
     cdef void end_open_steps(self) noexcept
 
-cdef Chain new_chain(Steps steps, str hook, list contexts)
+cdef Chain new_chain(Steps steps, Route route, list contexts)

@@ -84,18 +84,24 @@ cdef class Chain:
         for each in self.contexts or ():
             context = each
             context.uses -= 1
-            if context.retired and context.uses == 0:
+            if context.retired and context.uses == 0 and context.owner is not None:
                 (<Steps>context.owner).sweep_due = True
                 context.owner.wake()
         free(self.entries)
 
 
-cdef Chain new_chain(Steps steps, str hook, list contexts):
-    """The chain of `hook`, a name that is kept for ever, over these contexts, which are in order."""
+cdef class Route:
+    pass
+
+
+cdef Chain new_chain(Steps steps, Route route, list contexts):
+    """The chain of a hook over these contexts, which are in order."""
+    cdef str hook = route.name
     cdef Chain chain = Chain.__new__(Chain)
     cdef Context context
     cdef Tally tally
     cdef Entry *entry
+    chain.route = route
     chain.entries = <Entry *>calloc(len(contexts) + 1, sizeof(Entry))
     if chain.entries == NULL:
         raise MemoryError()
@@ -281,6 +287,7 @@ cdef class Steps(Control):
         if message.entry.forgiving and not ends_program(error) and not self.closed and message.verdict != TO_CANCEL:
             message.let_go()
             message.verdict = UNDECIDED
+            message.error = None
             return TO_CONTINUE
         if message.verdict == TO_CANCEL:
             return TO_CANCEL
@@ -295,9 +302,7 @@ cdef class Steps(Control):
                 f"{<str>message.entry.hook}; max_retries is {self.max_retries}"))
             return None
         message.retries += 1
-        while chain.successor is not None:
-            chain = chain.successor
-        return chain
+        return chain.route.chain
 
     cdef object finish(self, Message message, int verdict):
         """End the step. RUNNING -> IDLE."""
@@ -317,6 +322,7 @@ cdef class Steps(Control):
             if message.entry != NULL:
                 message.entry.counters.failures += 1
             if message.error is None:
+                message.entry.counters.abandoned += 1
                 message.fail(Abandoned(
                     f"plugin {<str>message.entry.plugin} took control of the message in {<str>message.entry.hook} and dropped "
                     f"all that it could have given it back with"))

@@ -92,8 +92,8 @@ cdef class Context(Holder):
         """The token of the current hold of the message: a `Hold`.
 
         To be called in the hook, which may return it in place of True, or while the plugin holds the message; the same
-        object each time, as long as it is alive. Raises NotHeld when this plugin has no control of the message, DispatcherClosed
-        after close(), MqError on another thread than the dispatcher's.
+        object each time, as long as it is alive. Raises NotHeld when this plugin has no control of the message,
+        DispatcherClosed after close(), MqError on another thread than the dispatcher's.
         """
         self.owner.check("hold()")
         if not has_control(self, message):
@@ -145,8 +145,8 @@ cdef class Hold(Token):
     """The exact token of one hold: from `context.hold(message)`, returned by a hook in place of True.
 
     With it a late give-back can never hit another hold of the same message by the same plugin: once the hold is over,
-    however it ended, all methods raise NotHeld, or DispatcherClosed. Timers and watchers started on it end with it. A running one keeps it
-    alive. When the hook returned it and its last reference is gone, nobody can give the message back any more, and the
+    however it ended, all methods raise NotHeld, or DispatcherClosed. Timers and watchers started on it end with it. A
+    running one keeps it alive. When the hook returned it and its last reference is gone, nobody can give the message back any more, and the
     step fails with Abandoned.
 
     Giving back is what any thread may do, the rest belongs to the dispatcher's.

@@ -9,7 +9,7 @@ from libc.stdint cimport uint64_t
 
 from ._context cimport Context, new_context
 from ._loop cimport Due, ends_program, PyThread_get_thread_ident
-from ._message cimport HELD, IDLE, RUNNING, Control, Counters, Message, Tally
+from ._message cimport HELD, IDLE, RUNNING, Counters, Message, Tally
 from ._step cimport MOST_ARGUMENTS, Route, Steps, new_chain
 
 from ._ending import Ending
@@ -249,8 +249,8 @@ cdef class Dispatcher(Steps):
         """End all: every open step fails with DispatcherClosed and its `done` is called, then each plugin's
         `mq_context_cleanup`, then all timers, watchers and handles of libuv are closed. More than once is fine.
 
-        The dispatcher's thread. Called in a hook, the step of that hook fails when it returns. In the child of a fork it only forgets: no callback, no cleanup. On pyuv it raises the KeyboardInterrupt or
-        SystemExit that a plugin raised meanwhile.
+        The dispatcher's thread. Called in a hook, the step of that hook fails when it returns. In the child of a fork it only
+        forgets: no callback, no cleanup. On pyuv it raises the KeyboardInterrupt or SystemExit that a plugin raised meanwhile.
         """
         cdef Context context
         if self.closed or self.loop is None:
@@ -449,5 +449,3 @@ cdef object hook_stats(Context context, str hook):
         context.name, hook, counters.calls, counters.holds, counters.continues, counters.completes, counters.retries,
         counters.failures, counters.timeouts, counters.abandoned, counters.refused, seconds, counters.longest_ns / 1e9,
         counters.held_ns / 1e9)
-
-

@@ -54,8 +54,8 @@ cdef class Message:
     """What passes through the hooks. Subclass it freely; no method needs to be called by a subclass.
 
     A message is in one step at a time. While a plugin holds it the dispatcher refers to it weakly: drop the last
-    reference and the step fails with `Abandoned`. (A subclass with a `__del__` of its own is referred to strongly.) Attributes may be read on any thread.
-    A message cannot be copied or pickled: that is for a subclass to define.
+    reference and the step fails with `Abandoned`. (A subclass with a `__del__` of its own is referred to
+    strongly.) Attributes may be read on any thread. A message cannot be copied or pickled: that is for a subclass to define.
 
     `error`: None, or the exception with which the last step failed; `run` resets it.
     `retries`: how often the current or last step was started again.
@@ -192,7 +192,8 @@ cdef int refuse_give_back(Holder context, Message message, str what) except -1:
             why = f"plugin {plugin} had it last, and gave it back"
     else:
         why = "it has been given back already"
-    raise NotHeld(f"plugin {context.name} {what} a message" + (f" of {hook}" if hook else "") + f" that it does not hold: {why}")
+    where = f" of {hook}" if hook else ""
+    raise NotHeld(f"plugin {context.name} {what} a message{where} that it does not hold: {why}")
 
 
 # --------------------------------------------------------------------------------------------------------------- Control

@@ -54,7 +54,7 @@ class Owner:
         self.dispatchers: list[Any] = []
         self.made_plugins: list[mqcore.Plugins] = []
         self.finished: list[tuple[Any, mqcore.Outcome]] = []  # what `done` was told
-        self.loop_errors: list[BaseException] = []  # what went to the loop's exception handler; a test that expects it clears it
+        self.loop_errors: list[BaseException] = []  # given to the loop's exception handler; a test that expects it clears it
 
     def plugins(self, hooks: Mapping[str, Any], **options: Any) -> mqcore.Plugins:
         """Plugins by name: a function becomes a plugin with the hook mq_step, anything else is added as it is."""

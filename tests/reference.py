@@ -229,6 +229,7 @@ class Dispatcher:
                     return self._end(step, FAIL, errors.RetryLimit(step.where))
                 step.message.retries += 1
                 step.chain, step.place = self.chain(step.hook), 0  # rule 5: the chain as it is now
+                self._let_go()
             if step.doom:
                 return self._end(step, FAIL, step.doom)
             if step.place == len(step.chain):
@@ -331,7 +332,7 @@ class Dispatcher:
             step.row["failures"] += 1
             step.row["timeouts"] += isinstance(error, errors.HoldTimeout)
             step.row["abandoned"] += isinstance(error, errors.Abandoned)
-        if coroutine:  # rule 14: cancelled with its step
+        if coroutine and not coroutine.cr_running:  # rule 14: cancelled with its step
             with contextlib.suppress(asyncio.CancelledError, StopIteration):
                 coroutine.throw(asyncio.CancelledError)
         self._let_go()
@@ -358,16 +359,24 @@ class Dispatcher:
             raise leaving
 
     def _run_on(self, step: Step) -> None:
+        coroutine = step.coroutine
+        verdict, raised, ended = None, None, True
         try:
-            step.coroutine.send(None)
-            return
+            coroutine.send(None)
+            ended = False
         except StopIteration as stop:
-            kind, error = self._decided(step, stop.value)
-        except BaseException as raised:
-            kind, error = self._decided(step, error=raised)
-        step.coroutine = None
-        if kind is not HOLD:
-            self._go(step, kind, error)
+            verdict = stop.value
+        except BaseException as error:
+            raised = error
+        if step.state is ENDED:  # it ended its own step: cancelled as soon as it waits
+            if not ended:
+                with contextlib.suppress(asyncio.CancelledError, StopIteration):
+                    coroutine.throw(asyncio.CancelledError)
+        elif ended:
+            kind, error = self._decided(step, verdict, raised)
+            step.coroutine = None
+            if kind is not HOLD:
+                self._go(step, kind, error)
 
     def advance(self, seconds: float) -> None:
         """Rule 10: let time pass."""

@@ -268,7 +268,9 @@ def test_extra_arguments_reach_every_plugin_however_it_is_reached(engine):
     assert trace == [("a", extra), ("b", extra), ("a", extra)]
 
 
-@pytest.mark.parametrize("verdict", [0, 1, 0.0, "x", "", b"", [], object(), mqcore.FAIL, mqcore.Outcome, NotImplemented], ids=repr)
+@pytest.mark.parametrize(
+    "verdict", [0, 1, 0.0, "x", "", b"", [], object(), mqcore.FAIL, mqcore.Outcome, NotImplemented], ids=repr
+)
 def test_any_other_verdict_fails_the_step(engine, verdict):
     trace = []
     dispatcher = engine.start({"10-bad": say(trace, "bad", verdict), "20": say(trace, "20")})

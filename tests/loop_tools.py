@@ -64,6 +64,7 @@ def turn(milliseconds=2):
         timer.start(lambda timer: timer.close(), milliseconds / 1000, 0)
         while not timer.closed:
             loop.run(pyuv.UV_RUN_ONCE)
+        loop.run(pyuv.UV_RUN_NOWAIT)  # UV_RUN_ONCE ends with timers, whose turn is in the next iteration
 
 loop = new_loop()
 """

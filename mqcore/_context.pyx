@@ -146,8 +146,8 @@ cdef class Hold(Token):
 
     With it a late give-back can never hit another hold of the same message by the same plugin: once the hold is over,
     however it ended, all methods raise NotHeld, or DispatcherClosed. Timers and watchers started on it end with it. A
-    running one keeps it alive. When the hook returned it and its last reference is gone, nobody can give the message back any more, and the
-    step fails with Abandoned.
+    running one keeps it alive. When the hook returned it and its last reference is gone, nobody can give the message back
+    any more, and the step fails with Abandoned.
 
     Giving back is what any thread may do, the rest belongs to the dispatcher's.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import random
 import sys
@@ -297,6 +298,87 @@ def test_holds_that_end_on_other_threads_stop_their_timers_and_watchers(owner, s
     owner.run_until(lambda: len(owner.finished) == 500)
     owner.turn()
     assert {outcome for _, outcome in owner.finished} == {mqcore.COMPLETE}
+
+
+# Python code that runs while a hold ends: finalizers of what its timers carry, and log handlers
+
+
+class Late:
+    """Tries to give a message back when it is dropped, here and on another thread."""
+
+    def __init__(self, context, message, log):
+        self.given = context, message, log
+
+    def __del__(self):
+        context, message, log = self.given
+
+        def give_back():
+            try:
+                context.complete(message)
+                log.append("accepted")
+            except mqcore.MqError as error:
+                log.append(type(error))
+
+        give_back()
+        for thread in start(give_back):
+            thread.join()
+
+
+@pytest.mark.parametrize("end", ["hold.complete", "hold.fail", "cancel", "deadline", "close", "thread"])
+def test_a_finalizer_gives_back_while_the_hold_ends(owner, end, caplog):
+    """The hold is over from the moment that somebody claimed it."""
+    log, kept = [], []
+
+    def hook(context, message):
+        hold = context.hold(message)
+        kept.append(hold)
+        hold.start_timer(100, print, Late(context, message, log))
+        return hold
+
+    dispatcher = owner.start({"a": hook}, hold_timeout=0.005 if end == "deadline" else 0)
+    message = owner.Message()
+    dispatcher.hook("mq_step").run(message, done=owner.done)
+    hold = kept[0]
+    if end == "hold.complete":
+        hold.complete()
+    elif end == "hold.fail":
+        hold.fail("no")
+    elif end == "cancel":
+        dispatcher.cancel(message)
+    elif end == "close":
+        dispatcher.close()
+    elif end == "thread":
+        for thread in start(hold.complete):
+            thread.join()
+    owner.run_until(lambda: owner.finished)
+    owner.turn()
+    refused = mqcore.DispatcherClosed if end == "close" else mqcore.NotHeld
+    assert log == [refused] * 2
+    complete = end in ("hold.complete", "thread")
+    assert owner.finished == [(message, mqcore.COMPLETE if complete else mqcore.FAIL)]
+
+
+@pytest.mark.parametrize("verdict", [False, mqcore.CONTINUE, mqcore.COMPLETE, mqcore.RETRY, "raise", "wrong"], ids=repr)
+def test_a_finalizer_gives_back_while_the_step_goes_on(owner, verdict, caplog):
+    """The hook asked for a hold, and did not take the message."""
+    log, calls = [], []
+
+    def hook(context, message):
+        calls.append(1)
+        if len(calls) > 1:
+            return False
+        context.hold(message).start_timer(100, print, Late(context, message, log))
+        if verdict == "raise":
+            raise LookupError("no")
+        return verdict
+
+    dispatcher = owner.start({"a": hook, "b": lambda context, message: False})
+    message = owner.Message()
+    outcome = dispatcher.hook("mq_step").run(message, done=pytest.fail)
+    owner.turn()
+    assert log == [mqcore.NotHeld] * 2
+    expected = {mqcore.COMPLETE: mqcore.COMPLETE, "raise": mqcore.FAIL, "wrong": mqcore.FAIL}
+    assert outcome is expected.get(verdict, mqcore.CONTINUE)
 
 
 # A dispatcher in each thread

@@ -11,11 +11,11 @@ import weakref
 from decimal import Decimal
 from fractions import Fraction
 
-import mqcore._loop
 import pytest
 from loop_tools import PROLOGUE, borrow, python
 
 import mqcore
+import mqcore._loop
 
 
 class Anything:

@@ -16,11 +16,11 @@ import struct
 import threading
 import weakref
 
-import mqcore._loop
 import pytest
 from loop_tools import PROLOGUE, borrow, python
 
 import mqcore
+import mqcore._loop
 from mqcore import READ, WRITE
 
 

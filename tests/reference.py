@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import sys
 import threading
 import weakref
 from collections import deque
@@ -22,6 +23,7 @@ from mqcore.stats import Held, HookStats, Stats
 # A step is in one of these states. RUNNING: a hook is being called. HELD: a plugin has the message. QUEUED: it was
 # given back, and waits for the loop. ENDED: it has an outcome.
 RUNNING, HELD, QUEUED, ENDED = "running", "held", "queued", "ended"
+EAGER = sys.version_info >= (3, 12)  # asyncio can run a task until it first waits, at once, when its loop runs
 HOLD = "hold"  # what a hook said by returning true
 
 
@@ -186,6 +188,7 @@ class Dispatcher:
         self.clock = 0.0
         self.queue: deque[tuple[Step, Any, Any]] = deque()
         self.open: dict[Step, None] = {}  # every step that has not ended, oldest first
+        self.in_loop = False  # `drain` or `advance` is at work
         self.counts = dict.fromkeys("entered continued completed failed cancelled".split(), 0)
         self.leaving: BaseException | None = None
         self.contexts: dict[Any, Context] = {}
@@ -243,13 +246,28 @@ class Dispatcher:
         step.context, step.token = step.chain[step.place], object()
         step.row["calls"] += 1
         try:
-            verdict = step.context.plugin.hooks[step.hook](step.context, step.message, *step.args)
+            returned = [step.context.plugin.hooks[step.hook](step.context, step.message, *step.args)]
         except BaseException as error:
             return self._decided(step, error=error)
-        if inspect.iscoroutine(verdict):
-            step.coroutine = verdict
-            return self._hold(step, strongly=True)
-        return self._decided(step, verdict)
+        if inspect.iscoroutine(returned[0]):
+            return self._start_coroutine(step, returned.pop())
+        return self._decided(step, returned.pop())  # this frame, which a traceback may keep, must not keep a Hold
+
+    def _start_coroutine(self, step: Step, coroutine: Any) -> tuple[Any, Any]:
+        """A coroutine hook holds the message; where tasks start eagerly, from when it first waits."""
+        if EAGER and self.in_loop:
+            try:
+                coroutine.send(None)
+            except StopIteration as stop:
+                return self._decided(step, stop.value)
+            except BaseException as error:
+                return self._decided(step, error=error)
+            if step.doom:
+                with contextlib.suppress(asyncio.CancelledError, StopIteration):
+                    coroutine.throw(asyncio.CancelledError)
+                return self._decided(step)
+        step.coroutine = coroutine
+        return self._hold(step, strongly=True)
 
     def _decided(self, step: Step, verdict: Any = None, error: BaseException | None = None) -> tuple[Any, Any]:
         with self.lock:  # other threads give back before the verdict or after it
@@ -347,6 +365,7 @@ class Dispatcher:
 
     def drain(self) -> None:
         """Carry out what is queued, and what that queues; then let every coroutine hook run on."""
+        self.in_loop = True
         while self.queue:
             step, kind, error = self.queue.popleft()
             if step.state is QUEUED:  # not cancelled since
@@ -354,6 +373,7 @@ class Dispatcher:
         for step in [step for step in self.open if step.coroutine]:
             if step.coroutine:
                 self._run_on(step)
+        self.in_loop = False
         if leaving := self.leaving:
             self.leaving = None
             raise leaving
@@ -381,10 +401,12 @@ class Dispatcher:
     def advance(self, seconds: float) -> None:
         """Rule 10: let time pass."""
         self.clock += seconds
+        self.in_loop = True
         expired = [step for step in self.open if step.state is HELD and step.due is not None and step.due <= self.clock]
         for step in sorted(expired, key=lambda step: step.due or 0.0):
             if step.state is HELD:
                 self._end(step, FAIL, errors.HoldTimeout(f"held too long by {step.where}"))
+        self.in_loop = False
 
     # Ending and looking.
 

@@ -123,6 +123,65 @@ def test_rule_12_a_queued_message_does_not_die(engine):
     assert (stats.continued, stats.failed) == (1, 0)
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_rule_12_dropped_while_it_is_queued_and_then_held(engine, ended, number):
+    """The queue had the last reference: the hold that comes after it is abandoned at once, in the turn that began it."""
+    told, done = ended
+    first = Holder()
+    dispatcher = engine.start({"a": first, "b": Holder()})
+    messages = [tagged(engine)() for _ in range(number)]
+    for message in messages:
+        message.tag = "it"
+    dispatcher.hook("mq_step").run_many(messages, done=done)
+    while messages:
+        message = messages.pop()
+        first.context.continue_(message)
+    del message
+    engine.run_until(lambda: len(told) == number)
+    assert told == [("it", mqcore.FAIL, mqcore.Abandoned, HERE)] * number
+
+
+@pytest.mark.parametrize("how", ["deadline", "drop"])
+def test_rule_12_run_again_by_done_and_dropped(engine, how):
+    """`done` was the last to have the message; the hold that it began is abandoned, or ends with its deadline."""
+    told = []
+
+    def done(message, outcome):
+        told.append(type(message.error))
+        if len(told) == 1:
+            assert step.run(message, done=done) is None
+
+    config = {"a": {"hold_timeout": 0.005 if how == "deadline" else 1000}, "b": {"hold_timeout": 0.02}}
+    dispatcher = engine.start({"a": lambda context, message: not told, "b": Holder()}, config=config)
+    step = dispatcher.hook("mq_step")
+    message = engine.Message()
+    assert step.run(message, done=done) is None
+    if how == "deadline":
+        engine.run_until(lambda: message.holder == "b")
+    del message
+    engine.run_until(lambda: len(told) == 2)
+    # Dropped once, a message is held strongly: its finalizer does not run again.
+    assert told == ([mqcore.HoldTimeout, mqcore.Abandoned] if how == "deadline" else [mqcore.Abandoned, mqcore.HoldTimeout])
+
+
+def test_rule_12_run_again_by_done_of_its_deadline_and_dropped_by_it(engine):
+    """The deadline has the last reference when `done` returns, and the loop must be told of the end of the second hold."""
+    told, kept = [], []
+
+    def done(message, outcome):
+        told.append(type(message.error))
+        if len(told) == 1:
+            assert step.run(message, done=done) is None
+            kept.clear()
+
+    config = {"a": {"hold_timeout": 0.005}, "b": {"hold_timeout": 1000}}
+    step = engine.start({"a": lambda context, message: not told, "b": Holder()}, config=config).hook("mq_step")
+    kept.append(engine.Message())
+    assert step.run(kept[0], done=done) is None
+    engine.run_until(lambda: len(told) == 2)
+    assert told == [mqcore.HoldTimeout, mqcore.Abandoned]
+
+
 def test_rule_12_a_hold_that_was_returned_is_what_counts(engine, ended):
     """Though the message is alive, and the plugin could name it."""
     told, done = ended

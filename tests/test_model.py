@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Owner, ReferenceOwner, assert_conserved
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
@@ -24,6 +24,7 @@ BACK = ["continue_", "complete", "retry", "fail"]
 # Plugins by the first letter of their name: `f` forgives what its hook raises, `h` has a deadline that comes at the next
 # turn of the loop, `o` has only the hook mq_other, and `w` may be a coroutine function.
 KINDS = "bdfhow"
+PHASES = [Phase.generate]  # add Phase.shrink to make a failure small: that takes minutes
 HASTY = 0.001
 
 verdicts = st.sampled_from(
@@ -425,7 +426,12 @@ def drive(owner, coroutines):
     run_state_machine_as_test(
         lambda: Machine(owner, coroutines),
         settings=settings(
-            max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
+            max_examples=200,
+            stateful_step_count=40,
+            phases=PHASES,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
         ),
     )
 

@@ -154,11 +154,11 @@ def test_rule_12_run_again_by_done_and_dropped(engine, how):
     config = {"a": {"hold_timeout": 0.005 if how == "deadline" else 1000}, "b": {"hold_timeout": 0.02}}
     dispatcher = engine.start({"a": lambda context, message: not told, "b": Holder()}, config=config)
     step = dispatcher.hook("mq_step")
-    message = engine.Message()
-    assert step.run(message, done=done) is None
+    kept = [engine.Message()]
+    assert step.run(kept[0], done=done) is None
     if how == "deadline":
-        engine.run_until(lambda: message.holder == "b")
-    del message
+        engine.run_until(lambda: kept[0].holder == "b")
+    kept.clear()
     engine.run_until(lambda: len(told) == 2)
     # Dropped once, a message is held strongly: its finalizer does not run again.
     assert told == ([mqcore.HoldTimeout, mqcore.Abandoned] if how == "deadline" else [mqcore.Abandoned, mqcore.HoldTimeout])

@@ -152,6 +152,9 @@ cdef class Dispatcher(Steps):
     Use it with `with` or `async with`, or `close()` it. A uvloop loop that ends closes it too; on pyuv you must. Until
     then it keeps itself alive. All methods but `stats`, and giving back, belong to the thread that runs the loop.
 
+    A coroutine hook runs in a task of its own, in a copy of the context variables of `run`. (Where a retry brought a chain
+    with coroutine hooks into a step that began without any, of those of the loop.)
+
     Raises TypeError for another loop, MqError where no loop runs or a hook has more than 14 extra arguments, ValueError for
     a timeout or number of retries out of range, PluginError when a plugin's `mq_context_initialize`
     fails or it has a coroutine hook on pyuv, ImportError where the loop's libuv cannot be used.

@@ -263,14 +263,16 @@ cdef class Control(Loop):
         lane.last = <PyObject *>message
         self.set_busy(True)
 
-    cdef void end_hold(self, Message message) noexcept:
-        """However it ended. HELD -> RUNNING. The caller has a reference to the message."""
+    cdef void end_hold(self, Message message, int verdict) noexcept:
+        """However it ended. HELD -> RUNNING, with a verdict, so that nobody has control while Python code runs here: what is
+        let go may have finalizers. The caller has a reference to the message."""
         cdef Lane *lane = message.entry.lane
         global holds_ended
         holds_ended += 1
         self.books.held -= 1
         self.books.running += 1
         message.state = RUNNING
+        message.verdict = verdict
         unlink(message, &lane.first, &lane.last)
         message.by_token = False
         message.let_go()
@@ -295,8 +297,7 @@ cdef class Control(Loop):
     cdef void release(self, Message message, int verdict) noexcept:
         """The message was given back, or can no longer be. HELD -> QUEUED. Any thread, with the GIL."""
         Py_INCREF(message)  # what refers to it may be let go in between
-        self.end_hold(message)
-        message.verdict = verdict
+        self.end_hold(message, verdict)
         self.push(message)
         Py_DECREF(message)
 
@@ -354,6 +355,7 @@ cdef class Control(Loop):
                 return False
             left -= 1
             self.clock = self.state.uv.hrtime()
+        message = None  # its end, if this was all that referred to it, may queue it
         return self.first_queued != NULL or self.deadline.events
 
     cdef void rest(self) noexcept:
@@ -391,17 +393,18 @@ cdef class Control(Loop):
                 if each == NULL or (<Message>each).since + lane.timeout > now:
                     break
                 message = <Message>each
+                message.entry.counters.timeouts += 1
+                message.entry.counters.held_ns += now - message.since
+                self.end_hold(message, TO_FAIL)  # first: all that follows may run Python code
                 if entry != message.entry:
                     entry = message.entry
                     text = (f"plugin {<str>entry.plugin} held the message in {<str>entry.hook} for longer than its "
                             f"hold_timeout of {lane.timeout / 1e9:g} s")
                     log.warning("%s", text)
-                entry.counters.timeouts += 1
-                entry.counters.held_ns += now - message.since
-                message.fail(HoldTimeout(text))
-                self.end_hold(message)
-                message.verdict = TO_FAIL
+                if message.verdict == TO_FAIL:  # and was not cancelled meanwhile
+                    message.fail(HoldTimeout(text))
                 self.resume(message)
+                message = None
                 if self.thread == 0:
                     return
                 now = self.state.uv.hrtime()

@@ -27,6 +27,7 @@ cdef class Steps(Control):
     cdef object begin(self, Chain chain, Message message, tuple args, object done)
     cdef int advance(self, Message message, Chain chain, Entry *entry) noexcept
     cdef int judge(self, Message message, object value) noexcept
+    cdef int leave_hook(self, Message message, int verdict) noexcept
     cdef int settle(self, Message message, object value, int early) noexcept
     cdef int hook_raised(self, Message message, object error) noexcept
     cdef Chain start_over(self, Message message, Chain chain)

@@ -155,12 +155,15 @@ cdef class Steps(Control):
         """Go on with a suspended step as message.verdict says. In a turn."""
         cdef Chain chain = <Chain>message.chain
         cdef int verdict = message.verdict
-        message.verdict = UNDECIDED
         if verdict == TO_CONTINUE:
+            message.verdict = UNDECIDED
             verdict = self.advance(message, chain, message.entry + 1)
         elif verdict == TO_RETRY:
             chain = self.start_over(message, chain)
-            verdict = TO_FAIL if chain is None else self.advance(message, chain, chain.entries)
+            verdict = TO_FAIL
+            if chain is not None:
+                message.verdict = UNDECIDED
+                verdict = self.advance(message, chain, chain.entries)
         if verdict != UNDECIDED:
             self.conclude(message, self.finish(message, verdict))
 
@@ -226,21 +229,32 @@ cdef class Steps(Control):
 
     cdef int judge(self, Message message, object value) noexcept:
         """What follows from what a hook returned."""
-        cdef int early = message.verdict
         if self.closed:
+            message.verdict = TO_FAIL
             message.fail(closed_in_step(message))
             return TO_FAIL
-        if early == TO_CANCEL:
-            return TO_CANCEL
         if value is not True and asyncio.iscoroutine(value):
             return self.start_coroutine(message, value)
+        # Read only now: another thread may give back as long as Python code runs.
+        cdef int early = message.verdict
+        if early == TO_CANCEL:
+            return TO_CANCEL
         cdef int verdict = self.settle(message, value, early)
         if verdict == UNDECIDED:
             self.begin_hold(message)
             if early != UNDECIDED:  # rule 7: a hold that is over at once
                 self.release(message, early)
-        else:
+            return UNDECIDED
+        return self.leave_hook(message, verdict)
+
+    cdef int leave_hook(self, Message message, int verdict) noexcept:
+        """The hook did not take the message: a Hold that it asked for is over. What becomes of the verdict."""
+        if message.token != NULL:
+            message.verdict = verdict  # nobody has control while Python code may run
             message.let_go()
+            if message.verdict == TO_CANCEL:
+                return TO_CANCEL
+        message.verdict = UNDECIDED
         return verdict
 
     cdef int settle(self, Message message, object value, int early) noexcept:
@@ -264,6 +278,7 @@ cdef class Steps(Control):
         elif early == TO_FAIL:
             return TO_FAIL
         else:
+            message.verdict = TO_FAIL
             return self.hook_raised(message, TypeError(
                 f"plugin {<str>message.entry.plugin} returned {describe(value)} from {<str>message.entry.hook}; a hook "
                 f"returns False, None, CONTINUE, COMPLETE, RETRY, True, or the Hold of this message"))
@@ -275,6 +290,7 @@ cdef class Steps(Control):
             elif verdict == TO_RETRY:
                 message.entry.counters.retries += 1
         elif early != verdict:
+            message.verdict = TO_FAIL
             return self.hook_raised(message, MqError(
                 f"plugin {<str>message.entry.plugin} gave the message back in {<str>message.entry.hook} "
                 f"({spell(early)}), but then returned {describe(value)}; return True after giving back"))
@@ -283,12 +299,12 @@ cdef class Steps(Control):
     cdef int hook_raised(self, Message message, object error) noexcept:
         """Rule 13: a hook raised, or returned what it may not."""
         cdef Context context = <Context>message.entry.context
+        if message.verdict != TO_CANCEL:
+            message.verdict = TO_FAIL  # nobody has control while this is logged
         context.failure(error, <str>message.entry.hook)
         if message.entry.forgiving and not ends_program(error) and not self.closed and message.verdict != TO_CANCEL:
-            message.let_go()
-            message.verdict = UNDECIDED
             message.error = None
-            return TO_CONTINUE
+            return self.leave_hook(message, TO_CONTINUE)
         if message.verdict == TO_CANCEL:
             return TO_CANCEL
         message.fail(error)
@@ -297,6 +313,7 @@ cdef class Steps(Control):
     cdef Chain start_over(self, Message message, Chain chain):
         """Rules 5 and 11: the chain as it is now, or None when there were too many retries."""
         if message.retries >= self.max_retries:
+            message.verdict = TO_FAIL
             message.fail(RetryLimit(
                 f"plugin {<str>message.entry.plugin} asked for retry {message.retries + 1} of one step of "
                 f"{<str>message.entry.hook}; max_retries is {self.max_retries}"))
@@ -305,7 +322,8 @@ cdef class Steps(Control):
         return chain.route.chain
 
     cdef object finish(self, Message message, int verdict):
-        """End the step. RUNNING -> IDLE."""
+        """End the step. RUNNING -> IDLE, last of all: what is let go may run Python code."""
+        message.verdict = verdict
         self.books.running -= 1
         if verdict == TO_CONTINUE:
             self.books.continued += 1
@@ -327,14 +345,14 @@ cdef class Steps(Control):
                     f"plugin {<str>message.entry.plugin} took control of the message in {<str>message.entry.hook} and dropped "
                     f"all that it could have given it back with"))
         message.let_go()
-        message.state = IDLE
-        message.verdict = UNDECIDED
         message.entry = NULL
         if message.args is not None:
             message.args = None
         if message.chain is not None:
             message.chain = None
             message.variables = None
+        message.verdict = UNDECIDED
+        message.state = IDLE
         return outcome
 
     cdef void conclude(self, Message message, object outcome) noexcept:
@@ -383,13 +401,24 @@ cdef class Steps(Control):
 
     cdef void coroutine_ended(self, Message message, object task) noexcept:
         """The coroutine of a hook, which has held the message, returned or raised: go on in a turn."""
-        cdef int early = message.verdict
+        cdef int early
         cdef int verdict
-        message.task = None
+        raised = None
+        value = None
         try:
-            verdict = self.settle(message, not_again(task.result()), early)
+            value = not_again(task.result())
         except BaseException as error:
-            verdict = self.hook_raised(message, error)
+            raised = error
+        if message.task is not task:
+            return  # the step was ended meanwhile
+        early = message.verdict  # read only now: until here a give-back is early
+        message.task = None
+        if raised is None:
+            verdict = self.settle(message, value, early)
+        else:
+            verdict = self.hook_raised(message, raised)
+        if message.state != HELD:
+            return  # likewise, where this was logged
         if verdict == UNDECIDED:
             verdict = early
         if verdict != UNDECIDED:
@@ -405,11 +434,13 @@ cdef class Steps(Control):
             return False
         error = Cancelled(f"the step of {'' if message.last_hook == NULL else <str>message.last_hook} was cancelled")
         if message.state == RUNNING:
-            message.fail(error)
+            if message.entry == NULL and message.verdict != UNDECIDED:
+                return False  # it is just ending
             message.verdict = TO_CANCEL
+            message.fail(error)
             return True
         if message.state == HELD:
-            self.end_hold(message)
+            self.end_hold(message, TO_CANCEL)
         else:
             self.unlink_queued(message)
         message.fail(error)
@@ -421,7 +452,7 @@ cdef class Steps(Control):
         cdef Message message
         for message in self.all_held():
             if message.state == HELD:  # `done` of another may have dropped it
-                self.end_hold(message)
+                self.end_hold(message, TO_FAIL)
                 message.fail(closed_in_step(message))
                 self.conclude(message, self.finish(message, TO_FAIL))
         while self.first_queued != NULL:

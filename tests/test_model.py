@@ -305,7 +305,7 @@ class World:
         """Of every message; `error` where no step is open, as a failure that was given back shows in it at once or not."""
         return [
             (key, message.holder, message.retries, key in self.open or type(message.error).__name__)
-            for key, message in self.messages.items()
+            for key, message in sorted(self.messages.items())
         ]
 
 

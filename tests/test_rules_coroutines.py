@@ -502,26 +502,6 @@ def test_coroutine_hooks_after_a_give_back_see_the_context_variables_of_run_too(
     assert seen == ["the caller"]
 
 
-def test_coroutine_hooks_of_a_chain_that_a_retry_brought_see_the_context_variables_of_run_too(uvloop_owner):
-    seen = []
-    holder = Holder()
-
-    async def hook(context, message):
-        seen.append(WHO.get())
-        return mqcore.COMPLETE
-
-    plugins = uvloop_owner.plugins({"b": holder})
-    dispatcher = uvloop_owner.dispatcher(plugins)
-    message = mqcore.Message()
-    context = contextvars.copy_context()
-    context.run(WHO.set, "the caller")
-    context.run(dispatcher.hook("mq_step").run, message, done=uvloop_owner.done)
-    plugins.add("a", SimpleNamespace(mq_step=hook))
-    holder.context.retry(message)
-    uvloop_owner.run_until(lambda: uvloop_owner.finished)
-    assert seen == ["the caller"]
-
-
 def test_a_coroutine_hook_is_a_task_of_its_own(uvloop_owner):
     """`current_task`, `timeout` and `TaskGroup` work in it, and do nothing to the caller's task."""
     tasks = []

@@ -18,13 +18,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 
-# The package under test is the one that this process imports, wherever it is.
-COMMAND = [sys.executable, "-P", "-X", "dev", "-W", "error", "-m", "mqcore"]
+# What -X dev does, but for asyncio's debug mode: it warns when a slow machine takes long over a callback.
+COMMAND = [sys.executable, "-P", "-X", "faulthandler", "-W", "error", "-m", "mqcore"]
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """The command, running."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    # The package under test is the one that this process imports, wherever it is.
+    path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONMALLOC": "debug"}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment, **options}
     return subprocess.Popen([*COMMAND, *map(str, arguments)], **options)
 

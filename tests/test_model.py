@@ -8,6 +8,7 @@ every message are compared after each operation; what the loop does is compared 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 from types import SimpleNamespace
@@ -231,9 +232,12 @@ class World:
         for which in [which for which in self.holds if which[0] == key]:
             del self.holds[which]
         self.messages.pop(key, None)
+        gc.collect()  # tracebacks make cycles
 
     def drop_hold(self, key, n):
-        return self.holds.pop((key, n), None) is None
+        there = self.holds.pop((key, n), None) is not None
+        gc.collect()
+        return there
 
     def settle(self):
         """Run the loop until nothing more happens by itself. (A coroutine may take some turns before it is heard of.)"""
@@ -423,17 +427,22 @@ def quiet(caplog):
 
 
 def drive(owner, coroutines):
-    run_state_machine_as_test(
-        lambda: Machine(owner, coroutines),
-        settings=settings(
-            max_examples=200,
-            stateful_step_count=40,
-            phases=PHASES,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            database=None,
-        ),
-    )
+    gc.collect()
+    gc.freeze()  # so that the collections of `drop` have little to look at
+    try:
+        run_state_machine_as_test(
+            lambda: Machine(owner, coroutines),
+            settings=settings(
+                max_examples=200,
+                stateful_step_count=40,
+                phases=PHASES,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                database=None,
+            ),
+        )
+    finally:
+        gc.unfreeze()
 
 
 def test_the_core_does_what_the_reference_does(owner, quiet):

@@ -64,6 +64,7 @@ class World:
         self.holds = {}  # (key of the message, number) -> Hold
         self.log = {}  # key of the message -> what was seen of it
         self.open = set()  # keys of the messages whose `done` is due
+        self.cancelled = set()  # keys of the messages that a hook of another one cancelled
         self.lives = []  # what became of contexts
         self.contexts = {}
         self.made = 0
@@ -181,7 +182,9 @@ class World:
         others = sorted(key for key, other in self.messages.items() if other is not message)
         if others:
             other = self.messages[others[n % len(others)]]
-            if not (other.holder or "").startswith("h"):  # whose deadline may have come, or not
+            # Not where a deadline may have come or not; and once, before the hook that is being called has returned.
+            if not (other.holder or "").startswith("h") and other.key not in self.cancelled:
+                self.cancelled.add(other.key)
                 self.note(message.key, self.attempt(False, self.dispatcher.cancel, other))
 
     # Operations: each returns what is to be compared
@@ -319,6 +322,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self, owner, coroutines):
         super().__init__()
         self.count = 0
+        gc.freeze()  # so that the collections of `drop` have only this machine to look at
         self.worlds = [World(ReferenceOwner(), coroutines), World(owner, coroutines)]
 
     def both(self, operation, *args):
@@ -428,7 +432,6 @@ def quiet(caplog):
 
 def drive(owner, coroutines):
     gc.collect()
-    gc.freeze()  # so that the collections of `drop` have little to look at
     try:
         run_state_machine_as_test(
             lambda: Machine(owner, coroutines),

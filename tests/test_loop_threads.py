@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import random
 import sys
@@ -378,6 +379,40 @@ def test_a_finalizer_gives_back_while_the_step_goes_on(owner, verdict, caplog):
     assert log == [mqcore.NotHeld] * 2
     expected = {mqcore.COMPLETE: mqcore.COMPLETE, "raise": mqcore.FAIL, "wrong": mqcore.FAIL}
     assert outcome is expected.get(verdict, mqcore.CONTINUE)
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_log_handler_gives_back_while_a_deadline_passes(owner, thread):
+    """Whoever claims it first: each step ends once."""
+    lender = Lender()
+    dispatcher = owner.start({"a": lender}, hold_timeout=0.005)
+    messages = [owner.Message() for _ in range(20)]
+    accepted = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            def give_back():
+                for message in messages:
+                    with contextlib.suppress(mqcore.NotHeld):
+                        lender.context.complete(message)
+                        accepted.append(message)
+
+            if thread:
+                for each in start(give_back):
+                    each.join()
+            else:
+                give_back()
+
+    dispatcher.hook("mq_step").run_many(messages, done=owner.done)
+    logging.getLogger("mqcore").addHandler(handler := Handler())
+    try:
+        owner.run_until(lambda: len(owner.finished) == 20)
+    finally:
+        logging.getLogger("mqcore").removeHandler(handler)
+    assert_conserved(dispatcher)
+    for message, outcome in owner.finished:
+        assert outcome is (mqcore.COMPLETE if message in accepted else mqcore.FAIL)
+    assert len(accepted) == len({id(message) for message in accepted}) >= 19  # the log comes once for the portion
 
 
 # A dispatcher in each thread

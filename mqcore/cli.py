@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        code = command(options)
+        sys.stdout.flush()  # here, where it is seen when nobody reads it
+        return code
     except PluginError as error:
         return _complain(error, BAD_PLUGIN)
     except (SourceError, SinkError) as error:
@@ -51,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader of our output is gone, as in `mqcore order | head`. Python would complain of it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(1)  # as in `mqcore order | head`
         return 128 + signal.SIGPIPE
 
 
@@ -151,10 +152,19 @@ def _complain(problem: object, code: int) -> int:
 
 
 def _say(text: str) -> None:
-    # Not a stream that was kept: the progress bar puts itself in the place of sys.stderr. That nobody can read this any
-    # more, as after `2>&1 | head`, must not stop the mail.
-    with contextlib.suppress(OSError):
+    # Not a stream that was kept: the progress bar puts itself in the place of sys.stderr.
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _drop(2)  # as in `2>&1 | head`; it must not stop the mail
+
+
+def _drop(fd: int) -> None:
+    """Let go what is written to an output that nobody reads any more, and what waits in a buffer: else Python, which tries
+    once more when it exits, would end with an exit code of its own."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, fd)
+    os.close(null)
 
 
 def _plugins(options: argparse.Namespace, *paths: str) -> Plugins:

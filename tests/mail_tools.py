@@ -27,6 +27,7 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     # The package under test is the one that this process imports, wherever it is.
     path = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment = os.environ | {"PYTHONPATH": path, "PYTHONMALLOC": "debug"}
+    environment.pop("PYTHONUNBUFFERED", None)  # users have buffers, and what cannot be written shows late
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment, **options}
     return subprocess.Popen([*COMMAND, *map(str, arguments)], **options)
 

@@ -76,5 +76,5 @@ def _is_stale(path: Path) -> bool:
     except ProcessLookupError:
         return True
     except (OSError, ValueError, OverflowError):
-        return False
+        pass
     return False

@@ -65,6 +65,14 @@ def make_postmark(mail: Mail) -> bytes:
     return b"From %b %b %b %b\n" % (sender, day, month, clock)
 
 
+def find_fault(begin: bytes) -> str | None:
+    """What is wrong with a file that begins so, as an mbox; None if nothing is. Empty lines may come first."""
+    mails = begin.lstrip(b"\r\n")
+    if not mails or mails.startswith(b"From "):
+        return None
+    return f"is no mbox: it begins with {mails[:20]!r}, not with 'From '; name another file"
+
+
 def split(raw: bytes, *, last: bool) -> tuple[bytes, bytes]:
     """The `From ` line and the mail, of what is between the start of one mail and that of the next."""
     begin = raw.find(b"\n") + 1 or len(raw)

@@ -43,11 +43,8 @@ class MboxSink:
             raise SinkError(f"cannot write to {self.url}: it is no regular file")
         lock = MailboxLock(self._fd, self.path)
         opened.callback(lock.release)
-        begin = self._read(0, 64).lstrip(b"\r\n")
-        if begin and not begin.startswith(b"From "):
-            raise SinkError(
-                f"{self.url} is no mbox: it begins with {begin[:20]!r}, not with 'From '; name another file"
-            )
+        if fault := mbox.find_fault(self._read(0, 64)):
+            raise SinkError(f"{self.url} {fault}")
         self._journal = Journal(self.path, self._fd)
         opened.callback(self._journal.close)
         self._journal.recover()

@@ -58,12 +58,9 @@ class MboxSource:
     def _find_start(self) -> int:
         """Where the first mail begins: some programs leave empty lines before it."""
         begin = self._read(0, min(64, self.total))
-        mails = begin.lstrip(b"\r\n")
-        if mails and not mails.startswith(b"From "):
-            raise SourceError(
-                f"{self.url} is no mbox: it begins with {mails[:20]!r}, not with 'From '; name another file"
-            )
-        return len(begin) - len(mails)
+        if fault := mbox.find_fault(begin):
+            raise SourceError(f"{self.url} {fault}")
+        return len(begin) - len(begin.lstrip(b"\r\n"))
 
     def __iter__(self) -> Iterator[Origin]:
         for start, raw in self._pieces():

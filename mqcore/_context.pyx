@@ -1,18 +1,18 @@
 """The plugin's side of control: `Context`, its handle on one worker, and `Hold`, the token of one hold."""
 
 import asyncio
+import logging
 
 cimport cython
-
 from cpython.object cimport PyObject
 
-from ._loop cimport ends_program
+from ._loop cimport ends_program, PyThread_get_thread_ident
 from ._message cimport (
-    HELD, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Control, Message, Tally, Token, give_back,
+    HELD, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Control, Message, Token, give_back,
     has_control, refuse_give_back)
 from ._scope cimport set_making
 
-from .errors import DispatcherClosed, MqError, NotHeld
+from .errors import MqError, NotHeld
 
 cdef extern from "Python.h":
     void PyObject_GC_UnTrack(object)
@@ -113,25 +113,25 @@ cdef class Context(Holder):
         return hold
 
     cdef int check_open(self, str what) except -1:
-        return self.owner.check(f"plugin {self.name}: {what}")
+        if self.owner.thread != PyThread_get_thread_ident():  # here, as the text is only made where it is needed
+            self.owner.refuse(f"plugin {self.name}: {what}")
+        return 0
 
     cdef void callback_raised(self, object error) noexcept:
         """Rule 13: logged, and the loop goes on."""
         if ends_program(error):
             self.owner.escape(error)
             return
-        self.log.error("plugin %s: a callback of a timer or watcher raised", self.name, exc_info=error)
+        self.owner.tell(
+            self.log, logging.ERROR, "plugin %s: a callback of a timer or watcher raised", (self.name,), error)
 
     cdef object failure(self, object error, str hook):
         """Rule 13: an error of the plugin, with its name and hook in the notes; logged."""
-        try:
-            error.add_note(f"plugin {self.name}, hook {hook}")
-            if isinstance(error, asyncio.CancelledError):  # what every task gets when the loop ends
-                self.log.error("plugin %s failed in %s: CancelledError", self.name, hook)
-            elif not ends_program(error):  # that is told by whoever runs the loop
-                self.log.error("plugin %s failed in %s", self.name, hook, exc_info=error)
-        except BaseException as another:  # a handler of logging: the step fails all the same
-            self.owner.raised(another, f"logging that plugin {self.name} failed in {hook}")
+        error.add_note(f"plugin {self.name}, hook {hook}")
+        if isinstance(error, asyncio.CancelledError):  # what every task gets when the loop ends
+            self.owner.tell(self.log, logging.ERROR, "plugin %s failed in %s: CancelledError", (self.name, hook), None)
+        elif not ends_program(error):  # that is told by whoever runs the loop
+            self.owner.tell(self.log, logging.ERROR, "plugin %s failed in %s", (self.name, hook), error)
         return error
 
     def __repr__(self):
@@ -186,10 +186,7 @@ cdef class Hold(Token):
 
     cdef int refuse(self, str what) except -1:
         cdef str hook = <str>self.hook
-        cdef Tally tally = self.context.tally_of(hook)
-        tally.counters.refused += 1
-        if self.owner.closed:
-            raise DispatcherClosed(f"plugin {self.context.name} {what} a message, but its dispatcher is closed")
+        self.context.count_refused(hook, what)
         raise NotHeld(f"plugin {self.context.name} {what} a message of {hook} by a hold that is over")
 
     cdef int check_open(self, str what) except -1:

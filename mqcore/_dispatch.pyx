@@ -3,6 +3,7 @@
 import asyncio
 import difflib
 import inspect
+import logging
 
 cimport cython
 from libc.stdint cimport uint64_t
@@ -10,6 +11,7 @@ from libc.stdint cimport uint64_t
 from ._context cimport Context, new_context
 from ._loop cimport Due, ends_program, PyThread_get_thread_ident
 from ._message cimport HELD, IDLE, RUNNING, Counters, Message, Tally
+from ._scope cimport check_making, set_making
 from ._step cimport MOST_ARGUMENTS, Route, Steps, new_chain
 
 from ._ending import Ending
@@ -17,7 +19,6 @@ from .errors import DispatcherClosed, MqError, PluginError
 from .plugins import Plugins
 from .stats import Held, HookStats, Stats
 
-cdef bint making = False   # Hook objects are made by the dispatcher alone
 cdef dict hook_names = {}  # name -> name, kept for ever: entries and messages refer to them without counting
 
 
@@ -32,8 +33,7 @@ cdef class Hook(Route):
     """
 
     def __cinit__(self):
-        if not making:
-            raise TypeError("Hook objects are made by Dispatcher.hook()")
+        check_making(self)
 
     def __call__(self, message, *args):
         """`await hook(message, *args)` gives the Outcome. uvloop only: on pyuv an MqError.
@@ -48,8 +48,8 @@ cdef class Hook(Route):
         """Run the step, now: an Outcome, or None when a plugin holds the message, and `done(message, outcome)` later.
 
         `done` is called once for each run that returned None, in a turn of the loop or before `cancel()` or `close()` returns,
-        and never otherwise. What it raises goes to the
-        loop's exception handler. Without it the outcome of a step that was held is nobody's.
+        and never otherwise. What it raises goes to the loop's exception handler. Without it the outcome of a step that was
+        held is nobody's.
 
         Raises MqError for a message that is in a step, on another thread, or in the child of a fork; DispatcherClosed after
         close(); TypeError for other arguments than the hook has. What plugins raise is in `message.error`.
@@ -156,8 +156,8 @@ cdef class Dispatcher(Steps):
     with coroutine hooks into a step that began without any, of those of the loop.)
 
     Raises TypeError for another loop, MqError where no loop runs or a hook has more than 14 extra arguments, ValueError for
-    a timeout or number of retries out of range, PluginError when a plugin's `mq_context_initialize`
-    fails or it has a coroutine hook on pyuv, ImportError where the loop's libuv cannot be used.
+    a timeout or number of retries out of range, PluginError when a plugin's `mq_context_initialize` fails or it has a
+    coroutine hook on pyuv, ImportError where the loop's libuv cannot be used.
     """
 
     def __cinit__(self):
@@ -304,11 +304,13 @@ cdef class Dispatcher(Steps):
         change.prepare()
         return change
 
-    cdef bint drain(self) noexcept:
-        cdef bint more = Steps.drain(self)
-        if self.sweep_due:
+    cdef void drain(self) noexcept:
+        Steps.drain(self)
+        if self.sweep_due and self.thread != 0:
             self.sweep()
-        return more
+
+    cdef bint pending(self) noexcept:
+        return self.sweep_due or Steps.pending(self)
 
     cdef void sweep(self) noexcept:
         """Clean up the contexts of replaced plugins that no step can reach any more."""
@@ -417,10 +419,9 @@ cdef class LaterChange(Due):
 # --------------------------------------------------------------------------------------------------------------- helpers
 
 cdef Hook new_hook(Dispatcher dispatcher, str name, object spec):
-    global making
-    making = True
+    set_making(True)
     cdef Hook hook = Hook.__new__(Hook)
-    making = False
+    set_making(False)
     if len(spec.args) > MOST_ARGUMENTS - 2:
         raise MqError(f"{name} has {len(spec.args)} extra arguments; a hook has at most {MOST_ARGUMENTS - 2}")
     hook.name = hook_names.setdefault(name, name)
@@ -437,7 +438,8 @@ cdef void clean_up(Context context) noexcept:
         if plugin.context_cleanup is not None:
             plugin.context_cleanup(context)
     except BaseException as error:
-        context.log.error("plugin %s: mq_context_cleanup raised", context.name, exc_info=error)
+        context.owner.tell(
+            context.log, logging.ERROR, "plugin %s: mq_context_cleanup raised", (context.name,), error)
         if ends_program(error):
             context.owner.escape(error)
     context.end()

@@ -20,7 +20,6 @@ cdef extern from "dlfcn.h" nogil:
     void *dlopen(const char *, int)
     void *dlsym(void *, const char *)
     int dladdr(const void *, Dl_info *)
-    const char *dlerror()
     int RTLD_LAZY, RTLD_NOLOAD
     void *RTLD_DEFAULT
 

@@ -74,8 +74,10 @@ cdef class Loop:
     cdef void soon(self, Due due) noexcept
     cdef void set_busy(self, bint busy) noexcept
     cdef void turn(self) noexcept
-    cdef bint drain(self) noexcept
+    cdef void drain(self) noexcept
+    cdef bint pending(self) noexcept
     cdef void rest(self) noexcept
+    cdef void tell(self, object logger, int level, str text, tuple args, object error) noexcept
     cdef void raised(self, object error, str where) noexcept
     cdef void escape(self, object error) noexcept
     cdef Handle *new_handle(self, int kind) except NULL

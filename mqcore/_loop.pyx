@@ -80,6 +80,13 @@ cdef Handle *take_ready(LoopState *state) noexcept nogil:
     return handle
 
 
+cdef Handle *take_started(LoopState *state) noexcept nogil:
+    cdef Handle *handle = state.first_started
+    state.first_started = handle.next_started
+    handle.started = False
+    return handle
+
+
 cdef void arm(Handle *handle, uv_callback callback) noexcept nogil:
     """Start a timer for `handle.due`.
 
@@ -115,9 +122,7 @@ cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil:
     cdef LoopState *state = header_of(uv_handle).loop
     cdef Handle *handle
     while state.first_started != NULL:
-        handle = state.first_started
-        state.first_started = handle.next_started
-        handle.started = False
+        handle = take_started(state)
         if handle.closed:
             free_if_unlisted(handle)
         elif handle.owner != NULL and not is_same_file(handle):
@@ -227,9 +232,7 @@ cdef class Loop:
             if handle.closed:
                 free_if_unlisted(handle)
         while self.state.first_started != NULL:
-            handle = self.state.first_started
-            self.state.first_started = handle.next_started
-            handle.started = False
+            handle = take_started(&self.state)
             if handle.closed:
                 free_if_unlisted(handle)
         handle = self.timers
@@ -337,22 +340,34 @@ cdef class Loop:
             else:
                 due = <Due>handle.owner
                 due.in_turn()
-        cdef bint more = self.thread != 0 and self.drain()
+        if self.thread != 0:
+            self.drain()
         if self.thread == 0:  # closed, or in the child of a fork, by what was called
             return
-        if not more and self.state.first_ready == NULL and not self.due:
+        # Only now, as all that was called may have asked for another turn.
+        if not self.pending():
             self.state.awake = False
             self.state.uv.idle_stop(uv_of(self.state.idle))  # cannot fail
             self.rest()
 
-    cdef bint drain(self) noexcept:
-        """What else there is to do in a turn; whether there is more. For the dispatcher to override."""
-        return False
+    cdef void drain(self) noexcept:
+        """What else there is to do in a turn. For the dispatcher to override."""
+
+    cdef bint pending(self) noexcept:
+        """Whether there is something to do for another turn. For the dispatcher to extend."""
+        return self.state.first_ready != NULL or bool(self.due)
 
     cdef void rest(self) noexcept:
         """Called when a turn leaves nothing to do. For the dispatcher to override."""
 
     # ------------------------------------------------------------------------------------------------------------- errors
+
+    cdef void tell(self, object logger, int level, str text, tuple args, object error) noexcept:
+        """Log, with the traceback of `error` unless it is None. A handler of logging that raises ends nothing here."""
+        try:
+            logger.log(level, text, *args, exc_info=error)
+        except BaseException as another:
+            self.raised(another, "a handler of logging")
 
     cdef void raised(self, object error, str where) noexcept:
         """Give an error that no step can take to the loop's exception handler: `call_exception_handler` of asyncio,

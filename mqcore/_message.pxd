@@ -55,7 +55,6 @@ cdef struct Entry:
     PyObject *hook          # borrowed: the hook's name, kept for ever
     Counters *counters      # of the context's Tally
     Lane *lane
-    bint forgiving          # on_error = "continue"
 
 cdef struct Lane:
     # The held messages that share one hold_timeout, in the order in which they were held: the first is the next due.
@@ -102,6 +101,7 @@ cdef class Holder(Scope):
     cdef dict tallies               # hook name -> Tally
 
     cdef Tally tally_of(self, str hook)
+    cdef int count_refused(self, str hook, str what) except -1
 
 cdef class Token(Scope):
     """The base of Hold: refers to its message as long as it is the live token of it."""
@@ -115,7 +115,6 @@ cdef class Control(Loop):
     cdef PyObject *first_queued     # owned Messages
     cdef PyObject *last_queued
     cdef Handle *deadline           # one timer for all lanes: `due` is 0 when it is stopped, `events` 1 when it fired
-    cdef uint64_t clock             # ns of uv_hrtime(), as a turn read it last
     cdef Books books
 
     cdef int open_control(self, object loop) except -1

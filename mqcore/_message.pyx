@@ -22,7 +22,7 @@ from ._libuv cimport uv_handle_t
 from ._loop cimport Handle, Loop, arm, header_of, start_idle, uv_of
 from ._scope cimport Scope
 
-from .errors import DispatcherClosed, HoldTimeout, NotHeld
+from .errors import HoldTimeout, NotHeld
 
 cdef extern from "Python.h":
     void PyObject_GC_Track(object)
@@ -134,6 +134,14 @@ cdef class Holder(Scope):
             self.tallies[hook] = tally
         return tally
 
+    cdef int count_refused(self, str hook, str what) except -1:
+        """Count a give-back that is to be refused, and refuse it where the dispatcher is the reason."""
+        cdef Tally tally = self.tally_of(hook)
+        tally.counters.refused += 1
+        if self.owner.thread == 0:  # closed, or in the child of a fork
+            self.owner.refuse(f"plugin {self.name} {what} a message")
+        return 0
+
 
 cdef class Token(Scope):
 
@@ -172,12 +180,7 @@ cdef int give_back(Holder context, Message message, int verdict, object error) e
 
 cdef int refuse_give_back(Holder context, Message message, str what) except -1:
     cdef str hook = "" if message.last_hook == NULL else <str>message.last_hook
-    cdef Tally tally = context.tally_of(hook)
-    tally.counters.refused += 1
-    if context.owner.closed:
-        raise DispatcherClosed(f"plugin {context.name} {what} a message, but its dispatcher is closed")
-    if context.owner.forked:
-        context.owner.check(f"plugin {context.name} {what} a message")
+    context.count_refused(hook, what)
     if message.state == IDLE or message.entry == NULL:
         why = "its step is over" if hook else "it was in no step yet"
     elif (<Holder>message.entry.context).owner is not context.owner:
@@ -336,27 +339,24 @@ cdef class Control(Loop):
 
     # -------------------------------------------------------------------------------------------------------------- turns
 
-    cdef bint drain(self) noexcept:
-        """Rule 6: go on with messages that were given back, for a while. Whether there is more to do."""
+    cdef void drain(self) noexcept:
+        """Rule 6: go on with messages that were given back, for a while."""
         cdef Message message
         cdef int left = TURN_ENTRIES
         if self.deadline.events:
             self.expire()
-            if self.thread == 0:
-                return False
-        self.clock = self.state.uv.hrtime()
-        cdef uint64_t until = self.clock + TURN_NS
-        while self.first_queued != NULL and left > 0 and self.clock < until:
+        cdef uint64_t now = self.state.uv.hrtime()
+        cdef uint64_t until = now + TURN_NS
+        while self.thread != 0 and self.first_queued != NULL and left > 0 and now < until:
             message = <Message>self.first_queued
             self.unlink_queued(message)
-            message.entry.counters.held_ns += self.clock - message.since
+            message.entry.counters.held_ns += now - message.since
             self.resume(message)
-            if self.thread == 0:
-                return False
             left -= 1
-            self.clock = self.state.uv.hrtime()
-        message = None  # its end, if this was all that referred to it, may queue it
-        return self.first_queued != NULL or self.deadline.events
+            now = self.state.uv.hrtime()
+
+    cdef bint pending(self) noexcept:
+        return self.first_queued != NULL or self.deadline.events or Loop.pending(self)
 
     cdef void rest(self) noexcept:
         if self.books.held == 0:
@@ -400,11 +400,10 @@ cdef class Control(Loop):
                     entry = message.entry
                     text = (f"plugin {<str>entry.plugin} held the message in {<str>entry.hook} for longer than its "
                             f"hold_timeout of {lane.timeout / 1e9:g} s")
-                    log.warning("%s", text)
+                    self.tell(log, logging.WARNING, "%s", (text,), None)
                 if message.verdict == TO_FAIL:  # and was not cancelled meanwhile
                     message.fail(HoldTimeout(text))
                 self.resume(message)
-                message = None
                 if self.thread == 0:
                     return
                 now = self.state.uv.hrtime()

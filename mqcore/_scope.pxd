@@ -9,6 +9,7 @@ cdef class Scope(Due):
     cdef bint over
 
     cdef int check_open(self, str what) except -1
+    cdef int check_start(self, str what, object callback) except -1
     cdef void callback_raised(self, object error) noexcept
     cdef void end(self) noexcept
     cdef void stop_all(self) noexcept
@@ -54,3 +55,4 @@ cdef class Poll(Due):
     cdef void tell_lost(self) noexcept
 
 cdef void set_making(bint now) noexcept
+cdef int check_making(object made) except -1

@@ -37,6 +37,7 @@ WRITE = C_WRITE
 # libuv counts in whole milliseconds from the start of the machine; this leaves it room to add.
 cdef double LONGEST = 100 * 365.25 * 86400
 
+
 # ----------------------------------------------------------------------------------------------------------------- Scope
 
 cdef bint making = False  # objects of these classes are made by the core alone
@@ -59,12 +60,16 @@ cdef class Scope(Due):
         check_making(self)
 
     cdef int check_open(self, str what) except -1:
-        """Raise when nothing can be started here any more. For subclasses to extend."""
-        return self.owner.check(what)
+        """Raise when nothing can be started here any more. For subclasses to override."""
 
     cdef void callback_raised(self, object error) noexcept:
         """A callback of a timer or watcher raised `error`. For subclasses to override."""
-        self.owner.raised(error, "a callback")
+
+    cdef int check_start(self, str what, object callback) except -1:
+        self.check_open(what)
+        if not callable(callback):
+            raise TypeError(f"{what} needs a callable, not {callback!r}")
+        return 0
 
     cdef void end(self) noexcept:
         """No callback is called any more. Any thread, with the GIL; the handles are stopped on the loop's own."""
@@ -95,9 +100,7 @@ cdef class Scope(Due):
         On a `Hold` also NotHeld, when it is over.
         """
         cdef double delay = as_seconds(seconds)
-        self.check_open("start_timer()")
-        if not callable(callback):
-            raise TypeError(f"start_timer() needs a callable, not {callback!r}")
+        self.check_start("start_timer()", callback)
         set_making(True)
         cdef Timer timer = Timer.__new__(Timer)
         set_making(False)
@@ -116,9 +119,9 @@ cdef class Scope(Due):
         watchers may share one fd.
 
         Stop the watcher before you close the fd: until then libuv takes the number for the old file, also for a connection
-        of asyncio's own. When the fd was closed under a watcher, the watcher is stopped, and
-        called once more with events 0 and the OSError in `watcher.error` as soon as that shows: at the latest when the
-        watcher is changed or the number is watched again.
+        of asyncio's own. When the fd was closed under a watcher, the watcher is stopped, and called once more with events 0
+        and the OSError in `watcher.error` as soon as that shows: at the latest when the watcher is changed or the number is
+        watched again.
 
         Returns a `Watcher`. Raises OSError for an fd that is not open (EBADF), that cannot be polled, such as a file
         (EPERM), or that asyncio polls already (EEXIST); ValueError for other events; TypeError for a callback that cannot
@@ -126,9 +129,7 @@ cdef class Scope(Due):
         """
         cdef int number = PyObject_AsFileDescriptor(fd)
         cdef int wanted = as_events(events)
-        self.check_open("watch()")
-        if not callable(callback):
-            raise TypeError(f"watch() needs a callable, not {callback!r}")
+        self.check_start("watch()", callback)
         set_making(True)
         cdef Watcher watcher = Watcher.__new__(Watcher)
         set_making(False)

@@ -35,6 +35,7 @@ cdef class Steps(Control):
     cdef void conclude(self, Message message, object outcome) noexcept
     cdef int start_coroutine(self, Message message, object coroutine) noexcept
     cdef void coroutine_ended(self, Message message, object task) noexcept
+    cdef void end_step(self, Message message, int verdict, object error) noexcept
     cdef bint cancel_step(self, Message message) noexcept
     cdef void end_open_steps(self) noexcept
 

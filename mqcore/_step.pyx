@@ -65,7 +65,6 @@ cdef extern from "Python.h":
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     PyObject *Py_None
     PyObject *Py_False
-    bint PyCoro_CheckExact(object)
 
 cdef enum:
     SAMPLE_EVERY = 256       # steps; one of them is timed
@@ -117,7 +116,6 @@ cdef Chain new_chain(Steps steps, Route route, list contexts):
         tally = context.tally_of(hook)
         entry.counters = &tally.counters
         entry.lane = steps.lane_of(context.hold_timeout)
-        entry.forgiving = context.forgiving
         entry.hook = <PyObject *>hook
         entry += 1
         chain.coroutines |= inspect.iscoroutinefunction(function)
@@ -302,7 +300,7 @@ cdef class Steps(Control):
         if message.verdict != TO_CANCEL:
             message.verdict = TO_FAIL  # nobody has control while this is logged
         context.failure(error, <str>message.entry.hook)
-        if message.entry.forgiving and not ends_program(error) and not self.closed and message.verdict != TO_CANCEL:
+        if context.forgiving and not ends_program(error) and not self.closed and message.verdict != TO_CANCEL:
             message.error = None
             return self.leave_hook(message, TO_CONTINUE)
         if message.verdict == TO_CANCEL:
@@ -382,17 +380,16 @@ cdef class Steps(Control):
                                 context=variables, **options)
             if task.done():
                 return self.judge(message, not_again(task.result()))
-            if self.closed or message.verdict == TO_CANCEL:
-                task.cancel()
-                task.add_done_callback(ignore, context=variables)
-                return self.judge(message, None)
-            message.task = task
-            message.track()
-            self.begin_hold(message)
             end = CoroutineEnd.__new__(CoroutineEnd)
             end.steps = self
             end.message = message
             task.add_done_callback(end, context=variables)
+            if self.closed or message.verdict == TO_CANCEL:
+                task.cancel()
+                return self.judge(message, None)
+            message.task = task
+            message.track()
+            self.begin_hold(message)
             return UNDECIDED
         except BaseException as error:
             if ends_program(error):  # an eager task raises it here; asyncio lets another one's out itself
@@ -428,23 +425,27 @@ cdef class Steps(Control):
 
     # ------------------------------------------------------------------------------------------------------- ended by others
 
+    cdef void end_step(self, Message message, int verdict, object error) noexcept:
+        """End the step of a message that is held or queued."""
+        if message.state == HELD:
+            self.end_hold(message, verdict)
+        else:
+            self.unlink_queued(message)
+        message.fail(error)
+        self.conclude(message, self.finish(message, verdict))
+
     cdef bint cancel_step(self, Message message) noexcept:
         """Rule 14: end the step that the message is in, if any, or have it end when its hook returns."""
         if message.state == IDLE or message.entry != NULL and (<Context>message.entry.context).owner is not self:
             return False
         error = Cancelled(f"the step of {'' if message.last_hook == NULL else <str>message.last_hook} was cancelled")
         if message.state == RUNNING:
-            if message.entry == NULL and message.verdict != UNDECIDED:
+            if message.entry == NULL and message.verdict != UNDECIDED and message.verdict != TO_CANCEL:
                 return False  # it is just ending
             message.verdict = TO_CANCEL
             message.fail(error)
             return True
-        if message.state == HELD:
-            self.end_hold(message, TO_CANCEL)
-        else:
-            self.unlink_queued(message)
-        message.fail(error)
-        self.conclude(message, self.finish(message, TO_CANCEL))
+        self.end_step(message, TO_CANCEL, error)
         self.wake()  # so that an idle dispatcher comes to rest
         return True
 
@@ -452,14 +453,10 @@ cdef class Steps(Control):
         cdef Message message
         for message in self.all_held():
             if message.state == HELD:  # `done` of another may have dropped it
-                self.end_hold(message, TO_FAIL)
-                message.fail(closed_in_step(message))
-                self.conclude(message, self.finish(message, TO_FAIL))
+                self.end_step(message, TO_FAIL, closed_in_step(message))
         while self.first_queued != NULL:
             message = <Message>self.first_queued
-            self.unlink_queued(message)
-            message.fail(closed_in_step(message))
-            self.conclude(message, self.finish(message, TO_FAIL))
+            self.end_step(message, TO_FAIL, closed_in_step(message))
 
 
 @cython.final
@@ -504,9 +501,3 @@ cdef str describe(object value):
 
 cdef str spell(int verdict):
     return {TO_CONTINUE: "continue", TO_COMPLETE: "complete", TO_RETRY: "retry"}.get(verdict, "fail")
-
-
-def ignore(task):
-    """Look at the exception of a task that was cancelled with its step, so that asyncio does not report it."""
-    if not task.cancelled():
-        task.exception()

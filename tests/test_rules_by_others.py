@@ -1,4 +1,4 @@
-"""What comes from outside a step while the core is at work: handlers of logging that raise, and plugins' clean-up that gives back."""
+"""What others do while the core is at work: handlers of logging that raise, clean-up that gives back, cancelling early."""
 
 from __future__ import annotations
 

@@ -136,15 +136,21 @@ def test_closed_after_the_loop_polled(owner, ends):
     settle(owner)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_stop_after_it_was_closed(owner, ends, moment):
-    """The wrong order, which many programs have: never told, as nobody watches any more."""
-    _, context = borrow(owner)
+def watch_and_close(owner, context, ends, moment):
+    """A watcher, and what it is told, of an fd that is closed before or after the loop has polled it."""
     told = Told()
     watcher = context.watch(ends.fd, READ, told)
     if moment == "after the loop polled":
         settle(owner)
     ends.close()
+    return watcher, told
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_stop_after_it_was_closed(owner, ends, moment):
+    """The wrong order, which many programs have: never told, as nobody watches any more."""
+    _, context = borrow(owner)
+    watcher, told = watch_and_close(owner, context, ends, moment)
     assert watcher.stop() is True
     settle(owner)
     assert not told and watcher.error is None
@@ -170,11 +176,7 @@ def test_events_are_changed_after_it_was_closed(owner, ends, moment):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_watch_after_it_was_closed(owner, ends, moment):
     _, context = borrow(owner)
-    told = Told()
-    watcher = context.watch(ends.fd, READ, told)
-    if moment == "after the loop polled":
-        settle(owner)
-    ends.close()
+    watcher, told = watch_and_close(owner, context, ends, moment)
     with pytest.raises(OSError, match=f"fd {ends.fd} is not open") as caught:
         context.watch(ends.fd, WRITE, pytest.fail)
     assert caught.value.errno == errno.EBADF
@@ -185,11 +187,7 @@ def test_watch_after_it_was_closed(owner, ends, moment):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_close_of_the_dispatcher_after_it_was_closed(owner, ends, moment):
     dispatcher, context = borrow(owner)
-    told = Told()
-    watcher = context.watch(ends.fd, READ, told)
-    if moment == "after the loop polled":
-        settle(owner)
-    ends.close()
+    watcher, told = watch_and_close(owner, context, ends, moment)
     dispatcher.close()
     settle(owner)
     assert not told
@@ -428,11 +426,7 @@ def test_reused_after_the_loop_polled(owner, ends, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_stop_after_it_was_reused(owner, ends, kind, moment):
     _, context = borrow(owner)
-    told = Told()
-    watcher = context.watch(ends.fd, READ, told)
-    if moment == "after the loop polled":
-        settle(owner)
-    ends.close()
+    watcher, told = watch_and_close(owner, context, ends, moment)
     ends.reopen(kind)
     assert watcher.stop() is True
     settle(owner)
@@ -471,11 +465,7 @@ def test_watch_after_it_was_reused(owner, ends, kind, moment):
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_watch_after_it_was_reused_by_what_cannot_be_polled(owner, ends, kind, moment):
     _, context = borrow(owner)
-    told = Told()
-    watcher = context.watch(ends.fd, READ, told)
-    if moment == "after the loop polled":
-        settle(owner)
-    ends.close()
+    watcher, told = watch_and_close(owner, context, ends, moment)
     ends.reopen(kind)
     with pytest.raises(PermissionError):
         context.watch(ends.fd, READ, pytest.fail)

@@ -253,16 +253,22 @@ def test_a_connection_that_is_refused(owner, events):
             assert watcher.error is None
 
 
-@pytest.mark.parametrize("events", [READ, WRITE, READ | WRITE])
-def test_a_connection_that_is_reset(owner, events):
-    _, context = borrow(owner)
-    seen = []
+def reset_connection():
+    """Our end of a connection that the other one has reset."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname())
         theirs, _ = listener.accept()
     ours.setblocking(False)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    theirs.close()  # with a reset
+    theirs.close()
+    return ours
+
+
+@pytest.mark.parametrize("events", [READ, WRITE, READ | WRITE])
+def test_a_connection_that_is_reset(owner, events):
+    _, context = borrow(owner)
+    seen = []
+    ours = reset_connection()
 
     def ready(watcher, events):
         seen.append((events, ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)))
@@ -837,12 +843,7 @@ def test_asyncio_takes_the_fd_while_its_poll_is_stopped(uvloop_owner):
     owner = uvloop_owner
     _, context = borrow(owner)
     seen = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        ours = socket.create_connection(listener.getsockname())
-        theirs, _ = listener.accept()
-    ours.setblocking(False)
-    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    theirs.close()  # with a reset
+    ours = reset_connection()
 
     def ready(watcher, events):
         seen.append(events)

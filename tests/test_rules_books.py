@@ -7,17 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import STEP, assert_conserved
+from loop_tools import Lender
 
 import mqcore
-
-
-class Holder:
-    def __init__(self):
-        self.context = None
-
-    def mq_step(self, context, message):
-        self.context = context
-        return True
 
 
 class Lives:
@@ -57,7 +49,7 @@ def books(dispatcher):
 def test_rule_16_every_step_is_in_one_place_at_every_moment(engine):
     """Entered, continued, completed, failed, cancelled, held, running: at each moment of the steps of four messages."""
     seen = []
-    holder = Holder()
+    holder = Lender()
 
     def look(context, message):
         seen.append(books(dispatcher))
@@ -286,7 +278,7 @@ def test_close_from_within_a_hook(engine):
 
 
 def test_close_from_within_done(engine):
-    holder = Holder()
+    holder = Lender()
     dispatcher = engine.start({"a": holder})
     messages = [engine.Message() for _ in range(5)]
 
@@ -312,7 +304,7 @@ def test_a_hook_of_a_closed_dispatcher_cannot_be_run_from_done(engine):
         except mqcore.DispatcherClosed as error:
             refused.append(error)
 
-    dispatcher = engine.start({"a": Holder()})
+    dispatcher = engine.start({"a": Lender()})
     step = dispatcher.hook("mq_step")
     messages = [engine.Message() for _ in range(2)]
     step.run_many(messages, done=done)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from loop_tools import Lender
 
 import mqcore
 
@@ -31,16 +32,8 @@ def told(owner):
     return errors
 
 
-class Lends:
-    """Holds every message, and remembers its context."""
-
-    def mq_step(self, context, message):
-        self.context = context
-        return True
-
-
 def test_a_deadline_fails_the_step_though_it_cannot_be_logged(owner, broken_log):
-    dispatcher = owner.start({"a": Lends()}, hold_timeout=0.005)
+    dispatcher = owner.start({"a": Lender()}, hold_timeout=0.005)
     messages = [owner.Message() for _ in range(3)]
     dispatcher.hook("mq_step").run_many(messages, done=owner.done)
     owner.run_until(lambda: len(owner.finished) == 3)
@@ -67,15 +60,15 @@ def test_the_loop_goes_on_though_a_callback_that_raises_cannot_be_logged(owner, 
         called.append(number)
         raise ValueError("bad")
 
-    lends = Lends()
-    dispatcher = owner.start({"a": lends})
+    lender = Lender()
+    dispatcher = owner.start({"a": lender})
     message = owner.Message()
     dispatcher.hook("mq_step").run(message, done=owner.done)
     for number in range(3):
-        lends.context.start_timer(0, callback, number)
+        lender.context.start_timer(0, callback, number)
     owner.run_until(lambda: len(called) == 3)
     assert told(owner) == [OSError] * 3
-    lends.context.complete(message)
+    lender.context.complete(message)
     owner.run_until(lambda: owner.finished)
 
 
@@ -101,10 +94,10 @@ def test_a_clean_up_that_raises_ends_a_plugin_though_it_cannot_be_logged(owner, 
 
 def test_what_a_clean_up_in_a_turn_gives_back_goes_on(owner):
     """The clean-up comes last in its turn: what it asks for needs another one."""
-    first, last = Lends(), Lends()
+    first, last = Lender(), Lender()
     kept = [owner.Message()]
 
-    class Ends(Lends):
+    class Ends(Lender):
         def mq_context_cleanup(self, context):
             first.context.complete(kept[0])
 

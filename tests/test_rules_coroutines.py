@@ -9,19 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import uvloop
+from loop_tools import Lender
 
 import mqcore
 
 WHO = contextvars.ContextVar("who", default="nobody")
-
-
-class Holder:
-    def __init__(self):
-        self.context = None
-
-    def mq_step(self, context, message):
-        self.context = context
-        return True
 
 
 def let_pass(context, message):
@@ -89,7 +81,7 @@ def test_rule_13_awaiting_a_step_that_fails(uvloop_owner):
 
 
 def test_rule_14_cancel_gives_an_awaiter_fail(uvloop_owner):
-    dispatcher = uvloop_owner.start({"a": Holder()})
+    dispatcher = uvloop_owner.start({"a": Lender()})
 
     async def main():
         message = mqcore.Message()
@@ -108,7 +100,7 @@ def test_rule_14_cancel_gives_an_awaiter_fail(uvloop_owner):
 
 
 def test_rule_14_an_awaiter_whose_task_is_cancelled_cancels_the_step(uvloop_owner):
-    holder = Holder()
+    holder = Lender()
     dispatcher = uvloop_owner.start({"a": holder})
 
     async def wait(message):
@@ -133,7 +125,7 @@ def test_rule_14_an_awaiter_whose_task_is_cancelled_cancels_the_step(uvloop_owne
 
 
 def test_rule_14_a_timeout_around_an_awaiter(uvloop_owner):
-    dispatcher = uvloop_owner.start({"a": Holder()})
+    dispatcher = uvloop_owner.start({"a": Lender()})
 
     async def main():
         message = mqcore.Message()
@@ -163,7 +155,7 @@ def test_many_awaiters(uvloop_owner):
 
 
 def test_awaiting_a_second_step_of_one_message(uvloop_owner):
-    dispatcher = uvloop_owner.start({"a": Holder()})
+    dispatcher = uvloop_owner.start({"a": Lender()})
 
     async def main():
         message = mqcore.Message()
@@ -485,7 +477,7 @@ def test_coroutine_hooks_see_the_context_variables_of_run(uvloop_owner):
 
 def test_coroutine_hooks_after_a_give_back_see_the_context_variables_of_run_too(uvloop_owner):
     seen = []
-    holder = Holder()
+    holder = Lender()
 
     async def hook(context, message):
         seen.append(WHO.get())

@@ -6,19 +6,11 @@ import asyncio
 import logging
 
 import pytest
+from loop_tools import Lender
 
 import mqcore
 
 KEEPS_GOING = {"10-bad": {"on_error": "continue"}}
-
-
-class Holder:
-    def __init__(self):
-        self.context = None
-
-    def mq_step(self, context, message):
-        self.context = context
-        return True
 
 
 def raises(error):
@@ -69,7 +61,7 @@ def test_rule_13_the_traceback_leads_into_the_plugin(engine):
 
 
 def test_rule_13_also_after_it_was_held_before(engine):
-    holder = Holder()
+    holder = Lender()
     dispatcher = engine.start({"a": holder, "b": raises(ValueError("bad"))})
     message = engine.Message()
     dispatcher.hook("mq_step").run(message, done=engine.done)
@@ -135,7 +127,7 @@ def test_rule_13_what_ends_a_program_leaves_through_the_loop(uvloop_owner, error
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_rule_13_it_leaves_from_a_turn_too_and_done_is_called_first(uvloop_owner, error):
-    holder = Holder()
+    holder = Lender()
     dispatcher = uvloop_owner.start({"a": holder, "b": raises(error())})
     message = mqcore.Message()
     dispatcher.hook("mq_step").run(message, done=uvloop_owner.done)
@@ -147,7 +139,7 @@ def test_rule_13_it_leaves_from_a_turn_too_and_done_is_called_first(uvloop_owner
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_rule_13_on_pyuv_the_loop_stops_and_close_raises_it(pyuv_owner, error):
-    holder = Holder()
+    holder = Lender()
     dispatcher = pyuv_owner.start({"a": holder, "b": raises(error())})
     message = mqcore.Message()
     dispatcher.hook("mq_step").run(message, done=pyuv_owner.done)
@@ -267,7 +259,7 @@ def test_rule_13_a_callback_of_a_hold_that_gave_back_and_raises(owner, caplog, w
 
 
 def test_rule_14_cancel_ends_a_step_at_once(engine):
-    holder = Holder()
+    holder = Lender()
     dispatcher = engine.start({"a": holder, "b": lambda context, message: pytest.fail("called")})
     message = engine.Message()
     dispatcher.hook("mq_step").run(message, done=engine.done)
@@ -286,7 +278,7 @@ def test_rule_14_cancel_ends_a_step_at_once(engine):
 
 
 def test_rule_14_cancel_of_a_message_that_is_queued(engine):
-    holder = Holder()
+    holder = Lender()
     dispatcher = engine.start({"a": holder, "b": lambda context, message: pytest.fail("called")})
     messages = [engine.Message() for _ in range(3)]
     dispatcher.hook("mq_step").run_many(messages, done=engine.done)
@@ -336,7 +328,7 @@ def test_rule_14_cancel_from_within_its_hook_takes_effect_when_that_returns(engi
 
 
 def test_rule_14_cancel_from_a_hook_of_another_message(engine):
-    holder = Holder()
+    holder = Lender()
 
     def hook(context, message):
         if message is second:
@@ -352,7 +344,7 @@ def test_rule_14_cancel_from_a_hook_of_another_message(engine):
 
 
 def test_rule_14_a_cancelled_message_can_run_again_in_done(engine):
-    holder = Holder()
+    holder = Lender()
     outcomes = []
 
     def done(message, outcome):
@@ -435,7 +427,7 @@ def test_rule_15_done_is_not_called_for_a_step_that_ended_in_run(engine):
 
 
 def test_rule_15_done_is_called_once_for_each_run_that_was_held(engine):
-    holders = [Holder(), Holder()]
+    holders = [Lender(), Lender()]
     dispatcher = engine.start({"a": holders[0], "b": holders[1]})
     step = dispatcher.hook("mq_step")
     message = engine.Message()
@@ -451,7 +443,7 @@ def test_rule_15_done_is_called_once_for_each_run_that_was_held(engine):
 
 
 def test_rule_15_without_done_the_outcome_is_nobodys(engine):
-    holder = Holder()
+    holder = Lender()
     dispatcher = engine.start({"a": holder})
     message = engine.Message()
     assert dispatcher.hook("mq_step").run(message) is None
@@ -460,7 +452,7 @@ def test_rule_15_without_done_the_outcome_is_nobodys(engine):
 
 
 def test_rule_15_done_that_raises_goes_to_the_loops_exception_handler(engine):
-    holder = Holder()
+    holder = Lender()
     dispatcher = engine.start({"a": holder})
     error = ValueError("in done")
     first, second = engine.Message(), engine.Message()
@@ -481,7 +473,7 @@ def test_rule_15_done_that_raises_goes_to_the_loops_exception_handler(engine):
 
 
 def test_rule_15_done_that_raises_does_not_leave_through_cancel_or_close(engine):
-    dispatcher = engine.start({"a": Holder()})
+    dispatcher = engine.start({"a": Lender()})
     messages = [engine.Message() for _ in range(3)]
 
     def done(message, outcome):
@@ -498,7 +490,7 @@ def test_rule_15_done_that_raises_does_not_leave_through_cancel_or_close(engine)
 
 
 def test_rule_15_done_must_be_callable(engine):
-    dispatcher = engine.start({"a": Holder()})
+    dispatcher = engine.start({"a": Lender()})
     with pytest.raises(TypeError):
         dispatcher.hook("mq_step").run(engine.Message(), done=3)
     assert dispatcher.stats().entered == 0

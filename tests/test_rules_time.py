@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from loop_tools import Lender
 
 import mqcore
 import mqcore._loop
@@ -12,12 +13,6 @@ import mqcore._loop
 
 def holds(context, message):
     return True
-
-
-class Holder:
-    def mq_step(self, context, message):
-        self.context = context
-        return True
 
 
 # Rule 10
@@ -46,7 +41,7 @@ def test_rule_10_a_hold_that_is_too_long_fails_the_step(engine, by):
 
 
 def test_rule_10_a_give_back_after_the_deadline_is_not_held(engine):
-    holder = Holder()
+    holder = Lender()
     dispatcher = engine.start({"a": holder}, hold_timeout=0.005)
     message = engine.Message()
     dispatcher.hook("mq_step").run(message, done=engine.done)
@@ -82,7 +77,7 @@ def test_rule_10_never_early(owner):
 
 def test_rule_10_each_hold_has_a_deadline_of_its_own(engine):
     """What is given back in time starts afresh at the next plugin."""
-    holder = Holder()
+    holder = Lender()
     dispatcher = engine.start({"a": holder, "b": holds}, hold_timeout=0.05)
     first, second = engine.Message(), engine.Message()
     dispatcher.hook("mq_step").run_many([first, second], done=engine.done)
@@ -96,7 +91,7 @@ def test_rule_10_each_hold_has_a_deadline_of_its_own(engine):
 
 
 def test_rule_10_per_plugin_in_its_config(engine):
-    slow, quick = Holder(), Holder()
+    slow, quick = Lender(), Lender()
     dispatcher = engine.start({"a": slow}, config={"a": {"hold_timeout": 1000}}, hold_timeout=0.005)
     other = engine.start({"b": quick}, config={"b": {"hold_timeout": 0.005}}, hold_timeout=1000)
     patient, hasty = engine.Message(), engine.Message()
@@ -110,7 +105,7 @@ def test_rule_10_per_plugin_in_its_config(engine):
 @pytest.mark.parametrize("where", ["option", "config"])
 def test_rule_10_no_deadline(engine, where):
     """A hold_timeout of 0 is none; a plugin beside it shows that time has passed."""
-    holder = Holder()
+    holder = Lender()
     config = {"a": {"hold_timeout": 0.01}, **({"b": {"hold_timeout": 0}} if where == "config" else {})}
     option = {"hold_timeout": 0} if where == "option" else {"hold_timeout": 0.005}
 

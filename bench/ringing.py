@@ -1,4 +1,7 @@
-"""A byte passed round a ring of sockets: each place reads it when its loop says that it is there, and writes it on."""
+"""Bytes that pass through sockets: each place reads one when its loop says that it is there.
+
+In a *ring* one byte goes round: each place writes it on to the next. *At once* all places get one, and read it.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,20 @@ import socket
 from typing import Any
 
 import pyuv
+import uvloop.loop
+from building import build
 from subjects import PASSES_ON, Subject, functions_of
 
 import mqcore
 
+floor = build("_floor_loop")
+
 
 class Ring:
-    """Two places or more. The base waits for nothing: it is for a loop to call `ready`."""
+    """Two places or more. All ways but the floor call the same callback with the same arguments."""
 
     def __init__(self, loop: Any, places: int, count: int) -> None:
-        """`count`: how often the byte is passed on in a round."""
+        """`count`: how often the byte is passed on in a round; 0: all places get one at once."""
         self.loop = loop
         self.count = count
         self.left = 0
@@ -28,6 +35,7 @@ class Ring:
         writers = [pair[0].fileno() for pair in self.pairs]
         readers = [pair[1].fileno() for pair in self.pairs]
         self.places = tuple(zip(readers, writers[1:] + writers[:1], strict=True))
+        self.callback = self.pass_on if count else self.take
         self.open()
 
     def open(self) -> None:
@@ -39,8 +47,8 @@ class Ring:
             for end in pair:
                 end.close()
 
-    def ready(self, reads: int, writes: int) -> None:
-        """The byte is there."""
+    def pass_on(self, watcher: Any, events: int, reads: int, writes: int) -> None:
+        """The callback of a ring. It begins with what mqcore passes to each."""
         byte = os.read(reads, 1)
         self.left -= 1
         if self.left:
@@ -48,15 +56,47 @@ class Ring:
         else:
             self.loop.stop()
 
+    def take(self, watcher: Any, events: int, reads: int, writes: int) -> None:
+        """The callback where all have a byte at once."""
+        os.read(reads, 1)
+        self.left -= 1
+        if not self.left:
+            self.loop.stop()
+
     def start(self) -> None:
-        """Write the byte."""
-        self.left = self.count
-        os.write(self.places[-1][1], b"x")
+        """Write what is to be read."""
+        if self.count:
+            self.left = self.count
+            os.write(self.places[-1][1], b"x")
+        else:
+            self.left = len(self.places)
+            floor.write_all(self.places)
 
     def round(self) -> None:
         """All of it."""
         self.start()
         self.loop.run_forever()
+
+
+class ByEpoll(Ring):
+    """The floor: epoll, read and write from C."""
+
+    def open(self) -> None:
+        """An epoll of its own."""
+        floor.open_epoll(self.places)
+
+    def round(self) -> None:
+        """All of it, where a ring has no other start."""
+        if self.count:
+            floor.pass_on(self.count)
+        else:
+            self.start()
+            floor.take_all()
+
+    def close(self) -> None:
+        """Close the epoll first."""
+        floor.close_epoll()
+        super().close()
 
 
 class ByMqcore(Ring):
@@ -66,16 +106,7 @@ class ByMqcore(Ring):
         """A dispatcher with one plugin."""
         self.subject = Subject(self.loop, functions_of(PASSES_ON, 1))
         for reads, writes in self.places:
-            self.subject.contexts[0].watch(reads, mqcore.READ, self.came, writes)
-
-    def came(self, watcher: mqcore.Watcher, events: int, writes: int) -> None:
-        """The callback; what `ready` does."""
-        byte = os.read(watcher.fd, 1)
-        self.left -= 1
-        if self.left:
-            os.write(writes, byte)
-        else:
-            self.loop.stop()
+            self.subject.contexts[0].watch(reads, mqcore.READ, self.callback, reads, writes)
 
     def close(self) -> None:
         """Close the dispatcher first."""
@@ -89,7 +120,7 @@ class ByAddReader(Ring):
     def open(self) -> None:
         """Watch all."""
         for reads, writes in self.places:
-            self.loop.add_reader(reads, self.ready, reads, writes)
+            self.loop.add_reader(reads, self.callback, None, 0, reads, writes)
 
     def close(self) -> None:
         """Stop watching first."""
@@ -111,6 +142,27 @@ class ByAsyncio(ByAddReader):
         self.loop.close()
 
 
+class ByLibuv(Ring):
+    """A `uv_poll_t` for each, from C, whose callback takes the GIL: the least that a Python callback costs on libuv."""
+
+    def open(self) -> None:
+        """On a loop of its own, which `stop` ends."""
+        floor.open_library(uvloop.loop.__file__)
+        self.loop = floor
+        reads = tuple(reads for reads, _ in self.places)
+        floor.open_polls(reads, tuple((None, 0, *place) for place in self.places), self.callback)
+
+    def round(self) -> None:
+        """The loop has another name for it."""
+        self.start()
+        floor.run()
+
+    def close(self) -> None:
+        """Close the polls first."""
+        floor.close_polls()
+        super().close()
+
+
 class ByPyuv(Ring):
     """A `pyuv.Poll` for each."""
 
@@ -123,9 +175,9 @@ class ByPyuv(Ring):
             poll.start(pyuv.UV_READABLE, self.came)
 
     def came(self, poll: pyuv.Poll, events: int, error: int | None) -> None:
-        """The callback."""
+        """pyuv's callback has no arguments of one's own."""
         reads = poll.fileno()
-        self.ready(reads, self.writes[reads])
+        self.callback(poll, events, reads, self.writes[reads])
 
     def round(self) -> None:
         """pyuv's loop has another name for it."""
@@ -140,4 +192,11 @@ class ByPyuv(Ring):
         super().close()
 
 
-WAYS: dict[str, type[Ring]] = {"mqcore": ByMqcore, "uvloop": ByAddReader, "asyncio": ByAsyncio, "pyuv": ByPyuv}
+WAYS: dict[str, type[Ring]] = {
+    "floor": ByEpoll,
+    "mqcore": ByMqcore,
+    "uvloop": ByAddReader,
+    "libuv from C": ByLibuv,
+    "asyncio": ByAsyncio,
+    "pyuv": ByPyuv,
+}

@@ -26,7 +26,8 @@ from timing import WAYS
 def test_timers(loop: Any, against: Callable[..., None], case: str, work: str, count: int, rounds: int) -> None:
     """The floor calls libuv from C, without Python."""
     floor = build("_floor_loop")
-    floor.open_timers(uvloop.loop.__file__, count)
+    floor.open_library(uvloop.loop.__file__)
+    floor.open_timers(count)
     with ExitStack() as stack:
         ways = {name: stack.enter_context(closing(way(loop, count))) for name, way in WAYS.items()}
         contenders = {"floor": getattr(floor, work)} | {name: getattr(way, work) for name, way in ways.items()}

@@ -5,25 +5,24 @@ from libc.stdint cimport uint64_t
 from posix.types cimport dev_t, ino_t
 
 from ._libuv cimport Library, LibUV, uv_callback, uv_handle_t, uv_loop_t
+from ._wheel cimport Node, Wheel
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
 cdef struct Handle:
     # Stands before a libuv handle in one allocation, so that the handle's own `data` can stay NULL.
-    PyObject *owner           # borrowed: the Due that it works for, a Timer or Poll; NULL: nobody, any more
+    PyObject *owner           # polls: the Poll, borrowed; NULL: nobody, any more
     LoopState *loop
-    Handle *next              # in the list of what is ready, or of free timers
-    Handle *next_timer        # in the list of all timers of the loop
-    Handle *next_started      # in the list of polls to be looked at before libuv polls them
-    uint64_t due              # timers: when, in ns of uv_hrtime()
+    Handle *next              # polls: in the list of those that are ready
+    Handle *next_started      # polls: in the list of those to be looked at before libuv polls them
+    uint64_t due              # timers: when, in ns of uv_hrtime(); 0: it is stopped
     dev_t device              # polls: the file that the fd stood for when it was watched
     ino_t inode
     int fd
     int wanted                # polls: the events that libuv watches for
     int events                # polls: the events that came
     int status                # polls: 0, or libuv's error
-    bint is_poll              # or a timer, of those that become ready
     bint ready                # is in the list of what is ready
     bint started              # is in the list of started polls
     bint closed               # its close callback has run
@@ -35,11 +34,13 @@ cdef struct LoopState:
     uv_loop_t *pointer
     Handle *idle
     Handle *prepare
+    Handle *alarm             # a timer, for the next turn of the wheel
     Handle *first_ready
     Handle *last_ready
     Handle *first_started
     size_t ready_count
     bint awake                # `idle` is active: a turn will come
+    bint rung                 # `alarm` has fired
 
 cdef enum:
     LOST = -10_000            # a status of our own: the fd was closed under its poll
@@ -58,9 +59,9 @@ cdef class Loop:
     cdef bint forked
     cdef bint busy                      # keeps the loop running (libuv: `waker` is referenced)
     cdef size_t open_handles
-    cdef Handle *waker               # uv_async_t: a turn asked for by another thread
-    cdef Handle *timers
-    cdef Handle *free_timers
+    cdef Handle *waker                  # uv_async_t: a turn asked for by another thread
+    cdef Wheel wheel                    # the timers that run
+    cdef size_t running_timers
     cdef dict polls                     # fd -> Poll
     cdef list due                       # what was given to `soon`
     cdef object escaped                 # a KeyboardInterrupt or SystemExit that pyuv would swallow
@@ -76,14 +77,17 @@ cdef class Loop:
     cdef void turn(self) noexcept
     cdef void drain(self) noexcept
     cdef bint pending(self) noexcept
+    cdef bint engaged(self) noexcept
     cdef void rest(self) noexcept
     cdef void tell(self, object logger, int level, str text, tuple args, object error) noexcept
     cdef void raised(self, object error, str where) noexcept
     cdef void escape(self, object error) noexcept
     cdef Handle *new_handle(self, int kind) except NULL
     cdef void opened(self) noexcept
-    cdef Handle *new_timer(self) except NULL
-    cdef void free_timer(self, Handle *handle) noexcept
+    cdef void close_handle(self, Handle *handle) noexcept
+    cdef void start_node(self, Node *node, uint64_t delay) noexcept
+    cdef void stop_node(self, Node *node) noexcept
+    cdef void set_alarm(self, uint64_t tick) noexcept
 
 cdef inline size_t header_size() noexcept nogil:
     return (sizeof(Handle) + 15) & ~<size_t>15
@@ -97,7 +101,6 @@ cdef inline Handle *header_of(uv_handle_t *uv_handle) noexcept nogil:
 cdef void arm(Handle *handle, uv_callback callback) noexcept nogil
 cdef void start_idle(LoopState *state) noexcept nogil
 cdef bint is_same_file(Handle *handle) noexcept nogil
-cdef void on_timer(uv_handle_t *uv_handle) noexcept nogil
 cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil
 cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil
 cdef void on_closed(uv_handle_t *uv_handle) noexcept with gil

@@ -1,8 +1,9 @@
 """The loop as a dispatcher sees it, and its turns, in which all that is ready is called.
 
-libuv calls back without the GIL. Its callbacks only put their handle into the list of what is ready and start an idle
-handle; libuv runs idle handles once an iteration, before it polls, and the one here takes the GIL once and calls all
-that is ready: a *turn*. Whoever hands control back also only asks for a turn, so nothing ever runs nested.
+libuv calls back without the GIL. Its callbacks only note what is ready and start an idle handle; libuv runs idle handles
+once an iteration, before it polls, and the one here takes the GIL once and calls all that is ready: a *turn*. Whoever
+hands control back also only asks for a turn, so nothing ever runs nested. One timer of libuv's, the alarm, serves all
+timers: they wait in a wheel.
 
 Everything here belongs to the loop's thread, except `Loop.wake` and `Loop.soon`, which any thread may call with the GIL.
 """
@@ -20,6 +21,7 @@ from posix.stat cimport fstat, struct_stat
 
 from ._libuv cimport (
     UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t)
+from ._wheel cimport DUE, Node, any_node, insert, next_tick, remove, turn_wheel
 
 from .errors import DispatcherClosed, MqError
 
@@ -100,12 +102,14 @@ cdef void arm(Handle *handle, uv_callback callback) noexcept nogil:
     lib.timer_start(uv_of(handle), callback, due - now if due > now else 0, 0)  # cannot fail: open, with a callback
 
 
-cdef void on_timer(uv_handle_t *uv_handle) noexcept nogil:
+cdef void on_alarm(uv_handle_t *uv_handle) noexcept nogil:
     cdef Handle *handle = header_of(uv_handle)
     if handle.loop.uv.hrtime() < handle.due:
-        arm(handle, on_timer)
+        arm(handle, on_alarm)
     else:
-        make_ready(handle)
+        handle.due = 0
+        handle.loop.rung = True
+        start_idle(handle.loop)
 
 
 cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil:
@@ -168,10 +172,10 @@ cdef void free_if_unlisted(Handle *handle) noexcept nogil:
 cdef class Due:
 
     cdef void in_turn(self) noexcept:
-        """Its turn has come: it was given to `soon`, or its handle became ready."""
+        """Its turn has come: it was given to `soon`, its fd is ready, or its time has come."""
 
     cdef void loop_closes(self) noexcept:
-        """The loop closes: let go of the handle."""
+        """The loop closes: stop."""
 
 
 cdef class Loop:
@@ -200,9 +204,14 @@ cdef class Loop:
         self.state.prepare = self.new_handle(UV_PREPARE)
         lib.prepare_init(self.state.pointer, uv_of(self.state.prepare))  # cannot fail
         self.opened()
-        # Neither waiting for other threads nor looking at polls is a reason for the loop to go on.
+        self.state.alarm = self.new_handle(UV_TIMER)
+        lib.timer_init(self.state.pointer, uv_of(self.state.alarm))  # cannot fail
+        self.opened()
+        self.wheel.now = lib.hrtime() // NS_PER_MS
+        # These are no reason for the loop to go on; what is held and timers that run make the waker one.
         lib.unref(uv_of(self.waker))
         lib.unref(uv_of(self.state.prepare))
+        lib.unref(uv_of(self.state.alarm))
         Py_INCREF(self)
         loops.add(self)
         self.wake()  # the first turn learns which thread runs the loop
@@ -210,20 +219,19 @@ cdef class Loop:
 
     cdef int close_loop(self) except -1:
         """Stop all timers and watchers and close all handles. Their memory goes with their close callbacks."""
-        cdef LibUV *lib = self.state.uv
         cdef Handle *handle
+        cdef Node *node
         cdef Due due
         self.closed = True
         loops.discard(self)
         self.thread = 0
         if self.forked:
             return 0
-        handle = self.timers
-        while handle != NULL:
-            if handle.owner != NULL:
-                due = <Due>handle.owner
-                due.loop_closes()
-            handle = handle.next_timer
+        node = any_node(&self.wheel)
+        while node != NULL:
+            due = <Due>node.owner
+            due.loop_closes()
+            node = any_node(&self.wheel)
         for due in (*self.polls.values(), *self.due):
             due.loop_closes()
         self.due.clear()
@@ -235,13 +243,10 @@ cdef class Loop:
             handle = take_started(&self.state)
             if handle.closed:
                 free_if_unlisted(handle)
-        handle = self.timers
-        while handle != NULL:
-            lib.close(uv_of(handle), on_closed)
-            handle = handle.next_timer
-        lib.close(uv_of(self.waker), on_closed)
-        lib.close(uv_of(self.state.prepare), on_closed)
-        lib.close(uv_of(self.state.idle), on_closed)
+        self.close_handle(self.waker)
+        self.close_handle(self.state.idle)
+        self.close_handle(self.state.prepare)
+        self.close_handle(self.state.alarm)
         return 0
 
     cdef Handle *new_handle(self, int kind) except NULL:
@@ -256,24 +261,35 @@ cdef class Loop:
         handles_made += 1
         self.open_handles += 1
 
-    cdef Handle *new_timer(self) except NULL:
-        """A stopped timer: one that was used before, or a new one. Timers are closed only with the loop."""
-        cdef Handle *handle = self.free_timers
-        if handle != NULL:
-            self.free_timers = handle.next
-            return handle
-        handle = self.new_handle(UV_TIMER)
-        self.state.uv.timer_init(self.state.pointer, uv_of(handle))  # cannot fail
-        self.opened()
-        handle.next_timer = self.timers
-        self.timers = handle
-        return handle
+    cdef void close_handle(self, Handle *handle) noexcept:
+        self.state.uv.close(uv_of(handle), on_closed)
 
-    cdef void free_timer(self, Handle *handle) noexcept:
-        handle.owner = NULL
-        if not handle.ready:  # else its turn does this
-            handle.next = self.free_timers
-            self.free_timers = handle
+    # ------------------------------------------------------------------------------------------------------------- timers
+
+    cdef void start_node(self, Node *node, uint64_t delay) noexcept:
+        """Have the owner of `node` called in the first turn that is no earlier than `delay` ns from now."""
+        node.tick = (self.state.uv.hrtime() + delay + NS_PER_MS - 1) // NS_PER_MS
+        if node.next != NULL:
+            remove(&self.wheel, node)
+        else:
+            self.running_timers += 1
+            self.set_busy(True)
+        insert(&self.wheel, node)
+        if node.place == DUE:
+            start_idle(&self.state)
+        elif self.state.alarm.due == 0 or node.tick * NS_PER_MS < self.state.alarm.due:
+            self.set_alarm(node.tick)
+
+    cdef void stop_node(self, Node *node) noexcept:
+        # An alarm that was set for it is left: to ring once for nothing costs less than to be set anew each time.
+        remove(&self.wheel, node)
+        self.running_timers -= 1
+        if self.running_timers == 0:
+            self.wake()  # to come to rest
+
+    cdef void set_alarm(self, uint64_t tick) noexcept:
+        self.state.alarm.due = tick * NS_PER_MS
+        arm(self.state.alarm, on_alarm)
 
     # ------------------------------------------------------------------------------------------------------------ threads
 
@@ -322,6 +338,7 @@ cdef class Loop:
         """Call all that is ready, then drain the queue, as far as it lets itself be drained in one turn."""
         cdef Handle *handle
         cdef Due due
+        cdef uint64_t tick
         cdef size_t count = self.state.ready_count  # what becomes ready meanwhile has the next turn
         if self.thread == 0:
             return
@@ -334,16 +351,23 @@ cdef class Loop:
             handle = take_ready(&self.state)
             if handle.closed:
                 free_if_unlisted(handle)
-            elif handle.owner == NULL:  # nobody waits for it any more
-                if not handle.is_poll:
-                    self.free_timer(handle)
-            else:
+            elif handle.owner != NULL:  # else nobody waits for it any more
                 due = <Due>handle.owner
                 due.in_turn()
+        if self.state.rung and self.thread != 0:
+            self.state.rung = False
+            turn_wheel(&self.wheel, self.state.uv.hrtime() // NS_PER_MS)
+        count = self.wheel.due
+        while count > 0 and self.wheel.due > 0 and self.thread != 0:
+            count -= 1
+            due = <Due>self.wheel.first[DUE].owner
+            due.in_turn()
         if self.thread != 0:
             self.drain()
         if self.thread == 0:  # closed, or in the child of a fork, by what was called
             return
+        if self.state.alarm.due == 0 and next_tick(&self.wheel, &tick):
+            self.set_alarm(tick)
         # Only now, as all that was called may have asked for another turn.
         if not self.pending():
             self.state.awake = False
@@ -355,10 +379,19 @@ cdef class Loop:
 
     cdef bint pending(self) noexcept:
         """Whether there is something to do for another turn. For the dispatcher to extend."""
-        return self.state.first_ready != NULL or bool(self.due)
+        return self.state.first_ready != NULL or self.wheel.due > 0 or self.state.rung or bool(self.due)
+
+    cdef bint engaged(self) noexcept:
+        """Whether it is waited for something that the loop has to go on for. For the dispatcher to extend."""
+        return self.running_timers > 0
 
     cdef void rest(self) noexcept:
-        """Called when a turn leaves nothing to do. For the dispatcher to override."""
+        """Called when a turn leaves nothing to do. For the dispatcher to extend."""
+        if self.running_timers == 0 and self.state.alarm.due:  # an idle dispatcher does not wake up
+            self.state.alarm.due = 0
+            self.state.uv.timer_stop(uv_of(self.state.alarm))  # cannot fail
+        if not self.engaged():
+            self.set_busy(False)
 
     # ------------------------------------------------------------------------------------------------------------- errors
 

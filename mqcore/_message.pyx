@@ -18,7 +18,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
-from ._libuv cimport uv_handle_t
+from ._libuv cimport UV_TIMER, uv_handle_t
 from ._loop cimport Handle, Loop, arm, header_of, start_idle, uv_of
 from ._scope cimport Scope
 
@@ -214,9 +214,16 @@ cdef class Control(Loop):
 
     cdef int open_control(self, object loop) except -1:
         self.open_loop(loop)
-        self.deadline = self.new_timer()
+        self.deadline = self.new_handle(UV_TIMER)
+        self.state.uv.timer_init(self.state.pointer, uv_of(self.deadline))  # cannot fail
         self.state.uv.unref(uv_of(self.deadline))  # what is held keeps the loop going, not its deadline
+        self.opened()
         return 0
+
+    cdef int close_loop(self) except -1:
+        if not self.forked:
+            self.close_handle(self.deadline)
+        return Loop.close_loop(self)
 
     def __dealloc__(self):
         cdef Lane *lane
@@ -345,6 +352,8 @@ cdef class Control(Loop):
         cdef int left = TURN_ENTRIES
         if self.deadline.events:
             self.expire()
+        if self.first_queued == NULL:
+            return
         cdef uint64_t now = self.state.uv.hrtime()
         cdef uint64_t until = now + TURN_NS
         while self.thread != 0 and self.first_queued != NULL and left > 0 and now < until:
@@ -358,12 +367,14 @@ cdef class Control(Loop):
     cdef bint pending(self) noexcept:
         return self.first_queued != NULL or self.deadline.events or Loop.pending(self)
 
+    cdef bint engaged(self) noexcept:
+        return self.books.held > 0 or Loop.engaged(self)
+
     cdef void rest(self) noexcept:
-        if self.books.held == 0:
-            if self.deadline.due:  # an idle dispatcher does not wake up
-                self.deadline.due = 0
-                self.state.uv.timer_stop(uv_of(self.deadline))  # cannot fail
-            self.set_busy(False)
+        if self.books.held == 0 and self.deadline.due:  # an idle dispatcher does not wake up
+            self.deadline.due = 0
+            self.state.uv.timer_stop(uv_of(self.deadline))  # cannot fail
+        Loop.rest(self)
 
     cdef void resume(self, Message message) noexcept:
         """Go on as message.verdict says. RUNNING -> any. For the dispatcher to override."""

@@ -1,6 +1,9 @@
 # What plugins start on the loop, timers and watchers, and what they end with.
 
+from cpython.object cimport PyObject
+
 from ._loop cimport Due, Handle, Loop
+from ._wheel cimport Node
 
 cdef class Scope(Due):
     """What timers and watchers are started on, and end with."""
@@ -25,11 +28,12 @@ cdef class Started(Due):
     cdef void join(self) noexcept
     cdef void leave(self) noexcept
     cdef bint halt(self) noexcept
+    cdef void returned(self, PyObject *result) noexcept
 
 cdef class Timer(Started):
-    cdef Handle *handle                 # NULL: not running
+    cdef Node node                      # in the loop's wheel as long as it runs
 
-    cdef int start(self, double seconds) except -1
+    cdef void start(self, double seconds) noexcept
 
 cdef class Watcher(Started):
     cdef Poll poll                      # None: stopped
@@ -51,6 +55,7 @@ cdef class Poll(Due):
     cdef void update_or_lose(self) noexcept
     cdef void close(self) noexcept
     cdef void came(self) noexcept
+    cdef void pass_on(self, Watcher watcher, int events) noexcept
     cdef void lose(self, object error) noexcept
     cdef void tell_lost(self) noexcept
 

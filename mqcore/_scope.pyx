@@ -14,10 +14,10 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
 from posix.stat cimport fstat, struct_stat
 
+from ._call cimport call_function, what_was_raised
 from ._libuv cimport UV_POLL
 from ._loop cimport (
-    LOST, Due, Handle, Loop, LoopState, PyThread_get_thread_ident, arm, is_same_file, on_closed, on_poll, on_prepare, on_timer,
-    uv_of)
+    LOST, Due, Handle, Loop, LoopState, PyThread_get_thread_ident, is_same_file, on_poll, on_prepare, uv_of)
 
 from ._loop import loops
 from .errors import MqError
@@ -25,7 +25,10 @@ from .errors import MqError
 cdef extern from "Python.h":
     void PyObject_GC_Track(object)
     void PyObject_GC_UnTrack(object)
-    object PyObject_Call(object, tuple, PyObject *)
+    PyObject *PyObject_Call(PyObject *, PyObject *, PyObject *) noexcept
+
+cdef enum:
+    FEW_ARGUMENTS = 6  # of a watcher's callback: for so many no tuple is made
 
 cdef enum:            # libuv's UV_READABLE and UV_WRITABLE
     C_READ = 1
@@ -194,6 +197,13 @@ cdef class Started(Due):
         """Stop. Whether it was active. The loop's thread, or while the loop closes."""
         return False
 
+    cdef void returned(self, PyObject *result) noexcept:
+        """The callback returned, or with NULL raised."""
+        if result == NULL:
+            self.scope.callback_raised(what_was_raised())
+        else:
+            Py_DECREF(<object>result)
+
     def stop(self):
         """Stop it, also from inside its own callback. Returns whether it was active; once stopped, or after close(), this
         does nothing. Raises MqError on another thread than the dispatcher's."""
@@ -213,28 +223,18 @@ cdef class Timer(Started):
 
     # A running timer is kept alive by the loop, so the garbage collector could never free it: it need not look at it.
 
-    cdef int start(self, double seconds) except -1:
-        cdef Handle *handle = self.handle
-        if handle == NULL or handle.ready:  # one that is about to fire is let go, and another one started
-            self.halt()
-            handle = self.scope.owner.new_timer()
-            handle.owner = <PyObject *>self
-            self.handle = handle
+    cdef void start(self, double seconds) noexcept:
+        if self.node.next == NULL:
+            self.node.owner = <PyObject *>self
             Py_INCREF(self)
             PyObject_GC_UnTrack(self)
             self.join()
-        handle.due = handle.loop.uv.hrtime() + <uint64_t>(seconds * 1e9)
-        arm(handle, on_timer)
-        return 0
+        self.scope.owner.start_node(&self.node, <uint64_t>(seconds * 1e9))
 
     cdef bint halt(self) noexcept:
-        cdef Handle *handle = self.handle
-        if handle == NULL:
+        if self.node.next == NULL:
             return False
-        if not handle.ready:
-            handle.loop.uv.timer_stop(uv_of(handle))  # cannot fail
-        self.handle = NULL
-        self.scope.owner.free_timer(handle)
+        self.scope.owner.stop_node(&self.node)
         self.leave()
         if Py_REFCNT(self) > 1:
             PyObject_GC_Track(self)
@@ -246,12 +246,8 @@ cdef class Timer(Started):
 
     cdef void in_turn(self) noexcept:
         self.halt()
-        if self.scope.over:
-            return
-        try:
-            PyObject_Call(self.callback, self.args, NULL)
-        except BaseException as error:
-            self.scope.callback_raised(error)
+        if not self.scope.over:
+            self.returned(PyObject_Call(<PyObject *>self.callback, <PyObject *>self.args, NULL))
 
     def reset(self, seconds):
         """Start again, to fire `seconds` from now: before it fired, in its callback or afterwards.
@@ -263,7 +259,7 @@ cdef class Timer(Started):
         self.start(delay)
 
     def __repr__(self):
-        return f"<mqcore.Timer {'running' if self.handle != NULL else 'stopped'}, calls {self.callback!r}>"
+        return f"<mqcore.Timer {'running' if self.node.next != NULL else 'stopped'}, calls {self.callback!r}>"
 
 
 # --------------------------------------------------------------------------------------------------------------- Watcher
@@ -287,12 +283,21 @@ cdef class Watcher(Started):
         return True
 
     cdef void call(self, int events) noexcept:
+        cdef PyObject *space[3 + FEW_ARGUMENTS]
+        cdef size_t count = 3
+        cdef object came = events
         if self.scope.over:
             return
-        try:
-            PyObject_Call(self.callback, (self, events, *self.args), NULL)
-        except BaseException as error:
-            self.scope.callback_raised(error)
+        if len(self.args) > FEW_ARGUMENTS:
+            args = (self, came, *self.args)
+            self.returned(PyObject_Call(<PyObject *>self.callback, <PyObject *>args, NULL))
+            return
+        space[1] = <PyObject *>self
+        space[2] = <PyObject *>came
+        for argument in self.args:
+            space[count] = <PyObject *>argument
+            count += 1
+        self.returned(call_function(<PyObject *>self.callback, space + 1, count - 1))
 
     @property
     def events(self):
@@ -338,7 +343,6 @@ cdef Poll poll_of(Loop loop, int fd):
         raise cannot_watch(fd, -failed)
     loop.opened()
     poll.handle.owner = <PyObject *>poll
-    poll.handle.is_poll = True
     poll.handle.fd = fd
     poll.handle.device = status.st_dev
     poll.handle.inode = status.st_ino
@@ -416,7 +420,7 @@ cdef class Poll(Due):
         if self.loop.polls.get(self.fd) is self:
             del self.loop.polls[self.fd]
         if not self.loop.forked:  # the epoll is the parent's
-            self.loop.state.uv.close(uv_of(handle), on_closed)
+            self.loop.close_handle(handle)
 
     cdef void in_turn(self) noexcept:
         if self.error is not None:
@@ -441,11 +445,18 @@ cdef class Poll(Due):
                 return
             events = C_READ | C_WRITE
             self.handle.wanted = 0
-        for watcher in tuple(self.watchers):
-            if self.handle != NULL and (<Watcher>watcher).poll is self and events & (<Watcher>watcher).wanted:
-                (<Watcher>watcher).call(events & (<Watcher>watcher).wanted)
+        if len(self.watchers) == 1:
+            self.pass_on(<Watcher>self.watchers[0], events)
+        else:
+            for watcher in tuple(self.watchers):
+                self.pass_on(<Watcher>watcher, events)
         if status < 0:
             self.update_or_lose()
+
+    cdef void pass_on(self, Watcher watcher, int events) noexcept:
+        # One that was called before it may have stopped it, or ended them all.
+        if self.handle != NULL and watcher.poll is self and events & watcher.wanted:
+            watcher.call(events & watcher.wanted)
 
     cdef void lose(self, object error) noexcept:
         """The fd cannot be polled any more: let go of it, and have the watchers told in a turn."""

@@ -16,6 +16,7 @@ from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
+from ._call cimport call_function, what_was_raised
 from ._context cimport Context, Hold
 from ._loop cimport ends_program
 from ._message cimport (
@@ -25,44 +26,7 @@ from ._message cimport (
 from .errors import Abandoned, Cancelled, DispatcherClosed, MqError, RetryLimit
 from .verdicts import COMPLETE, CONTINUE, FAIL, RETRY
 
-cdef extern from *:
-    """
-    /* PyObject_Vectorcall without its checks of the result; the pointer is read each time, for it may change. */
-    static inline PyObject *mqcore_call(PyObject *callable, PyObject *const *arguments, size_t count)
-    {
-        PyTypeObject *type = Py_TYPE(callable);
-        vectorcallfunc function;
-        if (PyType_HasFeature(type, Py_TPFLAGS_HAVE_VECTORCALL)) {
-            memcpy(&function, (char *)callable + type->tp_vectorcall_offset, sizeof function);
-            if (function != NULL)
-                return function(callable, arguments, count, NULL);
-        }
-        return PyObject_Vectorcall(callable, arguments, count, NULL);
-    }
-
-    static PyObject *mqcore_raised(void)
-    {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_SystemError, "the hook returned NULL without an exception");
-    #if PY_VERSION_HEX >= 0x030C0000
-        return PyErr_GetRaisedException();
-    #else
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
-        if (traceback != NULL)
-            PyException_SetTraceback(value, traceback);
-        Py_XDECREF(type);
-        Py_XDECREF(traceback);
-        return value;
-    #endif
-    }
-    """
-    PyObject *mqcore_call(PyObject *, PyObject *const *, size_t) noexcept
-    object mqcore_raised()    # the exception that is set, which is cleared
-
 cdef extern from "Python.h":
-    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     PyObject *Py_None
     PyObject *Py_False
 
@@ -70,6 +34,11 @@ cdef enum:
     SAMPLE_EVERY = 256       # steps; one of them is timed
 
 cdef bint EAGER_TASKS = sys.version_info >= (3, 12)
+
+# In C, where no module's dict is searched for them.
+cdef object OUTCOME_CONTINUE = CONTINUE
+cdef object OUTCOME_COMPLETE = COMPLETE
+cdef object OUTCOME_FAIL = FAIL
 
 
 # ----------------------------------------------------------------------------------------------------------------- Chain
@@ -194,7 +163,7 @@ cdef class Steps(Control):
             counters.calls += 1
             if timed:
                 start = self.state.uv.hrtime()
-            result = mqcore_call(entry.function, arguments, count | PY_VECTORCALL_ARGUMENTS_OFFSET)
+            result = call_function(entry.function, arguments, count)
             if timed:
                 add_sample(counters, self.state.uv.hrtime() - start)
             if (result == Py_False or result == Py_None) and message.verdict == UNDECIDED and message.token == NULL:
@@ -202,7 +171,7 @@ cdef class Steps(Control):
                 entry += 1
                 continue
             if result == NULL:
-                error = mqcore_raised()
+                error = what_was_raised()
                 verdict = self.hook_raised(message, error)
                 if ends_program(error):
                     self.escape(error)
@@ -325,16 +294,16 @@ cdef class Steps(Control):
         self.books.running -= 1
         if verdict == TO_CONTINUE:
             self.books.continued += 1
-            outcome = CONTINUE
+            outcome = OUTCOME_CONTINUE
         elif verdict == TO_COMPLETE:
             self.books.completed += 1
-            outcome = COMPLETE
+            outcome = OUTCOME_COMPLETE
         elif verdict == TO_CANCEL:
             self.books.cancelled += 1
-            outcome = FAIL
+            outcome = OUTCOME_FAIL
         else:
             self.books.failed += 1
-            outcome = FAIL
+            outcome = OUTCOME_FAIL
             if message.entry != NULL:
                 message.entry.counters.failures += 1
             if message.error is None:
@@ -355,15 +324,22 @@ cdef class Steps(Control):
 
     cdef void conclude(self, Message message, object outcome) noexcept:
         """Rule 15: tell `done` how a suspended step ended."""
+        cdef PyObject *space[3]
+        cdef PyObject *result
         done = message.done
         message.done = None
-        if message.suspended:
-            message.suspended = False
-            if done is not None:
-                try:
-                    done(message, outcome)
-                except BaseException as error:
-                    self.raised(error, f"done of {<str>message.last_hook}")
+        if not message.suspended:
+            return
+        message.suspended = False
+        if done is None:
+            return
+        space[1] = <PyObject *>message
+        space[2] = <PyObject *>outcome
+        result = call_function(<PyObject *>done, space + 1, 2)
+        if result == NULL:
+            self.raised(what_was_raised(), f"done of {<str>message.last_hook}")
+        else:
+            Py_DECREF(<object>result)
 
     # ---------------------------------------------------------------------------------------------------- coroutine hooks
 

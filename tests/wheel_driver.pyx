@@ -1,0 +1,53 @@
+"""Drives a wheel from Python; built by test_model_wheel.py."""
+
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
+
+from mqcore._wheel cimport DUE, Node, Wheel, any_node, insert, next_tick, remove, turn_wheel
+
+
+cdef class Driver:
+    """A wheel whose nodes are known by numbers from 0 to 99."""
+    cdef Wheel wheel
+    cdef Node *nodes
+
+    def __cinit__(self, now):
+        self.wheel.now = now
+        self.nodes = <Node *>calloc(100, sizeof(Node))
+
+    def __dealloc__(self):
+        free(self.nodes)
+
+    def insert(self, number, tick):
+        assert self.nodes[number].next == NULL
+        self.nodes[number].tick = tick
+        insert(&self.wheel, &self.nodes[number])
+
+    def remove(self, number):
+        assert self.nodes[number].next != NULL
+        remove(&self.wheel, &self.nodes[number])
+
+    def turn(self, now):
+        turn_wheel(&self.wheel, now)
+
+    def take(self):
+        """The numbers of what is due, in order; it is removed."""
+        numbers = []
+        assert self.wheel.due == 0 or self.wheel.first[DUE] != NULL
+        while self.wheel.due:
+            numbers.append(self.wheel.first[DUE] - self.nodes)
+            remove(&self.wheel, self.wheel.first[DUE])
+        assert self.wheel.first[DUE] == NULL
+        return numbers
+
+    def next_tick(self):
+        cdef uint64_t tick = 0
+        return tick if next_tick(&self.wheel, &tick) else None
+
+    def drop_all(self):
+        """How many nodes there were, found one by one."""
+        count = 0
+        while any_node(&self.wheel) != NULL:
+            remove(&self.wheel, any_node(&self.wheel))
+            count += 1
+        return count

@@ -46,7 +46,6 @@ GOALS = {
     "100k held": Goal(plus=400, room=2.5),
     "100k held, Python subclass": Goal(plus=400, room=2.5),
     "100k held, beyond the message": Goal(plus=64),
-    "1k held, beside 10k": Goal("10k held", 1.20),
     "100k held, beside 10k": Goal("10k held", 1.20),
     "1M held, beside 10k": Goal("10k held", 1.20),
     "3 of 13 plugins have the hook": Goal("3 plugins", 1.05),

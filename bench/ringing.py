@@ -10,6 +10,8 @@ import os
 import socket
 from typing import Any
 
+import gevent
+import gevent.hub
 import pyuv
 import uvloop.loop
 from building import build
@@ -192,6 +194,34 @@ class ByPyuv(Ring):
         super().close()
 
 
+class ByGevent(Ring):
+    """An io watcher of libev for each, by gevent."""
+
+    def open(self) -> None:
+        """On the hub's loop, which runs while the main greenlet waits."""
+        self.loop = self
+        self.waiter = gevent.hub.Waiter()
+        self.watchers = [gevent.get_hub().loop.io(reads, 1) for reads, _ in self.places]
+        for watcher, place in zip(self.watchers, self.places, strict=True):
+            watcher.start(self.callback, None, 0, *place)
+
+    def stop(self) -> None:
+        """Let the main greenlet go on."""
+        self.waiter.switch(None)
+
+    def round(self) -> None:
+        """All of it."""
+        self.start()
+        self.waiter.get()
+        self.waiter = gevent.hub.Waiter()
+
+    def close(self) -> None:
+        """Stop watching first."""
+        for watcher in self.watchers:
+            watcher.close()
+        super().close()
+
+
 WAYS: dict[str, type[Ring]] = {
     "floor": ByEpoll,
     "mqcore": ByMqcore,
@@ -199,4 +229,5 @@ WAYS: dict[str, type[Ring]] = {
     "libuv from C": ByLibuv,
     "asyncio": ByAsyncio,
     "pyuv": ByPyuv,
+    "gevent": ByGevent,
 }

@@ -32,6 +32,8 @@ cdef extern from "Python.h":
 
 cdef enum:
     SAMPLE_EVERY = 256       # steps; one of them is timed
+    TAKEN = 100              # what a hook said, beside the verdicts: that it has the message,
+    UNKNOWN = 101            # or nothing that is known
 
 cdef bint EAGER_TASKS = sys.version_info >= (3, 12)
 
@@ -39,6 +41,7 @@ cdef bint EAGER_TASKS = sys.version_info >= (3, 12)
 cdef object OUTCOME_CONTINUE = CONTINUE
 cdef object OUTCOME_COMPLETE = COMPLETE
 cdef object OUTCOME_FAIL = FAIL
+cdef object VERDICT_RETRY = RETRY
 
 
 # ----------------------------------------------------------------------------------------------------------------- Chain
@@ -200,7 +203,7 @@ cdef class Steps(Control):
             message.verdict = TO_FAIL
             message.fail(closed_in_step(message))
             return TO_FAIL
-        if value is not True and asyncio.iscoroutine(value):
+        if meaning_of(message, value) == UNKNOWN and asyncio.iscoroutine(value):
             return self.start_coroutine(message, value)
         # Read only now: another thread may give back as long as Python code runs.
         cdef int early = message.verdict
@@ -229,28 +232,18 @@ cdef class Steps(Control):
 
         UNDECIDED when it said that it has the message.
         """
-        cdef int verdict
+        cdef int verdict = meaning_of(message, value)
         message.verdict = UNDECIDED
-        if value is True:
+        if verdict == TAKEN:
+            message.by_token = value is not True
             return UNDECIDED
-        if value is None or value is False or value is CONTINUE:
-            verdict = TO_CONTINUE
-        elif value is COMPLETE:
-            verdict = TO_COMPLETE
-        elif value is RETRY:
-            verdict = TO_RETRY
-        elif message.token != NULL and value is <object>message.token:
-            message.by_token = True
-            return UNDECIDED
-        elif early == TO_FAIL:
+        if early == TO_FAIL:
             return TO_FAIL
-        else:
+        if verdict == UNKNOWN:
             message.verdict = TO_FAIL
             return self.hook_raised(message, TypeError(
                 f"plugin {<str>message.entry.plugin} returned {describe(value)} from {<str>message.entry.hook}; a hook "
                 f"returns False, None, CONTINUE, COMPLETE, RETRY, True, or the Hold of this message"))
-        if early == TO_FAIL:
-            return TO_FAIL
         if early == UNDECIDED:
             if verdict == TO_COMPLETE:
                 message.entry.counters.completes += 1
@@ -449,6 +442,19 @@ cdef class CoroutineEnd:
 
 
 # --------------------------------------------------------------------------------------------------------------- helpers
+
+cdef int meaning_of(Message message, object value) noexcept:
+    """What a hook said by what it returned: a verdict, TAKEN or UNKNOWN."""
+    if value is True or message.token != NULL and value is <object>message.token:
+        return TAKEN
+    if value is None or value is False or value is OUTCOME_CONTINUE:
+        return TO_CONTINUE
+    if value is OUTCOME_COMPLETE:
+        return TO_COMPLETE
+    if value is VERDICT_RETRY:
+        return TO_RETRY
+    return UNKNOWN
+
 
 cdef inline void add_sample(Counters *counters, uint64_t ns) noexcept:
     counters.samples += 1

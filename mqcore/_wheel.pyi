@@ -1,1 +1,1 @@
-"""A timing wheel in plain C, for Cython: see _wheel.pxd. Nothing of it is for Python."""
+# Nothing of it is for Python: see _wheel.pxd.

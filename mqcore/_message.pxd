@@ -120,7 +120,8 @@ cdef class Control(Loop):
     cdef int open_control(self, object loop) except -1
     cdef Lane *lane_of(self, double seconds) except NULL
     cdef void begin_hold(self, Message message) noexcept
-    cdef void end_hold(self, Message message, int verdict) noexcept
+    cdef void take_back(self, Message message, int verdict) noexcept
+    cdef void let_hold_go(self, Message message) noexcept
     cdef void push(self, Message message) noexcept
     cdef void unlink_queued(self, Message message) noexcept
     cdef void release(self, Message message, int verdict) noexcept

@@ -273,9 +273,9 @@ cdef class Control(Loop):
         lane.last = <PyObject *>message
         self.set_busy(True)
 
-    cdef void end_hold(self, Message message, int verdict) noexcept:
-        """However it ended. HELD -> RUNNING, with a verdict, so that nobody has control while Python code runs here: what is
-        let go may have finalizers. The caller has a reference to the message."""
+    cdef void take_back(self, Message message, int verdict) noexcept:
+        """The hold is over, however it ended. HELD -> RUNNING, with a verdict, so that nobody has control. No Python code runs
+        in here; let_hold_go() is to follow. The caller has a reference to the message."""
         cdef Lane *lane = message.entry.lane
         global holds_ended
         holds_ended += 1
@@ -283,19 +283,26 @@ cdef class Control(Loop):
         self.books.running += 1
         message.state = RUNNING
         message.verdict = verdict
-        unlink(message, &lane.first, &lane.last)
         message.by_token = False
-        message.let_go()
-        if message.task is not None:
-            task = message.task
-            message.task = None
+        unlink(message, &lane.first, &lane.last)
+
+    cdef void let_hold_go(self, Message message) noexcept:
+        """Let go of what a hold had. Python code may run: finalizers, which may do whatever they like with the message."""
+        cdef Token token = None if message.token == NULL else <Token>message.token
+        cdef bint strong = message.strong
+        task = message.task
+        message.token = NULL
+        message.task = None
+        message.strong = False
+        if token is not None:
+            token.expire()
+        if task is not None:
             try:
                 if not self.loop.is_closed():
                     task.cancel()
             except BaseException as error:
                 self.raised(error, f"the cancellation of {task!r}")
-        if message.strong:
-            message.strong = False
+        if strong:
             Py_DECREF(message)
 
     cdef void held_weakly(self, Message message) noexcept:
@@ -307,8 +314,9 @@ cdef class Control(Loop):
     cdef void release(self, Message message, int verdict) noexcept:
         """The message was given back, or can no longer be. HELD -> QUEUED. Any thread, with the GIL."""
         Py_INCREF(message)  # what refers to it may be let go in between
-        self.end_hold(message, verdict)
-        self.push(message)
+        self.take_back(message, verdict)
+        self.push(message)  # first, so that whatever happens then finds it there
+        self.let_hold_go(message)
         Py_DECREF(message)
 
     cdef void push(self, Message message) noexcept:
@@ -406,7 +414,8 @@ cdef class Control(Loop):
                 message = <Message>each
                 message.entry.counters.timeouts += 1
                 message.entry.counters.held_ns += now - message.since
-                self.end_hold(message, TO_FAIL)  # first: all that follows may run Python code
+                self.take_back(message, TO_FAIL)  # first: all that follows may run Python code
+                self.let_hold_go(message)
                 if entry != message.entry:
                     entry = message.entry
                     text = (f"plugin {<str>entry.plugin} held the message in {<str>entry.hook} for longer than its "

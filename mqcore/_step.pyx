@@ -397,7 +397,8 @@ cdef class Steps(Control):
     cdef void end_step(self, Message message, int verdict, object error) noexcept:
         """End the step of a message that is held or queued."""
         if message.state == HELD:
-            self.end_hold(message, verdict)
+            self.take_back(message, verdict)
+            self.let_hold_go(message)
         else:
             self.unlink_queued(message)
         message.fail(error)

@@ -362,6 +362,40 @@ def test_a_finalizer_gives_back_while_the_hold_ends(owner, end, caplog):
     assert owner.finished == [(message, mqcore.COMPLETE if complete else mqcore.FAIL)]
 
 
+class Closing:
+    """Closes a dispatcher when it is dropped."""
+
+    def __init__(self, dispatcher):
+        self.dispatcher = dispatcher
+
+    def __del__(self):
+        self.dispatcher.close()
+
+
+@pytest.mark.parametrize("end", ["complete", "cancel", "deadline"])
+def test_a_finalizer_closes_the_dispatcher_while_the_hold_ends(owner, end):
+    """The step ends all the same, once."""
+    kept = []
+
+    def hook(context, message):
+        hold = context.hold(message)
+        kept.append(hold)
+        hold.start_timer(100, print, Closing(dispatcher))
+        return hold
+
+    dispatcher = owner.start({"a": hook}, hold_timeout=0.005 if end == "deadline" else 0)
+    message = owner.Message()
+    dispatcher.hook("mq_step").run(message, done=owner.done)
+    if end == "complete":
+        kept[0].complete()
+    elif end == "cancel":
+        dispatcher.cancel(message)
+    owner.run_until(lambda: owner.finished)
+    owner.turn()
+    assert owner.finished == [(message, mqcore.FAIL)]
+    assert_conserved(dispatcher)
+
+
 @pytest.mark.parametrize("verdict", [False, mqcore.CONTINUE, mqcore.COMPLETE, mqcore.RETRY, "raise", "wrong"], ids=repr)
 def test_a_finalizer_gives_back_while_the_step_goes_on(owner, verdict, caplog):
     """The hook asked for a hold, and did not take the message."""

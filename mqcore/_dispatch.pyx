@@ -309,9 +309,6 @@ cdef class Dispatcher(Steps):
         if self.sweep_due and self.thread != 0:
             self.sweep()
 
-    cdef bint pending(self) noexcept:
-        return self.sweep_due or Steps.pending(self)
-
     cdef void sweep(self) noexcept:
         """Clean up the contexts of replaced plugins that no step can reach any more."""
         cdef Context context

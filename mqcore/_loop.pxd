@@ -40,6 +40,7 @@ cdef struct LoopState:
     Handle *first_started
     size_t ready_count
     bint awake                # `idle` is active: a turn will come
+    bint asked                # another turn was asked for since this one began
     bint rung                 # `alarm` has fired
 
 cdef enum:
@@ -76,7 +77,6 @@ cdef class Loop:
     cdef void set_busy(self, bint busy) noexcept
     cdef void turn(self) noexcept
     cdef void drain(self) noexcept
-    cdef bint pending(self) noexcept
     cdef bint engaged(self) noexcept
     cdef void rest(self) noexcept
     cdef void tell(self, object logger, int level, str text, tuple args, object error) noexcept
@@ -99,7 +99,7 @@ cdef inline Handle *header_of(uv_handle_t *uv_handle) noexcept nogil:
     return <Handle *>(<char *>uv_handle - header_size())
 
 cdef void arm(Handle *handle, uv_callback callback) noexcept nogil
-cdef void start_idle(LoopState *state) noexcept nogil
+cdef void ask_for_turn(LoopState *state) noexcept nogil
 cdef bint is_same_file(Handle *handle) noexcept nogil
 cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil
 cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil

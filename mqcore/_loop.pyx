@@ -53,7 +53,8 @@ os.register_at_fork(after_in_child=after_fork_in_child)
 
 # ---------------------------------------------------------------------------------------------------------- libuv's side
 
-cdef void start_idle(LoopState *state) noexcept nogil:
+cdef void ask_for_turn(LoopState *state) noexcept nogil:
+    state.asked = True
     if not state.awake:
         state.awake = True
         state.uv.idle_start(uv_of(state.idle), on_idle)  # cannot fail: there is a callback
@@ -71,7 +72,7 @@ cdef void make_ready(Handle *handle) noexcept nogil:
         state.last_ready.next = handle
     state.last_ready = handle
     state.ready_count += 1
-    start_idle(state)
+    ask_for_turn(state)
 
 
 cdef Handle *take_ready(LoopState *state) noexcept nogil:
@@ -109,7 +110,7 @@ cdef void on_alarm(uv_handle_t *uv_handle) noexcept nogil:
     else:
         handle.due = 0
         handle.loop.rung = True
-        start_idle(handle.loop)
+        ask_for_turn(handle.loop)
 
 
 cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil:
@@ -142,7 +143,7 @@ cdef bint is_same_file(Handle *handle) noexcept nogil:
 
 
 cdef void on_async(uv_handle_t *uv_handle) noexcept nogil:
-    start_idle(header_of(uv_handle).loop)
+    ask_for_turn(header_of(uv_handle).loop)
 
 
 cdef void on_idle(uv_handle_t *uv_handle) noexcept with gil:
@@ -276,7 +277,7 @@ cdef class Loop:
             self.set_busy(True)
         insert(&self.wheel, node)
         if node.place == DUE:
-            start_idle(&self.state)
+            ask_for_turn(&self.state)
         elif self.state.alarm.due == 0 or node.tick * NS_PER_MS < self.state.alarm.due:
             self.set_alarm(node.tick)
 
@@ -314,7 +315,7 @@ cdef class Loop:
     cdef void wake(self) noexcept:
         """Ask for a turn. Any thread, with the GIL, which also keeps close_loop() away."""
         if self.thread == PyThread_get_thread_ident():
-            start_idle(&self.state)
+            ask_for_turn(&self.state)
         elif not self.closed and not self.forked:
             self.state.uv.async_send(uv_of(self.waker))  # cannot fail: open
 
@@ -343,6 +344,7 @@ cdef class Loop:
         if self.thread == 0:
             return
         self.thread = PyThread_get_thread_ident()
+        self.state.asked = False
         while self.due and self.thread != 0:
             due = self.due.pop(0)
             due.in_turn()
@@ -368,18 +370,14 @@ cdef class Loop:
             return
         if self.state.alarm.due == 0 and next_tick(&self.wheel, &tick):
             self.set_alarm(tick)
-        # Only now, as all that was called may have asked for another turn.
-        if not self.pending():
+        if not self.state.asked:
             self.state.awake = False
             self.state.uv.idle_stop(uv_of(self.state.idle))  # cannot fail
             self.rest()
 
     cdef void drain(self) noexcept:
-        """What else there is to do in a turn. For the dispatcher to override."""
-
-    cdef bint pending(self) noexcept:
-        """Whether there is something to do for another turn. For the dispatcher to extend."""
-        return self.state.first_ready != NULL or self.wheel.due > 0 or self.state.rung or bool(self.due)
+        """What else there is to do in a turn; what is left for another turn, that asks for one. For the dispatcher to
+        override."""
 
     cdef bint engaged(self) noexcept:
         """Whether it is waited for something that the loop has to go on for. For the dispatcher to extend."""
@@ -390,7 +388,7 @@ cdef class Loop:
         if self.running_timers == 0 and self.state.alarm.due:  # an idle dispatcher does not wake up
             self.state.alarm.due = 0
             self.state.uv.timer_stop(uv_of(self.state.alarm))  # cannot fail
-        if not self.engaged():
+        if self.busy and not self.engaged():
             self.set_busy(False)
 
     # ------------------------------------------------------------------------------------------------------------- errors

@@ -19,7 +19,7 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
 from ._libuv cimport UV_TIMER, uv_handle_t
-from ._loop cimport Handle, Loop, arm, header_of, start_idle, uv_of
+from ._loop cimport Handle, Loop, arm, header_of, ask_for_turn, uv_of
 from ._scope cimport Scope
 
 from .errors import HoldTimeout, NotHeld
@@ -207,7 +207,7 @@ cdef void on_deadline(uv_handle_t *uv_handle) noexcept nogil:
         arm(handle, on_deadline)
     else:
         handle.events = 1
-        start_idle(handle.loop)
+        ask_for_turn(handle.loop)
 
 
 cdef class Control(Loop):
@@ -371,9 +371,8 @@ cdef class Control(Loop):
             self.resume(message)
             left -= 1
             now = self.state.uv.hrtime()
-
-    cdef bint pending(self) noexcept:
-        return self.first_queued != NULL or self.deadline.events or Loop.pending(self)
+        if self.first_queued != NULL:
+            self.wake()
 
     cdef bint engaged(self) noexcept:
         return self.books.held > 0 or Loop.engaged(self)
@@ -429,7 +428,8 @@ cdef class Control(Loop):
                 now = self.state.uv.hrtime()
             lane = lane.next
         if now >= until:
-            return  # more in the next turn
+            self.wake()  # more in the next turn
+            return
         self.deadline.events = 0
         self.deadline.due = 0
         lane = self.lanes

@@ -57,7 +57,7 @@ def test_all_do_the_same(new_folder: Folder) -> None:
     ("sink", "place", "count", "short_count"),
     [
         ("null:", None, 100_000, 40_000),
-        ("Maildir", DISK, 5_000, 500),
+        ("Maildir", DISK, 3_000, 500),
         ("Maildir in memory", MEMORY, 20_000, 10_000),
     ],
 )

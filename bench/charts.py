@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,15 @@ def draw_bars(runs: Runs) -> Any:
     bars = bars_of(runs)
     figure, panels = panels_of(runs, height=1 + 0.14 * len(bars))
     names = list(dict.fromkeys(bar[1] for bar in bars if bar))
-    others = iter(OTHERS * len(names))
+    others = cycle(OTHERS)
     colours = {name: COLOURS.get(name) or next(others) for name in names}
     costs = {
         run: {(row["case"], name): cost for row in rows for name, cost in costs_of(row).items()} for run, rows in runs.items()
     }
     some = sorted(cost for each in costs.values() for cost in each.values() if cost > 0)
     scale, left = ("log", some[0] / 2) if some[-1] > 10 * some[0] else ("linear", 0.0)
+    panels[0].set_xscale(scale)
+    panels[0].set_xlim(left, some[-1] * 1.1)
     for axes, run in zip(panels, runs, strict=True):
         for place, bar in enumerate(bars):
             if bar in costs[run]:
@@ -74,8 +76,6 @@ def draw_bars(runs: Runs) -> Any:
                 end = max(cost, left)  # some memory costs nothing
                 axes.barh(place, end - left, left=left, color=colours[bar[1]])
                 axes.text(end, place, f" {as_text(cost)}", va="center", fontsize=6)
-        axes.set_xscale(scale)
-        axes.set_xlim(left=left)
         axes.set_xlabel(next(iter(runs.values()))[0]["unit"])
     cases = [bar and bar[0] for bar in bars]
     middles = {case: cases.index(case) + (cases.count(case) - 1) / 2 for case in cases if case}
@@ -90,7 +90,8 @@ def draw_growth(runs: Runs) -> Any:
     """Each row's cost as a multiple of its base, against what grows."""
     figure, panels = panels_of(runs, height=3.5)
     for axes, rows in zip(panels, runs.values(), strict=True):
-        for (base, line), colour in zip(groupby(rows, key=lambda row: str(row["base"])), OTHERS, strict=False):
+        lines = groupby(rows, key=lambda row: str(row["base"]))
+        for (base, line), colour in zip(lines, cycle(OTHERS), strict=False):
             points = [(row["at"], row["ratio"]) for row in line]
             axes.plot(*zip(*points, strict=True), marker="o", color=colour, label=f"beside {base}")
         axes.axhline(1, color=INK, linewidth=0.5)

@@ -86,7 +86,8 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Add the table's rows to what --benchmark-json writes."""
+    """Add the table's rows to what --benchmark-json writes, and in which form they were measured."""
+    output_json["short"] = config.getoption("--short")
     output_json["rows"] = [row.as_json() for row in config.stash[ROWS]]
 
 

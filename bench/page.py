@@ -79,7 +79,8 @@ def machine_of(run: dict[str, Any]) -> str:
 def goals_of(run: dict[str, Any]) -> str:
     """How many goals are kept."""
     kept = [row["kept"] for row in run["rows"] if row["kept"] is not None]
-    return f"{sum(kept)} of {len(kept)} goals kept"
+    form = ", in the short form of the bench" if run["short"] else ""
+    return f"{sum(kept)} of {len(kept)} goals kept{form}"
 
 
 def table(group: dict[str, list[Row]]) -> Iterator[str]:

@@ -14,6 +14,7 @@ def result(python: str, *rows: Row) -> dict[str, Any]:
     """What a run writes, as far as the page has it."""
     return {
         "rows": [row.as_json() for row in rows],
+        "short": False,
         "commit_info": {"id": "0123456789abcdef"},
         "datetime": "2026-11-24T10:52:05.921501+00:00",
         "machine_info": {

@@ -8,7 +8,6 @@ run that goes on where the first one ended.
 from __future__ import annotations
 
 import ctypes
-import mailbox
 import os
 import runpy
 import sys
@@ -38,6 +37,8 @@ def move_by_mailbox(mbox: str, sink: str, hooks: Hooks) -> None:
 
     The mails are not parsed: that would take ten times as long.
     """
+    import mailbox  # takes a while, which the floor does not need
+
     source = mailbox.mbox(mbox, create=False)
     mails = (passed(hooks, source.get_bytes(key)) for key in source.iterkeys())
     if sink == "null:":
@@ -57,7 +58,8 @@ def split(mbox: str) -> Iterator[bytes]:
             *whole, rest = (rest + block).split(DIVIDER)
             for mail in whole:
                 yield mail.partition(b"\n")[2]
-        yield rest.removesuffix(b"\n").partition(b"\n")[2]
+        if rest:
+            yield rest.removesuffix(b"\n").partition(b"\n")[2]
 
 
 def move_by_hand(mbox: str, sink: str, hooks: Hooks) -> None:

@@ -47,7 +47,7 @@ class Moving:
 
     def new_sink(self) -> str:
         """Where the next run moves them."""
-        return "null:" if self.folder is None else f"{self.folder}/{next(self.numbers)}"
+        return "null:" if self.folder is None else f"{self.folder}/{self.mbox.name}-{next(self.numbers)}"
 
     def command(self, way: str, sink: str) -> list[str]:
         """The command line."""

@@ -42,7 +42,8 @@ GROUPS = {
     "timers": "One timer.",
     "fds": "One byte: the socket is ready, the callback reads it and writes it to the next socket.",
     "growth": "One message, with many held, many plugins that lack the hook, or many retries; the base has few.",
-    "the command": "One mail of 1,000 bytes, in a run of `mqcore run` that moves all mails of an mbox.",
+    "the command": "One mail of 1,000 bytes, moved by `mqcore run` from an mbox that has many; the start not included.",
+    "start of the command": "`mqcore run` from an empty mbox to `null:`, from the start of the process to its end.",
     "memory of the command": "The peak of the resident memory of `mqcore run`, interpreter included.",
     "instructions": "One piece of the same work, in instructions of the processor.",
 }

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 import table
 import uvloop
 from comparing import Row, compare
+
+from mqcore._libuv import Library
 
 ROWS = pytest.StashKey[list[Row]]()
 
@@ -66,8 +73,21 @@ def against(benchmark: Any, short: bool, report: Callable[[Row], None]) -> Calla
     return put
 
 
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """Add to what pytest-benchmark knows of the machine what the figures depend on besides."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    machine_info["versions"] = {
+        "mqcore": project["version"],
+        "uvloop": version("uvloop"),
+        "libuv": Library("uvloop", uvloop.loop.__file__).version,
+    }
+    command = ["df", "--output=fstype", tempfile.gettempdir()]
+    machine_info["file_system"] = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+
+
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Add the table's rows to what --benchmark-json writes."""
+    """Add the table's rows to what --benchmark-json writes, and in which form they were measured."""
+    output_json["short"] = config.getoption("--short")
     output_json["rows"] = [row.as_json() for row in config.stash[ROWS]]
 
 

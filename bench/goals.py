@@ -59,6 +59,13 @@ GOALS = {
     "ping-pong": Goal("uvloop", 0.7, above="floor", room=2.3),
     "1,000 sockets in turn": Goal("uvloop", 0.7, above="floor", room=2.3),
     "1,000 sockets at once": Goal("uvloop", 0.7, above="floor", room=2.3),
+    "mbox to null:, 0 plugins": Goal("standard library", 1.0),
+    "mbox to null:, 10 plugins": Goal("standard library", 1.0),
+    "mbox to Maildir, 0 plugins": Goal("standard library", 0.8, room=1.5),
+    "mbox to Maildir, 10 plugins": Goal("standard library", 0.8, room=1.5),
+    "mbox to Maildir in memory, 0 plugins": Goal("standard library", 1.0),
+    "mbox to Maildir in memory, 10 plugins": Goal("standard library", 1.0),
+    "100k messages, beside 10k": Goal("10k messages", 1.10),
     # Instructions, which the clock's noise does not touch: what they were when this was written.
     "run_many, 10 plugins, instructions": Goal("floor", plus=450),
     "run, 1 plugin, instructions": Goal("floor", plus=500),

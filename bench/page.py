@@ -1,0 +1,127 @@
+"""Writes the page of figures: `python bench/page.py RESULTS.json... FOLDER`.
+
+It makes FOLDER/performance.md and a plot for each group of rows in FOLDER/performance/, from what `--benchmark-json` wrote:
+one run, or a run for each CPython, which are shown side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from charts import Row, as_text, draw
+
+HEAD = """\
+# Performance
+
+What mqcore costs, beside a floor and beside what people would use in its place. The *base* of a row is the floor, a loop
+in C over the same functions or the bare system calls; or where there is none, a peer. Base, mqcore and peers take turns in
+many rounds, so that noise hits all alike. The *ratio* is mqcore's cost as a multiple of the base's, the median over the
+rounds; its *spread* is half the range of their middle half. The goals are the project's own. How all this is measured:
+[bench/README.md](../bench/README.md).
+
+"""
+
+MADE = """\
+
+This page is made, from a run with each CPython, by
+
+```sh
+scripts/dev bench --benchmark-json=results.json
+.venv/bin/python bench/page.py results.json... docs
+```
+"""
+
+GROUPS = {
+    "dispatch": "One message through plugins that all pass it on.",
+    "hold and give back": "One message taken by a plugin and given back, with so many held at once.",
+    "memory": "Resident memory of one message that is held, in a fresh process.",
+    "timers": "One timer.",
+    "fds": "One byte: its socket is ready, the callback reads it, and in a ring writes it to the next socket.",
+    "growth": "One message, with many held, many plugins that lack the hook, or many retries; the base has few.",
+    "the command": "One mail of 1,000 bytes, moved by `mqcore run` from an mbox that has many; the start not included.",
+    "start of the command": "`mqcore run` from an empty mbox to `null:`, from the start of the process to its end.",
+    "memory of the command": "The peak of the resident memory of `mqcore run`, interpreter included.",
+    "instructions": "One piece of the same work, in instructions of the processor.",
+}
+
+Runs = dict[str, dict[str, Any]]
+
+
+def read(paths: list[str]) -> Runs:
+    """What each run wrote, by its CPython."""
+    runs = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+    return {f"CPython {run['machine_info']['python_version']}": run for run in runs}
+
+
+def groups_of(runs: Runs) -> dict[str, dict[str, list[Row]]]:
+    """The rows of each group, by run. Groups come in the order of GROUPS, others after them; rows as the bench has them."""
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for name, run in runs.items():
+        for row in run["rows"]:
+            groups.setdefault(row["group"], {}).setdefault(name, []).append(row)
+    return {name: groups[name] for name in dict.fromkeys((*GROUPS, *groups)) if name in groups}
+
+
+def machine_of(run: dict[str, Any]) -> str:
+    """What a run was measured on, and when."""
+    machine = run["machine_info"]
+    cpu, versions = machine["cpu"], machine["versions"]
+    return (
+        f"mqcore {versions['mqcore']} ({run['commit_info']['id'][:8]}), {run['datetime'][:10]}; uvloop {versions['uvloop']}, "
+        f"libuv {versions['libuv']}; {cpu['brand_raw']}, {cpu['count']} cores; {machine['system']} {machine['release']} "
+        f"{machine['machine']}, Maildirs on {machine['file_system']}"
+    )
+
+
+def goals_of(run: dict[str, Any]) -> str:
+    """How many goals are kept."""
+    kept = [row["kept"] for row in run["rows"] if row["kept"] is not None]
+    form = ", in the short form of the bench" if run["short"] else ""
+    return f"{sum(kept)} of {len(kept)} goals kept{form}"
+
+
+def table(group: dict[str, list[Row]]) -> Iterator[str]:
+    """The rows of a group, those of one case below each other."""
+    unit = next(iter(group.values()))[0]["unit"]
+    timed = unit == "ns"
+    yield f"| case | CPython | base | base, {unit} | mqcore, {unit} |{' a second |' * timed} ratio | spread | goal | kept |"
+    yield f"|---|---|---|--:|--:|{'--:|' * timed}--:|--:|---|---|"
+    cases = dict.fromkeys(row["case"] for rows in group.values() for row in rows)
+    for case in cases:
+        for run, row in [(run, row) for run, rows in group.items() for row in rows if row["case"] == case]:
+            kept = {None: "", True: "yes", False: "**no**"}[row["kept"]]
+            rate = f" {1e9 / row['mqcore_cost']:,.0f} |" if timed else ""
+            yield (
+                f"| {case} | {run.removeprefix('CPython ')} | {row['base']} | {as_text(row['base_cost'])} |"
+                f" {as_text(row['mqcore_cost'])} |{rate} {row['ratio']:.2f} | {row['spread']:.1%} | {row['goal']} | {kept} |"
+            )
+
+
+def page(runs: Runs, plots: dict[str, str]) -> str:
+    """The page, with the plot of each group."""
+    lines = [f"* {name}: {goals_of(run)}. {machine_of(run)}" for name, run in runs.items()]
+    parts = [HEAD, "\n".join(lines), "\n", MADE]
+    for name, group in groups_of(runs).items():
+        parts += [f"\n## {name.capitalize()}\n\n", GROUPS.get(name, ""), "\n\n", "\n".join(table(group)), "\n"]
+        parts += [f"\n![{name}: the costs of mqcore, its base and its peers]({plots[name]})\n"]
+    return "".join(parts)
+
+
+def main(*arguments: str) -> None:
+    """Draw the plots and write the page."""
+    *results, folder = arguments
+    runs = read(results)
+    target = Path(folder, "performance")
+    target.mkdir(parents=True, exist_ok=True)
+    plots = {name: f"performance/{name.replace(' ', '-')}.svg" for name in groups_of(runs)}
+    for name, group in groups_of(runs).items():
+        draw(group, Path(folder, plots[name]))
+    Path(folder, "performance.md").write_text(page(runs, plots), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ EXAMPLES = ROOT / "examples"
 COMMAND = [sys.executable, "-P", "-X", "faulthandler", "-W", "error", "-m", "mqcore"]
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """The command, running."""
+def start(*arguments: object, under: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+    """The command, running; `under`: a command that is given it, and runs it."""
     # The package under test is the one that this process imports, wherever it is.
     path = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment = os.environ | {"PYTHONPATH": path, "PYTHONMALLOC": "debug"}
     environment.pop("PYTHONUNBUFFERED", None)  # users have buffers, and what cannot be written shows late
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment, **options}
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], **options)
+    return subprocess.Popen([*under, *COMMAND, *map(str, arguments)], **options)
 
 
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

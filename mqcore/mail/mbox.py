@@ -12,6 +12,7 @@ import re
 import time
 from calendar import timegm
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from .message import Mail
@@ -41,9 +42,13 @@ def parse_postmark(line: bytes) -> Postmark:
     if match is None:
         sender = line[5:].split(maxsplit=1)[:1]
         return Postmark(_sender(sender[0]) if sender else None, None)
-    month = MONTHS.index(match["month"]) + 1
-    clock = (int(match["hour"]), int(match["minute"]), int(match["second"] or 0))
-    return Postmark(_sender(match["sender"]), timegm((int(match["year"]), month, int(match["day"]), *clock)))
+    raw, month, day, hour, minute, second, year = match.groups()
+    return Postmark(_sender(raw), _midnight(year, month, day) + int(hour) * 3600 + int(minute) * 60 + int(second or 0))
+
+
+@lru_cache(maxsize=64)
+def _midnight(year: bytes, month: bytes, day: bytes) -> int:
+    return timegm((int(year), MONTHS.index(month) + 1, int(day), 0, 0, 0))
 
 
 def _sender(raw: bytes) -> str:

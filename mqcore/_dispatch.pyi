@@ -1,3 +1,4 @@
+from asyncio import Future
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, final
@@ -30,6 +31,15 @@ class Hook:
     def run_one(
         self, message: _Message, args: tuple[Any, ...], done: Callable[[_Message, Outcome], object] | None
     ) -> Outcome | None: ...
+
+    def _wait_for(self, message: Message) -> Waiter: ...
+
+@final
+class Waiter:
+    @property
+    def future(self) -> Future[Outcome]: ...
+    def end(self, message: Message) -> None: ...
+    def __call__(self, message: Message, outcome: Outcome) -> None: ...
 
 @disjoint_base
 class Dispatcher:

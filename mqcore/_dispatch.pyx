@@ -15,6 +15,7 @@ from ._scope cimport check_making, set_making
 from ._step cimport MOST_ARGUMENTS, Route, Steps, new_chain
 
 from ._ending import Ending
+from ._waiting import outcome_of
 from .errors import DispatcherClosed, MqError, PluginError
 from .plugins import Plugins
 from .stats import Held, HookStats, Stats
@@ -35,7 +36,7 @@ cdef class Hook(Route):
     def __cinit__(self):
         check_making(self)
 
-    def __call__(self, message, *args):
+    def __call__(self, Message message not None, *args):
         """`await hook(message, *args)` gives the Outcome. uvloop only: on pyuv an MqError.
 
         Cancelling the awaiting task cancels the step. The awaiting refers strongly to the message.
@@ -43,6 +44,15 @@ cdef class Hook(Route):
         if self.dispatcher.library.owner != "uvloop":
             raise MqError(f"await {self.name}(...) needs a uvloop loop; on pyuv use run() with done=")
         return outcome_of(self, message, args)
+
+    def _wait_for(self, Message message not None):
+        """A Waiter for the step that the message is in."""
+        cdef Waiter waiter = Waiter.__new__(Waiter)
+        waiter.dispatcher = self.dispatcher
+        waiter.future = self.dispatcher.loop.create_future()
+        message.done = waiter
+        message.track()
+        return waiter
 
     def run(self, Message message not None, *args, done=None):
         """Run the step, now: an Outcome, or None when a plugin holds the message, and `done(message, outcome)` later.
@@ -113,31 +123,21 @@ cdef str in_step(Message message):
     return "the message is in a step that has not ended"
 
 
-async def outcome_of(Hook hook, Message message not None, tuple args):
-    cdef Waiter waiter
-    outcome = hook.run_one(message, args, None)
-    if outcome is not None:
-        return outcome
-    waiter = Waiter.__new__(Waiter)
-    waiter.future = hook.dispatcher.loop.create_future()
-    message.done = waiter
-    message.track()
-    try:
-        return await waiter.future
-    finally:
-        # The task was cancelled, or the coroutine closed. A collected one may be closed on any thread.
-        if message.done is waiter and hook.dispatcher.thread == PyThread_get_thread_ident():
-            hook.dispatcher.cancel(message)
-
-
 @cython.final
 cdef class Waiter:
-    """The `done` of an awaited step."""
-    cdef object future
+    """The `done` of an awaited step, which has a future."""
+    cdef Dispatcher dispatcher
+    cdef readonly object future
 
     def __call__(self, message, outcome):
         if not self.future.done() and not self.future.get_loop().is_closed():
             self.future.set_result(outcome)
+
+    def end(self, Message message not None):
+        """Nobody waits any more. If the step has not ended, the task was cancelled or the coroutine closed: a collected one on
+        any thread."""
+        if message.done is self and self.dispatcher.thread == PyThread_get_thread_ident():
+            self.dispatcher.cancel(message)
 
 
 # ------------------------------------------------------------------------------------------------------------ Dispatcher

@@ -40,7 +40,9 @@ GROUPS = {
     "hold and give back": "One message taken by a plugin and given back, with so many held at once.",
     "memory": "Resident memory of one message that is held, in a fresh process.",
     "timers": "One timer.",
-    "fds": "One byte: its socket is ready, the callback reads it, and in a ring writes it to the next socket.",
+    "fds": "One byte: its socket is ready, the callback reads it, and in a ring writes it to the next socket. The goal is out"
+    " of reach for what is built on libuv: *libuv from C*, a callback in C that takes the GIL and calls the same Python"
+    " function, is the least that it can cost.",
     "growth": "One message, with many held, many plugins that lack the hook, or many retries; the base has few.",
     "the command": "One mail of 1,000 bytes, moved by `mqcore run` from an mbox that has many; the start not included.",
     "start of the command": "`mqcore run` from an empty mbox to `null:`, from the start of the process to its end.",

@@ -53,11 +53,20 @@ def ways(loop: Any, taken: list[Any], chosen: dict[str, type[Way]]) -> Iterator[
         yield made
 
 
+# A million tasks take 10 s a round and more than 1 GB.
+MILLION = {"dict + callback": ByDict, "mqcore": ByMqcore}
+
+
 @pytest.mark.parametrize("collects", [True, False], ids=["gc on", "gc off"])
-@pytest.mark.parametrize(("name", "count", "rounds"), [("10k", 10_000, 50), ("100k", 100_000, 15)])
-def test_held(loop: Any, against: Against, name: str, count: int, rounds: int, *, collects: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "count", "rounds", "chosen"),
+    [("10k", 10_000, 50, WAYS), ("100k", 100_000, 15, WAYS), ("1M", 1_000_000, 7, MILLION)],
+)
+def test_held(
+    loop: Any, against: Against, name: str, count: int, rounds: int, chosen: dict[str, type[Way]], *, collects: bool
+) -> None:
     """That many held at once."""
-    with ways(loop, messages(count), WAYS) as contenders:
+    with ways(loop, messages(count), chosen) as contenders:
         if not collects:
             gc.disable()
         case = f"{name} held" if collects else f"{name} held, gc off"
@@ -65,13 +74,6 @@ def test_held(loop: Any, against: Against, name: str, count: int, rounds: int, *
             against(GROUP, case, contenders, rounds=rounds, count=count, **SETTLED)
         finally:
             gc.enable()
-
-
-def test_million_held(loop: Any, against: Against) -> None:
-    """Not with all peers: a million tasks take 10 s a round and more than 1 GB."""
-    count = 1_000_000
-    with ways(loop, messages(count), {"dict + callback": ByDict, "mqcore": ByMqcore}) as contenders:
-        against(GROUP, "1M held", contenders, rounds=7, count=count, **SETTLED)
 
 
 def test_subclass_held(loop: Any, against: Against) -> None:

@@ -1,8 +1,10 @@
-"""What the tests of the loop share: a plugin that lends its context to the test, and Python in a process of its own."""
+"""What the tests of the loop share: a plugin that lends its context to the test, Python in a process of its own, and more."""
 
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -83,3 +85,27 @@ def python(source: str, *arguments: object, stderr: str | None = "") -> str:
     if stderr is not None:
         assert process.stderr == stderr
     return process.stdout
+
+
+class Log(list):
+    """Notes every call of a watcher: its name and the events."""
+
+    def note(self, watcher, events, name=None):
+        self.append((name, events))
+
+
+def settle(owner):
+    """Enough turns for all that is ready to be told."""
+    owner.turn()
+    owner.turn()
+
+
+def reset_connection():
+    """Our end of a connection that the other one has reset."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    ours.setblocking(False)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()
+    return ours

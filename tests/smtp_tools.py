@@ -17,8 +17,7 @@ OPEN = EHLO + b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n
 def accept(dialogue: Dialogue, event: Event) -> None:
     if isinstance(event, StartTls):
         dialogue.secured()
-    else:
-        dialogue.accept()
+    dialogue.accept()
 
 
 class Talk:

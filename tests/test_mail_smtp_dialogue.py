@@ -509,17 +509,29 @@ def test_what_is_sent_behind_starttls_in_the_clear_is_refused():
     assert closed
 
 
-def test_what_arrives_before_tls_has_begun_is_dropped():
+def test_what_comes_while_tls_is_being_accepted_waits():
     dialogue = Dialogue(Service(name="mx.example", starttls=True))
     dialogue.accept()
     dialogue.receive(EHLO + b"STARTTLS\r\n")
     assert dialogue.next_event() == StartTls()
-    dialogue.receive(b"NOOP\r\n")
-    assert dialogue.next_event() is None
-    dialogue.take_output()
+    assert dialogue.take_output().endswith(b"220 2.0.0 go ahead\r\n")
     dialogue.secured()
-    assert dialogue.next_event() is None
-    assert dialogue.take_output() == b""
+    dialogue.receive(EHLO + MAIL)
+    assert dialogue.next_event() is None and dialogue.waiting
+    dialogue.accept()
+    assert dialogue.next_event() == MailFrom("a@example.org")
+
+
+@pytest.mark.parametrize(("code", "closed"), [(554, False), (421, True)])
+def test_a_client_that_is_refused_when_tls_has_begun(code, closed):
+    def answer(dialogue, event):
+        dialogue.secured()
+        dialogue.reject(code, "no certificate of yours is known")
+
+    talk = Talk(answer, starttls=True)
+    assert talk.say(EHLO + b"STARTTLS\r\n")[-1] == "220 2.0.0 go ahead"
+    assert codes(talk.say(EHLO)) == [f"{code} {code // 100}.7.1"]
+    assert talk.dialogue.closed is closed
 
 
 PLAIN = b64("\0login\0secret")

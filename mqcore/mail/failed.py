@@ -53,6 +53,8 @@ class FailedSink:
             "place": mail.origin.place,
             "envelope": mail.origin.envelope,
         }
+        if mail.origin.recipient is not None:
+            reason["recipient"] = mail.origin.recipient
         if mail.rejection is not None:
             return reason | {"rejected": mail.rejection._asdict()}
         error = mail.error

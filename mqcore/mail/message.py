@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ class Origin(NamedTuple):
     """The mbox's `From ` line, as it was read."""
     flags: str | None = None
     """The Maildir's flags; None means that the mail is in new/."""
+    recipient: str | None = None
 
 
 class Rejection(NamedTuple):
@@ -37,15 +38,20 @@ class Rejection(NamedTuple):
         return f"{self.code} {self.text}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Connection:
-    """The connection that a mail came in by."""
+    """The connection that a mail came in by. A plugin that implements `mq_smtp_in_authenticate` sets `authenticated`."""
 
     id: int
+    """No other connection of the run has it."""
     peer: str
+    """The client's IP address."""
     helo: str | None = None
+    """What the client calls itself."""
     tls: bool = False
-    authenticated: str | None = None
+    authenticated: bool = False
+    data: dict[Any, Any] = field(default_factory=dict)
+    """What plugins know about the connection; each keeps to keys of its own."""
 
 
 class Mail(Message):
@@ -93,7 +99,10 @@ class Mail(Message):
     @classmethod
     def read(cls, origin: Origin) -> Mail:
         """The mail as its source has it."""
-        return cls(origin.mime, envelope=origin.envelope, origin=origin)
+        mail = cls(origin.mime, envelope=origin.envelope, origin=origin)
+        if origin.recipient is not None:
+            mail.recipient = origin.recipient
+        return mail
 
     @property
     def envelope(self) -> str | None:

@@ -55,17 +55,11 @@ class Authenticate(NamedTuple):
 
 
 class StartTls(NamedTuple):
-    """Send the output, then begin TLS, then call `secured`."""
+    """Read no more, send the output, and begin TLS; then call `secured`, and answer."""
 
 
 Event: TypeAlias = MailFrom | RcptTo | Message | Authenticate | StartTls
 
-_ACCEPTED: dict[type, bytes] = {
-    MailFrom: b"250 2.1.0 sender ok\r\n",
-    RcptTo: b"250 2.1.5 recipient ok\r\n",
-    Message: b"250 2.6.0 message accepted\r\n",
-    Authenticate: b"235 2.7.0 you are logged in\r\n",
-}
 _LONGEST_TEXT = 500
 """A reply has 512 octets at most (RFC 5321, 4.5.3.1.5)."""
 _ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3} ").match
@@ -169,30 +163,41 @@ class Dialogue:
         self._out = []
         return b"".join(out)
 
-    def accept(self) -> None:
-        """Answer the event, or greet, with success."""
+    @property
+    def waiting(self) -> bool:
+        """Whether an answer is due."""
+        return self._due is not None
+
+    def accept(self, text: str = "") -> None:
+        """Answer the event, or greet, with success; the reply to a message may have a text of its own."""
         due, self._due = self._due, None
         if due is RcptTo:
             self._recipients += 1
+            self._out.append(b"250 2.1.5 recipient ok\r\n")
         elif due is MailFrom:
             self.in_transaction = True
+            self._out.append(b"250 2.1.0 sender ok\r\n")
         elif due is Message:
             self._idle_commands = 0
             self._reset()
+            self._say(f"250 2.6.0 {text or 'message accepted'}")
         elif due is Authenticate:
             self.authenticated = True
-        else:
+            self._say("235 2.7.0 you are logged in")
+        elif due is _Greeting:
             self._say(f"220 {self._service.name} ESMTP")
-            return
-        self._out.append(_ACCEPTED[due])
 
     def reject(self, code: int, text: str) -> None:
         """Answer the event, or greet, with this refusal. 421 closes the connection.
 
-        A client that is refused in place of a greeting gets the same reply to all it says.
+        A client that is refused when it connects, or when TLS has begun, gets the same reply to all it says.
         """
         due, self._due = self._due, None
         reply = format_reply(code, text)
+        if due is _Greeting or due is StartTls:
+            self._refusal = reply
+        if due is StartTls:
+            return  # it is the client's turn to speak
         if code == 421:
             self._close(reply)
         elif due is Authenticate:
@@ -201,20 +206,12 @@ class Dialogue:
             self._say(reply)
             if due is Message:
                 self._reset()
-            elif due is _Greeting:
-                self._refusal = reply
-
-    def refuse_all(self, code: int, text: str) -> None:
-        """Answer all further commands with this refusal."""
-        self._refusal = format_reply(code, text)
 
     def secured(self) -> None:
-        """TLS has begun: whatever was said before is forgotten, as somebody else may have said it."""
-        self._due = None
+        """TLS has begun. Whatever was said before is forgotten, as somebody else may have said it."""
         self.secure = True
         self.helo = None
         self.authenticated = False
-        self._buffer, self._at = b"", 0
         self._reset()
 
     def shut_down(self) -> None:
@@ -295,6 +292,9 @@ class Dialogue:
         verb, _, argument = line.partition(" ")
         command = _COMMANDS.get(verb) or _COMMANDS.get(verb.upper(), Dialogue._unknown)
         if self._refusal is not None and command is not Dialogue._quit:
+            if self._refusal.startswith("421"):
+                self._close(self._refusal)
+                return None
             raise Wrong(self._refusal)
         if command is Dialogue._unknown and _HTTP(line):
             self._close("421 4.7.0 this is no web server")

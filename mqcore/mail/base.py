@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from .message import Mail, Origin
+from .report import Report
+
+
+class Run(Protocol):
+    """Mail on its way from a source to a sink, as the command sees it."""
+
+    report: Report
+
+    @property
+    def total(self) -> int | None:
+        """What there is to do, for the progress bar; None if nobody knows."""
+        ...
+
+    @property
+    def done(self) -> int:
+        """How much of it is done."""
+        ...
+
+    async def run(self) -> Report: ...
+
+    def stop(self, why: signal.Signals | None = None) -> None: ...
 
 
 class Source(Protocol):

@@ -42,7 +42,7 @@ class Pipeline:
         max_in_flight: int = 1000,
     ) -> None:
         self.report = Report(Counts())
-        self.source = source
+        self._source = source
         self._sink = sink
         self._writer = Writer(sink, failed, self.report, self.stop)
         self._dispatcher = dispatcher
@@ -54,6 +54,14 @@ class Pipeline:
         self._stopping = False
         self._all_read = False
         self._room = asyncio.Event()
+
+    @property
+    def total(self) -> int:
+        return self._source.total
+
+    @property
+    def done(self) -> int:
+        return self._source.done
 
     async def run(self) -> Report:
         """Once. Ends when all mails are stored, after `stop`, or when the source or a sink failed: see the report."""
@@ -76,7 +84,7 @@ class Pipeline:
             self._dispatcher.cancel(mail)
 
     async def _read(self) -> None:
-        origins = iter(self.source)
+        origins = iter(self._source)
         while batch := await self._next_batch(origins):
             self._begin(batch)
         self._all_read = True

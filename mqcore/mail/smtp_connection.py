@@ -78,7 +78,7 @@ class SmtpConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_finish", "_hooks", "_host", "_info", "_is_announced", "_is_blocked", "_is_lost", "_is_paused",
+        "_finish", "_hooks", "_host", "_info", "_is_blocked", "_is_lost", "_is_paused",
         "_is_proceeding", "_is_stepping", "_kept", "_message", "_received", "_recipients", "_tls_task", "_transaction",
         "_transport", "dialogue", "since",
     )  # fmt: skip
@@ -100,8 +100,6 @@ class SmtpConnection(asyncio.Protocol):
         self._transaction: Transaction | None = None
         self._tls_task: asyncio.Task[None] | None = None
         self._kept = 0
-        self._is_announced = False
-        """Whether plugins know of the connection."""
         self._is_stepping = False
         self._is_proceeding = False
         self._is_paused = self._is_blocked = False
@@ -118,13 +116,10 @@ class SmtpConnection(asyncio.Protocol):
             self._transport.close()
             return
         peer = transport.get_extra_info("peername")
-        self._info = Connection(number, peer[0] if peer else "")
+        self._info = Connection(number, peer[0] if peer else "", tls=self.dialogue.secure)
         self._message = Mail(b"", connection=self._info, origin=Origin(b"", f"{number:032x}"))
-        if self._host.implicit_tls:
-            self._begin_tls(self._connect)
-        else:
-            self._connect()
-            self._proceed()
+        self._run(self._hooks.connect, self._after_connect)
+        self._proceed()
 
     def data_received(self, data: bytes) -> None:
         dialogue = self.dialogue
@@ -153,9 +148,6 @@ class SmtpConnection(asyncio.Protocol):
             return
         self._is_lost = True
         self._keep(0)
-        if not self._is_announced:
-            self._host.leave(self)
-            return
         if self._is_stepping:
             self._host.dispatcher.cancel(self._message)
         if self._transaction is not None:
@@ -184,7 +176,9 @@ class SmtpConnection(asyncio.Protocol):
         """Close the connection with this reply, unless a message is being stored: then its client must learn of that."""
         if self._transaction is not None and self._transaction.is_storing:
             self.dialogue.shut_down()
-        elif self.dialogue.closed or self._tls_task is not None:
+        elif self._tls_task is not None:
+            self._tls_task.cancel()
+        elif self.dialogue.closed:
             self._transport.abort()  # it does not take the reply
         else:
             self.dialogue.give_up(code, text)
@@ -243,10 +237,6 @@ class SmtpConnection(asyncio.Protocol):
 
     # Stages
 
-    def _connect(self) -> None:
-        self._is_announced = True
-        self._run(self._hooks.connect, self._after_connect)
-
     def _after_connect(self, outcome: Outcome) -> None:
         if self._info.tls and outcome is not FAIL and self._message.rejection is None:
             self._run(self._hooks.secure, self._after_secure)
@@ -254,35 +244,30 @@ class SmtpConnection(asyncio.Protocol):
             self._answer(outcome, UNAVAILABLE)
 
     def _start_tls(self, event: StartTls) -> None:
-        self._transport.pause_reading()  # what comes next is not for us but for TLS
         self._flush()
-        self._begin_tls(self._secure)
+        self._transport.pause_reading()  # what comes next is not for us but for TLS
+        self._tls_task = self._host.loop.create_task(self._shake_hands())
 
-    def _begin_tls(self, then: Callable[[], object]) -> None:
-        self._tls_task = self._host.loop.create_task(self._shake_hands(then))
-
-    async def _shake_hands(self, then: Callable[[], object]) -> None:
+    async def _shake_hands(self) -> None:
         assert self._host.tls is not None
         try:
             transport = await self._host.loop.start_tls(
                 self._transport, self, self._host.tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
             )
-        except OSError as error:  # of which no client can be told
-            self.connection_lost(error)
-            return
+        except (OSError, asyncio.CancelledError):  # of which no client can be told
+            transport = None
         self._tls_task = None
-        if self._is_lost or transport is None:
+        if transport is None or self._transport.is_closing():
+            self._transport.abort()
+            self.connection_lost(None)
             return
         self._transport = transport
         self._info.tls = True
         self._info.helo = None
         self._info.authenticated = False
         self.dialogue.secured()
-        then()
-        self._proceed()
-
-    def _secure(self) -> None:
         self._run(self._hooks.secure, self._after_secure)
+        self._proceed()
 
     def _after_secure(self, outcome: Outcome) -> None:
         self._answer(outcome, UNAVAILABLE)

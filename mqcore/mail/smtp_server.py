@@ -16,7 +16,7 @@ from .base import Sink
 from .failed import FailedSink
 from .message import Origin
 from .report import Counts, Report
-from .smtp_connection import Hooks, SmtpConnection
+from .smtp_connection import HANDSHAKE_TIMEOUT, Hooks, SmtpConnection
 from .smtp_dialogue import Service
 from .smtp_source import SmtpSource
 from .smtp_transaction import TransactionDesk
@@ -106,7 +106,13 @@ class SmtpServer:
     async def _serve(self) -> None:
         async with contextlib.AsyncExitStack() as listening:
             for listener in self._source.listeners:
-                server = await self.loop.create_server(lambda: SmtpConnection(self), sock=listener, backlog=BACKLOG)
+                server = await self.loop.create_server(
+                    lambda: SmtpConnection(self),
+                    sock=listener,
+                    backlog=BACKLOG,
+                    ssl=self.tls if self.implicit_tls else None,
+                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self.implicit_tls else None,
+                )
                 listening.callback(server.close)
             sweeping = asyncio.create_task(self._sweep())
             await self._stop.wait()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import socket
 import ssl
 from collections.abc import Iterable
@@ -87,8 +85,8 @@ def _load(certificate: str, key: str | None) -> ssl.SSLContext:
     for file in filter(None, (certificate, key)):
         # OpenSSL does not say which of them it could not read.
         try:
-            with contextlib.closing(os.fdopen(os.open(file, os.O_RDONLY | os.O_CLOEXEC), "rb")) as opened:
-                opened.read(1)
+            with open(file, "rb"):
+                pass
         except OSError as error:
             raise SourceError(f"cannot read {file}: {describe(error, file)}") from error
     try:

@@ -1,0 +1,609 @@
+"""The SMTP server on a real socket: stages, plugins, clients that go away, limits, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from smtp_tools import EHLO, OPEN, codes, run, serving
+
+import mqcore
+from mqcore.mail import smtp_connection, smtp_server
+
+STAGES = ("connect", "mailfrom", "rcptto", "data", "message")
+MAIL = b"MAIL FROM:<a@example.org>\r\n"
+RCPT = b"RCPT TO:<b@example.org>\r\n"
+TEXT = b"Subject: hello\r\n\r\nhello\r\n"
+ALL = OPEN + TEXT + b".\r\n"
+
+
+def plugin(**stages: Any) -> SimpleNamespace:
+    """With hooks by their stages."""
+    return SimpleNamespace(**{f"mq_smtp_in_{stage}": hook for stage, hook in stages.items()})
+
+
+class Holds:
+    """Holds what comes to one stage, until it is told otherwise."""
+
+    def __init__(self, stage: str) -> None:
+        self.held: list[tuple[Any, Any]] = []
+        self.closed = 0
+        setattr(self, f"mq_smtp_in_{stage}", self._hold)
+
+    def _hold(self, context: Any, message: Any, *arguments: Any) -> bool:
+        self.held.append((context, message))
+        return True
+
+    def mq_smtp_in_close(self, context: Any, message: Any) -> None:
+        self.closed += 1
+
+    def release(self) -> None:
+        for context, message in self.held:
+            context.continue_(message)
+        self.held.clear()
+
+
+# Stages
+
+
+@run
+async def test_each_stage_with_its_arguments_in_order():
+    seen: list[Any] = []
+
+    def note(stage):
+        return lambda context, message, *arguments: seen.append((stage, *arguments))
+
+    stages = ("connect", "secure", "authenticate", *STAGES[1:], "close")
+    async with serving({"10-note": plugin(**{stage: note(stage) for stage in stages})}) as it:
+        client = await it.greeted()
+        assert await client.asks(ALL.removeprefix(EHLO), 4) == ["250 2.1.0", "250 2.1.5", "354", "250 2.6.0"]
+        assert await client.ask(b"QUIT\r\n") == "221 2.0.0 bye"
+        assert await client.is_closed()
+        await it.until(lambda: len(seen) == 6)
+    assert seen == [
+        ("connect",),
+        ("mailfrom", "a@example.org"),
+        ("rcptto", "b@example.org"),
+        ("data", TEXT),
+        ("message",),
+        ("close",),
+    ]
+
+
+@run
+async def test_what_a_plugin_knows_at_each_stage():
+    seen: dict[str, Any] = {}
+
+    def note(stage):
+        def hook(context, message, *arguments):
+            connection = message.connection
+            seen[stage] = (connection.peer, connection.helo, connection.tls, connection.authenticated)
+            seen[f"{stage} json"] = {**message.json, "recipients": list(message.recipients)}
+            seen[f"{stage} mime"] = message.mime
+            connection.data.setdefault("stages", []).append(stage)
+
+        return hook
+
+    stages = (*STAGES, "close")
+    async with serving({"10-note": plugin(**{stage: note(stage) for stage in stages})}) as it:
+        client = await it.greeted()
+        await client.asks(ALL.removeprefix(EHLO), 4)
+        (mail,) = it.sink.mails
+        assert mail.connection.data["stages"] == list(STAGES)
+        assert mail.connection.id == 1
+    assert seen["connect"] == ("127.0.0.1", None, False, False)
+    assert {seen[stage] for stage in stages[1:]} == {("127.0.0.1", "client.example", False, False)}
+    assert seen["mailfrom json"] == {"envelope": "a@example.org", "recipients": []}
+    assert seen["rcptto json"] == {"envelope": "a@example.org", "recipient": "b@example.org", "recipients": []}
+    assert seen["data json"] == {"envelope": "a@example.org", "recipients": ["b@example.org"]}
+    assert seen["message json"] == {
+        "envelope": "a@example.org",
+        "recipient": "b@example.org",
+        "recipients": ["b@example.org"],
+    }
+    assert (seen["data mime"], seen["message mime"], seen["close mime"]) == (TEXT, TEXT, b"")
+
+
+@run
+async def test_what_is_stored():
+    async with serving() as it:
+        client = await it.greeted()
+        reply = await client.ask(b"NOOP\r\n")
+        client.send(ALL.removeprefix(EHLO))
+        replies = [await client.reply() for _ in range(4)]
+        assert reply == "250 2.0.0 ok"
+        (mail,) = it.sink.mails
+        assert replies[-1] == f"250 2.6.0 stored as {mail.origin.id}"
+        assert (mail.mime, mail.envelope, mail.recipients) == (TEXT, "a@example.org", ["b@example.org"])
+        assert mail.origin.recipient == "b@example.org" and mail.origin.received > 1.7e9
+        await client.asks(ALL.removeprefix(EHLO), 4)
+        assert [mail.origin.place for mail in it.sink.mails] == [1, 2]
+        assert it.sink.mails[0].origin.id != it.sink.mails[1].origin.id
+
+
+@run
+async def test_what_plugins_change_at_any_stage():
+    def mailfrom(context, message, address):
+        message.envelope = f"new-{address}"
+        message.json["mine"] = [1]
+
+    def rcptto(context, message, address):
+        message.recipient = f"new-{address}"
+
+    def data(context, message, mime):
+        message.mime = b"X: 1\r\n" + mime
+
+    async with serving({"10-change": plugin(mailfrom=mailfrom, rcptto=rcptto, data=data)}) as it:
+        await (await it.greeted()).asks(ALL.removeprefix(EHLO), 4)
+        (mail,) = it.sink.mails
+    assert mail.json == {"envelope": "new-a@example.org", "recipient": "new-b@example.org", "mine": [1]}
+    assert (mail.mime, mail.origin.mime) == (b"X: 1\r\n" + TEXT, TEXT)
+
+
+REPLIES = {"connect": 0, "mailfrom": 2, "rcptto": 3, "data": 5, "message": 5}
+"""Which reply to ALL is the answer to each stage, the greeting being the first."""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("how", ["at once", "held"])
+@run
+async def test_a_rejection_at_any_stage(stage, how):
+    def hook(context, message, *arguments):
+        message.reject(550, "5.7.0 I do not like you")
+        if how == "held":
+            context.start_timer(0.001, context.continue_, message)
+            return True
+        return mqcore.COMPLETE
+
+    async with serving({"10-no": plugin(**{stage: hook})}) as it:
+        client = await it.connect()
+        client.send(ALL if REPLIES[stage] == 5 else OPEN)
+        replies = [await client.reply() for _ in range(6 if REPLIES[stage] == 5 else 5)]
+        assert replies[REPLIES[stage]] == "550 5.7.0 I do not like you"
+        assert it.sink.mails == []
+        if REPLIES[stage] == 5:
+            assert it.server.report.counts.rejected == 1
+            assert codes([await client.ask(MAIL)]) == ["250 2.1.0"]
+        elif stage == "connect":
+            assert await client.ask(b"QUIT\r\n") == "221 2.0.0 bye"
+            assert await client.is_closed()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@run
+async def test_a_failure_at_any_stage_is_temporary(stage, caplog):
+    def hook(context, message, *arguments):
+        raise ValueError("a bug")
+
+    async with serving({"10-fail": plugin(**{stage: hook})}) as it:
+        client = await it.connect()
+        client.send(ALL if REPLIES[stage] == 5 else OPEN)
+        replies = [await client.reply() for _ in range(REPLIES[stage] + 1)]
+        code = 421 if stage == "connect" else 451
+        assert replies[REPLIES[stage]] == f"{code} 4.3.0 this server has a problem; try again later"
+        assert it.sink.mails == []
+        assert it.server.report.counts.failed == (REPLIES[stage] == 5)
+    assert "a bug" in caplog.text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@run
+async def test_pipelined_commands_wait_behind_a_held_step(stage):
+    holds = Holds(stage)
+    async with serving({"10-hold": holds}) as it:
+        client = await it.connect()
+        client.send(ALL + b"NOOP\r\nQUIT\r\n")
+        await it.until(lambda: holds.held)
+        for _ in range(REPLIES[stage]):
+            await client.reply()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(waiting := asyncio.create_task(client.reply())), 0.05)
+        holds.release()
+        replies = [await waiting, *[await client.reply() for _ in range(7 - REPLIES[stage])]]
+        expected = ["220", "250", "250 2.1.0", "250 2.1.5", "354", "250 2.6.0", "250 2.0.0", "221 2.0.0"]
+        assert [reply[:3] for reply in replies] == [code[:3] for code in expected][REPLIES[stage] :]
+        assert len(it.sink.mails) == 1
+
+
+@run
+async def test_many_clients_at_once_held_and_not():
+    def message(context, mail):
+        if mail.connection.id % 2:
+            context.start_timer(0.001, context.continue_, mail)
+            return True
+        return False
+
+    async def talk(it):
+        client = await it.greeted()
+        for _ in range(20):
+            assert (await client.asks(ALL.removeprefix(EHLO), 4))[-1] == "250 2.6.0"
+
+    async with serving({"10-some": plugin(message=message)}) as it:
+        await asyncio.gather(*(talk(it) for _ in range(20)))
+        assert len(it.sink.mails) == 400
+        assert len({mail.origin.id for mail in it.sink.mails}) == 400
+
+
+# Recipients
+
+THREE = MAIL + b"".join(b"RCPT TO:<%b@example.org>\r\n" % name for name in (b"one", b"two", b"three")) + b"DATA\r\nx\r\n.\r\n"
+
+
+def verdicts(**by_name: Any) -> SimpleNamespace:
+    """Rejects mails by the names of their recipients: (code, text), or an error to raise."""
+
+    def message(context, mail):
+        mail.mime += mail.recipient.encode()
+        verdict = by_name.get(mail.recipient.partition("@")[0])
+        if isinstance(verdict, Exception):
+            raise verdict
+        if verdict:
+            mail.reject(*verdict)
+
+    return plugin(message=message)
+
+
+@run
+async def test_each_recipient_has_a_mail_of_its_own():
+    async with serving({"10-change": verdicts()}, mixed=True) as it:
+        assert (await (await it.greeted()).asks(THREE, 6))[-1] == "250 2.6.0"
+        assert [mail.mime for mail in it.sink.mails] == [b"x\r\n%b@example.org" % n for n in (b"one", b"two", b"three")]
+        assert len({mail.origin.id for mail in it.sink.mails}) == 3
+
+
+@run
+async def test_what_plugins_keep_in_the_json_is_not_shared():
+    def mailfrom(context, message, address):
+        message.json["list"] = []
+
+    def message(context, mail):
+        mail.json["list"].append(mail.recipient)
+
+    async with serving({"10-json": plugin(mailfrom=mailfrom, message=message)}, mixed=True) as it:
+        await (await it.greeted()).asks(THREE, 6)
+        assert [len(mail.json["list"]) for mail in it.sink.mails] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("by_name", "reply", "stored", "set_aside"),
+    [
+        ({"two": (550, "no such user")}, "250 2.6.0", 2, 1),
+        ({"one": (550, "no"), "two": (554, "no"), "three": (550, "no")}, "550 5.7.1", 0, 0),
+        ({"two": (450, "later")}, "450 4.7.1", 0, 0),
+        ({"one": (550, "no"), "three": (450, "later")}, "450 4.7.1", 0, 0),
+        ({"two": ValueError("a bug")}, "451 4.3.0", 0, 0),
+        ({"one": (550, "no"), "two": ValueError("a bug")}, "451 4.3.0", 0, 0),
+        ({"one": (421, "go away")}, "421 4.7.1", 0, 0),
+    ],
+)
+@run
+async def test_verdicts_that_differ(by_name, reply, stored, set_aside):
+    async with serving({"10-mixed": verdicts(**by_name)}, mixed=True) as it:
+        assert (await (await it.greeted()).asks(THREE, 6))[-1] == reply
+        assert (len(it.sink.mails), len(it.failed.mails)) == (stored, set_aside)
+        for mail in it.failed.mails:
+            assert (mail.mime, mail.recipient) == (b"x\r\n", "two@example.org")
+
+
+@run
+async def test_without_a_place_for_rejected_mails_a_transaction_has_one_recipient():
+    async with serving() as it:
+        client = await it.greeted()
+        assert await client.asks(THREE, 6) == ["250 2.1.0", "250 2.1.5", "452 4.5.3", "452 4.5.3", "354", "250 2.6.0"]
+        assert [mail.recipient for mail in it.sink.mails] == ["one@example.org"]
+
+
+# Clients that go away
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@run
+async def test_a_client_that_goes_away_cancels_its_step(stage):
+    holds = Holds(stage)
+    async with serving({"10-hold": holds}) as it:
+        client = await it.connect()
+        client.send(ALL)
+        await it.until(lambda: holds.held)
+        client.leave()
+        await it.until(lambda: holds.closed)
+        ((context, message),) = holds.held
+        assert stage != "message" or isinstance(message.error, mqcore.Cancelled)
+        with pytest.raises(mqcore.NotHeld):
+            context.continue_(message)
+        await it.until(lambda: not it.server._connections)
+        assert it.sink.mails == []
+        assert it.server.report.counts.unfinished == (stage == "message")
+
+
+@pytest.mark.parametrize("sent", [b"", b"EHLO", EHLO, EHLO + MAIL, OPEN, OPEN + b"half a mess"])
+@run
+async def test_a_client_that_goes_away_at_any_time(sent):
+    holds = Holds("secure")
+    async with serving({"10-close": holds}) as it:
+        client = await it.connect()
+        await client.ask(sent)
+        client.leave()
+        await it.until(lambda: holds.closed == 1 and not it.server._connections)
+
+
+@run
+async def test_what_is_being_stored_when_the_client_goes_away_is_stored_and_counted():
+    async with serving() as it:
+        it.sink.gate.clear()
+        client = await it.greeted()
+        client.send(ALL.removeprefix(EHLO))
+        await it.until(it.sink.waits.is_set)
+        client.leave()
+        await it.until(lambda: not it.server._connections)
+        it.sink.gate.set()
+        await it.until(lambda: it.server.report.counts.unanswered == 1)
+        assert len(it.sink.mails) == 1
+
+
+@run
+async def test_the_step_of_close_may_be_held():
+    def close(context, message):
+        context.start_timer(0.01, context.continue_, message)
+        return True
+
+    async with serving({"10-close": plugin(close=close)}) as it:
+        client = await it.greeted()
+        client.leave()
+        await it.until(lambda: not it.server._connections)
+
+
+# Limits
+
+
+@run
+async def test_no_more_mails_than_allowed_are_on_the_way():
+    holds = Holds("message")
+    async with serving({"10-hold": holds}, max_in_flight=2) as it:
+        clients = [await it.greeted() for _ in range(5)]
+        for client in clients:
+            client.send(ALL.removeprefix(EHLO))
+        await it.until(lambda: it.server.report.counts.read == 5)
+        assert len(holds.held) == 2
+        clients[-1].leave()  # one that waits
+        await it.until(lambda: len(it.server._connections) == 4)
+        while it.server.report.counts.stored < 4:
+            assert len(holds.held) <= 2
+            holds.release()
+            await asyncio.sleep(0.001)
+        assert it.server.report.counts.unfinished == 1
+
+
+@run
+async def test_many_that_wait_and_are_all_rejected_at_once():
+    """One makes room for the next, again and again, without nesting."""
+    held = []
+
+    def message(context, mail):
+        mail.reject(550, "no")
+        if not held:
+            held.append((context, mail))
+            return True
+        return False
+
+    async with serving({"10-reject": plugin(message=message)}, max_in_flight=1) as it:
+        clients = [await it.greeted() for _ in range(300)]
+        for client in clients:
+            client.send(ALL.removeprefix(EHLO))
+        await it.until(lambda: it.server.report.counts.read == 300)
+        ((context, mail),) = held
+        context.continue_(mail)
+        await it.until(lambda: it.server.report.counts.rejected == 300)
+
+
+@run
+async def test_too_many_connections(monkeypatch):
+    monkeypatch.setattr(smtp_server, "MAX_CONNECTIONS", 3)
+    holds = Holds("secure")
+    async with serving({"10-close": holds}) as it:
+        clients = [await it.greeted() for _ in range(3)]
+        extra = await it.connect()
+        assert await extra.reply() == "421 4.3.2 too many connections; try again later"
+        assert await extra.is_closed()
+        clients[0].leave()
+        await it.until(lambda: holds.closed == 1)
+        await it.greeted()
+
+
+@run
+async def test_a_flood_of_connections():
+    async with serving() as it:
+        for _ in range(20):
+            for client in await asyncio.gather(*(it.connect() for _ in range(50))):
+                client.leave()
+        await it.until(lambda: not it.server._connections)
+        await (await it.greeted()).asks(ALL.removeprefix(EHLO), 4)
+        assert len(it.sink.mails) == 1
+
+
+@run
+async def test_a_flood_of_bad_commands():
+    async with serving() as it:
+        client = await it.greeted()
+        client.send(b"X\r\n" * 100_000)
+        replies = [await client.reply() for _ in range(22)]
+        assert replies[-1] == "421 4.7.0 too many errors"
+        assert await client.is_closed()
+
+
+@run
+async def test_what_a_client_sends_while_its_step_is_held_is_not_read_without_end():
+    holds = Holds("mailfrom")
+    async with serving({"10-hold": holds}) as it:
+        client = await it.greeted()
+        client.send(MAIL)
+        await it.until(lambda: holds.held)
+        (connection,) = it.server._connections
+        client.send(b"NOOP\r\n" * 1_000_000)
+        await it.until(lambda: connection._is_paused)
+        await asyncio.sleep(0.05)
+        assert connection.dialogue.buffered < 1 << 20
+        holds.release()
+        assert codes([await client.reply(), await client.reply()]) == ["250 2.1.0", "250 2.0.0"]
+        assert await client.is_closed()
+
+
+@run
+async def test_a_client_that_does_not_read_gets_no_more_replies(monkeypatch):
+    async with serving() as it:
+        client = await it.greeted()
+        (connection,) = it.server._connections
+        connection._transport.set_write_buffer_limits(high=0)
+        connection.pause_writing()
+        client.send(b"NOOP\r\n" * 50_000)
+        await it.until(lambda: connection._is_paused)
+        assert connection.dialogue.buffered > 0
+        connection.resume_writing()
+        assert await client.reply() == "250 2.0.0 ok"
+
+
+@run
+async def test_a_client_that_is_silent_for_too_long(monkeypatch):
+    monkeypatch.setattr(smtp_connection, "IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr(smtp_server, "SWEEP", 0.01)
+    async with serving() as it:
+        client = await it.greeted()
+        assert await client.reply() == "421 4.4.2 you are too slow"
+        assert await client.is_closed()
+
+
+@run
+async def test_a_client_that_sends_a_byte_now_and_then(monkeypatch):
+    """It is never silent for long, and gets nowhere."""
+    monkeypatch.setattr(smtp_connection, "IDLE_TIMEOUT", 0.1)
+    monkeypatch.setattr(smtp_server, "SWEEP", 0.01)
+    async with serving() as it:
+        client = await it.greeted()
+        late = asyncio.create_task(client.reply())
+        while not late.done():
+            client.send(b"x")
+            await asyncio.sleep(0.01)
+        assert await late == "421 4.4.2 you are too slow"
+
+
+@run
+async def test_the_time_that_a_plugin_takes_is_not_the_clients(monkeypatch):
+    monkeypatch.setattr(smtp_connection, "IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr(smtp_server, "SWEEP", 0.01)
+    holds = Holds("message")
+    async with serving({"10-hold": holds}) as it:
+        client = await it.connect()
+        client.send(ALL)
+        await it.until(lambda: holds.held)
+        await asyncio.sleep(0.2)
+        holds.release()
+        assert codes([await client.reply() for _ in range(6)])[-1] == "250 2.6.0"
+
+
+@run
+async def test_a_message_that_comes_one_byte_at_a_time():
+    async with serving() as it:
+        client = await it.opened()
+        client.writer.transport.get_extra_info("socket").setsockopt(6, 1, 1)
+        for byte in TEXT + b".\r\n":
+            client.send(bytes((byte,)))
+            await asyncio.sleep(0)
+        assert codes([await client.reply()]) == ["250 2.6.0"]
+        assert it.sink.mails[0].mime == TEXT
+
+
+@run
+async def test_big_messages_beyond_what_memory_is_for(monkeypatch):
+    monkeypatch.setattr(smtp_server, "MAX_MESSAGE_BYTES", 1_000_000)
+    big = b"x" * 70 + b"\r\n"
+    async with serving() as it:
+        first, second = await it.opened(), await it.opened()
+        first.send(big * 8_000)
+        await it.until(lambda: it.server._kept > 500_000)
+        second.send(big * 8_000)
+        await it.until(lambda: any(one.dialogue.incoming.fault for one in it.server._connections))
+        assert it.server._kept < 1_000_000
+        assert await second.ask(b".\r\n") == "452 4.3.1 too many big messages at once; try again later"
+        assert codes([await first.ask(b".\r\n")]) == ["250 2.6.0"]
+        assert len(it.sink.mails[0].mime) == 8_000 * 72
+        await it.until(lambda: it.server._kept == 0)
+
+
+# The end
+
+
+@run
+async def test_stopping_lets_transactions_end_and_takes_no_more():
+    holds = Holds("message")
+    async with serving({"10-hold": holds}) as it:
+        idle, held, sending = await it.greeted(), await it.greeted(), await it.opened()
+        held.send(ALL.removeprefix(EHLO) + MAIL)
+        await it.until(lambda: holds.held)
+        it.server.stop()
+        assert await idle.reply() == "421 4.3.2 this server is shutting down"
+        assert await idle.is_closed()
+        with pytest.raises(ConnectionError):
+            await it.connect()
+        holds.release()
+        assert codes([await held.reply() for _ in range(5)])[-2:] == ["250 2.6.0", "421 4.3.2"]
+        sending.send(TEXT + b".\r\n")
+        await it.until(lambda: holds.held)
+        holds.release()
+        assert codes([await sending.reply(), await sending.reply()]) == ["250 2.6.0", "421 4.3.2"]
+        assert len(it.sink.mails) == 2
+
+
+@run
+async def test_stopping_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(smtp_server, "PATIENCE", 0.05)
+    holds = Holds("message")
+    async with serving({"10-hold": holds}) as it:
+        held, sending = await it.greeted(), await it.opened()
+        held.send(ALL.removeprefix(EHLO))
+        await it.until(lambda: holds.held)
+        it.server.stop()
+        assert await sending.reply() == "421 4.3.2 this server is shutting down"
+        assert codes([await held.reply() for _ in range(4)])[-1] == "421 4.3.2"
+        await it.until(lambda: holds.closed == 2)
+        assert it.sink.mails == []
+
+
+@run
+async def test_stopping_waits_for_what_is_being_stored(monkeypatch):
+    monkeypatch.setattr(smtp_server, "PATIENCE", 0.01)
+    async with serving() as it:
+        it.sink.gate.clear()
+        client = await it.opened()
+        client.send(TEXT + b".\r\n")
+        await it.until(it.sink.waits.is_set)
+        it.server.stop()
+        await asyncio.sleep(0.1)
+        it.sink.gate.set()
+        assert codes([await client.reply(), await client.reply()]) == ["250 2.6.0", "421 4.3.2"]
+
+
+@run
+async def test_a_sink_that_fails_ends_the_server_and_loses_nothing():
+    async with serving() as it:
+        it.sink.error = "no space"
+        client, idle = await it.opened(), await it.greeted()
+        assert codes([await client.ask(TEXT + b".\r\n")]) == ["451 4.3.0"]
+        assert codes([await client.reply(), await idle.reply()]) == ["421 4.3.2", "421 4.3.2"]
+        await it.until(lambda: it.server.report.error == "no space")
+        assert it.server.report.counts.unfinished == 1
+        assert it.server.report.exit_code == 4
+
+
+@run
+async def test_what_comes_while_the_disk_is_slow_is_stored_in_one_group():
+    async with serving() as it:
+        it.sink.gate.clear()
+        clients = [await it.opened() for _ in range(20)]
+        for client in clients:
+            client.send(TEXT + b".\r\n")
+        await it.until(lambda: it.server.report.counts.read == 20)
+        it.sink.gate.set()
+        for client in clients:
+            assert codes([await client.reply()]) == ["250 2.6.0"]
+        assert len(it.sink.groups) <= 3

@@ -130,8 +130,13 @@ class SmtpConnection(asyncio.Protocol):
                 self._transport.pause_reading()
             return
         self._proceed()
-        if (incoming := dialogue.incoming) is not None and incoming.kept > BIG and not self._keep(incoming.kept):
+        incoming = dialogue.incoming
+        if incoming is None:
+            if self._kept and not dialogue.waiting:  # it was refused
+                self._keep(0)
+        elif max(incoming.kept, self._kept) > BIG and not self._keep(incoming.kept):
             incoming.refuse(NO_ROOM)
+            self._keep(incoming.kept)
 
     def pause_writing(self) -> None:
         """A client that does not read its replies gets no more of them."""

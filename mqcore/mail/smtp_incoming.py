@@ -36,9 +36,15 @@ class Incoming:
         return self._fault
 
     def refuse(self, reply: str) -> None:
-        """Keep no more of it."""
+        """Keep nothing of it."""
         if self._fault is None:
             self._fault = reply
+        self._discard()
+
+    def _discard(self) -> None:
+        self._discarded += len(self._text)
+        del self._text[: -len(_END)]  # the line that ends it may have begun
+        self._discarded -= len(self._text)
 
     def take(self, data: bytes) -> int | None:
         """How much of `data` belongs to the message, if its end is there; None if all does, and more must come."""
@@ -54,9 +60,7 @@ class Incoming:
         if end >= 0:
             return end + len(_END) - before
         if self._fault is not None:
-            self._discarded += len(text)
-            del text[: -len(_END)]
-            self._discarded -= len(text)
+            self._discard()
         return None
 
     @property

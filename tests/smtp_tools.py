@@ -88,6 +88,7 @@ class ListSink:
 
     url = "list:"
     notes = None
+    waits = True
 
     def __init__(self) -> None:
         self.mails: list[Mail] = []

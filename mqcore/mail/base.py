@@ -50,10 +50,12 @@ class Source(Protocol):
 class Sink(Protocol):
     """Where mail is written to.
 
-    Opened by being made; `store` and `close` are called in a thread, one at a time. Everything raises SinkError.
+    Opened by being made; `store` is called in a thread, one at a time. Everything raises SinkError.
     """
 
     url: str
+    waits: bool
+    """Whether `store` waits for a disk. One that does not is called in the loop's thread, which is quicker."""
 
     @property
     def notes(self) -> Path | None:

@@ -21,6 +21,8 @@ class FailedSink:
     A mail that an earlier run stored there is not stored again, but the reason is: the last line for an id holds.
     """
 
+    waits = True
+
     def __init__(self, sink: Sink, source: str) -> None:
         self._sink = sink
         self._source = source

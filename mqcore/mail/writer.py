@@ -102,7 +102,10 @@ class Writer:
             return True
         if not self._broken:
             try:
-                await asyncio.to_thread(sink.store, mails)
+                if sink.waits:
+                    await asyncio.to_thread(sink.store, mails)
+                else:
+                    sink.store(mails)
             except SinkError as error:
                 self._broken = True
                 self._report.error = str(error)

@@ -189,6 +189,11 @@ class SmtpConnection(asyncio.Protocol):
             self.dialogue.give_up(code, text)
             self._flush()
 
+    def abandon(self) -> None:
+        """Close the connection without a word, now."""
+        self._transport.abort()
+        self.connection_lost(None)
+
     # Steps
 
     def _proceed(self) -> None:

@@ -91,10 +91,14 @@ class SmtpServer:
         """Once. Ends after `stop`, or when the sink failed: see the report."""
         begin = time.perf_counter()
         self._max_connections = min(MAX_CONNECTIONS, raise_file_limit() - SPARE_FILES)
-        writing = asyncio.create_task(self._writer.run())
-        await self._serve()
-        self._writer.close()
-        await writing
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._writer.run())
+            try:
+                await self._serve()
+            finally:
+                for connection in list(self._connections):  # none, unless the loop is being stopped
+                    connection.abandon()
+            self._writer.close()
         self.report.seconds = time.perf_counter() - begin
         self.report.hooks = self.dispatcher.stats().hooks
         return self.report

@@ -96,7 +96,7 @@ async def test_what_a_plugin_knows_at_each_stage():
     assert seen["connect"] == ("127.0.0.1", None, False, False)
     assert {seen[stage] for stage in stages[1:]} == {("127.0.0.1", "client.example", False, False)}
     assert seen["mailfrom json"] == {"envelope": "a@example.org", "recipients": []}
-    assert seen["rcptto json"] == {"envelope": "a@example.org", "recipient": "b@example.org", "recipients": []}
+    assert seen["rcptto json"] == {"envelope": "a@example.org", "recipient": "b@example.org", "recipients": ["b@example.org"]}
     assert seen["data json"] == {"envelope": "a@example.org", "recipients": ["b@example.org"]}
     assert seen["message json"] == {
         "envelope": "a@example.org",
@@ -144,6 +144,17 @@ async def test_what_plugins_change_at_any_stage():
 
 REPLIES = {"connect": 0, "mailfrom": 2, "rcptto": 3, "data": 5, "message": 5}
 """Which reply to ALL is the answer to each stage, the greeting being the first."""
+
+
+@run
+async def test_a_plugin_that_throws_away_what_is_known_loses_nothing():
+    def forget(context, message, *arguments):
+        message.json = {}
+
+    forgetful = plugin(mailfrom=forget, rcptto=forget, data=forget)
+    async with serving({"10-forget": forgetful}, mixed=True) as it:
+        assert (await (await it.greeted()).asks(THREE, 6))[-1] == "250 2.6.0"
+        assert [mail.recipient for mail in it.sink.mails] == [f"{name}@example.org" for name in ("one", "two", "three")]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -78,7 +78,7 @@ class SmtpConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_finish", "_hooks", "_host", "_info", "_is_blocked", "_is_lost", "_is_paused",
+        "_address", "_finish", "_hooks", "_host", "_info", "_is_blocked", "_is_lost", "_is_paused",
         "_is_proceeding", "_is_stepping", "_kept", "_message", "_received", "_recipients", "_tls_task", "_transaction",
         "_transport", "dialogue", "since",
     )  # fmt: skip
@@ -94,6 +94,8 @@ class SmtpConnection(asyncio.Protocol):
         self.dialogue = Dialogue(host.service, secure=host.implicit_tls)
         self.since = host.loop.time()
         """When the client was last told something."""
+        self._address = ""
+        """The recipient that a step is about, whatever plugins make of it."""
         self._recipients: list[str] = []
         self._received = b""
         """The message as it came, whatever plugins make of it."""
@@ -153,12 +155,16 @@ class SmtpConnection(asyncio.Protocol):
             return
         self._is_lost = True
         self._keep(0)
+        self._cancel()
+        if self._hooks.close.run(self._message, done=self._closed) is not None:
+            self._host.leave(self)
+
+    def _cancel(self) -> None:
+        """Take back what plugins hold, and do nothing about how it ends."""
         if self._is_stepping:
             self._host.dispatcher.cancel(self._message)
         if self._transaction is not None:
             self._transaction.cancel()
-        if self._hooks.close.run(self._message, done=self._closed) is not None:
-            self._host.leave(self)
 
     def _closed(self, message: Mail, outcome: Outcome) -> None:
         self._host.leave(self)
@@ -187,6 +193,7 @@ class SmtpConnection(asyncio.Protocol):
             self._transport.abort()  # it does not take the reply
         else:
             self.dialogue.give_up(code, text)
+            self._cancel()
             self._flush()
 
     def abandon(self) -> None:
@@ -232,7 +239,7 @@ class SmtpConnection(asyncio.Protocol):
     def _resume(self, message: Mail, outcome: Outcome) -> None:
         """A plugin has given back what it held."""
         self._is_stepping = False
-        if not self._is_lost:
+        if not (self._is_lost or self.dialogue.closed):
             self._finish(outcome)
             self._proceed()
 
@@ -296,19 +303,22 @@ class SmtpConnection(asyncio.Protocol):
     def _mail_from(self, event: MailFrom) -> None:
         self._info.helo = self.dialogue.helo
         self._recipients = []
-        self._message.json = {"envelope": event.address, "recipients": self._recipients}
+        self._message.json = {"envelope": event.address}
         self._run(self._hooks.mailfrom, self._answer, event.address)
 
     def _rcpt_to(self, event: RcptTo) -> None:
-        self._message.json["recipient"] = event.address
+        self._address = self._message.json["recipient"] = event.address
         self._run(self._hooks.rcptto, self._after_rcpt_to, event.address)
 
     def _after_rcpt_to(self, outcome: Outcome) -> None:
         if self._answer(outcome):
-            self._recipients.append(self._message.json.pop("recipient"))
+            self._recipients.append(self._message.recipient or self._address)
 
     def _take_message(self, event: Message) -> None:
-        self._message.mime = self._received = event.mime
+        message = self._message
+        message.mime = self._received = event.mime
+        message.json.pop("recipient", None)
+        message.json["recipients"] = list(self._recipients)
         self._run(self._hooks.data, self._after_data, event.mime)
 
     def _after_data(self, outcome: Outcome) -> None:
@@ -323,7 +333,8 @@ class SmtpConnection(asyncio.Protocol):
     def _make_mails(self) -> list[Mail]:
         """One for each recipient, with all that the plugins know so far."""
         message = self._message
-        known = {name: value for name, value in message.json.items() if name not in ("recipient", "recipients")}
+        known = message.json
+        known.pop("recipients", None)  # each of them has one
         mails: list[Mail] = []
         for recipient in self._recipients:
             origin = self._host.next_origin(self._received, message.envelope or "", recipient)

@@ -581,6 +581,21 @@ async def test_stopping_does_not_wait_for_ever(monkeypatch):
 
 
 @run
+async def test_stopping_takes_back_what_plugins_hold_at_the_very_end(monkeypatch):
+    monkeypatch.setattr(smtp_server, "PATIENCE", 0.01)
+    held = []
+
+    def close(context, message):
+        held.append(message)
+        return True
+
+    async with serving({"10-close": plugin(close=close)}) as it:
+        (await it.greeted()).leave()
+        await it.until(lambda: held)
+    assert isinstance(held[0].error, mqcore.Cancelled)
+
+
+@run
 async def test_stopping_waits_for_what_is_being_stored(monkeypatch):
     monkeypatch.setattr(smtp_server, "PATIENCE", 0.01)
     async with serving() as it:

@@ -137,8 +137,9 @@ class Mail(Message):
     def reject(self, code: int, text: str) -> None:
         """Refuse the mail with an SMTP reply, as `mail.reject(550, "no such user")`.
 
-        It does not go to the sink, however the step ends. The plugins after this one still see the mail, unless the
-        hook returns COMPLETE. A second call replaces the first.
+        It does not go to the sink, however the step ends. At a stage of SMTP where there is no mail yet, what is refused
+        is the client's command. The plugins after this one still see the mail, unless the hook returns COMPLETE. A second
+        call replaces the first.
         """
         if not 400 <= code <= 599:
             raise ValueError(f"a mail is rejected with a code from 400 to 599, not {code}")

@@ -173,7 +173,7 @@ class SmtpConnection(asyncio.Protocol):
 
     def is_late(self, now: float) -> bool:
         """Whether the client keeps us waiting for too long."""
-        if self.dialogue.waiting:
+        if self._is_lost or self.dialogue.waiting:
             return False
         incoming = self.dialogue.incoming
         return now - self.since > IDLE_TIMEOUT + (incoming.size / MIN_RATE if incoming is not None else 0.0)
@@ -187,6 +187,8 @@ class SmtpConnection(asyncio.Protocol):
         """Close the connection with this reply, unless a message is being stored: then its client must learn of that."""
         if self._transaction is not None and self._transaction.is_storing:
             self.dialogue.shut_down()
+        elif self._is_lost:
+            self._host.dispatcher.cancel(self._message)  # a plugin holds it at `mq_smtp_in_close`
         elif self._tls_task is not None:
             self._tls_task.cancel()
         elif self.dialogue.closed:

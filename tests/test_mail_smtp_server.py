@@ -354,6 +354,17 @@ async def test_what_is_being_stored_when_the_client_goes_away_is_stored_and_coun
 
 
 @run
+async def test_a_reply_that_comes_when_the_connection_is_gone_and_nobody_has_said_so_yet():
+    async with serving() as it:
+        await it.greeted()
+        (connection,) = it.server._connections
+        connection._transport.abort()
+        connection.shut_down()
+        assert connection.dialogue.closed
+        await it.until(lambda: not it.server._connections)
+
+
+@run
 async def test_the_step_of_close_may_be_held():
     def close(context, message):
         context.start_timer(0.01, context.continue_, message)

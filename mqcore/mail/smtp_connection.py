@@ -219,6 +219,8 @@ class SmtpConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         out = self.dialogue.take_output()
+        if self._transport.is_closing():
+            return  # we closed it, or the client did, which will be told to us in a moment
         if out:
             self.since = self._host.loop.time()
             self._transport.write(out)

@@ -591,8 +591,9 @@ async def test_stopping_does_not_wait_for_ever(monkeypatch):
         assert it.sink.mails == []
 
 
+@pytest.mark.parametrize("sent", [b"", ALL.removeprefix(EHLO)])
 @run
-async def test_stopping_takes_back_what_plugins_hold_at_the_very_end(monkeypatch):
+async def test_stopping_takes_back_what_plugins_hold_at_the_very_end(monkeypatch, sent):
     monkeypatch.setattr(smtp_server, "PATIENCE", 0.01)
     held = []
 
@@ -601,7 +602,12 @@ async def test_stopping_takes_back_what_plugins_hold_at_the_very_end(monkeypatch
         return True
 
     async with serving({"10-close": plugin(close=close)}) as it:
-        (await it.greeted()).leave()
+        client = await it.greeted()
+        if sent:
+            it.sink.gate.clear()
+            client.send(sent)
+            await it.until(it.sink.waits.is_set)
+        client.leave()
         await it.until(lambda: held)
     assert isinstance(held[0].error, mqcore.Cancelled)
 

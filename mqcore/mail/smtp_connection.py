@@ -185,10 +185,10 @@ class SmtpConnection(asyncio.Protocol):
 
     def end(self, code: int, text: str) -> None:
         """Close the connection with this reply, unless a message is being stored: then its client must learn of that."""
-        if self._transaction is not None and self._transaction.is_storing:
-            self.dialogue.shut_down()
-        elif self._is_lost:
+        if self._is_lost:
             self._host.dispatcher.cancel(self._message)  # a plugin holds it at `mq_smtp_in_close`
+        elif self._transaction is not None and self._transaction.is_storing:
+            self.dialogue.shut_down()
         elif self._tls_task is not None:
             self._tls_task.cancel()
         elif self.dialogue.closed:

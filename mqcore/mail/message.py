@@ -65,9 +65,8 @@ class Mail(Message):
     from a file.
     """
 
-    __slots__ = ("connection", "json", "mime", "origin", "rejection")
+    __slots__ = ("_mime", "connection", "json", "origin", "rejection")
 
-    mime: bytes
     json: dict[str, Any]
     origin: Origin
     connection: Connection | None
@@ -103,6 +102,17 @@ class Mail(Message):
         if origin.recipient is not None:
             mail.recipient = origin.recipient
         return mail
+
+    @property
+    def mime(self) -> bytes:
+        """The whole mail."""
+        return self._mime
+
+    @mime.setter
+    def mime(self, mime: bytes) -> None:
+        if not isinstance(mime, bytes):  # said to the plugin that sets it, not to the sink that cannot store it
+            raise TypeError(f"mime is the mail as bytes, not as {type(mime).__name__}")
+        self._mime = mime
 
     @property
     def envelope(self) -> str | None:

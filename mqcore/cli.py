@@ -244,7 +244,7 @@ def _stopped_by_signals(run: Run) -> Iterator[None]:
         for one in before:
             signal.signal(one, signal.SIG_DFL)
         loop.call_soon_threadsafe(run.stop, signal.Signals(number))
-        _complain("stopping when what the plugins are done with is stored; once more to stop at once", OK)
+        _complain(f"stopping when {run.ends_when}; once more to stop at once", OK)
 
     before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -15,6 +15,8 @@ class Run(Protocol):
     """Mail on its way from a source to a sink, as the command sees it."""
 
     report: Report
+    ends_when: str
+    """What it waits for after `stop`, for the person who stopped it."""
 
     @property
     def total(self) -> int | None:

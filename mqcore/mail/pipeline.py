@@ -32,6 +32,8 @@ class Pipeline:
     A mail that fails or is rejected goes to `failed`, as the source had it; without `failed` it is only counted.
     """
 
+    ends_when = "what the plugins are done with is stored"
+
     def __init__(
         self,
         dispatcher: Dispatcher,

@@ -41,6 +41,8 @@ class SmtpServer:
     transaction has one recipient.
     """
 
+    ends_when = "the transactions that are open are over"
+
     def __init__(
         self,
         dispatcher: Dispatcher,

@@ -133,6 +133,8 @@ class Dialogue:
     def next_event(self) -> Event | None:
         """What the client wants next; None when more must arrive, or the event before must be answered first."""
         while self._due is None and not self.closed:
+            if self._at == len(self._buffer) and not self._shutting_down:
+                return None  # as after nearly every command
             event: Event | None
             try:
                 if self.incoming is not None:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import trustme
@@ -27,6 +28,11 @@ Answer = Callable[[Dialogue, Event], None]
 EHLO = b"EHLO client.example\r\n"
 OPEN = EHLO + b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n"
 """As far as a message may follow."""
+STAGES = ("connect", "mailfrom", "rcptto", "data", "message")
+MAIL = b"MAIL FROM:<a@example.org>\r\n"
+RCPT = b"RCPT TO:<b@example.org>\r\n"
+TEXT = b"Subject: hello\r\n\r\nhello\r\n"
+ALL = OPEN + TEXT + b".\r\n"
 
 
 def accept(dialogue: Dialogue, event: Event) -> None:
@@ -55,6 +61,11 @@ class Talk:
         self.out += out
         assert out.endswith(b"\r\n") or not out
         return out.decode("ascii").split("\r\n")[:-1]
+
+    def ask(self, data: bytes) -> str:
+        """The one reply to it."""
+        (reply,) = self.say(data)
+        return reply
 
 
 def converse(pieces: Iterable[bytes], **options: Any) -> tuple[list[Event], bytes, bool]:
@@ -239,3 +250,29 @@ def certificate() -> Certificate:
     client = ssl.create_default_context()
     authority.configure_trust(client)
     return Certificate(file, client)
+
+
+def plugin(**stages: Any) -> SimpleNamespace:
+    """With hooks by their stages."""
+    return SimpleNamespace(**{f"mq_smtp_in_{stage}": hook for stage, hook in stages.items()})
+
+
+class Holds:
+    """Holds what comes to one stage, until it is told otherwise."""
+
+    def __init__(self, stage: str) -> None:
+        self.held: list[tuple[Any, Any]] = []
+        self.closed = 0
+        setattr(self, f"mq_smtp_in_{stage}", self._hold)
+
+    def _hold(self, context: Any, message: Any, *arguments: Any) -> bool:
+        self.held.append((context, message))
+        return True
+
+    def mq_smtp_in_close(self, context: Any, message: Any) -> None:
+        self.closed += 1
+
+    def release(self) -> None:
+        for context, message in self.held:
+            context.continue_(message)
+        self.held.clear()

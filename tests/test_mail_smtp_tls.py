@@ -8,8 +8,7 @@ import ssl
 from typing import Any
 
 import pytest
-from smtp_tools import EHLO, OPEN, certificate, codes, run, serving
-from test_mail_smtp_server import ALL, MAIL, TEXT, Holds, plugin
+from smtp_tools import ALL, EHLO, MAIL, OPEN, TEXT, Holds, certificate, codes, plugin, run, serving
 
 from mqcore.mail import SourceError
 from mqcore.mail.smtp_source import SmtpSource, SmtpsSource

@@ -20,13 +20,15 @@ from typing import TypeVar
 import uvloop
 
 from . import Dispatcher, PluginError, Plugins
-from .mail.base import Sink, Source
+from .mail.base import Run, Sink, Source
 from .mail.errors import SinkError, SourceError
 from .mail.failed import FailedSink
 from .mail.pipeline import Pipeline
 from .mail.places import SINKS, SOURCES, Place, parse_sink, parse_source
 from .mail.progress import progress_bar
 from .mail.report import BAD_PLUGIN, OK, UNREACHABLE, Report
+from .mail.smtp_server import SmtpServer
+from .mail.smtp_source import SmtpSource
 
 T = TypeVar("T")
 
@@ -91,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         default=1000,
         help="most mails between source and sink (default: 1000)",
     )
+    receiving = run.add_argument_group("receiving by SMTP")
+    receiving.add_argument("--tls-certificate", metavar="FILE", help="certificate, in PEM, with those that it depends on")
+    receiving.add_argument("--tls-key", metavar="FILE", help="its key, if that is not in the same file")
+    receiving.add_argument("--auth-without-tls", action="store_true", help="let passwords be sent in the clear")
     run.add_argument("--json", action="store_true", help="print the closing figures as JSON")
     run.set_defaults(command=_run, parser=run)
 
@@ -176,11 +182,12 @@ def _run(options: argparse.Namespace) -> int:
     for one, other in itertools.combinations(filter(None, (source, sink, failed)), 2):
         if one.is_same(other):
             options.parser.error(f"{one} and {other} are the same mailbox")
+    receiving = _receiving(options)
     with contextlib.ExitStack() as opened:
         plugins = opened.enter_context(_plugins(options, *options.plugins))
         for name in plugins.unused_config:
             _complain(f"{options.config} has a table for {name}, and there is no plugin of that name", OK)
-        from_ = opened.enter_context(contextlib.closing(source.open()))
+        from_ = opened.enter_context(contextlib.closing(source.open(**receiving)))
         to = opened.enter_context(contextlib.closing(sink.open()))
         aside = opened.enter_context(contextlib.closing(FailedSink(failed.open(), from_.url))) if failed else None
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -196,16 +203,39 @@ def _run(options: argparse.Namespace) -> int:
     return report.exit_code
 
 
-async def _move(plugins: Plugins, source: Source, sink: Sink, failed: FailedSink | None, max_in_flight: int) -> Report:
+def _receiving(options: argparse.Namespace) -> dict[str, object]:
+    """The options that only a source that is a server takes."""
+    given = {
+        "certificate": options.tls_certificate,
+        "key": options.tls_key,
+        "auth_without_tls": options.auth_without_tls,
+    }
+    if options.source.scheme not in ("smtp", "smtps"):
+        if any(given.values()):
+            options.parser.error("--tls-certificate, --tls-key and --auth-without-tls are for --from smtp: and smtps:")
+        return {}
+    if options.tls_certificate is None and (options.tls_key is not None or options.source.scheme == "smtps"):
+        options.parser.error(f"{'--tls-key' if options.tls_key else '--from smtps:'} needs --tls-certificate")
+    return given
+
+
+async def _move(
+    plugins: Plugins, source: Source | SmtpSource, sink: Sink, failed: FailedSink | None, max_in_flight: int
+) -> Report:
     with Dispatcher(plugins) as dispatcher:
-        pipeline = Pipeline(dispatcher, source, sink, failed, max_in_flight=max_in_flight)
-        async with progress_bar(pipeline):
-            with _stopped_by_signals(pipeline):
-                return await pipeline.run()
+        run: Run
+        if isinstance(source, SmtpSource):
+            run = SmtpServer(dispatcher, source, sink, failed, max_in_flight=max_in_flight)
+            _complain(f"listening on {source.url}", OK)
+        else:
+            run = Pipeline(dispatcher, source, sink, failed, max_in_flight=max_in_flight)
+        async with progress_bar(run):
+            with _stopped_by_signals(run):
+                return await run.run()
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(pipeline: Pipeline) -> Iterator[None]:
+def _stopped_by_signals(run: Run) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends the run in good order, the second ends the process."""
     loop = asyncio.get_running_loop()
 
@@ -213,8 +243,8 @@ def _stopped_by_signals(pipeline: Pipeline) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         for one in before:
             signal.signal(one, signal.SIG_DFL)
-        loop.call_soon_threadsafe(pipeline.stop, signal.Signals(number))
-        _complain("stopping when what the plugins are done with is stored; once more to stop at once", OK)
+        loop.call_soon_threadsafe(run.stop, signal.Signals(number))
+        _complain(f"stopping when {run.ends_when}; once more to stop at once", OK)
 
     before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -62,6 +62,14 @@ def test_the_origin_stays_what_the_source_has():
     assert Mail(MIME).origin.id == Mail(MIME).origin.id != Mail(MIME + b"x").origin.id
 
 
+@pytest.mark.parametrize("mime", ["text", bytearray(b"text"), None])
+def test_the_mime_is_bytes(mime):
+    mail = Mail(MIME)
+    with pytest.raises(TypeError, match=f"mime is the mail as bytes, not as {type(mime).__name__}"):
+        mail.mime = mime
+    assert mail.mime == MIME
+
+
 def test_a_rejection():
     mail = Mail(MIME)
     mail.reject(550, "no such user")

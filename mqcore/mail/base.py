@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from .message import Mail, Origin
+from .report import Report
+
+
+class Run(Protocol):
+    """Mail on its way from a source to a sink, as the command sees it."""
+
+    report: Report
+    ends_when: str
+    """What it waits for after `stop`, for the person who stopped it."""
+
+    @property
+    def total(self) -> int | None:
+        """What there is to do, for the progress bar; None if nobody knows."""
+        ...
+
+    @property
+    def done(self) -> int:
+        """How much of it is done."""
+        ...
+
+    async def run(self) -> Report: ...
+
+    def stop(self, why: signal.Signals | None = None) -> None: ...
 
 
 class Source(Protocol):
@@ -28,10 +52,12 @@ class Source(Protocol):
 class Sink(Protocol):
     """Where mail is written to.
 
-    Opened by being made; `store` and `close` are called in a thread, one at a time. Everything raises SinkError.
+    Opened by being made; `store` is called in a thread, one at a time. Everything raises SinkError.
     """
 
     url: str
+    waits: bool
+    """Whether `store` waits for a disk. One that does not is called in the loop's thread, which is quicker."""
 
     @property
     def notes(self) -> Path | None:

@@ -21,6 +21,8 @@ class FailedSink:
     A mail that an earlier run stored there is not stored again, but the reason is: the last line for an id holds.
     """
 
+    waits = True
+
     def __init__(self, sink: Sink, source: str) -> None:
         self._sink = sink
         self._source = source
@@ -53,6 +55,8 @@ class FailedSink:
             "place": mail.origin.place,
             "envelope": mail.origin.envelope,
         }
+        if mail.origin.recipient is not None:
+            reason["recipient"] = mail.origin.recipient
         if mail.rejection is not None:
             return reason | {"rejected": mail.rejection._asdict()}
         error = mail.error

@@ -25,6 +25,8 @@ class MaildirSink:
     at a time writes to a Maildir; readers and other deliveries need not care.
     """
 
+    waits = True
+
     def __init__(self, path: str) -> None:
         self.url = f"maildir:{path}"
         self.path = Path(path)

@@ -23,6 +23,8 @@ class MboxSink:
     to mend what a run that was killed left half written.
     """
 
+    waits = True
+
     def __init__(self, path: str) -> None:
         self.url = f"mbox:{path}"
         self.path = Path(path)

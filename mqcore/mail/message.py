@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ class Origin(NamedTuple):
     """The mbox's `From ` line, as it was read."""
     flags: str | None = None
     """The Maildir's flags; None means that the mail is in new/."""
+    recipient: str | None = None
 
 
 class Rejection(NamedTuple):
@@ -37,15 +38,20 @@ class Rejection(NamedTuple):
         return f"{self.code} {self.text}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Connection:
-    """The connection that a mail came in by."""
+    """The connection that a mail came in by. A plugin that implements `mq_smtp_in_authenticate` sets `authenticated`."""
 
     id: int
+    """No other connection of the run has it."""
     peer: str
+    """The client's IP address."""
     helo: str | None = None
+    """What the client calls itself."""
     tls: bool = False
-    authenticated: str | None = None
+    authenticated: bool = False
+    data: dict[Any, Any] = field(default_factory=dict)
+    """What plugins know about the connection; each keeps to keys of its own."""
 
 
 class Mail(Message):
@@ -59,9 +65,8 @@ class Mail(Message):
     from a file.
     """
 
-    __slots__ = ("connection", "json", "mime", "origin", "rejection")
+    __slots__ = ("_mime", "connection", "json", "origin", "rejection")
 
-    mime: bytes
     json: dict[str, Any]
     origin: Origin
     connection: Connection | None
@@ -93,7 +98,21 @@ class Mail(Message):
     @classmethod
     def read(cls, origin: Origin) -> Mail:
         """The mail as its source has it."""
-        return cls(origin.mime, envelope=origin.envelope, origin=origin)
+        mail = cls(origin.mime, envelope=origin.envelope, origin=origin)
+        if origin.recipient is not None:
+            mail.recipient = origin.recipient
+        return mail
+
+    @property
+    def mime(self) -> bytes:
+        """The whole mail."""
+        return self._mime
+
+    @mime.setter
+    def mime(self, mime: bytes) -> None:
+        if not isinstance(mime, bytes):  # said to the plugin that sets it, not to the sink that cannot store it
+            raise TypeError(f"mime is the mail as bytes, not as {type(mime).__name__}")
+        self._mime = mime
 
     @property
     def envelope(self) -> str | None:
@@ -128,8 +147,9 @@ class Mail(Message):
     def reject(self, code: int, text: str) -> None:
         """Refuse the mail with an SMTP reply, as `mail.reject(550, "no such user")`.
 
-        It does not go to the sink, however the step ends. The plugins after this one still see the mail, unless the
-        hook returns COMPLETE. A second call replaces the first.
+        It does not go to the sink, however the step ends. At a stage of SMTP where there is no mail yet, what is refused
+        is the client's command. The plugins after this one still see the mail, unless the hook returns COMPLETE. A second
+        call replaces the first.
         """
         if not 400 <= code <= 599:
             raise ValueError(f"a mail is rejected with a code from 400 to 599, not {code}")

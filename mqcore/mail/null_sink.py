@@ -11,6 +11,7 @@ class NullSink:
     """Drops every mail: to try plugins out, or to measure them."""
 
     url = "null:"
+    waits = False
     notes = None
 
     def __init__(self, path: str) -> None:

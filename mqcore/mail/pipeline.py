@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
-from .. import COMPLETE, FAIL, Cancelled, Dispatcher, Outcome
+from .. import Cancelled, Dispatcher, Outcome
 from .base import Sink, Source
-from .errors import SinkError, SourceError
+from .errors import SourceError
 from .failed import FailedSink
 from .message import Mail, Origin
 from .report import Counts, Report
+from .writer import Finished, Writer
 
 HOOK = "mq_smtp_in_message"
 BATCH = 256
-"""At most so many mails are read at once, and stored at once."""
+"""At most so many mails are read at once."""
 BATCH_BYTES = 8 << 20
 IN_FLIGHT_BYTES = 64 << 20
 """No more is read while the mails in flight have so many bytes: a thousand big ones must not fill the memory."""
@@ -32,6 +32,8 @@ class Pipeline:
     A mail that fails or is rejected goes to `failed`, as the source had it; without `failed` it is only counted.
     """
 
+    ends_when = "what the plugins are done with is stored"
+
     def __init__(
         self,
         dispatcher: Dispatcher,
@@ -42,28 +44,33 @@ class Pipeline:
         max_in_flight: int = 1000,
     ) -> None:
         self.report = Report(Counts())
-        self.source = source
+        self._source = source
         self._sink = sink
-        self._failed = failed
+        self._writer = Writer(sink, failed, self.report, self.stop)
         self._dispatcher = dispatcher
         self._hook = dispatcher.hook(HOOK)
         self._max_in_flight = max_in_flight
         self._in_flight = 0
         self._bytes = 0
         self._in_plugins: set[Mail] = set()  # the dispatcher refers to what is held but weakly
-        self._finished: deque[tuple[Mail, Outcome]] = deque()
         self._stopping = False
-        self._broken = False
         self._all_read = False
         self._room = asyncio.Event()
-        self._work = asyncio.Event()
+
+    @property
+    def total(self) -> int:
+        return self._source.total
+
+    @property
+    def done(self) -> int:
+        return self._source.done
 
     async def run(self) -> Report:
         """Once. Ends when all mails are stored, after `stop`, or when the source or a sink failed: see the report."""
         begin = time.perf_counter()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read())
-            tasks.create_task(self._write())
+            tasks.create_task(self._writer.run())
         self.report.seconds = time.perf_counter() - begin
         self.report.hooks = self._dispatcher.stats().hooks
         return self.report
@@ -79,11 +86,11 @@ class Pipeline:
             self._dispatcher.cancel(mail)
 
     async def _read(self) -> None:
-        origins = iter(self.source)
+        origins = iter(self._source)
         while batch := await self._next_batch(origins):
             self._begin(batch)
         self._all_read = True
-        self._work.set()
+        self._close_if_done()
 
     async def _next_batch(self, origins: Iterator[Origin]) -> list[Mail]:
         """Wait until there is room, and read. Empty at the end, which may be of the source or of the run."""
@@ -119,7 +126,7 @@ class Pipeline:
 
     def _begin(self, batch: list[Mail]) -> None:
         self._in_flight += len(batch)
-        self._bytes += _size(batch)
+        self._bytes += sum(len(mail.origin.mime) for mail in batch)
         self._in_plugins.update(batch)
         for mail, outcome in zip(batch, self._hook.run_many(batch, done=self._finish), strict=True):
             if outcome is not None:
@@ -127,66 +134,18 @@ class Pipeline:
 
     def _finish(self, mail: Mail, outcome: Outcome) -> None:
         self._in_plugins.discard(mail)
-        self._finished.append((mail, outcome))
-        self._work.set()
+        if self._stopping and isinstance(mail.error, Cancelled):
+            self.report.counts.unfinished += 1
+            self._make_room(((mail, outcome),))
+        else:
+            self._writer.add(((mail, outcome),), self._make_room)
 
-    async def _write(self) -> None:
-        while not (self._all_read and self._in_flight == 0):
-            if self._finished:
-                await self._settle(self._next_group())
-            else:
-                self._work.clear()
-                await self._work.wait()
-
-    def _next_group(self) -> list[tuple[Mail, Outcome]]:
-        """Whatever is finished by now, within bounds: the slower the disk, the larger the groups."""
-        group: list[tuple[Mail, Outcome]] = []
-        size = 0
-        while self._finished and len(group) < BATCH and size < BATCH_BYTES:
-            group.append(self._finished.popleft())
-            size += len(group[-1][0].mime)
-        return group
-
-    async def _settle(self, group: list[tuple[Mail, Outcome]]) -> None:
-        """Store a group, count it, and make room for others."""
-        counts = self.report.counts
-        good: list[tuple[Mail, Outcome]] = []
-        bad: list[Mail] = []
-        for mail, outcome in group:
-            if self._stopping and isinstance(mail.error, Cancelled):
-                counts.unfinished += 1
-            elif mail.rejection is not None or outcome is FAIL:
-                bad.append(mail)
-            else:
-                good.append((mail, outcome))
-        if await self._store(self._sink, [mail for mail, _ in good]):
-            completed = sum(outcome is COMPLETE for _, outcome in good)
-            counts.completed += completed
-            counts.continued += len(good) - completed
-        if await self._store(self._failed, bad):
-            rejected = sum(mail.rejection is not None for mail in bad)
-            counts.rejected += rejected
-            counts.failed += len(bad) - rejected
-        self._in_flight -= len(group)
-        self._bytes -= _size(mail for mail, _ in group)
+    def _make_room(self, mails: Sequence[Finished], stored: bool = False) -> None:
+        self._in_flight -= len(mails)
+        self._bytes -= sum(len(mail.origin.mime) for mail, _ in mails)
         self._room.set()
+        self._close_if_done()
 
-    async def _store(self, sink: Sink | FailedSink | None, mails: list[Mail]) -> bool:
-        """Whether they are stored. If not, no more is written: the next run finds these mails in the source."""
-        if not mails or sink is None:
-            return True
-        if not self._broken:
-            try:
-                await asyncio.to_thread(sink.store, mails)
-            except SinkError as error:
-                self._broken = True
-                self.report.error = str(error)
-                self.stop()
-            else:
-                return True
-        self.report.counts.unfinished += len(mails)
-        return False
-
-
-def _size(mails: Iterable[Mail]) -> int:
-    return sum(len(mail.origin.mime) for mail in mails)
+    def _close_if_done(self) -> None:
+        if self._all_read and self._in_flight == 0:
+            self._writer.close()

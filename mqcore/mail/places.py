@@ -12,11 +12,17 @@ from .maildir_source import MaildirSource
 from .mbox_sink import MboxSink
 from .mbox_source import MboxSource
 from .null_sink import NullSink
+from .smtp_source import SmtpSource, SmtpsSource, split_host
 
 T = TypeVar("T")
 
-SOURCES: Mapping[str, Callable[[str], Source]] = {"mbox:PATH": MboxSource, "maildir:PATH": MaildirSource}
-SINKS: Mapping[str, Callable[[str], Sink]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
+SOURCES: Mapping[str, Callable[..., Source | SmtpSource]] = {
+    "mbox:PATH": MboxSource,
+    "maildir:PATH": MaildirSource,
+    "smtp://HOST:PORT": SmtpSource,
+    "smtps://HOST:PORT": SmtpsSource,
+}
+SINKS: Mapping[str, Callable[..., Sink]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
 
 
 class Place(NamedTuple, Generic[T]):
@@ -24,20 +30,20 @@ class Place(NamedTuple, Generic[T]):
 
     scheme: str
     path: str
-    make: Callable[[str], T]
+    make: Callable[..., T]
 
     def __str__(self) -> str:
         return f"{self.scheme}:{self.path}"
 
-    def open(self) -> T:
-        return self.make(self.path)
+    def open(self, **options: object) -> T:
+        return self.make(self.path, **options)
 
-    def is_same(self, other: Place[Source] | Place[Sink]) -> bool:
+    def is_same(self, other: Place[Source | SmtpSource] | Place[Sink]) -> bool:
         """Whether both are the same mailbox."""
         return bool(self.path) and os.path.realpath(self.path) == os.path.realpath(other.path)
 
 
-def parse_source(url: str) -> Place[Source]:
+def parse_source(url: str) -> Place[Source | SmtpSource]:
     """Raises ValueError for a URL that is no source."""
     return _parse(url, SOURCES, "source")
 
@@ -47,9 +53,13 @@ def parse_sink(url: str) -> Place[Sink]:
     return _parse(url, SINKS, "sink")
 
 
-def _parse(url: str, known: Mapping[str, Callable[[str], T]], what: str) -> Place[T]:
+def _parse(url: str, known: Mapping[str, Callable[..., T]], what: str) -> Place[T]:
     scheme, _, path = url.partition(":")
     for usage, make in known.items():
-        if usage == (f"{scheme}:PATH" if path else f"{scheme}:"):
+        usual_scheme, _, usual_path = usage.partition(":")
+        if scheme == usual_scheme and bool(path) == bool(usual_path):
+            if usual_path == "//HOST:PORT":
+                split_host(path)
+                return Place(scheme, path, make)
             return Place(scheme, os.path.expanduser(path), make)
     raise ValueError(f"{url!r} is no {what}; it can be {' or '.join(known)}")

@@ -14,7 +14,7 @@ OK, SOME_FAILED, USAGE, BAD_PLUGIN, UNREACHABLE = range(5)
 
 @dataclass(slots=True)
 class Counts:
-    """Mails, by what became of them. `read` counts them all; when a run is over, the others add up to it."""
+    """Mails, by what became of them. `read` counts them all; when a run is over, those down to `unfinished` add up to it."""
 
     read: int = 0
     present: int = 0
@@ -28,7 +28,9 @@ class Counts:
     rejected: int = 0
     """Refused by a plugin."""
     unfinished: int = 0
-    """Given up, as the run was stopped or the sink failed. They are in the source, for the next run."""
+    """Given up, as the run was stopped or the sink failed, or the client went away. The source still has them."""
+    unanswered: int = 0
+    """Of those that are stored: their client went away before it was told, so it may send them again."""
 
     @property
     def stored(self) -> int:

@@ -33,7 +33,8 @@ def _outcomes(report: Report) -> Table:
         (counts.completed, "stored, as a plugin skipped the plugins after it"),
         (counts.failed, "failed"),
         (counts.rejected, "rejected by a plugin"),
-        (counts.unfinished, "not finished, and still in the source for the next run"),
+        (counts.unfinished, "not finished; the source still has them"),
+        (counts.unanswered, "of those stored, not known to be so by their client, who may send them again"),
     ]
     for number, (count, what) in enumerate(rows):
         if count or number == 0 or what == "stored":

@@ -1,0 +1,191 @@
+"""From SMTP clients, through the plugins, to a sink."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import time
+from dataclasses import replace
+
+from .. import Dispatcher
+from .base import Sink
+from .failed import FailedSink
+from .message import Origin
+from .report import Counts, Report
+from .smtp_connection import HANDSHAKE_TIMEOUT, Hooks, SmtpConnection
+from .smtp_dialogue import Service
+from .smtp_source import SmtpSource
+from .smtp_transaction import TransactionDesk
+from .writer import Writer
+
+MAX_CONNECTIONS = 20_000
+MAX_MESSAGE_BYTES = 256 << 20
+"""While messages in memory have so many octets, no further big ones are taken."""
+SWEEP = 5.0
+"""Seconds from one look for clients that are late to the next."""
+PATIENCE = 30.0
+"""Seconds that open transactions have when the server stops."""
+BACKLOG = 1024
+SPARE_FILES = 64
+"""For the sinks, plugins, and whatever else is not a connection."""
+
+
+class SmtpServer:
+    """Listens until it is stopped, and moves each mail through the plugins to `sink`. It is a connection's `Host`.
+
+    What plugins reject goes to `failed` where others of the same transaction are accepted; without `failed` a
+    transaction has one recipient.
+    """
+
+    ends_when = "the transactions that are open are over"
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        source: SmtpSource,
+        sink: Sink,
+        failed: FailedSink | None = None,
+        *,
+        max_in_flight: int = 1000,
+    ) -> None:
+        self.report = Report(Counts())
+        self.loop = asyncio.get_running_loop()
+        self.dispatcher = dispatcher
+        self.hooks = Hooks.of(dispatcher)
+        self.tls = source.tls
+        self.implicit_tls = source.implicit_tls
+        self.service = self._make_service(source, one_recipient=failed is None)
+        self._source = source
+        self._writer = Writer(sink, failed, self.report, self.stop)
+        self.desk = TransactionDesk(dispatcher, self.hooks.message, self._writer, self.report.counts, max_in_flight)
+        self._connections: set[SmtpConnection] = set()
+        self._max_connections = MAX_CONNECTIONS
+        self._entered = 0
+        self._kept = 0
+        self._mails = 0
+        self._name_of_run = os.urandom(8).hex()
+        self._stop = asyncio.Event()
+        self._empty = asyncio.Event()
+
+    def _make_service(self, source: SmtpSource, *, one_recipient: bool) -> Service:
+        service = Service(
+            name=socket.gethostname(),
+            starttls=source.tls is not None and not source.implicit_tls,
+            auth=bool(self.dispatcher.plugins.order("mq_smtp_in_authenticate")),
+            auth_without_tls=source.auth_without_tls,
+        )
+        return replace(service, max_recipients=1) if one_recipient else service
+
+    # What the command calls
+
+    total = None
+    """Nobody knows how much will come."""
+
+    @property
+    def done(self) -> int:
+        return self.report.counts.read
+
+    async def run(self) -> Report:
+        """Once. Ends after `stop`, or when the sink failed: see the report."""
+        begin = time.perf_counter()
+        self._max_connections = min(MAX_CONNECTIONS, raise_file_limit() - SPARE_FILES)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._writer.run())
+            try:
+                await self._serve()
+            finally:
+                for connection in list(self._connections):  # none, unless the loop is being stopped
+                    connection.abandon()
+            self._writer.close()
+        self.report.seconds = time.perf_counter() - begin
+        self.report.hooks = self.dispatcher.stats().hooks
+        return self.report
+
+    def stop(self, why: signal.Signals | None = None) -> None:
+        """Take no more connections, and end when the transactions that are open are over. For a server it is no early end."""
+        self._stop.set()
+
+    async def _serve(self) -> None:
+        async with contextlib.AsyncExitStack() as listening:
+            for listener in self._source.listeners:
+                server = await self.loop.create_server(
+                    lambda: SmtpConnection(self),
+                    sock=listener,
+                    backlog=BACKLOG,
+                    ssl=self.tls if self.implicit_tls else None,
+                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self.implicit_tls else None,
+                )
+                listening.callback(server.close)
+            sweeping = asyncio.create_task(self._sweep())
+            await self._stop.wait()
+        for connection in list(self._connections):
+            connection.shut_down()
+        await self._wait_until_empty()
+        sweeping.cancel()
+
+    async def _wait_until_empty(self) -> None:
+        give_up = self.loop.time() + PATIENCE
+        while self._connections:
+            self._empty.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(give_up - self.loop.time(), 1.0)):
+                    await self._empty.wait()
+            if self.loop.time() >= give_up:
+                for connection in list(self._connections):
+                    connection.end(421, "4.3.2 this server is shutting down")
+
+    async def _sweep(self) -> None:
+        """One timer for all connections."""
+        while True:
+            await asyncio.sleep(SWEEP)
+            now = self.loop.time()
+            for connection in [one for one in self._connections if one.is_late(now)]:
+                connection.end(421, "4.4.2 you are too slow")
+
+    # What a connection calls
+
+    def enter(self, connection: SmtpConnection) -> int | None:
+        if self._stop.is_set() or len(self._connections) >= self._max_connections:
+            return None
+        self._connections.add(connection)
+        self._entered += 1
+        return self._entered
+
+    def leave(self, connection: SmtpConnection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._empty.set()
+
+    def keep(self, size: int) -> bool:
+        self._kept += size
+        return self._kept <= MAX_MESSAGE_BYTES
+
+    def next_origin(self, mime: bytes, envelope: str, recipient: str) -> Origin:
+        self._mails += 1
+        return Origin(
+            mime,
+            f"{self._name_of_run}{self._mails:016x}",
+            self._mails,
+            envelope,
+            time.time(),
+            recipient=recipient,
+        )
+
+
+def raise_file_limit() -> int:
+    """Let the process open as many files as it may, and return how many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + 2 * SPARE_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        return soft
+    return wanted

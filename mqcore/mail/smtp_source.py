@@ -1,0 +1,114 @@
+"""`smtp://HOST:PORT` and `smtps://HOST:PORT` as a source."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+from .errors import SourceError, describe
+
+
+class SmtpSource:
+    """Sockets that listen, and what is offered to those who connect.
+
+    Opened by being made. It is no iterator: an `SmtpServer` runs it. With `implicit_tls` (smtps) TLS begins at once,
+    otherwise with STARTTLS, if there is a certificate. `key` is None if it is in the same file as the certificate.
+    """
+
+    implicit_tls = False
+    scheme = "smtp"
+
+    def __init__(
+        self, path: str, *, certificate: str | None = None, key: str | None = None, auth_without_tls: bool = False
+    ) -> None:
+        self.auth_without_tls = auth_without_tls
+        self.tls = None if certificate is None else _load(certificate, key)
+        host, port = split_host(path)
+        self.listeners: list[socket.socket] = []
+        try:
+            for family, address in _find_addresses(host, port):
+                # With port 0 the system chooses one, which must be the same for all addresses.
+                self.listeners.append(_listen(family, (address[0], port, *address[2:])))
+                port = self.listeners[0].getsockname()[1]
+        except OSError as error:
+            self.close()
+            raise SourceError(f"cannot listen on {self.scheme}:{path}: {_explain(error, port)}") from error
+        self.url = f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def close(self) -> None:
+        for listener in self.listeners:
+            listener.close()
+
+
+class SmtpsSource(SmtpSource):
+    implicit_tls = True
+    scheme = "smtps"
+
+
+def _find_addresses(host: str, port: int) -> Iterable[tuple[int, tuple[Any, ...]]]:
+    """Each once, with its family. No host means all addresses of the machine."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return dict.fromkeys((family, address) for family, _, _, _, address in found)
+
+
+def _listen(family: int, address: tuple[Any, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen()  # here, so that a port that another program has is found before anything begins
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _explain(error: OSError, port: int) -> str:
+    reason = describe(error)
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"{reason}; another program has this port"
+        case errno.EACCES if port < 1024:
+            return f"{reason}; only root may listen on a port below 1024: choose a higher one"
+        case errno.EADDRNOTAVAIL:
+            return f"{reason}; this machine has no such address"
+    return reason
+
+
+def _load(certificate: str, key: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    for file in filter(None, (certificate, key)):
+        # OpenSSL does not say which of them it could not read.
+        try:
+            with open(file, "rb"):
+                pass
+        except OSError as error:
+            raise SourceError(f"cannot read {file}: {describe(error, file)}") from error
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        where = certificate if key is None else f"{certificate} with the key {key}"
+        raise SourceError(f"cannot use {where} for TLS: {getattr(error, 'reason', None) or error}") from error
+    return context
+
+
+def _no_password() -> str:
+    """In place of a prompt that would stop a server."""
+    raise ValueError("the key has a password; take it away with `openssl pkey`")
+
+
+def split_host(path: str) -> tuple[str, int]:
+    """Host and port of `//HOST:PORT`; an IPv6 address stands in brackets. Raises ValueError."""
+    host, colon, port = path.removeprefix("//").rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"an IPv6 address stands in brackets: //[{host}]:{port}")
+    if not path.startswith("//") or not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise ValueError(f"{path!r} is not //HOST:PORT")
+    return host, int(port)

@@ -1,0 +1,363 @@
+"""`mqcore run --from smtp://...`: real clients, what it says when it cannot listen, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import shutil
+import signal
+import smtplib
+import socket
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from mail_tools import counted, read_maildir, read_mbox, report, run, start, write_plugin
+from smtp_tools import certificate
+from test_cli_stop import finish
+
+TEXT = b"Subject: hello\r\n\r\nhello\r\n..\r\n"
+
+
+class Server:
+    """The command, listening."""
+
+    def __init__(self, process: subprocess.Popen[str], code: int) -> None:
+        self.process = process
+        self.code = code
+        line = process.stderr.readline()
+        assert line.startswith("mqcore: listening on smtp"), line + process.stderr.read()
+        self.url = line.removeprefix("mqcore: listening on ").strip()
+        self.port = int(self.url.rpartition(":")[2])
+        self.figures: dict[str, Any] = {}
+
+    def client(self) -> smtplib.SMTP:
+        return smtplib.SMTP("127.0.0.1", self.port, local_hostname="client.example", timeout=30)
+
+    def stop(self) -> subprocess.CompletedProcess[str]:
+        self.process.send_signal(signal.SIGTERM)
+        result = finish(self.process)
+        assert result.returncode == self.code, result
+        self.figures = report(result)
+        return result
+
+
+@contextlib.contextmanager
+def serve(*arguments: object, source: str = "smtp://127.0.0.1:0", code: int = 0) -> Iterator[Server]:
+    """Until the end of the block, when it must end with the exit code `code`."""
+    with start("run", "--from", source, "--json", *arguments) as process:
+        try:
+            server = Server(process, code)
+            yield server
+            if process.poll() is None:
+                server.stop()
+        finally:
+            process.kill()
+
+
+# Real clients
+
+
+def test_smtplib(tmp_path):
+    with serve("--to", f"maildir:{tmp_path}/in") as server, server.client() as client:
+        for number in range(20):
+            client.sendmail("a@example.org", ["b@example.org"], TEXT + b"%d\r\n" % number)
+            # The 250 has come, so it is there.
+            assert len(list((tmp_path / "in" / "new").iterdir())) == number + 1
+    assert read_maildir(tmp_path / "in") == [TEXT + b"%d\r\n" % number for number in range(20)]
+    assert counted(server.figures) == {"continued": 20}
+    assert (server.figures["stopped"], server.figures["exit_code"]) == (None, 0)
+
+
+def test_smtplib_with_everything(tmp_path):
+    """TLS, a login, an address that is not ASCII, a message with 8 bits."""
+    write_plugin(
+        tmp_path / "plugins",
+        "10-accounts",
+        """
+        def mq_smtp_in_authenticate(context, message, login, password):
+            message.connection.authenticated = (login, password) == ("alice", "s\u00e9cret")
+
+        def mq_smtp_in_mailfrom(context, message, address):
+            if not message.connection.authenticated:
+                message.reject(530, "5.7.0 log in first")
+        """,
+    )
+    text = "Subject: \u00e9\r\n\r\n\u00e9\r\n".encode()
+    options = ("--plugins", tmp_path / "plugins", "--tls-certificate", certificate().file)
+    with serve("--to", f"mbox:{tmp_path}/in", *options) as server, server.client() as client:
+        client.ehlo()
+        assert "auth" not in client.esmtp_features
+        assert client.mail("a@example.org")[0] == 530
+        client._host = "localhost"
+        client.starttls(context=certificate().client)
+        client.ehlo()
+        assert client.esmtp_features["auth"] == " PLAIN LOGIN"
+        with pytest.raises(smtplib.SMTPAuthenticationError):
+            client.login("alice", "wrong")
+        client.docmd("AUTH", "PLAIN " + base64.b64encode("\0alice\0s\u00e9cret".encode()).decode())
+        client.sendmail("\u00e9@example.org", ["b@example.org"], text, ["SMTPUTF8", "BODY=8BITMIME"])
+    assert read_mbox(tmp_path / "in") == [text]
+
+
+def test_smtps_with_smtplib(tmp_path):
+    options = ("--tls-certificate", certificate().file)
+    with serve("--to", f"maildir:{tmp_path}/in", *options, source="smtps://127.0.0.1:0") as server:
+        assert server.url.startswith("smtps://")
+        with smtplib.SMTP_SSL("localhost", server.port, context=certificate().client, timeout=30) as client:
+            client.sendmail("a@example.org", ["b@example.org"], TEXT)
+    assert read_maildir(tmp_path / "in") == [TEXT]
+
+
+def need(program: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"needs {program}: apt-get install {program}")
+    return path
+
+
+def test_swaks(tmp_path):
+    write_plugin(
+        tmp_path / "plugins",
+        "10-accounts",
+        """
+        def mq_smtp_in_authenticate(context, message, login, password):
+            message.connection.authenticated = (login, password) == ("alice", "secret")
+        """,
+    )
+    options = ("--plugins", tmp_path / "plugins", "--tls-certificate", certificate().file)
+    with serve("--to", f"maildir:{tmp_path}/in", *options) as server:
+        command = [need("swaks"), "--server", f"127.0.0.1:{server.port}", "--to", "b@example.org", "--from", "a@example.org"]
+        for more in (
+            [],
+            ["--pipeline"],
+            ["--tls"],
+            ["--tls", "--auth", "PLAIN", "--auth-user", "alice", "--auth-password", "secret"],
+            ["--tls", "--auth", "LOGIN", "--auth-user", "alice", "--auth-password", "secret"],
+        ):
+            result = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60)
+            assert result.returncode == 0, result
+        wrong = ["--tls", "--auth", "PLAIN", "--auth-user", "alice", "--auth-password", "wrong"]
+        assert subprocess.run([*command, *wrong], capture_output=True, timeout=60).returncode == 28
+    mails = read_maildir(tmp_path / "in")
+    assert len(mails) == 5
+    assert all(b"This is a test mailing" in mail for mail in mails)
+
+
+def test_curl(tmp_path):
+    (tmp_path / "mail").write_bytes(TEXT)
+    options = ("--failed", f"maildir:{tmp_path}/failed", "--tls-certificate", certificate().file)
+    with serve("--to", f"maildir:{tmp_path}/in", *options) as server:
+        url = f"smtp://127.0.0.1:{server.port}/client.example"
+        command = [need("curl"), "-sS", "-k", "--upload-file", tmp_path / "mail", "--mail-from", "a@example.org"]
+        recipients = ["--mail-rcpt", "b@example.org", "--mail-rcpt", "c@example.org"]
+        for more in ([], ["--ssl-reqd"]):
+            result = subprocess.run([*command, *recipients, *more, url], capture_output=True, timeout=60)
+            assert result.returncode == 0, result
+    assert read_maildir(tmp_path / "in") == [TEXT] * 4
+
+
+def test_postfixs_smtp_source(tmp_path):
+    with serve("--to", f"maildir:{tmp_path}/in") as server:
+        command = [need("smtp-source"), "-s", "8", "-m", "200", "-l", "2000", "-f", "a@example.org", "-t", "b@example.org"]
+        subprocess.run([*command, f"127.0.0.1:{server.port}"], check=True, timeout=120)
+    assert len(read_maildir(tmp_path / "in")) == 200
+    assert server.figures["messages"]["stored"] == 200
+
+
+# What plugins do shows at the client
+
+
+def test_rejected_and_failed_mails(tmp_path):
+    write_plugin(
+        tmp_path / "plugins",
+        "10-odd",
+        """
+        import mqcore
+
+        def mq_smtp_in_message(context, message):
+            name = message.recipient.partition("@")[0]
+            if name == "no":
+                message.reject(550, "5.1.1 no such user")
+            if name == "bug":
+                raise ValueError("a bug")
+            if name == "wait":
+                context.start_timer(0.01, context.continue_, message)
+                return True
+            if name == "done":
+                return mqcore.COMPLETE
+        """,
+    )
+    options = ("--plugins", tmp_path / "plugins", "--failed", f"maildir:{tmp_path}/failed")
+    with serve("--to", f"maildir:{tmp_path}/in", *options, code=1) as server, server.client() as client:
+        client.sendmail("a@example.org", [f"{name}@example.org" for name in ("wait", "done", "no", "yes")], TEXT)
+        with pytest.raises(smtplib.SMTPDataError, match="5.1.1 no such user"):
+            client.sendmail("a@example.org", ["no@example.org"], TEXT)
+        with pytest.raises(smtplib.SMTPDataError, match="4.3.0"):
+            client.sendmail("a@example.org", ["yes@example.org", "bug@example.org"], TEXT)
+    assert read_maildir(tmp_path / "in") == [TEXT] * 3
+    assert read_maildir(tmp_path / "failed") == [TEXT]
+    assert counted(server.figures) == {"continued": 2, "completed": 1, "rejected": 2, "failed": 1, "unfinished": 1}
+    reasons = (tmp_path / "failed" / "mqcore.reasons.jsonl").read_text()
+    assert '"recipient": "no@example.org"' in reasons and "5.1.1 no such user" in reasons
+
+
+def test_what_is_stored_has_the_senders_address(tmp_path):
+    with serve("--to", f"mbox:{tmp_path}/in") as server, server.client() as client:
+        client.sendmail("a@example.org", ["b@example.org"], b"From the start\r\n\r\nFrom here\r\n")
+    assert (tmp_path / "in").read_bytes().startswith(b"From a@example.org ")
+    assert read_mbox(tmp_path / "in") == [b">From the start\r\n\r\n>From here\r\n"]
+
+
+# Where it cannot listen
+
+
+def test_a_busy_port(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = run("run", "--from", f"smtp://127.0.0.1:{port}", "--to", "null:")
+    assert (result.returncode, result.stdout) == (4, "")
+    assert result.stderr == (
+        f"mqcore: cannot listen on smtp://127.0.0.1:{port}: Address already in use; another program has this port\n"
+    )
+
+
+def test_a_port_below_1024(monkeypatch):
+    from mqcore.mail import SourceError
+    from mqcore.mail.smtp_source import SmtpSource
+
+    class Refused(socket.socket):
+        def bind(self, address):
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Refused)
+    with pytest.raises(SourceError) as raised:
+        SmtpSource("//127.0.0.1:25")
+    assert str(raised.value) == (
+        "cannot listen on smtp://127.0.0.1:25: Permission denied; "
+        "only root may listen on a port below 1024: choose a higher one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("//192.0.2.1:2525", "Cannot assign requested address; this machine has no such address"),
+        ("//no.such.host.invalid:2525", ""),
+    ],
+)
+def test_an_address_that_is_not_ours(place, why):
+    result = run("run", "--from", f"smtp:{place}", "--to", "null:")
+    assert result.returncode == 4
+    assert result.stderr.startswith(f"mqcore: cannot listen on smtp:{place}: {why}")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--from", "smtp://127.0.0.1"], "'//127.0.0.1' is not //HOST:PORT"),
+        (["--from", "smtp:127.0.0.1:25"], "'127.0.0.1:25' is not //HOST:PORT"),
+        (["--from", "smtp://127.0.0.1:x"], "'//127.0.0.1:x' is not //HOST:PORT"),
+        (["--from", "smtp://127.0.0.1:70000"], "'//127.0.0.1:70000' is not //HOST:PORT"),
+        (["--from", "smtp://::1:25"], "an IPv6 address stands in brackets: //[::1]:25"),
+        (["--from", "smtps://127.0.0.1:465"], "--from smtps: needs --tls-certificate"),
+        (["--from", "smtp://127.0.0.1:25", "--tls-key", "x"], "--tls-key needs --tls-certificate"),
+        (["--from", "mbox:x", "--tls-certificate", "x"], "are for --from smtp: and smtps:"),
+        (["--from", "mbox:x", "--auth-without-tls"], "are for --from smtp: and smtps:"),
+    ],
+)
+def test_wrong_usage(arguments, why):
+    result = run("run", *arguments, "--to", "null:")
+    assert result.returncode == 2
+    assert why in result.stderr
+
+
+def test_a_certificate_that_is_not_there(tmp_path):
+    missing = tmp_path / "missing.pem"
+    result = run("run", "--from", "smtp://127.0.0.1:0", "--to", "null:", "--tls-certificate", missing)
+    assert (result.returncode, result.stderr) == (4, f"mqcore: cannot read {missing}: No such file or directory\n")
+
+
+def test_every_address_of_a_host(tmp_path):
+    with serve("--to", f"maildir:{tmp_path}/in", source="smtp://localhost:0") as server:
+        addresses = {address for *_, address in socket.getaddrinfo("localhost", server.port, type=socket.SOCK_STREAM)}
+        for address in addresses:
+            with smtplib.SMTP(address[0], server.port, timeout=30) as client:
+                client.sendmail("a@example.org", ["b@example.org"], TEXT)
+    assert len(read_maildir(tmp_path / "in")) == len(addresses)
+
+
+# Its end
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_clients_are_there(tmp_path, number):
+    with serve("--to", f"maildir:{tmp_path}/in") as server:
+        with contextlib.closing(server.client()) as idle, contextlib.closing(server.client()) as busy:
+            busy.ehlo()
+            busy.mail("a@example.org")
+            busy.rcpt("b@example.org")
+            server.process.send_signal(number)
+            said = server.process.stderr.readline()
+            assert said == "mqcore: stopping when the transactions that are open are over; once more to stop at once\n"
+            assert idle.getreply() == (421, b"4.3.2 this server is shutting down")
+            assert busy.data(TEXT)[0] == 250
+            assert busy.getreply()[0] == 421
+        result = finish(server.process)
+        assert result.returncode == 0, result
+    assert read_maildir(tmp_path / "in") == [TEXT]
+
+
+def test_a_plugin_that_exits(tmp_path):
+    write_plugin(tmp_path / "plugins", "10-exit", "import sys\ndef mq_smtp_in_mailfrom(*arguments): sys.exit(9)\n")
+    with serve("--to", f"mbox:{tmp_path}/in", "--plugins", tmp_path / "plugins", code=9) as server:
+        with server.client() as client:
+            client.ehlo()
+            assert client.mail("a@example.org")[0] == 451
+        result = finish(server.process)
+        assert result.returncode == 9, result
+    assert not (tmp_path / "in.lock").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(5))
+def test_killed_under_load_each_250_is_kept(tmp_path, attempt):
+    """kill -9: each mail that got its 250 is in the Maildir, and no more of the others than were on their way."""
+    acknowledged: set[int] = set()
+    clients = 8
+
+    async def send(port: int, number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            await reader.readline()
+            writer.write(b"HELO client.example\r\n")
+            await reader.readline()
+            for mail in range(number, 1_000_000, clients):
+                writer.write(b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n")
+                for _ in range(3):
+                    assert await reader.readline()
+                writer.write(b"%d\r\n.\r\n" % mail)
+                if not (await reader.readline()).startswith(b"250 "):
+                    return
+                acknowledged.add(mail)
+        except (ConnectionError, AssertionError):
+            pass
+        finally:
+            writer.close()
+
+    async def load(server: Server) -> None:
+        sending = [asyncio.create_task(send(server.port, number)) for number in range(clients)]
+        while len(acknowledged) < 50 * (attempt + 1):
+            await asyncio.sleep(0.001)
+        server.process.kill()
+        await asyncio.gather(*sending)
+
+    with serve("--to", f"maildir:{tmp_path}/in") as server:
+        asyncio.run(load(server))
+        server.process.wait(30)
+    stored = {int(file.read_bytes()) for file in (tmp_path / "in" / "new").iterdir()}
+    assert acknowledged <= stored
+    assert len(stored - acknowledged) <= clients

@@ -1,0 +1,356 @@
+"""The SMTP server on a real socket: clients that go away, or are too many, too slow, or too greedy; and its end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from smtp_tools import ALL, EHLO, MAIL, OPEN, STAGES, TEXT, Holds, codes, plugin, run, serving
+
+import mqcore
+from mqcore.mail import smtp_connection, smtp_server
+
+# Clients that go away
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@run
+async def test_a_client_that_goes_away_cancels_its_step(stage):
+    holds = Holds(stage)
+    async with serving({"10-hold": holds}) as it:
+        client = await it.connect()
+        client.send(ALL)
+        await it.until(lambda: holds.held)
+        client.leave()
+        await it.until(lambda: holds.closed)
+        ((context, message),) = holds.held
+        assert stage != "message" or isinstance(message.error, mqcore.Cancelled)
+        with pytest.raises(mqcore.NotHeld):
+            context.continue_(message)
+        await it.until(lambda: not it.server._connections)
+        assert it.sink.mails == []
+        assert it.server.report.counts.unfinished == (stage == "message")
+
+
+@pytest.mark.parametrize("sent", [b"", b"EHLO", EHLO, EHLO + MAIL, OPEN, OPEN + b"half a mess"])
+@run
+async def test_a_client_that_goes_away_at_any_time(sent):
+    holds = Holds("secure")
+    async with serving({"10-close": holds}) as it:
+        client = await it.connect()
+        await client.ask(sent)
+        client.leave()
+        await it.until(lambda: holds.closed == 1 and not it.server._connections)
+
+
+@run
+async def test_what_is_being_stored_when_the_client_goes_away_is_stored_and_counted():
+    async with serving() as it:
+        it.sink.gate.clear()
+        client = await it.greeted()
+        client.send(ALL.removeprefix(EHLO))
+        await it.until(it.sink.waits.is_set)
+        client.leave()
+        await it.until(lambda: not it.server._connections)
+        it.sink.gate.set()
+        await it.until(lambda: it.server.report.counts.unanswered == 1)
+        assert len(it.sink.mails) == 1
+
+
+@run
+async def test_a_reply_that_comes_when_the_connection_is_gone_and_nobody_has_said_so_yet():
+    async with serving() as it:
+        await it.greeted()
+        (connection,) = it.server._connections
+        connection._transport.abort()
+        connection.shut_down()
+        assert connection.dialogue.closed
+        await it.until(lambda: not it.server._connections)
+
+
+@run
+async def test_the_step_of_close_may_be_held():
+    def close(context, message):
+        context.start_timer(0.01, context.continue_, message)
+        return True
+
+    async with serving({"10-close": plugin(close=close)}) as it:
+        client = await it.greeted()
+        client.leave()
+        await it.until(lambda: not it.server._connections)
+
+
+# Limits
+
+
+@run
+async def test_no_more_mails_than_allowed_are_on_the_way():
+    holds = Holds("message")
+    async with serving({"10-hold": holds}, max_in_flight=2) as it:
+        clients = [await it.greeted() for _ in range(5)]
+        for client in clients:
+            client.send(ALL.removeprefix(EHLO))
+        await it.until(lambda: it.server.report.counts.read == 5)
+        assert len(holds.held) == 2
+        clients[-1].leave()  # one that waits
+        await it.until(lambda: len(it.server._connections) == 4)
+        while it.server.report.counts.stored < 4:
+            assert len(holds.held) <= 2
+            holds.release()
+            await asyncio.sleep(0.001)
+        assert it.server.report.counts.unfinished == 1
+
+
+@run
+async def test_many_that_wait_and_are_all_rejected_at_once():
+    """One makes room for the next, again and again, without nesting."""
+    held = []
+
+    def message(context, mail):
+        mail.reject(550, "no")
+        if not held:
+            held.append((context, mail))
+            return True
+        return False
+
+    async with serving({"10-reject": plugin(message=message)}, max_in_flight=1) as it:
+        clients = [await it.greeted() for _ in range(300)]
+        for client in clients:
+            client.send(ALL.removeprefix(EHLO))
+        await it.until(lambda: it.server.report.counts.read == 300)
+        ((context, mail),) = held
+        context.continue_(mail)
+        await it.until(lambda: it.server.report.counts.rejected == 300)
+
+
+@run
+async def test_too_many_connections(monkeypatch):
+    monkeypatch.setattr(smtp_server, "MAX_CONNECTIONS", 3)
+    holds = Holds("secure")
+    async with serving({"10-close": holds}) as it:
+        clients = [await it.greeted() for _ in range(3)]
+        extra = await it.connect()
+        assert await extra.reply() == "421 4.3.2 too many connections; try again later"
+        assert await extra.is_closed()
+        clients[0].leave()
+        await it.until(lambda: holds.closed == 1)
+        await it.greeted()
+
+
+@run
+async def test_a_flood_of_connections():
+    async with serving() as it:
+        for _ in range(20):
+            for client in await asyncio.gather(*(it.connect() for _ in range(50))):
+                client.leave()
+        await it.until(lambda: not it.server._connections)
+        await (await it.greeted()).asks(ALL.removeprefix(EHLO), 4)
+        assert len(it.sink.mails) == 1
+
+
+@run
+async def test_a_flood_of_bad_commands():
+    async with serving() as it:
+        client = await it.greeted()
+        client.send(b"X\r\n" * 100_000)
+        replies = [await client.reply() for _ in range(22)]
+        assert replies[-1] == "421 4.7.0 too many errors"
+        assert await client.is_closed()
+
+
+@run
+async def test_what_a_client_sends_while_its_step_is_held_is_not_read_without_end():
+    holds = Holds("mailfrom")
+    async with serving({"10-hold": holds}) as it:
+        client = await it.greeted()
+        client.send(MAIL)
+        await it.until(lambda: holds.held)
+        (connection,) = it.server._connections
+        client.send(b"NOOP\r\n" * 1_000_000)
+        await it.until(lambda: connection._is_paused)
+        await asyncio.sleep(0.05)
+        assert connection.dialogue.buffered < 1 << 20
+        holds.release()
+        assert codes([await client.reply(), await client.reply()]) == ["250 2.1.0", "250 2.0.0"]
+        assert await client.is_closed()
+
+
+@run
+async def test_a_client_that_does_not_read_gets_no_more_replies(monkeypatch):
+    async with serving() as it:
+        client = await it.greeted()
+        (connection,) = it.server._connections
+        connection._transport.set_write_buffer_limits(high=0)
+        connection.pause_writing()
+        client.send(b"NOOP\r\n" * 50_000)
+        await it.until(lambda: connection._is_paused)
+        assert connection.dialogue.buffered > 0
+        connection.resume_writing()
+        assert await client.reply() == "250 2.0.0 ok"
+
+
+@run
+async def test_a_client_that_is_silent_for_too_long(monkeypatch):
+    monkeypatch.setattr(smtp_connection, "IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr(smtp_server, "SWEEP", 0.01)
+    async with serving() as it:
+        client = await it.greeted()
+        assert await client.reply() == "421 4.4.2 you are too slow"
+        assert await client.is_closed()
+
+
+@run
+async def test_a_client_that_sends_a_byte_now_and_then(monkeypatch):
+    """It is never silent for long, and gets nowhere."""
+    monkeypatch.setattr(smtp_connection, "IDLE_TIMEOUT", 0.1)
+    monkeypatch.setattr(smtp_server, "SWEEP", 0.01)
+    async with serving() as it:
+        client = await it.greeted()
+        late = asyncio.create_task(client.reply())
+        while not late.done():
+            client.send(b"x")
+            await asyncio.sleep(0.01)
+        assert await late == "421 4.4.2 you are too slow"
+
+
+@run
+async def test_the_time_that_a_plugin_takes_is_not_the_clients(monkeypatch):
+    monkeypatch.setattr(smtp_connection, "IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr(smtp_server, "SWEEP", 0.01)
+    holds = Holds("message")
+    async with serving({"10-hold": holds}) as it:
+        client = await it.connect()
+        client.send(ALL)
+        await it.until(lambda: holds.held)
+        await asyncio.sleep(0.2)
+        holds.release()
+        assert codes([await client.reply() for _ in range(6)])[-1] == "250 2.6.0"
+
+
+@run
+async def test_a_message_that_comes_one_byte_at_a_time():
+    async with serving() as it:
+        client = await it.opened()
+        client.writer.transport.get_extra_info("socket").setsockopt(6, 1, 1)
+        for byte in TEXT + b".\r\n":
+            client.send(bytes((byte,)))
+            await asyncio.sleep(0)
+        assert codes([await client.reply()]) == ["250 2.6.0"]
+        assert it.sink.mails[0].mime == TEXT
+
+
+@run
+async def test_big_messages_beyond_what_memory_is_for(monkeypatch):
+    monkeypatch.setattr(smtp_server, "MAX_MESSAGE_BYTES", 1_000_000)
+    big = b"x" * 70 + b"\r\n"
+    async with serving() as it:
+        first, second = await it.opened(), await it.opened()
+        first.send(big * 8_000)
+        await it.until(lambda: it.server._kept > 500_000)
+        second.send(big * 8_000)
+        await it.until(lambda: any(one.dialogue.incoming.fault for one in it.server._connections))
+        await it.until(lambda: it.server._kept < 1_000_000)
+        assert await second.ask(b".\r\n") == "452 4.3.1 too many big messages at once; try again later"
+        assert codes([await first.ask(b".\r\n")]) == ["250 2.6.0"]
+        assert len(it.sink.mails[0].mime) == 8_000 * 72
+        await it.until(lambda: it.server._kept == 0)
+
+
+# The end
+
+
+@run
+async def test_stopping_lets_transactions_end_and_takes_no_more():
+    holds = Holds("message")
+    async with serving({"10-hold": holds}) as it:
+        idle, held, sending = await it.greeted(), await it.greeted(), await it.opened()
+        held.send(ALL.removeprefix(EHLO) + MAIL)
+        await it.until(lambda: holds.held)
+        it.server.stop()
+        assert await idle.reply() == "421 4.3.2 this server is shutting down"
+        assert await idle.is_closed()
+        with pytest.raises(ConnectionError):
+            await it.connect()
+        holds.release()
+        assert codes([await held.reply() for _ in range(5)])[-2:] == ["250 2.6.0", "421 4.3.2"]
+        sending.send(TEXT + b".\r\n")
+        await it.until(lambda: holds.held)
+        holds.release()
+        assert codes([await sending.reply(), await sending.reply()]) == ["250 2.6.0", "421 4.3.2"]
+        assert len(it.sink.mails) == 2
+
+
+@run
+async def test_stopping_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(smtp_server, "PATIENCE", 0.05)
+    holds = Holds("message")
+    async with serving({"10-hold": holds}) as it:
+        held, sending = await it.greeted(), await it.opened()
+        held.send(ALL.removeprefix(EHLO))
+        await it.until(lambda: holds.held)
+        it.server.stop()
+        assert await sending.reply() == "421 4.3.2 this server is shutting down"
+        assert codes([await held.reply() for _ in range(4)])[-1] == "421 4.3.2"
+        await it.until(lambda: holds.closed == 2)
+        assert it.sink.mails == []
+
+
+@pytest.mark.parametrize("sent", [b"", ALL.removeprefix(EHLO)])
+@run
+async def test_stopping_takes_back_what_plugins_hold_at_the_very_end(monkeypatch, sent):
+    monkeypatch.setattr(smtp_server, "PATIENCE", 0.01)
+    held = []
+
+    def close(context, message):
+        held.append(message)
+        return True
+
+    async with serving({"10-close": plugin(close=close)}) as it:
+        client = await it.greeted()
+        if sent:
+            it.sink.gate.clear()
+            client.send(sent)
+            await it.until(it.sink.waits.is_set)
+        client.leave()
+        await it.until(lambda: held)
+    assert isinstance(held[0].error, mqcore.Cancelled)
+
+
+@run
+async def test_stopping_waits_for_what_is_being_stored(monkeypatch):
+    monkeypatch.setattr(smtp_server, "PATIENCE", 0.01)
+    async with serving() as it:
+        it.sink.gate.clear()
+        client = await it.opened()
+        client.send(TEXT + b".\r\n")
+        await it.until(it.sink.waits.is_set)
+        it.server.stop()
+        await asyncio.sleep(0.1)
+        it.sink.gate.set()
+        assert codes([await client.reply(), await client.reply()]) == ["250 2.6.0", "421 4.3.2"]
+
+
+@run
+async def test_a_sink_that_fails_ends_the_server_and_loses_nothing():
+    async with serving() as it:
+        it.sink.error = "no space"
+        client, idle = await it.opened(), await it.greeted()
+        assert codes([await client.ask(TEXT + b".\r\n")]) == ["451 4.3.0"]
+        assert codes([await client.reply(), await idle.reply()]) == ["421 4.3.2", "421 4.3.2"]
+        await it.until(lambda: it.server.report.error == "no space")
+        assert it.server.report.counts.unfinished == 1
+        assert it.server.report.exit_code == 4
+
+
+@run
+async def test_what_comes_while_the_disk_is_slow_is_stored_in_one_group():
+    async with serving() as it:
+        it.sink.gate.clear()
+        clients = [await it.opened() for _ in range(20)]
+        for client in clients:
+            client.send(TEXT + b".\r\n")
+        await it.until(lambda: it.server.report.counts.read == 20)
+        it.sink.gate.set()
+        for client in clients:
+            assert codes([await client.reply()]) == ["250 2.6.0"]
+        assert len(it.sink.groups) <= 3

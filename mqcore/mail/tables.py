@@ -45,12 +45,16 @@ def _outcomes(report: Report) -> Table:
 def _plugins(report: Report) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("plugin")
+    several = len({hook.hook for hook in report.hooks}) > 1
+    if several:
+        table.add_column("hook")
     for heading in ("calls", "holds", "failures", "time in hook", "longest", "time held"):
         table.add_column(heading, justify="right")
     for hook in report.hooks:
         counts = (hook.calls, hook.holds, hook.failures)
         times = (hook.seconds, hook.longest, hook.held_seconds)
-        table.add_row(hook.plugin, *(f"{count:,}" for count in counts), *map(_duration, times))
+        names = (hook.plugin, hook.hook) if several else (hook.plugin,)
+        table.add_row(*names, *(f"{count:,}" for count in counts), *map(_duration, times))
     return table
 
 

@@ -62,11 +62,7 @@ class SmtpSink:
                 raise
             raise SinkError(f"{self.url} needs aiosmtplib: pip install 'mqcore[smtp]'") from None
         host, port = split_host(self._path)
-        tls = ssl.create_default_context()
-        if not self.implicit_tls:
-            # It was offered in the clear, so it cannot prove anything; but who only listens learns nothing (RFC 7435).
-            tls.check_hostname = False
-            tls.verify_mode = ssl.CERT_NONE
+        tls = ssl.create_default_context() if self.implicit_tls else _opportunistic()
         return NextServer(self.url, host, port, socket.getfqdn(), tls, self.implicit_tls)
 
     def _beside(self, source: Path) -> Path:
@@ -119,6 +115,14 @@ class SmtpSink:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _opportunistic() -> ssl.SSLContext:
+    """For what was offered in the clear, so that it proves nothing; but who only listens learns nothing (RFC 7435)."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname = False
+    tls.verify_mode = ssl.CERT_NONE
+    return tls
 
 
 class SmtpsSink(SmtpSink):

@@ -85,16 +85,15 @@ async def test_a_connection_that_breaks_is_temporary_and_not_the_clients(stage, 
 
 @run
 async def test_no_next_server(caplog):
-    async with next_server() as server:
-        async with relaying(server) as it:
-            await server.stop()
-            client = await it.opened()
-            reply = await client.ask(MESSAGE)
-            assert reply == "451 4.4.2 cannot reach the next server: Connection refused"
-            await server.start()
-            client.send(OPEN.partition(b"\r\n")[2])
-            assert codes([await client.reply() for _ in range(3)]) == ["250 2.1.0", "250 2.1.5", "354"]
-            assert codes([await client.ask(MESSAGE)]) == ["250 2.6.0"]
+    async with next_server() as server, relaying(server) as it:
+        await server.stop()
+        client = await it.opened()
+        reply = await client.ask(MESSAGE)
+        assert reply == "451 4.4.2 cannot reach the next server: Connection refused"
+        await server.start()
+        client.send(OPEN.partition(b"\r\n")[2])
+        assert codes([await client.reply() for _ in range(3)]) == ["250 2.1.0", "250 2.1.5", "354"]
+        assert codes([await client.ask(MESSAGE)]) == ["250 2.6.0"]
     assert f"cannot reach smtp://127.0.0.1:{server.port}: Connection refused" in caplog.text
 
 
@@ -159,10 +158,12 @@ async def test_a_plugin_that_fails_what_goes_out():
         if message.recipient.startswith("c"):
             raise ValueError("a bug")
 
-    async with next_server() as server:
-        async with relaying(server, {"10-bug": SimpleNamespace(mq_smtp_out_data=hook)}, mixed=True) as it:
-            assert await answer(it, b"b", b"c") == "451 4.3.0 this server has a problem; try again later"
-            assert server.connections == 0
+    async with (
+        next_server() as server,
+        relaying(server, {"10-bug": SimpleNamespace(mq_smtp_out_data=hook)}, mixed=True) as it,
+    ):
+        assert await answer(it, b"b", b"c") == "451 4.3.0 this server has a problem; try again later"
+        assert server.connections == 0
     assert counts(it) == {"failed": 1, "unfinished": 1}
 
 
@@ -186,20 +187,24 @@ async def test_what_differs_from_recipient_to_recipient_is_sent_to_each():
 async def test_once_something_is_delivered_the_rest_is_put_aside(said):
     """The client must not send it again, as the first recipient would have it twice."""
     script = {"message": ["250 ok", said, "250 ok"]}
-    async with next_server(script) as server:
-        async with relaying(server, {"10-sign": SimpleNamespace(mq_smtp_out_data=signs)}, mixed=True) as it:
-            assert codes([await answer(it, b"b", b"c", b"d")]) == ["250 2.6.0"]
-            assert [to for _, to, _ in server.mails] == [["b@example.org"], ["d@example.org"]]
-            assert [mail.recipient for mail in it.failed.mails] == ["c@example.org"]
+    async with (
+        next_server(script) as server,
+        relaying(server, {"10-sign": SimpleNamespace(mq_smtp_out_data=signs)}, mixed=True) as it,
+    ):
+        assert codes([await answer(it, b"b", b"c", b"d")]) == ["250 2.6.0"]
+        assert [to for _, to, _ in server.mails] == [["b@example.org"], ["d@example.org"]]
+        assert [mail.recipient for mail in it.failed.mails] == ["c@example.org"]
     assert counts(it) == {"continued": 2, "rejected": 1} | ({"in_doubt": 1} if said == DROP else {})
 
 
 @run
 async def test_if_the_first_is_not_delivered_nothing_is():
-    async with next_server({"message": ["450 4.2.0 later"]}) as server:
-        async with relaying(server, {"10-sign": SimpleNamespace(mq_smtp_out_data=signs)}, mixed=True) as it:
-            assert await answer(it, b"b", b"c") == "450 4.2.0 later"
-            assert len(server.seen) == 1 and it.failed.mails == []
+    async with (
+        next_server({"message": ["450 4.2.0 later"]}) as server,
+        relaying(server, {"10-sign": SimpleNamespace(mq_smtp_out_data=signs)}, mixed=True) as it,
+    ):
+        assert await answer(it, b"b", b"c") == "450 4.2.0 later"
+        assert len(server.seen) == 1 and it.failed.mails == []
     assert counts(it) == {"rejected": 1, "unfinished": 1}
 
 
@@ -208,12 +213,14 @@ async def test_more_recipients_by_a_plugin_and_no_place_for_those_that_are_refus
     def more(context, message):
         message.recipients = [message.recipient, "no@example.org"]
 
-    async with next_server({"no@example.org": ["550 5.1.1 no"]}) as server:
-        async with relaying(server, {"10-more": SimpleNamespace(mq_smtp_in_message=more)}) as it:
-            assert await answer(it, b"b") == "550 5.1.1 no"
-            assert server.seen == []
-            assert codes([await answer(it, b"b")]) == ["250 2.6.0"]
-            assert [to for _, to, _ in server.mails] == [["b@example.org", "no@example.org"]]
+    async with (
+        next_server({"no@example.org": ["550 5.1.1 no"]}) as server,
+        relaying(server, {"10-more": SimpleNamespace(mq_smtp_in_message=more)}) as it,
+    ):
+        assert await answer(it, b"b") == "550 5.1.1 no"
+        assert server.seen == []
+        assert codes([await answer(it, b"b")]) == ["250 2.6.0"]
+        assert [to for _, to, _ in server.mails] == [["b@example.org", "no@example.org"]]
 
 
 # Clients that go away, and the end
@@ -227,13 +234,12 @@ async def test_a_client_that_goes_away_before_its_mail_goes_out():
         held.append(message)
         return True
 
-    async with next_server() as server:
-        async with relaying(server, {"10-hold": SimpleNamespace(mq_smtp_out_data=hold)}) as it:
-            client = await it.opened()
-            client.send(MESSAGE)
-            await it.until(lambda: held)
-            client.leave()
-            await it.until(lambda: it.server.report.counts.unfinished)
+    async with next_server() as server, relaying(server, {"10-hold": SimpleNamespace(mq_smtp_out_data=hold)}) as it:
+        client = await it.opened()
+        client.send(MESSAGE)
+        await it.until(lambda: held)
+        client.leave()
+        await it.until(lambda: it.server.report.counts.unfinished)
         assert server.connections == 0
     assert counts(it) == {"unfinished": 1}
 

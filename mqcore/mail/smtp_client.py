@@ -211,7 +211,8 @@ async def _say_hello(smtp: SMTP) -> None:
 
 def _explain(error: Exception) -> Unreachable:
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    final = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
+    no_such_host = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
+    final = no_such_host or isinstance(cause, ssl.SSLCertVerificationError)
     if isinstance(error, SMTPResponseException):
         return Unreachable(_one_line(f"it says {error.code} {error.message}"), final=500 <= error.code <= 599)
     return Unreachable(_one_line(getattr(cause, "strerror", None) or str(cause) or str(error)), final=final)

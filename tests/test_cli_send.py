@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import signal
 import smtplib
 import socket
@@ -88,7 +89,7 @@ def on_the_wire(mail: bytes) -> bytes:
 
 def read(mbox: Path) -> list[bytes]:
     """Its mails, without the mbox's quoting."""
-    return [mail.replace(b"\n>From ", b"\nFrom ") for mail in read_mbox(mbox)]
+    return [re.sub(rb"(?m)^>(>*From )", rb"\1", mail) for mail in read_mbox(mbox)]
 
 
 def source_copy(tmp_path: Path) -> Path:

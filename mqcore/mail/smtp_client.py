@@ -112,10 +112,10 @@ class Client:
             await smtp.connect()
             if smtp.is_ehlo_or_helo_needed:
                 await _say_hello(smtp)
-        except (SMTPException, OSError) as error:
-            raise _explain(error) from error
-        except BaseException:
+        except BaseException as error:
             smtp.close()
+            if isinstance(error, (SMTPException, OSError)):
+                raise _explain(error) from error
             raise
         return cls(smtp)
 

@@ -57,8 +57,8 @@ class FailedSink:
         }
         if mail.origin.recipient is not None:
             reason["recipient"] = mail.origin.recipient
-        if "results" in mail.json:
-            reason["results"] = mail.json["results"]
+        if mail.results:
+            reason["results"] = mail.results
         if mail.rejection is not None:
             return reason | {"rejected": mail.rejection._asdict()}
         error = mail.error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .. import FAIL
 from .errors import SinkError
@@ -19,8 +20,6 @@ from .writer import Finished
 if TYPE_CHECKING:
     from .smtp_sender import Sender
 
-Parcel: TypeAlias = tuple[Mail, str]
-"""A mail for one of its recipients."""
 Sent: TypeAlias = Callable[[Sequence[Finished], bool, bool], object]
 """Called as `sent(mails, finished, delivered)`. The mails that the server refused have a `rejection` now. If not
 `finished`, they were taken back, or there is no server. `delivered`: it has at least one of them."""
@@ -30,6 +29,15 @@ NO_SENDER = "5.1.7 it is not known from whom this is; a plugin must set message.
 DONE = Answer("message", 250, "delivered by an earlier run")
 
 log = logging.getLogger(__name__)
+
+
+class Parcel(NamedTuple):
+    """A mail for one of its recipients, as it is when plugins are done with it."""
+
+    mail: Mail
+    recipient: str
+    envelope: str
+    mime: bytes
 
 
 class Delivery:
@@ -97,30 +105,32 @@ class Delivery:
         for mail in self._good():
             have = self._sender.sink.recipients_of(mail.origin.id)
             self._answers[mail] = {recipient: DONE for recipient in mail.recipients if recipient in have}
-            parcels += [(mail, recipient) for recipient in dict.fromkeys(mail.recipients) if recipient not in have]
+            for recipient in dict.fromkeys(mail.recipients):
+                if recipient not in have:
+                    parcels.append(Parcel(mail, recipient, mail.envelope or "", mail.mime))
         return parcels
 
     # Sending
 
     async def _send(self, parcels: Sequence[Parcel]) -> None:
         for pause in (*self._sender.pauses, None):
-            for (envelope, mime), group in _group(parcels).items():
-                await self._send_group(envelope, mime, group)
+            for group in _group(parcels):
+                await self._send_group(group)
                 if not self.is_delivered and any(map(self._sender.blocks, self._all_answers())):
                     return
-            parcels = [(mail, recipient) for mail, recipient in parcels if self._answers[mail][recipient].is_temporary]
+            parcels = [parcel for parcel in parcels if self._answers[parcel.mail][parcel.recipient].is_temporary]
             if not parcels or pause is None:
                 return
             if self._sender.is_stopping:
                 self.take_back()
             await asyncio.sleep(pause)
 
-    async def _send_group(self, envelope: str, mime: bytes, group: Sequence[Parcel]) -> None:
-        recipients = list(dict.fromkeys(recipient for _, recipient in group))
-        mails = len({mail for mail, _ in group})
-        answers = await self._transact(envelope, recipients, make_content(mime), mails)
-        for mail, recipient in group:
-            self._answers[mail][recipient] = answers[recipient]
+    async def _send_group(self, group: Sequence[Parcel]) -> None:
+        recipients = list(dict.fromkeys(parcel.recipient for parcel in group))
+        mails = len({parcel.mail for parcel in group})
+        answers = await self._transact(group[0].envelope, recipients, make_content(group[0].mime), mails)
+        for parcel in group:
+            self._answers[parcel.mail][parcel.recipient] = answers[parcel.recipient]
 
     async def _transact(self, envelope: str, recipients: list[str], content: bytes, mails: int) -> Mapping[str, Answer]:
         fresh = False
@@ -150,7 +160,9 @@ class Delivery:
     def _conclude(self) -> None:
         """Say in each mail what became of it."""
         for mail, answers in self._answers.items():
-            mail.json["results"] = [answer.as_dict(recipient) for recipient, answer in answers.items()]
+            mail.results = [answer.as_dict(recipient) for recipient, answer in answers.items()]
+            if isinstance(mail.json, dict):  # a plugin may have put anything there
+                mail.json["results"] = copy.deepcopy(mail.results)
             delivered = [recipient for recipient, answer in answers.items() if answer.is_delivered]
             refused = [answer for answer in answers.values() if not answer.is_positive]
             if refused:
@@ -179,8 +191,10 @@ class Delivery:
 
 
 def _check(mail: Mail) -> None:
-    """Reject what cannot be sent at all."""
-    if not mail.recipients:
+    """Reject what cannot be sent at all. What plugins put into `json` may be anything."""
+    if not isinstance(mail.json, dict) or not isinstance(mail.recipients, list):
+        mail.reject(550, "5.1.0 what a plugin left as the envelope of this mail is none")
+    elif not mail.recipients:
         log.warning("mail %s is not sent: %s", mail.origin.id, NOBODY)
         mail.reject(550, NOBODY)
     elif mail.envelope is None:
@@ -190,7 +204,7 @@ def _check(mail: Mail) -> None:
         mail.reject(554, "5.6.0 a message may not have NUL in it")
     else:
         for address in (*mail.recipients, *filter(None, [mail.envelope])):
-            if not is_safe(address):
+            if not (isinstance(address, str) and is_safe(address)):
                 mail.reject(553, f"5.1.3 this is no address: {address!a}")
 
 
@@ -202,9 +216,9 @@ def _never(answer: Answer) -> bool:
     return False
 
 
-def _group(parcels: Iterable[Parcel]) -> Mapping[tuple[str, bytes], list[Parcel]]:
-    """By what is sent: from whom, and the mail itself."""
+def _group(parcels: Iterable[Parcel]) -> Iterable[list[Parcel]]:
+    """Those together that are sent in one transaction: all but the recipient is the same."""
     groups: dict[tuple[str, bytes], list[Parcel]] = defaultdict(list)
-    for mail, recipient in parcels:
-        groups[mail.envelope or "", mail.mime].append((mail, recipient))
-    return groups
+    for parcel in parcels:
+        groups[parcel.envelope, parcel.mime].append(parcel)
+    return groups.values()

@@ -54,6 +54,8 @@ class Pipeline:
         self._sink = sink
         self._writer = Writer(sink, failed, self.report, self.stop)
         self._sender = self._make_sender(dispatcher, sink)
+        if self._sender is not None:
+            self.ends_when = "the transactions that are open are over"
         self._dispatcher = dispatcher
         self._hook = dispatcher.hook(HOOK)
         self._max_in_flight = max_in_flight

@@ -218,6 +218,18 @@ def test_refusals_go_back_to_the_client(tmp_path):
     assert counted(first.figures) == {"continued": 1, "rejected": 2}
 
 
+def test_recipients_one_by_one_where_the_next_server_takes_no_more(tmp_path):
+    recipients = [f"{number}@example.org" for number in range(5)]
+    with (
+        serve("--to", f"maildir:{tmp_path}/in") as last,
+        serve("--to", last.url, "--failed", f"maildir:{tmp_path}/failed") as first,
+        first.client() as client,
+    ):
+        client.sendmail("a@example.org", recipients, TEXT)
+    assert read_maildir(tmp_path / "in") == [TEXT] * 5
+    assert counted(first.figures) == counted(last.figures) == {"continued": 5}
+
+
 # Its end
 
 

@@ -167,6 +167,23 @@ async def test_a_plugin_that_fails_what_goes_out():
     assert counts(it) == {"failed": 1, "unfinished": 1}
 
 
+@pytest.mark.parametrize("said", ["452 4.5.3 no more", "452 Too many recipients"])
+@run
+async def test_a_server_that_takes_so_many_recipients_at_a_time(said):
+    script = {"rcptto": ["250 ok", "250 ok", said, "250 ok", said]}
+    async with next_server(script) as server, relaying(server, mixed=True) as it:
+        assert codes([await answer(it, *(b"%d" % number for number in range(5)))]) == ["250 2.6.0"]
+        assert [[address[0] for address in to] for _, to, _ in server.mails] == [["0", "1"], ["2"], ["3", "4"]]
+    assert counts(it) == {"continued": 5}
+
+
+@run
+async def test_a_server_that_takes_no_recipients():
+    async with next_server({"rcptto": ["452 4.5.3 no more"]}) as server, relaying(server, mixed=True) as it:
+        assert await answer(it, b"b", b"c") == "452 4.5.3 no more"
+    assert counts(it) == {"rejected": 2}
+
+
 def signs(context, message):
     message.mime = message.recipient.encode() + b"\r\n" + message.mime
 

@@ -240,6 +240,24 @@ async def test_mixed_recipients(tmp_path):
 
 
 @run
+async def test_more_recipients_than_the_server_takes_at_a_time(tmp_path):
+    recipients = [f"{number}@example.org" for number in range(250)]
+    script = {"rcptto": [*["250 ok"] * 100, "452 4.5.3 too many"] * 2}
+    async with next_server(script) as server:
+        report, _ = await deliver(server, tmp_path, plugins=sets(recipients=recipients))
+        assert [len(to) for _, to, _ in server.mails] == [100, 100, 50]
+    assert counts(report) == {"continued": 1}
+
+
+@run
+async def test_a_server_that_does_not_forget_a_transaction_is_not_used_again(tmp_path):
+    async with next_server({"rcptto": ["550 no"], "rset": ["500 what?"]}) as server:
+        report, _ = await deliver(server, tmp_path, MANY[:2], max_in_flight=1)
+        assert len(server.mails) == 1 and server.connections == 2
+    assert counts(report) == {"continued": 1, "rejected": 1}
+
+
+@run
 async def test_a_second_run_knows_which_recipients_have_the_mail(tmp_path):
     recipients = ["yes@example.org", "no@example.org"]
     async with next_server({"no@example.org": ["550 5.1.1 no such user"]}) as server:

@@ -59,6 +59,11 @@ class Answer(NamedTuple):
         """Whether it may be another one next time."""
         return not self.is_positive and not self.is_final
 
+    @property
+    def is_too_many(self) -> bool:
+        """Whether it is the answer to a recipient for whom there is to be another transaction (RFC 5321, 4.5.3.1.10)."""
+        return self.state == "rcptto" and self.code == 452 and ("4.5.3" in self.text or "too many" in self.text.lower())
+
     def as_rejection(self) -> Rejection:
         """For whom the mail came from. Not with 421, which is about our connection and not about theirs."""
         if self.code is None:
@@ -142,20 +147,18 @@ class Client:
         the answer to theirs.
         """
         self._is_open = True
-        answers: dict[str, Answer] = {}
         begun = await self._mail(sender, recipients, content)
         if not begun.is_positive:
             answers = dict.fromkeys(recipients, begun)
         else:
-            for recipient in recipients:
-                answers[recipient] = await self._command("rcptto", b"RCPT", b"TO:<%b>" % recipient.encode())
+            answers = await self._rcpt(recipients)
             accepted = [recipient for recipient, answer in answers.items() if answer.is_positive]
             if accepted and not any(map(blocks, answers.values())):
                 answers |= dict.fromkeys(accepted, await self._message(content))
-        if not any(answer.is_delivered for answer in answers.values()):
+        self._is_open = not any(answer.is_delivered for answer in answers.values())
+        if self._is_open:
             with contextlib.suppress(Lost):  # the answers hold all the same
-                await self._command("rset", b"RSET")
-        self._is_open = False
+                self._is_open = not (await self._command("rset", b"RSET")).is_positive
         self.is_used = True
         return answers
 
@@ -171,6 +174,14 @@ class Client:
             options.append(b"SMTPUTF8")
         return await self._command("mailfrom", b"MAIL", b"FROM:<%b>" % sender.encode(), *options)
 
+    async def _rcpt(self, recipients: Sequence[str]) -> dict[str, Answer]:
+        answers: dict[str, Answer] = {}
+        for recipient in recipients:
+            answers[recipient] = await self._command("rcptto", b"RCPT", b"TO:<%b>" % recipient.encode())
+            if answers[recipient].is_too_many:
+                return dict.fromkeys(recipients, answers[recipient]) | answers
+        return answers
+
     async def _message(self, content: bytes) -> Answer:
         ready = await self._command("data", b"DATA")
         protocol = self._smtp.protocol
@@ -179,12 +190,12 @@ class Client:
                 return ready
             raise Lost(Answer("data", None, f"DATA was answered with {ready.code} {ready.text}"))
         # In two steps, and not by `SMTP.data`, so that it is known whether the message was sent when the connection breaks.
-        self.is_in_doubt = True
         try:
             protocol.write(content)
+            self.is_in_doubt = True
             response = await protocol.read_response(timeout=ANSWER_TIMEOUT + len(content) / MIN_RATE)
         except (SMTPException, OSError) as error:
-            raise Lost(Answer("message", None, _one_line(str(error)))) from error
+            raise Lost(Answer("message" if self.is_in_doubt else "data", None, _one_line(str(error)))) from error
         self.is_in_doubt = False
         if response.code == 421:
             self.close()

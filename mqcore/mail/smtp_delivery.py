@@ -127,10 +127,16 @@ class Delivery:
 
     async def _send_group(self, group: Sequence[Parcel]) -> None:
         recipients = list(dict.fromkeys(parcel.recipient for parcel in group))
-        mails = len({parcel.mail for parcel in group})
-        answers = await self._transact(group[0].envelope, recipients, make_content(group[0].mime), mails)
-        for parcel in group:
-            self._answers[parcel.mail][parcel.recipient] = answers[parcel.recipient]
+        content = make_content(group[0].mime)
+        while recipients:
+            mails = len({parcel.mail for parcel in group if parcel.recipient in recipients})
+            answers = await self._transact(group[0].envelope, recipients, content, mails)
+            for parcel in group:
+                if parcel.recipient in answers:
+                    self._answers[parcel.mail][parcel.recipient] = answers[parcel.recipient]
+            if not any(answer.is_delivered for answer in answers.values()):
+                break
+            recipients = [recipient for recipient, answer in answers.items() if answer.is_too_many]
 
     async def _transact(self, envelope: str, recipients: list[str], content: bytes, mails: int) -> Mapping[str, Answer]:
         fresh = False

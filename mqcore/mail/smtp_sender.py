@@ -88,7 +88,9 @@ class Sender:
         """Whether nothing is sent to the others either, when the server says this to one recipient."""
         if self.pauses:
             return False
-        return answer.is_temporary if self._mixed else not answer.is_positive
+        if self._mixed:
+            return answer.is_temporary and not answer.is_too_many
+        return not answer.is_positive
 
     def give_up(self, reason: str) -> None:
         """End the run."""

@@ -30,9 +30,9 @@ STAGES = ("mailfrom", "rcptto", "data", "message")
 class NextServer:
     """Speaks SMTP, and answers each stage with what the script has for it, one after the other, and then with success.
 
-    Stages are greeting, ehlo, mailfrom, rcptto, data, message and rset; an answer to a RCPT may also be scripted by its
-    address. `mails` are those that it said 250 to, as (sender, recipients, content), and `seen` all that it was sent,
-    however it answered.
+    Stages are greeting, ehlo, starttls (without TLS), mailfrom, rcptto, data, message and rset; an answer to a RCPT may
+    also be scripted by its address. `mails` are those that it said 250 to, as (sender, recipients, content), and `seen`
+    all that it was sent, however it answered.
     """
 
     def __init__(self, script: Mapping[str, Iterable[str]] | None = None) -> None:
@@ -46,6 +46,8 @@ class NextServer:
         """Set when it kept silent."""
         self.speak = asyncio.Event()
         """Ends all silence, with success."""
+        self.max_open = 1000
+        """Beyond that it greets nobody."""
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -82,6 +84,9 @@ class NextServer:
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sender, recipients = "", []
+        if self.open > self.max_open:
+            writer.write(b"421 4.7.0 too many connections\r\n")
+            return
         await self._answer(writer, "220 next.example", "greeting")
         while line := (await reader.readuntil(b"\r\n")).decode().removesuffix("\r\n"):
             self.commands.append(line)
@@ -104,6 +109,9 @@ class NextServer:
                         self.seen.append(content)
                         if (await self._answer(writer, "250 2.0.0 queued", "message")).startswith("2"):
                             self.mails.append((sender, recipients, content))
+                case "STARTTLS":
+                    await self._answer(writer, "220 go ahead", "starttls")
+                    return
                 case "RSET":
                     await self._answer(writer, "250 2.0.0 ok", "rset")
                 case "QUIT":
@@ -178,7 +186,8 @@ class Delivering:
         counts = report.counts
         ends = (counts.present, counts.continued, counts.completed, counts.failed, counts.rejected, counts.unfinished)
         assert counts.read == sum(ends), counts
-        assert self.pipeline._in_flight == self.pipeline._bytes == 0
+        pool = self.pipeline._sender.pool
+        assert self.pipeline._in_flight == self.pipeline._bytes == pool._open == len(pool._waiting) == 0
         return report
 
     async def until(self, condition: Any) -> None:

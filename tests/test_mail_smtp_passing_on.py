@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -238,6 +240,40 @@ async def test_more_recipients_by_a_plugin_and_no_place_for_those_that_are_refus
         assert server.seen == []
         assert codes([await answer(it, b"b")]) == ["250 2.6.0"]
         assert [to for _, to, _ in server.mails] == [["b@example.org", "no@example.org"]]
+
+
+# Anything
+
+
+@pytest.mark.parametrize("seed", range(10))
+@run
+async def test_whatever_the_next_server_does(seed):
+    """Whoever got 250 has delivered or put aside all; what is there twice was in doubt; connections are not mixed up."""
+    chance = random.Random(seed)
+    says = ["450 4.0.0 later", "550 5.0.0 no", "421 4.3.2 going", "452 4.5.3 too many", "gibberish", DROP]
+    stages = ("greeting", "ehlo", *STAGES)
+    usual = {"data": "354 go on", "ehlo": "250 next.example", "greeting": "220 next.example"}
+    script = {
+        stage: [chance.choice(says) if chance.random() < 0.15 else usual.get(stage, "250 ok") for _ in range(1000)]
+        for stage in stages
+    }
+    delivered_twice = 0
+    async with next_server(script) as server, relaying(server, mixed=True) as it:
+
+        async def send(number: int) -> None:
+            recipients = [b"%d-%d" % (number, which) for which in range(chance.randrange(1, 4))]
+            wanted = {f"{recipient.decode()}@example.org" for recipient in recipients}
+            for _ in range(1000):
+                if (await answer(it, *recipients)).startswith("250 "):
+                    break
+            aside = {mail.recipient for mail in it.failed.mails}
+            assert wanted <= aside | {to for _, all_to, _ in server.mails for to in all_to}
+
+        await asyncio.gather(*(send(number) for number in range(40)))
+        received = Counter(to for _, all_to, _ in server.mails for to in all_to)
+        delivered_twice = sum(received.values()) - len(received)
+        assert all(content == TEXT for content in server.seen)
+    assert delivered_twice <= counts(it).get("in_doubt", 0)
 
 
 # Clients that go away, and the end

@@ -10,7 +10,8 @@ import pytest
 from sending_tools import DROP, SILENCE, STAGES, TEXT, deliver, delivering, next_server
 from smtp_tools import run
 
-from mqcore.mail import smtp_client, smtp_pool, smtp_sender
+from mqcore.mail import SinkError, smtp_client, smtp_pool, smtp_sender
+from mqcore.mail.smtp_sink import SmtpSink
 
 WIRE = TEXT.replace(b"\n", b"\r\n")
 MANY = [TEXT + b"%d\n" % number for number in range(100)]
@@ -285,6 +286,20 @@ async def test_a_second_run_sends_what_is_new(tmp_path):
     assert counts(third) == {"present": 7}
 
 
+@run
+async def test_a_record_that_cannot_be_written(tmp_path, monkeypatch):
+    """What was on its way is delivered, which the next run does not know."""
+
+    def store(sink, mails):
+        raise SinkError("the disk is full")
+
+    monkeypatch.setattr(SmtpSink, "store", store)
+    async with next_server() as server:
+        report, _ = await deliver(server, tmp_path, MANY)
+        assert report.counts.in_doubt == len(server.mails) > 0
+    assert (report.error, report.counts.unfinished) == ("the disk is full", 100)
+
+
 # No server
 
 
@@ -296,6 +311,22 @@ async def test_a_server_that_is_busy(tmp_path, script, caplog):
         assert len(server.mails) == 5
     assert counts(report) == {"continued": 5}
     assert "trying again" in caplog.text
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+@pytest.mark.parametrize("more_after", [3600.0, 0.01])
+@run
+async def test_a_server_that_takes_few_connections(tmp_path, limit, more_after, monkeypatch):
+    """Those that it takes do, and it is not asked all the time for more."""
+    monkeypatch.setattr(smtp_sender, "PAUSES", (3600.0,))
+    monkeypatch.setattr(smtp_pool, "MORE_AFTER", more_after)
+    async with next_server() as server:
+        server.max_open = limit
+        report, _ = await deliver(server, tmp_path, MANY)
+        assert len(server.mails) == 100
+        if more_after > 1:
+            assert server.connections <= smtp_pool.MAX_CONNECTIONS + limit
+    assert counts(report) == {"continued": 100}
 
 
 @run
@@ -323,6 +354,21 @@ async def test_a_server_that_comes_back(tmp_path, monkeypatch):
             report = await it.end()
         assert len(server.mails) == 100
     assert counts(report) == {"continued": 100}
+
+
+@pytest.mark.parametrize("answers", [["454 4.7.0 no TLS now"], ["220 go ahead"]])
+@run
+async def test_starttls_that_does_not_come_about(tmp_path, answers, caplog):
+    """The mail is not sent in the clear instead."""
+    async with next_server({"starttls": answers}) as server:
+        server.extensions = ["STARTTLS"]
+        async with delivering(server, tmp_path) as it:
+            await it.until(lambda: "trying again" in caplog.text)
+            assert server.commands[:2] == [server.commands[0], "STARTTLS"] and server.mails == []
+            server.extensions = []
+            report = await it.end()
+        assert len(server.mails) == 1
+    assert counts(report) == {"continued": 1}
 
 
 @run

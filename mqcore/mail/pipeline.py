@@ -161,9 +161,14 @@ class Pipeline:
 
     def _after_sending(self, mails: Sequence[Finished], finished: bool, delivered: bool) -> None:
         if finished:
-            self._writer.add(mails, self._make_room)
+            self._writer.add(mails, self._after_noting if delivered else self._make_room)
         else:
             self._take_back(mails)
+
+    def _after_noting(self, mails: Sequence[Finished], noted: bool) -> None:
+        if not noted:  # the next run does not know that they are delivered
+            self.report.counts.in_doubt += len(mails)
+        self._make_room(mails)
 
     def _take_back(self, mails: Sequence[Finished]) -> None:
         self.report.counts.unfinished += len(mails)

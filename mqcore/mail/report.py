@@ -32,8 +32,8 @@ class Counts:
     unanswered: int = 0
     """Of those that are stored: their client went away before it was told, so it may send them again."""
     in_doubt: int = 0
-    """Times that a mail was sent to the next server and the connection broke before the answer, so that it may be there
-    twice: it is sent again, or stays with its source."""
+    """Times that a mail was sent to the next server and the connection broke before the answer, or the answer could not be
+    noted, so that it may be there twice: it is sent again, or stays with its source."""
 
     @property
     def stored(self) -> int:

@@ -167,8 +167,8 @@ async def test_a_temporary_error_that_stays(tmp_path, stage, answer):
 @pytest.mark.parametrize("stage", STAGES)
 @run
 async def test_a_server_that_falls_silent(tmp_path, stage, monkeypatch):
-    monkeypatch.setattr(smtp_client, "COMMAND_TIMEOUT", 0.05)
-    monkeypatch.setattr(smtp_client, "ANSWER_TIMEOUT", 0.05)
+    monkeypatch.setattr(smtp_client, "COMMAND_TIMEOUT", 0.5)
+    monkeypatch.setattr(smtp_client, "ANSWER_TIMEOUT", 0.5)
     async with next_server({stage: [SILENCE]}) as server:
         report, _ = await deliver(server, tmp_path)
         assert len(server.mails) == 1 and server.connections == 2

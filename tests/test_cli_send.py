@@ -345,6 +345,11 @@ def test_a_host_that_does_not_exist(tmp_path, plugins):
     assert counted(figures) == {"unfinished": 10}
 
 
+def test_no_host():
+    with pytest.raises(SinkError, match=r"^smtp://:25 does not say to which host mails are to be sent$"):
+        SmtpSink("//:25")
+
+
 def test_without_aiosmtplib(monkeypatch):
     monkeypatch.setitem(sys.modules, "aiosmtplib", None)
     monkeypatch.delitem(sys.modules, "mqcore.mail.smtp_client", raising=False)

@@ -62,6 +62,8 @@ class SmtpSink:
                 raise
             raise SinkError(f"{self.url} needs aiosmtplib: pip install 'mqcore[smtp]'") from None
         host, port = split_host(self._path)
+        if not host:
+            raise SinkError(f"{self.url} does not say to which host mails are to be sent")
         tls = ssl.create_default_context() if self.implicit_tls else _opportunistic()
         return NextServer(self.url, host, port, socket.getfqdn(), tls, self.implicit_tls)
 

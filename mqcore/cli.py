@@ -24,13 +24,15 @@ from .mail.base import Run, Sink, Source
 from .mail.errors import SinkError, SourceError
 from .mail.failed import FailedSink
 from .mail.pipeline import Pipeline
-from .mail.places import SINKS, SOURCES, Place, parse_sink, parse_source
+from .mail.places import SINKS, SOURCES, STORES, Place, parse_sink, parse_source, parse_store
 from .mail.progress import progress_bar
 from .mail.report import BAD_PLUGIN, OK, UNREACHABLE, Report
 from .mail.smtp_server import SmtpServer
 from .mail.smtp_source import SmtpSource
 
 T = TypeVar("T")
+SERVERS = ("smtp", "smtps")
+"""The schemes of places that are no mailboxes."""
 
 EXIT_CODES = """\
 exit codes: 0 all mails are in the sink; 1 some failed or were rejected; 2 wrong usage; 3 a plugin did not load;
@@ -83,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--failed",
         metavar="SINK",
-        type=_place(parse_sink),
-        help="where mails go that failed or were rejected, as they were",
+        type=_place(parse_store),
+        help=f"where mails go that failed or were rejected, as they were: {', '.join(STORES)}",
     )
     run.add_argument(
         "--max-in-flight",
@@ -188,7 +190,9 @@ def _run(options: argparse.Namespace) -> int:
         for name in plugins.unused_config:
             _complain(f"{options.config} has a table for {name}, and there is no plugin of that name", OK)
         from_ = opened.enter_context(contextlib.closing(source.open(**receiving)))
-        to = opened.enter_context(contextlib.closing(sink.open()))
+        if sink.scheme in SERVERS:
+            _check_recipients(options, plugins)
+        to = opened.enter_context(contextlib.closing(sink.open(**_sending(options, from_))))
         aside = opened.enter_context(contextlib.closing(FailedSink(failed.open(), from_.url))) if failed else None
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             report = runner.run(_move(plugins, from_, to, aside, options.max_in_flight))
@@ -210,13 +214,29 @@ def _receiving(options: argparse.Namespace) -> dict[str, object]:
         "key": options.tls_key,
         "auth_without_tls": options.auth_without_tls,
     }
-    if options.source.scheme not in ("smtp", "smtps"):
+    if options.source.scheme not in SERVERS:
         if any(given.values()):
             options.parser.error("--tls-certificate, --tls-key and --auth-without-tls are for --from smtp: and smtps:")
         return {}
     if options.tls_certificate is None and (options.tls_key is not None or options.source.scheme == "smtps"):
         options.parser.error(f"{'--tls-key' if options.tls_key else '--from smtps:'} needs --tls-certificate")
     return given
+
+
+def _sending(options: argparse.Namespace, source: Source | SmtpSource) -> dict[str, object]:
+    """The options that only a sink that is a server takes."""
+    if options.sink.scheme not in SERVERS or isinstance(source, SmtpSource):
+        return {}
+    return {"source": source.path}
+
+
+def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:
+    hooks = ("mq_smtp_in_message", "mq_smtp_out_data")
+    if options.source.scheme not in SERVERS and not any(plugins.order(hook) for hook in hooks):
+        options.parser.error(
+            f"{options.source} does not say to whom its mails are to be sent: a plugin must set message.recipient, "
+            f"in {' or '.join(hooks)}"
+        )
 
 
 async def _move(

@@ -18,6 +18,7 @@ import uvloop
 
 import mqcore
 from mqcore.mail import Mail, SinkError
+from mqcore.mail.base import Sink
 from mqcore.mail.failed import FailedSink
 from mqcore.mail.smtp_dialogue import Dialogue, Event, Service, StartTls
 from mqcore.mail.smtp_server import SmtpServer
@@ -209,29 +210,31 @@ class Serving:
 async def serving(
     plugins: Mapping[str, object] | None = None, *, mixed: bool = False, tls: str | None = None, **options: Any
 ) -> AsyncIterator[Serving]:
-    """A server with these plugins. `mixed` gives it a sink for failed mails; `tls` is "starttls" or "implicit"."""
+    """A server with these plugins. `mixed` gives it a sink for failed mails; `tls` is "starttls" or "implicit"; `sink` takes
+    the place of a `ListSink`."""
     loaded = mqcore.Plugins()
     for name, plugin in (plugins or {}).items():
         loaded.add(name, plugin)
     listening = {name: options.pop(name) for name in ("auth_without_tls",) if name in options}
     if tls is not None:
         listening["certificate"] = str(certificate().file)
-    sink, failed = ListSink(), ListSink()
+    stored, failed = ListSink(), ListSink()
+    sink: Sink = options.pop("sink", stored)
     kind = SmtpsSource if tls == "implicit" else SmtpSource
     with contextlib.closing(kind("//127.0.0.1:0", **listening)) as source, mqcore.Dispatcher(loaded) as dispatcher:
         server = SmtpServer(dispatcher, source, sink, FailedSink(failed, source.url) if mixed else None, **options)
         running = asyncio.create_task(server.run())
-        it = Serving(server, sink, failed)
+        it = Serving(server, stored, failed)
         try:
             yield it
         finally:
-            sink.gate.set()
+            stored.gate.set()
             server.stop()
             await it.leave()
         counts = (await running).counts
         ends = (counts.continued, counts.completed, counts.failed, counts.rejected, counts.unfinished)
         assert counts.read == sum(ends), counts
-        assert counts.stored == len(sink.mails)
+        assert counts.stored == len(stored.mails) or sink is not stored
         assert server._kept == server.desk._in_flight == 0
 
 

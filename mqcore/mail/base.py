@@ -40,6 +40,7 @@ class Source(Protocol):
     """
 
     url: str
+    path: Path
     total: int
     """What there is to read, in a unit of the source's own, for the progress bar."""
     done: int

@@ -57,6 +57,8 @@ class FailedSink:
         }
         if mail.origin.recipient is not None:
             reason["recipient"] = mail.origin.recipient
+        if mail.results:
+            reason["results"] = mail.results
         if mail.rejection is not None:
             return reason | {"rejected": mail.rejection._asdict()}
         error = mail.error

@@ -65,12 +65,14 @@ class Mail(Message):
     from a file.
     """
 
-    __slots__ = ("_mime", "connection", "json", "origin", "rejection")
+    __slots__ = ("_mime", "connection", "json", "origin", "rejection", "results")
 
     json: dict[str, Any]
     origin: Origin
     connection: Connection | None
     rejection: Rejection | None
+    results: list[dict[str, Any]]
+    """What the next server said to each recipient, when the mail goes out by SMTP."""
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class Mail(Message):
             self.recipients = list(recipients)
         self.connection = connection
         self.rejection = None
+        self.results = []
         if origin is None:
             origin = Origin(mime, blake2b(mime, digest_size=16).hexdigest(), envelope=envelope)
         self.origin = origin

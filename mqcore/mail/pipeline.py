@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from .. import Cancelled, Dispatcher, Outcome
+from .. import FAIL, Cancelled, Dispatcher, Outcome
 from .base import Sink, Source
 from .errors import SourceError
 from .failed import FailedSink
 from .message import Mail, Origin
 from .report import Counts, Report
+from .smtp_sink import SmtpSink
 from .writer import Finished, Writer
+
+if TYPE_CHECKING:
+    from .smtp_sender import Sender
 
 HOOK = "mq_smtp_in_message"
 BATCH = 256
@@ -24,7 +30,7 @@ IN_FLIGHT_BYTES = 64 << 20
 
 
 class Pipeline:
-    """Moves each mail of `source` through the hook `mq_smtp_in_message` to `sink`.
+    """Moves each mail of `source` through the hook `mq_smtp_in_message` to `sink`; if that is a server, by a `Sender`.
 
     At most `max_in_flight` mails are on the way: in a plugin's hands, or to be stored. The source is read and the sinks
     are written by threads, in batches; all else happens on the loop's thread.
@@ -47,6 +53,9 @@ class Pipeline:
         self._source = source
         self._sink = sink
         self._writer = Writer(sink, failed, self.report, self.stop)
+        self._sender = self._make_sender(dispatcher, sink)
+        if self._sender is not None:
+            self.ends_when = "the transactions that are open are over"
         self._dispatcher = dispatcher
         self._hook = dispatcher.hook(HOOK)
         self._max_in_flight = max_in_flight
@@ -56,6 +65,13 @@ class Pipeline:
         self._stopping = False
         self._all_read = False
         self._room = asyncio.Event()
+
+    def _make_sender(self, dispatcher: Dispatcher, sink: Sink) -> Sender | None:
+        if not isinstance(sink, SmtpSink):
+            return None
+        from .smtp_sender import PAUSES, Sender  # takes aiosmtplib with it, which need not be there
+
+        return Sender(dispatcher, sink, self.report, self.stop, pauses=PAUSES)
 
     @property
     def total(self) -> int:
@@ -68,7 +84,7 @@ class Pipeline:
     async def run(self) -> Report:
         """Once. Ends when all mails are stored, after `stop`, or when the source or a sink failed: see the report."""
         begin = time.perf_counter()
-        async with asyncio.TaskGroup() as tasks:
+        async with self._sender or contextlib.nullcontext(), asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read())
             tasks.create_task(self._writer.run())
         self.report.seconds = time.perf_counter() - begin
@@ -84,6 +100,8 @@ class Pipeline:
         self._room.set()
         for mail in list(self._in_plugins):
             self._dispatcher.cancel(mail)
+        if self._sender is not None:
+            self._sender.stop()
 
     async def _read(self) -> None:
         origins = iter(self._source)
@@ -135,10 +153,26 @@ class Pipeline:
     def _finish(self, mail: Mail, outcome: Outcome) -> None:
         self._in_plugins.discard(mail)
         if self._stopping and isinstance(mail.error, Cancelled):
-            self.report.counts.unfinished += 1
-            self._make_room(((mail, outcome),))
+            self._take_back(((mail, outcome),))
+        elif self._sender is not None and outcome is not FAIL and mail.rejection is None:
+            self._sender.send(((mail, outcome),), self._after_sending)
         else:
             self._writer.add(((mail, outcome),), self._make_room)
+
+    def _after_sending(self, mails: Sequence[Finished], finished: bool, delivered: bool) -> None:
+        if finished:
+            self._writer.add(mails, self._after_noting if delivered else self._make_room)
+        else:
+            self._take_back(mails)
+
+    def _after_noting(self, mails: Sequence[Finished], noted: bool) -> None:
+        if not noted:  # the next run does not know that they are delivered
+            self.report.counts.in_doubt += len(mails)
+        self._make_room(mails)
+
+    def _take_back(self, mails: Sequence[Finished]) -> None:
+        self.report.counts.unfinished += len(mails)
+        self._make_room(mails)
 
     def _make_room(self, mails: Sequence[Finished], stored: bool = False) -> None:
         self._in_flight -= len(mails)

@@ -12,6 +12,7 @@ from .maildir_source import MaildirSource
 from .mbox_sink import MboxSink
 from .mbox_source import MboxSource
 from .null_sink import NullSink
+from .smtp_sink import SmtpSink, SmtpsSink
 from .smtp_source import SmtpSource, SmtpsSource, split_host
 
 T = TypeVar("T")
@@ -22,7 +23,8 @@ SOURCES: Mapping[str, Callable[..., Source | SmtpSource]] = {
     "smtp://HOST:PORT": SmtpSource,
     "smtps://HOST:PORT": SmtpsSource,
 }
-SINKS: Mapping[str, Callable[..., Sink]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
+STORES: dict[str, Callable[..., Sink]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
+SINKS: Mapping[str, Callable[..., Sink]] = STORES | {"smtp://HOST:PORT": SmtpSink, "smtps://HOST:PORT": SmtpsSink}
 
 
 class Place(NamedTuple, Generic[T]):
@@ -51,6 +53,11 @@ def parse_source(url: str) -> Place[Source | SmtpSource]:
 def parse_sink(url: str) -> Place[Sink]:
     """Raises ValueError for a URL that is no sink."""
     return _parse(url, SINKS, "sink")
+
+
+def parse_store(url: str) -> Place[Sink]:
+    """The same, but for sinks that are no servers."""
+    return _parse(url, STORES, "place for failed mails")
 
 
 def _parse(url: str, known: Mapping[str, Callable[..., T]], what: str) -> Place[T]:

@@ -26,11 +26,14 @@ class Counts:
     failed: int = 0
     """Their step failed."""
     rejected: int = 0
-    """Refused by a plugin."""
+    """Refused by a plugin or by the next server."""
     unfinished: int = 0
     """Given up, as the run was stopped or the sink failed, or the client went away. The source still has them."""
     unanswered: int = 0
     """Of those that are stored: their client went away before it was told, so it may send them again."""
+    in_doubt: int = 0
+    """Times that a mail was sent to the next server and the connection broke before the answer, or the answer could not be
+    noted, so that it may be there twice: it is sent again, or stays with its source."""
 
     @property
     def stored(self) -> int:

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from .. import Dispatcher
 from .base import Sink
@@ -18,9 +19,13 @@ from .message import Origin
 from .report import Counts, Report
 from .smtp_connection import HANDSHAKE_TIMEOUT, Hooks, SmtpConnection
 from .smtp_dialogue import Service
+from .smtp_sink import SmtpSink
 from .smtp_source import SmtpSource
 from .smtp_transaction import TransactionDesk
 from .writer import Writer
+
+if TYPE_CHECKING:
+    from .smtp_sender import Sender
 
 MAX_CONNECTIONS = 20_000
 MAX_MESSAGE_BYTES = 256 << 20
@@ -36,6 +41,8 @@ SPARE_FILES = 64
 
 class SmtpServer:
     """Listens until it is stopped, and moves each mail through the plugins to `sink`. It is a connection's `Host`.
+
+    If the sink is a server too, what that says is passed on to the client.
 
     What plugins reject goes to `failed` where others of the same transaction are accepted; without `failed` a
     transaction has one recipient.
@@ -61,7 +68,10 @@ class SmtpServer:
         self.service = self._make_service(source, one_recipient=failed is None)
         self._source = source
         self._writer = Writer(sink, failed, self.report, self.stop)
-        self.desk = TransactionDesk(dispatcher, self.hooks.message, self._writer, self.report.counts, max_in_flight)
+        self._sender = self._make_sender(sink, mixed=failed is not None)
+        self.desk = TransactionDesk(
+            dispatcher, self.hooks.message, self._writer, self._sender, self.report.counts, max_in_flight
+        )
         self._connections: set[SmtpConnection] = set()
         self._max_connections = MAX_CONNECTIONS
         self._entered = 0
@@ -80,6 +90,13 @@ class SmtpServer:
         )
         return replace(service, max_recipients=1) if one_recipient else service
 
+    def _make_sender(self, sink: Sink, *, mixed: bool) -> Sender | None:
+        if not isinstance(sink, SmtpSink):
+            return None
+        from .smtp_sender import Sender  # takes aiosmtplib with it, which need not be there
+
+        return Sender(self.dispatcher, sink, self.report, self.stop, mixed=mixed)
+
     # What the command calls
 
     total = None
@@ -93,7 +110,7 @@ class SmtpServer:
         """Once. Ends after `stop`, or when the sink failed: see the report."""
         begin = time.perf_counter()
         self._max_connections = min(MAX_CONNECTIONS, raise_file_limit() - SPARE_FILES)
-        async with asyncio.TaskGroup() as tasks:
+        async with self._sender or contextlib.nullcontext(), asyncio.TaskGroup() as tasks:
             tasks.create_task(self._writer.run())
             try:
                 await self._serve()
@@ -135,6 +152,8 @@ class SmtpServer:
                 async with asyncio.timeout(max(give_up - self.loop.time(), 1.0)):
                     await self._empty.wait()
             if self.loop.time() >= give_up:
+                if self._sender is not None:
+                    self._sender.cut()
                 for connection in list(self._connections):
                     connection.end(421, "4.3.2 this server is shutting down")
 

@@ -24,6 +24,8 @@ parse_to = re.compile(rf"TO: ?<{_ROUTE}({_ADDRESS}|postmaster)>(?: +(.*))?", re.
 find_control = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 """Control characters, and others that some programs take for the end of a line."""
 
+_PATH = re.compile(r'(?:"(?:[^"\\]|\\.)*"(?:@[^\s<>"]+)?|[^\s<>"]+)').fullmatch
+
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\s=]+))?")
 
 
@@ -70,6 +72,19 @@ def check_address(address: str, *, utf8: bool) -> None:
             raise Wrong("553 5.6.7 an address like this needs SMTPUTF8 in MAIL")
         if len(address.encode()) > MAX_ADDRESS:
             raise Wrong("553 5.1.0 this address is too long")
+
+
+def is_safe(address: str) -> bool:
+    """Whether it can stand between angle brackets in a command, and be nothing else; its server may know more of it."""
+    return _PATH(address) is not None and not find_control(address) and _is_text(address)
+
+
+def _is_text(address: str) -> bool:
+    try:
+        address.encode()
+    except UnicodeEncodeError:  # from bytes that were no UTF-8
+        return False
+    return True
 
 
 def decode_base64(text: str) -> str:

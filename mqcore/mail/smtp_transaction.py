@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from .. import FAIL, Dispatcher, Hook, Outcome
 from .message import Mail, Rejection
 from .report import Counts
 from .writer import Finished, Writer
+
+if TYPE_CHECKING:
+    from .smtp_delivery import Delivery
+    from .smtp_sender import Sender
 
 Answer: TypeAlias = Callable[[Rejection | None], object]
 
@@ -21,9 +25,12 @@ class Transaction:
 
     Any failure or temporary rejection is an answer for the client, and nothing is stored. So is the rejection of all.
     Otherwise the accepted go to the sink, the rejected to where failed mails go, and then the client gets its 250.
+
+    If the sink is the next server, the accepted are sent there first, and what it says are verdicts too. Once it has one
+    of them nothing can be taken back: then whatever it refuses, if only for now, goes to where failed mails go.
     """
 
-    __slots__ = ("_answer", "_desk", "_open", "_verdicts", "cancelled", "is_storing", "mails")
+    __slots__ = ("_answer", "_delivery", "_desk", "_open", "_verdicts", "cancelled", "is_storing", "mails")
 
     def __init__(self, desk: TransactionDesk, mails: Sequence[Mail], answer: Answer) -> None:
         self._desk = desk
@@ -31,6 +38,7 @@ class Transaction:
         self._answer = answer
         self._verdicts: list[Finished] = []
         self._open = len(mails)
+        self._delivery: Delivery | None = None
         self.is_storing = False
         """Whether it is too late to take it back."""
         self.cancelled = False
@@ -42,9 +50,11 @@ class Transaction:
                 self._take_verdict(mail, outcome)
 
     def cancel(self) -> None:
-        """The client is gone: take back what plugins hold. What is being stored stays so, though nobody is told."""
+        """The client is gone: take back what plugins hold. What is being stored or sent stays so, though nobody is told."""
         self.cancelled = True
-        if not self.is_storing:
+        if self._delivery is not None:
+            self._delivery.take_back()
+        elif not self.is_storing:
             for mail in self.mails:
                 self._desk.dispatcher.cancel(mail)
 
@@ -60,12 +70,29 @@ class Transaction:
             self._finish(None)
             return
         refusal = find_refusal(self._verdicts)
-        if refusal is None:
-            self.is_storing = True
+        if refusal is not None:
+            self._refuse(refusal)
+            return
+        self.is_storing = True
+        if self._desk.sender is None:
             self._desk.writer.add(self._verdicts, self._after_storing)
         else:
-            self._desk.count_refused(self._verdicts)
-            self._finish(refusal)
+            self._delivery = self._desk.sender.send(self._verdicts, self._after_sending)
+
+    def _refuse(self, refusal: Rejection) -> None:
+        self._desk.count_refused(self._verdicts)
+        self._finish(refusal)
+
+    def _after_sending(self, mails: Sequence[Finished], finished: bool, delivered: bool) -> None:
+        self._verdicts = list(mails)
+        refusal = None if delivered else find_refusal(mails)
+        if not finished:
+            self._desk.counts.unfinished += len(mails)
+            self._finish(FAILED)
+        elif refusal is not None:
+            self._refuse(refusal)
+        else:
+            self._desk.writer.add(mails, self._after_storing)
 
     def _after_storing(self, mails: Sequence[Finished], stored: bool) -> None:
         if stored and self.cancelled:
@@ -94,10 +121,19 @@ def find_refusal(verdicts: Sequence[Finished]) -> Rejection | None:
 class TransactionDesk:
     """Lets transactions begin, while no more than `max_in_flight` mails are between the clients and the sink."""
 
-    def __init__(self, dispatcher: Dispatcher, hook: Hook, writer: Writer, counts: Counts, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        hook: Hook,
+        writer: Writer,
+        sender: Sender | None,
+        counts: Counts,
+        max_in_flight: int,
+    ) -> None:
         self.dispatcher = dispatcher
         self.hook = hook
         self.writer = writer
+        self.sender = sender
         self.counts = counts
         self._max_in_flight = max_in_flight
         self._in_flight = 0

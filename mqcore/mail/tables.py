@@ -32,9 +32,10 @@ def _outcomes(report: Report) -> Table:
         (counts.continued, "stored"),
         (counts.completed, "stored, as a plugin skipped the plugins after it"),
         (counts.failed, "failed"),
-        (counts.rejected, "rejected by a plugin"),
+        (counts.rejected, "rejected, by a plugin or by the next server"),
         (counts.unfinished, "not finished; the source still has them"),
         (counts.unanswered, "of those stored, not known to be so by their client, who may send them again"),
+        (counts.in_doubt, "sent without an answer, so that the next server may have them twice"),
     ]
     for number, (count, what) in enumerate(rows):
         if count or number == 0 or what == "stored":

@@ -1,0 +1,230 @@
+"""Some mails, on their way to the next server together."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from .. import FAIL
+from .errors import SinkError
+from .message import Mail
+from .smtp_client import Answer, Lost, Unreachable
+from .smtp_content import make_content
+from .smtp_syntax import is_safe
+from .writer import Finished
+
+if TYPE_CHECKING:
+    from .smtp_sender import Sender
+
+Sent: TypeAlias = Callable[[Sequence[Finished], bool, bool], object]
+"""Called as `sent(mails, finished, delivered)`. The mails that the server refused have a `rejection` now. If not
+`finished`, they were taken back, or there is no server. `delivered`: it has at least one of them."""
+
+NOBODY = "5.1.3 it is not known to whom to send this; a plugin must set message.recipient"
+NO_SENDER = "5.1.7 it is not known from whom this is; a plugin must set message.envelope, to '' for a bounce"
+DONE = Answer("message", 250, "delivered by an earlier run")
+
+log = logging.getLogger(__name__)
+
+
+class Parcel(NamedTuple):
+    """A mail for one of its recipients, as it is when plugins are done with it."""
+
+    mail: Mail
+    recipient: str
+    envelope: str
+    mime: bytes
+
+
+class Delivery:
+    """The mails of one transaction of a client, or one mail from a file. What goes to several recipients, and is the same,
+    is sent once. See `Sender`."""
+
+    task: asyncio.Task[None]
+    """Runs `run`."""
+
+    def __init__(self, sender: Sender, mails: Sequence[Finished]) -> None:
+        self.mails = mails
+        self.is_finished = False
+        self._sender = sender
+        self._answers: dict[Mail, dict[str, Answer]] = {}
+        self._is_sending = False
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the server has any of it."""
+        return any(answer.is_delivered for answer in self._all_answers())
+
+    def _all_answers(self) -> Iterable[Answer]:
+        return (answer for answers in self._answers.values() for answer in answers.values())
+
+    def take_back(self) -> None:
+        """End it, unless the server is being talked to, or has a part of it already and the client must learn of that."""
+        if not self._is_sending and (self._sender.pauses or not self.is_delivered):
+            self.task.cancel()
+
+    def cut(self) -> None:
+        """End it."""
+        self.task.cancel()
+
+    async def run(self) -> None:
+        try:
+            await self._prepare()
+            await self._send(self._parcels())
+            self.is_finished = True
+        except Unreachable as error:
+            self._sender.give_up(f"cannot reach {self._sender.sink.url}: {error}")
+        finally:
+            self._conclude()
+        if self.is_finished:
+            await self._tell()
+
+    # Before
+
+    def _good(self) -> list[Mail]:
+        return [mail for mail, outcome in self.mails if outcome is not FAIL and mail.rejection is None]
+
+    async def _prepare(self) -> None:
+        """Run `mq_smtp_out_data`."""
+        going = self._good()
+        outcomes = await asyncio.gather(*map(self._sender.data_hook, going))
+        failed = {mail for mail, outcome in zip(going, outcomes, strict=True) if outcome is FAIL}
+        self.mails = [(mail, FAIL if mail in failed else outcome) for mail, outcome in self.mails]
+        for mail in self._good():
+            _check(mail)
+
+    def _parcels(self) -> list[Parcel]:
+        """What to send: nothing if the client is to come again, as far as is known now."""
+        if not self._sender.pauses and any(_is_put_off(*one) for one in self.mails):
+            return []
+        parcels = []
+        for mail in self._good():
+            have = self._sender.sink.recipients_of(mail.origin.id)
+            self._answers[mail] = {recipient: DONE for recipient in mail.recipients if recipient in have}
+            for recipient in dict.fromkeys(mail.recipients):
+                if recipient not in have:
+                    parcels.append(Parcel(mail, recipient, mail.envelope or "", mail.mime))
+        return parcels
+
+    # Sending
+
+    async def _send(self, parcels: Sequence[Parcel]) -> None:
+        for pause in (*self._sender.pauses, None):
+            for group in _group(parcels):
+                await self._send_group(group)
+                if not self.is_delivered and any(map(self._sender.blocks, self._all_answers())):
+                    return
+            parcels = [parcel for parcel in parcels if self._answers[parcel.mail][parcel.recipient].is_temporary]
+            if not parcels or pause is None:
+                return
+            if self._sender.is_stopping:
+                self.take_back()
+            await asyncio.sleep(pause)
+
+    async def _send_group(self, group: Sequence[Parcel]) -> None:
+        recipients = list(dict.fromkeys(parcel.recipient for parcel in group))
+        content = make_content(group[0].mime)
+        while recipients:
+            mails = len({parcel.mail for parcel in group if parcel.recipient in recipients})
+            answers = await self._transact(group[0].envelope, recipients, content, mails)
+            for parcel in group:
+                if parcel.recipient in answers:
+                    self._answers[parcel.mail][parcel.recipient] = answers[parcel.recipient]
+            if not any(answer.is_delivered for answer in answers.values()):
+                break
+            recipients = [recipient for recipient, answer in answers.items() if answer.is_too_many]
+
+    async def _transact(self, envelope: str, recipients: list[str], content: bytes, mails: int) -> Mapping[str, Answer]:
+        fresh = False
+        blocks = _never if self.is_delivered else self._sender.blocks
+        while True:
+            try:
+                async with self._sender.pool.client(fresh=fresh) as client:
+                    self._is_sending = True
+                    try:
+                        return await client.send(envelope, recipients, content, blocks=blocks)
+                    except Lost as lost:
+                        if client.is_in_doubt or not client.is_used:
+                            return dict.fromkeys(recipients, lost.answer)
+                        fresh = True  # the server had enough of that connection, which is no fault of the mail's
+                    finally:
+                        self._is_sending = False
+                        if client.is_in_doubt:
+                            self._sender.counts.in_doubt += mails
+            except Unreachable as error:
+                if self._sender.pauses:
+                    raise
+                log.warning("cannot reach %s: %s", self._sender.sink.url, error)
+                return dict.fromkeys(recipients, Answer("connect", None, f"cannot reach the next server: {error}"))
+
+    # After
+
+    def _conclude(self) -> None:
+        """Say in each mail what became of it."""
+        for mail, answers in self._answers.items():
+            mail.results = [answer.as_dict(recipient) for recipient, answer in answers.items()]
+            if isinstance(mail.json, dict):  # a plugin may have put anything there
+                mail.json["results"] = copy.deepcopy(mail.results)
+            delivered = [recipient for recipient, answer in answers.items() if answer.is_delivered]
+            refused = [answer for answer in answers.values() if not answer.is_positive]
+            if refused:
+                mail.reject(*next((answer for answer in refused if answer.is_final), refused[0]).as_rejection())
+            if delivered and (refused or not self.is_finished):
+                self._keep(mail, delivered)
+
+    def _keep(self, mail: Mail, delivered: Sequence[str]) -> None:
+        """What is known of a mail that some recipients have, and others do not, or not yet."""
+        try:
+            self._sender.sink.store_partly(mail, delivered)
+        except SinkError as error:
+            self.is_finished = False
+            self._sender.give_up(str(error))
+        if not self.is_finished and not self._sender.pauses:
+            self._sender.counts.in_doubt += 1  # its client sends it again
+
+    async def _tell(self) -> None:
+        """Run `mq_smtp_out_sent`, which changes nothing any more."""
+        rejections = {mail: mail.rejection for mail in self._answers}
+        try:
+            await asyncio.gather(*map(self._sender.sent_hook, rejections))
+        finally:
+            for mail, rejection in rejections.items():
+                mail.rejection = rejection
+
+
+def _check(mail: Mail) -> None:
+    """Reject what cannot be sent at all. What plugins put into `json` may be anything."""
+    if not isinstance(mail.json, dict) or not isinstance(mail.recipients, list):
+        mail.reject(550, "5.1.0 what a plugin left as the envelope of this mail is none")
+    elif not mail.recipients:
+        log.warning("mail %s is not sent: %s", mail.origin.id, NOBODY)
+        mail.reject(550, NOBODY)
+    elif mail.envelope is None:
+        log.warning("mail %s is not sent: %s", mail.origin.id, NO_SENDER)
+        mail.reject(550, NO_SENDER)
+    elif b"\0" in mail.mime:
+        mail.reject(554, "5.6.0 a message may not have NUL in it")
+    else:
+        for address in (*mail.recipients, *filter(None, [mail.envelope])):
+            if not (isinstance(address, str) and is_safe(address)):
+                mail.reject(553, f"5.1.3 this is no address: {address!a}")
+
+
+def _is_put_off(mail: Mail, outcome: object) -> bool:
+    return outcome is FAIL or (mail.rejection is not None and mail.rejection.code < 500)
+
+
+def _never(answer: Answer) -> bool:
+    return False
+
+
+def _group(parcels: Iterable[Parcel]) -> Iterable[list[Parcel]]:
+    """Those together that are sent in one transaction: all but the recipient is the same."""
+    groups: dict[tuple[str, bytes], list[Parcel]] = defaultdict(list)
+    for parcel in parcels:
+        groups[parcel.envelope, parcel.mime].append(parcel)
+    return groups.values()

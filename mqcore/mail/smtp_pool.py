@@ -1,0 +1,162 @@
+"""The connections to the next server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from .smtp_client import Client, NextServer, Unreachable
+
+MAX_CONNECTIONS = 20
+IDLE_TIMEOUT = 30.0
+"""Seconds that a connection is kept open without a mail."""
+MORE_AFTER = 60.0
+"""Seconds until a server that took no more connections is asked for one more."""
+
+log = logging.getLogger(__name__)
+
+
+class Pool:
+    """At most `MAX_CONNECTIONS` to one server, each of which is used for many mails, one after the other.
+
+    When the server takes no more connections, those that there are must do. When there are none, it is tried again after
+    each of `pauses` (in seconds), once for all who wait.
+    """
+
+    def __init__(self, server: NextServer, pauses: Sequence[float]) -> None:
+        self._server = server
+        self._pauses = pauses
+        self._room = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._open = 0
+        """Connections that there are, or that are being made."""
+        self._full_until = 0.0
+        self._idle: dict[Client, asyncio.TimerHandle] = {}
+        self._waiting: dict[asyncio.Future[None], None] = {}
+        """For a change: a connection that is idle, or lost, or the news that there is none."""
+        self._trying_again = asyncio.Lock()
+        self._goodbyes: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def client(self, *, fresh: bool = False) -> AsyncIterator[Client]:
+        """A connection, for one transaction; with `fresh`, a new one. Raises Unreachable."""
+        async with self._room:
+            client = await self._take(fresh)
+            try:
+                yield client
+            finally:
+                self._put_back(client)
+
+    async def _take(self, fresh: bool) -> Client:
+        now = asyncio.get_running_loop().time
+        while True:
+            client = self._take_idle()
+            if client is not None and not fresh:
+                return client
+            if client is not None:
+                self._discard(client)  # there is room for a new one in its place
+            elif self._open and now() < self._full_until:
+                await self._wait()
+                continue
+            try:
+                return await self._connect()
+            except Unreachable as error:
+                if not self._open:
+                    return await self._try_again(error)
+                self._full_until = now() + MORE_AFTER
+
+    def _take_idle(self) -> Client | None:
+        while self._idle:
+            client, timer = self._idle.popitem()
+            timer.cancel()
+            if client.is_reusable:
+                return client
+            self._discard(client)
+        return None
+
+    def _discard(self, client: Client) -> None:
+        client.close()
+        self._open -= 1
+
+    async def _connect(self) -> Client:
+        self._open += 1
+        try:
+            return await Client.connect(self._server)
+        except BaseException:
+            self._open -= 1
+            raise
+
+    async def _try_again(self, error: Unreachable) -> Client:
+        async with self._trying_again:
+            for pause in self._pauses:
+                if error.final:
+                    break
+                log.warning("cannot reach %s: %s; trying again in %g s", self._server.url, error, pause)
+                await asyncio.sleep(pause)
+                try:
+                    client = await self._connect()
+                except Unreachable as again:
+                    error = again
+                else:
+                    self._full_until = 0.0
+                    self._wake_all()
+                    return client
+        self._wake_all(error)
+        raise error
+
+    def _put_back(self, client: Client) -> None:
+        if client.is_reusable:
+            self._idle[client] = asyncio.get_running_loop().call_later(IDLE_TIMEOUT, self._retire, client)
+            self._wake_one()
+        else:
+            self._discard(client)
+            if not self._open:
+                self._wake_all()
+
+    def _retire(self, client: Client) -> None:
+        del self._idle[client]
+        self._open -= 1
+        goodbye = asyncio.create_task(client.quit())
+        self._goodbyes.add(goodbye)
+        goodbye.add_done_callback(self._goodbyes.discard)
+
+    async def close(self) -> None:
+        """Say goodbye on all connections, none of which is in use any more."""
+        for client, timer in list(self._idle.items()):
+            timer.cancel()
+            self._retire(client)
+        while self._goodbyes:
+            await asyncio.wait(self._goodbyes)
+
+    # Those who wait
+
+    async def _wait(self) -> None:
+        change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[change] = None
+        try:
+            await change
+        except asyncio.CancelledError:
+            if change.done() and not change.cancelled():
+                self._wake_one()  # in our place
+            raise
+        finally:
+            self._waiting.pop(change, None)
+
+    def _wake_one(self) -> None:
+        while self._waiting:
+            change = next(iter(self._waiting))  # who waits longest
+            del self._waiting[change]
+            if not change.done():
+                change.set_result(None)
+                return
+
+    def _wake_all(self, error: Unreachable | None = None) -> None:
+        while self._waiting:
+            change, _ = self._waiting.popitem()
+            if change.done():
+                continue
+            if error is None:
+                change.set_result(None)
+            else:
+                change.set_exception(error)

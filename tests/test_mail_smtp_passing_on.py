@@ -1,0 +1,337 @@
+"""From SMTP clients to the next server: its answers are the client's, and nothing is stored in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from sending_tools import DROP, SILENCE, STAGES, NextServer, next_server
+from smtp_tools import OPEN, Serving, codes, run, serving
+
+from mqcore.mail import smtp_server
+from mqcore.mail.smtp_sink import SmtpSink
+
+TEXT = b"Subject: hello\r\n\r\nhello\r\n"
+MESSAGE = TEXT + b".\r\n"
+MAIL, RCPT = b"MAIL FROM:<a@example.org>\r\n", b"RCPT TO:<%b@example.org>\r\n"
+
+
+@contextlib.asynccontextmanager
+async def relaying(server: NextServer, plugins=None, **options):
+    async with serving(plugins, sink=SmtpSink(f"//127.0.0.1:{server.port}"), **options) as it:
+        yield it
+
+
+async def answer(it: Serving, *recipients: bytes) -> str:
+    """What a client is told that sends a message to them."""
+    client = await it.greeted()
+    await client.asks(MAIL + b"".join(RCPT % recipient for recipient in recipients) + b"DATA\r\n", len(recipients) + 2)
+    return await client.ask(MESSAGE)
+
+
+def counts(it: Serving) -> dict[str, int]:
+    names = ("continued", "failed", "rejected", "unfinished", "in_doubt", "unanswered")
+    return {name: count for name in names if (count := getattr(it.server.report.counts, name))}
+
+
+@run
+async def test_a_mail():
+    async with next_server() as server, relaying(server) as it:
+        client = await it.opened()
+        assert codes([await client.ask(MESSAGE)]) == ["250 2.6.0"]
+        assert server.mails == [("a@example.org", ["b@example.org"], TEXT)]
+    assert counts(it) == {"continued": 1}
+
+
+@run
+async def test_250_comes_after_the_next_servers_250():
+    async with next_server({"message": [SILENCE]}) as server, relaying(server) as it:
+        client = await it.opened()
+        client.send(MESSAGE)
+        await server.silent.wait()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await client.reader.read(1)
+        server.speak.set()
+        assert codes([await client.reply()]) == ["250 2.6.0"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("said", ["450 4.2.1 not now", "552 5.2.2 mailbox full", "550-5.7.1 not\r\n550 5.7.1 you"])
+@run
+async def test_a_refusal_is_passed_on_at_once(stage, mixed, said):
+    async with next_server({stage: [said]}) as server, relaying(server, mixed=mixed) as it:
+        client = await it.opened()
+        assert await client.ask(MESSAGE) == ("550 5.7.1 not 5.7.1 you" if "550" in said else said)
+        assert server.mails == [] and it.failed.mails == []
+        assert codes([await client.ask(MAIL)]) == ["250 2.1.0"]
+    assert counts(it) == {"rejected": 1}
+
+
+@pytest.mark.parametrize("stage", ["greeting", "ehlo", *STAGES])
+@pytest.mark.parametrize("said", ["421 4.3.2 going", DROP])
+@run
+async def test_a_connection_that_breaks_is_temporary_and_not_the_clients(stage, said):
+    async with next_server({stage: [said] * 2}) as server, relaying(server) as it:
+        client = await it.opened()
+        assert (await client.ask(MESSAGE)).startswith("451 4.")
+        assert await client.ask(b"NOOP\r\n") == "250 2.0.0 ok"
+        assert server.mails == []
+    assert counts(it) == {"rejected": 1} | ({"in_doubt": 1} if (stage, said) == ("message", DROP) else {})
+
+
+@run
+async def test_no_next_server(caplog):
+    async with next_server() as server, relaying(server) as it:
+        await server.stop()
+        client = await it.opened()
+        reply = await client.ask(MESSAGE)
+        assert reply == "451 4.4.2 cannot reach the next server: Connection refused"
+        await server.start()
+        client.send(OPEN.partition(b"\r\n")[2])
+        assert codes([await client.reply() for _ in range(3)]) == ["250 2.1.0", "250 2.1.5", "354"]
+        assert codes([await client.ask(MESSAGE)]) == ["250 2.6.0"]
+    assert f"cannot reach smtp://127.0.0.1:{server.port}: Connection refused" in caplog.text
+
+
+# Many recipients
+
+
+@run
+async def test_one_transaction_for_all_recipients():
+    async with next_server() as server, relaying(server, mixed=True) as it:
+        assert codes([await answer(it, b"b", b"c", b"b")]) == ["250 2.6.0"]
+        assert server.mails == [("a@example.org", ["b@example.org", "c@example.org"], TEXT)]
+    assert counts(it) == {"continued": 3}
+
+
+@run
+async def test_those_whom_the_next_server_refuses_are_put_aside():
+    async with next_server({"no@example.org": ["550 5.1.1 no"]}) as server, relaying(server, mixed=True) as it:
+        assert codes([await answer(it, b"b", b"no", b"c")]) == ["250 2.6.0"]
+        assert server.mails == [("a@example.org", ["b@example.org", "c@example.org"], TEXT)]
+        assert [mail.recipient for mail in it.failed.mails] == ["no@example.org"]
+    assert counts(it) == {"continued": 2, "rejected": 1}
+
+
+@run
+async def test_nothing_is_sent_while_one_has_a_temporary_error():
+    async with next_server({"later@example.org": ["450 4.2.0 later"]}) as server, relaying(server, mixed=True) as it:
+        assert await answer(it, b"b", b"no", b"later") == "450 4.2.0 later"
+        assert server.seen == [] and it.failed.mails == []
+        assert server.commands.count("RSET") == 1
+    assert counts(it) == {"rejected": 1, "unfinished": 2}
+
+
+@run
+async def test_all_are_refused():
+    script = {"b@example.org": ["550 5.1.1 no"], "c@example.org": ["553 5.1.3 neither"]}
+    async with next_server(script) as server, relaying(server, mixed=True) as it:
+        assert await answer(it, b"b", b"c") == "550 5.1.1 no"
+        assert server.seen == [] and it.failed.mails == []
+    assert counts(it) == {"rejected": 2}
+
+
+@run
+async def test_what_plugins_and_the_next_server_refuse():
+    def hook(context, message):
+        if message.recipient.startswith("no"):
+            message.reject(550, "5.7.0 a plugin says no")
+
+    for stage in ("mq_smtp_in_message", "mq_smtp_out_data"):
+        script = {"b@example.org": ["550 5.1.1 no"]}
+        plugins = {"10-no": SimpleNamespace(**{stage: hook})}
+        async with next_server(script) as server, relaying(server, plugins, mixed=True) as it:
+            assert await answer(it, b"no", b"b") == "550 5.7.0 a plugin says no"
+            assert codes([await answer(it, b"no", b"b")]) == ["250 2.6.0"]
+            assert [to for _, to, _ in server.mails] == [["b@example.org"]]
+            assert [mail.recipient for mail in it.failed.mails] == ["no@example.org"]
+        assert counts(it) == {"continued": 1, "rejected": 3}
+
+
+@run
+async def test_a_plugin_that_fails_what_goes_out():
+    def hook(context, message):
+        if message.recipient.startswith("c"):
+            raise ValueError("a bug")
+
+    async with (
+        next_server() as server,
+        relaying(server, {"10-bug": SimpleNamespace(mq_smtp_out_data=hook)}, mixed=True) as it,
+    ):
+        assert await answer(it, b"b", b"c") == "451 4.3.0 this server has a problem; try again later"
+        assert server.connections == 0
+    assert counts(it) == {"failed": 1, "unfinished": 1}
+
+
+@pytest.mark.parametrize("said", ["452 4.5.3 no more", "452 Too many recipients"])
+@run
+async def test_a_server_that_takes_so_many_recipients_at_a_time(said):
+    script = {"rcptto": ["250 ok", "250 ok", said, "250 ok", said]}
+    async with next_server(script) as server, relaying(server, mixed=True) as it:
+        assert codes([await answer(it, *(b"%d" % number for number in range(5)))]) == ["250 2.6.0"]
+        assert [[address[0] for address in to] for _, to, _ in server.mails] == [["0", "1"], ["2"], ["3", "4"]]
+    assert counts(it) == {"continued": 5}
+
+
+@run
+async def test_a_server_that_takes_no_recipients():
+    async with next_server({"rcptto": ["452 4.5.3 no more"]}) as server, relaying(server, mixed=True) as it:
+        assert await answer(it, b"b", b"c") == "452 4.5.3 no more"
+    assert counts(it) == {"rejected": 2}
+
+
+def signs(context, message):
+    message.mime = message.recipient.encode() + b"\r\n" + message.mime
+
+
+@run
+async def test_what_differs_from_recipient_to_recipient_is_sent_to_each():
+    async with next_server() as server:
+        async with relaying(server, {"10-sign": SimpleNamespace(mq_smtp_out_data=signs)}, mixed=True) as it:
+            assert codes([await answer(it, b"b", b"c")]) == ["250 2.6.0"]
+        assert [(to, content.partition(b"\r\n")[0]) for _, to, content in server.mails] == [
+            (["b@example.org"], b"b@example.org"),
+            (["c@example.org"], b"c@example.org"),
+        ]
+
+
+@pytest.mark.parametrize("said", ["450 4.2.0 later", "550 5.1.1 no", DROP])
+@run
+async def test_once_something_is_delivered_the_rest_is_put_aside(said):
+    """The client must not send it again, as the first recipient would have it twice."""
+    script = {"message": ["250 ok", said, "250 ok"]}
+    async with (
+        next_server(script) as server,
+        relaying(server, {"10-sign": SimpleNamespace(mq_smtp_out_data=signs)}, mixed=True) as it,
+    ):
+        assert codes([await answer(it, b"b", b"c", b"d")]) == ["250 2.6.0"]
+        assert [to for _, to, _ in server.mails] == [["b@example.org"], ["d@example.org"]]
+        assert [mail.recipient for mail in it.failed.mails] == ["c@example.org"]
+    assert counts(it) == {"continued": 2, "rejected": 1} | ({"in_doubt": 1} if said == DROP else {})
+
+
+@run
+async def test_if_the_first_is_not_delivered_nothing_is():
+    async with (
+        next_server({"message": ["450 4.2.0 later"]}) as server,
+        relaying(server, {"10-sign": SimpleNamespace(mq_smtp_out_data=signs)}, mixed=True) as it,
+    ):
+        assert await answer(it, b"b", b"c") == "450 4.2.0 later"
+        assert len(server.seen) == 1 and it.failed.mails == []
+    assert counts(it) == {"rejected": 1, "unfinished": 1}
+
+
+@run
+async def test_more_recipients_by_a_plugin_and_no_place_for_those_that_are_refused():
+    def more(context, message):
+        message.recipients = [message.recipient, "no@example.org"]
+
+    async with (
+        next_server({"no@example.org": ["550 5.1.1 no"]}) as server,
+        relaying(server, {"10-more": SimpleNamespace(mq_smtp_in_message=more)}) as it,
+    ):
+        assert await answer(it, b"b") == "550 5.1.1 no"
+        assert server.seen == []
+        assert codes([await answer(it, b"b")]) == ["250 2.6.0"]
+        assert [to for _, to, _ in server.mails] == [["b@example.org", "no@example.org"]]
+
+
+# Anything
+
+
+@pytest.mark.parametrize("seed", range(10))
+@run
+async def test_whatever_the_next_server_does(seed):
+    """Whoever got 250 has delivered or put aside all; what is there twice was in doubt; connections are not mixed up."""
+    chance = random.Random(seed)
+    says = ["450 4.0.0 later", "550 5.0.0 no", "421 4.3.2 going", "452 4.5.3 too many", "gibberish", DROP]
+    stages = ("greeting", "ehlo", *STAGES)
+    usual = {"data": "354 go on", "ehlo": "250 next.example", "greeting": "220 next.example"}
+    script = {
+        stage: [chance.choice(says) if chance.random() < 0.15 else usual.get(stage, "250 ok") for _ in range(1000)]
+        for stage in stages
+    }
+    delivered_twice = 0
+    async with next_server(script) as server, relaying(server, mixed=True) as it:
+
+        async def send(number: int) -> None:
+            recipients = [b"%d-%d" % (number, which) for which in range(chance.randrange(1, 4))]
+            wanted = {f"{recipient.decode()}@example.org" for recipient in recipients}
+            for _ in range(1000):
+                if (await answer(it, *recipients)).startswith("250 "):
+                    break
+            aside = {mail.recipient for mail in it.failed.mails}
+            assert wanted <= aside | {to for _, all_to, _ in server.mails for to in all_to}
+
+        await asyncio.gather(*(send(number) for number in range(40)))
+        received = Counter(to for _, all_to, _ in server.mails for to in all_to)
+        delivered_twice = sum(received.values()) - len(received)
+        assert all(content == TEXT for content in server.seen)
+    assert delivered_twice <= counts(it).get("in_doubt", 0)
+
+
+# Clients that go away, and the end
+
+
+@run
+async def test_a_client_that_goes_away_before_its_mail_goes_out():
+    held = []
+
+    def hold(context, message):
+        held.append(message)
+        return True
+
+    async with next_server() as server, relaying(server, {"10-hold": SimpleNamespace(mq_smtp_out_data=hold)}) as it:
+        client = await it.opened()
+        client.send(MESSAGE)
+        await it.until(lambda: held)
+        client.leave()
+        await it.until(lambda: it.server.report.counts.unfinished)
+        assert server.connections == 0
+    assert counts(it) == {"unfinished": 1}
+
+
+@run
+async def test_a_client_that_goes_away_while_its_mail_goes_out():
+    async with next_server({"message": [SILENCE]}) as server, relaying(server) as it:
+        client = await it.opened()
+        client.send(MESSAGE)
+        await server.silent.wait()
+        client.leave()
+        await it.until(lambda: not it.server._connections)
+        server.speak.set()
+        await it.until(lambda: it.server.report.counts.stored)
+        assert len(server.mails) == 1
+    assert counts(it) == {"continued": 1, "unanswered": 1}
+
+
+@run
+async def test_stopped_while_a_mail_goes_out():
+    async with next_server({"message": [SILENCE]}) as server, relaying(server) as it:
+        client = await it.opened()
+        client.send(MESSAGE)
+        await server.silent.wait()
+        it.server.stop()
+        await asyncio.sleep(0.01)
+        server.speak.set()
+        assert codes([await client.reply(), await client.reply()]) == ["250 2.6.0", "421 4.3.2"]
+    assert counts(it) == {"continued": 1}
+
+
+@run
+async def test_stopped_while_the_next_server_takes_too_long(monkeypatch):
+    monkeypatch.setattr(smtp_server, "PATIENCE", 0.05)
+    async with next_server({"message": [SILENCE]}) as server, relaying(server) as it:
+        client = await it.opened()
+        client.send(MESSAGE)
+        await server.silent.wait()
+        it.server.stop()
+        assert codes([await client.reply(), await client.reply()]) == ["451 4.3.0", "421 4.3.2"]
+        assert server.mails == []
+    assert counts(it) == {"unfinished": 1, "in_doubt": 1}

@@ -27,8 +27,8 @@ from .mail.pipeline import Pipeline
 from .mail.places import SINKS, SOURCES, STORES, Place, parse_sink, parse_source, parse_store
 from .mail.progress import progress_bar
 from .mail.report import BAD_PLUGIN, OK, UNREACHABLE, Report
-from .mail.smtp_server import SmtpServer
-from .mail.smtp_source import SmtpSource
+from .mail.smtp.server import SmtpServer
+from .mail.smtp.source import SmtpSource
 
 T = TypeVar("T")
 SERVERS = ("smtp", "smtps")

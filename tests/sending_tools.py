@@ -17,7 +17,7 @@ from mqcore.mail import Origin
 from mqcore.mail.failed import FailedSink
 from mqcore.mail.pipeline import Pipeline
 from mqcore.mail.report import Report
-from mqcore.mail.smtp_sink import SmtpSink
+from mqcore.mail.smtp.sink import SmtpSink
 
 DROP = "drop"
 """In place of an answer: close the connection."""

@@ -20,9 +20,9 @@ import mqcore
 from mqcore.mail import Mail, SinkError
 from mqcore.mail.base import Sink
 from mqcore.mail.failed import FailedSink
-from mqcore.mail.smtp_dialogue import Dialogue, Event, Service, StartTls
-from mqcore.mail.smtp_server import SmtpServer
-from mqcore.mail.smtp_source import SmtpSource, SmtpsSource
+from mqcore.mail.smtp.dialogue import Dialogue, Event, Service, StartTls
+from mqcore.mail.smtp.server import SmtpServer
+from mqcore.mail.smtp.source import SmtpSource, SmtpsSource
 
 Answer = Callable[[Dialogue, Event], None]
 

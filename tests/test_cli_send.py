@@ -39,7 +39,7 @@ from test_cli_smtp import TEXT, Server, need, serve
 from test_cli_stop import finish, wait_until
 
 from mqcore.mail import SinkError
-from mqcore.mail.smtp_sink import SmtpSink
+from mqcore.mail.smtp.sink import SmtpSink
 
 TO_ALICE = 'def mq_smtp_in_message(context, message): message.recipient = "alice@example.org"\n'
 SAMPLE = EXAMPLES / "sample.mbox"
@@ -352,7 +352,7 @@ def test_no_host():
 
 def test_without_aiosmtplib(monkeypatch):
     monkeypatch.setitem(sys.modules, "aiosmtplib", None)
-    monkeypatch.delitem(sys.modules, "mqcore.mail.smtp_client", raising=False)
+    monkeypatch.delitem(sys.modules, "mqcore.mail.smtp.client", raising=False)
     with pytest.raises(SinkError, match=r"^smtp://127.0.0.1:25 needs aiosmtplib: pip install 'mqcore\[smtp\]'$"):
         SmtpSink("//127.0.0.1:25")
 

@@ -247,7 +247,7 @@ def test_a_busy_port(tmp_path):
 
 def test_a_port_below_1024(monkeypatch):
     from mqcore.mail import SourceError
-    from mqcore.mail.smtp_source import SmtpSource
+    from mqcore.mail.smtp.source import SmtpSource
 
     class Refused(socket.socket):
         def bind(self, address):

@@ -13,7 +13,6 @@ import pytest
 from smtp_tools import EHLO, Client, Serving, certificate, run, serving
 
 import mqcore
-from mqcore.mail import smtp_connection, smtp_server
 
 STAGES = ("connect", "secure", "mailfrom", "rcptto", "data", "message", "close")
 SCRIPT = [
@@ -89,9 +88,9 @@ async def start_tls(one: Client, reading: asyncio.Task[None]) -> None:
 @pytest.mark.parametrize("seed", range(6))
 @run
 async def test_chaos(seed, mixed, monkeypatch, caplog):
-    monkeypatch.setattr(smtp_server, "PATIENCE", 0.2)
-    monkeypatch.setattr(smtp_server, "SWEEP", 0.02)
-    monkeypatch.setattr(smtp_connection, "IDLE_TIMEOUT", 0.3)
+    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.2)
+    monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.02)
+    monkeypatch.setattr("mqcore.mail.smtp.connection.IDLE_TIMEOUT", 0.3)
     caplog.set_level(logging.CRITICAL, "mqcore")
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from smtp_tools import EHLO, MAIL, OPEN, RCPT, TEXT, Talk, codes, converse
 
-from mqcore.mail.smtp_dialogue import (
+from mqcore.mail.smtp.dialogue import (
     Authenticate,
     Dialogue,
     MailFrom,

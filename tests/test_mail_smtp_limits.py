@@ -8,7 +8,6 @@ import pytest
 from smtp_tools import ALL, EHLO, MAIL, OPEN, STAGES, TEXT, Holds, codes, plugin, run, serving
 
 import mqcore
-from mqcore.mail import smtp_connection, smtp_server
 
 # Clients that go away
 
@@ -125,7 +124,7 @@ async def test_many_that_wait_and_are_all_rejected_at_once():
 
 @run
 async def test_too_many_connections(monkeypatch):
-    monkeypatch.setattr(smtp_server, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr("mqcore.mail.smtp.server.MAX_CONNECTIONS", 3)
     holds = Holds("secure")
     async with serving({"10-close": holds}) as it:
         clients = [await it.greeted() for _ in range(3)]
@@ -191,8 +190,8 @@ async def test_a_client_that_does_not_read_gets_no_more_replies(monkeypatch):
 
 @run
 async def test_a_client_that_is_silent_for_too_long(monkeypatch):
-    monkeypatch.setattr(smtp_connection, "IDLE_TIMEOUT", 0.05)
-    monkeypatch.setattr(smtp_server, "SWEEP", 0.01)
+    monkeypatch.setattr("mqcore.mail.smtp.connection.IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
     async with serving() as it:
         client = await it.greeted()
         assert await client.reply() == "421 4.4.2 you are too slow"
@@ -202,8 +201,8 @@ async def test_a_client_that_is_silent_for_too_long(monkeypatch):
 @run
 async def test_a_client_that_sends_a_byte_now_and_then(monkeypatch):
     """It is never silent for long, and gets nowhere."""
-    monkeypatch.setattr(smtp_connection, "IDLE_TIMEOUT", 0.1)
-    monkeypatch.setattr(smtp_server, "SWEEP", 0.01)
+    monkeypatch.setattr("mqcore.mail.smtp.connection.IDLE_TIMEOUT", 0.1)
+    monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
     async with serving() as it:
         client = await it.greeted()
         late = asyncio.create_task(client.reply())
@@ -215,8 +214,8 @@ async def test_a_client_that_sends_a_byte_now_and_then(monkeypatch):
 
 @run
 async def test_the_time_that_a_plugin_takes_is_not_the_clients(monkeypatch):
-    monkeypatch.setattr(smtp_connection, "IDLE_TIMEOUT", 0.05)
-    monkeypatch.setattr(smtp_server, "SWEEP", 0.01)
+    monkeypatch.setattr("mqcore.mail.smtp.connection.IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
     holds = Holds("message")
     async with serving({"10-hold": holds}) as it:
         client = await it.connect()
@@ -241,7 +240,7 @@ async def test_a_message_that_comes_one_byte_at_a_time():
 
 @run
 async def test_big_messages_beyond_what_memory_is_for(monkeypatch):
-    monkeypatch.setattr(smtp_server, "MAX_MESSAGE_BYTES", 1_000_000)
+    monkeypatch.setattr("mqcore.mail.smtp.server.MAX_MESSAGE_BYTES", 1_000_000)
     big = b"x" * 70 + b"\r\n"
     async with serving() as it:
         first, second = await it.opened(), await it.opened()
@@ -282,7 +281,7 @@ async def test_stopping_lets_transactions_end_and_takes_no_more():
 
 @run
 async def test_stopping_does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr(smtp_server, "PATIENCE", 0.05)
+    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.05)
     holds = Holds("message")
     async with serving({"10-hold": holds}) as it:
         held, sending = await it.greeted(), await it.opened()
@@ -298,7 +297,7 @@ async def test_stopping_does_not_wait_for_ever(monkeypatch):
 @pytest.mark.parametrize("sent", [b"", ALL.removeprefix(EHLO)])
 @run
 async def test_stopping_takes_back_what_plugins_hold_at_the_very_end(monkeypatch, sent):
-    monkeypatch.setattr(smtp_server, "PATIENCE", 0.01)
+    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.01)
     held = []
 
     def close(context, message):
@@ -318,7 +317,7 @@ async def test_stopping_takes_back_what_plugins_hold_at_the_very_end(monkeypatch
 
 @run
 async def test_stopping_waits_for_what_is_being_stored(monkeypatch):
-    monkeypatch.setattr(smtp_server, "PATIENCE", 0.01)
+    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.01)
     async with serving() as it:
         it.sink.gate.clear()
         client = await it.opened()

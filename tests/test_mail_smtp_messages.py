@@ -7,7 +7,7 @@ import base64
 import pytest
 from smtp_tools import EHLO, MAIL, OPEN, RCPT, Talk, codes, converse
 
-from mqcore.mail.smtp_dialogue import (
+from mqcore.mail.smtp.dialogue import (
     Authenticate,
     Dialogue,
     MailFrom,

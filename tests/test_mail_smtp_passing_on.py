@@ -12,8 +12,7 @@ import pytest
 from sending_tools import DROP, SILENCE, STAGES, NextServer, next_server
 from smtp_tools import OPEN, Serving, codes, run, serving
 
-from mqcore.mail import smtp_server
-from mqcore.mail.smtp_sink import SmtpSink
+from mqcore.mail.smtp.sink import SmtpSink
 
 TEXT = b"Subject: hello\r\n\r\nhello\r\n"
 MESSAGE = TEXT + b".\r\n"
@@ -326,7 +325,7 @@ async def test_stopped_while_a_mail_goes_out():
 
 @run
 async def test_stopped_while_the_next_server_takes_too_long(monkeypatch):
-    monkeypatch.setattr(smtp_server, "PATIENCE", 0.05)
+    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.05)
     async with next_server({"message": [SILENCE]}) as server, relaying(server) as it:
         client = await it.opened()
         client.send(MESSAGE)

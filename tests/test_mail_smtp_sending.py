@@ -10,8 +10,9 @@ import pytest
 from sending_tools import DROP, SILENCE, STAGES, TEXT, deliver, delivering, next_server
 from smtp_tools import run
 
-from mqcore.mail import SinkError, smtp_client, smtp_pool, smtp_sender
-from mqcore.mail.smtp_sink import SmtpSink
+from mqcore.mail import SinkError
+from mqcore.mail.smtp.pool import MAX_CONNECTIONS
+from mqcore.mail.smtp.sink import SmtpSink
 
 WIRE = TEXT.replace(b"\n", b"\r\n")
 MANY = [TEXT + b"%d\n" % number for number in range(100)]
@@ -19,7 +20,7 @@ MANY = [TEXT + b"%d\n" % number for number in range(100)]
 
 @pytest.fixture(autouse=True)
 def no_long_pauses(monkeypatch):
-    monkeypatch.setattr(smtp_sender, "PAUSES", (0.001, 0.001, 0.001))
+    monkeypatch.setattr("mqcore.mail.smtp.sender.PAUSES", (0.001, 0.001, 0.001))
 
 
 def counts(report):
@@ -87,7 +88,7 @@ async def test_addresses_that_are_not_ascii(tmp_path):
 
 @run
 async def test_connections_are_used_again_and_not_too_many(tmp_path, monkeypatch):
-    monkeypatch.setattr(smtp_pool, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr("mqcore.mail.smtp.pool.MAX_CONNECTIONS", 3)
     async with next_server() as server:
         report, _ = await deliver(server, tmp_path, MANY)
         assert sorted(content for *_, content in server.mails) == sorted(mime.replace(b"\n", b"\r\n") for mime in MANY)
@@ -99,7 +100,7 @@ async def test_connections_are_used_again_and_not_too_many(tmp_path, monkeypatch
 
 @run
 async def test_an_idle_connection_is_closed(tmp_path, monkeypatch):
-    monkeypatch.setattr(smtp_pool, "IDLE_TIMEOUT", 0.001)
+    monkeypatch.setattr("mqcore.mail.smtp.pool.IDLE_TIMEOUT", 0.001)
 
     async def slow(context, message):
         if message.mime == MANY[1]:
@@ -167,8 +168,8 @@ async def test_a_temporary_error_that_stays(tmp_path, stage, answer):
 @pytest.mark.parametrize("stage", STAGES)
 @run
 async def test_a_server_that_falls_silent(tmp_path, stage, monkeypatch):
-    monkeypatch.setattr(smtp_client, "COMMAND_TIMEOUT", 0.5)
-    monkeypatch.setattr(smtp_client, "ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr("mqcore.mail.smtp.client.COMMAND_TIMEOUT", 0.5)
+    monkeypatch.setattr("mqcore.mail.smtp.client.ANSWER_TIMEOUT", 0.5)
     async with next_server({stage: [SILENCE]}) as server:
         report, _ = await deliver(server, tmp_path)
         assert len(server.mails) == 1 and server.connections == 2
@@ -189,7 +190,7 @@ async def test_an_answer_to_DATA_that_makes_no_sense(tmp_path, answer):  # noqa:
 @run
 async def test_a_connection_that_the_server_had_enough_of_costs_no_attempt(tmp_path, stage, answer, monkeypatch):
     """Many servers close a connection after so many mails."""
-    monkeypatch.setattr(smtp_sender, "PAUSES", (3600.0,))
+    monkeypatch.setattr("mqcore.mail.smtp.sender.PAUSES", (3600.0,))
     script = {stage: ["354 go on" if stage == "data" else "250 ok", answer] * 10}
     async with next_server(script) as server:
         report, _ = await deliver(server, tmp_path, MANY[:10], max_in_flight=1)
@@ -199,7 +200,7 @@ async def test_a_connection_that_the_server_had_enough_of_costs_no_attempt(tmp_p
 
 @run
 async def test_an_idle_connection_that_the_server_closed(tmp_path, monkeypatch):
-    monkeypatch.setattr(smtp_sender, "PAUSES", (3600.0,))
+    monkeypatch.setattr("mqcore.mail.smtp.sender.PAUSES", (3600.0,))
 
     async def disconnect(context, message):
         server.disconnect()
@@ -318,14 +319,14 @@ async def test_a_server_that_is_busy(tmp_path, script, caplog):
 @run
 async def test_a_server_that_takes_few_connections(tmp_path, limit, more_after, monkeypatch):
     """Those that it takes do, and it is not asked all the time for more."""
-    monkeypatch.setattr(smtp_sender, "PAUSES", (3600.0,))
-    monkeypatch.setattr(smtp_pool, "MORE_AFTER", more_after)
+    monkeypatch.setattr("mqcore.mail.smtp.sender.PAUSES", (3600.0,))
+    monkeypatch.setattr("mqcore.mail.smtp.pool.MORE_AFTER", more_after)
     async with next_server() as server:
         server.max_open = limit
         report, _ = await deliver(server, tmp_path, MANY)
         assert len(server.mails) == 100
         if more_after > 1:
-            assert server.connections <= smtp_pool.MAX_CONNECTIONS + limit
+            assert server.connections <= MAX_CONNECTIONS + limit
     assert counts(report) == {"continued": 100}
 
 
@@ -345,7 +346,7 @@ async def test_a_server_that_does_not_come_back(tmp_path, caplog):
 
 @run
 async def test_a_server_that_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(smtp_sender, "PAUSES", (0.01,) * 1000)
+    monkeypatch.setattr("mqcore.mail.smtp.sender.PAUSES", (0.01,) * 1000)
     async with next_server() as server:
         await server.stop()
         async with delivering(server, tmp_path, MANY) as it:
@@ -375,7 +376,7 @@ async def test_starttls_that_does_not_come_about(tmp_path, answers, caplog):
 async def test_a_server_that_does_not_want_us(tmp_path):
     async with next_server({"greeting": ["554 5.7.1 no"] * 100}) as server:
         report, _ = await deliver(server, tmp_path, MANY)
-        assert server.connections <= smtp_pool.MAX_CONNECTIONS
+        assert server.connections <= MAX_CONNECTIONS
     assert report.error == f"cannot reach smtp://127.0.0.1:{server.port}: it says 554 5.7.1 no"
     assert counts(report) == {"unfinished": 100}
 
@@ -469,7 +470,7 @@ async def test_stopped_while_a_plugin_holds_what_goes_out(tmp_path):
 
 @run
 async def test_stopped_while_mails_wait_to_be_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(smtp_sender, "PAUSES", (3600.0,))
+    monkeypatch.setattr("mqcore.mail.smtp.sender.PAUSES", (3600.0,))
     script = {"mailfrom": ["450 4.0.0 later"] * 50}
     async with next_server(script) as server:
         async with delivering(server, tmp_path, MANY) as it:
@@ -498,7 +499,7 @@ async def test_stopped_within_a_transaction_it_is_finished(tmp_path, stage):
 @pytest.mark.parametrize("stage", STAGES)
 @run
 async def test_stopped_within_a_transaction_that_takes_too_long(tmp_path, stage, monkeypatch):
-    monkeypatch.setattr(smtp_sender, "PATIENCE", 0.05)
+    monkeypatch.setattr("mqcore.mail.smtp.sender.PATIENCE", 0.05)
     async with next_server({stage: [SILENCE]}) as server:
         async with delivering(server, tmp_path) as it:
             await server.silent.wait()

@@ -11,7 +11,7 @@ import pytest
 from smtp_tools import ALL, EHLO, MAIL, OPEN, TEXT, Holds, certificate, codes, plugin, run, serving
 
 from mqcore.mail import SourceError
-from mqcore.mail.smtp_source import SmtpSource, SmtpsSource
+from mqcore.mail.smtp.source import SmtpSource, SmtpsSource
 
 PLAIN = b"AUTH PLAIN " + base64.b64encode(b"\0alice\0secret") + b"\r\n"
 TLS = {"ssl": certificate().client, "server_hostname": "localhost"}
@@ -139,7 +139,7 @@ async def test_a_handshake_that_fails(tls, end):
 
 @run
 async def test_stopping_in_the_middle_of_a_handshake(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp_server.PATIENCE", 0.01)
+    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.01)
     async with serving(tls="starttls") as it:
         client = await it.greeted()
         await client.ask(b"STARTTLS\r\n")

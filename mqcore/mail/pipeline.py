@@ -15,11 +15,11 @@ from .errors import SourceError
 from .failed import FailedSink
 from .message import Mail, Origin
 from .report import Counts, Report
-from .smtp_sink import SmtpSink
+from .smtp.sink import SmtpSink
 from .writer import Finished, Writer
 
 if TYPE_CHECKING:
-    from .smtp_sender import Sender
+    from .smtp.sender import Sender
 
 HOOK = "mq_smtp_in_message"
 BATCH = 256
@@ -69,7 +69,7 @@ class Pipeline:
     def _make_sender(self, dispatcher: Dispatcher, sink: Sink) -> Sender | None:
         if not isinstance(sink, SmtpSink):
             return None
-        from .smtp_sender import PAUSES, Sender  # takes aiosmtplib with it, which need not be there
+        from .smtp.sender import PAUSES, Sender  # takes aiosmtplib with it, which need not be there
 
         return Sender(dispatcher, sink, self.report, self.stop, pauses=PAUSES)
 

@@ -12,8 +12,8 @@ from .maildir_source import MaildirSource
 from .mbox_sink import MboxSink
 from .mbox_source import MboxSource
 from .null_sink import NullSink
-from .smtp_sink import SmtpSink, SmtpsSink
-from .smtp_source import SmtpSource, SmtpsSource, split_host
+from .smtp.sink import SmtpSink, SmtpsSink
+from .smtp.source import SmtpSource, SmtpsSource, split_host
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from .smtp_incoming import Incoming
-from .smtp_syntax import Wrong, check_address, decode_base64, find_control, parse_from, parse_mail, parse_plain, parse_to
+from .incoming import Incoming
+from .syntax import Wrong, check_address, decode_base64, find_control, parse_from, parse_mail, parse_plain, parse_to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

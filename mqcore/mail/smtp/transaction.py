@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from .. import FAIL, Dispatcher, Hook, Outcome
-from .message import Mail, Rejection
-from .report import Counts
-from .writer import Finished, Writer
+from ... import FAIL, Dispatcher, Hook, Outcome
+from ..message import Mail, Rejection
+from ..report import Counts
+from ..writer import Finished, Writer
 
 if TYPE_CHECKING:
-    from .smtp_delivery import Delivery
-    from .smtp_sender import Sender
+    from .delivery import Delivery
+    from .sender import Sender
 
 Answer: TypeAlias = Callable[[Rejection | None], object]
 

@@ -12,20 +12,20 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .. import Dispatcher
-from .base import Sink
-from .failed import FailedSink
-from .message import Origin
-from .report import Counts, Report
-from .smtp_connection import HANDSHAKE_TIMEOUT, Hooks, SmtpConnection
-from .smtp_dialogue import Service
-from .smtp_sink import SmtpSink
-from .smtp_source import SmtpSource
-from .smtp_transaction import TransactionDesk
-from .writer import Writer
+from ... import Dispatcher
+from ..base import Sink
+from ..failed import FailedSink
+from ..message import Origin
+from ..report import Counts, Report
+from ..writer import Writer
+from .connection import HANDSHAKE_TIMEOUT, Hooks, SmtpConnection
+from .dialogue import Service
+from .sink import SmtpSink
+from .source import SmtpSource
+from .transaction import TransactionDesk
 
 if TYPE_CHECKING:
-    from .smtp_sender import Sender
+    from .sender import Sender
 
 MAX_CONNECTIONS = 20_000
 MAX_MESSAGE_BYTES = 256 << 20
@@ -93,7 +93,7 @@ class SmtpServer:
     def _make_sender(self, sink: Sink, *, mixed: bool) -> Sender | None:
         if not isinstance(sink, SmtpSink):
             return None
-        from .smtp_sender import Sender  # takes aiosmtplib with it, which need not be there
+        from .sender import Sender  # takes aiosmtplib with it, which need not be there
 
         return Sender(self.dispatcher, sink, self.report, self.stop, mixed=mixed)
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from .smtp_client import Client, NextServer, Unreachable
+from .client import Client, NextServer, Unreachable
 
 MAX_CONNECTIONS = 20
 IDLE_TIMEOUT = 30.0

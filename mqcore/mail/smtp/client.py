@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from aiosmtplib import SMTP, SMTPException, SMTPHeloError, SMTPResponseException
 
-from .message import Rejection
+from ..message import Rejection
 
 CONNECT_TIMEOUT = 30.0
 """Seconds, for the connection, for TLS, and for each reply until the server is ready."""

@@ -8,10 +8,10 @@ import ssl
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
 
-from .. import FAIL, Dispatcher, Hook, Outcome
-from .message import Connection, Mail, Origin, Rejection
-from .smtp_dialogue import Authenticate, Dialogue, MailFrom, Message, RcptTo, Service, StartTls
-from .smtp_transaction import FAILED, Transaction, TransactionDesk
+from ... import FAIL, Dispatcher, Hook, Outcome
+from ..message import Connection, Mail, Origin, Rejection
+from .dialogue import Authenticate, Dialogue, MailFrom, Message, RcptTo, Service, StartTls
+from .transaction import FAILED, Transaction, TransactionDesk
 
 MAX_BUFFERED = 1 << 16
 """While a step waits, no more than about so many octets are read ahead."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .smtp_syntax import Wrong
+from .syntax import Wrong
 
 _END = b"\r\n.\r\n"
 

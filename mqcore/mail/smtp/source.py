@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Iterable
 from typing import Any
 
-from .errors import SourceError, describe
+from ..errors import SourceError, describe
 
 
 class SmtpSource:

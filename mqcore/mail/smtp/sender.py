@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from .. import Dispatcher
-from .report import Report
-from .smtp_client import Answer
-from .smtp_delivery import Delivery, Sent
-from .smtp_pool import Pool
-from .smtp_sink import SmtpSink
-from .writer import Finished
+from ... import Dispatcher
+from ..report import Report
+from ..writer import Finished
+from .client import Answer
+from .delivery import Delivery, Sent
+from .pool import Pool
+from .sink import SmtpSink
 
 PAUSES = (1.0, 5.0, 30.0, 60.0, 120.0, 300.0, 300.0)
 """Seconds until a mail from a file is tried again, time after time. Servers that greylist ask for up to five minutes."""

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import SinkError, describe
-from .files import sync_folder, write_all
-from .message import Mail
-from .smtp_source import split_host
+from ..errors import SinkError, describe
+from ..files import sync_folder, write_all
+from ..message import Mail
+from .source import split_host
 
 if TYPE_CHECKING:
-    from .smtp_client import NextServer
+    from .client import NextServer
 
 _LINE = re.compile(rb"([0-9a-f]{32})(?: ([^\n]+))?\n")
 
@@ -56,7 +56,7 @@ class SmtpSink:
 
     def _find_server(self) -> NextServer:
         try:
-            from .smtp_client import NextServer
+            from .client import NextServer
         except ModuleNotFoundError as error:
             if error.name != "aiosmtplib":
                 raise

@@ -9,16 +9,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from .. import FAIL
-from .errors import SinkError
-from .message import Mail
-from .smtp_client import Answer, Lost, Unreachable
-from .smtp_content import make_content
-from .smtp_syntax import is_safe
-from .writer import Finished
+from ... import FAIL
+from ..errors import SinkError
+from ..message import Mail
+from ..writer import Finished
+from .client import Answer, Lost, Unreachable
+from .content import make_content
+from .syntax import is_safe
 
 if TYPE_CHECKING:
-    from .smtp_sender import Sender
+    from .sender import Sender
 
 Sent: TypeAlias = Callable[[Sequence[Finished], bool, bool], object]
 """Called as `sent(mails, finished, delivered)`. The mails that the server refused have a `rejection` now. If not

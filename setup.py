@@ -28,9 +28,11 @@ def extension(source: Path) -> Extension:
     module = Extension(
         f"mqcore.{source.stem}",
         [source.as_posix()],
-        depends=sorted(path.as_posix() for path in Path("mqcore").glob("_*.pxd")),
+        depends=sorted(path.as_posix() for path in [*Path("mqcore").glob("_*.pxd"), Path("mqcore/include/mqcore.h")]),
         define_macros=[("MQCORE_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
-        extra_compile_args=["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"],
+        include_dirs=["mqcore/include"],
+        # Hidden: what modules share they share by capsules, and native plugins must find nothing but the functions for them.
+        extra_compile_args=["-fvisibility=hidden", *(["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"])],
     )
     # Read by Cython's build_ext, which setuptools uses when Cython is installed.
     module.cython_directives = DIRECTIVES

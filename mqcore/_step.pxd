@@ -1,9 +1,17 @@
 # The steps that messages take through chains of plugins.
 
-from ._message cimport Control, Entry, Message
+from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
+
+from ._message cimport Control, Counters, Entry, Message
 
 cdef enum:
     MOST_ARGUMENTS = 16             # of a hook, with context and message
+
+cdef class NativeFunction:
+    """The C function of a native plugin, for a hook."""
+    cdef void *address
+    cdef int kind                   # how it is called: for _native to know
 
 cdef class Route:
     """The base of Hook: where the chain of a hook is found as it is now."""
@@ -26,6 +34,7 @@ cdef class Steps(Control):
 
     cdef object begin(self, Chain chain, Message message, tuple args, object done)
     cdef int advance(self, Message message, Chain chain, Entry *entry) noexcept
+    cdef int returned(self, Message message, PyObject *result) noexcept
     cdef int judge(self, Message message, object value) noexcept
     cdef int leave_hook(self, Message message, int verdict) noexcept
     cdef int settle(self, Message message, object value, int early) noexcept
@@ -39,4 +48,5 @@ cdef class Steps(Control):
     cdef bint cancel_step(self, Message message) noexcept
     cdef void end_open_steps(self) noexcept
 
+cdef void add_sample(Counters *counters, uint64_t ns) noexcept
 cdef Chain new_chain(Steps steps, Route route, list contexts)

@@ -21,7 +21,7 @@ from ._context cimport Context, Hold
 from ._loop cimport ends_program
 from ._message cimport (
     HELD, IDLE, RUNNING, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Control, Counters, Entry, Message,
-    Tally)
+    Tally, native_side)
 
 from .errors import Abandoned, Cancelled, DispatcherClosed, MqError, RetryLimit
 from .verdicts import COMPLETE, CONTINUE, FAIL, RETRY
@@ -65,6 +65,12 @@ cdef class Route:
     pass
 
 
+cdef class NativeFunction:
+
+    def __call__(self, context, message, *args):
+        raise TypeError("a native plugin's hook is called by a dispatcher alone")
+
+
 cdef Chain new_chain(Steps steps, Route route, list contexts):
     """The chain of a hook over these contexts, which are in order."""
     cdef str hook = route.name
@@ -82,7 +88,12 @@ cdef Chain new_chain(Steps steps, Route route, list contexts):
     for function, each in zip(chain.functions, chain.contexts):
         context = each
         context.uses += 1
-        entry.function = <PyObject *>function
+        if isinstance(function, NativeFunction) and context.handle != NULL:
+            entry.native = (<NativeFunction>function).address
+            entry.kind = (<NativeFunction>function).kind
+            entry.handle = context.handle
+        else:
+            entry.function = <PyObject *>function
         entry.context = <PyObject *>context
         entry.plugin = <PyObject *>context.name
         tally = context.tally_of(hook)
@@ -159,31 +170,25 @@ cdef class Steps(Control):
             if self.closed:
                 return self.judge(message, None)
             if entry.function == NULL:
-                return TO_CONTINUE
-            message.entry = entry
-            arguments[0] = entry.context
-            counters = entry.counters
-            counters.calls += 1
-            if timed:
-                start = self.state.uv.hrtime()
-            result = call_function(entry.function, arguments, count)
-            if timed:
-                add_sample(counters, self.state.uv.hrtime() - start)
-            if (result == Py_False or result == Py_None) and message.verdict == UNDECIDED and message.token == NULL:
-                Py_DECREF(<object>result)
-                entry += 1
-                continue
-            if result == NULL:
-                error = what_was_raised()
-                verdict = self.hook_raised(message, error)
-                if ends_program(error):
-                    self.escape(error)
-                error = None
+                if entry.native == NULL:
+                    return TO_CONTINUE
+                verdict = native_side.call(self, message, entry, timed)  # and those that follow, as long as they are native
+                entry = message.entry
             else:
-                value = <object>result
-                Py_DECREF(value)
-                verdict = self.judge(message, value)
-                value = None
+                message.entry = entry
+                arguments[0] = entry.context
+                counters = entry.counters
+                counters.calls += 1
+                if timed:
+                    start = self.state.uv.hrtime()
+                result = call_function(entry.function, arguments, count)
+                if timed:
+                    add_sample(counters, self.state.uv.hrtime() - start)
+                if (result == Py_False or result == Py_None) and message.verdict == UNDECIDED and message.token == NULL:
+                    Py_DECREF(<object>result)
+                    entry += 1
+                    continue
+                verdict = self.returned(message, result)
             if verdict == TO_CONTINUE:
                 entry += 1
             elif verdict == TO_RETRY:
@@ -195,6 +200,19 @@ cdef class Steps(Control):
                 break
         if verdict == UNDECIDED:
             message.chain = chain
+        return verdict
+
+    cdef int returned(self, Message message, PyObject *result) noexcept:
+        """What follows from the result of a Python hook, which may be NULL."""
+        cdef int verdict
+        if result != NULL:
+            value = <object>result
+            Py_DECREF(value)
+            return self.judge(message, value)
+        error = what_was_raised()
+        verdict = self.hook_raised(message, error)
+        if ends_program(error):
+            self.escape(error)
         return verdict
 
     cdef int judge(self, Message message, object value) noexcept:
@@ -457,7 +475,7 @@ cdef int meaning_of(Message message, object value) noexcept:
     return UNKNOWN
 
 
-cdef inline void add_sample(Counters *counters, uint64_t ns) noexcept:
+cdef void add_sample(Counters *counters, uint64_t ns) noexcept:
     counters.samples += 1
     counters.sampled_ns += ns
     if ns > counters.longest_ns:

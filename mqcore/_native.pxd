@@ -1,0 +1,27 @@
+# Native plugins: their hooks in a chain, what they hold, and their contexts.
+
+from cpython.object cimport PyObject
+
+from ._handles cimport Slot, Table
+
+cdef enum Signature:
+    # Of a hook's C function, in NativeFunction.kind.
+    OF_CONNECTION = 0       # (context, connection)
+    OF_MESSAGE = 1          # (context, connection, message)
+    OF_ADDRESS = 2          # (context, connection, address)
+    OF_DATA = 3             # (context, connection, mime, size)
+    OF_LOGIN = 4            # (context, connection, login, size, password, size)
+
+cdef struct Inside:
+    # Where a thread was before it went into native code.
+    void *current
+    PyObject *message
+
+cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil
+cdef void leave(Table *table, Inside *before) noexcept nogil
+cdef void give(void *handle, int verdict) noexcept nogil
+cdef void keep(Slot *slot, object value) noexcept
+cdef void wake(Table *table) noexcept nogil
+cdef object new_life(str name, void *address)
+cdef object new_hook(void *address, int kind)
+cdef void stop_timer(Table *table, Slot *timer) noexcept nogil

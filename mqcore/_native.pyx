@@ -1,0 +1,496 @@
+"""Native plugins: their hooks in a chain, what they hold, and their contexts.
+
+A step has one slot of the handle table, which all native hooks of it use one after the other; each call is a generation of
+its own, so a hook that returns false costs a number and two comparisons. Only a hook that takes control keeps the slot.
+
+    CALLED    a hook is being called   -> GIVEN (early give-back), HELD_BY, or the next generation
+    HELD_BY   the plugin has control   -> GIVEN by a give-back, FREE when the hold ended otherwise
+    GIVEN     the dispatcher will release the message -> FREE; OVER when the step ended before it came to that
+
+A give-back is a compare-and-swap of that state, from any thread and without the GIL, and then the slot goes into a list that
+the dispatcher takes in its next turn. That a hook which returned false can lose the give-back of another thread, made in the
+same instant, is as good as if it had come too late.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stddef cimport size_t
+from libc.stdint cimport uint32_t, uint64_t
+
+from ._context cimport Context
+from ._handles cimport (
+    CALLED, CHUNK, CHUNK_BITS, CONNECTION, GENERATION, GIVEN, HELD_BY, LAST_GENERATIONS, LIVE, OVER, STEP, Slot, Table,
+    close_table, end_slot, forget_tables, free_slot, generation_in, generation_of, get, handle_of, is_inside, live_slot, load,
+    open_table, part_in, push, set, slot_of, state_of, store, swap, table_of, take_all, take_slot)
+from ._handles cimport CONTEXT as A_CONTEXT
+from ._loop cimport Due, Loop, start_idle, uv_of
+from ._message cimport (
+    HELD, TO_COMPLETE, TO_CONTINUE, TO_RETRY, UNDECIDED, Control, Counters, Entry, Message, native_side)
+from ._notes cimport log_notes, refuse, refuse_late, set_living
+from ._step cimport NativeFunction, Steps, add_sample
+from ._wheel cimport DUE, Node
+
+import os
+
+from .errors import MqError
+
+cdef extern from *:
+    """
+    #include <stdbool.h>
+
+    typedef struct {
+        const char *first, *second;
+        size_t first_size, second_size;
+    } mqcore_arguments;
+
+    /* The part of a handle that says what it stands for is in its low bits. */
+    #define mqcore_part(handle, part) ((void *)((char *)(handle) + (part)))
+
+    /* A switch in place of a pointer to a function for each kind: all of a chain take the same branch. */
+    static inline int mqcore_call_hook(void *hook, int kind, void *context, void *handle, const mqcore_arguments *arguments)
+    {
+        switch (kind) {
+        case 0:
+            return ((bool (*)(void *, void *))hook)(context, handle);
+        case 1:
+            return ((bool (*)(void *, void *, void *))hook)(context, handle, mqcore_part(handle, 1));
+        case 2:
+            return ((bool (*)(void *, void *, void *))hook)(context, handle, mqcore_part(handle, 2));
+        case 3:
+            return ((bool (*)(void *, void *, const char *, size_t))hook)(
+                context, handle, arguments->first, arguments->first_size);
+        default:
+            return ((bool (*)(void *, void *, const char *, size_t, const char *, size_t))hook)(
+                context, handle, arguments->first, arguments->first_size, arguments->second, arguments->second_size);
+        }
+    }
+    """
+    ctypedef struct Arguments "mqcore_arguments":
+        const char *first
+        const char *second
+        size_t first_size
+        size_t second_size
+    bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, void *handle, const Arguments *) noexcept nogil
+
+cdef extern from *:
+    int pthread_mutex_lock(void *) nogil
+    int pthread_mutex_unlock(void *) nogil
+    unsigned long pthread_self() nogil
+    const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
+
+
+# ----------------------------------------------------------------------------------------------------------------- Calls
+
+cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil:
+    """This thread, the dispatcher's, is about to call native code: for a context or for a message."""
+    before.current = table.current
+    before.message = table.message
+    table.current = context
+    table.message = message
+    table.thread = pthread_self()
+    table.inside += 1
+
+
+cdef void leave(Table *table, Inside *before) noexcept nogil:
+    table.inside -= 1
+    table.current = before.current
+    table.message = before.message
+
+
+cdef int call(Control control, Message message, Entry *entry, bint timed) noexcept:
+    """Call native hooks, from `entry` to the last before a Python one, or until one decides. What follows from it; where that
+    was is left in message.entry."""
+    cdef Table *table = <Table *>control.native
+    cdef Arguments arguments
+    cdef Inside before
+    cdef uint64_t called
+    cdef uint64_t start = 0
+    cdef bint taken
+    cdef bint kept = True
+    cdef int verdict = TO_CONTINUE
+    cdef Slot *slot = table.spare
+    message.entry = entry
+    if entry.kind > OF_ADDRESS or slot == NULL or generation_of(slot.word) >> 24 == LAST_GENERATIONS:
+        try:
+            slot = make_ready(table, entry, message, &arguments)
+        except Exception as error:
+            entry.counters.calls += 1
+            return (<Steps>control).hook_raised(message, error)
+    table.spare = NULL
+    slot.object = <PyObject *>message
+    enter(table, NULL, <PyObject *>message, &before)
+    called = slot.word | CALLED
+    while True:
+        set(&slot.word, called)
+        entry.counters.calls += 1
+        if timed:
+            start = control.state.uv.hrtime()
+        taken = call_hook(entry.native, entry.kind, entry.handle, handle_of(table, slot), &arguments)
+        if timed:
+            add_sample(entry.counters, control.state.uv.hrtime() - start)
+        if taken or get(&slot.word) != called or message.verdict != UNDECIDED or control.closed:
+            verdict = decide(<Steps>control, message, slot, taken, &kept)
+            if not kept:
+                break
+        called += <uint64_t>GENERATION << 32
+        if verdict != TO_CONTINUE or entry[1].native == NULL:
+            set(&slot.word, called - CALLED)
+            break
+        entry += 1
+        message.entry = entry
+    leave(table, &before)
+    if kept:
+        put_back(table, slot)
+    return verdict
+
+
+cdef Slot *make_ready(Table *table, Entry *entry, Message message, Arguments *arguments) except NULL:
+    """A slot for the hooks of a step, and their arguments as C has them."""
+    cdef Slot *slot = table.spare
+    if entry.kind > OF_ADDRESS:
+        arguments.first = bytes_of(message, 0, &arguments.first_size)
+        if entry.kind == OF_LOGIN:
+            arguments.second = bytes_of(message, 1, &arguments.second_size)
+    if slot != NULL and generation_of(slot.word) >> 24 == LAST_GENERATIONS:
+        table.spare = NULL
+        free_slot(table, slot)  # to be retired when its turn comes
+        slot = NULL
+    if slot == NULL:
+        slot = take_slot(table, STEP)
+        if slot == NULL:
+            raise MqError("there is no handle left for native hooks")
+    return slot
+
+
+cdef const char *bytes_of(Message message, Py_ssize_t number, size_t *size) except? NULL:
+    """An extra argument of the hook: bytes, or a str as UTF-8; None as NULL. The message keeps it until the step ends."""
+    cdef Py_ssize_t length = 0
+    cdef const char *text = NULL
+    if message.args is None or len(message.args) <= number:
+        raise TypeError(f"native hooks of {<str>message.last_hook} need {number + 1} arguments, as MailerQ has them")
+    argument = message.args[number]
+    if isinstance(argument, bytes):
+        text = PyBytes_AS_STRING(argument)
+        length = PyBytes_GET_SIZE(argument)
+    elif isinstance(argument, str):
+        text = PyUnicode_AsUTF8AndSize(argument, &length)
+    elif argument is not None:
+        raise TypeError(f"native hooks take bytes and str for arguments, not {type(argument).__name__}")
+    size[0] = length
+    return text
+
+
+cdef int decide(Steps steps, Message message, Slot *slot, bint taken, bint *kept) noexcept:
+    """A hook returned true, or gave control back, or its step or dispatcher has ended: what follows. `kept` becomes False when
+    the slot went to a hold."""
+    cdef uint64_t called = slot.word >> 32 << 32 | CALLED
+    cdef int early
+    cdef int verdict
+    if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
+        kept[0] = False
+        slot.owner = message.entry.handle
+        slot.hook = message.entry.hook
+        message.native = slot
+        verdict = steps.judge(message, True)
+        if message.state != HELD and message.native != NULL:  # the step or the dispatcher had ended: it was never held
+            hold_ended(steps, message)
+        return verdict
+    early = state_of(load(&slot.word)) - GIVEN
+    if early > 0 and message.verdict == UNDECIDED:
+        message.verdict = early
+        count_given(message.entry.counters, early)
+    return steps.judge(message, True if taken else False)
+
+
+cdef void put_back(Table *table, Slot *slot) noexcept:
+    """The step goes on without native hooks for now: its slot is for the next one."""
+    drop_kept(slot)
+    slot.object = NULL
+    if table.spare == NULL:
+        table.spare = slot
+    else:
+        free_slot(table, slot)
+
+
+cdef void keep(Slot *slot, object value) noexcept:
+    """What a string belongs to that was handed out: keep it as long as the handle."""
+    cdef list kept = [] if slot.kept == NULL else <list>slot.kept
+    if slot.kept == NULL:
+        slot.kept = <PyObject *>kept
+        Py_INCREF(kept)
+    kept.append(value)
+
+
+cdef void drop_kept(Slot *slot) noexcept:
+    if slot.kept != NULL:
+        kept = <list>slot.kept
+        slot.kept = NULL
+        Py_DECREF(kept)
+
+
+# ----------------------------------------------------------------------------------------------------------------- Holds
+
+cdef void give(void *handle, int verdict) noexcept nogil:
+    """A plugin gives control back. Any thread, without the GIL."""
+    cdef Table *table = table_of(handle)
+    cdef Slot *slot = slot_of(handle)
+    cdef uint64_t word
+    if slot == NULL or slot.kind != STEP or part_in(handle) != CONNECTION:
+        refuse(handle, b"gave back what is no connection")
+        return
+    while True:
+        word = load(&slot.word)
+        if generation_of(word) != generation_in(handle) or state_of(word) != HELD_BY and state_of(word) != CALLED:
+            refuse(handle, b"gave back a message that it does not hold: it gave it back already, or the step has ended")
+            return
+        if swap(&slot.word, word, (word >> 32 << 32) | <uint64_t>(GIVEN + verdict)):
+            break
+    if state_of(word) == HELD_BY and push(&table.given, slot):
+        wake(table)
+
+
+cdef void wake(Table *table) noexcept nogil:
+    """Ask for a turn. Any thread, without the GIL."""
+    if is_inside(table):
+        start_idle(&(<Loop>table.owner).state)
+        return
+    pthread_mutex_lock(&table.lock)
+    if table.open:
+        (<Loop>table.owner).state.uv.async_send(uv_of((<Loop>table.owner).waker))  # cannot fail: open
+    pthread_mutex_unlock(&table.lock)
+
+
+cdef void count_given(Counters *counters, int verdict) noexcept nogil:
+    if verdict == TO_CONTINUE:
+        counters.continues += 1
+    elif verdict == TO_COMPLETE:
+        counters.completes += 1
+    elif verdict == TO_RETRY:
+        counters.retries += 1
+
+
+cdef void hold_ended(Control control, Message message) noexcept:
+    """The core ends a hold, however it came to that: from now on its handle is stale. Any thread, with the GIL."""
+    cdef Slot *slot = <Slot *>message.native
+    cdef uint64_t word
+    cdef uint64_t after
+    message.native = NULL
+    drop_kept(slot)
+    while True:
+        word = load(&slot.word)
+        after = ((word >> 32) + GENERATION) << 32
+        if state_of(word) != HELD_BY:
+            after |= OVER  # it is in the list of what was given back, or about to be, and is let go there
+        if swap(&slot.word, word, after):
+            break
+    if state_of(word) == HELD_BY:
+        free_slot(<Table *>control.native, slot)
+
+
+cdef void absorb(Control control) noexcept:
+    """In a turn: release what was given back since the last one, and log what there is to be logged."""
+    cdef Table *table = <Table *>control.native
+    cdef Slot *slot = <Slot *>take_all(&table.given)
+    cdef Slot *next
+    cdef int verdict
+    while slot != NULL:
+        next = slot.next
+        verdict = state_of(load(&slot.word)) - GIVEN
+        if verdict > 0:
+            message = <Message>slot.object
+            count_given(message.entry.counters, verdict)
+            control.release(message, verdict)
+            message = None
+        else:
+            refuse_late(table, slot)
+        store(&slot.word, slot.word >> 32 << 32)
+        free_slot(table, slot)
+        slot = next
+    if table.notes != NULL:
+        log_notes(table)
+
+
+cdef bint waiting(void *native) noexcept nogil:
+    cdef Table *table = <Table *>native
+    return table.given != NULL or table.notes != NULL
+
+
+cdef void close(Control control) noexcept:
+    """The dispatcher is closed: its steps have ended."""
+    cdef Table *table = <Table *>control.native
+    cdef Slot *slot
+    cdef uint32_t each
+    if control.forked or table.owner != <PyObject *>control:
+        return
+    absorb(control)
+    for each in range(table.count):
+        slot = &table.chunks[each >> CHUNK_BITS][each & CHUNK - 1]
+        if slot.kind == A_CONTEXT and state_of(slot.word) == LIVE:  # nobody cleaned it up
+            end_context(<Context>slot.object)
+    timers = <object>table.timers
+    Py_DECREF(timers)
+    close_table(table)
+
+
+native_side.call = call
+native_side.hold_ended = hold_ended
+native_side.absorb = absorb
+native_side.waiting = waiting
+native_side.close = close
+
+
+def after_fork_in_child():
+    forget_tables()
+
+
+os.register_at_fork(after_in_child=after_fork_in_child)
+
+
+# -------------------------------------------------------------------------------------------------------------- Contexts
+
+@cython.final
+cdef class Timers(Due):
+    """Stands in the wheel for all native timers of a dispatcher."""
+    cdef Loop loop
+
+    cdef void in_turn(self) noexcept:
+        cdef Slot *timer = slot_around(self.loop.wheel.first[DUE])
+        cdef Table *table = <Table *>(<Control>self.loop).native
+        cdef void *context = timer.owner
+        cdef void *data = timer.data
+        cdef void *callback = timer.callback
+        cdef Inside before
+        stop_timer(table, timer)
+        enter(table, context, NULL, &before)
+        (<void (*)(void *) noexcept nogil>callback)(data)
+        leave(table, &before)
+
+
+cdef Slot *slot_around(Node *node) noexcept nogil:
+    return <Slot *>(<char *>node - <size_t>&(<Slot *>NULL).node)
+
+
+cdef void stop_timer(Table *table, Slot *timer) noexcept nogil:
+    """Take a timer out of the wheel and from its context; its handle is stale. The dispatcher's thread."""
+    (<Loop>table.owner).stop_node(&timer.node)
+    timer.previous.first = timer.first
+    if timer.first != NULL:
+        timer.first.previous = timer.previous
+    end_slot(table, timer)
+
+
+cdef int begin_context(Context context) except -1:
+    """Give a plugin's Context its handle. The first of a dispatcher opens the table."""
+    cdef Control control = <Control>context.owner
+    cdef Table *table = <Table *>control.native
+    cdef Timers timers
+    cdef Slot *slot
+    if context.handle != NULL:
+        raise MqError(f"the context of plugin {context.name} was initialized already")
+    if table == NULL:
+        table = open_table(<PyObject *>control)
+        if table == NULL:
+            raise MqError("there are 255 dispatchers with native plugins already; close some")
+        timers = Timers.__new__(Timers)
+        timers.loop = control
+        table.timers = <PyObject *>timers
+        Py_INCREF(timers)
+        control.native = table
+    slot = take_slot(table, A_CONTEXT)
+    if slot == NULL:
+        raise MqError("there is no handle left for the context of a native plugin")
+    slot.object = <PyObject *>context
+    Py_INCREF(context)
+    slot.first = NULL
+    slot.data = NULL
+    store(&slot.word, slot.word | LIVE)
+    context.handle = handle_of(table, slot)
+    return 0
+
+
+cdef void end_context(Context context) noexcept:
+    """Its timers and watchers stop, and its handle is stale."""
+    cdef Table *table = <Table *>(<Control>context.owner).native
+    cdef Slot *slot = live_slot(context.handle, A_CONTEXT)
+    if slot == NULL:
+        return
+    while slot.first != NULL:
+        stop_timer(table, slot.first)
+    context.stop_all()
+    context.handle = NULL
+    end_slot(table, slot)
+    Py_DECREF(context)
+
+
+@cython.final
+cdef class Life:
+    """A function of a native plugin's own life, callable from Python. It is called without the GIL, as it may block."""
+    cdef str name
+    cdef void *address  # NULL where the plugin has none
+
+    def __cinit__(self):
+        self.name = ""
+
+    def __call__(self, Context context=None):
+        if self.name.startswith("mq_context_"):
+            self.call_in(context)
+        elif self.address == NULL:
+            raise TypeError("it is made by mqcore alone")
+        elif self.name == "mq_version":
+            return self.version()
+        else:
+            set_living(1)
+            with nogil:
+                (<void (*)() noexcept nogil>self.address)()
+            set_living(-1)
+
+    cdef int version(self) noexcept:
+        cdef int number
+        set_living(1)
+        with nogil:
+            number = (<int (*)() noexcept nogil>self.address)()
+        set_living(-1)
+        return number
+
+    cdef int call_in(self, Context context) except -1:
+        """The context begins or ends: its handle is valid in between, these functions included."""
+        if context is None:
+            raise TypeError(f"{self.name}() needs a context")
+        if not context.owner.closed:
+            context.owner.check(self.name)
+        if self.name == "mq_context_initialize":
+            begin_context(context)
+            self.call_with(context)
+        elif context.handle != NULL:
+            self.call_with(context)
+            end_context(context)
+        return 0
+
+    cdef void call_with(self, Context context) noexcept:
+        cdef Table *table = <Table *>(<Control>context.owner).native
+        cdef Inside before
+        cdef void *handle = context.handle
+        if self.address == NULL:
+            return
+        enter(table, handle, NULL, &before)
+        set_living(1)
+        with nogil:
+            (<void (*)(void *) noexcept nogil>self.address)(handle)
+        set_living(-1)
+        leave(table, &before)
+
+
+cdef object new_life(str name, void *address):
+    cdef Life life = Life.__new__(Life)
+    life.name = name
+    life.address = address
+    return life
+
+
+cdef object new_hook(void *address, int kind):
+    cdef NativeFunction function = NativeFunction.__new__(NativeFunction)
+    function.address = address
+    function.kind = kind
+    return function

@@ -13,6 +13,9 @@ cdef extern from *:
     #error "handles of native plugins need pointers of 64 bits"
     #endif
 
+    /* As PyThread_get_thread_ident() has it. */
+    #define mqcore_thread() ((unsigned long)pthread_self())
+
     #define mqcore_load(place) __atomic_load_n(place, __ATOMIC_ACQUIRE)
     #define mqcore_store(place, value) __atomic_store_n(place, value, __ATOMIC_RELEASE)
     #define mqcore_get(place) __atomic_load_n(place, __ATOMIC_RELAXED)
@@ -32,7 +35,7 @@ cdef extern from *:
     """
     ctypedef struct pthread_mutex_t:
         pass
-    ctypedef unsigned long pthread_t
+    unsigned long this_thread "mqcore_thread"() noexcept nogil
     uint64_t load "mqcore_load"(uint64_t *) noexcept nogil
     void store "mqcore_store"(uint64_t *, uint64_t) noexcept nogil
     uint64_t get "mqcore_get"(uint64_t *) noexcept nogil
@@ -103,7 +106,7 @@ cdef struct Table:
     PyObject *owner         # borrowed: the dispatcher
     PyObject *timers        # owned: what stands for all native timers in its wheel
     pthread_mutex_t lock    # keeps wake-ups from other threads and closing apart
-    pthread_t thread        # that is in native code of this dispatcher, as long as it is in it
+    unsigned long thread    # that is in native code of this dispatcher, as long as it is in it
     int inside              # how deep
     void *current           # the MQ_Context whose callback is being called, or NULL
     PyObject *message       # borrowed: the Message whose hook is being called, or NULL

@@ -20,7 +20,6 @@ cdef extern from *:
     int pthread_mutex_init(pthread_mutex_t *, void *) nogil
     int pthread_mutex_lock(pthread_mutex_t *) nogil
     int pthread_mutex_unlock(pthread_mutex_t *) nogil
-    pthread_t pthread_self() nogil
     Table *load_table "mqcore_load"(Table **) noexcept nogil
     void store_table "mqcore_store"(Table **, Table *) noexcept nogil
     uint32_t load_count "mqcore_load"(uint32_t *) noexcept nogil
@@ -82,7 +81,7 @@ cdef Table *table_of(void *handle) noexcept nogil:
 
 cdef bint is_inside(Table *table) noexcept nogil:
     """Whether this thread is in native code that the table's dispatcher called."""
-    return table.inside > 0 and table.thread == pthread_self() and table.open
+    return table.inside > 0 and table.thread == this_thread() and table.open
 
 
 cdef Table *table_inside() noexcept nogil:

@@ -23,7 +23,7 @@ from ._context cimport Context
 from ._handles cimport (
     CALLED, CHUNK, CHUNK_BITS, CONNECTION, GENERATION, GIVEN, HELD_BY, LAST_GENERATIONS, LIVE, OVER, STEP, Slot, Table,
     close_table, end_slot, forget_tables, free_slot, generation_in, generation_of, get, handle_of, is_inside, live_slot, load,
-    open_table, part_in, push, set, slot_of, state_of, store, swap, table_of, take_all, take_slot)
+    open_table, part_in, push, set, slot_of, state_of, store, swap, table_of, take_all, take_slot, this_thread)
 from ._handles cimport CONTEXT as A_CONTEXT
 from ._loop cimport Due, Loop, start_idle, uv_of
 from ._message cimport (
@@ -45,26 +45,21 @@ cdef extern from *:
         size_t first_size, second_size;
     } mqcore_arguments;
 
-    /* The part of a handle that says what it stands for is in its low bits. */
-    #define mqcore_part(handle, part) ((void *)((char *)(handle) + (part)))
-
-    /* A switch in place of a pointer to a function for each kind: all of a chain take the same branch. */
-    static inline int mqcore_call_hook(void *hook, int kind, void *context, void *handle, const mqcore_arguments *arguments)
+    /* The part of a handle that says what it stands for is in its low bits. No pointer to a function for each kind of hook:
+       all hooks of a chain take the same branch. */
+    static inline bool mqcore_call_hook(void *hook, int kind, void *context, char *handle, const mqcore_arguments *arguments)
     {
-        switch (kind) {
-        case 0:
+        if (__builtin_expect(kind == 1, 1))
+            return ((bool (*)(void *, void *, void *))hook)(context, handle, handle + 1);
+        if (kind == 0)
             return ((bool (*)(void *, void *))hook)(context, handle);
-        case 1:
-            return ((bool (*)(void *, void *, void *))hook)(context, handle, mqcore_part(handle, 1));
-        case 2:
-            return ((bool (*)(void *, void *, void *))hook)(context, handle, mqcore_part(handle, 2));
-        case 3:
+        if (kind == 2)
+            return ((bool (*)(void *, void *, void *))hook)(context, handle, handle + 2);
+        if (kind == 3)
             return ((bool (*)(void *, void *, const char *, size_t))hook)(
                 context, handle, arguments->first, arguments->first_size);
-        default:
-            return ((bool (*)(void *, void *, const char *, size_t, const char *, size_t))hook)(
-                context, handle, arguments->first, arguments->first_size, arguments->second, arguments->second_size);
-        }
+        return ((bool (*)(void *, void *, const char *, size_t, const char *, size_t))hook)(
+            context, handle, arguments->first, arguments->first_size, arguments->second, arguments->second_size);
     }
     """
     ctypedef struct Arguments "mqcore_arguments":
@@ -72,12 +67,11 @@ cdef extern from *:
         const char *second
         size_t first_size
         size_t second_size
-    bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, void *handle, const Arguments *) noexcept nogil
+    bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, char *handle, const Arguments *) noexcept nogil
 
 cdef extern from *:
     int pthread_mutex_lock(void *) nogil
     int pthread_mutex_unlock(void *) nogil
-    unsigned long pthread_self() nogil
     const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
 
 
@@ -89,7 +83,7 @@ cdef void enter(Table *table, void *context, PyObject *message, Inside *before) 
     before.message = table.message
     table.current = context
     table.message = message
-    table.thread = pthread_self()
+    table.thread = this_thread()
     table.inside += 1
 
 
@@ -105,62 +99,114 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
     cdef Table *table = <Table *>control.native
     cdef Arguments arguments
     cdef Inside before
-    cdef uint64_t called
-    cdef uint64_t start = 0
-    cdef bint taken
-    cdef bint kept = True
     cdef int verdict = TO_CONTINUE
+    cdef bint kept = True
+    cdef bint taken = False
     cdef Slot *slot = table.spare
-    message.entry = entry
     if entry.kind > OF_ADDRESS or slot == NULL or generation_of(slot.word) >> 24 == LAST_GENERATIONS:
-        try:
-            slot = make_ready(table, entry, message, &arguments)
-        except Exception as error:
-            entry.counters.calls += 1
-            return (<Steps>control).hook_raised(message, error)
+        message.entry = entry
+        slot = make_ready(<Steps>control, message, &arguments, &verdict)
+        if slot == NULL:
+            return verdict
     table.spare = NULL
     slot.object = <PyObject *>message
-    enter(table, NULL, <PyObject *>message, &before)
-    called = slot.word | CALLED
-    while True:
-        set(&slot.word, called)
-        entry.counters.calls += 1
+    before.current = table.current  # as enter() does it; the core knows which thread this is
+    before.message = table.message
+    table.current = NULL
+    table.message = <PyObject *>message
+    table.thread = control.thread
+    table.inside += 1
+    while verdict == TO_CONTINUE and entry != NULL:
         if timed:
-            start = control.state.uv.hrtime()
-        taken = call_hook(entry.native, entry.kind, entry.handle, handle_of(table, slot), &arguments)
-        if timed:
-            add_sample(entry.counters, control.state.uv.hrtime() - start)
-        if taken or get(&slot.word) != called or message.verdict != UNDECIDED or control.closed:
+            entry = call_timed(control, message, entry, handle_of(table, slot), &slot.word, &arguments, &taken)
+        else:
+            entry = call_all(control, message, entry, handle_of(table, slot), &slot.word, &arguments, &taken)
+        if entry != NULL:
             verdict = decide(<Steps>control, message, slot, taken, &kept)
             if not kept:
                 break
-        called += <uint64_t>GENERATION << 32
-        if verdict != TO_CONTINUE or entry[1].native == NULL:
-            set(&slot.word, called - CALLED)
-            break
-        entry += 1
-        message.entry = entry
+            slot.word = ((slot.word >> 32) + GENERATION) << 32
+            entry = following(entry)
     leave(table, &before)
     if kept:
         put_back(table, slot)
     return verdict
 
 
-cdef Slot *make_ready(Table *table, Entry *entry, Message message, Arguments *arguments) except NULL:
-    """A slot for the hooks of a step, and their arguments as C has them."""
+cdef inline Entry *following(Entry *entry) noexcept nogil:
+    """The next native hook, if it is next in the chain."""
+    return NULL if entry[1].native == NULL else &entry[1]
+
+
+cdef inline Entry *call_all(
+        Control control, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+        bint *taken) noexcept nogil:
+    """Call native hooks as long as they return false and nothing else happens. The one where it did; NULL when there was
+    none, and then the slot is free."""
+    cdef char *each = <char *>handle
+    cdef int kind = entry.kind
+    cdef uint64_t called = word[0] | CALLED
+    cdef bint held
+    while True:
+        message.entry = entry
+        set(word, called)
+        entry.counters.calls += 1
+        held = call_hook(entry.native, kind, entry.handle, each, arguments)
+        if held or get(word) != called or message.verdict != UNDECIDED or control.closed:
+            taken[0] = held
+            return entry
+        each += GENERATION
+        called += <uint64_t>GENERATION << 32
+        if entry[1].native == NULL:
+            set(word, called - CALLED)
+            return NULL
+        entry = &entry[1]
+
+
+cdef Entry *call_timed(
+        Control control, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+        bint *taken) noexcept nogil:
+    """The same, with a look at the clock before and after each."""
+    cdef char *each = <char *>handle
+    cdef uint64_t called = word[0] | CALLED
+    cdef uint64_t start
+    while entry != NULL:
+        message.entry = entry
+        set(word, called)
+        entry.counters.calls += 1
+        start = control.state.uv.hrtime()
+        taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
+        add_sample(entry.counters, control.state.uv.hrtime() - start)
+        if taken[0] or get(word) != called or message.verdict != UNDECIDED or control.closed:
+            return entry
+        each += GENERATION
+        called += <uint64_t>GENERATION << 32
+        set(word, called - CALLED)
+        entry = following(entry)
+    return NULL
+
+
+cdef Slot *make_ready(Steps steps, Message message, Arguments *arguments, int *verdict) noexcept:
+    """A slot for the hooks of a step, and their arguments as C has them. NULL: that failed, as if the first hook had."""
+    cdef Table *table = <Table *>steps.native
     cdef Slot *slot = table.spare
-    if entry.kind > OF_ADDRESS:
-        arguments.first = bytes_of(message, 0, &arguments.first_size)
-        if entry.kind == OF_LOGIN:
+    cdef int kind = message.entry.kind
+    try:
+        if kind > OF_ADDRESS:
+            arguments.first = bytes_of(message, 0, &arguments.first_size)
+        if kind == OF_LOGIN:
             arguments.second = bytes_of(message, 1, &arguments.second_size)
-    if slot != NULL and generation_of(slot.word) >> 24 == LAST_GENERATIONS:
-        table.spare = NULL
-        free_slot(table, slot)  # to be retired when its turn comes
-        slot = NULL
-    if slot == NULL:
-        slot = take_slot(table, STEP)
+        if slot == NULL or generation_of(slot.word) >> 24 == LAST_GENERATIONS:
+            table.spare = NULL
+            if slot != NULL:
+                free_slot(table, slot)  # to be retired when its turn comes
+            slot = take_slot(table, STEP)
         if slot == NULL:
             raise MqError("there is no handle left for native hooks")
+    except Exception as error:
+        message.entry.counters.calls += 1
+        verdict[0] = steps.hook_raised(message, error)
+        return NULL
     return slot
 
 

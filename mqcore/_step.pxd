@@ -48,5 +48,5 @@ cdef class Steps(Control):
     cdef bint cancel_step(self, Message message) noexcept
     cdef void end_open_steps(self) noexcept
 
-cdef void add_sample(Counters *counters, uint64_t ns) noexcept
+cdef void add_sample(Counters *counters, uint64_t ns) noexcept nogil
 cdef Chain new_chain(Steps steps, Route route, list contexts)

@@ -475,7 +475,7 @@ cdef int meaning_of(Message message, object value) noexcept:
     return UNKNOWN
 
 
-cdef void add_sample(Counters *counters, uint64_t ns) noexcept:
+cdef void add_sample(Counters *counters, uint64_t ns) noexcept nogil:
     counters.samples += 1
     counters.sampled_ns += ns
     if ns > counters.longest_ns:

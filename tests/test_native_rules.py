@@ -1,0 +1,378 @@
+"""The rules of control, for native plugins: in one chain with Python plugins, on both kinds of loop."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import threading
+import weakref
+from types import SimpleNamespace
+
+import pytest
+from native_tools import Puppet, compile_plugin, mq, refused, start
+
+import mqcore
+
+CONTINUE, COMPLETE, FAIL = mqcore.CONTINUE, mqcore.COMPLETE, mqcore.FAIL
+
+
+@pytest.fixture
+def puppet(tmp_path):
+    made = Puppet(tmp_path / "20-puppet.so")
+    yield made
+    assert not made.errors, made.errors
+
+
+def run(owner, dispatcher, message=None):
+    """One step to its end: its outcome."""
+    message = message or mqcore.Message()
+    owner.finished.clear()
+    outcome = dispatcher.hook("mq_step").run(message, done=owner.done)
+    if outcome is None:
+        owner.run_until(lambda: owner.finished)
+        ((finished, outcome),) = owner.finished
+        assert finished is message
+    return outcome
+
+
+def test_rule_1_native_and_python_plugins_are_called_in_order_of_their_names(owner, tmp_path):
+    calls = []
+    puppets = [
+        Puppet(tmp_path / f"{name}.so", lambda *_, name=name: calls.append(name)) for name in ("30-c", "10-a", "35-d", "50-f")
+    ]
+    others = {name: lambda context, message, name=name: calls.append(name) for name in ("20-b", "40-e")}
+    dispatcher = start(owner, puppets, others)
+    assert dispatcher.plugins.order("mq_step") == ["10-a", "20-b", "30-c", "35-d", "40-e", "50-f"]
+    assert run(owner, dispatcher) is CONTINUE
+    assert calls == ["10-a", "20-b", "30-c", "35-d", "40-e", "50-f"]
+    assert [plugin.kind for plugin in dispatcher.plugins] == ["native", "python", "native", "native", "python", "native"]
+    assert all(hook.calls == 1 for hook in dispatcher.stats().hooks)
+
+
+def test_rule_4_true_holds_and_the_next_plugin_is_called_after_the_give_back(owner, puppet):
+    calls, held = [], []
+
+    def step(context, connection, message):
+        held.append(connection)
+        return True
+
+    puppet.step = step
+    dispatcher = start(owner, [puppet], {"30-last": lambda context, message: calls.append("last")})
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message, done=owner.done) is None
+    owner.turn()
+    assert message.holder == "20-puppet" and not calls
+    mq.MQ_continue(held[0])
+    assert not owner.finished  # rule 6: nothing is called before it returns
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished == [(message, CONTINUE)] and calls == ["last"]
+    assert message.holder is None
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("from_thread", [False, True])
+@pytest.mark.parametrize("after", ["native", "python", "nothing"])
+@pytest.mark.parametrize(("give", "outcome"), [("continue", CONTINUE), ("complete", COMPLETE), ("retry", CONTINUE)])
+def test_rules_5_to_9_each_give_back(owner, tmp_path, give, outcome, early, from_thread, after):
+    """Given back in the hook or later, here or by another thread, before a plugin of either kind or none."""
+    calls = []
+    function = getattr(mq, f"MQ_{give}")
+
+    def give_back(connection):
+        if from_thread:
+            thread = threading.Thread(target=function, args=(connection,))
+            thread.start()
+            thread.join()
+        else:
+            function(connection)
+
+    held = []
+
+    def step(context, connection, message):
+        calls.append("first")
+        if len(calls) > 1 and give == "retry":
+            return False
+        held.append(connection)
+        if early:
+            give_back(connection)
+        return True
+
+    first = Puppet(tmp_path / "10-first.so", step)
+    puppets, others = [first], {}
+    if after == "native":
+        puppets.append(Puppet(tmp_path / "20-after.so", lambda *_: calls.append("after")))
+    elif after == "python":
+        others["20-after"] = lambda context, message: calls.append("after")
+    dispatcher = start(owner, puppets, others)
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message, done=owner.done) is None  # rule 7: also an early one is a hold
+    if not early:
+        give_back(held[0])
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished == [(message, outcome)]
+    called_after = ["after"] if after != "nothing" and give != "complete" else []
+    assert calls == ["first"] * (2 if give == "retry" else 1) + called_after
+    assert message.retries == (give == "retry")
+    counted = dispatcher.stats().hooks[0]
+    assert (counted.holds, counted.continues, counted.completes, counted.retries, counted.refused) == (
+        1, give == "continue", give == "complete", give == "retry", 0,
+    )
+    assert not first.errors
+
+
+@pytest.mark.parametrize(("give", "outcome"), [("continue", CONTINUE), ("complete", FAIL), ("retry", FAIL)])
+def test_rule_7_given_back_early_and_then_false(owner, puppet, give, outcome):
+    calls = []
+
+    def step(context, connection, message):
+        getattr(mq, f"MQ_{give}")(connection)
+        return False
+
+    puppet.step = step
+    dispatcher = start(owner, [puppet], {"30-last": lambda context, message: calls.append("last")})
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message) is outcome
+    assert calls == (["last"] if outcome is CONTINUE else [])
+    if outcome is FAIL:
+        assert f"gave the message back in mq_step ({give}), but then returned False" in str(message.error)
+
+
+def test_rule_7_a_plugin_with_on_error_continue_is_forgiven(owner, puppet):
+    def step(context, connection, message):
+        mq.MQ_complete(connection)
+        return False
+
+    puppet.step = step
+    dispatcher = start(owner, [puppet], config={"20-puppet": {"on_error": "continue"}})
+    assert run(owner, dispatcher) is CONTINUE
+
+
+def test_rule_10_deadline(owner, puppet):
+    held = []
+    puppet.step = lambda context, connection, message: held.append(connection) or True
+    dispatcher = start(owner, [puppet], hold_timeout=0.02)
+    message = mqcore.Message()
+    assert run(owner, dispatcher, message) is FAIL
+    assert isinstance(message.error, mqcore.HoldTimeout)
+    mq.MQ_continue(held[0])
+    owner.run_until(lambda: refused(dispatcher))
+    assert dispatcher.stats().hooks[0].refused == 1
+
+
+def test_rule_10_given_back_in_time_by_another_thread_is_not_too_late(owner, puppet):
+    held = []
+    puppet.step = lambda context, connection, message: held.append(connection) or True
+    dispatcher = start(owner, [puppet], hold_timeout=0.05)
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message, done=owner.done) is None
+    mq.MQ_continue(held[0])
+    threading.Event().wait(0.1)  # the loop does not run: when it does, both are there
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished == [(message, CONTINUE)]
+    assert refused(dispatcher) == 0
+
+
+def test_rule_11_retry_limit(owner, puppet):
+    def step(context, connection, message):
+        mq.MQ_retry(connection)
+        return True
+
+    puppet.step = step
+    dispatcher = start(owner, [puppet], max_retries=3)
+    message = mqcore.Message()
+    assert run(owner, dispatcher, message) is FAIL
+    assert isinstance(message.error, mqcore.RetryLimit)
+    assert dispatcher.stats().hooks[0].calls == 4
+
+
+def test_rule_12_a_native_hold_keeps_its_message(owner, puppet):
+    held = []
+    puppet.step = lambda context, connection, message: held.append(connection) or True
+    dispatcher = start(owner, [puppet])
+    message = mqcore.Message()
+    reference = weakref.ref(message)
+    dispatcher.hook("mq_step").run(message, done=owner.done)
+    del message
+    gc.collect()
+    owner.turn()
+    assert reference() is not None and reference().holder == "20-puppet"
+    mq.MQ_complete(held[0])
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished[0][1] is COMPLETE
+    owner.finished.clear()
+    gc.collect()
+    assert reference() is None
+
+
+def test_rule_14_cancel_and_a_late_give_back(owner, puppet):
+    held = []
+    puppet.step = lambda context, connection, message: held.append(connection) or True
+    dispatcher = start(owner, [puppet])
+    message = mqcore.Message()
+    dispatcher.hook("mq_step").run(message, done=owner.done)
+    assert dispatcher.cancel(message)
+    assert owner.finished == [(message, FAIL)] and isinstance(message.error, mqcore.Cancelled)
+    mq.MQ_continue(held[0])
+    owner.run_until(lambda: refused(dispatcher))
+
+
+def test_rule_14_cancelled_between_the_give_back_and_its_turn(owner, puppet):
+    held = []
+    puppet.step = lambda context, connection, message: held.append(connection) or True
+    dispatcher = start(owner, [puppet])
+    for _ in range(3):
+        message = mqcore.Message()
+        dispatcher.hook("mq_step").run(message, done=owner.done)
+        mq.MQ_continue(held[-1])
+        assert dispatcher.cancel(message)
+        owner.turn()
+    assert [outcome for _, outcome in owner.finished] == [FAIL] * 3
+    assert refused(dispatcher) == 3
+
+
+def test_rule_14_cancelled_in_the_hook(owner, puppet):
+    """By Python code that runs meanwhile, such as a handler of logging."""
+    messages = [mqcore.Message() for _ in range(2)]
+
+    def step(context, connection, message):
+        assert dispatcher.cancel(messages[0])
+        return messages.pop(0) is not None
+
+    puppet.step = step
+    dispatcher = start(owner, [puppet])
+    message = messages[0]
+    assert dispatcher.hook("mq_step").run(message) is FAIL
+    assert isinstance(message.error, mqcore.Cancelled)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_closed_in_the_hook(owner, puppet, taken):
+    def step(context, connection, message):
+        dispatcher.close()
+        return taken
+
+    puppet.step = step
+    dispatcher = start(owner, [puppet])
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message) is FAIL
+    assert isinstance(message.error, mqcore.DispatcherClosed)
+
+
+def test_closed_while_held(owner, puppet):
+    held = []
+    puppet.step = lambda context, connection, message: held.append(connection) or True
+    dispatcher = start(owner, [puppet])
+    messages = [mqcore.Message() for _ in range(100)]
+    dispatcher.hook("mq_step").run_many(messages, done=owner.done)
+    for connection in held[::3]:
+        mq.MQ_continue(connection)
+    dispatcher.close()
+    assert len(owner.finished) == 100
+    assert all(isinstance(message.error, mqcore.DispatcherClosed) for message in messages)
+    for connection in held:
+        mq.MQ_continue(connection)
+
+
+def test_a_hook_runs_another_message(owner, puppet):
+    """Nested: each step has a slot of its own."""
+    inner = mqcore.Message()
+    held = []
+
+    def step(context, connection, message):
+        if not held:
+            held.append(connection)
+            assert dispatcher.hook("mq_step").run(inner, done=owner.done) is None
+            mq.MQ_continue(connection)
+            return True
+        held.append(connection)
+        return True
+
+    puppet.step = step
+    dispatcher = start(owner, [puppet])
+    outer = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(outer, done=owner.done) is None
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished == [(outer, CONTINUE)] and inner.holder == "20-puppet"
+    mq.MQ_complete(held[1])
+    owner.run_until(lambda: len(owner.finished) == 2)
+    assert len(set(held)) == 2
+
+
+def test_ten_thousand_held_at_once(owner, puppet):
+    held = []
+    puppet.step = lambda context, connection, message: held.append(connection) or True
+    dispatcher = start(owner, [puppet])
+    messages = [mqcore.Message() for _ in range(10_000)]
+    dispatcher.hook("mq_step").run_many(messages, done=owner.done)
+    assert dispatcher.stats().held == 10_000 and len(set(held)) == 10_000
+    for connection in reversed(held):
+        mq.MQ_continue(connection)
+    owner.run_until(lambda: len(owner.finished) == 10_000)
+    assert {outcome for _, outcome in owner.finished} == {CONTINUE}
+    assert refused(dispatcher) == 0
+
+
+def test_every_call_has_a_handle_of_its_own(owner, puppet):
+    seen = []
+    puppet.step = lambda context, connection, message: seen.append(connection)
+    dispatcher = start(owner, [puppet])
+    for _ in range(5_000):
+        run(owner, dispatcher)
+    assert len(set(seen)) == len(seen) == 5_000
+    assert all(connection >> 56 for connection in seen)  # no address of this process looks like one
+
+
+CHAIN = """
+static void fire(void *data) { MQ_continue((MQ_Connection *)data); }
+MQ_EXPORT bool mq_step(MQ_Context *context, MQ_Connection *connection, MQ_Message *message)
+{
+    (void)message;
+    return MQ_startTimer(context, 0, fire, connection) != NULL;
+}
+"""
+
+
+@pytest.mark.parametrize("kinds", list(itertools.product("np", repeat=4)), ids="".join)
+def test_mixed_chains_that_hold(owner, tmp_path, kinds):
+    """All chains of four plugins, native and Python: each holds the message until a timer fires."""
+    plugins = owner.plugins({})
+    for number, kind in enumerate(kinds):
+        if kind == "n":
+            plugins.load(compile_plugin(tmp_path / f"{number}-native.so", CHAIN))
+        else:
+            plugins.add(f"{number}-python", SimpleNamespace(mq_step=hold_for_a_moment))
+    dispatcher = owner.dispatcher(plugins)
+    messages = [mqcore.Message() for _ in range(20)]
+    dispatcher.hook("mq_step").run_many(messages, done=owner.done)
+    owner.run_until(lambda: len(owner.finished) == 20)
+    assert {outcome for _, outcome in owner.finished} == {CONTINUE}
+    assert all(hook.holds == hook.continues == 20 for hook in dispatcher.stats().hooks)
+
+
+def hold_for_a_moment(context, message):
+    context.start_timer(0, context.continue_, message)
+    return True
+
+
+def test_threads_that_race(owner, puppet):
+    """Many threads give the same messages back: exactly one give-back of each counts."""
+    held = []
+    puppet.step = lambda context, connection, message: held.append(connection) or True
+    dispatcher = start(owner, [puppet])
+    messages = [mqcore.Message() for _ in range(300)]
+    dispatcher.hook("mq_step").run_many(messages, done=owner.done)
+    ready = threading.Barrier(4)
+
+    def give_back(function):
+        ready.wait()
+        for connection in held:
+            function(connection)
+
+    functions = (mq.MQ_continue, mq.MQ_complete, mq.MQ_continue, mq.MQ_complete)
+    threads = [threading.Thread(target=give_back, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    owner.run_until(lambda: not any(thread.is_alive() for thread in threads))
+    owner.run_until(lambda: len(owner.finished) == 300 and refused(dispatcher) == 900)
+    counted = dispatcher.stats().hooks[0]
+    assert counted.continues + counted.completes == 300

@@ -53,47 +53,47 @@ def make_global():
 # --------------------------------------------------------------------------------------------------------------- Control
 
 cdef public void MQ_continue(MQ_Connection *connection) noexcept nogil:
-    give(connection, TO_CONTINUE)
+    give(connection, TO_CONTINUE, caller())
 
 
 cdef public void MQ_complete(MQ_Connection *connection) noexcept nogil:
-    give(connection, TO_COMPLETE)
+    give(connection, TO_COMPLETE, caller())
 
 
 cdef public void MQ_retry(MQ_Connection *connection) noexcept nogil:
-    give(connection, TO_RETRY)
+    give(connection, TO_RETRY, caller())
 
 
 # -------------------------------------------------------------------------------------------------------------- Contexts
 
-cdef Slot *started(void *handle, int kind, const char *what) noexcept nogil:
+cdef Slot *started(void *handle, int kind, const char *what, void *by) noexcept nogil:
     """The slot of a context, timer or watcher, for a function that belongs to the dispatcher's thread; NULL: refused."""
     cdef Slot *slot = live_slot(handle, kind)
     if slot == NULL or not is_inside(table_of(handle)):
-        refuse(handle, what)
+        refuse(handle, what, by)
         return NULL
     return slot
 
 
 cdef public void *MQ_contextData(MQ_Context *context) noexcept nogil:
-    cdef Slot *slot = started(context, CONTEXT, b"called MQ_contextData for what is no context, or outside of its calls")
+    cdef Slot *slot = started(context, CONTEXT, b"called MQ_contextData for what is no context, or outside of its calls", caller())
     return NULL if slot == NULL else slot.data
 
 
 cdef public void MQ_setContextData(MQ_Context *context, void *data) noexcept nogil:
-    cdef Slot *slot = started(context, CONTEXT, b"called MQ_setContextData for what is no context, or outside of its calls")
+    cdef Slot *slot = started(context, CONTEXT, b"called MQ_setContextData for what is no context, or outside of its calls", caller())
     if slot != NULL:
         slot.data = data
 
 
 cdef public uv_loop_s *MQ_uv(MQ_Context *context) noexcept nogil:
-    if started(context, CONTEXT, b"called MQ_uv for what is no context, or outside of its calls") == NULL:
+    if started(context, CONTEXT, b"called MQ_uv for what is no context, or outside of its calls", caller()) == NULL:
         return NULL
     return <uv_loop_s *>(<Loop>table_of(context).owner).state.pointer
 
 
 cdef public void *MQ_uvSymbol(MQ_Context *context, const char *name) noexcept nogil:
-    if started(context, CONTEXT, b"called MQ_uvSymbol for what is no context, or outside of its calls") == NULL:
+    if started(context, CONTEXT, b"called MQ_uvSymbol for what is no context, or outside of its calls", caller()) == NULL:
         return NULL
     if strlen(name) < 4 or name[0] != b"u" or name[1] != b"v" or name[2] != b"_":
         return NULL
@@ -111,13 +111,13 @@ cdef void *symbol(Loop loop, const char *name) noexcept:
 
 cdef public MQ_Timer *MQ_startTimer(
         MQ_Context *context, float seconds, void (*callback)(void *) noexcept nogil, void *data) noexcept nogil:
-    cdef Slot *owner = started(context, CONTEXT, b"called MQ_startTimer for what is no context, or outside of its calls")
+    cdef Slot *owner = started(context, CONTEXT, b"called MQ_startTimer for what is no context, or outside of its calls", caller())
     cdef Table *table = table_of(context)
     cdef Slot *timer
     if owner == NULL:
         return NULL
     if not is_time(seconds) or callback == NULL or (<Loop>table.owner).closed:
-        refuse(context, b"called MQ_startTimer without a callback, with no number of seconds, or while the dispatcher closes")
+        refuse(context, b"called MQ_startTimer without a callback, with no number of seconds, or while the dispatcher closes", caller())
         return NULL
     timer = take_slot(table, TIMER)
     if timer == NULL:
@@ -141,15 +141,15 @@ cdef bint is_time(float seconds) noexcept nogil:
 
 
 cdef public void MQ_resetTimer(MQ_Timer *timer, float seconds) noexcept nogil:
-    cdef Slot *slot = started(timer, TIMER, b"reset a timer that is over, or outside of the calls of its dispatcher")
+    cdef Slot *slot = started(timer, TIMER, b"reset a timer that is over, or outside of the calls of its dispatcher", caller())
     if slot != NULL and is_time(seconds):
         (<Loop>table_of(timer).owner).start_node(&slot.node, <uint64_t>(<double>seconds * 1e9))
     elif slot != NULL:
-        refuse(timer, b"reset a timer to what is no number of seconds")
+        refuse(timer, b"reset a timer to what is no number of seconds", caller())
 
 
 cdef public void MQ_stopTimer(MQ_Timer *timer) noexcept nogil:
-    cdef Slot *slot = started(timer, TIMER, b"stopped a timer that is over, or outside of the calls of its dispatcher")
+    cdef Slot *slot = started(timer, TIMER, b"stopped a timer that is over, or outside of the calls of its dispatcher", caller())
     if slot != NULL:
         stop_timer(table_of(timer), slot)
 
@@ -188,13 +188,13 @@ cdef class NativeWatcher(Watcher):
 cdef public MQ_IOWatcher *MQ_ioWatch(
         MQ_Context *context, int fd, int events,
         void (*callback)(MQ_IOWatcher *, int, int, void *) noexcept nogil, void *data) noexcept nogil:
-    cdef Slot *owner = started(context, CONTEXT, b"called MQ_ioWatch for what is no context, or outside of its calls")
+    cdef Slot *owner = started(context, CONTEXT, b"called MQ_ioWatch for what is no context, or outside of its calls", caller())
     cdef int error = 0
     cdef MQ_IOWatcher *watcher
     if owner == NULL:
         return NULL
     if callback == NULL or not 1 <= events <= 3 or (<Loop>table_of(context).owner).closed:
-        refuse(context, b"called MQ_ioWatch without a callback, with no events, or while the dispatcher closes")
+        refuse(context, b"called MQ_ioWatch without a callback, with no events, or while the dispatcher closes", caller())
         return NULL
     with gil:
         watcher = <MQ_IOWatcher *>watch(context, owner, fd, events, callback, data, &error)
@@ -233,7 +233,7 @@ cdef void *watch(
 
 
 cdef public void MQ_ioUnwatch(MQ_IOWatcher *watcher) noexcept nogil:
-    cdef Slot *slot = started(watcher, WATCHER, b"stopped a watcher that is over, or outside of the calls of its dispatcher")
+    cdef Slot *slot = started(watcher, WATCHER, b"stopped a watcher that is over, or outside of the calls of its dispatcher", caller())
     if slot != NULL:
         with gil:
             (<NativeWatcher>slot.object).halt()
@@ -248,14 +248,14 @@ cdef bint in_control(Slot *slot, void *handle) noexcept nogil:
             and (state_of(word) == CALLED or state_of(word) == HELD_BY))
 
 
-cdef bint usable(void *handle, int part, const char *what) noexcept nogil:
+cdef bint usable(void *handle, int part, const char *what, void *by) noexcept nogil:
     """Whether a handle is that part of a step that its plugin has control of, here and now; if not, that is refused."""
     cdef Slot *slot = slot_of(handle)
     cdef int given = part_in(handle)
     if (slot != NULL and in_control(slot, handle) and is_inside(table_of(handle))
             and (given == part or part == ADDRESS and given == RECIPIENT)):
         return True
-    refuse(handle, what)
+    refuse(handle, what, by)
     return False
 
 
@@ -347,55 +347,55 @@ cdef void set_connection_data(void *connection, void *value) noexcept:
 
 
 cdef public void *MQ_connectionData(MQ_Connection *connection) noexcept nogil:
-    if not usable(connection, CONNECTION, b"called MQ_connectionData for a connection that it does not have"):
+    if not usable(connection, CONNECTION, b"called MQ_connectionData for a connection that it does not have", caller()):
         return NULL
     with gil:
         return connection_data(connection)
 
 
 cdef public void MQ_setConnectionData(MQ_Connection *connection, void *data) noexcept nogil:
-    if usable(connection, CONNECTION, b"called MQ_setConnectionData for a connection that it does not have"):
+    if usable(connection, CONNECTION, b"called MQ_setConnectionData for a connection that it does not have", caller()):
         with gil:
             set_connection_data(connection, data)
 
 
 cdef public int MQ_fileDescriptor(MQ_Connection *connection) noexcept nogil:
-    if not usable(connection, CONNECTION, b"called MQ_fileDescriptor for a connection that it does not have"):
+    if not usable(connection, CONNECTION, b"called MQ_fileDescriptor for a connection that it does not have", caller()):
         return -1
     with gil:
         return <int>use_int(connection, "file_descriptor", (), -1)
 
 
 cdef public size_t MQ_send(MQ_Connection *connection, const void *buffer, size_t size) noexcept nogil:
-    if not usable(connection, CONNECTION, b"called MQ_send for a connection that it does not have") or buffer == NULL:
+    if not usable(connection, CONNECTION, b"called MQ_send for a connection that it does not have", caller()) or buffer == NULL:
         return 0
     with gil:
         return size if use(connection, "send", ((<const char *>buffer)[:size],), False) is True else 0
 
 
 cdef public c_bool MQ_secure(MQ_Connection *connection) noexcept nogil:
-    if not usable(connection, CONNECTION, b"called MQ_secure for a connection that it does not have"):
+    if not usable(connection, CONNECTION, b"called MQ_secure for a connection that it does not have", caller()):
         return False
     with gil:
         return use_bool(connection, "secure")
 
 
 cdef public c_bool MQ_authenticated(MQ_Connection *connection) noexcept nogil:
-    if not usable(connection, CONNECTION, b"called MQ_authenticated for a connection that it does not have"):
+    if not usable(connection, CONNECTION, b"called MQ_authenticated for a connection that it does not have", caller()):
         return False
     with gil:
         return use_bool(connection, "authenticated")
 
 
 cdef public void MQ_setAuthenticated(MQ_Connection *connection, c_bool authenticated) noexcept nogil:
-    if usable(connection, CONNECTION, b"called MQ_setAuthenticated for a connection that it does not have"):
+    if usable(connection, CONNECTION, b"called MQ_setAuthenticated for a connection that it does not have", caller()):
         with gil:
             use(connection, "set_authenticated", (True if authenticated else False,), None)
 
 
-cdef MQ_Address *address_of(void *message, int part, const char *what) noexcept nogil:
+cdef MQ_Address *address_of(void *message, int part, const char *what, void *by) noexcept nogil:
     """The handle of an address of a message, or NULL where it has none."""
-    if not usable(message, MESSAGE, what):
+    if not usable(message, MESSAGE, what, by):
         return NULL
     with gil:
         if use(message, "envelope" if part == ADDRESS else "recipient", (), None) is None:
@@ -404,21 +404,21 @@ cdef MQ_Address *address_of(void *message, int part, const char *what) noexcept 
 
 
 cdef public MQ_Address *MQ_envelope(MQ_Message *message) noexcept nogil:
-    return address_of(message, ADDRESS, b"called MQ_envelope for a message that it does not have")
+    return address_of(message, ADDRESS, b"called MQ_envelope for a message that it does not have", caller())
 
 
 cdef public MQ_Address *MQ_recipient(MQ_Message *message) noexcept nogil:
-    return address_of(message, RECIPIENT, b"called MQ_recipient for a message that it does not have")
+    return address_of(message, RECIPIENT, b"called MQ_recipient for a message that it does not have", caller())
 
 
 cdef public void MQ_setEnvelope(MQ_Message *message, const char *envelope, size_t size) noexcept nogil:
-    if usable(message, MESSAGE, b"called MQ_setEnvelope for a message that it does not have"):
+    if usable(message, MESSAGE, b"called MQ_setEnvelope for a message that it does not have", caller()):
         with gil:
             set_text(message, "set_envelope", envelope, size)
 
 
 cdef public void MQ_setRecipient(MQ_Message *message, const char *recipient, size_t size) noexcept nogil:
-    if usable(message, MESSAGE, b"called MQ_setRecipient for a message that it does not have"):
+    if usable(message, MESSAGE, b"called MQ_setRecipient for a message that it does not have", caller()):
         with gil:
             set_text(message, "set_recipient", recipient, size)
 
@@ -433,47 +433,47 @@ cdef const char *email(void *address) noexcept:
 
 
 cdef public const char *MQ_email(MQ_Address *address) noexcept nogil:
-    if not usable(address, ADDRESS, b"called MQ_email for an address that it does not have"):
+    if not usable(address, ADDRESS, b"called MQ_email for an address that it does not have", caller()):
         return NULL
     with gil:
         return email(address)
 
 
 cdef public const char *MQ_mime(MQ_Message *message) noexcept nogil:
-    if not usable(message, MESSAGE, b"called MQ_mime for a message that it does not have"):
+    if not usable(message, MESSAGE, b"called MQ_mime for a message that it does not have", caller()):
         return NULL
     with gil:
         return use_text(message, "mime")
 
 
 cdef public void MQ_setMime(MQ_Message *message, const char *mime, size_t size) noexcept nogil:
-    if usable(message, MESSAGE, b"called MQ_setMime for a message that it does not have") and mime != NULL:
+    if usable(message, MESSAGE, b"called MQ_setMime for a message that it does not have", caller()) and mime != NULL:
         with gil:
             use(message, "set_mime", (mime[:size],), None)
 
 
 cdef public c_bool MQ_local(MQ_Message *message) noexcept nogil:
-    if not usable(message, MESSAGE, b"called MQ_local for a message that it does not have"):
+    if not usable(message, MESSAGE, b"called MQ_local for a message that it does not have", caller()):
         return False
     with gil:
         return use_bool(message, "local")
 
 
 cdef public void MQ_setLocal(MQ_Message *message, c_bool local) noexcept nogil:
-    if usable(message, MESSAGE, b"called MQ_setLocal for a message that it does not have"):
+    if usable(message, MESSAGE, b"called MQ_setLocal for a message that it does not have", caller()):
         with gil:
             use(message, "set_local", (True if local else False,), None)
 
 
 cdef public const char *MQ_json(MQ_Message *message) noexcept nogil:
-    if not usable(message, MESSAGE, b"called MQ_json for a message that it does not have"):
+    if not usable(message, MESSAGE, b"called MQ_json for a message that it does not have", caller()):
         return NULL
     with gil:
         return use_text(message, "json")
 
 
 cdef public void MQ_setJson(MQ_Message *message, const char *json, size_t size) noexcept nogil:
-    if usable(message, MESSAGE, b"called MQ_setJson for a message that it does not have") and json != NULL:
+    if usable(message, MESSAGE, b"called MQ_setJson for a message that it does not have", caller()) and json != NULL:
         with gil:
             use(message, "set_json", (json[:size],), None)
 

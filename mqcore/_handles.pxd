@@ -80,6 +80,7 @@ cdef struct Slot:
     uint64_t word           # generation << 32 | state; atomic, as any thread may look at it and give back
     uint32_t index
     uint8_t kind
+    uint32_t held           # steps: the generation of the last hold; `owner` and `hook` are those of it
     void *owner             # timers, watchers, steps that were held: the MQ_Context of the plugin
     Slot *first             # contexts: their timers; timers: the next of the same context
     Slot *previous          # timers: the one before; of the first, the context

@@ -19,7 +19,7 @@ cdef struct Inside:
 
 cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil
 cdef void leave(Table *table, Inside *before) noexcept nogil
-cdef void give(void *handle, int verdict) noexcept nogil
+cdef void give(void *handle, int verdict, void *caller) noexcept nogil
 cdef void keep(Slot *slot, object value) noexcept
 cdef void wake(Table *table) noexcept nogil
 cdef object new_life(str name, void *address)

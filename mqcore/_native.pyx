@@ -236,6 +236,7 @@ cdef int decide(Steps steps, Message message, Slot *slot, bint taken, bint *kept
     cdef int verdict
     if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
         kept[0] = False
+        slot.held = generation_of(called)
         slot.owner = message.entry.handle
         slot.hook = message.entry.hook
         message.native = slot
@@ -278,18 +279,18 @@ cdef void drop_kept(Slot *slot) noexcept:
 
 # ----------------------------------------------------------------------------------------------------------------- Holds
 
-cdef void give(void *handle, int verdict) noexcept nogil:
+cdef void give(void *handle, int verdict, void *caller) noexcept nogil:
     """A plugin gives control back. Any thread, without the GIL."""
     cdef Table *table = table_of(handle)
     cdef Slot *slot = slot_of(handle)
     cdef uint64_t word
     if slot == NULL or slot.kind != STEP or part_in(handle) != CONNECTION:
-        refuse(handle, b"gave back what is no connection")
+        refuse(handle, b"gave back what is no connection", caller)
         return
     while True:
         word = load(&slot.word)
         if generation_of(word) != generation_in(handle) or state_of(word) != HELD_BY and state_of(word) != CALLED:
-            refuse(handle, b"gave back a message that it does not hold: it gave it back already, or the step has ended")
+            refuse(handle, b"gave back a message that it does not hold: it gave it back already, or the step has ended", caller)
             return
         if swap(&slot.word, word, (word >> 32 << 32) | <uint64_t>(GIVEN + verdict)):
             break

@@ -2,7 +2,7 @@
 
 from ._handles cimport Slot, Table
 
-cdef void refuse(void *handle, const char *what) noexcept nogil
+cdef void refuse(void *handle, const char *what, void *caller) noexcept nogil
 cdef void refuse_late(Table *table, Slot *slot) noexcept nogil
 cdef void write_log(int priority, const char *text, void *caller) noexcept nogil
 cdef void log_notes(Table *table) noexcept

@@ -11,9 +11,10 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen
 
 from ._context cimport Context
+from ._dispatch cimport Dispatcher
 from ._handles cimport (
-    CONTEXT, GENERATION, STEP, Note, Slot, Table, add, any_open_table, generation_in, generation_of, is_inside, live_slot, load,
-    push, slot_of, table_inside, table_of, take_all)
+    CONTEXT, STEP, Note, Slot, Table, add, any_open_table, generation_in, is_inside, live_slot, push, slot_of, table_inside,
+    table_of, take_all)
 from ._loop cimport Loop, start_idle, uv_of
 from ._message cimport Message, Tally
 
@@ -42,8 +43,10 @@ cdef enum:
     MOST_NOTES = 1_000  # that wait for one dispatcher: beyond, they are dropped
     MISUSE = 0          # a priority
 
+log = logging.getLogger("mqcore")
+
 cdef dict LEVELS = {2: logging.CRITICAL, 3: logging.ERROR, 4: logging.WARNING, 6: logging.INFO, 7: logging.DEBUG}
-cdef dict loggers = {}  # where a plugin's file is in memory -> its logger
+cdef dict names = {}  # where a plugin's file is in memory -> its name
 
 
 cdef void set_living(int change) noexcept nogil:
@@ -53,24 +56,25 @@ cdef void set_living(int change) noexcept nogil:
 
 cdef void know_library(void *address, str plugin):
     """Code at this address is this plugin's."""
-    loggers[<size_t>base_of(address)] = logging.getLogger(f"mqcore.plugins.{plugin}")
+    names[<size_t>base_of(address)] = plugin
 
 
 # ---------------------------------------------------------------------------------------------------------------- Noting
 
-cdef void refuse(void *handle, const char *what) noexcept nogil:
-    """A function was called with a handle that is not valid for it, or where it may not be called. Any thread."""
+cdef void refuse(void *handle, const char *what, void *caller) noexcept nogil:
+    """A function was called, by the code at `caller`, with a handle that is not valid for it or where it may not be called. Any
+    thread."""
     cdef Table *table = table_inside()
     cdef Slot *slot = slot_of(handle)
     cdef void *context = caller_in(table)
     cdef PyObject *hook = NULL
     if table == NULL:
         table = table_of(handle)
-    if slot != NULL and slot.kind == STEP and generation_of(load(&slot.word)) - generation_in(handle) <= GENERATION:
-        hook = slot.hook  # nothing came after it
+    if slot != NULL and slot.kind == STEP and slot.held == generation_in(handle):
+        hook = slot.hook
         if context == NULL:
             context = slot.owner
-    add_note(table, MISUSE, what, context, NULL, hook)
+    add_note(table, MISUSE, what, context, base_of(caller), hook)
 
 
 cdef void refuse_late(Table *table, Slot *slot) noexcept nogil:
@@ -96,7 +100,7 @@ cdef void write_log(int priority, const char *text, void *caller) noexcept nogil
         priority = -1
     if living or table != NULL:
         with gil:
-            log_now(priority, text, context, base, NULL)
+            log_now(table, priority, text, context, base, NULL)
     else:
         add_note(NULL, priority, text, context, base, NULL)
 
@@ -110,7 +114,7 @@ cdef void add_note(Table *table, int priority, const char *text, void *context, 
     if table == NULL:
         if Py_IsInitialized():
             with gil:
-                log_now(priority, text, context, base, hook)
+                log_now(NULL, priority, text, context, base, hook)
         return
     note = <Note *>malloc(sizeof(Note) + size)
     if note == NULL:
@@ -142,30 +146,43 @@ cdef void log_notes(Table *table) noexcept:
     while note != NULL:
         next = note.next
         add(&table.note_count, -1)
-        log_now(note.priority, note.text, note.context, note.base, note.hook)
+        log_now(table, note.priority, note.text, note.context, note.base, note.hook)
         free(note)
         note = next
 
 
-cdef void log_now(int priority, const char *text, void *handle, void *base, PyObject *hook) noexcept:
-    cdef Slot *slot = live_slot(handle, CONTEXT)
-    cdef Context context = None if slot == NULL else <Context>slot.object
+cdef void log_now(Table *table, int priority, const char *text, void *handle, void *base, PyObject *hook) noexcept:
+    cdef Context context
     cdef Tally tally
     try:
-        logger = loggers.get(<size_t>base) if context is None else context.log
+        context = context_of(table, handle, base)
+        name = names.get(<size_t>base) if context is None else context.name
         line = text.decode("utf-8", "replace")
+        level = LEVELS.get(priority, logging.INFO)
         if priority == MISUSE:
             if context is not None:
                 tally = context.tally_of("" if hook == NULL else <str>hook)
                 tally.counters.refused += 1
-            line = f"{'a native plugin' if context is None else 'plugin ' + context.name} {line}: ignored"
+            line = f"{'a native plugin' if name is None else 'plugin ' + name} {line}: ignored"
+            level = logging.WARNING
         elif priority not in LEVELS:
             line = f"(invalid priority) {line}"
-        level = logging.WARNING if priority == MISUSE else LEVELS.get(priority, logging.INFO)
-        logger = logger or logging.getLogger("mqcore.plugins")
+        logging.getLogger("mqcore.plugins" if name is None else f"mqcore.plugins.{name}").log(level, "%s", line)
+    except BaseException as error:
         if context is None:
-            logger.log(level, "%s", line)
+            log.error("could not log what a native plugin said", exc_info=True)
         else:
-            context.owner.tell(logger, level, "%s", (line,), None)
-    except BaseException:
-        logging.getLogger("mqcore").error("could not log what a native plugin said", exc_info=True)
+            context.owner.raised(error, "a handler of logging")
+
+
+cdef Context context_of(Table *table, void *handle, void *base):
+    """The plugin's Context on the dispatcher of the table, by its handle or by where its code is; None when it has none."""
+    cdef Slot *slot = live_slot(handle, CONTEXT)
+    if slot != NULL:
+        return <Context>slot.object
+    name = names.get(<size_t>base)
+    if name is not None and table != NULL and table.open:
+        for context in (<Dispatcher>table.owner).contexts.values():
+            if (<Context>context).name == name:
+                return context
+    return None

@@ -14,7 +14,7 @@ from typing import Any
 
 import mqcore
 
-STRICT = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fvisibility=hidden", "-O1", "-g")
+STRICT = ("-std=gnu11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fvisibility=hidden", "-O1", "-g")
 VERSION = "MQ_EXPORT int mq_version(void) { return MQ_API_VERSION; }\n"
 
 _built = Path(tempfile.mkdtemp(prefix="mqcore-tests-"))
@@ -31,6 +31,7 @@ def compile_plugin(target: Path, source: str, *options: str) -> Path:
         command = ("cc", *STRICT, "-shared", "-fPIC", "-I", mqcore.get_include(), str(file), "-o", str(built), *options)
         subprocess.run(command, check=True, timeout=60)
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # never write into a file that may be loaded
     shutil.copy(built, target)
     return target
 
@@ -116,6 +117,9 @@ def _functions() -> SimpleNamespace:
 mq = _functions()
 
 
+_puppets: list[Puppet] = []  # as long as the process lives: so long C code may call their functions
+
+
 class Puppet:
     """A native plugin with the hook mq_step whose functions are `step`, `begin` and `end`, which may be set any time.
 
@@ -130,7 +134,8 @@ class Puppet:
         self._library = ctypes.CDLL(str(self.path))  # the same that the plugin is
         self._kept = (HOOK(self._step), CONTEXT_FUNCTION(self._begin), CONTEXT_FUNCTION(self._end))
         self._library.pull(*self._kept)
-        self.callbacks: list[Any] = []  # for as long as the puppet lives
+        self.callbacks: list[Any] = []
+        _puppets.append(self)
 
     def guarded(self, function: Any, otherwise: Any = None) -> Any:
         """The function, with what it raises kept for the test to see."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import itertools
@@ -18,7 +19,7 @@ from .errors import PluginError
 from .hooks import LIFECYCLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from .hooks import HookSpec
 
@@ -39,8 +40,8 @@ def load_shared(plugin: str, path: str, hooks: Mapping[str, HookSpec]) -> Simple
 
     One that is opened again, in a reload or for another set of plugins, is opened as a private copy of itself.
     """
-    exported = _inspect(plugin, path)
-    wrong = _wrong(exported, hooks)
+    exported = inspect(plugin, path)
+    wrong = None if exported is None else _wrong(exported, hooks)
     if wrong:
         raise PluginError(wrong, plugin=plugin, path=path)
     from ._loader import open_library
@@ -76,7 +77,7 @@ _NO_VERSION = "it exports no mq_version(), so it is no plugin; define MQ_EXPORT 
 
 def _wrong(exported: set[str], hooks: Mapping[str, HookSpec]) -> str | None:
     """What can be seen to be wrong before any code of the plugin runs."""
-    if exported and "mq_version" not in exported:
+    if "mq_version" not in exported:
         if any(name.startswith("PyInit_") for name in exported):
             return "this is a module of Python's, not a native plugin; import it in a plugin that is a .py file"
         return _NO_VERSION
@@ -111,27 +112,27 @@ def _new_name(path: str) -> str:
 @functools.cache
 def _folder() -> str:
     """A folder of this process's own."""
-    folder = tempfile.TemporaryDirectory(prefix="mqcore-")
-    _opened.add(folder)  # as long as the process lives
-    return folder.name
+    folder = tempfile.mkdtemp(prefix="mqcore-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 # The linker maps what the file's headers say, and a file that is shorter ends the process with SIGBUS.
 
 
-def _inspect(plugin: str, path: str) -> set[str]:
-    """The names that an ELF file exports, if it says so. Raises PluginError for what is no shared object of this machine."""
+def inspect(plugin: str, path: str) -> set[str] | None:
+    """The names that an ELF file exports; None for another kind, or if it does not say so. Raises PluginError for what is no shared object of this machine."""
     with open(path, "rb") as file:
         data = file.read()
     with open(sys.modules["mqcore._loop"].__file__ or "", "rb") as file:
         ours = file.read(64)
     if not ours.startswith(b"\x7fELF"):
-        return set()  # another system's: what can be wrong there, its linker says
+        return None  # another system's: what can be wrong there, its linker says
     try:
         wrong = _wrong_header(data, ours) or _truncated(data)
         if wrong is None:
-            return set(_exported(data))
-    except (struct.error, IndexError, ValueError):
+            return _exported(data)
+    except (struct.error, IndexError, OverflowError, ValueError):
         wrong = "its headers make no sense, so it is damaged; build or copy it again"
     raise PluginError(wrong, plugin=plugin, path=path)
 
@@ -186,15 +187,13 @@ def _truncated(data: bytes) -> str | None:
     return None
 
 
-def _exported(data: bytes) -> Iterator[str]:
+def _exported(data: bytes) -> set[str] | None:
     elf = _Elf(*_HEADER.unpack_from(data))
-    if elf.shoff == 0:
-        return
     sections = [_SECTION.unpack_from(data, elf.shoff + number * elf.shentsize) for number in range(elf.shnum)]
     for _, kind, _, _, offset, size, link, _, _, _ in sections:
         if kind == _DYNAMIC_SYMBOLS:
-            names = sections[link][4]
-            for name, info, _, section, _, _ in _SYMBOL.iter_unpack(data[offset : offset + size]):
-                if section and info >> 4:  # defined, and not local
-                    start = names + name
-                    yield data[start : data.index(b"\0", start)].decode("utf-8", "replace")
+            start = sections[link][4]
+            symbols = _SYMBOL.iter_unpack(data[offset : offset + size])
+            names = [start + name for name, info, _, section, _, _ in symbols if section and info >> 4]  # and is not local
+            return {data[name : data.index(b"\0", name)].decode("utf-8", "replace") for name in names}
+    return None

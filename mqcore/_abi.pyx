@@ -76,24 +76,24 @@ cdef Slot *started(void *handle, int kind, const char *what, void *by) noexcept 
 
 
 cdef public void *MQ_contextData(MQ_Context *context) noexcept nogil:
-    cdef Slot *slot = started(context, CONTEXT, b"called MQ_contextData for what is no context, or outside of its calls", caller())
+    cdef Slot *slot = started(context, CONTEXT, b"called MQ_contextData for no context, or outside of its calls", caller())
     return NULL if slot == NULL else slot.data
 
 
 cdef public void MQ_setContextData(MQ_Context *context, void *data) noexcept nogil:
-    cdef Slot *slot = started(context, CONTEXT, b"called MQ_setContextData for what is no context, or outside of its calls", caller())
+    cdef Slot *slot = started(context, CONTEXT, b"called MQ_setContextData for no context, or outside of its calls", caller())
     if slot != NULL:
         slot.data = data
 
 
 cdef public uv_loop_s *MQ_uv(MQ_Context *context) noexcept nogil:
-    if started(context, CONTEXT, b"called MQ_uv for what is no context, or outside of its calls", caller()) == NULL:
+    if started(context, CONTEXT, b"called MQ_uv for no context, or outside of its calls", caller()) == NULL:
         return NULL
     return <uv_loop_s *>(<Loop>table_of(context).owner).state.pointer
 
 
 cdef public void *MQ_uvSymbol(MQ_Context *context, const char *name) noexcept nogil:
-    if started(context, CONTEXT, b"called MQ_uvSymbol for what is no context, or outside of its calls", caller()) == NULL:
+    if started(context, CONTEXT, b"called MQ_uvSymbol for no context, or outside of its calls", caller()) == NULL:
         return NULL
     if strlen(name) < 4 or name[0] != b"u" or name[1] != b"v" or name[2] != b"_":
         return NULL
@@ -111,13 +111,13 @@ cdef void *symbol(Loop loop, const char *name) noexcept:
 
 cdef public MQ_Timer *MQ_startTimer(
         MQ_Context *context, float seconds, void (*callback)(void *) noexcept nogil, void *data) noexcept nogil:
-    cdef Slot *owner = started(context, CONTEXT, b"called MQ_startTimer for what is no context, or outside of its calls", caller())
+    cdef Slot *owner = started(context, CONTEXT, b"called MQ_startTimer for no context, or outside of its calls", caller())
     cdef Table *table = table_of(context)
     cdef Slot *timer
     if owner == NULL:
         return NULL
     if not is_time(seconds) or callback == NULL or (<Loop>table.owner).closed:
-        refuse(context, b"called MQ_startTimer without a callback, with no number of seconds, or while the dispatcher closes", caller())
+        refuse(context, b"called MQ_startTimer with no callback, no number of seconds, or while its context ends", caller())
         return NULL
     timer = take_slot(table, TIMER)
     if timer == NULL:
@@ -141,7 +141,7 @@ cdef bint is_time(float seconds) noexcept nogil:
 
 
 cdef public void MQ_resetTimer(MQ_Timer *timer, float seconds) noexcept nogil:
-    cdef Slot *slot = started(timer, TIMER, b"reset a timer that is over, or outside of the calls of its dispatcher", caller())
+    cdef Slot *slot = started(timer, TIMER, b"reset a timer that is over, or outside of calls", caller())
     if slot != NULL and is_time(seconds):
         (<Loop>table_of(timer).owner).start_node(&slot.node, <uint64_t>(<double>seconds * 1e9))
     elif slot != NULL:
@@ -149,7 +149,7 @@ cdef public void MQ_resetTimer(MQ_Timer *timer, float seconds) noexcept nogil:
 
 
 cdef public void MQ_stopTimer(MQ_Timer *timer) noexcept nogil:
-    cdef Slot *slot = started(timer, TIMER, b"stopped a timer that is over, or outside of the calls of its dispatcher", caller())
+    cdef Slot *slot = started(timer, TIMER, b"stopped a timer that is over, or outside of calls", caller())
     if slot != NULL:
         stop_timer(table_of(timer), slot)
 
@@ -188,13 +188,13 @@ cdef class NativeWatcher(Watcher):
 cdef public MQ_IOWatcher *MQ_ioWatch(
         MQ_Context *context, int fd, int events,
         void (*callback)(MQ_IOWatcher *, int, int, void *) noexcept nogil, void *data) noexcept nogil:
-    cdef Slot *owner = started(context, CONTEXT, b"called MQ_ioWatch for what is no context, or outside of its calls", caller())
+    cdef Slot *owner = started(context, CONTEXT, b"called MQ_ioWatch for no context, or outside of its calls", caller())
     cdef int error = 0
     cdef MQ_IOWatcher *watcher
     if owner == NULL:
         return NULL
     if callback == NULL or not 1 <= events <= 3 or (<Loop>table_of(context).owner).closed:
-        refuse(context, b"called MQ_ioWatch without a callback, with no events, or while the dispatcher closes", caller())
+        refuse(context, b"called MQ_ioWatch with no callback, no events, or while its context ends", caller())
         return NULL
     with gil:
         watcher = <MQ_IOWatcher *>watch(context, owner, fd, events, callback, data, &error)
@@ -233,7 +233,7 @@ cdef void *watch(
 
 
 cdef public void MQ_ioUnwatch(MQ_IOWatcher *watcher) noexcept nogil:
-    cdef Slot *slot = started(watcher, WATCHER, b"stopped a watcher that is over, or outside of the calls of its dispatcher", caller())
+    cdef Slot *slot = started(watcher, WATCHER, b"stopped a watcher that is over, or outside of calls", caller())
     if slot != NULL:
         with gil:
             (<NativeWatcher>slot.object).halt()

@@ -121,7 +121,10 @@ def _folder() -> str:
 
 
 def inspect(plugin: str, path: str) -> set[str] | None:
-    """The names that an ELF file exports; None for another kind, or if it does not say so. Raises PluginError for what is no shared object of this machine."""
+    """The names that an ELF file exports; None for another kind, or if it does not say.
+
+    Raises PluginError for what is no shared object of this machine.
+    """
     with open(path, "rb") as file:
         data = file.read()
     with open(sys.modules["mqcore._loop"].__file__ or "", "rb") as file:

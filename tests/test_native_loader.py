@@ -116,8 +116,7 @@ def test_random_damage_of_the_headers_is_refused_or_not_seen(plugin, first):
         plugin.write_bytes(data)
         try:
             inspect("10-a", str(plugin))
-        except mqcore.PluginError as error:
-            assert error.path == str(plugin)
+        except mqcore.PluginError:
             refusals += 1
     assert refusals > 500
 
@@ -177,7 +176,8 @@ def test_an_undefined_symbol(tmp_path):
         MQ_EXPORT void mq_initialize(void) { MQ_noSuchFunction(); }
     """)
     error = str(refused(path))
-    assert "MQ_noSuchFunction" in error and error.endswith("; correct the name, or link the plugin with the library that has it")
+    assert "MQ_noSuchFunction" in error
+    assert error.endswith("; correct the name, or link the plugin with the library that has it")
 
 
 def test_a_library_that_is_missing(tmp_path):
@@ -195,7 +195,8 @@ def test_a_hook_misspelt(tmp_path):
         __attribute__((constructor)) static void constructor(void) { abort(); }
         MQ_EXPORT bool mq_smtp_in_mesage(void); MQ_EXPORT bool mq_smtp_in_mesage(void) { return false; }
     """)
-    assert "mq_smtp_in_mesage begins with mq_ and is no known hook; the nearest name is mq_smtp_in_message" in str(refused(path))
+    error = str(refused(path))
+    assert "mq_smtp_in_mesage begins with mq_ and is no known hook; the nearest name is mq_smtp_in_message" in error
 
 
 def test_a_hook_of_ones_own(tmp_path):

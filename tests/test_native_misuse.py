@@ -153,6 +153,18 @@ def call(name, handle):
     assert result in (None, False, RESULTS.get(name)), (name, result)
 
 
+def kind_of(name):
+    """What the function takes a handle of."""
+    kinds = {
+        "context": "contextData setContextData startTimer ioWatch uv uvSymbol",
+        "message": "envelope setEnvelope recipient setRecipient mime setMime local setLocal json setJson",
+        "address": "email",
+        "timer": "stopTimer resetTimer",
+        "watcher": "ioUnwatch",
+    }
+    return next((kind for kind, names in kinds.items() if name.removeprefix("MQ_") in names.split()), "connection")
+
+
 @pytest.mark.parametrize("name", ALL_BUT_LOG)
 def test_every_function_with_made_up_handles(owner, puppet, name):
     """In a hook, where the right handles would do."""
@@ -173,13 +185,7 @@ def test_every_function_with_made_up_handles(owner, puppet, name):
 
 @pytest.mark.parametrize("name", ALL_BUT_LOG)
 def test_every_function_with_a_handle_of_another_kind(owner, puppet, name):
-    takes = {
-        "MQ_email": "address", "MQ_stopTimer": "timer", "MQ_resetTimer": "timer", "MQ_ioUnwatch": "watcher",
-        **dict.fromkeys(("MQ_contextData", "MQ_setContextData", "MQ_startTimer", "MQ_ioWatch", "MQ_uv", "MQ_uvSymbol"), "context"),
-        **dict.fromkeys(
-            ("MQ_envelope", "MQ_setEnvelope", "MQ_recipient", "MQ_setRecipient", "MQ_mime", "MQ_setMime", "MQ_local",
-             "MQ_setLocal", "MQ_json", "MQ_setJson"), "message"),
-    }.get(name, "connection")
+    takes = kind_of(name)
     count = []
 
     def step(context, connection, message):
@@ -211,12 +217,8 @@ def test_every_other_function_on_another_thread(owner, puppet, held, name):
     """With the right handle."""
     dispatcher = start(owner, [puppet])
     hold(owner, dispatcher)
-    message = held[0] + 1
-    handle = {"MQ_email": held[0] + 2}.get(name)
-    if handle is None:
-        of_context = name in ("MQ_contextData", "MQ_setContextData", "MQ_startTimer", "MQ_ioWatch", "MQ_uv", "MQ_uvSymbol")
-        of_connection = name.lower().endswith(("connectiondata", "filedescriptor", "send", "secure", "authenticated"))
-        handle = puppet.context if of_context else held[0] if of_connection else message
+    handles = {"context": puppet.context, "connection": held[0], "message": held[0] + 1, "address": held[0] + 2}
+    handle = handles.get(kind_of(name), 1)
     thread = threading.Thread(target=call, args=(name, handle))
     thread.start()
     thread.join()

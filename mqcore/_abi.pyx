@@ -297,8 +297,10 @@ cdef const char *as_text(void *handle, object value) noexcept:
     cdef const char *string = NULL
     try:
         if isinstance(value, bytes):
+            value = bytes(value)  # of no subclass: nothing runs when it is let go
             string = PyBytes_AS_STRING(value)
         elif isinstance(value, str):
+            value = str.__str__(value)
             string = PyUnicode_AsUTF8(value)
         if string == NULL or not in_control(slot, handle):
             return NULL

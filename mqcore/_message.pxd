@@ -137,11 +137,10 @@ cdef class Control(Loop):
     cdef void resume(self, Message message) noexcept
 
 cdef struct NativeSide:
-    # What _native does for the core. With the GIL, except `waiting`.
+    # What _native does for the core. With the GIL.
     int (*call)(Control control, Message message, Entry *entry, bint timed) noexcept
     void (*hold_ended)(Control control, Message message) noexcept
     void (*absorb)(Control control) noexcept
-    bint (*waiting)(void *native) noexcept nogil
     void (*close)(Control control) noexcept
 
 cdef NativeSide native_side         # set by _native

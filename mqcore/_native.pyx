@@ -25,7 +25,7 @@ from ._handles cimport (
     close_table, end_slot, forget_tables, free_slot, generation_in, generation_of, get, handle_of, is_inside, live_slot, load,
     open_table, part_in, push, set, slot_of, state_of, store, swap, table_of, take_all, take_slot, this_thread)
 from ._handles cimport CONTEXT as A_CONTEXT
-from ._loop cimport Due, Loop, start_idle, uv_of
+from ._loop cimport Due, Loop, ask_for_turn, uv_of
 from ._message cimport (
     HELD, TO_COMPLETE, TO_CONTINUE, TO_RETRY, UNDECIDED, Control, Counters, Entry, Message, native_side)
 from ._notes cimport log_notes, refuse, refuse_late, set_living
@@ -301,7 +301,7 @@ cdef void give(void *handle, int verdict, void *caller) noexcept nogil:
 cdef void wake(Table *table) noexcept nogil:
     """Ask for a turn. Any thread, without the GIL."""
     if is_inside(table):
-        start_idle(&(<Loop>table.owner).state)
+        ask_for_turn(&(<Loop>table.owner).state)
         return
     pthread_mutex_lock(&table.lock)
     if table.open:
@@ -359,11 +359,6 @@ cdef void absorb(Control control) noexcept:
         log_notes(table)
 
 
-cdef bint waiting(void *native) noexcept nogil:
-    cdef Table *table = <Table *>native
-    return table.given != NULL or table.notes != NULL
-
-
 cdef void close(Control control) noexcept:
     """The dispatcher is closed: its steps have ended."""
     cdef Table *table = <Table *>control.native
@@ -384,7 +379,6 @@ cdef void close(Control control) noexcept:
 native_side.call = call
 native_side.hold_ended = hold_ended
 native_side.absorb = absorb
-native_side.waiting = waiting
 native_side.close = close
 
 

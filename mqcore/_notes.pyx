@@ -15,7 +15,7 @@ from ._dispatch cimport Dispatcher
 from ._handles cimport (
     CONTEXT, STEP, Note, Slot, Table, add, any_open_table, generation_in, is_inside, live_slot, push, slot_of, table_inside,
     table_of, take_all)
-from ._loop cimport Loop, start_idle, uv_of
+from ._loop cimport Loop, ask_for_turn, uv_of
 from ._message cimport Message, Tally
 
 cdef extern from *:
@@ -129,7 +129,7 @@ cdef void add_note(Table *table, int priority, const char *text, void *context, 
         free(note)
     elif push(&table.notes, note):
         if is_inside(table):
-            start_idle(&(<Loop>table.owner).state)
+            ask_for_turn(&(<Loop>table.owner).state)
         else:
             pthread_mutex_lock(&table.lock)
             if table.open:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -32,6 +34,30 @@ def plugins(tmp_path):
         each.close()
 
 
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "native.md"
+
+
+def test_the_example_of_the_guide(tmp_path):
+    (source,) = re.findall(r"^```c\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    path = compile_plugin(tmp_path / "20-slow.so", source.replace("2.0f", "0.01f"))
+
+    async def main():
+        mails = [Mail(b"", envelope=f"me@{host}.example") for host in ("slow", "fast")]
+        with mqcore.Plugins(path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+            outcomes = [await dispatcher.hook("mq_smtp_in_message")(mail) for mail in mails]
+            assert dispatcher.stats().hooks[0].holds == 1
+        return outcomes
+
+    assert uvloop.run(main()) == [mqcore.CONTINUE] * 2
+
+
+def test_the_accessors_of_the_guide():
+    (source,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)
+    assert type(accessors.accessors_of(namespace["Session"])) is namespace["SessionAccessors"]
+
+
 def test_minimal(plugins, caplog):
     caplog.set_level("INFO")
 
@@ -42,7 +68,12 @@ def test_minimal(plugins, caplog):
         return mail
 
     assert uvloop.run(main()).json["local"] is True
-    assert caplog.record_tuples == [("mqcore.plugins.10-minimal", 20, text) for text in ("loaded", "unloaded")]
+    assert said(caplog, "10-minimal") == ["loaded", "unloaded"]
+
+
+def said(caplog, plugin):
+    """What the plugin has logged."""
+    return [record.getMessage() for record in caplog.records if record.name == f"mqcore.plugins.{plugin}"]
 
 
 class Session(mqcore.Message):
@@ -121,5 +152,4 @@ def test_watch(plugins, tmp_path, monkeypatch, caplog, early):
             await asyncio.sleep(0.02 if early else 0.3)
 
     uvloop.run(main())
-    said = [record.getMessage() for record in caplog.records]
-    assert said == [f"line {number}" for number in range(4)] + ([] if early else ["nothing came for a while"])
+    assert said(caplog, "30-watch") == [f"line {number}" for number in range(4)] + ([] if early else ["nothing came for a while"])

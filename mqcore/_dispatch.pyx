@@ -82,7 +82,7 @@ cdef class Hook(Route):
         Checks every message before it starts any: raises what `run` raises, also for a message that comes twice, and then
         nothing was started.
         """
-        cdef Message message
+        cdef Dispatcher dispatcher = self.dispatcher
         cdef list taken = list(messages)
         cdef list outcomes = []
         cdef Py_ssize_t started = 0
@@ -91,17 +91,16 @@ cdef class Hook(Route):
             for each in taken:
                 if not isinstance(each, Message):
                     raise TypeError(f"{self.name}: run_many() needs messages, not {each!r}")
-                message = each
-                if message.state != IDLE:
-                    raise MqError(f"{self.name}: message {started} of run_many(): {in_step(message)}")
-                message.state = RUNNING
+                if (<Message>each).state != IDLE:
+                    raise MqError(f"{self.name}: message {started} of run_many(): {in_step(each)}")
+                (<Message>each).state = RUNNING
                 started += 1
         except BaseException:
             for each in taken[:started]:
                 (<Message>each).state = IDLE
             raise
         for each in taken:
-            outcomes.append(self.dispatcher.begin(self.chain, <Message>each, args, done))
+            outcomes.append(dispatcher.begin(self.chain, <Message>each, args, done))
         return outcomes
 
     cdef int check_call(self, tuple args, object done) except -1:

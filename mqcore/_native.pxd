@@ -2,7 +2,12 @@
 
 from cpython.object cimport PyObject
 
+from libc.stddef cimport size_t
+from libc.stdint cimport uint64_t
+
 from ._handles cimport Slot, Table
+from ._message cimport Control, Entry, Message
+from ._step cimport Steps
 
 cdef enum Signature:
     # Of a hook's C function, in NativeFunction.kind.
@@ -11,6 +16,13 @@ cdef enum Signature:
     OF_ADDRESS = 2          # (context, connection, address)
     OF_DATA = 3             # (context, connection, mime, size)
     OF_LOGIN = 4            # (context, connection, login, size, password, size)
+
+cdef struct Arguments:
+    # Of a hook beside its handles, as C has them.
+    const char *first
+    const char *second
+    size_t first_size
+    size_t second_size
 
 cdef struct Inside:
     # Where a thread was before it went into native code.
@@ -25,3 +37,10 @@ cdef void wake(Table *table) noexcept nogil
 cdef object new_life(str name, void *address)
 cdef object new_hook(void *address, int kind)
 cdef void stop_timer(Table *table, Slot *timer) noexcept nogil
+
+# Here so that the compiler keeps them out of the calls of hooks, which they would slow down.
+cdef Slot *make_ready(Steps steps, Message message, Arguments *arguments, int *verdict) noexcept
+cdef int decide(Steps steps, Message message, Slot *slot, bint taken, bint *kept) noexcept
+cdef Entry *call_timed(
+    Control control, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+    bint *taken) noexcept nogil

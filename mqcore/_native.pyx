@@ -40,14 +40,10 @@ cdef extern from *:
     """
     #include <stdbool.h>
 
-    typedef struct {
-        const char *first, *second;
-        size_t first_size, second_size;
-    } mqcore_arguments;
-
     /* The part of a handle that says what it stands for is in its low bits. No pointer to a function for each kind of hook:
        all hooks of a chain take the same branch. */
-    static inline bool mqcore_call_hook(void *hook, int kind, void *context, char *handle, const mqcore_arguments *arguments)
+    static inline bool mqcore_call_hook(void *hook, int kind, void *context, char *handle,
+                                        const char *first, size_t first_size, const char *second, size_t second_size)
     {
         if (__builtin_expect(kind == 1, 1))
             return ((bool (*)(void *, void *, void *))hook)(context, handle, handle + 1);
@@ -56,18 +52,14 @@ cdef extern from *:
         if (kind == 2)
             return ((bool (*)(void *, void *, void *))hook)(context, handle, handle + 2);
         if (kind == 3)
-            return ((bool (*)(void *, void *, const char *, size_t))hook)(
-                context, handle, arguments->first, arguments->first_size);
+            return ((bool (*)(void *, void *, const char *, size_t))hook)(context, handle, first, first_size);
         return ((bool (*)(void *, void *, const char *, size_t, const char *, size_t))hook)(
-            context, handle, arguments->first, arguments->first_size, arguments->second, arguments->second_size);
+            context, handle, first, first_size, second, second_size);
     }
     """
-    ctypedef struct Arguments "mqcore_arguments":
-        const char *first
-        const char *second
-        size_t first_size
-        size_t second_size
-    bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, char *handle, const Arguments *) noexcept nogil
+    bint call_c "mqcore_call_hook"(
+        void *hook, int kind, void *context, char *handle,
+        const char *first, size_t first_size, const char *second, size_t second_size) noexcept nogil
 
 cdef extern from *:
     int pthread_mutex_lock(void *) nogil
@@ -76,6 +68,11 @@ cdef extern from *:
 
 
 # ----------------------------------------------------------------------------------------------------------------- Calls
+
+cdef inline bint call_hook(Entry *entry, int kind, char *handle, Arguments *arguments) noexcept nogil:
+    return call_c(entry.native, kind, entry.handle, handle,
+                  arguments.first, arguments.first_size, arguments.second, arguments.second_size)
+
 
 cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil:
     """This thread, the dispatcher's, is about to call native code: for a context or for a message."""
@@ -151,7 +148,7 @@ cdef inline Entry *call_all(
         message.entry = entry
         set(word, called)
         entry.counters.calls += 1
-        held = call_hook(entry.native, kind, entry.handle, each, arguments)
+        held = call_hook(entry, kind, each, arguments)
         if held or get(word) != called or message.verdict != UNDECIDED or control.closed:
             taken[0] = held
             return entry
@@ -175,7 +172,7 @@ cdef Entry *call_timed(
         set(word, called)
         entry.counters.calls += 1
         start = control.state.uv.hrtime()
-        taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
+        taken[0] = call_hook(entry, entry.kind, each, arguments)
         add_sample(entry.counters, control.state.uv.hrtime() - start)
         if taken[0] or get(word) != called or message.verdict != UNDECIDED or control.closed:
             return entry

@@ -322,7 +322,8 @@ cdef class Steps(Control):
                 message.fail(Abandoned(
                     f"plugin {<str>message.entry.plugin} took control of the message in {<str>message.entry.hook} and dropped "
                     f"all that it could have given it back with"))
-        message.let_go()
+        if message.token != NULL:
+            message.let_go()
         message.entry = NULL
         if message.args is not None:
             message.args = None

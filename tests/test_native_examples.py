@@ -152,4 +152,5 @@ def test_watch(plugins, tmp_path, monkeypatch, caplog, early):
             await asyncio.sleep(0.02 if early else 0.3)
 
     uvloop.run(main())
-    assert said(caplog, "30-watch") == [f"line {number}" for number in range(4)] + ([] if early else ["nothing came for a while"])
+    lines = [f"line {number}" for number in range(4)]
+    assert said(caplog, "30-watch") == lines + ([] if early else ["nothing came for a while"])

@@ -74,7 +74,7 @@ cdef class Hook(Route):
         if message.state != IDLE:
             raise MqError(f"{self.name}: {in_step(message)}")
         message.state = RUNNING
-        return self.dispatcher.begin(self.chain, message, args, done)
+        return <object>self.dispatcher.begin(self.chain, message, args, done)
 
     def run_many(self, messages, *args, done=None):
         """`run` for each of an iterable of messages: a list of what it returned, in order.
@@ -82,9 +82,7 @@ cdef class Hook(Route):
         Checks every message before it starts any: raises what `run` raises, also for a message that comes twice, and then
         nothing was started.
         """
-        cdef Dispatcher dispatcher = self.dispatcher
         cdef list taken = list(messages)
-        cdef list outcomes = []
         cdef Py_ssize_t started = 0
         self.check_call(args, done)
         try:
@@ -99,9 +97,7 @@ cdef class Hook(Route):
             for each in taken[:started]:
                 (<Message>each).state = IDLE
             raise
-        for each in taken:
-            outcomes.append(dispatcher.begin(self.chain, <Message>each, args, done))
-        return outcomes
+        return self.dispatcher.begin_all(self, taken, args, done)
 
     cdef int check_call(self, tuple args, object done) except -1:
         self.dispatcher.check(self.name)

@@ -32,15 +32,16 @@ cdef class Steps(Control):
     cdef unsigned int until_sample  # steps until the next one that is timed
     cdef bint sweep_due             # a chain went that was the last to name a retired context
 
-    cdef object begin(self, Chain chain, Message message, tuple args, object done)
+    cdef PyObject *begin(self, Chain chain, Message message, tuple args, object done) except NULL
+    cdef list begin_all(self, Route route, list messages, tuple args, object done)
     cdef int advance(self, Message message, Chain chain, Entry *entry) noexcept
     cdef int returned(self, Message message, PyObject *result) noexcept
     cdef int judge(self, Message message, object value) noexcept
     cdef int leave_hook(self, Message message, int verdict) noexcept
     cdef int settle(self, Message message, object value, int early) noexcept
     cdef int hook_raised(self, Message message, object error) noexcept
-    cdef Chain start_over(self, Message message, Chain chain)
-    cdef object finish(self, Message message, int verdict)
+    cdef bint start_over(self, Message message, Route route) noexcept
+    cdef PyObject *finish(self, Message message, int verdict) noexcept
     cdef void conclude(self, Message message, object outcome) noexcept
     cdef int start_coroutine(self, Message message, object coroutine) noexcept
     cdef void coroutine_ended(self, Message message, object task) noexcept

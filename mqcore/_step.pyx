@@ -110,8 +110,8 @@ cdef Chain new_chain(Steps steps, Route route, list contexts):
 
 cdef class Steps(Control):
 
-    cdef object begin(self, Chain chain, Message message, tuple args, object done):
-        """The step of a message in state RUNNING: an outcome, or None."""
+    cdef PyObject *begin(self, Chain chain, Message message, tuple args, object done) except NULL:
+        """The step of a message in state RUNNING: an outcome, or None, which are kept for ever. The caller keeps the chain."""
         cdef int verdict
         self.books.entered += 1
         self.books.running += 1
@@ -121,16 +121,23 @@ cdef class Steps(Control):
             message.error = None
         if args:
             message.args = args
-        verdict = self.advance(message, chain, chain.entries)
+        verdict = Steps.advance(self, message, chain, chain.entries)
         if verdict != UNDECIDED:
-            return self.finish(message, verdict)
+            return Steps.finish(self, message, verdict)
         message.suspended = True
         message.done = done
         if chain.coroutines and message.variables is None:
             message.variables = contextvars.copy_context()
         if done is not None or args or message.variables is not None:
             message.track()
-        return None
+        return Py_None
+
+    cdef list begin_all(self, Route route, list messages, tuple args, object done):
+        """`begin` for messages in state RUNNING, each with the chain as it is by then: a list of outcomes and Nones."""
+        cdef list outcomes = []
+        for message in messages:
+            outcomes.append(<object>Steps.begin(self, route.chain, <Message>message, args, done))
+        return outcomes
 
     cdef void resume(self, Message message) noexcept:
         """Go on with a suspended step as message.verdict says. In a turn."""
@@ -140,13 +147,12 @@ cdef class Steps(Control):
             message.verdict = UNDECIDED
             verdict = self.advance(message, chain, message.entry + 1)
         elif verdict == TO_RETRY:
-            chain = self.start_over(message, chain)
             verdict = TO_FAIL
-            if chain is not None:
+            if self.start_over(message, chain.route):
                 message.verdict = UNDECIDED
-                verdict = self.advance(message, chain, chain.entries)
+                verdict = self.advance(message, chain, (<Chain>message.chain).entries)
         if verdict != UNDECIDED:
-            self.conclude(message, self.finish(message, verdict))
+            self.conclude(message, <object>self.finish(message, verdict))
 
     cdef int advance(self, Message message, Chain chain, Entry *entry) noexcept:
         """Rules 1 to 5: call plugins, from `entry` on. Returns how the step ends, or UNDECIDED when it is suspended."""
@@ -192,13 +198,12 @@ cdef class Steps(Control):
             if verdict == TO_CONTINUE:
                 entry += 1
             elif verdict == TO_RETRY:
-                chain = self.start_over(message, chain)
-                if chain is None:
+                if not self.start_over(message, chain.route):
                     return TO_FAIL
-                entry = chain.entries
+                entry = (<Chain>message.chain).entries
             else:
                 break
-        if verdict == UNDECIDED:
+        if verdict == UNDECIDED and message.chain is None:
             message.chain = chain
         return verdict
 
@@ -288,33 +293,33 @@ cdef class Steps(Control):
         message.fail(error)
         return TO_FAIL
 
-    cdef Chain start_over(self, Message message, Chain chain):
-        """Rules 5 and 11: the chain as it is now, or None when there were too many retries."""
+    cdef bint start_over(self, Message message, Route route) noexcept:
+        """Rules 5 and 11: from now on the chain is the one that there is now. False when there were too many retries."""
         if message.retries >= self.max_retries:
             message.verdict = TO_FAIL
             message.fail(RetryLimit(
                 f"plugin {<str>message.entry.plugin} asked for retry {message.retries + 1} of one step of "
                 f"{<str>message.entry.hook}; max_retries is {self.max_retries}"))
-            return None
+            return False
         message.retries += 1
-        return chain.route.chain
+        message.chain = route.chain
+        return True
 
-    cdef object finish(self, Message message, int verdict):
-        """End the step. RUNNING -> IDLE, last of all: what is let go may run Python code."""
+    cdef PyObject *finish(self, Message message, int verdict) noexcept:
+        """End the step. RUNNING -> IDLE, last of all: what is let go may run Python code. The outcome, which is kept for ever."""
+        cdef PyObject *outcome = <PyObject *>OUTCOME_FAIL
         message.verdict = verdict
         self.books.running -= 1
         if verdict == TO_CONTINUE:
             self.books.continued += 1
-            outcome = OUTCOME_CONTINUE
+            outcome = <PyObject *>OUTCOME_CONTINUE
         elif verdict == TO_COMPLETE:
             self.books.completed += 1
-            outcome = OUTCOME_COMPLETE
+            outcome = <PyObject *>OUTCOME_COMPLETE
         elif verdict == TO_CANCEL:
             self.books.cancelled += 1
-            outcome = OUTCOME_FAIL
         else:
             self.books.failed += 1
-            outcome = OUTCOME_FAIL
             if message.entry != NULL:
                 message.entry.counters.failures += 1
             if message.error is None:
@@ -421,7 +426,7 @@ cdef class Steps(Control):
         else:
             self.unlink_queued(message)
         message.fail(error)
-        self.conclude(message, self.finish(message, verdict))
+        self.conclude(message, <object>self.finish(message, verdict))
 
     cdef bint cancel_step(self, Message message) noexcept:
         """Rule 14: end the step that the message is in, if any, or have it end when its hook returns."""

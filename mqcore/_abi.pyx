@@ -133,7 +133,7 @@ cdef public MQ_Timer *MQ_startTimer(
     timer.node.owner = table.timers
     store(&timer.word, timer.word | LIVE)
     (<Loop>table.owner).start_node(&timer.node, <uint64_t>(<double>seconds * 1e9))
-    return <MQ_Timer *>handle_of(table, timer)
+    return <MQ_Timer *>handle_of(timer)
 
 
 cdef bint is_time(float seconds) noexcept nogil:
@@ -218,7 +218,7 @@ cdef void *watch(
         watcher.context = context
         watcher.function = callback
         watcher.data = data
-        watcher.handle = handle_of(table, slot)
+        watcher.handle = handle_of(slot)
         slot.object = <PyObject *>watcher
         store(&slot.word, slot.word | LIVE)
         Py_INCREF(watcher)

@@ -78,7 +78,7 @@ cdef struct Slot:
     # What one handle at a time stands for.
     Slot *next              # in the list of free slots, or of those that were given back
     uint64_t word           # generation << 32 | state; atomic, as any thread may look at it and give back
-    uint32_t index
+    uint64_t place          # what all its handles have: number << 56 | index << 32
     uint8_t kind
     uint32_t held           # steps: the generation of the last hold; `owner` and `hook` are those of it
     void *owner             # timers, watchers, steps that were held: the MQ_Context of the plugin
@@ -128,9 +128,9 @@ cdef inline uint32_t generation_of(uint64_t word) noexcept nogil:
 cdef inline int state_of(uint64_t word) noexcept nogil:
     return <uint32_t>word
 
-cdef inline void *handle_of(Table *table, Slot *slot) noexcept nogil:
+cdef inline void *handle_of(Slot *slot) noexcept nogil:
     """The handle that stands for the slot now."""
-    return <void *>(<uint64_t>table.number << 56 | <uint64_t>slot.index << 32 | slot.word >> 32)
+    return <void *>(slot.place | slot.word >> 32)
 
 cdef inline uint32_t generation_in(void *handle) noexcept nogil:
     return <uint32_t><uint64_t>handle & ~<uint32_t>3

@@ -135,7 +135,7 @@ cdef bint add_chunk(Table *table) noexcept nogil:
     if chunk == NULL:
         return False
     for each in range(CHUNK):
-        chunk[each].index = table.count + each
+        chunk[each].place = <uint64_t>table.number << 56 | <uint64_t>(table.count + each) << 32
         chunk[each].word = <uint64_t>GENERATION << 32
         chunk[each].next = &chunk[each + 1] if each + 1 < CHUNK else NULL
     table.chunks[table.count >> CHUNK_BITS] = chunk

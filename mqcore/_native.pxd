@@ -17,12 +17,19 @@ cdef enum Signature:
     OF_DATA = 3             # (context, connection, mime, size)
     OF_LOGIN = 4            # (context, connection, login, size, password, size)
 
-cdef struct Arguments:
-    # Of a hook beside its handles, as C has them.
-    const char *first
-    const char *second
-    size_t first_size
-    size_t second_size
+cdef extern from *:
+    """
+    typedef struct {
+        const char *first, *second;
+        size_t first_size, second_size;
+    } mqcore_arguments;
+    """
+    ctypedef struct Arguments "mqcore_arguments":
+        # Of a hook beside its handles, as C has them.
+        const char *first
+        const char *second
+        size_t first_size
+        size_t second_size
 
 cdef struct Inside:
     # Where a thread was before it went into native code.

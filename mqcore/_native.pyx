@@ -42,8 +42,7 @@ cdef extern from *:
 
     /* The part of a handle that says what it stands for is in its low bits. No pointer to a function for each kind of hook:
        all hooks of a chain take the same branch. */
-    static inline bool mqcore_call_hook(void *hook, int kind, void *context, char *handle,
-                                        const char *first, size_t first_size, const char *second, size_t second_size)
+    static inline bool mqcore_call_hook(void *hook, int kind, void *context, char *handle, const mqcore_arguments *arguments)
     {
         if (__builtin_expect(kind == 1, 1))
             return ((bool (*)(void *, void *, void *))hook)(context, handle, handle + 1);
@@ -52,14 +51,13 @@ cdef extern from *:
         if (kind == 2)
             return ((bool (*)(void *, void *, void *))hook)(context, handle, handle + 2);
         if (kind == 3)
-            return ((bool (*)(void *, void *, const char *, size_t))hook)(context, handle, first, first_size);
+            return ((bool (*)(void *, void *, const char *, size_t))hook)(
+                context, handle, arguments->first, arguments->first_size);
         return ((bool (*)(void *, void *, const char *, size_t, const char *, size_t))hook)(
-            context, handle, first, first_size, second, second_size);
+            context, handle, arguments->first, arguments->first_size, arguments->second, arguments->second_size);
     }
     """
-    bint call_c "mqcore_call_hook"(
-        void *hook, int kind, void *context, char *handle,
-        const char *first, size_t first_size, const char *second, size_t second_size) noexcept nogil
+    bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, char *handle, const Arguments *) noexcept nogil
 
 cdef extern from *:
     int pthread_mutex_lock(void *) nogil
@@ -68,11 +66,6 @@ cdef extern from *:
 
 
 # ----------------------------------------------------------------------------------------------------------------- Calls
-
-cdef inline bint call_hook(Entry *entry, int kind, char *handle, Arguments *arguments) noexcept nogil:
-    return call_c(entry.native, kind, entry.handle, handle,
-                  arguments.first, arguments.first_size, arguments.second, arguments.second_size)
-
 
 cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil:
     """This thread, the dispatcher's, is about to call native code: for a context or for a message."""
@@ -115,9 +108,9 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
     table.inside += 1
     while verdict == TO_CONTINUE and entry != NULL:
         if timed:
-            entry = call_timed(control, message, entry, handle_of(table, slot), &slot.word, &arguments, &taken)
+            entry = call_timed(control, message, entry, handle_of(slot), &slot.word, &arguments, &taken)
         else:
-            entry = call_all(control, message, entry, handle_of(table, slot), &slot.word, &arguments, &taken)
+            entry = call_all(control, message, entry, handle_of(slot), &slot.word, &arguments, &taken)
         if entry != NULL:
             verdict = decide(<Steps>control, message, slot, taken, &kept)
             if not kept:
@@ -148,7 +141,7 @@ cdef inline Entry *call_all(
         message.entry = entry
         set(word, called)
         entry.counters.calls += 1
-        held = call_hook(entry, kind, each, arguments)
+        held = call_hook(entry.native, kind, entry.handle, each, arguments)
         if held or get(word) != called or message.verdict != UNDECIDED or control.closed:
             taken[0] = held
             return entry
@@ -172,7 +165,7 @@ cdef Entry *call_timed(
         set(word, called)
         entry.counters.calls += 1
         start = control.state.uv.hrtime()
-        taken[0] = call_hook(entry, entry.kind, each, arguments)
+        taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
         add_sample(entry.counters, control.state.uv.hrtime() - start)
         if taken[0] or get(word) != called or message.verdict != UNDECIDED or control.closed:
             return entry
@@ -444,7 +437,7 @@ cdef int begin_context(Context context) except -1:
     slot.first = NULL
     slot.data = NULL
     store(&slot.word, slot.word | LIVE)
-    context.handle = handle_of(table, slot)
+    context.handle = handle_of(slot)
     return 0
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from building import build
+from building import build, build_cython
 from native import NATIVE_PASSES_ON, NATIVE_TAKES, dispatcher, native
-from subjects import HOOK, messages
+from subjects import HOOK, Subject, messages
 
 import mqcore
 
@@ -50,6 +50,23 @@ def test_mixed(loop: Any, against: Callable[..., None]) -> None:
         }
         contenders = {name: (lambda hook=hook: hook.run_many(taken)) for name, hook in hooks.items()}
         against("native", "run_many, 10 plugins of both kinds in turn", contenders, rounds=ROUNDS, count=COUNT)
+
+
+def test_cython(loop: Any, against: Callable[..., None]) -> None:
+    """10 plugins in Cython, whose hooks are def functions or C functions, beside the C loop that calls the former."""
+    taken = messages(COUNT)
+    hooks = build_cython("cython_hooks")
+    as_c, as_def = Subject(loop, (hooks.as_c,) * 10), Subject(loop, (hooks.as_def,) * 10)
+    floor = build("_floor").Floor(as_def.functions, as_def.contexts)
+    contenders = {
+        "floor": lambda: floor.run_many(taken),
+        "mqcore": lambda: as_c.hook.run_many(taken),
+        "def functions": lambda: as_def.hook.run_many(taken),
+    }
+    against("native", "run_many, 10 Cython plugins with C hooks", contenders, rounds=ROUNDS, count=COUNT)
+    for each in (as_c, as_def):
+        each.dispatcher.close()
+        each.plugins.close()
 
 
 class Holds:

@@ -1,3 +1,5 @@
+# cython: nonecheck=False
+# (None checks need the GIL, and what is called without it has no None to check.)
 """The functions that native plugins call: all that `mqcore.h` declares. Who may call them, and when, is said there.
 
 Each looks its handle up first. What it then does is in C where that suffices; what is about connections and messages goes to

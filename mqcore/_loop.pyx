@@ -13,6 +13,7 @@ import logging
 import os
 import weakref
 
+cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
@@ -267,6 +268,9 @@ cdef class Loop:
 
     # ------------------------------------------------------------------------------------------------------------- timers
 
+    # Without None checks, which need the GIL also for `self`.
+
+    @cython.nonecheck(False)
     cdef void start_node(self, Node *node, uint64_t delay) noexcept nogil:
         """Have the owner of `node` called in the first turn that is no earlier than `delay` ns from now."""
         node.tick = (self.state.uv.hrtime() + delay + NS_PER_MS - 1) // NS_PER_MS
@@ -281,6 +285,7 @@ cdef class Loop:
         elif self.state.alarm.due == 0 or node.tick * NS_PER_MS < self.state.alarm.due:
             self.set_alarm(node.tick)
 
+    @cython.nonecheck(False)
     cdef void stop_node(self, Node *node) noexcept nogil:
         # An alarm that was set for it is left: to ring once for nothing costs less than to be set anew each time.
         remove(&self.wheel, node)

@@ -1,3 +1,5 @@
+# cython: nonecheck=False
+# (None checks need the GIL, and what is called without it has no None to check.)
 """Native plugins: their hooks in a chain, what they hold, and their contexts.
 
 A step has one slot of the handle table, which all native hooks of it use one after the other; each call is a generation of

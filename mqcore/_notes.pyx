@@ -1,3 +1,5 @@
+# cython: nonecheck=False
+# (None checks need the GIL, and what is called without it has no None to check.)
 """What native plugins have to say (MQ_log), and what has to be said of them: a misuse of a function.
 
 A misuse may happen on any thread, in code that holds any lock, so it is only noted, without the GIL: the dispatcher logs it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +23,8 @@ _built = Path(tempfile.mkdtemp(prefix="mqcore-tests-"))
 
 def compile_plugin(target: Path, source: str, *options: str) -> Path:
     """The C source of a plugin as a shared object at `target`. What was compiled before is only copied."""
+    if os.environ.get("MQCORE_SANITIZE", "0") not in ("", "0"):
+        options = (*options, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
     source = f"#include <mqcore.h>\n#include <stdint.h>\n{VERSION if 'mq_version' not in source else ''}{source}"
     digest = hashlib.sha256("\0".join((source, *options)).encode()).hexdigest()[:24]
     built = _built / f"{digest}.so"

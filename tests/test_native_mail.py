@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import json
+import socket
 from types import SimpleNamespace
 
 import pytest
 import uvloop
+from mail_tools import read_maildir
 from native_tools import Puppet, compile_plugin, mq, refused, start
+from test_cli_smtp import serve
 
 import mqcore
 from mqcore import accessors
@@ -260,10 +263,72 @@ def test_a_connection_of_ones_own(owner, puppet):
 
 
 def test_a_mail_that_came_by_a_connection(owner, puppet):
-    for tls, user in ((True, "me"), (False, None)):
-        mail = Mail(b"", connection=Connection(1, "peer", tls=tls, authenticated=user))
-        assert look(owner, puppet, mail, lambda connection, _: (mq.MQ_secure(connection), mq.MQ_authenticated(connection))) == (
-            tls, user is not None)
+    connection = Connection(1, "peer", tls=True)
+    mails = [Mail(b"", connection=connection) for _ in range(2)]
+
+    def play(handle, message):
+        was = mq.MQ_authenticated(handle)
+        mq.MQ_setAuthenticated(handle, True)
+        mq.MQ_setConnectionData(handle, (mq.MQ_connectionData(handle) or 0) + 1)
+        return mq.MQ_secure(handle), was, mq.MQ_connectionData(handle), mq.MQ_fileDescriptor(handle), mq.MQ_send(handle, b"x", 1)
+
+    assert look(owner, puppet, mails[0], play) == (True, False, 1, -1, 0)
+    assert look(owner, puppet, mails[1], play) == (True, True, 2, -1, 0)
+    assert connection.authenticated
+
+
+SERVER = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <netinet/in.h>
+MQ_EXPORT bool mq_smtp_in_connect(MQ_Context *context, MQ_Connection *connection)
+{
+    struct sockaddr_in peer;
+    socklen_t size = sizeof peer;
+    (void)context;
+    MQ_setConnectionData(connection, calloc(1, sizeof(int)));
+    if (getpeername(MQ_fileDescriptor(connection), (struct sockaddr *)&peer, &size) == 0
+        && peer.sin_addr.s_addr == htonl(INADDR_LOOPBACK))
+        MQ_send(connection, "220-hello from C\r\n", 18);
+    return false;
+}
+MQ_EXPORT bool mq_smtp_in_rcptto(MQ_Context *context, MQ_Connection *connection, MQ_Address *address)
+{
+    (void)context, (void)address;
+    ++*(int *)MQ_connectionData(connection);
+    return false;
+}
+MQ_EXPORT bool mq_smtp_in_message(MQ_Context *context, MQ_Connection *connection, MQ_Message *message)
+{
+    char mime[200];
+    (void)context;
+    sprintf(mime, "To: %s of %d\r\n\r\n", MQ_email(MQ_recipient(message)), *(int *)MQ_connectionData(connection));
+    MQ_setMime(message, mime, strlen(mime));
+    return false;
+}
+MQ_EXPORT bool mq_smtp_in_close(MQ_Context *context, MQ_Connection *connection)
+{
+    (void)context;
+    free(MQ_connectionData(connection));
+    MQ_setConnectionData(connection, NULL);
+    return false;
+}
+"""
+
+
+def test_a_plugin_in_an_smtp_server(tmp_path):
+    """Every stage in C: data of the connection, its socket, what is sent, and the mails."""
+    compile_plugin(tmp_path / "plugins" / "10-server.so", SERVER)
+    sinks = ("--to", f"maildir:{tmp_path}/out", "--failed", f"maildir:{tmp_path}/failed")
+    with serve(*sinks, "--plugins", tmp_path / "plugins") as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as greeted:
+            assert greeted.makefile().readline() == "220-hello from C\n"
+        with server.client() as client:
+            client.sendmail("from@example.com", ["one@example.com", "two@example.com"], "Subject: x\r\n\r\nhello\r\n")
+    mails = sorted(mail.splitlines()[0] for mail in read_maildir(tmp_path / "out"))
+    assert mails == [b"To: one@example.com of 2", b"To: two@example.com of 2"]
 
 
 class Broken(Session):

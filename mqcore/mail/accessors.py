@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from typing import Any
 
 from ..accessors import Accessors, register
 from .message import Mail
 
 
 class MailAccessors(Accessors):
-    """The mail and its JSON. Whoever has a connection to talk to registers accessors for a class of its own."""
+    """The mail, its JSON, and the connection that it came by, if any."""
+
+    def data(self, message: Mail) -> dict[Any, Any]:
+        return message.data if message.connection is None else message.connection.data
+
+    def file_descriptor(self, message: Mail) -> int:
+        transport = _transport(message)
+        socket = None if transport is None else transport.get_extra_info("socket")
+        return -1 if socket is None else socket.fileno()
+
+    def send(self, message: Mail, data: bytes) -> bool:
+        transport = _transport(message)
+        if transport is not None:
+            transport.write(data)
+        return transport is not None
 
     def secure(self, message: Mail) -> bool:
         return message.connection is not None and message.connection.tls
 
     def authenticated(self, message: Mail) -> bool:
-        return message.connection is not None and message.connection.authenticated is not None
+        return message.connection is not None and message.connection.authenticated
+
+    def set_authenticated(self, message: Mail, authenticated: bool) -> None:
+        if message.connection is not None:
+            message.connection.authenticated = authenticated
 
     def envelope(self, message: Mail) -> str | None:
         return message.envelope
@@ -49,6 +69,11 @@ class MailAccessors(Accessors):
         if not isinstance(value, dict):
             raise ValueError(f"the JSON of a mail is an object, not {text!r}")
         message.json = value
+
+
+def _transport(message: Mail) -> asyncio.Transport | None:
+    transport = None if message.connection is None else message.connection.transport
+    return None if transport is None or transport.is_closing() else transport
 
 
 register(Mail, MailAccessors())

@@ -270,7 +270,8 @@ def test_a_mail_that_came_by_a_connection(owner, puppet):
         was = mq.MQ_authenticated(handle)
         mq.MQ_setAuthenticated(handle, True)
         mq.MQ_setConnectionData(handle, (mq.MQ_connectionData(handle) or 0) + 1)
-        return mq.MQ_secure(handle), was, mq.MQ_connectionData(handle), mq.MQ_fileDescriptor(handle), mq.MQ_send(handle, b"x", 1)
+        count, fd = mq.MQ_connectionData(handle), mq.MQ_fileDescriptor(handle)
+        return mq.MQ_secure(handle), was, count, fd, mq.MQ_send(handle, b"x", 1)
 
     assert look(owner, puppet, mails[0], play) == (True, False, 1, -1, 0)
     assert look(owner, puppet, mails[1], play) == (True, True, 2, -1, 0)

@@ -16,12 +16,13 @@ from libc.string cimport strlen
 
 from ._abi cimport MQ_Address, MQ_Connection, MQ_Context, MQ_IOWatcher, MQ_Message, MQ_Timer, c_bool, uv_loop_s
 from ._context cimport Context
+from ._contexts cimport stop_timer
 from ._handles cimport (
     ADDRESS, CALLED, CONNECTION, CONTEXT, HELD_BY, LIVE, MESSAGE, RECIPIENT, STEP, TIMER, WATCHER, Slot, Table, end_slot,
     generation_in, generation_of, handle_of, is_inside, live_slot, load, part_in, slot_of, state_of, store, table_of, take_slot)
 from ._loop cimport Loop, ends_program
 from ._message cimport TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message
-from ._native cimport OF_ADDRESS, Inside, enter, give, keep, leave, stop_timer
+from ._native cimport OF_ADDRESS, Inside, enter, give, keep, leave
 from ._notes cimport refuse, write_log
 from ._scope cimport Watcher, set_making
 

@@ -2,8 +2,8 @@
 
 import os
 
-from ._native cimport (
-    OF_ADDRESS, OF_CONNECTION, OF_DATA, OF_LOGIN, OF_MESSAGE, new_hook, new_life)
+from ._contexts cimport new_hook, new_life
+from ._native cimport OF_ADDRESS, OF_CONNECTION, OF_DATA, OF_LOGIN, OF_MESSAGE
 from ._notes cimport know_library
 
 from ._abi import make_global

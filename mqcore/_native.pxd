@@ -1,4 +1,4 @@
-# Native plugins: their hooks in a chain, what they hold, and their contexts.
+# Native plugins: their hooks in a chain, and what they hold.
 
 from cpython.object cimport PyObject
 
@@ -40,10 +40,7 @@ cdef void enter(Table *table, void *context, PyObject *message, Inside *before) 
 cdef void leave(Table *table, Inside *before) noexcept nogil
 cdef void give(void *handle, int verdict, void *caller) noexcept nogil
 cdef void keep(Slot *slot, object value) noexcept
-cdef void wake(Table *table) noexcept nogil
-cdef object new_life(str name, void *address)
-cdef object new_hook(void *address, int kind)
-cdef void stop_timer(Table *table, Slot *timer) noexcept nogil
+cdef void absorb(Control control) noexcept
 
 # Here so that the compiler keeps them out of the calls of hooks, which they would slow down.
 cdef Slot *make_ready(Steps steps, Message message, Arguments *arguments, int *verdict) noexcept

@@ -130,13 +130,18 @@ cdef void add_note(Table *table, int priority, const char *text, void *context, 
         add(&table.note_count, -1)
         free(note)
     elif push(&table.notes, note):
-        if is_inside(table):
-            ask_for_turn(&(<Loop>table.owner).state)
-        else:
-            pthread_mutex_lock(&table.lock)
-            if table.open:
-                (<Loop>table.owner).state.uv.async_send(uv_of((<Loop>table.owner).waker))  # cannot fail: open
-            pthread_mutex_unlock(&table.lock)
+        wake(table)
+
+
+cdef void wake(Table *table) noexcept nogil:
+    """Ask for a turn. Any thread, without the GIL."""
+    if is_inside(table):
+        ask_for_turn(&(<Loop>table.owner).state)
+        return
+    pthread_mutex_lock(&table.lock)
+    if table.open:
+        (<Loop>table.owner).state.uv.async_send(uv_of((<Loop>table.owner).waker))  # cannot fail: open
+    pthread_mutex_unlock(&table.lock)
 
 
 # --------------------------------------------------------------------------------------------------------------- Logging

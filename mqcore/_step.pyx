@@ -306,8 +306,8 @@ cdef class Steps(Control):
         return True
 
     cdef PyObject *finish(self, Message message, int verdict) noexcept:
-        """End the step. RUNNING -> IDLE, last of all: what is let go may run Python code. Returns the outcome, which is kept for
-        ever."""
+        """End the step. RUNNING -> IDLE, last of all: what is let go may run Python code. Returns the outcome, which is kept
+        for ever."""
         cdef PyObject *outcome = <PyObject *>OUTCOME_FAIL
         message.verdict = verdict
         self.books.running -= 1

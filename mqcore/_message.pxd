@@ -139,6 +139,8 @@ cdef class Control(Loop):
 cdef struct NativeSide:
     # What _native does for the core. With the GIL.
     int (*call)(Control control, Message message, Entry *entry, bint timed) noexcept
+    Py_ssize_t (*begin_many)(Control control, object chain, list messages, Py_ssize_t index, list outcomes,
+                             object done) except -1
     void (*hold_ended)(Control control, Message message) noexcept
     void (*absorb)(Control control) noexcept
     void (*close)(Control control) noexcept

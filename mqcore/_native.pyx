@@ -25,11 +25,12 @@ from ._handles cimport (
     generation_of, get, handle_of, load, part_in, push, set, slot_of, state_of, store, swap, table_of, take_all, take_slot,
     this_thread)
 from ._message cimport (
-    HELD, TO_COMPLETE, TO_CONTINUE, TO_RETRY, UNDECIDED, Control, Counters, Entry, Message, native_side)
+    HELD, IDLE, TO_COMPLETE, TO_CONTINUE, TO_RETRY, UNDECIDED, Control, Counters, Entry, Message, native_side)
 from ._notes cimport log_notes, refuse, refuse_late, wake
-from ._step cimport Steps, add_sample
+from ._step cimport Chain, Steps, add_sample
 
 from .errors import MqError
+from .verdicts import CONTINUE
 
 cdef extern from *:
     """
@@ -56,6 +57,9 @@ cdef extern from *:
 
 cdef extern from *:
     const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
+
+
+cdef object OUTCOME_CONTINUE = CONTINUE
 
 
 # ----------------------------------------------------------------------------------------------------------------- Calls
@@ -86,7 +90,7 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
     cdef bint kept = True
     cdef bint taken = False
     cdef Slot *slot = table.spare
-    if entry.kind > OF_ADDRESS or slot == NULL or generation_of(slot.word) >> 24 == LAST_GENERATIONS:
+    if entry.kind > OF_ADDRESS or slot == NULL or is_worn(slot):
         message.entry = entry
         slot = make_ready(<Steps>control, message, &arguments, &verdict)
         if slot == NULL:
@@ -114,6 +118,79 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
     if kept:
         put_back(table, slot)
     return verdict
+
+
+cdef Py_ssize_t begin_many(
+        Control control, object of, list messages, Py_ssize_t index, list outcomes, object done) except -1:
+    """Steps of messages, from that at `index` on, through a chain of native plugins alone: what Steps.begin() does, in one go
+    as long as hooks return false. Their outcomes are appended. Returns how far it came: to the end, if nothing came between.
+    """
+    cdef Steps steps = <Steps>control
+    cdef Chain chain = <Chain>of
+    cdef Table *table = <Table *>control.native
+    cdef Entry *entries = chain.entries
+    cdef Entry *entry
+    cdef Arguments arguments = [NULL, NULL, 0, 0]  # the hooks here have none
+    cdef Inside before
+    cdef Message message
+    cdef bint taken = False
+    cdef bint kept = True
+    cdef Slot *slot = table.spare
+    if entries.kind > OF_ADDRESS:  # they need arguments: that is for the hook to tell
+        outcomes.append(<object>steps.begin(chain, <Message>messages[index], (), done))
+        return index + 1
+    if slot == NULL or is_worn(slot):
+        slot = new_slot(table)
+    table.spare = NULL
+    enter(table, NULL, NULL, &before)
+    try:
+        while index < len(messages) and kept and chain.route.chain is chain and not is_worn(slot):
+            message = <Message>messages[index]
+            index += 1
+            if steps.until_sample == 0 or message.verdict != UNDECIDED or message.error is not None or control.closed:
+                outcomes.append(<object>steps.begin(chain, message, (), done))
+                continue
+            steps.until_sample -= 1
+            control.books.entered += 1
+            control.books.running += 1
+            message.retries = 0
+            message.last_hook = entries.hook
+            table.message = <PyObject *>message
+            slot.object = <PyObject *>message
+            entry = call_all(control, message, entries, handle_of(slot), &slot.word, &arguments, &taken)
+            if entry == NULL:
+                control.books.running -= 1
+                control.books.continued += 1
+                message.entry = NULL
+                message.state = IDLE
+                outcomes.append(OUTCOME_CONTINUE)
+            else:
+                verdict = decide(steps, message, slot, taken, &kept)
+                if kept:
+                    slot.word = ((slot.word >> 32) + GENERATION) << 32
+                outcomes.append(<object>steps.begun(chain, message, steps.proceed(message, chain, verdict), (), done))
+    finally:
+        leave(table, &before)
+        if kept:
+            put_back(table, slot)
+    return index
+
+
+cdef inline bint is_worn(Slot *slot) noexcept nogil:
+    """Whether its generations are used up: let go, it is retired when its turn comes."""
+    return generation_of(slot.word) >> 24 == LAST_GENERATIONS
+
+
+cdef Slot *new_slot(Table *table) except NULL:
+    """A slot for a step, in place of the spare one."""
+    cdef Slot *slot = table.spare
+    table.spare = NULL
+    if slot != NULL:
+        free_slot(table, slot)
+    slot = take_slot(table, STEP)
+    if slot == NULL:
+        raise MqError("there is no handle left for native hooks")
+    return slot
 
 
 cdef inline Entry *following(Entry *entry) noexcept nogil:
@@ -179,13 +256,8 @@ cdef Slot *make_ready(Steps steps, Message message, Arguments *arguments, int *v
             arguments.first = bytes_of(message, 0, &arguments.first_size)
         if kind == OF_LOGIN:
             arguments.second = bytes_of(message, 1, &arguments.second_size)
-        if slot == NULL or generation_of(slot.word) >> 24 == LAST_GENERATIONS:
-            table.spare = NULL
-            if slot != NULL:
-                free_slot(table, slot)  # to be retired when its turn comes
-            slot = take_slot(table, STEP)
-        if slot == NULL:
-            raise MqError("there is no handle left for native hooks")
+        if slot == NULL or is_worn(slot):
+            slot = new_slot(table)
     except Exception as error:
         message.entry.counters.calls += 1
         verdict[0] = steps.hook_raised(message, error)
@@ -332,5 +404,6 @@ cdef void absorb(Control control) noexcept:
 
 
 native_side.call = call
+native_side.begin_many = begin_many
 native_side.hold_ended = hold_ended
 native_side.absorb = absorb

@@ -24,6 +24,7 @@ cdef class Chain:
     cdef tuple functions            # keep what the entries point to
     cdef tuple contexts
     cdef bint coroutines            # some hook is a coroutine function
+    cdef bint native                # all hooks are C functions of native plugins, and there are some
     cdef Route route
 
 cdef class Steps(Control):
@@ -33,7 +34,9 @@ cdef class Steps(Control):
     cdef bint sweep_due             # a chain went that was the last to name a retired context
 
     cdef PyObject *begin(self, Chain chain, Message message, tuple args, object done) except NULL
+    cdef PyObject *begun(self, Chain chain, Message message, int verdict, tuple args, object done) except NULL
     cdef list begin_all(self, Route route, list messages, tuple args, object done)
+    cdef int proceed(self, Message message, Chain chain, int verdict) noexcept
     cdef int advance(self, Message message, Chain chain, Entry *entry) noexcept
     cdef int returned(self, Message message, PyObject *result) noexcept
     cdef int judge(self, Message message, object value) noexcept

@@ -100,6 +100,7 @@ cdef Chain new_chain(Steps steps, Route route, list contexts):
         entry.counters = &tally.counters
         entry.lane = steps.lane_of(context.hold_timeout)
         entry.hook = <PyObject *>hook
+        chain.native = entry.native != NULL and (chain.native or entry == chain.entries)
         entry += 1
         chain.coroutines |= inspect.iscoroutinefunction(function)
     entry.hook = <PyObject *>hook
@@ -124,6 +125,14 @@ cdef class Steps(Control):
         verdict = Steps.advance(self, message, chain, chain.entries)
         if verdict != UNDECIDED:
             return Steps.finish(self, message, verdict)
+        return self.begun(chain, message, verdict, args, done)
+
+    cdef PyObject *begun(self, Chain chain, Message message, int verdict, tuple args, object done) except NULL:
+        """What `begin` returns, once the plugins have been called."""
+        if verdict != UNDECIDED:
+            return self.finish(message, verdict)
+        if message.chain is None:
+            message.chain = chain
         message.suspended = True
         message.done = done
         if chain.coroutines and message.variables is None:
@@ -135,24 +144,35 @@ cdef class Steps(Control):
     cdef list begin_all(self, Route route, list messages, tuple args, object done):
         """`begin` for messages in state RUNNING, each with the chain as it is by then: a list of outcomes and Nones."""
         cdef list outcomes = []
-        for message in messages:
-            outcomes.append(<object>Steps.begin(self, route.chain, <Message>message, args, done))
+        cdef Py_ssize_t index = 0
+        cdef Chain chain
+        while index < len(messages):
+            chain = route.chain
+            if chain.native and not args:
+                index = native_side.begin_many(self, chain, messages, index, outcomes, done)
+            else:
+                outcomes.append(<object>Steps.begin(self, chain, <Message>messages[index], args, done))
+                index += 1
         return outcomes
 
     cdef void resume(self, Message message) noexcept:
         """Go on with a suspended step as message.verdict says. In a turn."""
         cdef Chain chain = <Chain>message.chain
-        cdef int verdict = message.verdict
-        if verdict == TO_CONTINUE:
-            message.verdict = UNDECIDED
-            verdict = self.advance(message, chain, message.entry + 1)
-        elif verdict == TO_RETRY:
-            verdict = TO_FAIL
-            if self.start_over(message, chain.route):
-                message.verdict = UNDECIDED
-                verdict = self.advance(message, chain, (<Chain>message.chain).entries)
+        cdef int verdict = self.proceed(message, chain, message.verdict)
         if verdict != UNDECIDED:
             self.conclude(message, <object>self.finish(message, verdict))
+
+    cdef int proceed(self, Message message, Chain chain, int verdict) noexcept:
+        """Go on as the plugin at message.entry has it: how the step ends, or UNDECIDED when it is suspended."""
+        if verdict == TO_CONTINUE:
+            message.verdict = UNDECIDED
+            return self.advance(message, chain, message.entry + 1)
+        if verdict == TO_RETRY:
+            if not self.start_over(message, chain.route):
+                return TO_FAIL
+            message.verdict = UNDECIDED
+            return self.advance(message, chain, (<Chain>message.chain).entries)
+        return verdict
 
     cdef int advance(self, Message message, Chain chain, Entry *entry) noexcept:
         """Rules 1 to 5: call plugins, from `entry` on. Returns how the step ends, or UNDECIDED when it is suspended."""
@@ -203,8 +223,6 @@ cdef class Steps(Control):
                 entry = (<Chain>message.chain).entries
             else:
                 break
-        if verdict == UNDECIDED and message.chain is None:
-            message.chain = chain
         return verdict
 
     cdef int returned(self, Message message, PyObject *result) noexcept:

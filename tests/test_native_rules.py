@@ -12,6 +12,7 @@ import pytest
 from native_tools import Puppet, compile_plugin, mq, refused, start
 
 import mqcore
+from mqcore import accessors
 
 CONTINUE, COMPLETE, FAIL = mqcore.CONTINUE, mqcore.COMPLETE, mqcore.FAIL
 
@@ -296,6 +297,98 @@ def test_a_hook_runs_another_message(owner, puppet):
     mq.MQ_complete(held[1])
     owner.run_until(lambda: len(owner.finished) == 2)
     assert len(set(held)) == 2
+
+
+@pytest.mark.parametrize("last", ["native", "python", "none"])
+def test_run_many_with_messages_of_every_kind(owner, tmp_path, last):
+    """Those before and after one that takes another way are not touched by it, nor is the order of what is returned."""
+    kinds = ["false", "hold", "false", "complete", "early", "contradiction", "retry", "false", "cancels the next", "false"] * 60
+    dispatcher, held, seen = None, [], []
+
+    def step(context, connection, message):
+        kind = kinds[mq.MQ_fileDescriptor(connection)]
+        seen.append(kind)
+        if kind == "hold":
+            held.append(connection)
+            return True
+        if kind in ("complete", "contradiction"):
+            mq.MQ_complete(connection)
+        elif kind == "early":
+            mq.MQ_continue(connection)
+        elif kind == "retry" and seen[-2:] != ["retry", "retry"]:
+            mq.MQ_retry(connection)
+            return True
+        elif kind == "cancels the next":
+            dispatcher.cancel(messages[mq.MQ_fileDescriptor(connection) + 1])
+        return kind in ("complete", "early")
+
+    puppets, others = [Puppet(tmp_path / "10-a.so", step)], {}
+    if last == "native":
+        puppets.append(Puppet(tmp_path / "20-b.so", lambda *_: False))
+    elif last == "python":
+        others["20-b"] = lambda context, message: False
+    dispatcher = start(owner, puppets, others)
+    messages = [Numbered(number) for number in range(len(kinds))]
+    outcomes = dispatcher.hook("mq_step").run_many(messages, done=owner.done)
+    now = {"false": CONTINUE, "contradiction": FAIL, "cancels the next": CONTINUE}
+    expected = [now.get(kind) for kind in kinds]
+    for number, kind in enumerate(kinds):
+        if kind == "cancels the next":
+            expected[number + 1] = FAIL
+    assert outcomes == expected
+    for connection in held:
+        mq.MQ_complete(connection)
+    owner.run_until(lambda: len(owner.finished) == expected.count(None))
+    later = {"hold": COMPLETE, "complete": COMPLETE, "early": CONTINUE, "retry": CONTINUE}
+    assert all(outcome is later[kinds[message.number]] for message, outcome in owner.finished)
+    assert refused(dispatcher) == 0 and not puppets[0].errors
+
+
+@pytest.mark.parametrize("what", ["close", "remove", "add"])
+def test_run_many_while_the_chain_changes(owner, tmp_path, what):
+    """From the next message on the chain is another one; or the dispatcher is closed."""
+    calls = []
+
+    def step(context, connection, message):
+        calls.append("first")
+        if calls.count("first") == 2:
+            if what == "close":
+                dispatcher.close()
+            elif what == "remove":
+                dispatcher.plugins.remove("20-b")
+            else:
+                dispatcher.plugins.load(third.path)
+        return False
+
+    first = Puppet(tmp_path / "10-a.so", step)
+    second = Puppet(tmp_path / "20-b.so", lambda *_: calls.append("second"))
+    third = Puppet(tmp_path / "30-c.so", lambda *_: calls.append("third"))
+    dispatcher = start(owner, [first, second])
+    messages = [mqcore.Message() for _ in range(6)]
+    outcomes = dispatcher.hook("mq_step").run_many(messages)
+    assert not first.errors and not second.errors
+    if what == "close":
+        assert outcomes == [CONTINUE] + [FAIL] * 5 and calls == ["first", "second", "first"]
+        assert all(isinstance(message.error, mqcore.DispatcherClosed) for message in messages[1:])
+    else:
+        assert outcomes == [CONTINUE] * 6
+        after = ["first"] if what == "remove" else ["first", "second", "third"]
+        assert calls == ["first", "second"] * 2 + after * 4
+
+
+class Numbered(mqcore.Message):
+    def __init__(self, number):
+        self.number = number
+
+
+class Numbers(accessors.Accessors):
+    """Lets a native plugin know which message it is: one of its functions tells the number."""
+
+    def file_descriptor(self, message):
+        return message.number
+
+
+accessors.register(Numbered, Numbers())
 
 
 def test_ten_thousand_held_at_once(owner, puppet):

@@ -1,7 +1,8 @@
 """Native plugins against the reference: random give-backs, by handles that are right, stale or another plugin's.
 
-Both worlds have two native plugins and a Python plugin between them. A message carries a script: what the hooks do, one call
-after the other. In the reference a Hold is what the handle of one call is in C: both stand for that call and nothing else.
+Both worlds have two native plugins, with a Python plugin between them or not. A message carries a script: what the hooks do,
+one call after the other. In the reference a Hold is what the handle of one call is in C: both stand for that call and nothing
+else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from native_tools import Puppet, mq
 import mqcore
 from mqcore import accessors
 
-NAMES = ("10-native", "20-python", "30-native")
+CHAINS = {"mixed": ("10-native", "20-python", "30-native"), "native": ("10-native", "30-native")}
 BACK = ("continue", "complete", "retry")
 actions = st.one_of(
     st.sampled_from(["false", "true", "true"]).map(lambda verdict: (None, verdict)),
@@ -47,17 +48,18 @@ class World:
 
         self.kind = Mine
 
-    def begin(self, script):
-        number = len(self.messages)
-        message = self.kind(number, script)
-        self.messages.append(message)
-        outcome = self.dispatcher.hook("mq_step").run(message, done=lambda _, outcome: self.ended(number, outcome))
-        if outcome is not None:
-            self.ended(number, outcome)
+    def begin(self, scripts):
+        hook = self.dispatcher.hook("mq_step")
+        messages = [self.kind(len(self.messages) + place, script) for place, script in enumerate(scripts)]
+        self.messages += messages
+        run = hook.run_many if len(messages) > 1 else lambda messages, done: [hook.run(*messages, done=done)]
+        for message, outcome in zip(messages, run(messages, done=self.ended), strict=True):
+            if outcome is not None:
+                self.ended(message, outcome)
 
-    def ended(self, number, outcome):
-        assert number not in self.outcomes
-        self.outcomes[number] = outcome.name
+    def ended(self, message, outcome):
+        assert message.number not in self.outcomes
+        self.outcomes[message.number] = outcome.name
 
     def play(self, message, token):
         """A hook."""
@@ -89,9 +91,9 @@ class World:
 
 
 class ReferenceWorld(World):
-    def __init__(self):
+    def __init__(self, names):
         super().__init__(ReferenceOwner())
-        self.dispatcher = self.owner.start(dict.fromkeys(NAMES, self.python_step), hold_timeout=0, max_retries=3)
+        self.dispatcher = self.owner.start(dict.fromkeys(names, self.python_step), hold_timeout=0, max_retries=3)
 
     def give(self, token, back):
         self.give_by_hold(token, back)
@@ -107,11 +109,11 @@ class Numbered(accessors.Accessors):
 class NativeWorld(World, logging.Handler):
     """Its refusals are what is logged."""
 
-    def __init__(self, owner, folder):
+    def __init__(self, owner, names, folder):
         logging.Handler.__init__(self)
         World.__init__(self, owner)
-        plugins = owner.plugins({NAMES[1]: self.python_step})
-        self.puppets = [Puppet(folder / f"{name}.so", self.native_step) for name in (NAMES[0], NAMES[2])]
+        plugins = owner.plugins({name: self.python_step for name in names if "python" in name})
+        self.puppets = [Puppet(folder / f"{name}.so", self.native_step) for name in names if "native" in name]
         for puppet in self.puppets:
             plugins.load(puppet.path)
         self.dispatcher = owner.dispatcher(plugins, hold_timeout=0, max_retries=3)
@@ -131,14 +133,14 @@ class NativeWorld(World, logging.Handler):
             self.give_by_hold(token, back)
 
 
-def machine(name, folder):
+def machine(name, names, folder):
     numbers = itertools.count()
 
     class Machine(RuleBasedStateMachine):
         def __init__(self):
             super().__init__()
             sub = folder / str(next(numbers))
-            self.native, self.reference = NativeWorld(OWNERS[name](), sub), ReferenceWorld()
+            self.native, self.reference = NativeWorld(OWNERS[name](), names, sub), ReferenceWorld(names)
             self.worlds = (self.native, self.reference)
 
         def both(self, operation):
@@ -146,9 +148,9 @@ def machine(name, folder):
                 operation(world)
             assert self.native.seen() == self.reference.seen()
 
-        @rule(script=scripts)
-        def begin(self, script):
-            self.both(lambda world: world.begin(script))
+        @rule(scripts=st.lists(scripts, min_size=1, max_size=5))
+        def begin(self, scripts):
+            self.both(lambda world: world.begin(scripts))
 
         @rule(number=st.integers(0, 60), back=st.sampled_from(BACK), by_thread=st.booleans())
         def give(self, number, back, by_thread):
@@ -193,10 +195,11 @@ def machine(name, folder):
     return Machine
 
 
+@pytest.mark.parametrize("names", CHAINS.values(), ids=CHAINS)
 @pytest.mark.parametrize("name", ["uvloop", "pyuv"])
-def test_against_the_reference(name):
+def test_against_the_reference(name, names):
     run_state_machine_as_test(
-        machine(name, Path(tempfile.mkdtemp(prefix="mqcore-tests-"))),
+        machine(name, names, Path(tempfile.mkdtemp(prefix="mqcore-tests-"))),
         settings=settings(
             max_examples=60, stateful_step_count=40, deadline=None, phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),

@@ -133,6 +133,7 @@ cdef Py_ssize_t begin_many(
     cdef Arguments arguments = [NULL, NULL, 0, 0]  # the hooks here have none
     cdef Inside before
     cdef Message message
+    cdef Py_ssize_t count = len(messages)
     cdef bint taken = False
     cdef bint kept = True
     cdef Slot *slot = table.spare
@@ -144,7 +145,7 @@ cdef Py_ssize_t begin_many(
     table.spare = NULL
     enter(table, NULL, NULL, &before)
     try:
-        while index < len(messages) and kept and chain.route.chain is chain and not is_worn(slot):
+        while index < count and kept and chain.route.chain is chain and not is_worn(slot):
             message = <Message>messages[index]
             index += 1
             if steps.until_sample == 0 or message.verdict != UNDECIDED or message.error is not None or control.closed:

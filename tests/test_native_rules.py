@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import threading
@@ -9,6 +10,7 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
+import uvloop
 from native_tools import Puppet, compile_plugin, mq, refused, start
 
 import mqcore
@@ -469,3 +471,25 @@ def test_threads_that_race(owner, puppet):
     owner.run_until(lambda: len(owner.finished) == 300 and refused(dispatcher) == 900)
     counted = dispatcher.stats().hooks[0]
     assert counted.continues + counted.completes == 300
+
+
+def test_two_dispatchers_in_two_threads(tmp_path):
+    """They share the plugins, and each has handles of its own."""
+    paths = [compile_plugin(tmp_path / f"{name}.so", CHAIN) for name in ("10-a", "20-b")]
+    outcomes = []
+
+    async def main(plugins):
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            hook = dispatcher.hook("mq_step")
+            for _ in range(20):
+                outcomes.extend(await asyncio.gather(*(hook(mqcore.Message()) for _ in range(25))))
+            assert all(each.holds == each.continues == 500 for each in dispatcher.stats().hooks)
+            assert refused(dispatcher) == 0
+
+    with mqcore.Plugins(*paths, hooks=[mqcore.HookSpec("mq_step")]) as plugins:
+        threads = [threading.Thread(target=lambda: uvloop.run(main(plugins))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert outcomes == [CONTINUE] * 1_000

@@ -164,11 +164,14 @@ cdef Py_ssize_t begin_many(
                 control.books.continued += 1
                 message.entry = NULL
                 message.state = IDLE
+                if slot.kept != NULL:
+                    drop_kept(slot)
                 outcomes.append(OUTCOME_CONTINUE)
             else:
                 verdict = decide(steps, message, slot, taken, &kept)
                 if kept:
                     slot.word = ((slot.word >> 32) + GENERATION) << 32
+                    drop_kept(slot)
                 outcomes.append(<object>steps.begun(chain, message, steps.proceed(message, chain, verdict), (), done))
     finally:
         leave(table, &before)

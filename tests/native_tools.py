@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,7 +121,7 @@ def _functions() -> SimpleNamespace:
 mq = _functions()
 
 
-_puppets: list[Puppet] = []  # as long as the process lives: so long C code may call their functions
+_called_by_c: list[Any] = []  # as long as the process lives: so long C code may call these
 
 
 class Puppet:
@@ -135,10 +136,10 @@ class Puppet:
         self.context = 0
         self.errors: list[BaseException] = []  # what a function raised
         self._library = ctypes.CDLL(str(self.path))  # the same that the plugin is
-        self._kept = (HOOK(self._step), CONTEXT_FUNCTION(self._begin), CONTEXT_FUNCTION(self._end))
-        self._library.pull(*self._kept)
+        functions = (HOOK(weakly(self._step)), CONTEXT_FUNCTION(weakly(self._begin)), CONTEXT_FUNCTION(weakly(self._end)))
+        self._library.pull(*functions)
+        _called_by_c.append(functions)
         self.callbacks: list[Any] = []
-        _puppets.append(self)
 
     def guarded(self, function: Any, otherwise: Any = None) -> Any:
         """The function, with what it raises kept for the test to see."""
@@ -177,11 +178,23 @@ class Puppet:
         return mq.MQ_ioWatch(context, fd, events, self.callbacks[-1], data) or 0
 
 
+def weakly(method: Any) -> Any:
+    """Calls the method as long as its object is there."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> Any:
+        bound = reference()
+        return bound(*arguments) if bound is not None else False
+
+    return call
+
+
 def start(owner: Any, puppets: list[Puppet], others: Mapping[str, Any] | None = None, **options: Any) -> Any:
     """A dispatcher for these native plugins and other plugins."""
     plugins = owner.plugins(others or {}, config=options.pop("config", None))
     for puppet in puppets:
         plugins.load(puppet.path)
+    owner.puppets = [*getattr(owner, "puppets", ()), *puppets]  # they live as long as the loop
     return owner.dispatcher(plugins, **options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import socket
 from types import SimpleNamespace
@@ -144,6 +145,20 @@ def test_strings_last_as_long_as_the_hold(owner, puppet):
     mq.MQ_continue(held[0])
     owner.run_until(lambda: owner.finished)
     assert refused(dispatcher) == 0
+
+
+def test_strings_go_with_their_step(owner, puppet):
+    """Also where many steps are begun in one go."""
+    mails = [Mail(b"", json={"number": number}) for number in range(100)]
+    sizes = []
+
+    def step(context, connection, message):
+        mq.MQ_json(message)
+        sizes.append(len([each for each in gc.get_objects() if type(each) is list and each and each[0] == '{"number": 0}']))
+
+    puppet.step = step
+    assert start(owner, [puppet]).hook("mq_step").run_many(mails) == [mqcore.CONTINUE] * 100
+    assert sizes[0] == 1 and not any(sizes[1:])
 
 
 def mq_mime_address(message):

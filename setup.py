@@ -1,7 +1,8 @@
 """The extension modules: every ``mqcore/_*.pyx``.
 
-``MQCORE_DEBUG=1`` in the environment builds them for tests: bounds and None checks and assertions on. It keeps its
-files in a build folder of its own, so the two kinds of build never mix.
+``MQCORE_DEBUG=1`` in the environment builds them for tests: bounds and None checks and assertions on. ``MQCORE_SANITIZE=1``
+does that with AddressSanitizer and UndefinedBehaviorSanitizer. Each keeps its files in a build folder of its own, so the
+kinds of build never mix.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-DEBUG = os.environ.get("MQCORE_DEBUG", "0") not in ("", "0")
+SANITIZE = os.environ.get("MQCORE_SANITIZE", "0") not in ("", "0")
+DEBUG = SANITIZE or os.environ.get("MQCORE_DEBUG", "0") not in ("", "0")
+FLAGS = ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if SANITIZE else []
 
 DIRECTIVES = {
     "language_level": 3,
@@ -28,9 +32,12 @@ def extension(source: Path) -> Extension:
     module = Extension(
         f"mqcore.{source.stem}",
         [source.as_posix()],
-        depends=sorted(path.as_posix() for path in Path("mqcore").glob("_*.pxd")),
+        depends=sorted(path.as_posix() for path in [*Path("mqcore").glob("_*.pxd"), Path("mqcore/include/mqcore.h")]),
         define_macros=[("MQCORE_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
-        extra_compile_args=["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"],
+        include_dirs=["mqcore/include"],
+        # Hidden: what modules share they share by capsules, and native plugins must find nothing but the functions for them.
+        extra_compile_args=["-fvisibility=hidden", *FLAGS, *SANITIZERS],
+        extra_link_args=SANITIZERS,
     )
     # Read by Cython's build_ext, which setuptools uses when Cython is installed.
     module.cython_directives = DIRECTIVES
@@ -40,7 +47,7 @@ def extension(source: Path) -> Extension:
 setup(
     ext_modules=[extension(source) for source in sorted(Path("mqcore").glob("_*.pyx"))],
     options={
-        "build": {"build_base": "build/debug" if DEBUG else "build/release"},
+        "build": {"build_base": f"build/{'sanitize' if SANITIZE else 'debug' if DEBUG else 'release'}"},
         "build_ext": {"cython_c_in_temp": True},
     },
 )

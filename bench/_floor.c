@@ -3,10 +3,14 @@
  * Floor(functions, contexts): run(message) calls function(context, message) one after the other until one takes the
  * message, and run_many(messages) does that for a list. Nothing is checked that the bench does not need.
  *
+ * NativeFloor(paths): the same for the function mq_smtp_in_message of shared objects, called as native plugins are.
+ *
  * counted(function) calls a function in such a way that callgrind finds it.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <dlfcn.h>
+#include <stdbool.h>
 
 typedef struct {
     PyObject *function;
@@ -98,6 +102,63 @@ static void floor_dealloc(Floor *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+typedef bool (*Hook)(void *context, void *connection, void *message);
+
+typedef struct {
+    PyObject_HEAD
+    Hook *hooks;
+    Py_ssize_t count;
+} NativeFloor;
+
+static PyObject *native_floor_run_many(NativeFloor *self, PyObject *messages)
+{
+    if (!PyList_Check(messages))
+        return PyErr_Format(PyExc_TypeError, "run_many() needs a list");
+    PyObject *outcomes = PyList_New(PyList_GET_SIZE(messages));
+    if (outcomes == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(outcomes); i++) {
+        PyObject *message = PyList_GET_ITEM(messages, i);
+        bool taken = false;
+        for (Hook *hook = self->hooks; hook < self->hooks + self->count && !taken; hook++)
+            taken = (*hook)(self, message, message);
+        PyList_SET_ITEM(outcomes, i, PyBool_FromLong(taken));
+    }
+    return outcomes;
+}
+
+static PyObject *native_floor_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *paths;
+    if (!PyArg_ParseTuple(args, "O!", &PyTuple_Type, &paths))
+        return NULL;
+    NativeFloor *self = (NativeFloor *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->count = PyTuple_GET_SIZE(paths);
+    self->hooks = PyMem_New(Hook, self->count);
+    if (self->hooks == NULL) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 0; i < self->count; i++) {
+        const char *path = PyUnicode_AsUTF8(PyTuple_GET_ITEM(paths, i));
+        void *library = path == NULL ? NULL : dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        self->hooks[i] = library == NULL ? NULL : (Hook)dlsym(library, "mq_smtp_in_message");
+        if (self->hooks[i] == NULL) {
+            Py_DECREF(self);
+            return PyErr_Format(PyExc_OSError, "%s", dlerror());
+        }
+    }
+    return (PyObject *)self;
+}
+
+static void native_floor_dealloc(NativeFloor *self)
+{
+    PyMem_Free(self->hooks);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
 /* callgrind counts from the start of this function to its end. */
 __attribute__((noinline)) PyObject *bench_counted(PyObject *function)
 {
@@ -130,12 +191,28 @@ static PyTypeObject floor_type = {
     .tp_methods = floor_methods,
 };
 
+static PyMethodDef native_floor_methods[] = {
+    {"run_many", (PyCFunction)native_floor_run_many, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject native_floor_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "_floor.NativeFloor",
+    .tp_basicsize = sizeof(NativeFloor),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = native_floor_new,
+    .tp_dealloc = (destructor)native_floor_dealloc,
+    .tp_methods = native_floor_methods,
+};
+
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_floor", .m_size = -1, .m_methods = module_functions};
 
 PyMODINIT_FUNC PyInit__floor(void)
 {
     PyObject *self = PyModule_Create(&module);
-    if (self == NULL || PyModule_AddType(self, &floor_type) < 0) {
+    if (self == NULL || PyModule_AddType(self, &floor_type) < 0
+        || PyModule_AddType(self, &native_floor_type) < 0) {
         Py_XDECREF(self);
         return NULL;
     }

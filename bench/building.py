@@ -6,10 +6,29 @@ import importlib.util
 import shlex
 import subprocess
 import sysconfig
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
+import mqcore
+
 HERE = Path(__file__).parent
+
+
+def build_cython(name: str) -> ModuleType:
+    """Import the module of `bench/NAME.pyx`, built against the mqcore that is measured."""
+    from Cython.Build import cythonize
+    from setuptools import Distribution, Extension
+
+    folder = tempfile.mkdtemp(prefix="mqcore-bench-")
+    site = Path(mqcore.__file__).parent.parent
+    extension = Extension(name, [str(HERE / f"{name}.pyx")], extra_compile_args=["-O3"])
+    modules = cythonize([extension], include_path=[str(site)], build_dir=folder, quiet=True)
+    command = Distribution({"name": name, "ext_modules": modules}).get_command_obj("build_ext")
+    command.build_lib = command.build_temp = folder  # type: ignore[attr-defined]
+    command.ensure_finalized()
+    command.run()
+    return load(name, Path(folder) / (name + sysconfig.get_config_var("EXT_SUFFIX")))
 
 
 def build(name: str) -> ModuleType:
@@ -23,6 +42,11 @@ def build(name: str) -> ModuleType:
             *("-O3", "-fPIC", "-Wall", "-I", sysconfig.get_path("include"), str(source), "-o", str(target)),
         ]
         subprocess.run(command, check=True)
+    return load(name, target)
+
+
+def load(name: str, target: Path) -> ModuleType:
+    """Import the module in a file."""
     spec = importlib.util.spec_from_file_location(name, target)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -5,6 +5,8 @@
     outcome = await dispatcher.hook("mq_smtp_in_message")(message)
 """
 
+import os
+
 from ._context import Context, Hold
 from ._dispatch import Dispatcher, Hook
 from ._message import Message
@@ -51,4 +53,10 @@ __all__ = [
     "RetryLimit",
     "Timer",
     "Watcher",
+    "get_include",
 ]
+
+
+def get_include() -> str:
+    """The folder of `mqcore.h`, for compiling native plugins; `mqcore.pc`, for pkg-config, is there too."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")

@@ -41,10 +41,7 @@ def check(obj: object, plugin: str, path: str | None, hooks: Mapping[str, HookSp
 def _wrong(name: str, value: object, arguments: Mapping[str, tuple[str, ...]]) -> str | None:
     """What is wrong with an attribute whose name begins with mq_, and how to mend it."""
     if name not in arguments:
-        return (
-            f"{name} begins with mq_ and is no known hook{nearest(name, arguments)}; "
-            "correct the name, choose one that does not begin with mq_, or declare it with HookSpec"
-        )
+        return unknown(name, arguments)
     call = f"{name}({', '.join(arguments[name])})"
     if not callable(value):
         if name == "mq_version":
@@ -64,6 +61,14 @@ def _wrong(name: str, value: object, arguments: Mapping[str, tuple[str, ...]]) -
     except TypeError as error:
         return f"{name} cannot take its arguments: {error}; define it as {call}"
     return None
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What is wrong with a name that begins with mq_ and is not known."""
+    return (
+        f"{name} begins with mq_ and is no known hook{nearest(name, known)}; "
+        "correct the name, choose one that does not begin with mq_, or declare it with HookSpec"
+    )
 
 
 def _is(kind: Callable[[object], bool], value: Callable[..., object]) -> bool:

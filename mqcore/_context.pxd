@@ -11,6 +11,7 @@ cdef class Context(Holder):
     cdef double hold_timeout    # s; 0: none
     cdef Py_ssize_t uses        # chains that name it
     cdef bint retired           # replaced: cleaned up once no chain names it
+    cdef void *handle           # native plugins: the MQ_Context that stands for it
 
     cdef object failure(self, object error, str hook)
 

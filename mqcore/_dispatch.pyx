@@ -74,7 +74,7 @@ cdef class Hook(Route):
         if message.state != IDLE:
             raise MqError(f"{self.name}: {in_step(message)}")
         message.state = RUNNING
-        return self.dispatcher.begin(self.chain, message, args, done)
+        return <object>self.dispatcher.begin(self.chain, message, args, done)
 
     def run_many(self, messages, *args, done=None):
         """`run` for each of an iterable of messages: a list of what it returned, in order.
@@ -82,27 +82,22 @@ cdef class Hook(Route):
         Checks every message before it starts any: raises what `run` raises, also for a message that comes twice, and then
         nothing was started.
         """
-        cdef Message message
         cdef list taken = list(messages)
-        cdef list outcomes = []
         cdef Py_ssize_t started = 0
         self.check_call(args, done)
         try:
             for each in taken:
                 if not isinstance(each, Message):
                     raise TypeError(f"{self.name}: run_many() needs messages, not {each!r}")
-                message = each
-                if message.state != IDLE:
-                    raise MqError(f"{self.name}: message {started} of run_many(): {in_step(message)}")
-                message.state = RUNNING
+                if (<Message>each).state != IDLE:
+                    raise MqError(f"{self.name}: message {started} of run_many(): {in_step(each)}")
+                (<Message>each).state = RUNNING
                 started += 1
         except BaseException:
             for each in taken[:started]:
                 (<Message>each).state = IDLE
             raise
-        for each in taken:
-            outcomes.append(self.dispatcher.begin(self.chain, <Message>each, args, done))
-        return outcomes
+        return self.dispatcher.begin_all(self, taken, args, done)
 
     cdef int check_call(self, tuple args, object done) except -1:
         self.dispatcher.check(self.name)

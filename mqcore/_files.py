@@ -31,7 +31,7 @@ _numbers = itertools.count(1)
 
 def find(path: str, *, trust_writable: bool) -> Iterator[tuple[str, str]]:
     """The name and the path of each plugin at `path`: the file or package itself, or those in that directory."""
-    if stat.S_ISDIR(_mode(path)) and not _is_package(path):
+    if stat.S_ISDIR(_mode(path)) and not _is_package(path) and not path.endswith(".so"):
         if not trust_writable:
             _refuse_writable(path)
         try:
@@ -39,13 +39,17 @@ def find(path: str, *, trust_writable: bool) -> Iterator[tuple[str, str]]:
         except OSError as error:
             raise unreadable(error, path) from error
         inside = [os.path.join(path, entry) for entry in entries if not entry.startswith((".", "_"))]
-        plugins = [file for file in inside if _is_package(file) or (file.endswith(".py") and not os.path.isdir(file))]
+        plugins = [
+            file
+            for file in inside
+            if _is_package(file) or file.endswith(".so") or (file.endswith(".py") and not os.path.isdir(file))
+        ]
     else:
         plugins = [path]
     for plugin in plugins:
         name = os.path.basename(plugin)
         if not _is_package(plugin):
-            name = name.removesuffix(".py")
+            name = name.removesuffix(".py").removesuffix(".so")
         try:
             _check(plugin, trust_writable)
         except PluginError as error:
@@ -57,9 +61,9 @@ def find(path: str, *, trust_writable: bool) -> Iterator[tuple[str, str]]:
 def _check(path: str, trust_writable: bool) -> None:
     file = os.path.join(path, "__init__.py") if _is_package(path) else path
     if not stat.S_ISREG(_mode(file)):
-        raise PluginError("this is not a regular file; a plugin is a .py file or a package", path=file)
-    if not file.endswith(".py"):
-        raise PluginError("a plugin's file must end in .py; rename it, or give another path", path=file)
+        raise PluginError("this is not a regular file; a plugin is a .py or .so file, or a package", path=file)
+    if not file.endswith((".py", ".so")):
+        raise PluginError("a plugin's file must end in .py or .so; rename it, or give another path", path=file)
     try:
         open(file, "rb").close()
     except OSError as error:

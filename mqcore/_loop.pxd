@@ -72,9 +72,9 @@ cdef class Loop:
     cdef int close_loop(self) except -1
     cdef int check(self, str what) except -1
     cdef int refuse(self, str what) except -1
-    cdef void wake(self) noexcept
+    cdef void wake(self) noexcept nogil
     cdef void soon(self, Due due) noexcept
-    cdef void set_busy(self, bint busy) noexcept
+    cdef void set_busy(self, bint busy) noexcept nogil
     cdef void turn(self) noexcept
     cdef void drain(self) noexcept
     cdef bint engaged(self) noexcept
@@ -85,9 +85,9 @@ cdef class Loop:
     cdef Handle *new_handle(self, int kind) except NULL
     cdef void opened(self) noexcept
     cdef void close_handle(self, Handle *handle) noexcept
-    cdef void start_node(self, Node *node, uint64_t delay) noexcept
-    cdef void stop_node(self, Node *node) noexcept
-    cdef void set_alarm(self, uint64_t tick) noexcept
+    cdef void start_node(self, Node *node, uint64_t delay) noexcept nogil
+    cdef void stop_node(self, Node *node) noexcept nogil
+    cdef void set_alarm(self, uint64_t tick) noexcept nogil
 
 cdef inline size_t header_size() noexcept nogil:
     return (sizeof(Handle) + 15) & ~<size_t>15

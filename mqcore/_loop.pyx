@@ -13,6 +13,7 @@ import logging
 import os
 import weakref
 
+cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
@@ -267,7 +268,10 @@ cdef class Loop:
 
     # ------------------------------------------------------------------------------------------------------------- timers
 
-    cdef void start_node(self, Node *node, uint64_t delay) noexcept:
+    # Without None checks, which need the GIL also for `self`.
+
+    @cython.nonecheck(False)
+    cdef void start_node(self, Node *node, uint64_t delay) noexcept nogil:
         """Have the owner of `node` called in the first turn that is no earlier than `delay` ns from now."""
         node.tick = (self.state.uv.hrtime() + delay + NS_PER_MS - 1) // NS_PER_MS
         if node.next != NULL:
@@ -281,14 +285,15 @@ cdef class Loop:
         elif self.state.alarm.due == 0 or node.tick * NS_PER_MS < self.state.alarm.due:
             self.set_alarm(node.tick)
 
-    cdef void stop_node(self, Node *node) noexcept:
+    @cython.nonecheck(False)
+    cdef void stop_node(self, Node *node) noexcept nogil:
         # An alarm that was set for it is left: to ring once for nothing costs less than to be set anew each time.
         remove(&self.wheel, node)
         self.running_timers -= 1
         if self.running_timers == 0:
             self.wake()  # to come to rest
 
-    cdef void set_alarm(self, uint64_t tick) noexcept:
+    cdef void set_alarm(self, uint64_t tick) noexcept nogil:
         self.state.alarm.due = tick * NS_PER_MS
         arm(self.state.alarm, on_alarm)
 
@@ -312,8 +317,8 @@ cdef class Loop:
         raise MqError(f"{what}: only the dispatcher's own thread may do this (thread {self.thread}, not "
                       f"{PyThread_get_thread_ident()}); giving back is what any thread may do")
 
-    cdef void wake(self) noexcept:
-        """Ask for a turn. Any thread, with the GIL, which also keeps close_loop() away."""
+    cdef void wake(self) noexcept nogil:
+        """Ask for a turn. Any thread: with the GIL, which also keeps close_loop() away; without it on the loop's own."""
         if self.thread == PyThread_get_thread_ident():
             ask_for_turn(&self.state)
         elif not self.closed and not self.forked:
@@ -324,7 +329,7 @@ cdef class Loop:
         self.due.append(due)
         self.wake()
 
-    cdef void set_busy(self, bint busy) noexcept:
+    cdef void set_busy(self, bint busy) noexcept nogil:
         if busy == self.busy or self.thread == 0:
             return
         self.busy = busy

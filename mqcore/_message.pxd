@@ -48,13 +48,16 @@ cdef struct Counters:
     uint64_t held_ns
 
 cdef struct Entry:
-    # One plugin in a chain; the last entry of a chain has no function.
-    PyObject *function      # borrowed from the chain
+    # One plugin in a chain; the last entry of a chain has neither function.
+    PyObject *function      # borrowed from the chain; NULL: a native plugin's
     PyObject *context       # borrowed from the chain: the plugin's Context, a Holder
     PyObject *plugin        # borrowed: its name
     PyObject *hook          # borrowed: the hook's name, kept for ever
     Counters *counters      # of the context's Tally
     Lane *lane
+    void *native            # the C function of a native plugin
+    void *handle            # its MQ_Context
+    int kind                # how it is called: for _native to know
 
 cdef struct Lane:
     # The held messages that share one hold_timeout, in the order in which they were held: the first is the next due.
@@ -84,6 +87,7 @@ cdef class Message:
     cdef object done
     cdef object variables           # the contextvars of `run`, where coroutine hooks may need them
     cdef object task                # of the coroutine hook that has it
+    cdef void *native               # what stands for a native plugin's hold, or NULL
     cdef dict plugin_data
 
     cdef void track(self) noexcept
@@ -116,6 +120,7 @@ cdef class Control(Loop):
     cdef PyObject *last_queued
     cdef Handle *deadline           # one timer for all lanes: `due` is 0 when it is stopped, `events` 1 when it fired
     cdef Books books
+    cdef void *native               # the handles of native plugins, or NULL when there are none
 
     cdef int open_control(self, object loop) except -1
     cdef Lane *lane_of(self, double seconds) except NULL
@@ -130,6 +135,17 @@ cdef class Control(Loop):
     cdef void arm_deadline(self, uint64_t due) noexcept
     cdef void expire(self) noexcept
     cdef void resume(self, Message message) noexcept
+
+cdef struct NativeSide:
+    # What _native does for the core. With the GIL.
+    int (*call)(Control control, Message message, Entry *entry, bint timed) noexcept
+    Py_ssize_t (*begin_many)(Control control, object chain, list messages, Py_ssize_t index, list outcomes,
+                             object done) except -1
+    void (*hold_ended)(Control control, Message message) noexcept
+    void (*absorb)(Control control) noexcept
+    void (*close)(Control control) noexcept
+
+cdef NativeSide native_side         # set by _native
 
 cdef int give_back(Holder context, Message message, int verdict, object error) except -1
 cdef bint has_control(Holder context, Message message) noexcept

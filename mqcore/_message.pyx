@@ -221,6 +221,8 @@ cdef class Control(Loop):
         return 0
 
     cdef int close_loop(self) except -1:
+        if self.native != NULL:
+            native_side.close(self)
         if not self.forked:
             self.close_handle(self.deadline)
         return Loop.close_loop(self)
@@ -259,7 +261,7 @@ cdef class Control(Loop):
         self.books.held += 1
         message.state = HELD
         message.since = self.state.uv.hrtime()
-        if message.task is not None or not finalizer_is_trusted(message):
+        if message.task is not None or message.native != NULL or not finalizer_is_trusted(message):
             message.strong = True
             Py_INCREF(message)
         message.following = NULL
@@ -285,6 +287,8 @@ cdef class Control(Loop):
         message.verdict = verdict
         message.by_token = False
         unlink(message, &lane.first, &lane.last)
+        if message.native != NULL:
+            native_side.hold_ended(self, message)
 
     cdef void let_hold_go(self, Message message) noexcept:
         """Let go of what a hold had. Python code may run: finalizers, which may do whatever they like with the message."""
@@ -358,7 +362,9 @@ cdef class Control(Loop):
         """Rule 6: go on with messages that were given back, for a while."""
         cdef Message message
         cdef int left = TURN_ENTRIES
-        if self.deadline.events:
+        if self.native != NULL:
+            native_side.absorb(self)  # first: what was given back in time is not too late
+        if self.deadline.events and self.thread != 0:
             self.expire()
         if self.first_queued == NULL:
             return

@@ -13,6 +13,7 @@ cdef class Scope(Due):
 
     cdef int check_open(self, str what) except -1
     cdef int check_start(self, str what, object callback) except -1
+    cdef int begin_watch(self, Watcher watcher, int fd, int wanted) except -1
     cdef void callback_raised(self, object error) noexcept
     cdef void end(self) noexcept
     cdef void stop_all(self) noexcept

@@ -136,12 +136,16 @@ cdef class Scope(Due):
         set_making(True)
         cdef Watcher watcher = Watcher.__new__(Watcher)
         set_making(False)
-        watcher.scope = self
         watcher.callback = callback
         watcher.args = args
-        watcher.fd = number
+        self.begin_watch(watcher, number, wanted)
+        return watcher
+
+    cdef int begin_watch(self, Watcher watcher, int fd, int wanted) except -1:
+        cdef Poll poll = poll_of(self.owner, fd)
+        watcher.scope = self
+        watcher.fd = fd
         watcher.wanted = wanted
-        cdef Poll poll = poll_of(self.owner, watcher.fd)
         watcher.poll = poll
         watcher.join()
         poll.watchers.append(watcher)
@@ -150,7 +154,7 @@ cdef class Scope(Due):
         except OSError:
             watcher.halt()
             raise
-        return watcher
+        return 0
 
 
 cdef double as_seconds(object seconds) except -1:
@@ -264,7 +268,6 @@ cdef class Timer(Started):
 
 # --------------------------------------------------------------------------------------------------------------- Watcher
 
-@cython.final
 cdef class Watcher(Started):
     """Watches an fd; made by `context.watch` or `hold.watch`. Methods belong to the dispatcher's thread.
 

@@ -1,9 +1,17 @@
 # The steps that messages take through chains of plugins.
 
-from ._message cimport Control, Entry, Message
+from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
+
+from ._message cimport Control, Counters, Entry, Message
 
 cdef enum:
     MOST_ARGUMENTS = 16             # of a hook, with context and message
+
+cdef class NativeFunction:
+    """The C function of a native plugin, for a hook."""
+    cdef void *address
+    cdef int kind                   # how it is called: for _native to know
 
 cdef class Route:
     """The base of Hook: where the chain of a hook is found as it is now."""
@@ -16,6 +24,7 @@ cdef class Chain:
     cdef tuple functions            # keep what the entries point to
     cdef tuple contexts
     cdef bint coroutines            # some hook is a coroutine function
+    cdef bint native                # all hooks are C functions of native plugins, and there are some
     cdef Route route
 
 cdef class Steps(Control):
@@ -24,14 +33,18 @@ cdef class Steps(Control):
     cdef unsigned int until_sample  # steps until the next one that is timed
     cdef bint sweep_due             # a chain went that was the last to name a retired context
 
-    cdef object begin(self, Chain chain, Message message, tuple args, object done)
+    cdef PyObject *begin(self, Chain chain, Message message, tuple args, object done) except NULL
+    cdef PyObject *begun(self, Chain chain, Message message, int verdict, tuple args, object done) except NULL
+    cdef list begin_all(self, Route route, list messages, tuple args, object done)
+    cdef int proceed(self, Message message, Chain chain, int verdict) noexcept
     cdef int advance(self, Message message, Chain chain, Entry *entry) noexcept
+    cdef int returned(self, Message message, PyObject *result) noexcept
     cdef int judge(self, Message message, object value) noexcept
     cdef int leave_hook(self, Message message, int verdict) noexcept
     cdef int settle(self, Message message, object value, int early) noexcept
     cdef int hook_raised(self, Message message, object error) noexcept
-    cdef Chain start_over(self, Message message, Chain chain)
-    cdef object finish(self, Message message, int verdict)
+    cdef bint start_over(self, Message message, Route route) noexcept
+    cdef PyObject *finish(self, Message message, int verdict) noexcept
     cdef void conclude(self, Message message, object outcome) noexcept
     cdef int start_coroutine(self, Message message, object coroutine) noexcept
     cdef void coroutine_ended(self, Message message, object task) noexcept
@@ -39,4 +52,5 @@ cdef class Steps(Control):
     cdef bint cancel_step(self, Message message) noexcept
     cdef void end_open_steps(self) noexcept
 
+cdef void add_sample(Counters *counters, uint64_t ns) noexcept nogil
 cdef Chain new_chain(Steps steps, Route route, list contexts)

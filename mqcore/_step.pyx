@@ -21,7 +21,7 @@ from ._context cimport Context, Hold
 from ._loop cimport ends_program
 from ._message cimport (
     HELD, IDLE, RUNNING, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Control, Counters, Entry, Message,
-    Tally)
+    Tally, native_side)
 
 from .errors import Abandoned, Cancelled, DispatcherClosed, MqError, RetryLimit
 from .verdicts import COMPLETE, CONTINUE, FAIL, RETRY
@@ -65,6 +65,12 @@ cdef class Route:
     pass
 
 
+cdef class NativeFunction:
+
+    def __call__(self, context, message, *args):
+        raise TypeError("a native plugin's hook is called by a dispatcher alone")
+
+
 cdef Chain new_chain(Steps steps, Route route, list contexts):
     """The chain of a hook over these contexts, which are in order."""
     cdef str hook = route.name
@@ -82,13 +88,19 @@ cdef Chain new_chain(Steps steps, Route route, list contexts):
     for function, each in zip(chain.functions, chain.contexts):
         context = each
         context.uses += 1
-        entry.function = <PyObject *>function
+        if isinstance(function, NativeFunction) and context.handle != NULL:
+            entry.native = (<NativeFunction>function).address
+            entry.kind = (<NativeFunction>function).kind
+            entry.handle = context.handle
+        else:
+            entry.function = <PyObject *>function
         entry.context = <PyObject *>context
         entry.plugin = <PyObject *>context.name
         tally = context.tally_of(hook)
         entry.counters = &tally.counters
         entry.lane = steps.lane_of(context.hold_timeout)
         entry.hook = <PyObject *>hook
+        chain.native = entry.native != NULL and (chain.native or entry == chain.entries)
         entry += 1
         chain.coroutines |= inspect.iscoroutinefunction(function)
     entry.hook = <PyObject *>hook
@@ -99,8 +111,8 @@ cdef Chain new_chain(Steps steps, Route route, list contexts):
 
 cdef class Steps(Control):
 
-    cdef object begin(self, Chain chain, Message message, tuple args, object done):
-        """The step of a message in state RUNNING: an outcome, or None."""
+    cdef PyObject *begin(self, Chain chain, Message message, tuple args, object done) except NULL:
+        """The step of a message in state RUNNING: an outcome, or None, which are kept for ever. The caller keeps the chain."""
         cdef int verdict
         self.books.entered += 1
         self.books.running += 1
@@ -110,32 +122,57 @@ cdef class Steps(Control):
             message.error = None
         if args:
             message.args = args
-        verdict = self.advance(message, chain, chain.entries)
+        verdict = Steps.advance(self, message, chain, chain.entries)
+        if verdict != UNDECIDED:
+            return Steps.finish(self, message, verdict)
+        return self.begun(chain, message, verdict, args, done)
+
+    cdef PyObject *begun(self, Chain chain, Message message, int verdict, tuple args, object done) except NULL:
+        """What `begin` returns, once the plugins have been called."""
         if verdict != UNDECIDED:
             return self.finish(message, verdict)
+        if message.chain is None:
+            message.chain = chain
         message.suspended = True
         message.done = done
         if chain.coroutines and message.variables is None:
             message.variables = contextvars.copy_context()
         if done is not None or args or message.variables is not None:
             message.track()
-        return None
+        return Py_None
+
+    cdef list begin_all(self, Route route, list messages, tuple args, object done):
+        """`begin` for messages in state RUNNING, each with the chain as it is by then: a list of outcomes and Nones."""
+        cdef list outcomes = []
+        cdef Py_ssize_t index = 0
+        cdef Chain chain
+        while index < len(messages):
+            chain = route.chain
+            if chain.native and not args:
+                index = native_side.begin_many(self, chain, messages, index, outcomes, done)
+            else:
+                outcomes.append(<object>Steps.begin(self, chain, <Message>messages[index], args, done))
+                index += 1
+        return outcomes
 
     cdef void resume(self, Message message) noexcept:
         """Go on with a suspended step as message.verdict says. In a turn."""
         cdef Chain chain = <Chain>message.chain
-        cdef int verdict = message.verdict
+        cdef int verdict = self.proceed(message, chain, message.verdict)
+        if verdict != UNDECIDED:
+            self.conclude(message, <object>self.finish(message, verdict))
+
+    cdef int proceed(self, Message message, Chain chain, int verdict) noexcept:
+        """Go on as the plugin at message.entry has it: how the step ends, or UNDECIDED when it is suspended."""
         if verdict == TO_CONTINUE:
             message.verdict = UNDECIDED
-            verdict = self.advance(message, chain, message.entry + 1)
-        elif verdict == TO_RETRY:
-            chain = self.start_over(message, chain)
-            verdict = TO_FAIL
-            if chain is not None:
-                message.verdict = UNDECIDED
-                verdict = self.advance(message, chain, chain.entries)
-        if verdict != UNDECIDED:
-            self.conclude(message, self.finish(message, verdict))
+            return self.advance(message, chain, message.entry + 1)
+        if verdict == TO_RETRY:
+            if not self.start_over(message, chain.route):
+                return TO_FAIL
+            message.verdict = UNDECIDED
+            return self.advance(message, chain, (<Chain>message.chain).entries)
+        return verdict
 
     cdef int advance(self, Message message, Chain chain, Entry *entry) noexcept:
         """Rules 1 to 5: call plugins, from `entry` on. Returns how the step ends, or UNDECIDED when it is suspended."""
@@ -159,42 +196,46 @@ cdef class Steps(Control):
             if self.closed:
                 return self.judge(message, None)
             if entry.function == NULL:
-                return TO_CONTINUE
-            message.entry = entry
-            arguments[0] = entry.context
-            counters = entry.counters
-            counters.calls += 1
-            if timed:
-                start = self.state.uv.hrtime()
-            result = call_function(entry.function, arguments, count)
-            if timed:
-                add_sample(counters, self.state.uv.hrtime() - start)
-            if (result == Py_False or result == Py_None) and message.verdict == UNDECIDED and message.token == NULL:
-                Py_DECREF(<object>result)
-                entry += 1
-                continue
-            if result == NULL:
-                error = what_was_raised()
-                verdict = self.hook_raised(message, error)
-                if ends_program(error):
-                    self.escape(error)
-                error = None
+                if entry.native == NULL:
+                    return TO_CONTINUE
+                verdict = native_side.call(self, message, entry, timed)  # and those that follow, as long as they are native
+                entry = message.entry
             else:
-                value = <object>result
-                Py_DECREF(value)
-                verdict = self.judge(message, value)
-                value = None
+                message.entry = entry
+                arguments[0] = entry.context
+                counters = entry.counters
+                counters.calls += 1
+                if timed:
+                    start = self.state.uv.hrtime()
+                result = call_function(entry.function, arguments, count)
+                if timed:
+                    add_sample(counters, self.state.uv.hrtime() - start)
+                if (result == Py_False or result == Py_None) and message.verdict == UNDECIDED and message.token == NULL:
+                    Py_DECREF(<object>result)
+                    entry += 1
+                    continue
+                verdict = self.returned(message, result)
             if verdict == TO_CONTINUE:
                 entry += 1
             elif verdict == TO_RETRY:
-                chain = self.start_over(message, chain)
-                if chain is None:
+                if not self.start_over(message, chain.route):
                     return TO_FAIL
-                entry = chain.entries
+                entry = (<Chain>message.chain).entries
             else:
                 break
-        if verdict == UNDECIDED:
-            message.chain = chain
+        return verdict
+
+    cdef int returned(self, Message message, PyObject *result) noexcept:
+        """What follows from the result of a Python hook, which may be NULL."""
+        cdef int verdict
+        if result != NULL:
+            value = <object>result
+            Py_DECREF(value)
+            return self.judge(message, value)
+        error = what_was_raised()
+        verdict = self.hook_raised(message, error)
+        if ends_program(error):
+            self.escape(error)
         return verdict
 
     cdef int judge(self, Message message, object value) noexcept:
@@ -270,33 +311,34 @@ cdef class Steps(Control):
         message.fail(error)
         return TO_FAIL
 
-    cdef Chain start_over(self, Message message, Chain chain):
-        """Rules 5 and 11: the chain as it is now, or None when there were too many retries."""
+    cdef bint start_over(self, Message message, Route route) noexcept:
+        """Rules 5 and 11: from now on the chain is the one that there is now. False when there were too many retries."""
         if message.retries >= self.max_retries:
             message.verdict = TO_FAIL
             message.fail(RetryLimit(
                 f"plugin {<str>message.entry.plugin} asked for retry {message.retries + 1} of one step of "
                 f"{<str>message.entry.hook}; max_retries is {self.max_retries}"))
-            return None
+            return False
         message.retries += 1
-        return chain.route.chain
+        message.chain = route.chain
+        return True
 
-    cdef object finish(self, Message message, int verdict):
-        """End the step. RUNNING -> IDLE, last of all: what is let go may run Python code."""
+    cdef PyObject *finish(self, Message message, int verdict) noexcept:
+        """End the step. RUNNING -> IDLE, last of all: what is let go may run Python code. Returns the outcome, which is kept
+        for ever."""
+        cdef PyObject *outcome = <PyObject *>OUTCOME_FAIL
         message.verdict = verdict
         self.books.running -= 1
         if verdict == TO_CONTINUE:
             self.books.continued += 1
-            outcome = OUTCOME_CONTINUE
+            outcome = <PyObject *>OUTCOME_CONTINUE
         elif verdict == TO_COMPLETE:
             self.books.completed += 1
-            outcome = OUTCOME_COMPLETE
+            outcome = <PyObject *>OUTCOME_COMPLETE
         elif verdict == TO_CANCEL:
             self.books.cancelled += 1
-            outcome = OUTCOME_FAIL
         else:
             self.books.failed += 1
-            outcome = OUTCOME_FAIL
             if message.entry != NULL:
                 message.entry.counters.failures += 1
             if message.error is None:
@@ -304,7 +346,8 @@ cdef class Steps(Control):
                 message.fail(Abandoned(
                     f"plugin {<str>message.entry.plugin} took control of the message in {<str>message.entry.hook} and dropped "
                     f"all that it could have given it back with"))
-        message.let_go()
+        if message.token != NULL:
+            message.let_go()
         message.entry = NULL
         if message.args is not None:
             message.args = None
@@ -402,7 +445,7 @@ cdef class Steps(Control):
         else:
             self.unlink_queued(message)
         message.fail(error)
-        self.conclude(message, self.finish(message, verdict))
+        self.conclude(message, <object>self.finish(message, verdict))
 
     cdef bint cancel_step(self, Message message) noexcept:
         """Rule 14: end the step that the message is in, if any, or have it end when its hook returns."""
@@ -457,7 +500,7 @@ cdef int meaning_of(Message message, object value) noexcept:
     return UNKNOWN
 
 
-cdef inline void add_sample(Counters *counters, uint64_t ns) noexcept:
+cdef void add_sample(Counters *counters, uint64_t ns) noexcept nogil:
     counters.samples += 1
     counters.sampled_ns += ns
     if ns > counters.longest_ns:

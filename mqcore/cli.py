@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import uvloop
 
-from . import Dispatcher, PluginError, Plugins
+from . import Dispatcher, PluginError, Plugins, get_include
 from .mail.base import Run, Sink, Source
 from .mail.errors import SinkError, SourceError
 from .mail.failed import FailedSink
@@ -108,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", parents=[loading], help="load plugins and say what is wrong with them")
     check.add_argument("paths", metavar="PLUGIN", nargs="+", help="file, package, or directory of plugins")
     check.set_defaults(command=_check)
+
+    include = commands.add_parser("include", help="print the folder of mqcore.h, for compiling native plugins")
+    include.set_defaults(command=_include)
     return parser
 
 
@@ -299,3 +302,8 @@ def _check(options: argparse.Namespace) -> int:
                 if plugin.name not in before:
                     print(f"{plugin.name}: {', '.join(plugin.hooks) or 'no hooks'}")
     return code
+
+
+def _include(options: argparse.Namespace) -> int:
+    print(get_include())
+    return OK

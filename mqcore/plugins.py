@@ -23,6 +23,7 @@ from typing import Any, Protocol, Self
 
 from ._checks import check, nearest, place, raised
 from ._files import bad_line, find, import_file, line_at, unreadable
+from ._shared import check_distinct, load_shared
 from .errors import MqError, PluginError
 from .hooks import API_VERSION, LIFECYCLE, MAILERQ_HOOKS, HookSpec
 
@@ -46,12 +47,11 @@ class _Dispatcher(Protocol):
 class Plugin:
     """A named unit of callbacks. `Plugins` makes them; all attributes are for reading."""
 
-    kind: str = "python"
-
     def __init__(
         self, name: str, path: str | None, config: _Config, callables: Mapping[str, Any], undo: ExitStack
     ) -> None:
         self.name = name
+        self.kind = "native" if path is not None and path.endswith(".so") else "python"
         self.path = path
         """The file or package directory; None for an added object and for an entry point."""
         self.config = config
@@ -285,7 +285,12 @@ class Plugins:
 
     def _find(self, paths: list[str]) -> list[_Candidate]:
         found = {path: name for start in paths for name, path in find(start, trust_writable=self._trust_writable)}
-        return [_Candidate(name, path, functools.partial(import_file, name, path)) for path, name in found.items()]
+        return [_Candidate(name, path, self._loader(name, path)) for path, name in found.items()]
+
+    def _loader(self, name: str, path: str) -> Callable[[Callable[..., object]], object]:
+        if path.endswith(".so"):
+            return lambda undo: load_shared(name, path, self.hooks)
+        return functools.partial(import_file, name, path)
 
     def _change(self, kept: Iterable[Plugin], candidates: list[_Candidate], config: _Config) -> None:
         """Make the set consist of the plugins kept and of new ones."""
@@ -373,6 +378,7 @@ def _check_names(kept: list[Plugin], candidates: list[_Candidate]) -> None:
                 path=candidate.path,
             )
         paths[name] = candidate.path
+    check_distinct(paths)
 
 
 def _load_entry_point(point: importlib.metadata.EntryPoint, undo: Callable[..., object]) -> object:

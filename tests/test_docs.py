@@ -47,7 +47,7 @@ def test_plugins_load_and_take_messages(code: str, output: None, tmp_path: Path)
 @pytest.mark.slow
 def test_cython_example_is_built_and_runs(tmp_path: Path) -> None:
     text = (DOCS / "cython.md").read_text()
-    source, setup, use, output = re.findall(r"^```(?:cython|python|text)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    source, setup, use, output, _ = re.findall(r"^```(?:cython|python|text)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     (tmp_path / "counting.pyx").write_text(source)
     (tmp_path / "setup.py").write_text(setup)
     (tmp_path / "use.py").write_text(use)

@@ -385,7 +385,7 @@ class TestPaths:
         path = tmp_path / "10-a.txt"
         path.write_text("")
         assert str(refused(path)) == (
-            f"{path}: plugin 10-a.txt: a plugin's file must end in .py; rename it, or give another path"
+            f"{path}: plugin 10-a.txt: a plugin's file must end in .py or .so; rename it, or give another path"
         )
 
     def test_no_regular_file(self, tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .accessors import MailAccessors
 from .errors import SinkError, SourceError
 from .message import Connection, Mail, Origin, Rejection
 
-__all__ = ["Connection", "Mail", "Origin", "Rejection", "SinkError", "SourceError"]
+__all__ = ["Connection", "Mail", "MailAccessors", "Origin", "Rejection", "SinkError", "SourceError"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -52,6 +53,8 @@ class Connection:
     authenticated: bool = False
     data: dict[Any, Any] = field(default_factory=dict)
     """What plugins know about the connection; each keeps to keys of its own."""
+    transport: asyncio.Transport | None = field(default=None, repr=False, compare=False)
+    """Its end here; None when it is gone. For native plugins, whose functions reach it."""
 
 
 class Mail(Message):

@@ -118,7 +118,9 @@ class SmtpConnection(asyncio.Protocol):
             self._transport.close()
             return
         peer = transport.get_extra_info("peername")
-        self._info = Connection(number, peer[0] if peer else "", tls=self.dialogue.secure)
+        self._info = Connection(
+            number, peer[0] if peer else "", tls=self.dialogue.secure, transport=self._transport
+        )
         self._message = Mail(b"", connection=self._info, origin=Origin(b"", f"{number:032x}"))
         self._run(self._hooks.connect, self._after_connect)
         self._proceed()
@@ -282,7 +284,7 @@ class SmtpConnection(asyncio.Protocol):
             self._transport.abort()
             self.connection_lost(None)
             return
-        self._transport = transport
+        self._transport = self._info.transport = transport
         self._info.tls = True
         self._info.helo = None
         self._info.authenticated = False

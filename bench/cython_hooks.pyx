@@ -1,0 +1,17 @@
+# cython: language_level=3
+"""Hooks of a plugin in Cython that does nothing: called as Python functions are, and as C functions."""
+
+from mqcore._context cimport Context
+from mqcore._hook cimport c_hook
+from mqcore._message cimport Message
+
+
+def as_def(Context context, Message message):
+    return False
+
+
+cdef object passes_on(Context context, Message message):
+    return False
+
+
+as_c = c_hook(passes_on, Message)

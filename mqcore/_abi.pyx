@@ -1,0 +1,490 @@
+# cython: nonecheck=False
+# (None checks need the GIL, and what is called without it has no None to check.)
+"""The functions that native plugins call: all that `mqcore.h` declares. Who may call them, and when, is said there.
+
+Each looks its handle up first. What it then does is in C where that suffices; what is about connections and messages goes to
+the accessors that are registered for the class of the message, with the GIL.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport errno
+from libc.stdint cimport uint64_t
+from libc.string cimport strlen
+
+from ._abi cimport MQ_Address, MQ_Connection, MQ_Context, MQ_IOWatcher, MQ_Message, MQ_Timer, c_bool, uv_loop_s
+from ._context cimport Context
+from ._contexts cimport stop_timer
+from ._handles cimport (
+    ADDRESS, CALLED, CONNECTION, CONTEXT, HELD_BY, LIVE, MESSAGE, RECIPIENT, STEP, TIMER, WATCHER, Slot, Table, end_slot,
+    generation_in, generation_of, handle_of, is_inside, live_slot, load, part_in, slot_of, state_of, store, table_of, take_slot)
+from ._loop cimport Loop, ends_program
+from ._message cimport TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message
+from ._native cimport OF_ADDRESS, Inside, enter, give, keep, leave
+from ._notes cimport refuse, write_log
+from ._scope cimport Watcher, set_making
+
+import logging
+import os
+
+from .accessors import accessors_of
+
+cdef extern from *:
+    """
+    #define mqcore_caller() __builtin_extract_return_addr(__builtin_return_address(0))
+    """
+    void *caller "mqcore_caller"() nogil
+
+cdef extern from "dlfcn.h" nogil:
+    void *dlopen(const char *, int)
+    void *dlsym(void *, const char *)
+    int RTLD_GLOBAL, RTLD_LAZY, RTLD_NOLOAD
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8(object) except NULL
+
+
+def make_global():
+    """Let the undefined symbols of plugins find these functions: extension modules are loaded without that."""
+    path = os.fsencode(__file__)
+    if dlopen(path, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL) == NULL:
+        raise ImportError(f"{__file__} is not loaded as a shared library, so native plugins cannot call it", path=__file__)
+
+
+# --------------------------------------------------------------------------------------------------------------- Control
+
+cdef public void MQ_continue(MQ_Connection *connection) noexcept nogil:
+    give(connection, TO_CONTINUE, caller())
+
+
+cdef public void MQ_complete(MQ_Connection *connection) noexcept nogil:
+    give(connection, TO_COMPLETE, caller())
+
+
+cdef public void MQ_retry(MQ_Connection *connection) noexcept nogil:
+    give(connection, TO_RETRY, caller())
+
+
+# -------------------------------------------------------------------------------------------------------------- Contexts
+
+cdef Slot *started(void *handle, int kind, const char *what, void *by) noexcept nogil:
+    """The slot of a context, timer or watcher, for a function that belongs to the dispatcher's thread; NULL: refused."""
+    cdef Slot *slot = live_slot(handle, kind)
+    if slot == NULL or not is_inside(table_of(handle)):
+        refuse(handle, what, by)
+        return NULL
+    return slot
+
+
+cdef public void *MQ_contextData(MQ_Context *context) noexcept nogil:
+    cdef Slot *slot = started(context, CONTEXT, b"called MQ_contextData for no context, or outside of its calls", caller())
+    return NULL if slot == NULL else slot.data
+
+
+cdef public void MQ_setContextData(MQ_Context *context, void *data) noexcept nogil:
+    cdef Slot *slot = started(context, CONTEXT, b"called MQ_setContextData for no context, or outside of its calls", caller())
+    if slot != NULL:
+        slot.data = data
+
+
+cdef public uv_loop_s *MQ_uv(MQ_Context *context) noexcept nogil:
+    if started(context, CONTEXT, b"called MQ_uv for no context, or outside of its calls", caller()) == NULL:
+        return NULL
+    return <uv_loop_s *>(<Loop>table_of(context).owner).state.pointer
+
+
+cdef public void *MQ_uvSymbol(MQ_Context *context, const char *name) noexcept nogil:
+    if started(context, CONTEXT, b"called MQ_uvSymbol for no context, or outside of its calls", caller()) == NULL:
+        return NULL
+    if strlen(name) < 4 or name[0] != b"u" or name[1] != b"v" or name[2] != b"_":
+        return NULL
+    with gil:
+        return symbol(<Loop>table_of(context).owner, name)
+
+
+cdef void *symbol(Loop loop, const char *name) noexcept:
+    cdef bytes path = os.fsencode(loop.library.path)
+    cdef void *module = dlopen(path, RTLD_LAZY | RTLD_NOLOAD)
+    return NULL if module == NULL else dlsym(module, name)
+
+
+# ---------------------------------------------------------------------------------------------------------------- Timers
+
+cdef public MQ_Timer *MQ_startTimer(
+        MQ_Context *context, float seconds, void (*callback)(void *) noexcept nogil, void *data) noexcept nogil:
+    cdef Slot *owner = started(context, CONTEXT, b"called MQ_startTimer for no context, or outside of its calls", caller())
+    cdef Table *table = table_of(context)
+    cdef Slot *timer
+    if owner == NULL:
+        return NULL
+    if not is_time(seconds) or callback == NULL or (<Loop>table.owner).closed:
+        refuse(context, b"called MQ_startTimer with no callback, no number of seconds, or while its context ends", caller())
+        return NULL
+    timer = take_slot(table, TIMER)
+    if timer == NULL:
+        return NULL
+    timer.owner = context
+    timer.callback = <void *>callback
+    timer.data = data
+    timer.previous = owner
+    timer.first = owner.first
+    if owner.first != NULL:
+        owner.first.previous = timer
+    owner.first = timer
+    timer.node.owner = table.timers
+    store(&timer.word, timer.word | LIVE)
+    (<Loop>table.owner).start_node(&timer.node, <uint64_t>(<double>seconds * 1e9))
+    return <MQ_Timer *>handle_of(timer)
+
+
+cdef bint is_time(float seconds) noexcept nogil:
+    return 0 <= seconds <= 1e9  # also refuses NaN
+
+
+cdef public void MQ_resetTimer(MQ_Timer *timer, float seconds) noexcept nogil:
+    cdef Slot *slot = started(timer, TIMER, b"reset a timer that is over, or outside of calls", caller())
+    if slot != NULL and is_time(seconds):
+        (<Loop>table_of(timer).owner).start_node(&slot.node, <uint64_t>(<double>seconds * 1e9))
+    elif slot != NULL:
+        refuse(timer, b"reset a timer to what is no number of seconds", caller())
+
+
+cdef public void MQ_stopTimer(MQ_Timer *timer) noexcept nogil:
+    cdef Slot *slot = started(timer, TIMER, b"stopped a timer that is over, or outside of calls", caller())
+    if slot != NULL:
+        stop_timer(table_of(timer), slot)
+
+
+# -------------------------------------------------------------------------------------------------------------- Watchers
+
+ctypedef void (*watch_callback)(MQ_IOWatcher *, int, int, void *) noexcept nogil
+
+
+@cython.final
+cdef class NativeWatcher(Watcher):
+    """A watcher of a native plugin. While it is active its slot refers to it."""
+    cdef void *handle
+    cdef void *context
+    cdef watch_callback function
+    cdef void *data
+
+    cdef bint halt(self) noexcept:
+        cdef Slot *slot = live_slot(self.handle, WATCHER)
+        cdef bint active = Watcher.halt(self)
+        if slot != NULL:
+            end_slot(table_of(self.handle), slot)
+            Py_DECREF(self)
+        return active
+
+    cdef void call(self, int events) noexcept:
+        cdef Table *table = table_of(self.handle)
+        cdef Inside before
+        if self.scope.over:
+            return
+        enter(table, self.context, NULL, &before)
+        self.function(<MQ_IOWatcher *>self.handle, self.fd, events, self.data)
+        leave(table, &before)
+
+
+cdef public MQ_IOWatcher *MQ_ioWatch(
+        MQ_Context *context, int fd, int events,
+        void (*callback)(MQ_IOWatcher *, int, int, void *) noexcept nogil, void *data) noexcept nogil:
+    cdef Slot *owner = started(context, CONTEXT, b"called MQ_ioWatch for no context, or outside of its calls", caller())
+    cdef int error = 0
+    cdef MQ_IOWatcher *watcher
+    if owner == NULL:
+        return NULL
+    if callback == NULL or not 1 <= events <= 3 or (<Loop>table_of(context).owner).closed:
+        refuse(context, b"called MQ_ioWatch with no callback, no events, or while its context ends", caller())
+        return NULL
+    with gil:
+        watcher = <MQ_IOWatcher *>watch(context, owner, fd, events, callback, data, &error)
+    if watcher == NULL:
+        (&errno)[0] = error
+    return watcher
+
+
+cdef void *watch(
+        void *context, Slot *owner, int fd, int events, watch_callback callback, void *data, int *error) noexcept:
+    cdef Context scope = <Context>owner.object
+    cdef Table *table = table_of(context)
+    cdef Slot *slot = take_slot(table, WATCHER)
+    cdef NativeWatcher watcher
+    try:
+        if slot == NULL:
+            raise MemoryError()
+        set_making(True)
+        watcher = NativeWatcher.__new__(NativeWatcher)
+        set_making(False)
+        watcher.context = context
+        watcher.function = callback
+        watcher.data = data
+        watcher.handle = handle_of(slot)
+        slot.object = <PyObject *>watcher
+        store(&slot.word, slot.word | LIVE)
+        Py_INCREF(watcher)
+        scope.begin_watch(watcher, fd, events)
+        return watcher.handle
+    except BaseException as failure:
+        if slot != NULL and slot.object != NULL:
+            watcher.halt()
+        error[0] = getattr(failure, "errno", None) or 12  # ENOMEM
+        scope.owner.tell(scope.log, logging.WARNING, "plugin %s: MQ_ioWatch: %s", (scope.name, failure), None)
+        return NULL
+
+
+cdef public void MQ_ioUnwatch(MQ_IOWatcher *watcher) noexcept nogil:
+    cdef Slot *slot = started(watcher, WATCHER, b"stopped a watcher that is over, or outside of calls", caller())
+    if slot != NULL:
+        with gil:
+            (<NativeWatcher>slot.object).halt()
+
+
+# ----------------------------------------------------------------------------------------------- Connections and messages
+
+cdef bint in_control(Slot *slot, void *handle) noexcept nogil:
+    """Whether the plugin with this handle has control of the step."""
+    cdef uint64_t word = load(&slot.word)
+    return (slot.kind == STEP and generation_of(word) == generation_in(handle)
+            and (state_of(word) == CALLED or state_of(word) == HELD_BY))
+
+
+cdef bint usable(void *handle, int part, const char *what, void *by) noexcept nogil:
+    """Whether a handle is that part of a step that its plugin has control of, here and now; if not, that is refused."""
+    cdef Slot *slot = slot_of(handle)
+    cdef int given = part_in(handle)
+    if (slot != NULL and in_control(slot, handle) and is_inside(table_of(handle))
+            and (given == part or part == ADDRESS and given == RECIPIENT)):
+        return True
+    refuse(handle, what, by)
+    return False
+
+
+cdef object use(void *handle, str what, tuple values, object otherwise):
+    """Call the accessor of that name for the message; `otherwise` when it raises, which is logged."""
+    cdef Slot *slot = slot_of(handle)
+    cdef Message message
+    cdef Context context
+    if not in_control(slot, handle):
+        return otherwise
+    message = <Message>slot.object
+    context = <Context>message.entry.context
+    try:
+        return getattr(accessors_of(type(message)), what)(message, *values)
+    except BaseException as error:
+        if ends_program(error):
+            context.owner.escape(error)
+        else:
+            context.owner.tell(context.log, logging.ERROR, "plugin %s: %s raised", (context.name, what), error)
+        return otherwise
+
+
+cdef bint use_bool(void *handle, str what) noexcept:
+    return use(handle, what, (), False) is True
+
+
+cdef long use_int(void *handle, str what, tuple values, long otherwise) noexcept:
+    value = use(handle, what, values, otherwise)
+    return <long>value if type(value) is int and -1 <= value < 2**62 else otherwise
+
+
+cdef const char *use_text(void *handle, str what) noexcept:
+    """What the accessor says, a str, bytes or None, as a C string that is kept as long as the handle."""
+    return as_text(handle, use(handle, what, (), None))
+
+
+cdef const char *as_text(void *handle, object value) noexcept:
+    cdef Slot *slot = slot_of(handle)
+    cdef const char *string = NULL
+    try:
+        if isinstance(value, bytes):
+            value = bytes(value)  # of no subclass: nothing runs when it is let go
+            string = PyBytes_AS_STRING(value)
+        elif isinstance(value, str):
+            value = str.__str__(value)
+            string = PyUnicode_AsUTF8(value)
+        if string == NULL or not in_control(slot, handle):
+            return NULL
+        keep(slot, value)
+        return string
+    except UnicodeError:  # a lone surrogate
+        return as_text(handle, value.encode("utf-8", "surrogateescape" if is_escaped(value) else "replace"))
+
+
+cdef bint is_escaped(str value) noexcept:
+    """Whether all surrogates in it stand for bytes that were not UTF-8."""
+    try:
+        value.encode("utf-8", "surrogateescape")
+        return True
+    except UnicodeError:
+        return False
+
+
+cdef void set_text(void *handle, str what, const char *string, size_t size) noexcept:
+    use(handle, what, (None if string == NULL else string[:size].decode("utf-8", "surrogateescape"),), None)
+
+
+cdef object plugin_of(void *handle):
+    return (<Context>(<Message>slot_of(handle).object).entry.context).plugin
+
+
+cdef class Pointer:
+    """What a plugin keeps with a connection."""
+    cdef void *value
+
+
+cdef void *connection_data(void *connection) noexcept:
+    data = use(connection, "data", (), None)
+    if type(data) is not dict or not in_control(slot_of(connection), connection):
+        return NULL
+    pointer = (<dict>data).get(plugin_of(connection))
+    return (<Pointer>pointer).value if type(pointer) is Pointer else NULL
+
+
+cdef void set_connection_data(void *connection, void *value) noexcept:
+    cdef Pointer pointer = Pointer.__new__(Pointer)
+    pointer.value = value
+    data = use(connection, "data", (), None)
+    if type(data) is dict and in_control(slot_of(connection), connection):
+        (<dict>data)[plugin_of(connection)] = pointer
+
+
+cdef public void *MQ_connectionData(MQ_Connection *connection) noexcept nogil:
+    if not usable(connection, CONNECTION, b"called MQ_connectionData for a connection that it does not have", caller()):
+        return NULL
+    with gil:
+        return connection_data(connection)
+
+
+cdef public void MQ_setConnectionData(MQ_Connection *connection, void *data) noexcept nogil:
+    if usable(connection, CONNECTION, b"called MQ_setConnectionData for a connection that it does not have", caller()):
+        with gil:
+            set_connection_data(connection, data)
+
+
+cdef public int MQ_fileDescriptor(MQ_Connection *connection) noexcept nogil:
+    if not usable(connection, CONNECTION, b"called MQ_fileDescriptor for a connection that it does not have", caller()):
+        return -1
+    with gil:
+        return <int>use_int(connection, "file_descriptor", (), -1)
+
+
+cdef public size_t MQ_send(MQ_Connection *connection, const void *buffer, size_t size) noexcept nogil:
+    if not usable(connection, CONNECTION, b"called MQ_send for a connection that it does not have", caller()) or buffer == NULL:
+        return 0
+    with gil:
+        return size if use(connection, "send", ((<const char *>buffer)[:size],), False) is True else 0
+
+
+cdef public c_bool MQ_secure(MQ_Connection *connection) noexcept nogil:
+    if not usable(connection, CONNECTION, b"called MQ_secure for a connection that it does not have", caller()):
+        return False
+    with gil:
+        return use_bool(connection, "secure")
+
+
+cdef public c_bool MQ_authenticated(MQ_Connection *connection) noexcept nogil:
+    if not usable(connection, CONNECTION, b"called MQ_authenticated for a connection that it does not have", caller()):
+        return False
+    with gil:
+        return use_bool(connection, "authenticated")
+
+
+cdef public void MQ_setAuthenticated(MQ_Connection *connection, c_bool authenticated) noexcept nogil:
+    if usable(connection, CONNECTION, b"called MQ_setAuthenticated for a connection that it does not have", caller()):
+        with gil:
+            use(connection, "set_authenticated", (True if authenticated else False,), None)
+
+
+cdef MQ_Address *address_of(void *message, int part, const char *what, void *by) noexcept nogil:
+    """The handle of an address of a message, or NULL where it has none."""
+    if not usable(message, MESSAGE, what, by):
+        return NULL
+    with gil:
+        if use(message, "envelope" if part == ADDRESS else "recipient", (), None) is None:
+            return NULL
+    return <MQ_Address *>(<char *>message - MESSAGE + part)
+
+
+cdef public MQ_Address *MQ_envelope(MQ_Message *message) noexcept nogil:
+    return address_of(message, ADDRESS, b"called MQ_envelope for a message that it does not have", caller())
+
+
+cdef public MQ_Address *MQ_recipient(MQ_Message *message) noexcept nogil:
+    return address_of(message, RECIPIENT, b"called MQ_recipient for a message that it does not have", caller())
+
+
+cdef public void MQ_setEnvelope(MQ_Message *message, const char *envelope, size_t size) noexcept nogil:
+    if usable(message, MESSAGE, b"called MQ_setEnvelope for a message that it does not have", caller()):
+        with gil:
+            set_text(message, "set_envelope", envelope, size)
+
+
+cdef public void MQ_setRecipient(MQ_Message *message, const char *recipient, size_t size) noexcept nogil:
+    if usable(message, MESSAGE, b"called MQ_setRecipient for a message that it does not have", caller()):
+        with gil:
+            set_text(message, "set_recipient", recipient, size)
+
+
+cdef const char *email(void *address) noexcept:
+    cdef Message message = <Message>slot_of(address).object
+    if message.entry.kind == OF_ADDRESS:
+        value = message.args[0] if message.args else None
+    else:
+        value = use(address, "recipient" if part_in(address) == RECIPIENT else "envelope", (), None)
+    return as_text(address, value or None)
+
+
+cdef public const char *MQ_email(MQ_Address *address) noexcept nogil:
+    if not usable(address, ADDRESS, b"called MQ_email for an address that it does not have", caller()):
+        return NULL
+    with gil:
+        return email(address)
+
+
+cdef public const char *MQ_mime(MQ_Message *message) noexcept nogil:
+    if not usable(message, MESSAGE, b"called MQ_mime for a message that it does not have", caller()):
+        return NULL
+    with gil:
+        return use_text(message, "mime")
+
+
+cdef public void MQ_setMime(MQ_Message *message, const char *mime, size_t size) noexcept nogil:
+    if usable(message, MESSAGE, b"called MQ_setMime for a message that it does not have", caller()) and mime != NULL:
+        with gil:
+            use(message, "set_mime", (mime[:size],), None)
+
+
+cdef public c_bool MQ_local(MQ_Message *message) noexcept nogil:
+    if not usable(message, MESSAGE, b"called MQ_local for a message that it does not have", caller()):
+        return False
+    with gil:
+        return use_bool(message, "local")
+
+
+cdef public void MQ_setLocal(MQ_Message *message, c_bool local) noexcept nogil:
+    if usable(message, MESSAGE, b"called MQ_setLocal for a message that it does not have", caller()):
+        with gil:
+            use(message, "set_local", (True if local else False,), None)
+
+
+cdef public const char *MQ_json(MQ_Message *message) noexcept nogil:
+    if not usable(message, MESSAGE, b"called MQ_json for a message that it does not have", caller()):
+        return NULL
+    with gil:
+        return use_text(message, "json")
+
+
+cdef public void MQ_setJson(MQ_Message *message, const char *json, size_t size) noexcept nogil:
+    if usable(message, MESSAGE, b"called MQ_setJson for a message that it does not have", caller()) and json != NULL:
+        with gil:
+            use(message, "set_json", (json[:size],), None)
+
+
+# ------------------------------------------------------------------------------------------------------------------- Log
+
+cdef public void MQ_log(int priority, const char *message) noexcept nogil:
+    if message != NULL:
+        write_log(priority, message, caller())

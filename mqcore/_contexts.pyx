@@ -1,0 +1,206 @@
+# cython: nonecheck=False
+# (None checks need the GIL, and what is called without it has no None to check.)
+"""The contexts of native plugins: their handles, the timers that are started on them, and the functions of a plugin's life.
+
+A dispatcher has a handle table from its first native context on, until it is closed.
+"""
+
+cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stddef cimport size_t
+from libc.stdint cimport uint32_t
+
+from ._context cimport Context
+from ._handles cimport (
+    CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, handle_of, live_slot, open_table,
+    state_of, store, take_slot)
+from ._loop cimport Due, Loop
+from ._message cimport Control, native_side
+from ._native cimport Inside, absorb, enter, leave
+from ._notes cimport set_living
+from ._step cimport NativeFunction
+from ._wheel cimport DUE, Node
+
+import os
+
+from .errors import MqError
+
+
+# ---------------------------------------------------------------------------------------------------------------- Timers
+
+@cython.final
+cdef class Timers(Due):
+    """Stands in the wheel for all native timers of a dispatcher."""
+    cdef Loop loop
+
+    cdef void in_turn(self) noexcept:
+        cdef Slot *timer = slot_around(self.loop.wheel.first[DUE])
+        cdef Table *table = <Table *>(<Control>self.loop).native
+        cdef void *context = timer.owner
+        cdef void *data = timer.data
+        cdef void *callback = timer.callback
+        cdef Inside before
+        stop_timer(table, timer)
+        enter(table, context, NULL, &before)
+        (<void (*)(void *) noexcept nogil>callback)(data)
+        leave(table, &before)
+
+
+cdef Slot *slot_around(Node *node) noexcept nogil:
+    return <Slot *>(<char *>node - <size_t>&(<Slot *>NULL).node)
+
+
+cdef void stop_timer(Table *table, Slot *timer) noexcept nogil:
+    """Take a timer out of the wheel and from its context; its handle is stale. The dispatcher's thread."""
+    (<Loop>table.owner).stop_node(&timer.node)
+    timer.previous.first = timer.first
+    if timer.first != NULL:
+        timer.first.previous = timer.previous
+    end_slot(table, timer)
+
+
+# -------------------------------------------------------------------------------------------------------------- Contexts
+
+cdef int begin_context(Context context) except -1:
+    """Give a plugin's Context its handle. The first of a dispatcher opens the table."""
+    cdef Control control = <Control>context.owner
+    cdef Table *table = <Table *>control.native
+    cdef Timers timers
+    cdef Slot *slot
+    if context.handle != NULL:
+        raise MqError(f"the context of plugin {context.name} was initialized already")
+    if table == NULL:
+        table = open_table(<PyObject *>control)
+        if table == NULL:
+            raise MqError("there are 255 dispatchers with native plugins already; close some")
+        timers = Timers.__new__(Timers)
+        timers.loop = control
+        table.timers = <PyObject *>timers
+        Py_INCREF(timers)
+        control.native = table
+    slot = take_slot(table, CONTEXT)
+    if slot == NULL:
+        raise MqError("there is no handle left for the context of a native plugin")
+    slot.object = <PyObject *>context
+    Py_INCREF(context)
+    slot.first = NULL
+    slot.data = NULL
+    store(&slot.word, slot.word | LIVE)
+    context.handle = handle_of(slot)
+    return 0
+
+
+cdef void end_context(Context context) noexcept:
+    """Its timers and watchers stop, and its handle is stale."""
+    cdef Table *table = <Table *>(<Control>context.owner).native
+    cdef Slot *slot = live_slot(context.handle, CONTEXT)
+    if slot == NULL:
+        return
+    while slot.first != NULL:
+        stop_timer(table, slot.first)
+    context.stop_all()
+    context.handle = NULL
+    end_slot(table, slot)
+    Py_DECREF(context)
+
+
+cdef void close(Control control) noexcept:
+    """The dispatcher is closed: its steps have ended."""
+    cdef Table *table = <Table *>control.native
+    cdef Slot *slot
+    cdef uint32_t each
+    if control.forked or table.owner != <PyObject *>control:
+        return
+    absorb(control)
+    for each in range(table.count):
+        slot = &table.chunks[each >> CHUNK_BITS][each & CHUNK - 1]
+        if slot.kind == CONTEXT and state_of(slot.word) == LIVE:  # nobody cleaned it up
+            end_context(<Context>slot.object)
+    timers = <object>table.timers
+    Py_DECREF(timers)
+    close_table(table)
+
+
+native_side.close = close
+
+
+def after_fork_in_child():
+    forget_tables()
+
+
+os.register_at_fork(after_in_child=after_fork_in_child)
+
+
+# ------------------------------------------------------------------------------------------------------------------ Life
+
+@cython.final
+cdef class Life:
+    """A function of a native plugin's own life, callable from Python. It is called without the GIL, as it may block."""
+    cdef str name
+    cdef void *address  # NULL where the plugin has none
+
+    def __cinit__(self):
+        self.name = ""
+
+    def __call__(self, Context context=None):
+        if self.name.startswith("mq_context_"):
+            self.call_in(context)
+        elif self.address == NULL:
+            raise TypeError("it is made by mqcore alone")
+        elif self.name == "mq_version":
+            return self.version()
+        else:
+            set_living(1)
+            with nogil:
+                (<void (*)() noexcept nogil>self.address)()
+            set_living(-1)
+
+    cdef int version(self) noexcept:
+        cdef int number
+        set_living(1)
+        with nogil:
+            number = (<int (*)() noexcept nogil>self.address)()
+        set_living(-1)
+        return number
+
+    cdef int call_in(self, Context context) except -1:
+        """The context begins or ends: its handle is valid in between, these functions included."""
+        if context is None:
+            raise TypeError(f"{self.name}() needs a context")
+        if not context.owner.closed:
+            context.owner.check(self.name)
+        if self.name == "mq_context_initialize":
+            begin_context(context)
+            self.call_with(context)
+        elif context.handle != NULL:
+            self.call_with(context)
+            end_context(context)
+        return 0
+
+    cdef void call_with(self, Context context) noexcept:
+        cdef Table *table = <Table *>(<Control>context.owner).native
+        cdef Inside before
+        cdef void *handle = context.handle
+        if self.address == NULL:
+            return
+        enter(table, handle, NULL, &before)
+        set_living(1)
+        with nogil:
+            (<void (*)(void *) noexcept nogil>self.address)(handle)
+        set_living(-1)
+        leave(table, &before)
+
+
+cdef object new_life(str name, void *address):
+    cdef Life life = Life.__new__(Life)
+    life.name = name
+    life.address = address
+    return life
+
+
+cdef object new_hook(void *address, int kind):
+    cdef NativeFunction function = NativeFunction.__new__(NativeFunction)
+    function.address = address
+    function.kind = kind
+    return function

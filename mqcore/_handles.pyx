@@ -1,0 +1,221 @@
+"""Handles: the numbers that native plugins have in place of pointers, and the table of what they stand for.
+
+A handle has 8 bits for the dispatcher, 24 for a slot in its table, and 32 for the slot's generation, of which the low two
+say which part is meant of what a hook is called with. The generation grows each time the slot stands for something else, so
+whether a handle is valid takes one comparison, and a stale one is never taken for another. No number comes twice: a slot
+whose generations are used up is retired.
+
+Slots are taken on the dispatcher's thread, in the order in which they were let go; any thread may look at them, let them go
+and give steps back. Tables and their chunks never move and are never freed, so whatever number a plugin comes with, looking
+it up is safe. Number 0 is not used: every real pointer belongs to it.
+
+No Python, and no GIL.
+"""
+
+from cpython.object cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc
+
+cdef extern from *:
+    int pthread_mutex_init(pthread_mutex_t *, void *) nogil
+    int pthread_mutex_lock(pthread_mutex_t *) nogil
+    int pthread_mutex_unlock(pthread_mutex_t *) nogil
+    Table *load_table "mqcore_load"(Table **) noexcept nogil
+    void store_table "mqcore_store"(Table **, Table *) noexcept nogil
+    uint32_t load_count "mqcore_load"(uint32_t *) noexcept nogil
+    void store_count "mqcore_store"(uint32_t *, uint32_t) noexcept nogil
+    void *load_pointer "mqcore_load"(void **) noexcept nogil
+    void *exchange_pointer "mqcore_exchange"(void **, void *) noexcept nogil
+
+cdef Table *tables[MOST_TABLES]
+cdef pthread_mutex_t opening
+pthread_mutex_init(&opening, NULL)
+
+
+# ---------------------------------------------------------------------------------------------------------------- Tables
+
+cdef Table *open_table(PyObject *owner) noexcept nogil:
+    """The table of a new dispatcher; NULL when there are 255 already, or no memory."""
+    cdef Table *table = NULL
+    cdef int number = 1
+    pthread_mutex_lock(&opening)
+    while number < MOST_TABLES and tables[number] != NULL and tables[number].owner != NULL:
+        number += 1
+    if number < MOST_TABLES:
+        table = tables[number]
+        if table == NULL:
+            table = <Table *>calloc(1, sizeof(Table))
+            if table != NULL:
+                table.number = number
+                pthread_mutex_init(&table.lock, NULL)
+        if table != NULL:
+            table.owner = owner
+            table.open = True
+            store_table(&tables[number], table)
+    pthread_mutex_unlock(&opening)
+    return table
+
+
+cdef void close_table(Table *table) noexcept nogil:
+    """Nothing of the owner is touched any more when this returns."""
+    pthread_mutex_lock(&table.lock)
+    table.open = False
+    table.owner = NULL
+    pthread_mutex_unlock(&table.lock)
+
+
+cdef void forget_tables() noexcept nogil:
+    """In the child of a fork: all belongs to the parent, and its locks are as they were."""
+    cdef int number
+    pthread_mutex_init(&opening, NULL)
+    for number in range(MOST_TABLES):
+        if tables[number] != NULL:
+            pthread_mutex_init(&tables[number].lock, NULL)
+            tables[number].open = False
+
+
+cdef Table *table_of(void *handle) noexcept nogil:
+    """The table that a handle names, open or not; NULL when there never was one."""
+    return load_table(&tables[<uint64_t>handle >> 56])
+
+
+cdef bint is_inside(Table *table) noexcept nogil:
+    """Whether this thread is in native code that the table's dispatcher called."""
+    return table.inside > 0 and table.thread == this_thread() and table.open
+
+
+cdef Table *table_inside() noexcept nogil:
+    """The table of the dispatcher in whose call this thread is; NULL when in none."""
+    cdef Table *table
+    cdef Table *found = NULL
+    cdef int number
+    for number in range(1, MOST_TABLES):
+        table = load_table(&tables[number])
+        if table != NULL and is_inside(table):
+            found = table
+    return found
+
+
+cdef Table *any_open_table() noexcept nogil:
+    cdef Table *table
+    cdef int number
+    for number in range(1, MOST_TABLES):
+        table = load_table(&tables[number])
+        if table != NULL and table.open:
+            return table
+    return NULL
+
+
+# ----------------------------------------------------------------------------------------------------------------- Slots
+
+cdef Slot *slot_of(void *handle) noexcept nogil:
+    """The slot that a handle names, whatever that stands for now; NULL when there never was one."""
+    cdef Table *table = table_of(handle)
+    cdef uint32_t index = <uint64_t>handle >> 32 & 0xFFFFFF
+    if table == NULL or index >= load_count(&table.count):
+        return NULL
+    return &table.chunks[index >> CHUNK_BITS][index & CHUNK - 1]
+
+
+cdef Slot *live_slot(void *handle, int kind) noexcept nogil:
+    """The slot of a context, timer or watcher, if the handle stands for it; else NULL."""
+    cdef Slot *slot = slot_of(handle)
+    cdef uint64_t live = <uint64_t>generation_in(handle) << 32 | LIVE
+    if slot == NULL or load(&slot.word) != live or slot.kind != kind or part_in(handle) != 0:
+        return NULL
+    return slot
+
+
+cdef bint add_chunk(Table *table) noexcept nogil:
+    cdef Slot *chunk
+    cdef int each
+    if table.count >= CHUNK * MOST_CHUNKS:
+        return False
+    chunk = <Slot *>calloc(CHUNK, sizeof(Slot))
+    if chunk == NULL:
+        return False
+    for each in range(CHUNK):
+        chunk[each].place = <uint64_t>table.number << 56 | <uint64_t>(table.count + each) << 32
+        chunk[each].word = <uint64_t>GENERATION << 32
+        chunk[each].next = &chunk[each + 1] if each + 1 < CHUNK else NULL
+    table.chunks[table.count >> CHUNK_BITS] = chunk
+    append(table, chunk, &chunk[CHUNK - 1])
+    store_count(&table.count, table.count + CHUNK)
+    return True
+
+
+cdef void append(Table *table, Slot *first, Slot *last) noexcept nogil:
+    """Put a list of slots at the end of those that are free."""
+    if table.first_free == NULL:
+        table.first_free = first
+    else:
+        table.last_free.next = first
+    table.last_free = last
+
+
+cdef void collect(Table *table) noexcept nogil:
+    """Take the slots that were let go into the list of those that are free, in that order."""
+    cdef Slot *slot = <Slot *>take_all(&table.returned)
+    cdef Slot *next
+    while slot != NULL:
+        next = slot.next
+        slot.next = NULL
+        append(table, slot, slot)
+        slot = next
+
+
+cdef Slot *take_slot(Table *table, int kind) noexcept nogil:
+    """A slot that stands for nothing yet. The dispatcher's thread. NULL: there is no memory, or no number left."""
+    cdef Slot *slot
+    collect(table)
+    while True:
+        if table.first_free == NULL and not add_chunk(table):
+            return NULL
+        slot = table.first_free
+        table.first_free = slot.next
+        if generation_of(slot.word) >> 24 != LAST_GENERATIONS:
+            break
+        table.retired += 1
+    slot.next = NULL
+    slot.kind = kind
+    return slot
+
+
+cdef void end_slot(Table *table, Slot *slot) noexcept nogil:
+    """Its handle stands for nothing any more; then let it go."""
+    store(&slot.word, <uint64_t>(generation_of(slot.word) + GENERATION) << 32)
+    free_slot(table, slot)
+
+
+cdef void free_slot(Table *table, Slot *slot) noexcept nogil:
+    """Let a slot go whose handle stands for nothing any more. Any thread."""
+    slot.object = NULL
+    push(&table.returned, slot)
+
+
+# --------------------------------------------------------------------------------------------- Lists that any thread extends
+
+cdef bint push(void *place, void *item) noexcept nogil:
+    """Put `item`, which begins with a pointer to the next, before the list at `place`. Whether that was empty. Any thread."""
+    cdef void *first
+    while True:
+        first = load_pointer(<void **>place)
+        (<void **>item)[0] = first
+        if swap_pointer(place, first, item):
+            return first == NULL
+
+
+cdef void *take_all(void *place) noexcept nogil:
+    """Take the whole list: the item that came first is the first."""
+    cdef void *items = NULL
+    cdef void *item
+    cdef void *next
+    if load_pointer(<void **>place) == NULL:
+        return NULL
+    item = exchange_pointer(<void **>place, NULL)
+    while item != NULL:
+        next = (<void **>item)[0]
+        (<void **>item)[0] = items
+        items = item
+        item = next
+    return items

@@ -1,0 +1,3 @@
+from collections.abc import Callable, Iterable
+
+def open_library(path: str, plugin: str, hooks: Iterable[str]) -> dict[str, Callable[..., object]]: ...

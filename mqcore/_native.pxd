@@ -1,0 +1,50 @@
+# Native plugins: their hooks in a chain, and what they hold.
+
+from cpython.object cimport PyObject
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint64_t
+
+from ._handles cimport Slot, Table
+from ._message cimport Control, Entry, Message
+from ._step cimport Steps
+
+cdef enum Signature:
+    # Of a hook's C function, in NativeFunction.kind.
+    OF_CONNECTION = 0       # (context, connection)
+    OF_MESSAGE = 1          # (context, connection, message)
+    OF_ADDRESS = 2          # (context, connection, address)
+    OF_DATA = 3             # (context, connection, mime, size)
+    OF_LOGIN = 4            # (context, connection, login, size, password, size)
+
+cdef extern from *:
+    """
+    typedef struct {
+        const char *first, *second;
+        size_t first_size, second_size;
+    } mqcore_arguments;
+    """
+    ctypedef struct Arguments "mqcore_arguments":
+        # Of a hook beside its handles, as C has them.
+        const char *first
+        const char *second
+        size_t first_size
+        size_t second_size
+
+cdef struct Inside:
+    # Where a thread was before it went into native code.
+    void *current
+    PyObject *message
+
+cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil
+cdef void leave(Table *table, Inside *before) noexcept nogil
+cdef void give(void *handle, int verdict, void *caller) noexcept nogil
+cdef void keep(Slot *slot, object value) noexcept
+cdef void absorb(Control control) noexcept
+
+# Here so that the compiler keeps them out of the calls of hooks, which they would slow down.
+cdef Slot *make_ready(Steps steps, Message message, Arguments *arguments, int *verdict) noexcept
+cdef int decide(Steps steps, Message message, Slot *slot, bint taken, bint *kept) noexcept
+cdef Entry *call_timed(
+    Control control, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+    bint *taken) noexcept nogil

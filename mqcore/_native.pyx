@@ -1,0 +1,413 @@
+# cython: nonecheck=False
+# (None checks need the GIL, and what is called without it has no None to check.)
+"""Native plugins: their hooks in a chain, and what they hold.
+
+A step has one slot of the handle table, which all native hooks of it use one after the other; each call is a generation of
+its own, so a hook that returns false costs a number and two comparisons. Only a hook that takes control keeps the slot.
+
+    CALLED    a hook is being called   -> GIVEN (early give-back), HELD_BY, or the next generation
+    HELD_BY   the plugin has control   -> GIVEN by a give-back, FREE when the hold ended otherwise
+    GIVEN     the dispatcher will release the message -> FREE; OVER when the step ended before it came to that
+
+A give-back is a compare-and-swap of that state, from any thread and without the GIL, and then the slot goes into a list that
+the dispatcher takes in its next turn. That a hook which returned false can lose the give-back of another thread, made in the
+same instant, is as good as if it had come too late.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stddef cimport size_t
+from libc.stdint cimport uint64_t
+
+from ._handles cimport (
+    CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, LAST_GENERATIONS, OVER, STEP, Slot, Table, free_slot, generation_in,
+    generation_of, get, handle_of, load, part_in, push, set, slot_of, state_of, store, swap, table_of, take_all, take_slot,
+    this_thread)
+from ._message cimport (
+    HELD, IDLE, TO_COMPLETE, TO_CONTINUE, TO_RETRY, UNDECIDED, Control, Counters, Entry, Message, native_side)
+from ._notes cimport log_notes, refuse, refuse_late, wake
+from ._step cimport Chain, Steps, add_sample
+
+from .errors import MqError
+from .verdicts import CONTINUE
+
+cdef extern from *:
+    """
+    #include <stdbool.h>
+
+    /* The part of a handle that says what it stands for is in its low bits. No pointer to a function for each kind of hook:
+       all hooks of a chain take the same branch. */
+    static inline bool mqcore_call_hook(void *hook, int kind, void *context, char *handle, const mqcore_arguments *arguments)
+    {
+        if (__builtin_expect(kind == 1, 1))
+            return ((bool (*)(void *, void *, void *))hook)(context, handle, handle + 1);
+        if (kind == 0)
+            return ((bool (*)(void *, void *))hook)(context, handle);
+        if (kind == 2)
+            return ((bool (*)(void *, void *, void *))hook)(context, handle, handle + 2);
+        if (kind == 3)
+            return ((bool (*)(void *, void *, const char *, size_t))hook)(
+                context, handle, arguments->first, arguments->first_size);
+        return ((bool (*)(void *, void *, const char *, size_t, const char *, size_t))hook)(
+            context, handle, arguments->first, arguments->first_size, arguments->second, arguments->second_size);
+    }
+    """
+    bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, char *handle, const Arguments *) noexcept nogil
+
+cdef extern from *:
+    const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
+
+
+cdef object OUTCOME_CONTINUE = CONTINUE
+
+
+# ----------------------------------------------------------------------------------------------------------------- Calls
+
+cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil:
+    """This thread, the dispatcher's, is about to call native code: for a context or for a message."""
+    before.current = table.current
+    before.message = table.message
+    table.current = context
+    table.message = message
+    table.thread = this_thread()
+    table.inside += 1
+
+
+cdef void leave(Table *table, Inside *before) noexcept nogil:
+    table.inside -= 1
+    table.current = before.current
+    table.message = before.message
+
+
+cdef int call(Control control, Message message, Entry *entry, bint timed) noexcept:
+    """Call native hooks, from `entry` to the last before a Python one, or until one decides. What follows from it; where that
+    was is left in message.entry."""
+    cdef Table *table = <Table *>control.native
+    cdef Arguments arguments
+    cdef Inside before
+    cdef int verdict = TO_CONTINUE
+    cdef bint kept = True
+    cdef bint taken = False
+    cdef Slot *slot = table.spare
+    if entry.kind > OF_ADDRESS or slot == NULL or is_worn(slot):
+        message.entry = entry
+        slot = make_ready(<Steps>control, message, &arguments, &verdict)
+        if slot == NULL:
+            return verdict
+    table.spare = NULL
+    slot.object = <PyObject *>message
+    before.current = table.current  # as enter() does it; the core knows which thread this is
+    before.message = table.message
+    table.current = NULL
+    table.message = <PyObject *>message
+    table.thread = control.thread
+    table.inside += 1
+    while verdict == TO_CONTINUE and entry != NULL:
+        if timed:
+            entry = call_timed(control, message, entry, handle_of(slot), &slot.word, &arguments, &taken)
+        else:
+            entry = call_all(control, message, entry, handle_of(slot), &slot.word, &arguments, &taken)
+        if entry != NULL:
+            verdict = decide(<Steps>control, message, slot, taken, &kept)
+            if not kept:
+                break
+            slot.word = ((slot.word >> 32) + GENERATION) << 32
+            entry = following(entry)
+    leave(table, &before)
+    if kept:
+        put_back(table, slot)
+    return verdict
+
+
+cdef Py_ssize_t begin_many(
+        Control control, object of, list messages, Py_ssize_t index, list outcomes, object done) except -1:
+    """Steps of messages, from that at `index` on, through a chain of native plugins alone: what Steps.begin() does, in one go
+    as long as hooks return false. Their outcomes are appended. Returns how far it came: to the end, if nothing came between.
+    """
+    cdef Steps steps = <Steps>control
+    cdef Chain chain = <Chain>of
+    cdef Table *table = <Table *>control.native
+    cdef Entry *entries = chain.entries
+    cdef Entry *entry
+    cdef Arguments arguments = [NULL, NULL, 0, 0]  # the hooks here have none
+    cdef Inside before
+    cdef Message message
+    cdef Py_ssize_t count = len(messages)
+    cdef bint taken = False
+    cdef bint kept = True
+    cdef Slot *slot = table.spare
+    if entries.kind > OF_ADDRESS:  # they need arguments: that is for the hook to tell
+        outcomes.append(<object>steps.begin(chain, <Message>messages[index], (), done))
+        return index + 1
+    if slot == NULL or is_worn(slot):
+        slot = new_slot(table)
+    table.spare = NULL
+    enter(table, NULL, NULL, &before)
+    try:
+        while index < count and kept and chain.route.chain is chain and not is_worn(slot):
+            message = <Message>messages[index]
+            index += 1
+            if steps.until_sample == 0 or message.verdict != UNDECIDED or message.error is not None or control.closed:
+                outcomes.append(<object>steps.begin(chain, message, (), done))
+                continue
+            steps.until_sample -= 1
+            control.books.entered += 1
+            control.books.running += 1
+            message.retries = 0
+            message.last_hook = entries.hook
+            table.message = <PyObject *>message
+            slot.object = <PyObject *>message
+            entry = call_all(control, message, entries, handle_of(slot), &slot.word, &arguments, &taken)
+            if entry == NULL:
+                control.books.running -= 1
+                control.books.continued += 1
+                message.entry = NULL
+                message.state = IDLE
+                if slot.kept != NULL:
+                    drop_kept(slot)
+                outcomes.append(OUTCOME_CONTINUE)
+            else:
+                verdict = decide(steps, message, slot, taken, &kept)
+                if kept:
+                    slot.word = ((slot.word >> 32) + GENERATION) << 32
+                    drop_kept(slot)
+                outcomes.append(<object>steps.begun(chain, message, steps.proceed(message, chain, verdict), (), done))
+    finally:
+        leave(table, &before)
+        if kept:
+            put_back(table, slot)
+    return index
+
+
+cdef inline bint is_worn(Slot *slot) noexcept nogil:
+    """Whether its generations are used up: let go, it is retired when its turn comes."""
+    return generation_of(slot.word) >> 24 == LAST_GENERATIONS
+
+
+cdef Slot *new_slot(Table *table) except NULL:
+    """A slot for a step, in place of the spare one."""
+    cdef Slot *slot = table.spare
+    table.spare = NULL
+    if slot != NULL:
+        free_slot(table, slot)
+    slot = take_slot(table, STEP)
+    if slot == NULL:
+        raise MqError("there is no handle left for native hooks")
+    return slot
+
+
+cdef inline Entry *following(Entry *entry) noexcept nogil:
+    """The next native hook, if it is next in the chain."""
+    return NULL if entry[1].native == NULL else &entry[1]
+
+
+cdef inline Entry *call_all(
+        Control control, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+        bint *taken) noexcept nogil:
+    """Call native hooks as long as they return false and nothing else happens. The one where it did; NULL when there was
+    none, and then the slot is free."""
+    cdef char *each = <char *>handle
+    cdef int kind = entry.kind
+    cdef uint64_t called = word[0] | CALLED
+    cdef bint held
+    while True:
+        message.entry = entry
+        set(word, called)
+        entry.counters.calls += 1
+        held = call_hook(entry.native, kind, entry.handle, each, arguments)
+        if held or get(word) != called or message.verdict != UNDECIDED or control.closed:
+            taken[0] = held
+            return entry
+        each += GENERATION
+        called += <uint64_t>GENERATION << 32
+        if entry[1].native == NULL:
+            set(word, called - CALLED)
+            return NULL
+        entry = &entry[1]
+
+
+cdef Entry *call_timed(
+        Control control, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+        bint *taken) noexcept nogil:
+    """The same, with a look at the clock before and after each."""
+    cdef char *each = <char *>handle
+    cdef uint64_t called = word[0] | CALLED
+    cdef uint64_t start
+    while entry != NULL:
+        message.entry = entry
+        set(word, called)
+        entry.counters.calls += 1
+        start = control.state.uv.hrtime()
+        taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
+        add_sample(entry.counters, control.state.uv.hrtime() - start)
+        if taken[0] or get(word) != called or message.verdict != UNDECIDED or control.closed:
+            return entry
+        each += GENERATION
+        called += <uint64_t>GENERATION << 32
+        set(word, called - CALLED)
+        entry = following(entry)
+    return NULL
+
+
+cdef Slot *make_ready(Steps steps, Message message, Arguments *arguments, int *verdict) noexcept:
+    """A slot for the hooks of a step, and their arguments as C has them. NULL: that failed, as if the first hook had."""
+    cdef Table *table = <Table *>steps.native
+    cdef Slot *slot = table.spare
+    cdef int kind = message.entry.kind
+    try:
+        if kind > OF_ADDRESS:
+            arguments.first = bytes_of(message, 0, &arguments.first_size)
+        if kind == OF_LOGIN:
+            arguments.second = bytes_of(message, 1, &arguments.second_size)
+        if slot == NULL or is_worn(slot):
+            slot = new_slot(table)
+    except Exception as error:
+        message.entry.counters.calls += 1
+        verdict[0] = steps.hook_raised(message, error)
+        return NULL
+    return slot
+
+
+cdef const char *bytes_of(Message message, Py_ssize_t number, size_t *size) except? NULL:
+    """An extra argument of the hook: bytes, or a str as UTF-8; None as NULL. The message keeps it until the step ends."""
+    cdef Py_ssize_t length = 0
+    cdef const char *text = NULL
+    if message.args is None or len(message.args) <= number:
+        raise TypeError(f"native hooks of {<str>message.last_hook} need {number + 1} arguments, as MailerQ has them")
+    argument = message.args[number]
+    if isinstance(argument, bytes):
+        text = PyBytes_AS_STRING(argument)
+        length = PyBytes_GET_SIZE(argument)
+    elif isinstance(argument, str):
+        text = PyUnicode_AsUTF8AndSize(argument, &length)
+    elif argument is not None:
+        raise TypeError(f"native hooks take bytes and str for arguments, not {type(argument).__name__}")
+    size[0] = length
+    return text
+
+
+cdef int decide(Steps steps, Message message, Slot *slot, bint taken, bint *kept) noexcept:
+    """A hook returned true, or gave control back, or its step or dispatcher has ended: what follows. `kept` becomes False when
+    the slot went to a hold."""
+    cdef uint64_t called = slot.word >> 32 << 32 | CALLED
+    cdef int early
+    cdef int verdict
+    if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
+        kept[0] = False
+        slot.held = generation_of(called)
+        slot.owner = message.entry.handle
+        slot.hook = message.entry.hook
+        message.native = slot
+        verdict = steps.judge(message, True)
+        if message.state != HELD and message.native != NULL:  # the step or the dispatcher had ended: it was never held
+            hold_ended(steps, message)
+        return verdict
+    early = state_of(load(&slot.word)) - GIVEN
+    if early > 0 and message.verdict == UNDECIDED:
+        message.verdict = early
+        count_given(message.entry.counters, early)
+    return steps.judge(message, True if taken else False)
+
+
+cdef void put_back(Table *table, Slot *slot) noexcept:
+    """The step goes on without native hooks for now: its slot is for the next one."""
+    drop_kept(slot)
+    slot.object = NULL
+    if table.spare == NULL:
+        table.spare = slot
+    else:
+        free_slot(table, slot)
+
+
+cdef void keep(Slot *slot, object value) noexcept:
+    """What a string belongs to that was handed out: keep it as long as the handle."""
+    cdef list kept = [] if slot.kept == NULL else <list>slot.kept
+    if slot.kept == NULL:
+        slot.kept = <PyObject *>kept
+        Py_INCREF(kept)
+    kept.append(value)
+
+
+cdef void drop_kept(Slot *slot) noexcept:
+    if slot.kept != NULL:
+        kept = <list>slot.kept
+        slot.kept = NULL
+        Py_DECREF(kept)
+
+
+# ----------------------------------------------------------------------------------------------------------------- Holds
+
+cdef void give(void *handle, int verdict, void *caller) noexcept nogil:
+    """A plugin gives control back. Any thread, without the GIL."""
+    cdef Table *table = table_of(handle)
+    cdef Slot *slot = slot_of(handle)
+    cdef uint64_t word
+    if slot == NULL or slot.kind != STEP or part_in(handle) != CONNECTION:
+        refuse(handle, b"gave back what is no connection", caller)
+        return
+    while True:
+        word = load(&slot.word)
+        if generation_of(word) != generation_in(handle) or state_of(word) != HELD_BY and state_of(word) != CALLED:
+            refuse(handle, b"gave back a message that it does not hold: it gave it back already, or the step has ended", caller)
+            return
+        if swap(&slot.word, word, (word >> 32 << 32) | <uint64_t>(GIVEN + verdict)):
+            break
+    if state_of(word) == HELD_BY and push(&table.given, slot):
+        wake(table)
+
+
+cdef void count_given(Counters *counters, int verdict) noexcept nogil:
+    if verdict == TO_CONTINUE:
+        counters.continues += 1
+    elif verdict == TO_COMPLETE:
+        counters.completes += 1
+    elif verdict == TO_RETRY:
+        counters.retries += 1
+
+
+cdef void hold_ended(Control control, Message message) noexcept:
+    """The core ends a hold, however it came to that: from now on its handle is stale. Any thread, with the GIL."""
+    cdef Slot *slot = <Slot *>message.native
+    cdef uint64_t word
+    cdef uint64_t after
+    message.native = NULL
+    drop_kept(slot)
+    while True:
+        word = load(&slot.word)
+        after = ((word >> 32) + GENERATION) << 32
+        if state_of(word) != HELD_BY:
+            after |= OVER  # it is in the list of what was given back, or about to be, and is let go there
+        if swap(&slot.word, word, after):
+            break
+    if state_of(word) == HELD_BY:
+        free_slot(<Table *>control.native, slot)
+
+
+cdef void absorb(Control control) noexcept:
+    """In a turn: release what was given back since the last one, and log what there is to be logged."""
+    cdef Table *table = <Table *>control.native
+    cdef Slot *slot = <Slot *>take_all(&table.given)
+    cdef Slot *next
+    cdef int verdict
+    while slot != NULL:
+        next = slot.next
+        verdict = state_of(load(&slot.word)) - GIVEN
+        if verdict > 0:
+            message = <Message>slot.object
+            count_given(message.entry.counters, verdict)
+            control.release(message, verdict)
+            message = None
+        else:
+            refuse_late(table, slot)
+        store(&slot.word, slot.word >> 32 << 32)
+        free_slot(table, slot)
+        slot = next
+    if table.notes != NULL:
+        log_notes(table)
+
+
+native_side.call = call
+native_side.begin_many = begin_many
+native_side.hold_ended = hold_ended
+native_side.absorb = absorb

@@ -1,0 +1,202 @@
+"""Native plugins: shared objects, looked at before they are opened, since a broken one can take the process with it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import itertools
+import os
+import shutil
+import struct
+import sys
+import tempfile
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NamedTuple
+
+from ._checks import unknown
+from .errors import PluginError
+from .hooks import LIFECYCLE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .hooks import HookSpec
+
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_PROGRAM = struct.Struct("<IIQQQQQQ")
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+_SYMBOL = struct.Struct("<IBBHQQ")
+_LOADED, _DYNAMIC_SYMBOLS, _SHARED_OBJECT = 1, 11, 3
+_MACHINES = {3: "32-bit x86", 40: "32-bit ARM", 62: "x86-64", 183: "AArch64", 243: "RISC-V"}
+_MAILERQ_ARGUMENTS = {"mq_smtp_in_authenticate", "mq_smtp_in_mailfrom", "mq_smtp_in_rcptto", "mq_smtp_in_data"}
+
+_numbers = itertools.count(1)
+_opened: set[object] = set()  # paths and files that were opened: the dynamic linker would give them out again as they were
+
+
+def load_shared(plugin: str, path: str, hooks: Mapping[str, HookSpec]) -> SimpleNamespace:
+    """Open the shared object of a native plugin: an object with its functions for attributes.
+
+    One that is opened again, in a reload or for another set of plugins, is opened as a private copy of itself.
+    """
+    exported = inspect(plugin, path)
+    wrong = None if exported is None else _wrong(exported, hooks)
+    if wrong:
+        raise PluginError(wrong, plugin=plugin, path=path)
+    from ._loader import open_library
+
+    try:
+        functions = open_library(_new_name(path), plugin, hooks)
+    except OSError as error:
+        raise PluginError(f"it cannot be loaded: {error}{_hint(str(error))}", plugin=plugin, path=path) from error
+    if "mq_version" not in functions:
+        raise PluginError(_NO_VERSION, plugin=plugin, path=path)
+    return SimpleNamespace(**functions)
+
+
+def check_distinct(paths: Mapping[str, str | None]) -> None:
+    """Two plugins cannot be one shared object: it would have one set of variables for both."""
+    files: dict[tuple[int, int], str] = {}
+    for plugin, path in paths.items():
+        if path is not None and path.endswith(".so"):
+            with contextlib.suppress(OSError):
+                status = os.stat(path)
+                other = files.setdefault((status.st_dev, status.st_ino), plugin)
+                if other != plugin:
+                    raise PluginError(
+                        f"this is the same file as plugin {other} ({paths[other]}), by another name; remove one of them, "
+                        "or make it a copy",
+                        plugin=plugin,
+                        path=path,
+                    )
+
+
+_NO_VERSION = "it exports no mq_version(), so it is no plugin; define MQ_EXPORT int mq_version(void), with C linkage"
+
+
+def _wrong(exported: set[str], hooks: Mapping[str, HookSpec]) -> str | None:
+    """What can be seen to be wrong before any code of the plugin runs."""
+    if "mq_version" not in exported:
+        if any(name.startswith("PyInit_") for name in exported):
+            return "this is a module of Python's, not a native plugin; import it in a plugin that is a .py file"
+        return _NO_VERSION
+    for name in sorted(exported):
+        if name.startswith("mq_") and name not in hooks and name not in LIFECYCLE:
+            return unknown(name, [*hooks, *LIFECYCLE])
+        if name in hooks and hooks[name].args and name not in _MAILERQ_ARGUMENTS:
+            return f"{name} has arguments that native plugins cannot be given; implement it in Python"
+    return None
+
+
+def _hint(error: str) -> str:
+    if "undefined symbol" in error:
+        return "; correct the name, or link the plugin with the library that has it"
+    if "cannot open shared object file" in error:
+        return "; install that library, or link the plugin so that it is found (-Wl,-rpath)"
+    return "; build it again, on this machine"
+
+
+def _new_name(path: str) -> str:
+    """A name by which the dynamic linker does not know the file yet."""
+    path = os.path.realpath(path)
+    status = os.stat(path)
+    file = (status.st_dev, status.st_ino)
+    if path in _opened or file in _opened:
+        path = shutil.copyfile(path, os.path.join(_folder(), f"{next(_numbers)}-{os.path.basename(path)}"))
+        os.chmod(path, 0o700)
+    _opened.update((path, file))
+    return path
+
+
+@functools.cache
+def _folder() -> str:
+    """A folder of this process's own."""
+    folder = tempfile.mkdtemp(prefix="mqcore-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+# The linker maps what the file's headers say, and a file that is shorter ends the process with SIGBUS.
+
+
+def inspect(plugin: str, path: str) -> set[str] | None:
+    """The names that an ELF file exports; None for another kind, or if it does not say.
+
+    Raises PluginError for what is no shared object of this machine.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    with open(sys.modules["mqcore._loop"].__file__ or "", "rb") as file:
+        ours = file.read(64)
+    if not ours.startswith(b"\x7fELF"):
+        return None  # another system's: what can be wrong there, its linker says
+    try:
+        wrong = _wrong_header(data, ours) or _truncated(data)
+        if wrong is None:
+            return _exported(data)
+    except (struct.error, IndexError, OverflowError, ValueError):
+        wrong = "its headers make no sense, so it is damaged; build or copy it again"
+    raise PluginError(wrong, plugin=plugin, path=path)
+
+
+class _Elf(NamedTuple):
+    """The fields of the header, as the ELF specification has them."""
+
+    ident: bytes
+    type: int
+    machine: int
+    version: int
+    entry: int
+    phoff: int
+    shoff: int
+    flags: int
+    ehsize: int
+    phentsize: int
+    phnum: int
+    shentsize: int
+    shnum: int
+    shstrndx: int
+
+
+def _wrong_header(data: bytes, ours: bytes) -> str | None:
+    if not data.startswith(b"\x7fELF"):
+        what = "does not begin like one" if data else "is empty"
+        return f"this is no shared object: it {what}; compile it with cc -shared"
+    if len(data) < _HEADER.size:
+        return "it is truncated; copy or build it again"
+    theirs, mine = (_Elf(*_HEADER.unpack_from(each)) for each in (data, ours))
+    if theirs.ident[4:6] != mine.ident[4:6] or theirs.machine != mine.machine:
+        bits = "" if theirs.ident[4] == mine.ident[4] else f"{32 * theirs.ident[4]}-bit "
+        return (
+            f"it is built for another machine ({bits}{_MACHINES.get(theirs.machine, f'ELF machine {theirs.machine}')}; "
+            f"this is {_MACHINES.get(mine.machine, f'ELF machine {mine.machine}')}); build it for this one"
+        )
+    if theirs.type != _SHARED_OBJECT:
+        return "this is an object file or a program, not a shared object; link it with cc -shared"
+    return None
+
+
+def _truncated(data: bytes) -> str | None:
+    elf = _Elf(*_HEADER.unpack_from(data))
+    end = elf.phoff + elf.phnum * elf.phentsize
+    if end <= len(data):
+        for number in range(elf.phnum):
+            kind, _, offset, _, _, size, _, _ = _PROGRAM.unpack_from(data, elf.phoff + number * elf.phentsize)
+            if kind == _LOADED:
+                end = max(end, offset + size)
+    if end > len(data):
+        return f"it is truncated, with {len(data)} bytes of at least {end}; copy or build it again"
+    return None
+
+
+def _exported(data: bytes) -> set[str] | None:
+    elf = _Elf(*_HEADER.unpack_from(data))
+    sections = [_SECTION.unpack_from(data, elf.shoff + number * elf.shentsize) for number in range(elf.shnum)]
+    for _, kind, _, _, offset, size, link, _, _, _ in sections:
+        if kind == _DYNAMIC_SYMBOLS:
+            start = sections[link][4]
+            symbols = _SYMBOL.iter_unpack(data[offset : offset + size])
+            names = [start + name for name, info, _, section, _, _ in symbols if section and info >> 4]  # and is not local
+            return {data[name : data.index(b"\0", name)].decode("utf-8", "replace") for name in names}
+    return None

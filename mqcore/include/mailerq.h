@@ -1,0 +1,2 @@
+/* For plugins that were written for MailerQ. */
+#include "mqcore.h"

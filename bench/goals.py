@@ -61,8 +61,9 @@ GOALS = {
     "1,000 sockets at once": Goal("uvloop", 0.7, above="floor", room=2.0),
     "mbox to null:, 0 plugins": Goal("standard library", 1.1),
     "mbox to null:, 10 plugins": Goal("standard library", 1.1),
-    "mbox to Maildir, 0 plugins": Goal("standard library", 0.8, room=1.5),
-    "mbox to Maildir, 10 plugins": Goal("standard library", 0.8, room=1.5),
+    # A disk may be ten times slower in one round than in the next.
+    "mbox to Maildir, 0 plugins": Goal("standard library", 0.8, room=4.0),
+    "mbox to Maildir, 10 plugins": Goal("standard library", 0.8, room=4.0),
     "mbox to Maildir in memory, 0 plugins": Goal("standard library", 1.0),
     "mbox to Maildir in memory, 10 plugins": Goal("standard library", 1.0),
     "100k messages, beside 10k": Goal("10k messages", 1.10),

@@ -149,4 +149,5 @@ cdef NativeSide native_side         # set by _native
 
 cdef int give_back(Holder context, Message message, int verdict, object error) except -1
 cdef bint has_control(Holder context, Message message) noexcept
+cdef void count_given(Counters *counters, int verdict) noexcept nogil
 cdef int refuse_give_back(Holder context, Message message, str what) except -1

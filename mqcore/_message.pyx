@@ -162,20 +162,24 @@ cdef int give_back(Holder context, Message message, int verdict, object error) e
     """Rules 6 to 9: claim the message, here and now; the dispatcher goes on with it in a turn. Any thread."""
     if not has_control(context, message):
         return refuse_give_back(context, message, "gave back")
-    cdef Counters *counters = message.entry.counters
-    if verdict == TO_CONTINUE:
-        counters.continues += 1
-    elif verdict == TO_COMPLETE:
-        counters.completes += 1
-    elif verdict == TO_RETRY:
-        counters.retries += 1
-    else:
+    count_given(message.entry.counters, verdict)
+    if verdict == TO_FAIL:
         message.fail(error)
     if message.state == RUNNING or message.task is not None:
         message.verdict = verdict  # early: takes effect when the hook, or its coroutine, returns
     else:
         (<Control>context.owner).release(message, verdict)
     return 0
+
+
+cdef void count_given(Counters *counters, int verdict) noexcept nogil:
+    """Control was given back; with fail, that counts when the step ends."""
+    if verdict == TO_CONTINUE:
+        counters.continues += 1
+    elif verdict == TO_COMPLETE:
+        counters.completes += 1
+    elif verdict == TO_RETRY:
+        counters.retries += 1
 
 
 cdef int refuse_give_back(Holder context, Message message, str what) except -1:
@@ -292,14 +296,11 @@ cdef class Control(Loop):
 
     cdef void let_hold_go(self, Message message) noexcept:
         """Let go of what a hold had. Python code may run: finalizers, which may do whatever they like with the message."""
-        cdef Token token = None if message.token == NULL else <Token>message.token
         cdef bint strong = message.strong
         task = message.task
-        message.token = NULL
         message.task = None
         message.strong = False
-        if token is not None:
-            token.expire()
+        message.let_go()
         if task is not None:
             try:
                 if not self.loop.is_closed():

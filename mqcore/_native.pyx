@@ -25,7 +25,7 @@ from ._handles cimport (
     generation_of, get, handle_of, load, part_in, push, set, slot_of, state_of, store, swap, table_of, take_all, take_slot,
     this_thread)
 from ._message cimport (
-    HELD, IDLE, TO_COMPLETE, TO_CONTINUE, TO_RETRY, UNDECIDED, Control, Counters, Entry, Message, native_side)
+    HELD, IDLE, TO_CONTINUE, UNDECIDED, Control, Entry, Message, count_given, native_side)
 from ._notes cimport log_notes, refuse, refuse_late, wake
 from ._step cimport Chain, Steps, add_sample
 
@@ -355,15 +355,6 @@ cdef void give(void *handle, int verdict, void *caller) noexcept nogil:
             break
     if state_of(word) == HELD_BY and push(&table.given, slot):
         wake(table)
-
-
-cdef void count_given(Counters *counters, int verdict) noexcept nogil:
-    if verdict == TO_CONTINUE:
-        counters.continues += 1
-    elif verdict == TO_COMPLETE:
-        counters.completes += 1
-    elif verdict == TO_RETRY:
-        counters.retries += 1
 
 
 cdef void hold_ended(Control control, Message message) noexcept:

@@ -7,7 +7,6 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from .. import FAIL, Cancelled, Dispatcher, Outcome
 from .base import Sink, Source
@@ -15,16 +14,10 @@ from .errors import SourceError
 from .failed import FailedSink
 from .message import Mail, Origin
 from .report import Counts, Report
-from .smtp.sink import SmtpSink
-from .writer import Finished, Writer
-
-if TYPE_CHECKING:
-    from .smtp.sender import Sender
+from .smtp.sink import make_sender
+from .writer import BATCH, BATCH_BYTES, Finished, Writer
 
 HOOK = "mq_smtp_in_message"
-BATCH = 256
-"""At most so many mails are read at once."""
-BATCH_BYTES = 8 << 20
 IN_FLIGHT_BYTES = 64 << 20
 """No more is read while the mails in flight have so many bytes: a thousand big ones must not fill the memory."""
 
@@ -53,7 +46,7 @@ class Pipeline:
         self._source = source
         self._sink = sink
         self._writer = Writer(sink, failed, self.report, self.stop)
-        self._sender = self._make_sender(dispatcher, sink)
+        self._sender = make_sender(dispatcher, sink, self.report, self.stop, patient=True)
         if self._sender is not None:
             self.ends_when = "the transactions that are open are over"
         self._dispatcher = dispatcher
@@ -65,13 +58,6 @@ class Pipeline:
         self._stopping = False
         self._all_read = False
         self._room = asyncio.Event()
-
-    def _make_sender(self, dispatcher: Dispatcher, sink: Sink) -> Sender | None:
-        if not isinstance(sink, SmtpSink):
-            return None
-        from .smtp.sender import PAUSES, Sender  # takes aiosmtplib with it, which need not be there
-
-        return Sender(dispatcher, sink, self.report, self.stop, pauses=PAUSES)
 
     @property
     def total(self) -> int:

@@ -15,7 +15,7 @@ from .message import Mail
 from .report import Report
 
 BATCH = 256
-"""At most so many mails are stored at once, or a few more."""
+"""At most so many mails are read at once, and stored at once, or a few more."""
 BATCH_BYTES = 8 << 20
 
 Finished: TypeAlias = tuple[Mail, Outcome]

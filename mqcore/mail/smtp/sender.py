@@ -24,11 +24,11 @@ PATIENCE = 30.0
 class Sender:
     """Sends mails to the next server, with the hooks `mq_smtp_out_data` before and `mq_smtp_out_sent` after it.
 
-    Given `pauses` it is patient, as for mails from a file: a mail goes to those recipients whom the server takes now, and
-    what has a temporary error is tried again after each pause. When there is no server to talk to, the run ends:
+    If it is `patient`, as for mails from a file, a mail goes to those recipients whom the server takes now, and
+    what has a temporary error is tried again after each of `PAUSES`. When there is no server to talk to, the run ends:
     `on_error` is called, and the error is in the report.
 
-    Without `pauses` it passes on what the server says, as for a client that waits: mails that are sent together go to
+    Otherwise it passes on what the server says, as for a client that waits: mails that are sent together go to
     those recipients whom the server takes, but to none if it has a temporary error for any. The others are rejected, and
     with `mixed` there is a place for them; without it nothing is sent unless the server takes all.
 
@@ -42,15 +42,15 @@ class Sender:
         report: Report,
         on_error: Callable[[], object],
         *,
-        pauses: Sequence[float] = (),
+        patient: bool = False,
         mixed: bool = False,
     ) -> None:
         self.data_hook = dispatcher.hook("mq_smtp_out_data")
         self.sent_hook = dispatcher.hook("mq_smtp_out_sent")
         self.sink = sink
         self.counts = report.counts
-        self.pauses = pauses
-        self.pool = Pool(sink.server, pauses)
+        self.pauses = PAUSES if patient else ()
+        self.pool = Pool(sink.server, self.pauses)
         self.is_stopping = False
         self._report = report
         self._on_error = on_error

@@ -10,7 +10,6 @@ import signal
 import socket
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ... import Dispatcher
 from ..base import Sink
@@ -20,12 +19,9 @@ from ..report import Counts, Report
 from ..writer import Writer
 from .connection import HANDSHAKE_TIMEOUT, Hooks, SmtpConnection
 from .dialogue import Service
-from .sink import SmtpSink
+from .sink import make_sender
 from .source import SmtpSource
 from .transaction import TransactionDesk
-
-if TYPE_CHECKING:
-    from .sender import Sender
 
 MAX_CONNECTIONS = 20_000
 MAX_MESSAGE_BYTES = 256 << 20
@@ -68,7 +64,7 @@ class SmtpServer:
         self.service = self._make_service(source, one_recipient=failed is None)
         self._source = source
         self._writer = Writer(sink, failed, self.report, self.stop)
-        self._sender = self._make_sender(sink, mixed=failed is not None)
+        self._sender = make_sender(dispatcher, sink, self.report, self.stop, mixed=failed is not None)
         self.desk = TransactionDesk(
             dispatcher, self.hooks.message, self._writer, self._sender, self.report.counts, max_in_flight
         )
@@ -89,13 +85,6 @@ class SmtpServer:
             auth_without_tls=source.auth_without_tls,
         )
         return replace(service, max_recipients=1) if one_recipient else service
-
-    def _make_sender(self, sink: Sink, *, mixed: bool) -> Sender | None:
-        if not isinstance(sink, SmtpSink):
-            return None
-        from .sender import Sender  # takes aiosmtplib with it, which need not be there
-
-        return Sender(self.dispatcher, sink, self.report, self.stop, mixed=mixed)
 
     # What the command calls
 

@@ -7,17 +7,21 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ... import Dispatcher
+from ..base import Sink
 from ..errors import SinkError, describe
 from ..files import sync_folder, write_all
 from ..message import Mail
+from ..report import Report
 from .source import split_host
 
 if TYPE_CHECKING:
     from .client import NextServer
+    from .sender import Sender
 
 _LINE = re.compile(rb"([0-9a-f]{32})(?: ([^\n]+))?\n")
 
@@ -132,3 +136,14 @@ class SmtpsSink(SmtpSink):
 
     implicit_tls = True
     scheme = "smtps"
+
+
+def make_sender(
+    dispatcher: Dispatcher, sink: Sink, report: Report, on_error: Callable[[], object], **options: bool
+) -> Sender | None:
+    """What delivers to a sink that is a server; None for any other. The options are those of `Sender`."""
+    if not isinstance(sink, SmtpSink):
+        return None
+    from .sender import Sender  # takes aiosmtplib with it, which need not be there
+
+    return Sender(dispatcher, sink, report, on_error, **options)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cython_tools import build
 
 import mqcore
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "cython.md"
-SETUP = """
-import sys
-from Cython.Build import cythonize
-from setuptools import Extension, setup
-setup(ext_modules=cythonize([Extension("size", ["size.pyx"])], include_path=[sys.argv.pop()], quiet=True))
-"""
 MORE = """
 
 cdef object on_step(Context context, Message message):
@@ -44,17 +36,7 @@ def make(kind):
 def size(tmp_path_factory):
     """The module of the example, with a hook for tests beside its own."""
     source = re.findall(r"^```cython\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)[1]
-    folder = tmp_path_factory.mktemp("size")
-    (folder / "size.pyx").write_text(source + MORE)
-    (folder / "setup.py").write_text(SETUP)
-    site = Path(mqcore.__file__).parent.parent
-    command = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", site)
-    subprocess.run(command, cwd=folder, check=True, timeout=300)
-    (built,) = folder.glob("size*.so")
-    spec = importlib.util.spec_from_file_location("size", built)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return build(tmp_path_factory.mktemp("size"), "size", source + MORE)
 
 
 def test_the_example(owner, size):

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from cython_tools import build_driver
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-import mqcore
-
-SETUP = """
-import sys
-from Cython.Build import cythonize
-from setuptools import Extension, setup
-setup(ext_modules=cythonize([Extension("wheel_driver", ["wheel_driver.pyx"])], include_path=[sys.argv.pop()], quiet=True))
-"""
 LEVELS = 8
 # Around the bounds of levels, and anywhere.
 AHEAD = st.one_of(
@@ -32,17 +20,7 @@ AHEAD = st.one_of(
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
     """The class Driver, built against the mqcore that is tested."""
-    folder = tmp_path_factory.mktemp("wheel")
-    (folder / "wheel_driver.pyx").write_text((Path(__file__).parent / "wheel_driver.pyx").read_text())
-    (folder / "setup.py").write_text(SETUP)
-    site = Path(mqcore.__file__).parent.parent
-    command = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", site)
-    subprocess.run(command, cwd=folder, check=True, timeout=300)
-    (built,) = folder.glob("wheel_driver*.so")
-    spec = importlib.util.spec_from_file_location("wheel_driver", built)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Driver
+    return build_driver(tmp_path_factory.mktemp("wheel"), "wheel_driver").Driver
 
 
 def test_against_a_sorted_list(driver):

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from test_model_wheel import SETUP
-
-import mqcore
+from cython_tools import build_driver
 
 CHUNK = 1024
 
@@ -19,16 +13,7 @@ CHUNK = 1024
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
     """Makes tables, by a module that is built against the mqcore that is tested."""
-    folder = tmp_path_factory.mktemp("handles")
-    (folder / "handles_driver.pyx").write_text((Path(__file__).parent / "handles_driver.pyx").read_text())
-    (folder / "setup.py").write_text(SETUP.replace("wheel_driver", "handles_driver"))
-    command = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", Path(mqcore.__file__).parent.parent)
-    subprocess.run(command, cwd=folder, check=True, timeout=300)
-    (built,) = folder.glob("handles_driver*.so")
-    spec = importlib.util.spec_from_file_location("handles_driver", built)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Driver
+    return build_driver(tmp_path_factory.mktemp("handles"), "handles_driver").Driver
 
 
 @pytest.fixture

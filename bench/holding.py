@@ -18,7 +18,10 @@ import mqcore
 
 
 class Way:
-    """One way to hold messages."""
+    """One way to hold messages. Each has its own `hold`, which takes all messages, and `give_back`, which gives all back."""
+
+    hold: Callable[[], None]
+    give_back: Callable[[], None]
 
     def __init__(self, loop: Any, messages: list[Any]) -> None:
         """Nothing is held yet."""
@@ -38,14 +41,6 @@ class Way:
         self.left -= 1
         if self.left == 0:
             self.loop.stop()
-
-    def hold(self) -> None:
-        """Take all messages."""
-        raise NotImplementedError
-
-    def give_back(self) -> None:
-        """Give all back."""
-        raise NotImplementedError
 
     def finish(self) -> None:
         """Run the loop until all have ended."""

@@ -11,6 +11,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t
 
+from ._chain cimport NativeFunction
 from ._context cimport Context
 from ._handles cimport (
     CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, handle_of, live_slot, open_table,
@@ -19,7 +20,6 @@ from ._loop cimport Due, Loop
 from ._message cimport Control, native_side
 from ._native cimport Inside, absorb, enter, leave
 from ._notes cimport set_living
-from ._step cimport NativeFunction
 from ._wheel cimport DUE, Node
 
 import os

@@ -1,7 +1,8 @@
 # What a host uses: hooks, to run messages through, and the dispatcher.
 
+from ._chain cimport Route
 from ._message cimport Message
-from ._step cimport Route, Steps
+from ._step cimport Steps
 
 cdef class Hook(Route):
     cdef readonly object spec

@@ -121,6 +121,7 @@ cdef class Control(Loop):
     cdef Handle *deadline           # one timer for all lanes: `due` is 0 when it is stopped, `events` 1 when it fired
     cdef Books books
     cdef void *native               # the handles of native plugins, or NULL when there are none
+    cdef bint sweep_due             # a chain went that was the last to name a retired context
 
     cdef int open_control(self, object loop) except -1
     cdef Lane *lane_of(self, double seconds) except NULL

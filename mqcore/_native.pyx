@@ -20,6 +20,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
+from ._chain cimport Chain
 from ._handles cimport (
     CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, LAST_GENERATIONS, OVER, STEP, Slot, Table, free_slot, generation_in,
     generation_of, get, handle_of, load, part_in, push, set, slot_of, state_of, store, swap, table_of, take_all, take_slot,
@@ -27,7 +28,7 @@ from ._handles cimport (
 from ._message cimport (
     HELD, IDLE, TO_CONTINUE, UNDECIDED, Control, Entry, Message, count_given, native_side)
 from ._notes cimport log_notes, refuse, refuse_late, wake
-from ._step cimport Chain, Steps, add_sample
+from ._step cimport Steps, add_sample
 
 from .errors import MqError
 from .verdicts import CONTINUE

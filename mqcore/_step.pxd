@@ -3,35 +3,16 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 
+from ._chain cimport Chain, Route
 from ._message cimport Control, Counters, Entry, Message
 
 cdef enum:
     MOST_ARGUMENTS = 16             # of a hook, with context and message
 
-cdef class NativeFunction:
-    """The C function of a native plugin, for a hook."""
-    cdef void *address
-    cdef int kind                   # how it is called: for _native to know
-
-cdef class Route:
-    """The base of Hook: where the chain of a hook is found as it is now."""
-    cdef readonly str name          # kept for ever
-    cdef Chain chain
-
-cdef class Chain:
-    """The plugins that implement one hook, in order. Immutable: a change makes a new one."""
-    cdef Entry *entries             # one for each plugin, and a last one without a function
-    cdef tuple functions            # keep what the entries point to
-    cdef tuple contexts
-    cdef bint coroutines            # some hook is a coroutine function
-    cdef bint native                # all hooks are C functions of native plugins, and there are some
-    cdef Route route
-
 cdef class Steps(Control):
     """What takes messages through chains: the base of the dispatcher."""
     cdef unsigned int max_retries
     cdef unsigned int until_sample  # steps until the next one that is timed
-    cdef bint sweep_due             # a chain went that was the last to name a retired context
 
     cdef PyObject *begin(self, Chain chain, Message message, tuple args, object done) except NULL
     cdef PyObject *begun(self, Chain chain, Message message, int verdict, tuple args, object done) except NULL
@@ -53,4 +34,3 @@ cdef class Steps(Control):
     cdef void end_open_steps(self) noexcept
 
 cdef void add_sample(Counters *counters, uint64_t ns) noexcept nogil
-cdef Chain new_chain(Steps steps, Route route, list contexts)

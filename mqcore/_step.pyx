@@ -7,21 +7,20 @@ that was suspended goes on in a turn, by `Steps.resume`.
 
 import asyncio
 import contextvars
-import inspect
 import sys
 
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport calloc, free
 
 from ._call cimport call_function, what_was_raised
+from ._chain cimport Chain, Route
 from ._context cimport Context, Hold
 from ._loop cimport ends_program
 from ._message cimport (
-    HELD, IDLE, RUNNING, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Control, Counters, Entry, Message,
-    Tally, native_side)
+    HELD, IDLE, RUNNING, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Entry, Message,
+    native_side)
 
 from .errors import Abandoned, Cancelled, DispatcherClosed, MqError, RetryLimit
 from .verdicts import COMPLETE, CONTINUE, FAIL, RETRY
@@ -42,69 +41,6 @@ cdef object OUTCOME_CONTINUE = CONTINUE
 cdef object OUTCOME_COMPLETE = COMPLETE
 cdef object OUTCOME_FAIL = FAIL
 cdef object VERDICT_RETRY = RETRY
-
-
-# ----------------------------------------------------------------------------------------------------------------- Chain
-
-@cython.final
-@cython.no_gc_clear  # __dealloc__ needs the contexts
-cdef class Chain:
-
-    def __dealloc__(self):
-        cdef Context context
-        for each in self.contexts or ():
-            context = each
-            context.uses -= 1
-            if context.retired and context.uses == 0 and context.owner is not None:
-                (<Steps>context.owner).sweep_due = True
-                context.owner.wake()
-        free(self.entries)
-
-
-cdef class Route:
-    pass
-
-
-cdef class NativeFunction:
-
-    def __call__(self, context, message, *args):
-        raise TypeError("a native plugin's hook is called by a dispatcher alone")
-
-
-cdef Chain new_chain(Steps steps, Route route, list contexts):
-    """The chain of a hook over these contexts, which are in order."""
-    cdef str hook = route.name
-    cdef Chain chain = Chain.__new__(Chain)
-    cdef Context context
-    cdef Tally tally
-    cdef Entry *entry
-    chain.route = route
-    chain.entries = <Entry *>calloc(len(contexts) + 1, sizeof(Entry))
-    if chain.entries == NULL:
-        raise MemoryError()
-    chain.functions = tuple([(<Context>each).plugin.hooks[hook] for each in contexts])
-    chain.contexts = tuple(contexts)
-    entry = chain.entries
-    for function, each in zip(chain.functions, chain.contexts):
-        context = each
-        context.uses += 1
-        if isinstance(function, NativeFunction) and context.handle != NULL:
-            entry.native = (<NativeFunction>function).address
-            entry.kind = (<NativeFunction>function).kind
-            entry.handle = context.handle
-        else:
-            entry.function = <PyObject *>function
-        entry.context = <PyObject *>context
-        entry.plugin = <PyObject *>context.name
-        tally = context.tally_of(hook)
-        entry.counters = &tally.counters
-        entry.lane = steps.lane_of(context.hold_timeout)
-        entry.hook = <PyObject *>hook
-        chain.native = entry.native != NULL and (chain.native or entry == chain.entries)
-        entry += 1
-        chain.coroutines |= inspect.iscoroutinefunction(function)
-    entry.hook = <PyObject *>hook
-    return chain
 
 
 # ----------------------------------------------------------------------------------------------------------------- Steps

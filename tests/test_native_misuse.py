@@ -356,8 +356,8 @@ plugins.close()
 
 def test_functions_of_native_plugins_are_no_trapdoor_for_python(owner, tmp_path, puppet):
     """What Python code can reach of a native plugin, called or used in other ways than mqcore does."""
+    import mqcore._chain
     import mqcore._contexts
-    import mqcore._step
 
     dispatcher = start(owner, [puppet])
     (native,) = dispatcher.plugins
@@ -368,7 +368,7 @@ def test_functions_of_native_plugins_are_no_trapdoor_for_python(owner, tmp_path,
     other = start(owner, [], {"10-thief": hook, "20-python": lambda context, message: contexts.append(context)})
     message = mqcore.Message()
     assert other.hook("mq_step").run(message) is mqcore.FAIL and isinstance(message.error, TypeError)
-    made = start(owner, [], {"10-made-up": mqcore._step.NativeFunction()})
+    made = start(owner, [], {"10-made-up": mqcore._chain.NativeFunction()})
     assert made.hook("mq_step").run(mqcore.Message()) is mqcore.FAIL
     start(owner, [], {"20-python": lambda context, message: contexts.append(context)}).hook("mq_step").run(message)
     for function in (mqcore._contexts.Life(), native.context_initialize, native.context_cleanup):

@@ -27,7 +27,6 @@ from .mail.pipeline import Pipeline
 from .mail.places import SINKS, SOURCES, STORES, Place, parse_sink, parse_source, parse_store
 from .mail.progress import progress_bar
 from .mail.report import BAD_PLUGIN, OK, UNREACHABLE, Report
-from .mail.smtp.server import SmtpServer
 from .mail.smtp.source import SmtpSource
 
 T = TypeVar("T")
@@ -248,6 +247,8 @@ async def _move(
     with Dispatcher(plugins) as dispatcher:
         run: Run
         if isinstance(source, SmtpSource):
+            from .mail.smtp.server import SmtpServer  # takes its time, which a mailbox need not wait for
+
             run = SmtpServer(dispatcher, source, sink, failed, max_in_flight=max_in_flight)
             _complain(f"listening on {source.url}", OK)
         else:

@@ -15,11 +15,12 @@ from libc.stdint cimport uint64_t
 from libc.string cimport strlen
 
 from ._abi cimport MQ_Address, MQ_Connection, MQ_Context, MQ_IOWatcher, MQ_Message, MQ_Timer, c_bool, uv_loop_s
+from ._atomic cimport load, store
+from ._bare cimport stop_timer
 from ._context cimport Context
-from ._contexts cimport stop_timer
 from ._handles cimport (
     ADDRESS, CALLED, CONNECTION, CONTEXT, HELD_BY, LIVE, MESSAGE, RECIPIENT, STEP, TIMER, WATCHER, Slot, Table, end_slot,
-    generation_in, generation_of, handle_of, is_inside, live_slot, load, part_in, slot_of, state_of, store, table_of, take_slot)
+    generation_in, generation_of, handle_of, is_inside, live_slot, part_in, slot_of, state_of, table_of, take_slot)
 from ._loop cimport Loop, ends_program
 from ._message cimport TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message
 from ._native cimport OF_ADDRESS, Inside, enter, give, keep, leave
@@ -133,7 +134,7 @@ cdef public MQ_Timer *MQ_startTimer(
     if owner.first != NULL:
         owner.first.previous = timer
     owner.first = timer
-    timer.node.owner = table.timers
+    timer.node.bare = True
     store(&timer.word, timer.word | LIVE)
     (<Loop>table.owner).start_node(&timer.node, <uint64_t>(<double>seconds * 1e9))
     return <MQ_Timer *>handle_of(timer)

@@ -1,6 +1,6 @@
 # cython: nonecheck=False
 # (None checks need the GIL, and what is called without it has no None to check.)
-"""The contexts of native plugins: their handles, the timers that are started on them, and the functions of a plugin's life.
+"""The contexts of native plugins: their handles, and the functions of a plugin's life.
 
 A dispatcher has a handle table from its first native context on, until it is closed.
 """
@@ -8,56 +8,22 @@ A dispatcher has a handle table from its first native context on, until it is cl
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t
 
+from ._atomic cimport store
+from ._bare cimport absorb, bare_turn, stop_timer
 from ._chain cimport NativeFunction
 from ._context cimport Context
 from ._handles cimport (
     CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, handle_of, live_slot, open_table,
-    state_of, store, take_slot)
-from ._loop cimport Due, Loop
+    state_of, take_slot)
 from ._message cimport Control, native_side
-from ._native cimport Inside, absorb, enter, leave
+from ._native cimport Inside, enter, leave
 from ._notes cimport set_living
-from ._wheel cimport DUE, Node
 
 import os
 
 from .errors import MqError
-
-
-# ---------------------------------------------------------------------------------------------------------------- Timers
-
-@cython.final
-cdef class Timers(Due):
-    """Stands in the wheel for all native timers of a dispatcher."""
-    cdef Loop loop
-
-    cdef void in_turn(self) noexcept:
-        cdef Slot *timer = slot_around(self.loop.wheel.first[DUE])
-        cdef Table *table = <Table *>(<Control>self.loop).native
-        cdef void *context = timer.owner
-        cdef void *data = timer.data
-        cdef void *callback = timer.callback
-        cdef Inside before
-        stop_timer(table, timer)
-        enter(table, context, NULL, &before)
-        (<void (*)(void *) noexcept nogil>callback)(data)
-        leave(table, &before)
-
-
-cdef Slot *slot_around(Node *node) noexcept nogil:
-    return <Slot *>(<char *>node - <size_t>&(<Slot *>NULL).node)
-
-
-cdef void stop_timer(Table *table, Slot *timer) noexcept nogil:
-    """Take a timer out of the wheel and from its context; its handle is stale. The dispatcher's thread."""
-    (<Loop>table.owner).stop_node(&timer.node)
-    timer.previous.first = timer.first
-    if timer.first != NULL:
-        timer.first.previous = timer.previous
-    end_slot(table, timer)
 
 
 # -------------------------------------------------------------------------------------------------------------- Contexts
@@ -66,7 +32,6 @@ cdef int begin_context(Context context) except -1:
     """Give a plugin's Context its handle. The first of a dispatcher opens the table."""
     cdef Control control = <Control>context.owner
     cdef Table *table = <Table *>control.native
-    cdef Timers timers
     cdef Slot *slot
     if context.handle != NULL:
         raise MqError(f"the context of plugin {context.name} was initialized already")
@@ -74,11 +39,8 @@ cdef int begin_context(Context context) except -1:
         table = open_table(<PyObject *>control)
         if table == NULL:
             raise MqError("there are 255 dispatchers with native plugins already; close some")
-        timers = Timers.__new__(Timers)
-        timers.loop = control
-        table.timers = <PyObject *>timers
-        Py_INCREF(timers)
         control.native = table
+        control.bare_turn = bare_turn
     slot = take_slot(table, CONTEXT)
     if slot == NULL:
         raise MqError("there is no handle left for the context of a native plugin")
@@ -117,8 +79,6 @@ cdef void close(Control control) noexcept:
         slot = &table.chunks[each >> CHUNK_BITS][each & CHUNK - 1]
         if slot.kind == CONTEXT and state_of(slot.word) == LIVE:  # nobody cleaned it up
             end_context(<Context>slot.object)
-    timers = <object>table.timers
-    Py_DECREF(timers)
     close_table(table)
 
 

@@ -230,7 +230,7 @@ cdef class Dispatcher(Steps):
         for context in contexts:
             if "" in context.tallies:
                 hooks.append(hook_stats(context, ""))
-        return Stats(hooks=tuple(hooks), **self.books)
+        return Stats(hooks=tuple(hooks), **self.balance())
 
     def held(self):
         """The messages that are held now: a list of `Held`; empty after close(). The dispatcher's thread."""

@@ -15,34 +15,10 @@ cdef extern from *:
 
     /* As PyThread_get_thread_ident() has it. */
     #define mqcore_thread() ((unsigned long)pthread_self())
-
-    #define mqcore_load(place) __atomic_load_n(place, __ATOMIC_ACQUIRE)
-    #define mqcore_store(place, value) __atomic_store_n(place, value, __ATOMIC_RELEASE)
-    #define mqcore_get(place) __atomic_load_n(place, __ATOMIC_RELAXED)
-    #define mqcore_set(place, value) __atomic_store_n(place, value, __ATOMIC_RELAXED)
-    #define mqcore_exchange(place, value) __atomic_exchange_n(place, value, __ATOMIC_ACQ_REL)
-    #define mqcore_add(place, value) __atomic_add_fetch(place, value, __ATOMIC_ACQ_REL)
-
-    static inline int mqcore_swap(uint64_t *place, uint64_t before, uint64_t after)
-    {
-        return __atomic_compare_exchange_n(place, &before, after, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-    }
-
-    static inline int mqcore_swap_pointer(void *place, void *before, void *after)
-    {
-        return __atomic_compare_exchange_n((void **)place, &before, after, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-    }
     """
     ctypedef struct pthread_mutex_t:
         pass
     unsigned long this_thread "mqcore_thread"() noexcept nogil
-    uint64_t load "mqcore_load"(uint64_t *) noexcept nogil
-    void store "mqcore_store"(uint64_t *, uint64_t) noexcept nogil
-    uint64_t get "mqcore_get"(uint64_t *) noexcept nogil
-    void set "mqcore_set"(uint64_t *, uint64_t) noexcept nogil
-    int add "mqcore_add"(int *, int) noexcept nogil
-    bint swap "mqcore_swap"(uint64_t *, uint64_t before, uint64_t after) noexcept nogil
-    bint swap_pointer "mqcore_swap_pointer"(void *, void *before, void *after) noexcept nogil
 
 cdef enum Kind:
     NOTHING = 0
@@ -105,7 +81,6 @@ cdef struct Table:
     uint8_t number
     bint open               # guarded by `lock`, except on the dispatcher's own thread
     PyObject *owner         # borrowed: the dispatcher
-    PyObject *timers        # owned: what stands for all native timers in its wheel
     pthread_mutex_t lock    # keeps wake-ups from other threads and closing apart
     unsigned long thread    # that is in native code of this dispatcher, as long as it is in it
     int inside              # how deep
@@ -118,6 +93,7 @@ cdef struct Table:
     Slot *last_free
     Slot *returned          # atomic: slots that any thread let go, last first
     Slot *given             # atomic: steps that were given back, last first
+    Slot *waiting           # those that were taken from there and have not gone on yet, first first
     Note *notes             # atomic: last first
     int note_count          # atomic
     Slot *chunks[MOST_CHUNKS]

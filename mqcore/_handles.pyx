@@ -16,6 +16,8 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc
 
+from ._atomic cimport load, store, swap_pointer
+
 cdef extern from *:
     int pthread_mutex_init(pthread_mutex_t *, void *) nogil
     int pthread_mutex_lock(pthread_mutex_t *) nogil

@@ -41,6 +41,7 @@ cdef struct LoopState:
     size_t ready_count
     bint awake                # `idle` is active: a turn will come
     bint asked                # another turn was asked for since this one began
+    bint gil_needed           # and there is something in it that needs the GIL; atomic
     bint rung                 # `alarm` has fired
 
 cdef enum:
@@ -62,6 +63,7 @@ cdef class Loop:
     cdef size_t open_handles
     cdef Handle *waker                  # uv_async_t: a turn asked for by another thread
     cdef Wheel wheel                    # the timers that run
+    cdef bint (*bare_turn)(Loop) noexcept nogil  # of _native; NULL when there are no native plugins
     cdef size_t running_timers
     cdef dict polls                     # fd -> Poll
     cdef list due                       # what was given to `soon`
@@ -77,8 +79,9 @@ cdef class Loop:
     cdef void set_busy(self, bint busy) noexcept nogil
     cdef void turn(self) noexcept
     cdef void drain(self) noexcept
-    cdef bint engaged(self) noexcept
-    cdef void rest(self) noexcept
+    cdef void come_to_rest(self) noexcept nogil
+    cdef bint engaged(self) noexcept nogil
+    cdef void rest(self) noexcept nogil
     cdef void tell(self, object logger, int level, str text, tuple args, object error) noexcept
     cdef void raised(self, object error, str where) noexcept
     cdef void escape(self, object error) noexcept
@@ -99,6 +102,7 @@ cdef inline Handle *header_of(uv_handle_t *uv_handle) noexcept nogil:
     return <Handle *>(<char *>uv_handle - header_size())
 
 cdef void arm(Handle *handle, uv_callback callback) noexcept nogil
+cdef void stir(LoopState *state) noexcept nogil
 cdef void ask_for_turn(LoopState *state) noexcept nogil
 cdef bint is_same_file(Handle *handle) noexcept nogil
 cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil

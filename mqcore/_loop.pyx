@@ -5,6 +5,9 @@ once an iteration, before it polls, and the one here takes the GIL once and call
 hands control back also only asks for a turn, so nothing ever runs nested. One timer of libuv's, the alarm, serves all
 timers: they wait in a wheel.
 
+A turn begins with what needs no GIL: callbacks of native plugins, and native hooks (`bare_turn`). The GIL is only taken when
+something else is left to do.
+
 Everything here belongs to the loop's thread, except `Loop.wake` and `Loop.soon`, which any thread may call with the GIL.
 """
 
@@ -20,9 +23,10 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from posix.stat cimport fstat, struct_stat
 
+from ._atomic cimport load_flag, store_flag
 from ._libuv cimport (
     UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t)
-from ._wheel cimport DUE, Node, any_node, insert, next_tick, remove, turn_wheel
+from ._wheel cimport DUE, DUE_BARE, Node, any_node, insert, next_tick, remove, turn_wheel
 
 from .errors import DispatcherClosed, MqError
 
@@ -55,6 +59,12 @@ os.register_at_fork(after_in_child=after_fork_in_child)
 # ---------------------------------------------------------------------------------------------------------- libuv's side
 
 cdef void ask_for_turn(LoopState *state) noexcept nogil:
+    store_flag(&state.gil_needed, True)
+    stir(state)
+
+
+cdef void stir(LoopState *state) noexcept nogil:
+    """Ask for a turn, in which there may be nothing to do that needs the GIL."""
     state.asked = True
     if not state.awake:
         state.awake = True
@@ -111,7 +121,7 @@ cdef void on_alarm(uv_handle_t *uv_handle) noexcept nogil:
     else:
         handle.due = 0
         handle.loop.rung = True
-        ask_for_turn(handle.loop)
+        stir(handle.loop)
 
 
 cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil:
@@ -144,11 +154,35 @@ cdef bint is_same_file(Handle *handle) noexcept nogil:
 
 
 cdef void on_async(uv_handle_t *uv_handle) noexcept nogil:
-    ask_for_turn(header_of(uv_handle).loop)
+    stir(header_of(uv_handle).loop)
 
 
-cdef void on_idle(uv_handle_t *uv_handle) noexcept with gil:
-    cdef Loop loop = <Loop>header_of(uv_handle).loop.owner
+@cython.nonecheck(False)
+cdef void on_idle(uv_handle_t *uv_handle) noexcept nogil:
+    cdef LoopState *state = header_of(uv_handle).loop
+    cdef bint more = False
+    state.asked = False
+    if state.rung:
+        state.rung = False
+        turn_wheel(&(<Loop>state.owner).wheel, state.uv.hrtime() // NS_PER_MS)
+        if (<Loop>state.owner).wheel.due:
+            store_flag(&state.gil_needed, True)
+    if (<Loop>state.owner).bare_turn != NULL:
+        if (<Loop>state.owner).thread == PyThread_get_thread_ident():
+            more = (<Loop>state.owner).bare_turn(<Loop>state.owner)
+        else:
+            more = True  # in the next turn, as this one learns that another thread runs the loop
+            store_flag(&state.gil_needed, True)
+    if load_flag(&state.gil_needed):
+        turn_with_gil(state)
+    elif (<Loop>state.owner).thread != 0:
+        (<Loop>state.owner).come_to_rest()
+    if more and (<Loop>state.owner).thread != 0:
+        stir(state)
+
+
+cdef void turn_with_gil(LoopState *state) noexcept with gil:
+    cdef Loop loop = <Loop>state.owner
     loop.turn()
 
 
@@ -282,6 +316,8 @@ cdef class Loop:
         insert(&self.wheel, node)
         if node.place == DUE:
             ask_for_turn(&self.state)
+        elif node.place == DUE_BARE:
+            stir(&self.state)
         elif self.state.alarm.due == 0 or node.tick * NS_PER_MS < self.state.alarm.due:
             self.set_alarm(node.tick)
 
@@ -290,8 +326,8 @@ cdef class Loop:
         # An alarm that was set for it is left: to ring once for nothing costs less than to be set anew each time.
         remove(&self.wheel, node)
         self.running_timers -= 1
-        if self.running_timers == 0:
-            self.wake()  # to come to rest
+        if self.running_timers == 0 and self.thread != 0:
+            stir(&self.state)  # to come to rest
 
     cdef void set_alarm(self, uint64_t tick) noexcept nogil:
         self.state.alarm.due = tick * NS_PER_MS
@@ -322,6 +358,7 @@ cdef class Loop:
         if self.thread == PyThread_get_thread_ident():
             ask_for_turn(&self.state)
         elif not self.closed and not self.forked:
+            store_flag(&self.state.gil_needed, True)
             self.state.uv.async_send(uv_of(self.waker))  # cannot fail: open
 
     cdef void soon(self, Due due) noexcept:
@@ -344,12 +381,12 @@ cdef class Loop:
         """Call all that is ready, then drain the queue, as far as it lets itself be drained in one turn."""
         cdef Handle *handle
         cdef Due due
-        cdef uint64_t tick
         cdef size_t count = self.state.ready_count  # what becomes ready meanwhile has the next turn
         if self.thread == 0:
             return
         self.thread = PyThread_get_thread_ident()
         self.state.asked = False
+        store_flag(&self.state.gil_needed, False)
         while self.due and self.thread != 0:
             due = self.due.pop(0)
             due.in_turn()
@@ -361,9 +398,6 @@ cdef class Loop:
             elif handle.owner != NULL:  # else nobody waits for it any more
                 due = <Due>handle.owner
                 due.in_turn()
-        if self.state.rung and self.thread != 0:
-            self.state.rung = False
-            turn_wheel(&self.wheel, self.state.uv.hrtime() // NS_PER_MS)
         count = self.wheel.due
         while count > 0 and self.wheel.due > 0 and self.thread != 0:
             count -= 1
@@ -371,8 +405,12 @@ cdef class Loop:
             due.in_turn()
         if self.thread != 0:
             self.drain()
-        if self.thread == 0:  # closed, or in the child of a fork, by what was called
-            return
+        if self.thread != 0:  # else closed, or in the child of a fork, by what was called
+            self.come_to_rest()
+
+    cdef void come_to_rest(self) noexcept nogil:
+        """The end of a turn: stop, unless another was asked for."""
+        cdef uint64_t tick
         if self.state.alarm.due == 0 and next_tick(&self.wheel, &tick):
             self.set_alarm(tick)
         if not self.state.asked:
@@ -384,11 +422,11 @@ cdef class Loop:
         """What else there is to do in a turn; what is left for another turn, that asks for one. For the dispatcher to
         override."""
 
-    cdef bint engaged(self) noexcept:
+    cdef bint engaged(self) noexcept nogil:
         """Whether it is waited for something that the loop has to go on for. For the dispatcher to extend."""
         return self.running_timers > 0
 
-    cdef void rest(self) noexcept:
+    cdef void rest(self) noexcept nogil:
         """Called when a turn leaves nothing to do. For the dispatcher to extend."""
         if self.running_timers == 0 and self.state.alarm.due:  # an idle dispatcher does not wake up
             self.state.alarm.due = 0

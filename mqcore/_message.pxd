@@ -10,7 +10,8 @@ cdef enum State:
     IDLE = 0          # in no step
     RUNNING = 1       # a hook of the step is being called, or about to be
     HELD = 2          # a plugin holds the message
-    QUEUED = 3        # given back; goes on in a turn
+    GIVEN_BACK = 3    # by another thread; still in its lane
+    QUEUED = 4        # given back; goes on in a turn
 
 cdef enum Verdict:
     # What was decided, in `Message.verdict`: how to go on, or how the step ends.
@@ -73,14 +74,15 @@ cdef class Message:
     cdef PyObject *token            # borrowed: the live Hold of the current hold or call
     cdef PyObject *previous         # borrowed Messages: neighbours in a lane or in the queue
     cdef PyObject *following
+    cdef PyObject *next_given       # in the list of those that other threads gave back
     cdef PyObject *last_hook        # the name of the hook of the current or last step
     cdef uint64_t since             # when the hold began, in ns of uv_hrtime()
     cdef uint8_t state              # State
     cdef uint8_t verdict            # Verdict
-    cdef bint by_token              # the hook returned its Hold: nobody else can give back
-    cdef bint strong                # the hold has a reference, as the finalizer cannot be trusted
-    cdef bint finalized
-    cdef bint suspended             # `run` returned None: `done` is to follow
+    cdef uint8_t by_token           # bool: the hook returned its Hold: nobody else can give back
+    cdef uint8_t strong             # bool: the hold has a reference, as the finalizer cannot be trusted
+    cdef uint8_t finalized          # bool
+    cdef uint8_t suspended          # bool: `run` returned None; `done` is to follow
     cdef readonly uint32_t retries
     cdef readonly object error
     cdef tuple args                 # the hook's extra arguments
@@ -118,22 +120,33 @@ cdef class Control(Loop):
     cdef Lane *lanes
     cdef PyObject *first_queued     # owned Messages
     cdef PyObject *last_queued
+    cdef PyObject *first_given      # owned Messages, that other threads gave back; with the GIL
+    cdef PyObject *last_given
+    cdef uint64_t given_count
     cdef Handle *deadline           # one timer for all lanes: `due` is 0 when it is stopped, `events` 1 when it fired
     cdef Books books
+    cdef uint32_t books_version     # odd: they are just being changed, without the GIL; atomic
+    cdef uint64_t holds_begun
+    cdef uint64_t holds_ended
     cdef void *native               # the handles of native plugins, or NULL when there are none
     cdef bint sweep_due             # a chain went that was the last to name a retired context
 
     cdef int open_control(self, object loop) except -1
     cdef Lane *lane_of(self, double seconds) except NULL
+    cdef Books balance(self) noexcept
     cdef void begin_hold(self, Message message) noexcept
+    cdef void enter_lane(self, Message message) noexcept nogil
+    cdef void leave_lane(self, Message message, int verdict) noexcept nogil
     cdef void take_back(self, Message message, int verdict) noexcept
     cdef void let_hold_go(self, Message message) noexcept
-    cdef void push(self, Message message) noexcept
+    cdef void enqueue(self, Message message) noexcept nogil
     cdef void unlink_queued(self, Message message) noexcept
     cdef void release(self, Message message, int verdict) noexcept
+    cdef void give_from_elsewhere(self, Message message, int verdict) noexcept
+    cdef bint collect_given(self) noexcept
     cdef void held_weakly(self, Message message) noexcept
     cdef list all_held(self)
-    cdef void arm_deadline(self, uint64_t due) noexcept
+    cdef void arm_deadline(self, uint64_t due) noexcept nogil
     cdef void expire(self) noexcept
     cdef void resume(self, Message message) noexcept
 

@@ -7,21 +7,26 @@ A message carries its own place in its step, so that holding one allocates nothi
     HELD     a plugin has it; in the lane of its timeout -> QUEUED (given back, abandoned), IDLE (deadline, cancel, close)
     QUEUED   given back; waits for a turn                -> RUNNING, IDLE
 
-Only the GIL guards these states: a give-back claims the message in the thread that makes it, and all that follows happens
-on the dispatcher's thread.
+A give-back claims the message in the thread that makes it, and all that follows happens on the dispatcher's thread. Another
+thread only changes HELD to GIVEN_BACK, with the GIL, and puts the message into a list, from which the next turn takes it:
+lanes, queue and books belong to the dispatcher's thread, which changes them without the GIL as long as it runs native plugins
+(_native). It has no Python plugin's message in hand then.
 """
 
 import logging
 
+cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
+from ._atomic cimport fence, load_version, store_version
 from ._libuv cimport UV_TIMER, uv_handle_t
-from ._loop cimport Handle, Loop, arm, header_of, ask_for_turn, uv_of
+from ._loop cimport Handle, Loop, PyThread_get_thread_ident, arm, ask_for_turn, header_of, uv_of
 from ._scope cimport Scope
 
+from ._loop import loops
 from .errors import HoldTimeout, NotHeld
 
 cdef extern from "Python.h":
@@ -39,13 +44,18 @@ cdef enum:
 
 log = logging.getLogger("mqcore")
 
-cdef uint64_t holds_begun = 0
+cdef uint64_t holds_begun = 0  # of dispatchers that are closed
 cdef uint64_t holds_ended = 0
 
 
 def holds():
     """How many holds this process has begun and ended: `(begun, ended)`. For tests; any thread."""
-    return holds_begun, holds_ended
+    cdef uint64_t begun = holds_begun
+    cdef uint64_t ended = holds_ended
+    for control in list(loops):
+        begun += (<Control>control).holds_begun
+        ended += (<Control>control).holds_ended
+    return begun, ended
 
 
 # --------------------------------------------------------------------------------------------------------------- Message
@@ -225,6 +235,9 @@ cdef class Control(Loop):
         return 0
 
     cdef int close_loop(self) except -1:
+        global holds_begun, holds_ended
+        holds_begun += self.holds_begun
+        holds_ended += self.holds_ended
         if self.native != NULL:
             native_side.close(self)
         if not self.forked:
@@ -253,21 +266,39 @@ cdef class Control(Loop):
         self.lanes = lane
         return lane
 
+    cdef Books balance(self) noexcept:
+        """The books as they are at one moment. Any thread, with the GIL."""
+        cdef Books books
+        cdef uint32_t version
+        while True:
+            version = load_version(&self.books_version)
+            books = self.books
+            fence()
+            if version % 2 == 0 and version == load_version(&self.books_version):
+                break
+        books.held -= self.given_count
+        books.running += self.given_count
+        return books
+
     # -------------------------------------------------------------------------------------------------------------- holds
 
     cdef void begin_hold(self, Message message) noexcept:
         """The plugin at message.entry has the message now. RUNNING -> HELD."""
-        cdef Lane *lane = message.entry.lane
-        global holds_begun
-        holds_begun += 1
-        message.entry.counters.holds += 1
-        self.books.running -= 1
-        self.books.held += 1
-        message.state = HELD
-        message.since = self.state.uv.hrtime()
         if message.task is not None or message.native != NULL or not finalizer_is_trusted(message):
             message.strong = True
             Py_INCREF(message)
+        self.enter_lane(message)
+
+    # Without None checks, which need the GIL.
+
+    @cython.nonecheck(False)
+    cdef void enter_lane(self, Message message) noexcept nogil:
+        cdef Lane *lane = message.entry.lane
+        self.holds_begun += 1
+        message.entry.counters.holds += 1
+        count_held(self, 1)
+        message.state = HELD
+        message.since = self.state.uv.hrtime()
         message.following = NULL
         message.previous = lane.last
         if lane.last == NULL:
@@ -279,18 +310,20 @@ cdef class Control(Loop):
         lane.last = <PyObject *>message
         self.set_busy(True)
 
+    @cython.nonecheck(False)
+    cdef void leave_lane(self, Message message, int verdict) noexcept nogil:
+        cdef Lane *lane = message.entry.lane
+        self.holds_ended += 1
+        count_held(self, -1)
+        message.state = RUNNING
+        message.verdict = verdict
+        unlink(message, &lane.first, &lane.last)
+
     cdef void take_back(self, Message message, int verdict) noexcept:
         """The hold is over, however it ended. HELD -> RUNNING, with a verdict, so that nobody has control. No Python code runs
         in here; let_hold_go() is to follow. The caller has a reference to the message."""
-        cdef Lane *lane = message.entry.lane
-        global holds_ended
-        holds_ended += 1
-        self.books.held -= 1
-        self.books.running += 1
-        message.state = RUNNING
-        message.verdict = verdict
+        self.leave_lane(message, verdict)
         message.by_token = False
-        unlink(message, &lane.first, &lane.last)
         if message.native != NULL:
             native_side.hold_ended(self, message)
 
@@ -317,16 +350,20 @@ cdef class Control(Loop):
             Py_DECREF(message)
 
     cdef void release(self, Message message, int verdict) noexcept:
-        """The message was given back, or can no longer be. HELD -> QUEUED. Any thread, with the GIL."""
+        """The message was given back, or can no longer be. HELD -> QUEUED, or GIVEN_BACK. Any thread, with the GIL."""
         Py_INCREF(message)  # what refers to it may be let go in between
-        self.take_back(message, verdict)
-        self.push(message)  # first, so that whatever happens then finds it there
+        Py_INCREF(message)  # the queue's
+        if self.thread == PyThread_get_thread_ident():
+            self.take_back(message, verdict)
+            self.enqueue(message)  # first, so that whatever happens then finds it there
+        else:
+            self.give_from_elsewhere(message, verdict)
         self.let_hold_go(message)
         Py_DECREF(message)
 
-    cdef void push(self, Message message) noexcept:
-        """RUNNING -> QUEUED. Any thread, with the GIL."""
-        Py_INCREF(message)
+    @cython.nonecheck(False)
+    cdef void enqueue(self, Message message) noexcept nogil:
+        """RUNNING -> QUEUED. The caller's reference to the message is the queue's from now on."""
         message.state = QUEUED
         message.following = NULL
         message.previous = self.last_queued
@@ -335,7 +372,35 @@ cdef class Control(Loop):
         else:
             (<Message>self.last_queued).following = <PyObject *>message
         self.last_queued = <PyObject *>message
+        if self.thread != 0:
+            ask_for_turn(&self.state)
+
+    cdef void give_from_elsewhere(self, Message message, int verdict) noexcept:
+        """HELD -> GIVEN_BACK. On another thread, with the GIL; the caller's reference is the list's from now on."""
+        message.state = GIVEN_BACK
+        message.verdict = verdict
+        message.next_given = NULL
+        if self.last_given == NULL:
+            self.first_given = <PyObject *>message
+        else:
+            (<Message>self.last_given).next_given = <PyObject *>message
+        self.last_given = <PyObject *>message
+        self.given_count += 1
         self.wake()
+
+    cdef bint collect_given(self) noexcept:
+        """GIVEN_BACK -> QUEUED, for all that other threads gave back. Whether there were any."""
+        cdef PyObject *each = self.first_given
+        self.first_given = NULL
+        self.last_given = NULL
+        self.given_count = 0
+        if each == NULL:
+            return False
+        while each != NULL:
+            self.take_back(<Message>each, (<Message>each).verdict)
+            self.enqueue(<Message>each)
+            each = (<Message>each).next_given
+        return True
 
     cdef void unlink_queued(self, Message message) noexcept:
         """QUEUED -> RUNNING. The caller has a reference to the message."""
@@ -351,7 +416,7 @@ cdef class Control(Loop):
         while lane != NULL:
             each = lane.first
             while each != NULL:
-                if is_alive(each):
+                if is_alive(each) and (<Message>each).state == HELD:
                     held.append(<Message>each)
                 each = (<Message>each).following
             lane = lane.next
@@ -363,8 +428,9 @@ cdef class Control(Loop):
         """Rule 6: go on with messages that were given back, for a while."""
         cdef Message message
         cdef int left = TURN_ENTRIES
+        self.collect_given()  # first: what was given back in time is not too late
         if self.native != NULL:
-            native_side.absorb(self)  # first: what was given back in time is not too late
+            native_side.absorb(self)
         if self.deadline.events and self.thread != 0:
             self.expire()
         if self.first_queued == NULL:
@@ -381,10 +447,12 @@ cdef class Control(Loop):
         if self.first_queued != NULL:
             self.wake()
 
-    cdef bint engaged(self) noexcept:
+    @cython.nonecheck(False)
+    cdef bint engaged(self) noexcept nogil:
         return self.books.held > 0 or Loop.engaged(self)
 
-    cdef void rest(self) noexcept:
+    @cython.nonecheck(False)
+    cdef void rest(self) noexcept nogil:
         if self.books.held == 0 and self.deadline.due:  # an idle dispatcher does not wake up
             self.deadline.due = 0
             self.state.uv.timer_stop(uv_of(self.deadline))  # cannot fail
@@ -395,7 +463,8 @@ cdef class Control(Loop):
 
     # ---------------------------------------------------------------------------------------------------------- deadlines
 
-    cdef void arm_deadline(self, uint64_t due) noexcept:
+    @cython.nonecheck(False)
+    cdef void arm_deadline(self, uint64_t due) noexcept nogil:
         if self.deadline.due == 0 or due < self.deadline.due:
             self.deadline.due = due
             self.deadline.events = 0
@@ -414,6 +483,7 @@ cdef class Control(Loop):
         lane = self.lanes
         while lane != NULL:
             while lane.timeout and now < until:
+                self.collect_given()
                 each = oldest(lane)
                 if each == NULL or (<Message>each).since + lane.timeout > now:
                     break
@@ -449,7 +519,8 @@ cdef class Control(Loop):
             self.arm_deadline(next_due)
 
 
-cdef void unlink(Message message, PyObject **first, PyObject **last) noexcept:
+@cython.nonecheck(False)
+cdef void unlink(Message message, PyObject **first, PyObject **last) noexcept nogil:
     if message.previous == NULL:
         first[0] = message.following
     else:
@@ -460,6 +531,15 @@ cdef void unlink(Message message, PyObject **first, PyObject **last) noexcept:
         (<Message>message.following).previous = message.previous
     message.previous = NULL
     message.following = NULL
+
+
+cdef inline void count_held(Control control, int change) noexcept nogil:
+    """One more is held in place of running, or one less: `balance` sees both or neither."""
+    store_version(&control.books_version, control.books_version + 1)
+    fence()
+    control.books.held += change
+    control.books.running -= change
+    store_version(&control.books_version, control.books_version + 1)
 
 
 cdef PyObject *oldest(Lane *lane) noexcept:

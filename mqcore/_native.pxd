@@ -5,7 +5,7 @@ from cpython.object cimport PyObject
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
-from ._handles cimport Slot, Table
+from ._handles cimport GENERATION, LAST_GENERATIONS, Slot, Table, generation_of
 from ._message cimport Control, Entry, Message
 from ._step cimport Steps
 
@@ -36,11 +36,22 @@ cdef struct Inside:
     void *current
     PyObject *message
 
+cdef inline bint is_worn(Slot *slot) noexcept nogil:
+    """Whether its generations are used up: let go, it is retired when its turn comes."""
+    return generation_of(slot.word) >> 24 == LAST_GENERATIONS
+
+cdef inline void new_generation(Slot *slot) noexcept nogil:
+    slot.word = ((slot.word >> 32) + GENERATION) << 32
+
 cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil
 cdef void leave(Table *table, Inside *before) noexcept nogil
 cdef void give(void *handle, int verdict, void *caller) noexcept nogil
 cdef void keep(Slot *slot, object value) noexcept
-cdef void absorb(Control control) noexcept
+cdef void hold_by(Message message, Slot *slot) noexcept nogil
+cdef void put_back(Table *table, Slot *slot) noexcept nogil
+cdef void drop_kept(Slot *slot) noexcept
+cdef Entry *call_hooks(
+    Control control, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed, bint *taken) noexcept nogil
 
 # Here so that the compiler keeps them out of the calls of hooks, which they would slow down.
 cdef Slot *make_ready(Steps steps, Message message, Arguments *arguments, int *verdict) noexcept

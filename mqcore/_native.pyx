@@ -20,14 +20,14 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
+from ._atomic cimport get, load, set, swap
 from ._chain cimport Chain
 from ._handles cimport (
-    CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, LAST_GENERATIONS, OVER, STEP, Slot, Table, free_slot, generation_in,
-    generation_of, get, handle_of, load, part_in, push, set, slot_of, state_of, store, swap, table_of, take_all, take_slot,
-    this_thread)
+    CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of, handle_of,
+    part_in, push, slot_of, state_of, table_of, take_slot, this_thread)
 from ._message cimport (
     HELD, IDLE, TO_CONTINUE, UNDECIDED, Control, Entry, Message, count_given, native_side)
-from ._notes cimport log_notes, refuse, refuse_late, wake
+from ._notes cimport refuse, wake
 from ._step cimport Steps, add_sample
 
 from .errors import MqError
@@ -105,18 +105,16 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
     table.thread = control.thread
     table.inside += 1
     while verdict == TO_CONTINUE and entry != NULL:
-        if timed:
-            entry = call_timed(control, message, entry, handle_of(slot), &slot.word, &arguments, &taken)
-        else:
-            entry = call_all(control, message, entry, handle_of(slot), &slot.word, &arguments, &taken)
+        entry = call_hooks(control, message, entry, slot, &arguments, timed, &taken)
         if entry != NULL:
             verdict = decide(<Steps>control, message, slot, taken, &kept)
             if not kept:
                 break
-            slot.word = ((slot.word >> 32) + GENERATION) << 32
+            new_generation(slot)
             entry = following(entry)
     leave(table, &before)
     if kept:
+        drop_kept(slot)
         put_back(table, slot)
     return verdict
 
@@ -171,19 +169,15 @@ cdef Py_ssize_t begin_many(
             else:
                 verdict = decide(steps, message, slot, taken, &kept)
                 if kept:
-                    slot.word = ((slot.word >> 32) + GENERATION) << 32
+                    new_generation(slot)
                     drop_kept(slot)
                 outcomes.append(<object>steps.begun(chain, message, steps.proceed(message, chain, verdict), (), done))
     finally:
         leave(table, &before)
         if kept:
+            drop_kept(slot)
             put_back(table, slot)
     return index
-
-
-cdef inline bint is_worn(Slot *slot) noexcept nogil:
-    """Whether its generations are used up: let go, it is retired when its turn comes."""
-    return generation_of(slot.word) >> 24 == LAST_GENERATIONS
 
 
 cdef Slot *new_slot(Table *table) except NULL:
@@ -203,11 +197,19 @@ cdef inline Entry *following(Entry *entry) noexcept nogil:
     return NULL if entry[1].native == NULL else &entry[1]
 
 
-cdef inline Entry *call_all(
-        Control control, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+cdef inline Entry *call_hooks(
+        Control control, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed,
         bint *taken) noexcept nogil:
     """Call native hooks as long as they return false and nothing else happens. The one where it did; NULL when there was
     none, and then the slot is free."""
+    if timed:
+        return call_timed(control, message, entry, handle_of(slot), &slot.word, arguments, taken)
+    return call_all(control, message, entry, handle_of(slot), &slot.word, arguments, taken)
+
+
+cdef inline Entry *call_all(
+        Control control, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+        bint *taken) noexcept nogil:
     cdef char *each = <char *>handle
     cdef int kind = entry.kind
     cdef uint64_t called = word[0] | CALLED
@@ -296,10 +298,7 @@ cdef int decide(Steps steps, Message message, Slot *slot, bint taken, bint *kept
     cdef int verdict
     if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
         kept[0] = False
-        slot.held = generation_of(called)
-        slot.owner = message.entry.handle
-        slot.hook = message.entry.hook
-        message.native = slot
+        hold_by(message, slot)
         verdict = steps.judge(message, True)
         if message.state != HELD and message.native != NULL:  # the step or the dispatcher had ended: it was never held
             hold_ended(steps, message)
@@ -311,9 +310,16 @@ cdef int decide(Steps steps, Message message, Slot *slot, bint taken, bint *kept
     return steps.judge(message, True if taken else False)
 
 
-cdef void put_back(Table *table, Slot *slot) noexcept:
-    """The step goes on without native hooks for now: its slot is for the next one."""
-    drop_kept(slot)
+cdef void hold_by(Message message, Slot *slot) noexcept nogil:
+    """The plugin at message.entry has control, by the slot's handle."""
+    slot.held = generation_of(slot.word)
+    slot.owner = message.entry.handle
+    slot.hook = message.entry.hook
+    message.native = slot
+
+
+cdef void put_back(Table *table, Slot *slot) noexcept nogil:
+    """The step goes on without native hooks for now: its slot, which keeps nothing, is for the next one."""
     slot.object = NULL
     if table.spare == NULL:
         table.spare = slot
@@ -376,30 +382,6 @@ cdef void hold_ended(Control control, Message message) noexcept:
         free_slot(<Table *>control.native, slot)
 
 
-cdef void absorb(Control control) noexcept:
-    """In a turn: release what was given back since the last one, and log what there is to be logged."""
-    cdef Table *table = <Table *>control.native
-    cdef Slot *slot = <Slot *>take_all(&table.given)
-    cdef Slot *next
-    cdef int verdict
-    while slot != NULL:
-        next = slot.next
-        verdict = state_of(load(&slot.word)) - GIVEN
-        if verdict > 0:
-            message = <Message>slot.object
-            count_given(message.entry.counters, verdict)
-            control.release(message, verdict)
-            message = None
-        else:
-            refuse_late(table, slot)
-        store(&slot.word, slot.word >> 32 << 32)
-        free_slot(table, slot)
-        slot = next
-    if table.notes != NULL:
-        log_notes(table)
-
-
 native_side.call = call
 native_side.begin_many = begin_many
 native_side.hold_ended = hold_ended
-native_side.absorb = absorb

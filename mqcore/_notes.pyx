@@ -12,12 +12,13 @@ from cpython.object cimport PyObject
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen
 
+from ._atomic cimport add
 from ._context cimport Context
 from ._dispatch cimport Dispatcher
 from ._handles cimport (
-    CONTEXT, STEP, Note, Slot, Table, add, any_open_table, generation_in, is_inside, live_slot, push, slot_of, table_inside,
+    CONTEXT, STEP, Note, Slot, Table, any_open_table, generation_in, is_inside, live_slot, push, slot_of, table_inside,
     table_of, take_all)
-from ._loop cimport Loop, ask_for_turn, uv_of
+from ._loop cimport Loop, stir, uv_of
 from ._message cimport Message, Tally
 
 cdef extern from *:
@@ -134,9 +135,9 @@ cdef void add_note(Table *table, int priority, const char *text, void *context, 
 
 
 cdef void wake(Table *table) noexcept nogil:
-    """Ask for a turn. Any thread, without the GIL."""
+    """Ask for a turn, which looks itself whether it needs the GIL. Any thread, without it."""
     if is_inside(table):
-        ask_for_turn(&(<Loop>table.owner).state)
+        stir(&(<Loop>table.owner).state)
         return
     pthread_mutex_lock(&table.lock)
     if table.open:

@@ -8,6 +8,7 @@ from ._message cimport Control, Counters, Entry, Message
 
 cdef enum:
     MOST_ARGUMENTS = 16             # of a hook, with context and message
+    SAMPLE_EVERY = 256              # steps; one of them is timed
 
 cdef class Steps(Control):
     """What takes messages through chains: the base of the dispatcher."""
@@ -32,5 +33,13 @@ cdef class Steps(Control):
     cdef void end_step(self, Message message, int verdict, object error) noexcept
     cdef bint cancel_step(self, Message message) noexcept
     cdef void end_open_steps(self) noexcept
+
+cdef inline bint is_sampled(Steps steps) noexcept nogil:
+    """Whether the hooks that are called now are to be timed."""
+    if steps.until_sample == 0:
+        steps.until_sample = SAMPLE_EVERY
+        return True
+    steps.until_sample -= 1
+    return False
 
 cdef void add_sample(Counters *counters, uint64_t ns) noexcept nogil

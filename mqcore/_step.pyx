@@ -30,7 +30,6 @@ cdef extern from "Python.h":
     PyObject *Py_False
 
 cdef enum:
-    SAMPLE_EVERY = 256       # steps; one of them is timed
     TAKEN = 100              # what a hook said, beside the verdicts: that it has the message,
     UNKNOWN = 101            # or nothing that is known
 
@@ -124,8 +123,7 @@ cdef class Steps(Control):
             for argument in message.args:
                 arguments[count] = <PyObject *>argument  # message.args keeps it
                 count += 1
-        cdef bint timed = self.until_sample == 0
-        self.until_sample = SAMPLE_EVERY if timed else self.until_sample - 1
+        cdef bint timed = is_sampled(self)
         if message.verdict == TO_CANCEL:  # run_many() had taken it, and a hook of one before it cancelled it
             return TO_CANCEL
         while True:
@@ -394,6 +392,7 @@ cdef class Steps(Control):
             message.verdict = TO_CANCEL
             message.fail(error)
             return True
+        self.collect_given()  # where it may be
         self.end_step(message, TO_CANCEL, error)
         self.wake()  # so that an idle dispatcher comes to rest
         return True
@@ -403,7 +402,7 @@ cdef class Steps(Control):
         for message in self.all_held():
             if message.state == HELD:  # `done` of another may have dropped it
                 self.end_step(message, TO_FAIL, closed_in_step(message))
-        while self.first_queued != NULL:
+        while self.first_queued != NULL or self.collect_given():
             message = <Message>self.first_queued
             self.end_step(message, TO_FAIL, closed_in_step(message))
 

@@ -24,14 +24,18 @@ cdef extern from *:
 
 cdef void insert(Wheel *wheel, Node *node) noexcept nogil:
     """Have `node` become due at `node.tick`, or at once when that is not after `now`. It must be in no place."""
-    cdef int place = DUE
+    cdef int place
     cdef int level
     cdef Node *first
     if node.tick > wheel.now:
         level = highest_bit(node.tick ^ wheel.now) // SLOT_BITS
         place = level * SLOTS + ((node.tick >> level * SLOT_BITS) & SLOTS - 1)
         wheel.occupied[level] |= <uint64_t>1 << place % SLOTS
+    elif node.bare:
+        place = DUE_BARE
+        wheel.due_bare += 1
     else:
+        place = DUE
         wheel.due += 1
     node.place = place
     first = wheel.first[place]
@@ -51,7 +55,7 @@ cdef void remove(Wheel *wheel, Node *node) noexcept nogil:
     cdef int place = node.place
     if node.next == node:
         wheel.first[place] = NULL
-        if place != DUE:
+        if place < DUE:
             wheel.occupied[place // SLOTS] &= ~(<uint64_t>1 << place % SLOTS)
     else:
         node.next.previous = node.previous
@@ -60,6 +64,8 @@ cdef void remove(Wheel *wheel, Node *node) noexcept nogil:
             wheel.first[place] = node.next
     if place == DUE:
         wheel.due -= 1
+    elif place == DUE_BARE:
+        wheel.due_bare -= 1
     node.next = NULL
 
 
@@ -78,7 +84,7 @@ cdef uint64_t start_of(Wheel *wheel, int place) noexcept nogil:
 
 
 cdef void turn_wheel(Wheel *wheel, uint64_t now) noexcept nogil:
-    """Move on to the tick `now`: what is due by then goes to the place DUE, in order."""
+    """Move on to the tick `now`: what is due by then goes to the place DUE or DUE_BARE, in order."""
     cdef Node *node
     cdef uint64_t start
     cdef int place = first_slot(wheel)
@@ -108,4 +114,5 @@ cdef bint next_tick(Wheel *wheel, uint64_t *tick) noexcept nogil:
 
 cdef Node *any_node(Wheel *wheel) noexcept nogil:
     """Some node, or NULL when there is none."""
-    return wheel.first[DUE] if wheel.due else wheel.first[first_slot(wheel)]
+    cdef int place = first_slot(wheel)
+    return wheel.first[DUE_BARE] if place == DUE and wheel.due == 0 else wheel.first[place]

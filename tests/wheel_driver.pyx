@@ -3,11 +3,11 @@
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
-from mqcore._wheel cimport DUE, Node, Wheel, any_node, insert, next_tick, remove, turn_wheel
+from mqcore._wheel cimport DUE, DUE_BARE, Node, Wheel, any_node, insert, next_tick, remove, turn_wheel
 
 
 cdef class Driver:
-    """A wheel whose nodes are known by numbers from 0 to 99."""
+    """A wheel whose nodes are known by numbers from 0 to 99. The odd ones need no GIL."""
     cdef Wheel wheel
     cdef Node *nodes
 
@@ -21,6 +21,7 @@ cdef class Driver:
     def insert(self, number, tick):
         assert self.nodes[number].next == NULL
         self.nodes[number].tick = tick
+        self.nodes[number].bare = number % 2
         insert(&self.wheel, &self.nodes[number])
 
     def remove(self, number):
@@ -31,13 +32,15 @@ cdef class Driver:
         turn_wheel(&self.wheel, now)
 
     def take(self):
-        """The numbers of what is due, in order; it is removed."""
+        """The numbers of what is due, in order, first those that need the GIL; it is removed."""
         numbers = []
-        assert self.wheel.due == 0 or self.wheel.first[DUE] != NULL
         while self.wheel.due:
             numbers.append(self.wheel.first[DUE] - self.nodes)
             remove(&self.wheel, self.wheel.first[DUE])
-        assert self.wheel.first[DUE] == NULL
+        while self.wheel.due_bare:
+            numbers.append(self.wheel.first[DUE_BARE] - self.nodes)
+            remove(&self.wheel, self.wheel.first[DUE_BARE])
+        assert self.wheel.first[DUE] == NULL and self.wheel.first[DUE_BARE] == NULL
         return numbers
 
     def next_tick(self):

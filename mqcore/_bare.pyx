@@ -1,0 +1,249 @@
+# cython: nonecheck=False
+# (None checks need the GIL, and what is called without it has no None to check.)
+"""What a turn begins with: the part of it that needs no GIL, which is native plugins.
+
+The callbacks of their timers are called, and messages that they gave back go on, from one native hook to the next. Where a
+Python plugin comes next, or the end of the step, which `done` is told, the message is queued as if it had just been given
+back: the turn takes the GIL once for all of these. Nothing else of Python is touched in between. The hold's reference to the
+message goes from one native hold to the next, and then to the queue.
+
+What is rare takes the GIL where it comes up: letting go of strings that a plugin was handed out, and a hook that contradicts
+itself, or whose step or dispatcher was ended in the middle.
+"""
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
+from libc.stddef cimport size_t
+from libc.stdint cimport uint64_t
+
+from ._atomic cimport load, store, store_flag, swap
+from ._chain cimport Chain
+from ._handles cimport (
+    CALLED, GIVEN, HELD_BY, STEP, Slot, Table, end_slot, free_slot, state_of, take_all, take_slot)
+from ._loop cimport Loop
+from ._message cimport (
+    TO_CONTINUE, TO_RETRY, UNDECIDED, Control, Entry, Message, count_given, native_side)
+from ._native cimport (
+    OF_ADDRESS, OF_LOGIN, Arguments, Inside, call_hooks, decide, drop_kept, enter, hold_by, is_worn, leave,
+    new_generation, put_back)
+from ._notes cimport log_notes, refuse_late
+from ._step cimport Steps, is_sampled
+from ._wheel cimport DUE_BARE, Node
+
+cdef extern from "Python.h":
+    bint PyBytes_Check(PyObject *) nogil
+    char *PyBytes_AS_STRING(PyObject *) nogil
+    Py_ssize_t PyBytes_GET_SIZE(PyObject *) nogil
+    bint PyUnicode_Check(PyObject *) nogil
+    bint PyUnicode_IS_COMPACT_ASCII(PyObject *) nogil
+    void *PyUnicode_DATA(PyObject *) nogil
+    Py_ssize_t PyUnicode_GET_LENGTH(PyObject *) nogil
+    Py_ssize_t PyTuple_GET_SIZE(PyObject *) nogil
+    PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t) nogil
+    PyObject *Py_None
+
+cdef enum:
+    TURN_NS = 1_000_000      # how long, and
+    TURN_MESSAGES = 4_096    # how many messages this part of a turn may take
+
+
+cdef bint bare_turn(Loop loop) noexcept nogil:
+    """Whether there is more to do that needs no GIL, in the next turn."""
+    cdef Table *table = <Table *>(<Control>loop).native
+    call_timers(loop, table)
+    go_on(<Steps>loop, table, TURN_MESSAGES)
+    if table.notes != NULL:
+        store_flag(&loop.state.gil_needed, True)
+    return loop.wheel.due_bare > 0 or table.waiting != NULL or table.given != NULL
+
+
+cdef void absorb(Control control) noexcept:
+    """With the GIL: go on with all that was given back by now, and log what there is to be logged."""
+    cdef Table *table = <Table *>control.native
+    if table.waiting != NULL or table.given != NULL:
+        go_on(<Steps>control, table, table.count)
+    if table.notes != NULL:
+        log_notes(table)
+
+
+native_side.absorb = absorb
+
+
+# ---------------------------------------------------------------------------------------------------------------- Timers
+
+cdef void call_timers(Loop loop, Table *table) noexcept nogil:
+    cdef size_t count = loop.wheel.due_bare  # those that become due meanwhile have the next turn
+    cdef Slot *timer
+    cdef void *context
+    cdef void *data
+    cdef void *callback
+    cdef Inside before
+    while count > 0 and loop.wheel.due_bare > 0 and loop.thread != 0:
+        count -= 1
+        timer = slot_around(loop.wheel.first[DUE_BARE])
+        context = timer.owner
+        data = timer.data
+        callback = timer.callback
+        stop_timer(table, timer)
+        enter(table, context, NULL, &before)
+        (<void (*)(void *) noexcept nogil>callback)(data)
+        leave(table, &before)
+
+
+cdef Slot *slot_around(Node *node) noexcept nogil:
+    return <Slot *>(<char *>node - <size_t>&(<Slot *>NULL).node)
+
+
+cdef void stop_timer(Table *table, Slot *timer) noexcept nogil:
+    """Take a timer out of the wheel and from its context; its handle is stale. The dispatcher's thread."""
+    (<Loop>table.owner).stop_node(&timer.node)
+    timer.previous.first = timer.first
+    if timer.first != NULL:
+        timer.first.previous = timer.previous
+    end_slot(table, timer)
+
+
+# -------------------------------------------------------------------------------------------------------------- Messages
+
+cdef void go_on(Steps steps, Table *table, size_t most) noexcept nogil:
+    """Go on with messages that were given back, for a while: what is given back meanwhile has the next turn."""
+    cdef uint64_t now = steps.state.uv.hrtime()
+    cdef uint64_t until = now + TURN_NS
+    cdef Slot *slot
+    cdef int verdict
+    if table.waiting == NULL:
+        table.waiting = <Slot *>take_all(&table.given)
+    while table.waiting != NULL and most > 0 and (now < until or most > TURN_MESSAGES):
+        most -= 1
+        slot = table.waiting
+        table.waiting = slot.next
+        verdict = state_of(load(&slot.word)) - GIVEN
+        if verdict > 0:
+            resume(steps, table, slot, <Message>slot.object, verdict, now)
+        else:
+            refuse_late(table, slot)
+            store(&slot.word, slot.word >> 32 << 32)
+            free_slot(table, slot)
+        now = steps.state.uv.hrtime()
+
+
+cdef void resume(Steps steps, Table *table, Slot *slot, Message message, int verdict, uint64_t now) noexcept nogil:
+    """Go on with a message that its native plugin gave back, as far as native plugins go. HELD -> HELD, QUEUED, or IDLE."""
+    cdef Entry *entry
+    cdef Arguments arguments
+    count_given(message.entry.counters, verdict)
+    message.entry.counters.held_ns += now - message.since
+    steps.leave_lane(message, verdict)
+    message.native = NULL
+    message.strong = False  # its reference is ours now
+    new_generation(slot)
+    while verdict != UNDECIDED:
+        if is_worn(slot):
+            free_slot(table, slot)
+            slot = take_slot(table, STEP)
+        entry = NULL if slot == NULL else next_native(steps, message, verdict, &arguments)
+        if entry == NULL:
+            message.verdict = verdict
+            steps.enqueue(message)
+            if slot != NULL:
+                let_go(table, slot)
+            return
+        message.verdict = UNDECIDED
+        slot.object = <PyObject *>message
+        verdict = call(steps, table, message, entry, slot, &arguments)
+
+
+cdef Entry *next_native(Steps steps, Message message, int verdict, Arguments *arguments) noexcept nogil:
+    """The hook to be called now, and its arguments, if that is a native one; NULL when going on needs the GIL."""
+    cdef Entry *entry = NULL
+    if verdict == TO_CONTINUE:
+        entry = &message.entry[1]
+    elif verdict == TO_RETRY and message.retries < steps.max_retries \
+            and (<Chain>message.chain).route.chain is <Chain>message.chain:
+        entry = (<Chain>message.chain).entries
+    if entry == NULL or entry.native == NULL or not find_arguments(<PyObject *>message.args, entry.kind, arguments):
+        return NULL
+    if verdict == TO_RETRY:
+        message.retries += 1
+    return entry
+
+
+cdef bint find_arguments(PyObject *values, int kind, Arguments *arguments) noexcept nogil:
+    """The hook's arguments as C has them, which the message keeps; False when they are not to be had without the GIL."""
+    if kind <= OF_ADDRESS:
+        return True
+    if values == Py_None or PyTuple_GET_SIZE(values) < (2 if kind == OF_LOGIN else 1):
+        return False
+    return (find_bytes(PyTuple_GET_ITEM(values, 0), &arguments.first, &arguments.first_size)
+            and (kind != OF_LOGIN or find_bytes(PyTuple_GET_ITEM(values, 1), &arguments.second, &arguments.second_size)))
+
+
+cdef bint find_bytes(PyObject *value, const char **text, size_t *size) noexcept nogil:
+    if PyBytes_Check(value):
+        text[0] = PyBytes_AS_STRING(value)
+        size[0] = PyBytes_GET_SIZE(value)
+    elif PyUnicode_Check(value) and PyUnicode_IS_COMPACT_ASCII(value):
+        text[0] = <const char *>PyUnicode_DATA(value)
+        size[0] = PyUnicode_GET_LENGTH(value)
+    elif value == Py_None:
+        text[0] = NULL
+        size[0] = 0
+    else:
+        return False
+    return True
+
+
+cdef int call(Steps steps, Table *table, Message message, Entry *entry, Slot *slot, Arguments *arguments) noexcept nogil:
+    """Call native hooks, from `entry` on. The verdict to go on with; UNDECIDED when the message is no longer ours, nor the
+    slot."""
+    cdef uint64_t called
+    cdef int early
+    cdef bint taken = False
+    cdef Inside before
+    enter(table, NULL, <PyObject *>message, &before)
+    entry = call_hooks(steps, message, entry, slot, arguments, is_sampled(steps), &taken)
+    leave(table, &before)
+    if entry == NULL:  # all returned false
+        return TO_CONTINUE
+    if message.verdict == UNDECIDED and not steps.closed:
+        called = slot.word >> 32 << 32 | CALLED
+        if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
+            hold_by(message, slot)
+            message.strong = True
+            steps.enter_lane(message)
+            return UNDECIDED
+        early = state_of(load(&slot.word)) - GIVEN
+        if taken or early == TO_CONTINUE:
+            count_given(message.entry.counters, early)
+            new_generation(slot)
+            if taken:  # rule 7: a hold that is over at once
+                steps.enter_lane(message)
+                steps.leave_lane(message, early)
+            return early
+    go_on_with_gil(steps, table, message, slot, taken)
+    return UNDECIDED
+
+
+cdef void go_on_with_gil(Steps steps, Table *table, Message message, Slot *slot, bint taken) noexcept with gil:
+    """The hook contradicted itself, or its step or dispatcher was ended while it was called."""
+    cdef bint kept = True
+    cdef int verdict = decide(steps, message, slot, taken, &kept)
+    if kept:
+        new_generation(slot)
+        drop_kept(slot)
+        put_back(table, slot)
+    if verdict != UNDECIDED:
+        message.verdict = verdict
+        steps.resume(message)
+    Py_DECREF(message)
+
+
+cdef void let_go(Table *table, Slot *slot) noexcept nogil:
+    """The step goes on without native hooks for now."""
+    if slot.kept != NULL:
+        drop_with_gil(slot)
+    put_back(table, slot)
+
+
+cdef void drop_with_gil(Slot *slot) noexcept with gil:
+    drop_kept(slot)

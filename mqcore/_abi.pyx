@@ -9,23 +9,23 @@ the accessors that are registered for the class of the message, with the GIL.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport errno
+from libc.errno cimport ENOMEM, errno
 from libc.stdint cimport uint64_t
 from libc.string cimport strlen
 
 from ._abi cimport MQ_Address, MQ_Connection, MQ_Context, MQ_IOWatcher, MQ_Message, MQ_Timer, c_bool, uv_loop_s
 from ._atomic cimport load, store
-from ._bare cimport stop_timer
+from ._bare cimport join_context, stop
 from ._context cimport Context
 from ._handles cimport (
-    ADDRESS, CALLED, CONNECTION, CONTEXT, HELD_BY, LIVE, MESSAGE, RECIPIENT, STEP, TIMER, WATCHER, Slot, Table, end_slot,
+    ADDRESS, CALLED, CONNECTION, CONTEXT, HELD_BY, LIVE, MESSAGE, RECIPIENT, STEP, TIMER, WATCHER, Slot, Table,
     generation_in, generation_of, handle_of, is_inside, live_slot, part_in, slot_of, state_of, table_of, take_slot)
 from ._loop cimport Loop, ends_program
 from ._message cimport TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message
-from ._native cimport OF_ADDRESS, Inside, enter, give, keep, leave
+from ._native cimport OF_ADDRESS, give, keep
 from ._notes cimport refuse, write_log
-from ._scope cimport Watcher, set_making
+from ._poll cimport add_watch
+from ._scope cimport cannot_watch
 
 import logging
 import os
@@ -129,14 +129,11 @@ cdef public MQ_Timer *MQ_startTimer(
     timer.owner = context
     timer.callback = <void *>callback
     timer.data = data
-    timer.previous = owner
-    timer.first = owner.first
-    if owner.first != NULL:
-        owner.first.previous = timer
-    owner.first = timer
-    timer.node.bare = True
+    timer.waiting.node.next = NULL
+    timer.waiting.node.bare = True
+    join_context(owner, timer)
     store(&timer.word, timer.word | LIVE)
-    (<Loop>table.owner).start_node(&timer.node, <uint64_t>(<double>seconds * 1e9))
+    (<Loop>table.owner).start_node(&timer.waiting.node, <uint64_t>(<double>seconds * 1e9))
     return <MQ_Timer *>handle_of(timer)
 
 
@@ -147,7 +144,7 @@ cdef bint is_time(float seconds) noexcept nogil:
 cdef public void MQ_resetTimer(MQ_Timer *timer, float seconds) noexcept nogil:
     cdef Slot *slot = started(timer, TIMER, b"reset a timer that is over, or outside of calls", caller())
     if slot != NULL and is_time(seconds):
-        (<Loop>table_of(timer).owner).start_node(&slot.node, <uint64_t>(<double>seconds * 1e9))
+        (<Loop>table_of(timer).owner).start_node(&slot.waiting.node, <uint64_t>(<double>seconds * 1e9))
     elif slot != NULL:
         refuse(timer, b"reset a timer to what is no number of seconds", caller())
 
@@ -155,92 +152,53 @@ cdef public void MQ_resetTimer(MQ_Timer *timer, float seconds) noexcept nogil:
 cdef public void MQ_stopTimer(MQ_Timer *timer) noexcept nogil:
     cdef Slot *slot = started(timer, TIMER, b"stopped a timer that is over, or outside of calls", caller())
     if slot != NULL:
-        stop_timer(table_of(timer), slot)
+        stop(table_of(timer), slot)
 
 
 # -------------------------------------------------------------------------------------------------------------- Watchers
-
-ctypedef void (*watch_callback)(MQ_IOWatcher *, int, int, void *) noexcept nogil
-
-
-@cython.final
-cdef class NativeWatcher(Watcher):
-    """A watcher of a native plugin. While it is active its slot refers to it."""
-    cdef void *handle
-    cdef void *context
-    cdef watch_callback function
-    cdef void *data
-
-    cdef bint halt(self) noexcept:
-        cdef Slot *slot = live_slot(self.handle, WATCHER)
-        cdef bint active = Watcher.halt(self)
-        if slot != NULL:
-            end_slot(table_of(self.handle), slot)
-            Py_DECREF(self)
-        return active
-
-    cdef void call(self, int events) noexcept:
-        cdef Table *table = table_of(self.handle)
-        cdef Inside before
-        if self.scope.over:
-            return
-        enter(table, self.context, NULL, &before)
-        self.function(<MQ_IOWatcher *>self.handle, self.fd, events, self.data)
-        leave(table, &before)
-
 
 cdef public MQ_IOWatcher *MQ_ioWatch(
         MQ_Context *context, int fd, int events,
         void (*callback)(MQ_IOWatcher *, int, int, void *) noexcept nogil, void *data) noexcept nogil:
     cdef Slot *owner = started(context, CONTEXT, b"called MQ_ioWatch for no context, or outside of its calls", caller())
-    cdef int error = 0
-    cdef MQ_IOWatcher *watcher
+    cdef Table *table = table_of(context)
+    cdef Slot *watcher
+    cdef int failed = -ENOMEM
     if owner == NULL:
         return NULL
-    if callback == NULL or not 1 <= events <= 3 or (<Loop>table_of(context).owner).closed:
+    if callback == NULL or not 1 <= events <= 3 or (<Loop>table.owner).closed:
         refuse(context, b"called MQ_ioWatch with no callback, no events, or while its context ends", caller())
         return NULL
-    with gil:
-        watcher = <MQ_IOWatcher *>watch(context, owner, fd, events, callback, data, &error)
-    if watcher == NULL:
-        (&errno)[0] = error
-    return watcher
-
-
-cdef void *watch(
-        void *context, Slot *owner, int fd, int events, watch_callback callback, void *data, int *error) noexcept:
-    cdef Context scope = <Context>owner.object
-    cdef Table *table = table_of(context)
-    cdef Slot *slot = take_slot(table, WATCHER)
-    cdef NativeWatcher watcher
-    try:
-        if slot == NULL:
-            raise MemoryError()
-        set_making(True)
-        watcher = NativeWatcher.__new__(NativeWatcher)
-        set_making(False)
-        watcher.context = context
-        watcher.function = callback
+    watcher = take_slot(table, WATCHER)
+    if watcher != NULL:
+        watcher.owner = context
+        watcher.callback = <void *>callback
         watcher.data = data
-        watcher.handle = handle_of(slot)
-        slot.object = <PyObject *>watcher
-        store(&slot.word, slot.word | LIVE)
-        Py_INCREF(watcher)
-        scope.begin_watch(watcher, fd, events)
-        return watcher.handle
-    except BaseException as failure:
-        if slot != NULL and slot.object != NULL:
-            watcher.halt()
-        error[0] = getattr(failure, "errno", None) or 12  # ENOMEM
-        scope.owner.tell(scope.log, logging.WARNING, "plugin %s: MQ_ioWatch: %s", (scope.name, failure), None)
-        return NULL
+        watcher.fd = fd
+        watcher.waiting.watch.poll = NULL
+        watcher.waiting.watch.ready = False
+        watcher.waiting.watch.lost = 0
+        watcher.waiting.watch.bare = True
+        join_context(owner, watcher)
+        store(&watcher.word, watcher.word | LIVE)
+        failed = add_watch(&(<Loop>table.owner).state, &watcher.waiting.watch, fd, events)
+        if failed == 0:
+            return <MQ_IOWatcher *>handle_of(watcher)
+        stop(table, watcher)
+    tell_unwatched(<Context>owner.object, fd, -failed)
+    (&errno)[0] = -failed
+    return NULL
+
+
+cdef void tell_unwatched(Context context, int fd, int error) noexcept with gil:
+    context.owner.tell(
+        context.log, logging.WARNING, "plugin %s: MQ_ioWatch: %s", (context.name, cannot_watch(fd, error)), None)
 
 
 cdef public void MQ_ioUnwatch(MQ_IOWatcher *watcher) noexcept nogil:
     cdef Slot *slot = started(watcher, WATCHER, b"stopped a watcher that is over, or outside of calls", caller())
     if slot != NULL:
-        with gil:
-            (<NativeWatcher>slot.object).halt()
+        stop(table_of(watcher), slot)
 
 
 # ----------------------------------------------------------------------------------------------- Connections and messages

@@ -1,4 +1,4 @@
-# The part of a turn that needs no GIL: native plugins' timers, and messages that they gave back.
+# The part of a turn that needs no GIL: native plugins' timers and watchers, and messages that they gave back.
 
 from ._handles cimport Slot, Table
 from ._loop cimport Loop
@@ -6,4 +6,5 @@ from ._message cimport Control
 
 cdef bint bare_turn(Loop loop) noexcept nogil
 cdef void absorb(Control control) noexcept
-cdef void stop_timer(Table *table, Slot *timer) noexcept nogil
+cdef void join_context(Slot *context, Slot *slot) noexcept nogil
+cdef void stop(Table *table, Slot *slot) noexcept nogil

@@ -2,7 +2,7 @@
 # (None checks need the GIL, and what is called without it has no None to check.)
 """What a turn begins with: the part of it that needs no GIL, which is native plugins.
 
-The callbacks of their timers are called, and messages that they gave back go on, from one native hook to the next. Where a
+The callbacks of their watchers and timers are called, and messages that they gave back go on, from one native hook to the next. Where a
 Python plugin comes next, or the end of the step, which `done` is told, the message is queued as if it had just been given
 back: the turn takes the GIL once for all of these. Nothing else of Python is touched in between. The hold's reference to the
 message goes from one native hold to the next, and then to the queue.
@@ -19,16 +19,17 @@ from libc.stdint cimport uint64_t
 from ._atomic cimport load, store, store_flag, swap
 from ._chain cimport Chain
 from ._handles cimport (
-    CALLED, GIVEN, HELD_BY, STEP, Slot, Table, end_slot, free_slot, state_of, take_all, take_slot)
-from ._loop cimport Loop
+    CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, handle_of, state_of, take_all, take_slot)
+from ._loop cimport Loop, Watch, unlink_ready
 from ._message cimport (
     TO_CONTINUE, TO_RETRY, UNDECIDED, Control, Entry, Message, count_given, native_side)
 from ._native cimport (
     OF_ADDRESS, OF_LOGIN, Arguments, Inside, call_hooks, decide, drop_kept, enter, hold_by, is_worn, leave,
     new_generation, put_back)
 from ._notes cimport log_notes, refuse_late
+from ._poll cimport remove_watch
 from ._step cimport Steps, is_sampled
-from ._wheel cimport DUE_BARE, Node
+from ._wheel cimport DUE_BARE
 
 cdef extern from "Python.h":
     bint PyBytes_Check(PyObject *) nogil
@@ -50,11 +51,12 @@ cdef enum:
 cdef bint bare_turn(Loop loop) noexcept nogil:
     """Whether there is more to do that needs no GIL, in the next turn."""
     cdef Table *table = <Table *>(<Control>loop).native
+    call_watchers(loop, table)
     call_timers(loop, table)
     go_on(<Steps>loop, table, TURN_MESSAGES)
     if table.notes != NULL:
         store_flag(&loop.state.gil_needed, True)
-    return loop.wheel.due_bare > 0 or table.waiting != NULL or table.given != NULL
+    return loop.state.ready[True] != NULL or loop.wheel.due_bare > 0 or table.waiting != NULL or table.given != NULL
 
 
 cdef void absorb(Control control) noexcept:
@@ -69,38 +71,74 @@ cdef void absorb(Control control) noexcept:
 native_side.absorb = absorb
 
 
-# ---------------------------------------------------------------------------------------------------------------- Timers
+# --------------------------------------------------------------------------------------------------- Timers and watchers
+
+cdef void call_watchers(Loop loop, Table *table) noexcept nogil:
+    cdef size_t count = loop.state.ready_count[True]  # what becomes ready meanwhile has the next turn
+    cdef Slot *watcher
+    cdef Watch *watch
+    cdef int events
+    while count > 0 and loop.state.ready[True] != NULL and loop.thread != 0:
+        count -= 1
+        watch = loop.state.ready[True]
+        watcher = <Slot *>(<char *>watch - <size_t>&(<Slot *>NULL).waiting.watch)
+        unlink_ready(&loop.state, watch)
+        events = watch.came & watch.wanted
+        watch.came = 0
+        if watch.lost or events:
+            call_watcher(table, watcher, events)
+
+
+cdef void call_watcher(Table *table, Slot *watcher, int events) noexcept nogil:
+    """Its fd is ready, or with events 0: it was closed, and that is the end of it."""
+    cdef void *handle = handle_of(watcher)
+    cdef void *callback = watcher.callback
+    cdef void *data = watcher.data
+    cdef int fd = watcher.fd
+    cdef Inside before
+    enter(table, watcher.owner, NULL, &before)
+    if events == 0:
+        stop(table, watcher)
+    (<void (*)(void *, int, int, void *) noexcept nogil>callback)(handle, fd, events, data)
+    leave(table, &before)
+
 
 cdef void call_timers(Loop loop, Table *table) noexcept nogil:
     cdef size_t count = loop.wheel.due_bare  # those that become due meanwhile have the next turn
     cdef Slot *timer
-    cdef void *context
-    cdef void *data
     cdef void *callback
+    cdef void *data
     cdef Inside before
     while count > 0 and loop.wheel.due_bare > 0 and loop.thread != 0:
         count -= 1
-        timer = slot_around(loop.wheel.first[DUE_BARE])
-        context = timer.owner
-        data = timer.data
+        timer = <Slot *>(<char *>loop.wheel.first[DUE_BARE] - <size_t>&(<Slot *>NULL).waiting.node)
         callback = timer.callback
-        stop_timer(table, timer)
-        enter(table, context, NULL, &before)
+        data = timer.data
+        enter(table, timer.owner, NULL, &before)
+        stop(table, timer)
         (<void (*)(void *) noexcept nogil>callback)(data)
         leave(table, &before)
 
 
-cdef Slot *slot_around(Node *node) noexcept nogil:
-    return <Slot *>(<char *>node - <size_t>&(<Slot *>NULL).node)
+cdef void join_context(Slot *context, Slot *slot) noexcept nogil:
+    """A timer or watcher was started for a context, with which it ends."""
+    slot.previous = context
+    slot.first = context.first
+    if context.first != NULL:
+        context.first.previous = slot
+    context.first = slot
 
 
-cdef void stop_timer(Table *table, Slot *timer) noexcept nogil:
-    """Take a timer out of the wheel and from its context; its handle is stale. The dispatcher's thread."""
-    (<Loop>table.owner).stop_node(&timer.node)
-    timer.previous.first = timer.first
-    if timer.first != NULL:
-        timer.first.previous = timer.previous
-    end_slot(table, timer)
+cdef void stop(Table *table, Slot *slot) noexcept nogil:
+    """Stop a timer or watcher; its handle is stale. The dispatcher's thread."""
+    if slot.kind == TIMER:
+        (<Loop>table.owner).stop_node(&slot.waiting.node)
+    else:
+        remove_watch(&(<Loop>table.owner).state, &slot.waiting.watch)
+    slot.previous.first = slot.first
+    if slot.first != NULL:
+        slot.first.previous = slot.previous
+    end_slot(table, slot)
 
 
 # -------------------------------------------------------------------------------------------------------------- Messages

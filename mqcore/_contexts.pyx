@@ -11,7 +11,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t
 
 from ._atomic cimport store
-from ._bare cimport absorb, bare_turn, stop_timer
+from ._bare cimport absorb, bare_turn, stop
 from ._chain cimport NativeFunction
 from ._context cimport Context
 from ._handles cimport (
@@ -60,8 +60,7 @@ cdef void end_context(Context context) noexcept:
     if slot == NULL:
         return
     while slot.first != NULL:
-        stop_timer(table, slot.first)
-    context.stop_all()
+        stop(table, slot.first)
     context.handle = NULL
     end_slot(table, slot)
     Py_DECREF(context)

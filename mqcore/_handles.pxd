@@ -3,6 +3,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from ._loop cimport Watch
 from ._wheel cimport Node
 
 cdef extern from *:
@@ -50,6 +51,10 @@ cdef enum:
     GENERATION = 4                  # what a new generation adds
     LAST_GENERATIONS = 0xFF         # the high 8 bits: a slot that has them is retired, so that no handle comes twice
 
+cdef union Waiting:
+    Node node               # timers
+    Watch watch             # watchers
+
 cdef struct Slot:
     # What one handle at a time stands for.
     Slot *next              # in the list of free slots, or of those that were given back
@@ -58,14 +63,15 @@ cdef struct Slot:
     uint8_t kind
     uint32_t held           # steps: the generation of the last hold; `owner` and `hook` are those of it
     void *owner             # timers, watchers, steps that were held: the MQ_Context of the plugin
-    Slot *first             # contexts: their timers; timers: the next of the same context
-    Slot *previous          # timers: the one before; of the first, the context
-    PyObject *object        # steps: the Message, borrowed; contexts: the Context, watchers: the Watcher, owned
+    Slot *first             # contexts: their timers and watchers; these: the next of the same context
+    Slot *previous          # timers, watchers: the one before; of the first, the context
+    PyObject *object        # steps: the Message, borrowed; contexts: the Context, owned
     PyObject *kept          # steps: a list of what strings that were handed out belong to, or NULL
     PyObject *hook          # steps that were held: the hook's name, kept for ever
-    void *callback
+    void *callback          # timers, watchers
+    int fd                  # watchers
     void *data              # of the plugin's own
-    Node node               # timers
+    Waiting waiting         # timers, watchers
 
 cdef struct Note:
     # Something to be logged by the dispatcher.

@@ -20,6 +20,7 @@ cdef enum:            # uv_handle_type, fixed since libuv 1.0
     UV_TIMER = 13
 
 ctypedef void (*uv_callback)(uv_handle_t *) noexcept nogil
+ctypedef void (*uv_walk_callback)(uv_handle_t *, void *) noexcept nogil
 ctypedef void (*uv_poll_callback)(uv_handle_t *, int status, int events) noexcept nogil
 
 cdef struct LibUV:
@@ -30,6 +31,8 @@ cdef struct LibUV:
     uint64_t (*hrtime)() noexcept nogil                 # ns, monotonic
     uint64_t (*now)(const uv_loop_t *) noexcept nogil   # ms, as of the loop's last look at the clock
     void (*close)(uv_handle_t *, uv_callback) noexcept nogil
+    void (*walk)(uv_loop_t *, uv_walk_callback, void *) noexcept nogil
+    int (*fileno)(const uv_handle_t *, int *fd) noexcept nogil
     void (*ref)(uv_handle_t *) noexcept nogil
     void (*unref)(uv_handle_t *) noexcept nogil
     int (*timer_init)(uv_loop_t *, uv_handle_t *) noexcept nogil

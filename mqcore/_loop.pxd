@@ -12,20 +12,32 @@ cdef extern from "Python.h":
 
 cdef struct Handle:
     # Stands before a libuv handle in one allocation, so that the handle's own `data` can stay NULL.
-    PyObject *owner           # polls: the Poll, borrowed; NULL: nobody, any more
     LoopState *loop
-    Handle *next              # polls: in the list of those that are ready
-    Handle *next_started      # polls: in the list of those to be looked at before libuv polls them
     uint64_t due              # timers: when, in ns of uv_hrtime(); 0: it is stopped
+    bint rung                 # timers: it has fired
+    bint closed               # its close callback has run
+    int fd                    # polls: -1 once closed
     dev_t device              # polls: the file that the fd stood for when it was watched
     ino_t inode
-    int fd
     int wanted                # polls: the events that libuv watches for
-    int events                # polls: the events that came
-    int status                # polls: 0, or libuv's error
-    bint ready                # is in the list of what is ready
-    bint started              # is in the list of started polls
-    bint closed               # its close callback has run
+    bint started              # polls: is in the list of those to be looked at before libuv polls them
+    Handle *next_started
+    Watch *first              # polls: who watches the fd, in order
+    Watch *last
+
+cdef struct Watch:
+    # Somebody who watches an fd, together with others: see _poll.
+    Handle *poll              # NULL: it is not watched, or the fd was lost
+    Watch *next               # of the same poll
+    Watch *previous
+    Watch *next_ready         # in the ring of what is ready
+    Watch *previous_ready
+    PyObject *owner           # borrowed: the Watcher
+    int wanted                # the events that it waits for
+    int came                  # those that came
+    int lost                  # 0, or the error for which the fd cannot be watched any more: to be told
+    bint ready                # is in the ring
+    bint bare                 # its owner needs no GIL
 
 cdef struct LoopState:
     # What libuv's callbacks touch, without the GIL and on the loop's thread only.
@@ -35,17 +47,15 @@ cdef struct LoopState:
     Handle *idle
     Handle *prepare
     Handle *alarm             # a timer, for the next turn of the wheel
-    Handle *first_ready
-    Handle *last_ready
-    Handle *first_started
-    size_t ready_count
+    Handle **polls            # by fd
+    int poll_places
+    Handle *first_started     # polls
+    Watch *ready[2]           # first of each ring: of those whose owner needs the GIL, and of the bare ones
+    size_t ready_count[2]
+    size_t open_handles
     bint awake                # `idle` is active: a turn will come
     bint asked                # another turn was asked for since this one began
     bint gil_needed           # and there is something in it that needs the GIL; atomic
-    bint rung                 # `alarm` has fired
-
-cdef enum:
-    LOST = -10_000            # a status of our own: the fd was closed under its poll
 
 cdef class Due:
     """Something to be done in a turn."""
@@ -59,13 +69,12 @@ cdef class Loop:
     cdef unsigned long thread           # that of the loop; 0 once closed or forked, so that one comparison tells all
     cdef bint closed
     cdef bint forked
+    cdef bint sees_double_polls         # its libuv does
     cdef bint busy                      # keeps the loop running (libuv: `waker` is referenced)
-    cdef size_t open_handles
     cdef Handle *waker                  # uv_async_t: a turn asked for by another thread
     cdef Wheel wheel                    # the timers that run
     cdef bint (*bare_turn)(Loop) noexcept nogil  # of _native; NULL when there are no native plugins
     cdef size_t running_timers
-    cdef dict polls                     # fd -> Poll
     cdef list due                       # what was given to `soon`
     cdef object escaped                 # a KeyboardInterrupt or SystemExit that pyuv would swallow
     cdef object __weakref__
@@ -85,9 +94,7 @@ cdef class Loop:
     cdef void tell(self, object logger, int level, str text, tuple args, object error) noexcept
     cdef void raised(self, object error, str where) noexcept
     cdef void escape(self, object error) noexcept
-    cdef Handle *new_handle(self, int kind) except NULL
-    cdef void opened(self) noexcept
-    cdef void close_handle(self, Handle *handle) noexcept
+    cdef Handle *make_handle(self, int kind) except NULL
     cdef void start_node(self, Node *node, uint64_t delay) noexcept nogil
     cdef void stop_node(self, Node *node) noexcept nogil
     cdef void set_alarm(self, uint64_t tick) noexcept nogil
@@ -104,8 +111,10 @@ cdef inline Handle *header_of(uv_handle_t *uv_handle) noexcept nogil:
 cdef void arm(Handle *handle, uv_callback callback) noexcept nogil
 cdef void stir(LoopState *state) noexcept nogil
 cdef void ask_for_turn(LoopState *state) noexcept nogil
-cdef bint is_same_file(Handle *handle) noexcept nogil
-cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil
-cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil
-cdef void on_closed(uv_handle_t *uv_handle) noexcept with gil
+cdef Handle *new_handle(LoopState *state, int kind) noexcept nogil
+cdef void opened(LoopState *state) noexcept nogil
+cdef void close_handle(Handle *handle) noexcept nogil
+cdef void free_if_unlisted(Handle *handle) noexcept nogil
+cdef Handle *take_started(LoopState *state) noexcept nogil
+cdef void unlink_ready(LoopState *state, Watch *watch) noexcept nogil
 cdef bint ends_program(object error) noexcept

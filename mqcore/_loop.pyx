@@ -21,9 +21,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
-from posix.stat cimport fstat, struct_stat
 
-from ._atomic cimport load_flag, store_flag
+from ._atomic cimport add, load_flag, store_flag
 from ._libuv cimport (
     UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t)
 from ._wheel cimport DUE, DUE_BARE, Node, any_node, insert, next_tick, remove, turn_wheel
@@ -35,8 +34,8 @@ cdef enum:
 
 log = logging.getLogger("mqcore")
 
-cdef size_t handles_made = 0
-cdef size_t handles_freed = 0
+cdef int handles_made = 0   # atomic
+cdef int handles_freed = 0
 loops = weakref.WeakSet()  # those that are open, for the child of a fork
 
 
@@ -71,27 +70,18 @@ cdef void stir(LoopState *state) noexcept nogil:
         state.uv.idle_start(uv_of(state.idle), on_idle)  # cannot fail: there is a callback
 
 
-cdef void make_ready(Handle *handle) noexcept nogil:
-    cdef LoopState *state = handle.loop
-    if handle.ready:
+cdef void unlink_ready(LoopState *state, Watch *watch) noexcept nogil:
+    """Take `watch` out of the ring of what is ready."""
+    cdef Watch **first = &state.ready[watch.bare]
+    watch.ready = False
+    state.ready_count[watch.bare] -= 1
+    if watch.next_ready == watch:
+        first[0] = NULL
         return
-    handle.ready = True
-    handle.next = NULL
-    if state.first_ready == NULL:
-        state.first_ready = handle
-    else:
-        state.last_ready.next = handle
-    state.last_ready = handle
-    state.ready_count += 1
-    ask_for_turn(state)
-
-
-cdef Handle *take_ready(LoopState *state) noexcept nogil:
-    cdef Handle *handle = state.first_ready
-    state.first_ready = handle.next
-    state.ready_count -= 1
-    handle.ready = False
-    return handle
+    watch.next_ready.previous_ready = watch.previous_ready
+    watch.previous_ready.next_ready = watch.next_ready
+    if first[0] == watch:
+        first[0] = watch.next_ready
 
 
 cdef Handle *take_started(LoopState *state) noexcept nogil:
@@ -120,37 +110,8 @@ cdef void on_alarm(uv_handle_t *uv_handle) noexcept nogil:
         arm(handle, on_alarm)
     else:
         handle.due = 0
-        handle.loop.rung = True
+        handle.rung = True
         stir(handle.loop)
-
-
-cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil:
-    cdef Handle *handle = header_of(uv_handle)
-    handle.events |= events
-    if status < 0:
-        handle.status = status
-    make_ready(handle)
-
-
-cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil:
-    """Look at the polls that were started since libuv polled last, for it aborts the process when it is about to add one
-    whose fd was closed in between."""
-    cdef LoopState *state = header_of(uv_handle).loop
-    cdef Handle *handle
-    while state.first_started != NULL:
-        handle = take_started(state)
-        if handle.closed:
-            free_if_unlisted(handle)
-        elif handle.owner != NULL and not is_same_file(handle):
-            state.uv.poll_stop(uv_of(handle))  # cannot fail
-            handle.status = LOST
-            make_ready(handle)
-    state.uv.prepare_stop(uv_handle)  # cannot fail
-
-
-cdef bint is_same_file(Handle *handle) noexcept nogil:
-    cdef struct_stat status
-    return fstat(handle.fd, &status) == 0 and status.st_dev == handle.device and status.st_ino == handle.inode
 
 
 cdef void on_async(uv_handle_t *uv_handle) noexcept nogil:
@@ -162,8 +123,8 @@ cdef void on_idle(uv_handle_t *uv_handle) noexcept nogil:
     cdef LoopState *state = header_of(uv_handle).loop
     cdef bint more = False
     state.asked = False
-    if state.rung:
-        state.rung = False
+    if state.alarm.rung:
+        state.alarm.rung = False
         turn_wheel(&(<Loop>state.owner).wheel, state.uv.hrtime() // NS_PER_MS)
         if (<Loop>state.owner).wheel.due:
             store_flag(&state.gil_needed, True)
@@ -186,20 +147,44 @@ cdef void turn_with_gil(LoopState *state) noexcept with gil:
     loop.turn()
 
 
-cdef void on_closed(uv_handle_t *uv_handle) noexcept with gil:
+cdef void on_closed(uv_handle_t *uv_handle) noexcept nogil:
     cdef Handle *handle = header_of(uv_handle)
-    cdef Loop loop = <Loop>handle.loop.owner
-    global handles_freed
-    handles_freed += 1
-    loop.open_handles -= 1
+    cdef LoopState *state = handle.loop
+    add(&handles_freed, 1)
+    state.open_handles -= 1
     handle.closed = True
     free_if_unlisted(handle)
-    if loop.open_handles == 0:
-        Py_DECREF(loop)  # the reference that open_loop() took
+    if state.open_handles == 0:
+        let_loop_go(state)
+
+
+cdef void let_loop_go(LoopState *state) noexcept with gil:
+    Py_DECREF(<Loop>state.owner)  # the reference that open_loop() took
+
+
+# --------------------------------------------------------------------------------------------------------------- Handles
+
+cdef Handle *new_handle(LoopState *state, int kind) noexcept nogil:
+    """A handle that is not initialised yet; NULL when there is no memory."""
+    cdef Handle *handle = <Handle *>calloc(1, header_size() + state.uv.handle_size(kind))
+    if handle != NULL:
+        handle.loop = state
+    return handle
+
+
+cdef void opened(LoopState *state) noexcept nogil:
+    """It was initialised: it has to be closed."""
+    add(&handles_made, 1)
+    state.open_handles += 1
+
+
+cdef void close_handle(Handle *handle) noexcept nogil:
+    """Its memory goes with its close callback."""
+    handle.loop.uv.close(uv_of(handle), on_closed)
 
 
 cdef void free_if_unlisted(Handle *handle) noexcept nogil:
-    if not handle.ready and not handle.started:
+    if not handle.started:
         free(handle)
 
 
@@ -221,28 +206,28 @@ cdef class Loop:
         """Attach to `loop`. Keeps itself, and so the loop, alive until close_loop() and the close callbacks after it."""
         self.library = library_of(loop)
         self.loop = loop
+        self.sees_double_polls = self.library.owner != "pyuv"
         self.state.owner = <PyObject *>self
         self.state.uv = &self.library.table
         self.state.pointer = pointer_of(loop)
-        self.polls = {}
         self.due = []
         self.thread = PyThread_get_thread_ident()
         cdef LibUV *lib = self.state.uv
-        self.waker = self.new_handle(UV_ASYNC)
+        self.waker = self.make_handle(UV_ASYNC)
         cdef int failed = lib.async_init(self.state.pointer, uv_of(self.waker), on_async)
         if failed < 0:  # the one that needs something of the system: an fd
             free(self.waker)
             raise OSError(-failed, f"libuv cannot make an async handle: {os.strerror(-failed)}")
-        self.opened()
-        self.state.idle = self.new_handle(UV_IDLE)
+        opened(&self.state)
+        self.state.idle = self.make_handle(UV_IDLE)
         lib.idle_init(self.state.pointer, uv_of(self.state.idle))  # cannot fail
-        self.opened()
-        self.state.prepare = self.new_handle(UV_PREPARE)
+        opened(&self.state)
+        self.state.prepare = self.make_handle(UV_PREPARE)
         lib.prepare_init(self.state.pointer, uv_of(self.state.prepare))  # cannot fail
-        self.opened()
-        self.state.alarm = self.new_handle(UV_TIMER)
+        opened(&self.state)
+        self.state.alarm = self.make_handle(UV_TIMER)
         lib.timer_init(self.state.pointer, uv_of(self.state.alarm))  # cannot fail
-        self.opened()
+        opened(&self.state)
         self.wheel.now = lib.hrtime() // NS_PER_MS
         # These are no reason for the loop to go on; what is held and timers that run make the waker one.
         lib.unref(uv_of(self.waker))
@@ -268,37 +253,34 @@ cdef class Loop:
             due = <Due>node.owner
             due.loop_closes()
             node = any_node(&self.wheel)
-        for due in (*self.polls.values(), *self.due):
+        for place in range(self.state.poll_places):
+            while self.state.polls[place] != NULL:  # it is closed with its last watch
+                due = <Due>self.state.polls[place].first.owner
+                due.loop_closes()
+        while self.state.ready[0] != NULL:  # what is lost
+            due = <Due>self.state.ready[0].owner
+            due.loop_closes()
+        for due in self.due:
             due.loop_closes()
         self.due.clear()
-        while self.state.first_ready != NULL:
-            handle = take_ready(&self.state)
-            if handle.closed:
-                free_if_unlisted(handle)
         while self.state.first_started != NULL:
             handle = take_started(&self.state)
             if handle.closed:
                 free_if_unlisted(handle)
-        self.close_handle(self.waker)
-        self.close_handle(self.state.idle)
-        self.close_handle(self.state.prepare)
-        self.close_handle(self.state.alarm)
+        close_handle(self.waker)
+        close_handle(self.state.idle)
+        close_handle(self.state.prepare)
+        close_handle(self.state.alarm)
         return 0
 
-    cdef Handle *new_handle(self, int kind) except NULL:
-        handle = <Handle *>calloc(1, header_size() + self.state.uv.handle_size(kind))
+    def __dealloc__(self):
+        free(self.state.polls)
+
+    cdef Handle *make_handle(self, int kind) except NULL:
+        cdef Handle *handle = new_handle(&self.state, kind)
         if handle == NULL:
             raise MemoryError()
-        handle.loop = &self.state
         return handle
-
-    cdef void opened(self) noexcept:
-        global handles_made
-        handles_made += 1
-        self.open_handles += 1
-
-    cdef void close_handle(self, Handle *handle) noexcept:
-        self.state.uv.close(uv_of(handle), on_closed)
 
     # ------------------------------------------------------------------------------------------------------------- timers
 
@@ -379,9 +361,8 @@ cdef class Loop:
 
     cdef void turn(self) noexcept:
         """Call all that is ready, then drain the queue, as far as it lets itself be drained in one turn."""
-        cdef Handle *handle
         cdef Due due
-        cdef size_t count = self.state.ready_count  # what becomes ready meanwhile has the next turn
+        cdef size_t count = self.state.ready_count[0]  # what becomes ready meanwhile has the next turn
         if self.thread == 0:
             return
         self.thread = PyThread_get_thread_ident()
@@ -390,14 +371,11 @@ cdef class Loop:
         while self.due and self.thread != 0:
             due = self.due.pop(0)
             due.in_turn()
-        while count > 0 and self.state.first_ready != NULL and self.thread != 0:
+        while count > 0 and self.state.ready[0] != NULL and self.thread != 0:
             count -= 1
-            handle = take_ready(&self.state)
-            if handle.closed:
-                free_if_unlisted(handle)
-            elif handle.owner != NULL:  # else nobody waits for it any more
-                due = <Due>handle.owner
-                due.in_turn()
+            due = <Due>self.state.ready[0].owner
+            unlink_ready(&self.state, self.state.ready[0])
+            due.in_turn()
         count = self.wheel.due
         while count > 0 and self.wheel.due > 0 and self.thread != 0:
             count -= 1

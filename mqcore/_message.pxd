@@ -123,7 +123,7 @@ cdef class Control(Loop):
     cdef PyObject *first_given      # owned Messages, that other threads gave back; with the GIL
     cdef PyObject *last_given
     cdef uint64_t given_count
-    cdef Handle *deadline           # one timer for all lanes: `due` is 0 when it is stopped, `events` 1 when it fired
+    cdef Handle *deadline           # one timer for all lanes; `due` is 0 when it is stopped
     cdef Books books
     cdef uint32_t books_version     # odd: they are just being changed, without the GIL; atomic
     cdef uint64_t holds_begun

@@ -23,7 +23,7 @@ from libc.stdlib cimport calloc, free
 
 from ._atomic cimport fence, load_version, store_version
 from ._libuv cimport UV_TIMER, uv_handle_t
-from ._loop cimport Handle, Loop, PyThread_get_thread_ident, arm, ask_for_turn, header_of, uv_of
+from ._loop cimport Handle, Loop, PyThread_get_thread_ident, arm, ask_for_turn, close_handle, header_of, opened, uv_of
 from ._scope cimport Scope
 
 from ._loop import loops
@@ -220,7 +220,7 @@ cdef void on_deadline(uv_handle_t *uv_handle) noexcept nogil:
     if handle.loop.uv.hrtime() < handle.due:
         arm(handle, on_deadline)
     else:
-        handle.events = 1
+        handle.rung = True
         ask_for_turn(handle.loop)
 
 
@@ -228,10 +228,10 @@ cdef class Control(Loop):
 
     cdef int open_control(self, object loop) except -1:
         self.open_loop(loop)
-        self.deadline = self.new_handle(UV_TIMER)
+        self.deadline = self.make_handle(UV_TIMER)
         self.state.uv.timer_init(self.state.pointer, uv_of(self.deadline))  # cannot fail
         self.state.uv.unref(uv_of(self.deadline))  # what is held keeps the loop going, not its deadline
-        self.opened()
+        opened(&self.state)
         return 0
 
     cdef int close_loop(self) except -1:
@@ -241,7 +241,7 @@ cdef class Control(Loop):
         if self.native != NULL:
             native_side.close(self)
         if not self.forked:
-            self.close_handle(self.deadline)
+            close_handle(self.deadline)
         return Loop.close_loop(self)
 
     def __dealloc__(self):
@@ -431,7 +431,7 @@ cdef class Control(Loop):
         self.collect_given()  # first: what was given back in time is not too late
         if self.native != NULL:
             native_side.absorb(self)
-        if self.deadline.events and self.thread != 0:
+        if self.deadline.rung and self.thread != 0:
             self.expire()
         if self.first_queued == NULL:
             return
@@ -467,7 +467,7 @@ cdef class Control(Loop):
     cdef void arm_deadline(self, uint64_t due) noexcept nogil:
         if self.deadline.due == 0 or due < self.deadline.due:
             self.deadline.due = due
-            self.deadline.events = 0
+            self.deadline.rung = False
             arm(self.deadline, on_deadline)
 
     cdef void expire(self) noexcept:
@@ -507,7 +507,7 @@ cdef class Control(Loop):
         if now >= until:
             self.wake()  # more in the next turn
             return
-        self.deadline.events = 0
+        self.deadline.rung = False
         self.deadline.due = 0
         lane = self.lanes
         while lane != NULL:

@@ -2,7 +2,7 @@
 
 from cpython.object cimport PyObject
 
-from ._loop cimport Due, Handle, Loop
+from ._loop cimport Due, Loop, Watch
 from ._wheel cimport Node
 
 cdef class Scope(Due):
@@ -13,7 +13,6 @@ cdef class Scope(Due):
 
     cdef int check_open(self, str what) except -1
     cdef int check_start(self, str what, object callback) except -1
-    cdef int begin_watch(self, Watcher watcher, int fd, int wanted) except -1
     cdef void callback_raised(self, object error) noexcept
     cdef void end(self) noexcept
     cdef void stop_all(self) noexcept
@@ -37,28 +36,12 @@ cdef class Timer(Started):
     cdef void start(self, double seconds) noexcept
 
 cdef class Watcher(Started):
-    cdef Poll poll                      # None: stopped
+    cdef Watch watch                    # in the fd's poll as long as it is active
     cdef readonly int fd
-    cdef int wanted
     cdef readonly object error
 
     cdef void call(self, int events) noexcept
 
-cdef class Poll(Due):
-    """The one uv_poll_t of an fd, shared by its watchers."""
-    cdef Loop loop
-    cdef Handle *handle                 # NULL: closed
-    cdef int fd
-    cdef list watchers
-    cdef object error                   # why it was lost: the watchers are still to be told
-
-    cdef int update(self) except -1
-    cdef void update_or_lose(self) noexcept
-    cdef void close(self) noexcept
-    cdef void came(self) noexcept
-    cdef void pass_on(self, Watcher watcher, int events) noexcept
-    cdef void lose(self, object error) noexcept
-    cdef void tell_lost(self) noexcept
-
 cdef void set_making(bint now) noexcept
 cdef int check_making(object made) except -1
+cdef object cannot_watch(int fd, int code)

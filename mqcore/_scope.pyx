@@ -5,21 +5,16 @@ All of it belongs to the loop's thread, except `Scope.end`, which any thread may
 
 import errno
 import os
-import sys
 
 cimport cython
 from cpython.object cimport PyObject, PyObject_AsFileDescriptor
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport free
-from posix.stat cimport fstat, struct_stat
 
 from ._call cimport call_function, what_was_raised
-from ._libuv cimport UV_POLL
-from ._loop cimport (
-    LOST, Due, Handle, Loop, LoopState, PyThread_get_thread_ident, is_same_file, on_poll, on_prepare, uv_of)
+from ._loop cimport Due, PyThread_get_thread_ident
+from ._poll cimport add_watch, change_watch, is_active, remove_watch
 
-from ._loop import loops
 from .errors import MqError
 
 cdef extern from "Python.h":
@@ -136,25 +131,17 @@ cdef class Scope(Due):
         set_making(True)
         cdef Watcher watcher = Watcher.__new__(Watcher)
         set_making(False)
+        watcher.scope = self
+        watcher.fd = number
+        watcher.watch.owner = <PyObject *>watcher
         watcher.callback = callback
         watcher.args = args
-        self.begin_watch(watcher, number, wanted)
-        return watcher
-
-    cdef int begin_watch(self, Watcher watcher, int fd, int wanted) except -1:
-        cdef Poll poll = poll_of(self.owner, fd)
-        watcher.scope = self
-        watcher.fd = fd
-        watcher.wanted = wanted
-        watcher.poll = poll
+        cdef int failed = add_watch(&self.owner.state, &watcher.watch, number, wanted)
+        if failed < 0:
+            raise cannot_watch(number, -failed)
         watcher.join()
-        poll.watchers.append(watcher)
-        try:
-            poll.update()
-        except OSError:
-            watcher.halt()
-            raise
-        return 0
+        Py_INCREF(watcher)  # the loop keeps it as long as it is active
+        return watcher
 
 
 cdef double as_seconds(object seconds) except -1:
@@ -276,14 +263,26 @@ cdef class Watcher(Started):
     """
 
     cdef bint halt(self) noexcept:
-        cdef Poll poll = self.poll
-        if poll is None:
+        if not remove_watch(&self.scope.owner.state, &self.watch):
             return False
-        self.poll = None
         self.leave()
-        poll.watchers.remove(self)
-        poll.update_or_lose()
+        Py_DECREF(self)
         return True
+
+    cdef void loop_closes(self) noexcept:
+        self.halt()
+
+    cdef void in_turn(self) noexcept:
+        # One that was called before it may have changed what it waits for.
+        cdef int events = self.watch.came & self.watch.wanted
+        cdef int lost = self.watch.lost
+        self.watch.came = 0
+        if lost:
+            self.halt()
+            self.error = lost_while_watched(self.fd, lost)
+            self.call(0)
+        elif events:
+            self.call(events)
 
     cdef void call(self, int events) noexcept:
         cdef PyObject *space[3 + FEW_ARGUMENTS]
@@ -307,171 +306,34 @@ cdef class Watcher(Started):
         """What it watches for: READ, WRITE or both. May be set while it watches; raises ValueError for anything else,
         OSError (EBADF) when the fd was closed, and MqError, DispatcherClosed or NotHeld as `watch` does. Setting it on a
         stopped watcher is an MqError."""
-        return self.wanted
+        return self.watch.wanted
 
     @events.setter
     def events(self, events):
         cdef int wanted = as_events(events)
         self.scope.check_open("setting events")
-        if self.poll is None:
+        if not is_active(&self.watch):
             raise MqError(f"the watcher of fd {self.fd} is stopped; watch() makes a new one")
-        self.wanted = wanted
-        self.poll.update()
+        cdef int failed = change_watch(&self.watch, wanted)
+        if failed < 0:
+            raise lost_while_watched(self.fd, -failed)
 
     def __repr__(self):
-        return f"<mqcore.Watcher fd={self.fd} {'active' if self.poll is not None else 'stopped'}>"
+        return f"<mqcore.Watcher fd={self.fd} {'active' if is_active(&self.watch) else 'stopped'}>"
 
 
-cdef Poll poll_of(Loop loop, int fd):
-    """The poll of `fd`: the one there is, when it still stands for the same file, or a new one."""
-    cdef Poll poll = loop.polls.get(fd)
-    cdef struct_stat status
-    if poll is not None:
-        if is_same_file(poll.handle):
-            poll.handle.wanted = 0  # the file may have been closed and opened again, which takes it out of the epoll
-            return poll
-        poll.lose(closed_while_watched(fd))
-    if fstat(fd, &status) != 0:
-        raise OSError(errno.EBADF, f"fd {fd} is not open")
-    if loop.library.owner == "pyuv":
-        check_free_on_pyuv(loop, fd)
-    poll = Poll.__new__(Poll)
-    poll.loop = loop
-    poll.fd = fd
-    poll.watchers = []
-    poll.handle = loop.new_handle(UV_POLL)
-    cdef int failed = loop.state.uv.poll_init(loop.state.pointer, uv_of(poll.handle), fd)
-    if failed < 0:
-        free(poll.handle)
-        raise cannot_watch(fd, -failed)
-    loop.opened()
-    poll.handle.owner = <PyObject *>poll
-    poll.handle.fd = fd
-    poll.handle.device = status.st_dev
-    poll.handle.inode = status.st_ino
-    loop.polls[fd] = poll
-    return poll
-
-
-cdef int check_free_on_pyuv(Loop loop, int fd) except -1:
-    """The libuv of pyuv does not notice that an fd is polled twice, and then aborts."""
-    for other in loops:
-        if other is not loop and (<Loop>other).state.pointer == loop.state.pointer and fd in (<Loop>other).polls:
-            raise cannot_watch(fd, errno.EEXIST)
-    poll_type = sys.modules["pyuv"].Poll
-    for handle in loop.loop.handles:
-        if isinstance(handle, poll_type) and not handle.closed and handle.fileno() == fd:
-            raise cannot_watch(fd, errno.EEXIST)
-    return 0
-
-
-cdef object closed_while_watched(int fd):
-    return OSError(errno.EBADF, f"fd {fd} was closed while it was watched; stop its watchers first")
+cdef object lost_while_watched(int fd, int code):
+    if code == errno.EBADF:
+        return OSError(code, f"fd {fd} was closed while it was watched; stop its watchers first")
+    return cannot_watch(fd, code)
 
 
 cdef object cannot_watch(int fd, int code):
+    if code == errno.EBADF:
+        return OSError(code, f"fd {fd} is not open")
     if code == errno.EEXIST:
         return OSError(code, f"fd {fd} is polled already by asyncio (add_reader, add_writer or a transport), another "
                              f"dispatcher or a pyuv.Poll on this loop; watch it in one place only, or watch os.dup() of it")
     if code == errno.EPERM:
         return OSError(code, f"fd {fd} cannot be watched: a file or folder is always ready")
     return OSError(code, f"fd {fd} cannot be watched: {os.strerror(code)}")
-
-
-@cython.final
-cdef class Poll(Due):
-
-    cdef int update(self) except -1:
-        """Let libuv watch for what the watchers want together, or close when there are none."""
-        cdef int wanted = 0
-        cdef LoopState *state = &self.loop.state
-        for watcher in self.watchers:
-            wanted |= (<Watcher>watcher).wanted
-        if wanted == 0:
-            self.close()
-            return 0
-        if self.handle == NULL or wanted == self.handle.wanted or self.loop.forked:
-            return 0
-        if not is_same_file(self.handle):
-            error = closed_while_watched(self.fd)
-            self.lose(error)
-            raise error
-        cdef int failed = state.uv.poll_start(uv_of(self.handle), wanted, on_poll)
-        if failed < 0:
-            raise cannot_watch(self.fd, -failed)
-        self.handle.wanted = wanted
-        if not self.handle.started:
-            self.handle.started = True
-            self.handle.next_started = state.first_started
-            state.first_started = self.handle
-            state.uv.prepare_start(uv_of(state.prepare), on_prepare)  # cannot fail
-        return 0
-
-    cdef void update_or_lose(self) noexcept:
-        try:
-            self.update()
-        except OSError as error:
-            if self.handle != NULL:
-                self.lose(error)
-
-    cdef void close(self) noexcept:
-        cdef Handle *handle = self.handle
-        if handle == NULL:
-            return
-        self.handle = NULL  # its memory goes with its close callback
-        handle.owner = NULL
-        if self.loop.polls.get(self.fd) is self:
-            del self.loop.polls[self.fd]
-        if not self.loop.forked:  # the epoll is the parent's
-            self.loop.close_handle(handle)
-
-    cdef void in_turn(self) noexcept:
-        if self.error is not None:
-            self.tell_lost()
-        elif self.handle != NULL:
-            self.came()
-
-    cdef void loop_closes(self) noexcept:
-        for watcher in tuple(self.watchers):
-            (<Watcher>watcher).halt()
-
-    cdef void came(self) noexcept:
-        """Events came: call the watchers that wait for them."""
-        cdef int events = self.handle.events
-        cdef int status = self.handle.status
-        self.handle.events = 0
-        self.handle.status = 0
-        if status < 0:
-            # libuv has stopped the poll: for EPOLLERR, which the watchers meet as readiness, or for a closed fd.
-            if status == LOST or not is_same_file(self.handle):
-                self.lose(closed_while_watched(self.fd))
-                return
-            events = C_READ | C_WRITE
-            self.handle.wanted = 0
-        if len(self.watchers) == 1:
-            self.pass_on(<Watcher>self.watchers[0], events)
-        else:
-            for watcher in tuple(self.watchers):
-                self.pass_on(<Watcher>watcher, events)
-        if status < 0:
-            self.update_or_lose()
-
-    cdef void pass_on(self, Watcher watcher, int events) noexcept:
-        # One that was called before it may have stopped it, or ended them all.
-        if self.handle != NULL and watcher.poll is self and events & watcher.wanted:
-            watcher.call(events & watcher.wanted)
-
-    cdef void lose(self, object error) noexcept:
-        """The fd cannot be polled any more: let go of it, and have the watchers told in a turn."""
-        self.close()
-        self.error = error
-        self.loop.soon(self)
-
-    cdef void tell_lost(self) noexcept:
-        cdef Watcher watcher
-        for each in tuple(self.watchers):
-            watcher = each
-            if watcher.poll is self:
-                watcher.halt()
-                watcher.error = self.error
-                watcher.call(0)

@@ -28,7 +28,8 @@
  * is called in a hook, in a callback, in mq_context_initialize or in mq_context_cleanup. On another thread it is
  * ignored. "Any thread" says what other threads may do: give back, and log.
  *
- * THE GIL, Python's global lock. Hooks and callbacks may be called with or without it, so they never call Python's API.
+ * THE GIL, Python's global lock. Callbacks are called without it; hooks are when a native callback gave the message back,
+ * so that a chain of native plugins never waits for Python. So neither ever calls Python's API.
  * mq_initialize, mq_cleanup, mq_context_initialize and mq_context_cleanup are called without it, and may block. Each
  * function below says whether it may take the GIL. One that may can wait for Python code: do not call it with a lock
  * held that a hook also takes. All others may have to log a misuse; from other threads they leave that to the
@@ -134,11 +135,12 @@ void MQ_stopTimer(MQ_Timer *timer);
  * the callback: which of these. The descriptor becomes non-blocking; several watchers may share one. It stays the
  * plugin's: stop the watcher, then close it. When it was closed under the watcher, that is stopped, and the callback is
  * called once more with 0 events.
- * May take the GIL. A descriptor that cannot be watched: NULL, the reason in errno and in the log. Ignored: NULL. */
+ * Takes the GIL only to log that a descriptor cannot be watched: then NULL, and errno says why.
+ * Ignored: NULL. */
 MQ_IOWatcher *MQ_ioWatch(MQ_Context *context, int fd, int events,
                          void (*callback)(MQ_IOWatcher *watcher, int fd, int events, void *data), void *data);
 
-/* Also in its callback. One that is stopped: ignored. May take the GIL. */
+/* Also in its callback. One that is stopped: ignored. No GIL. */
 void MQ_ioUnwatch(MQ_IOWatcher *watcher);
 
 /* The libuv loop of the dispatcher, and a function of the libuv that made the loop, by name, such as "uv_poll_start":

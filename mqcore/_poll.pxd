@@ -1,0 +1,8 @@
+# The polls of a loop: one uv_poll_t for each fd that is watched, shared by all who watch it.
+
+from ._loop cimport LoopState, Watch
+
+cdef int add_watch(LoopState *state, Watch *watch, int fd, int wanted) noexcept nogil
+cdef int change_watch(Watch *watch, int wanted) noexcept nogil
+cdef bint remove_watch(LoopState *state, Watch *watch) noexcept nogil
+cdef bint is_active(Watch *watch) noexcept nogil

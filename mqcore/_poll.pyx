@@ -1,0 +1,283 @@
+# cython: nonecheck=False
+# (None checks need the GIL, and what is called without it has no None to check.)
+"""The polls of a loop: one uv_poll_t for each fd that is watched, shared by all who watch it.
+
+libuv allows one poll for an fd, so it watches for what all of them want together. When events come, the watches that want
+them are put into a list of what is ready, from which a turn calls them.
+
+A user may close an fd at any time. libuv aborts the process when it is about to poll an fd that is not open, and takes a
+number that was closed and opened again for the old file. So each poll knows which file it was started for, and those that
+were started since the loop polled last are looked at just before it polls next. A watch whose fd was closed is *lost*: it is
+ready once more, with `lost` set.
+
+No Python, and no GIL. The loop's thread.
+"""
+
+from libc.errno cimport EBADF, EEXIST, ENOMEM
+from libc.stdlib cimport free, realloc
+from posix.stat cimport fstat, struct_stat
+
+from ._libuv cimport UV_POLL, LibUV, uv_handle_t
+from ._loop cimport (
+    Handle, Loop, LoopState, Watch, ask_for_turn, close_handle, free_if_unlisted, header_of, new_handle, opened, stir,
+    take_started, unlink_ready, uv_of)
+
+cdef enum:
+    EVERY_EVENT = 3     # libuv's UV_READABLE and UV_WRITABLE
+
+
+# --------------------------------------------------------------------------------------------------------------- Watches
+
+cdef int add_watch(LoopState *state, Watch *watch, int fd, int wanted) noexcept nogil:
+    """Have `watch` become ready whenever one of the events `wanted` comes on `fd`. It must not be active. 0, or libuv's error:
+    then it is not active."""
+    cdef int failed = 0
+    cdef Handle *poll = poll_of(state, fd)
+    if poll != NULL and not is_same_file(poll):
+        lose(poll, EBADF)
+        poll = NULL
+    if poll == NULL:
+        poll = open_poll(state, fd, &failed)
+        if poll == NULL:
+            return failed
+    else:
+        poll.wanted = 0  # the file may have been closed and opened again, which takes it out of the epoll
+    watch.wanted = wanted
+    watch.came = 0
+    watch.lost = 0
+    watch.poll = poll
+    watch.next = NULL
+    watch.previous = poll.last
+    if poll.last == NULL:
+        poll.first = watch
+    else:
+        poll.last.next = watch
+    poll.last = watch
+    failed = update(poll)
+    if failed < 0:
+        remove_watch(state, watch)
+    return failed
+
+
+cdef int change_watch(Watch *watch, int wanted) noexcept nogil:
+    """Watch for other events. 0, or libuv's error."""
+    watch.wanted = wanted
+    return -watch.lost if watch.poll == NULL else update(watch.poll)
+
+
+cdef bint remove_watch(LoopState *state, Watch *watch) noexcept nogil:
+    """It does not become ready any more. Whether it was active."""
+    cdef Handle *poll = watch.poll
+    cdef bint active = is_active(watch)
+    if watch.ready:
+        unlink_ready(state, watch)
+    watch.lost = 0
+    if poll != NULL:
+        unlink(poll, watch)
+        update_or_lose(poll)
+    return active
+
+
+cdef bint is_active(Watch *watch) noexcept nogil:
+    """Whether it is watched for, or lost and not told so."""
+    return watch.poll != NULL or watch.lost != 0
+
+
+cdef void unlink(Handle *poll, Watch *watch) noexcept nogil:
+    if watch.previous == NULL:
+        poll.first = watch.next
+    else:
+        watch.previous.next = watch.next
+    if watch.next == NULL:
+        poll.last = watch.previous
+    else:
+        watch.next.previous = watch.previous
+    watch.poll = NULL
+
+
+# ----------------------------------------------------------------------------------------------------------------- Ready
+
+cdef void make_ready(LoopState *state, Watch *watch) noexcept nogil:
+    cdef Watch **first = &state.ready[watch.bare]
+    if watch.ready:
+        return
+    watch.ready = True
+    state.ready_count[watch.bare] += 1
+    if first[0] == NULL:
+        first[0] = watch
+        watch.next_ready = watch
+        watch.previous_ready = watch
+    else:
+        watch.next_ready = first[0]
+        watch.previous_ready = first[0].previous_ready
+        first[0].previous_ready.next_ready = watch
+        first[0].previous_ready = watch
+    if watch.bare:
+        stir(state)
+    else:
+        ask_for_turn(state)
+
+
+# --------------------------------------------------------------------------------------------------------------- Polls
+
+cdef Handle *poll_of(LoopState *state, int fd) noexcept nogil:
+    """The poll of `fd`, or NULL."""
+    return state.polls[fd] if 0 <= fd < state.poll_places else NULL
+
+
+cdef Handle *open_poll(LoopState *state, int fd, int *failed) noexcept nogil:
+    """A new poll; NULL: `failed` is libuv's error."""
+    cdef struct_stat status
+    cdef Handle *poll = NULL
+    failed[0] = -EBADF
+    if fd < 0 or fstat(fd, &status) != 0:
+        return NULL
+    failed[0] = -EEXIST
+    if not (<Loop>state.owner).sees_double_polls and is_polled(state, fd):
+        return NULL
+    failed[0] = -ENOMEM
+    if fd < state.poll_places or add_places(state, fd):
+        poll = new_handle(state, UV_POLL)
+    if poll == NULL:
+        return NULL
+    failed[0] = state.uv.poll_init(state.pointer, uv_of(poll), fd)
+    if failed[0] < 0:
+        free(poll)
+        return NULL
+    opened(state)
+    poll.fd = fd
+    poll.device = status.st_dev
+    poll.inode = status.st_ino
+    state.polls[fd] = poll
+    return poll
+
+
+cdef struct Search:
+    # For the handle that has an fd.
+    LibUV *uv
+    int fd
+    bint found
+
+
+cdef bint is_polled(LoopState *state, int fd) noexcept nogil:
+    """Whether another handle on the loop has this fd. The libuv of pyuv does not notice that itself, and then aborts."""
+    cdef Search search = [state.uv, fd, False]
+    state.uv.walk(state.pointer, compare_fd, &search)
+    return search.found
+
+
+cdef void compare_fd(uv_handle_t *handle, void *data) noexcept nogil:
+    cdef Search *search = <Search *>data
+    cdef int fd
+    if search.uv.fileno(handle, &fd) == 0 and fd == search.fd:
+        search.found = True
+
+
+cdef bint add_places(LoopState *state, int fd) noexcept nogil:
+    cdef int places = 64
+    cdef int each
+    cdef Handle **polls
+    while places <= fd:
+        places *= 2
+    polls = <Handle **>realloc(state.polls, places * sizeof(Handle *))
+    if polls == NULL:
+        return False
+    for each in range(state.poll_places, places):
+        polls[each] = NULL
+    state.polls = polls
+    state.poll_places = places
+    return True
+
+
+cdef int update(Handle *poll) noexcept nogil:
+    """Let libuv watch for what the watches want together, or close the poll when there are none. 0, or libuv's error."""
+    cdef LoopState *state = poll.loop
+    cdef Watch *watch = poll.first
+    cdef int wanted = 0
+    cdef int failed
+    while watch != NULL:
+        wanted |= watch.wanted
+        watch = watch.next
+    if wanted == 0:
+        close_poll(poll)
+        return 0
+    if wanted == poll.wanted or (<Loop>state.owner).forked:
+        return 0
+    if not is_same_file(poll):
+        lose(poll, EBADF)
+        return -EBADF
+    failed = state.uv.poll_start(uv_of(poll), wanted, on_poll)
+    if failed < 0:
+        return failed
+    poll.wanted = wanted
+    if not poll.started:
+        poll.started = True
+        poll.next_started = state.first_started
+        state.first_started = poll
+        state.uv.prepare_start(uv_of(state.prepare), on_prepare)  # cannot fail
+    return 0
+
+
+cdef void update_or_lose(Handle *poll) noexcept nogil:
+    cdef int failed = update(poll)
+    if failed < 0 and poll.first != NULL:
+        lose(poll, -failed)
+
+
+cdef void lose(Handle *poll, int error) noexcept nogil:
+    """The fd cannot be polled any more: let go of it. Its watches are told in a turn."""
+    cdef Watch *watch
+    while poll.first != NULL:
+        watch = poll.first
+        unlink(poll, watch)
+        watch.lost = error
+        make_ready(poll.loop, watch)
+    close_poll(poll)
+
+
+cdef void close_poll(Handle *poll) noexcept nogil:
+    """Its memory goes with its close callback."""
+    cdef LoopState *state = poll.loop
+    state.polls[poll.fd] = NULL
+    poll.fd = -1
+    if not (<Loop>state.owner).forked:  # the epoll is the parent's
+        close_handle(poll)
+
+
+cdef bint is_same_file(Handle *poll) noexcept nogil:
+    cdef struct_stat status
+    return fstat(poll.fd, &status) == 0 and status.st_dev == poll.device and status.st_ino == poll.inode
+
+
+# ---------------------------------------------------------------------------------------------------------- libuv's side
+
+cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil:
+    cdef Handle *poll = header_of(uv_handle)
+    cdef Watch *watch = poll.first
+    if status < 0:
+        # libuv has stopped the poll: for EPOLLERR, which the watchers meet as readiness, or for a closed fd.
+        if not is_same_file(poll):
+            lose(poll, EBADF)
+            return
+        events = EVERY_EVENT
+        poll.wanted = 0
+    while watch != NULL:
+        if watch.wanted & events:
+            watch.came |= watch.wanted & events
+            make_ready(poll.loop, watch)
+        watch = watch.next
+    if status < 0:
+        update_or_lose(poll)
+
+
+cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil:
+    """Look at the polls that were started since libuv polled last."""
+    cdef LoopState *state = header_of(uv_handle).loop
+    cdef Handle *poll
+    while state.first_started != NULL:
+        poll = take_started(state)
+        if poll.closed:
+            free_if_unlisted(poll)
+        elif poll.fd >= 0 and not is_same_file(poll):
+            lose(poll, EBADF)
+    state.uv.prepare_stop(uv_handle)  # cannot fail

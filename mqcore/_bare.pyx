@@ -239,7 +239,7 @@ cdef int call(Steps steps, Table *table, Message message, Entry *entry, Slot *sl
     cdef bint taken = False
     cdef Inside before
     enter(table, NULL, <PyObject *>message, &before)
-    entry = call_hooks(steps, message, entry, slot, arguments, is_sampled(steps), &taken)
+    entry = call_hooks(steps, message, entry, slot, arguments, is_sampled(&steps.until_sample), &taken)
     leave(table, &before)
     if entry == NULL:  # all returned false
         return TO_CONTINUE

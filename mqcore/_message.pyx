@@ -533,6 +533,7 @@ cdef void unlink(Message message, PyObject **first, PyObject **last) noexcept no
     message.following = NULL
 
 
+@cython.nonecheck(False)
 cdef inline void count_held(Control control, int change) noexcept nogil:
     """One more is held in place of running, or one less: `balance` sees both or neither."""
     store_version(&control.books_version, control.books_version + 1)

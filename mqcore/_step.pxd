@@ -34,12 +34,12 @@ cdef class Steps(Control):
     cdef bint cancel_step(self, Message message) noexcept
     cdef void end_open_steps(self) noexcept
 
-cdef inline bint is_sampled(Steps steps) noexcept nogil:
+cdef inline bint is_sampled(unsigned int *until_sample) noexcept nogil:
     """Whether the hooks that are called now are to be timed."""
-    if steps.until_sample == 0:
-        steps.until_sample = SAMPLE_EVERY
+    if until_sample[0] == 0:
+        until_sample[0] = SAMPLE_EVERY
         return True
-    steps.until_sample -= 1
+    until_sample[0] -= 1
     return False
 
 cdef void add_sample(Counters *counters, uint64_t ns) noexcept nogil

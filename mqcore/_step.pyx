@@ -123,7 +123,7 @@ cdef class Steps(Control):
             for argument in message.args:
                 arguments[count] = <PyObject *>argument  # message.args keeps it
                 count += 1
-        cdef bint timed = is_sampled(self)
+        cdef bint timed = is_sampled(&self.until_sample)
         if message.verdict == TO_CANCEL:  # run_many() had taken it, and a hook of one before it cancelled it
             return TO_CANCEL
         while True:

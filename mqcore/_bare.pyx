@@ -24,8 +24,8 @@ from ._loop cimport Loop, Watch, unlink_ready
 from ._message cimport (
     TO_CONTINUE, TO_RETRY, UNDECIDED, Control, Entry, Message, count_given, native_side)
 from ._native cimport (
-    OF_ADDRESS, OF_LOGIN, Arguments, Inside, call_hooks, decide, drop_kept, enter, hold_by, is_worn, leave,
-    new_generation, put_back)
+    OF_ADDRESS, OF_LOGIN, Arguments, Inside, call_hooks, decide, drop_kept, drop_with_gil, enter, hold_by, is_worn,
+    leave, new_generation, put_back)
 from ._notes cimport log_notes, refuse_late
 from ._poll cimport remove_watch
 from ._step cimport Steps, is_sampled
@@ -167,10 +167,10 @@ cdef void go_on(Steps steps, Table *table, size_t most) noexcept nogil:
 
 cdef void resume(Steps steps, Table *table, Slot *slot, Message message, int verdict, uint64_t now) noexcept nogil:
     """Go on with a message that its native plugin gave back, as far as native plugins go. HELD -> HELD, QUEUED, or IDLE."""
+    cdef Entry *holder
     cdef Entry *entry
     cdef Arguments arguments
     count_given(message.entry.counters, verdict)
-    message.entry.counters.held_ns += now - message.since
     steps.leave_lane(message, verdict)
     message.native = NULL
     message.strong = False  # its reference is ours now
@@ -179,6 +179,7 @@ cdef void resume(Steps steps, Table *table, Slot *slot, Message message, int ver
         if is_worn(slot):
             free_slot(table, slot)
             slot = take_slot(table, STEP)
+        holder = message.entry
         entry = NULL if slot == NULL else next_native(steps, message, verdict, &arguments)
         if entry == NULL:
             message.verdict = verdict
@@ -186,6 +187,9 @@ cdef void resume(Steps steps, Table *table, Slot *slot, Message message, int ver
             if slot != NULL:
                 let_go(table, slot)
             return
+        if message.since and message.since < now:  # else the hold was over at once
+            holder.counters.held_ns += now - message.since
+        message.since = 0
         message.verdict = UNDECIDED
         slot.object = <PyObject *>message
         verdict = call(steps, table, message, entry, slot, &arguments)
@@ -251,8 +255,11 @@ cdef int call(Steps steps, Table *table, Message message, Entry *entry, Slot *sl
             steps.enter_lane(message)
             return UNDECIDED
         early = state_of(load(&slot.word)) - GIVEN
-        if taken or early == TO_CONTINUE:
+        if not taken and early < 0:
+            early = TO_CONTINUE
+        elif taken or early == TO_CONTINUE:
             count_given(message.entry.counters, early)
+        if taken or early == TO_CONTINUE:
             new_generation(slot)
             if taken:  # rule 7: a hold that is over at once
                 steps.enter_lane(message)
@@ -281,7 +288,3 @@ cdef void let_go(Table *table, Slot *slot) noexcept nogil:
     if slot.kept != NULL:
         drop_with_gil(slot)
     put_back(table, slot)
-
-
-cdef void drop_with_gil(Slot *slot) noexcept with gil:
-    drop_kept(slot)

@@ -11,7 +11,7 @@ from libc.stdint cimport uint64_t
 from ._chain cimport Route, new_chain
 from ._context cimport Context, new_context
 from ._loop cimport Due, ends_program, PyThread_get_thread_ident
-from ._message cimport HELD, IDLE, RUNNING, Counters, Message, Tally
+from ._message cimport HELD, IDLE, RUNNING, Counters, Message, Tally, native_side
 from ._scope cimport check_making, set_making
 from ._step cimport MOST_ARGUMENTS, Steps
 
@@ -374,6 +374,8 @@ cdef class Change:
             if plugin not in self.contexts:
                 context.retired = True
                 self.dispatcher.retired.append(context)
+        if self.dispatcher.native != NULL:
+            native_side.disturb(self.dispatcher)
         self.dispatcher.contexts = self.contexts
         for hook in self.dispatcher.hooks.values():
             hook.chain = self.chains.pop(hook.name)

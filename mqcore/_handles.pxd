@@ -90,6 +90,7 @@ cdef struct Table:
     pthread_mutex_t lock    # keeps wake-ups from other threads and closing apart
     unsigned long thread    # that is in native code of this dispatcher, as long as it is in it
     int inside              # how deep
+    bint disturbed          # a step, or the dispatcher, was ended in it
     void *current           # the MQ_Context whose callback is being called, or NULL
     PyObject *message       # borrowed: the Message whose hook is being called, or NULL
     uint32_t count          # slots that there are

@@ -41,7 +41,7 @@ cdef Table *open_table(PyObject *owner) noexcept nogil:
     cdef Table *table = NULL
     cdef int number = 1
     pthread_mutex_lock(&opening)
-    while number < MOST_TABLES and tables[number] != NULL and tables[number].owner != NULL:
+    while number < MOST_TABLES and tables[number] != NULL and (tables[number].owner != NULL or tables[number].inside):
         number += 1
     if number < MOST_TABLES:
         table = tables[number]

@@ -76,7 +76,7 @@ cdef class Message:
     cdef PyObject *following
     cdef PyObject *next_given       # in the list of those that other threads gave back
     cdef PyObject *last_hook        # the name of the hook of the current or last step
-    cdef uint64_t since             # when the hold began, in ns of uv_hrtime()
+    cdef uint64_t since             # when the hold began, in ns of uv_hrtime(); 0: how long it was is counted
     cdef uint8_t state              # State
     cdef uint8_t verdict            # Verdict
     cdef uint8_t by_token           # bool: the hook returned its Hold: nobody else can give back
@@ -126,6 +126,8 @@ cdef class Control(Loop):
     cdef Handle *deadline           # one timer for all lanes; `due` is 0 when it is stopped
     cdef Books books
     cdef uint32_t books_version     # odd: they are just being changed, without the GIL; atomic
+    cdef bint passing               # messages are just passed through native plugins, one after the other: so many are through
+    cdef uint64_t passed
     cdef uint64_t holds_begun
     cdef uint64_t holds_ended
     cdef void *native               # the handles of native plugins, or NULL when there are none
@@ -156,6 +158,7 @@ cdef struct NativeSide:
     Py_ssize_t (*begin_many)(Control control, object chain, list messages, Py_ssize_t index, list outcomes,
                              object done) except -1
     void (*hold_ended)(Control control, Message message) noexcept
+    void (*disturb)(Control control) noexcept
     void (*absorb)(Control control) noexcept
     void (*close)(Control control) noexcept
 

@@ -21,7 +21,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
-from ._atomic cimport fence, load_version, store_version
+from ._atomic cimport fence, get, load_version, store_version
 from ._libuv cimport UV_TIMER, uv_handle_t
 from ._loop cimport Handle, Loop, PyThread_get_thread_ident, arm, ask_for_turn, close_handle, header_of, opened, uv_of
 from ._scope cimport Scope
@@ -278,6 +278,11 @@ cdef class Control(Loop):
                 break
         books.held -= self.given_count
         books.running += self.given_count
+        if self.passing:
+            passed = get(&self.passed)
+            books.entered += passed + 1
+            books.continued += passed
+            books.running += 1
         return books
 
     # -------------------------------------------------------------------------------------------------------------- holds
@@ -440,7 +445,8 @@ cdef class Control(Loop):
         while self.thread != 0 and self.first_queued != NULL and left > 0 and now < until:
             message = <Message>self.first_queued
             self.unlink_queued(message)
-            message.entry.counters.held_ns += now - message.since
+            if message.since:  # else it was counted when other plugins had their turn after the hold
+                message.entry.counters.held_ns += now - message.since
             self.resume(message)
             left -= 1
             now = self.state.uv.hrtime()

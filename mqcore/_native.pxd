@@ -50,6 +50,7 @@ cdef void keep(Slot *slot, object value) noexcept
 cdef void hold_by(Message message, Slot *slot) noexcept nogil
 cdef void put_back(Table *table, Slot *slot) noexcept nogil
 cdef void drop_kept(Slot *slot) noexcept
+cdef void drop_with_gil(Slot *slot) noexcept with gil
 cdef Entry *call_hooks(
     Control control, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed, bint *taken) noexcept nogil
 

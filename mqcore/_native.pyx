@@ -36,6 +36,7 @@ from .verdicts import CONTINUE
 cdef extern from *:
     """
     #include <stdbool.h>
+    #define mqcore_unlikely(condition) __builtin_expect((condition) != 0, 0)
 
     /* The part of a handle that says what it stands for is in its low bits. No pointer to a function for each kind of hook:
        all hooks of a chain take the same branch. */
@@ -54,11 +55,19 @@ cdef extern from *:
             context, handle, arguments->first, arguments->first_size, arguments->second, arguments->second_size);
     }
     """
+    bint unlikely "mqcore_unlikely"(uint64_t condition) noexcept nogil
     bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, char *handle, const Arguments *) noexcept nogil
 
 cdef extern from *:
     const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
 
+
+cdef extern from *:
+    ctypedef struct Items "PyListObject":
+        PyObject **items "ob_item"
+
+cdef enum:
+    FEW = 16  # messages: for so many the GIL is kept
 
 cdef object OUTCOME_CONTINUE = CONTINUE
 
@@ -77,6 +86,8 @@ cdef void enter(Table *table, void *context, PyObject *message, Inside *before) 
 
 cdef void leave(Table *table, Inside *before) noexcept nogil:
     table.inside -= 1
+    if table.inside == 0:
+        table.disturbed = False
     table.current = before.current
     table.message = before.message
 
@@ -122,21 +133,23 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
 cdef Py_ssize_t begin_many(
         Control control, object of, list messages, Py_ssize_t index, list outcomes, object done) except -1:
     """Steps of messages, from that at `index` on, through a chain of native plugins alone: what Steps.begin() does, in one go
-    as long as hooks return false. Their outcomes are appended. Returns how far it came: to the end, if nothing came between.
+    and without the GIL as long as hooks return false. Their outcomes are appended. Returns how far it came: to the end, if
+    nothing came between.
     """
     cdef Steps steps = <Steps>control
     cdef Chain chain = <Chain>of
     cdef Table *table = <Table *>control.native
-    cdef Entry *entries = chain.entries
-    cdef Entry *entry
     cdef Arguments arguments = [NULL, NULL, 0, 0]  # the hooks here have none
     cdef Inside before
     cdef Message message
+    cdef PyObject **items = (<Items *>messages).items
     cdef Py_ssize_t count = len(messages)
+    cdef Py_ssize_t passed
     cdef bint taken = False
     cdef bint kept = True
+    cdef Entry *stopped = NULL
     cdef Slot *slot = table.spare
-    if entries.kind > OF_ADDRESS:  # they need arguments: that is for the hook to tell
+    if chain.entries.kind > OF_ADDRESS:  # they need arguments: that is for the hook to tell
         outcomes.append(<object>steps.begin(chain, <Message>messages[index], (), done))
         return index + 1
     if slot == NULL or is_worn(slot):
@@ -145,39 +158,79 @@ cdef Py_ssize_t begin_many(
     enter(table, NULL, NULL, &before)
     try:
         while index < count and kept and chain.route.chain is chain and not is_worn(slot):
-            message = <Message>messages[index]
-            index += 1
-            if steps.until_sample == 0 or message.verdict != UNDECIDED or message.error is not None or control.closed:
-                outcomes.append(<object>steps.begin(chain, message, (), done))
-                continue
-            steps.until_sample -= 1
-            control.books.entered += 1
-            control.books.running += 1
-            message.retries = 0
-            message.last_hook = entries.hook
-            table.message = <PyObject *>message
-            slot.object = <PyObject *>message
-            entry = call_all(control, message, entries, handle_of(slot), &slot.word, &arguments, &taken)
-            if entry == NULL:
-                control.books.running -= 1
-                control.books.continued += 1
-                message.entry = NULL
-                message.state = IDLE
-                if slot.kept != NULL:
-                    drop_kept(slot)
-                outcomes.append(OUTCOME_CONTINUE)
+            stopped = NULL
+            control.passing = True
+            control.passed = 0
+            # No more than until the next that is timed: so many steps a slot that is not worn has generations for.
+            passed = 0 if control.closed else min(count - index, <Py_ssize_t>steps.until_sample)
+            if passed < FEW:
+                passed = pass_through(steps, chain.entries, &items[index], passed, slot, &arguments, &stopped, &taken)
             else:
+                with nogil:
+                    passed = pass_through(steps, chain.entries, &items[index], passed, slot, &arguments, &stopped, &taken)
+            control.passing = False
+            control.books.entered += passed
+            control.books.continued += passed
+            steps.until_sample -= passed
+            index += passed
+            outcomes.extend([OUTCOME_CONTINUE] * passed)
+            if stopped != NULL:
+                message = <Message>messages[index]
+                index += 1
+                control.books.entered += 1
+                control.books.running += 1
+                steps.until_sample -= 1
                 verdict = decide(steps, message, slot, taken, &kept)
                 if kept:
                     new_generation(slot)
                     drop_kept(slot)
                 outcomes.append(<object>steps.begun(chain, message, steps.proceed(message, chain, verdict), (), done))
+            elif index < count and chain.route.chain is chain and not is_worn(slot):
+                outcomes.append(<object>steps.begin(chain, <Message>messages[index], (), done))
+                index += 1
     finally:
         leave(table, &before)
         if kept:
             drop_kept(slot)
             put_back(table, slot)
     return index
+
+
+cdef Py_ssize_t pass_through(
+        Steps steps, Entry *entries, PyObject **messages, Py_ssize_t count, Slot *slot, Arguments *arguments, Entry **stopped,
+        bint *taken) noexcept nogil:
+    """Steps of messages that all hooks pass on: how many. It stops before one that needs more care; where a hook does not pass
+    a message on, or something else was ended in it, the step of that one has begun, too, and `stopped` is where it is."""
+    cdef Table *table = <Table *>steps.native
+    cdef Py_ssize_t index
+    for index in range(count):
+        if needs_care(<Message>messages[index]):
+            return index
+        table.message = messages[index]
+        slot.object = messages[index]
+        stopped[0] = pass_on(steps, <Message>messages[index], entries, slot, arguments, taken)
+        if stopped[0] != NULL:
+            return index
+    return count
+
+
+cdef inline bint needs_care(Message message) noexcept nogil:
+    return message.verdict != UNDECIDED or message.error is not None
+
+
+cdef inline Entry *pass_on(
+        Steps steps, Message message, Entry *entries, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil:
+    """The step of one message. NULL: it has ended, with outcome CONTINUE."""
+    message.retries = 0
+    message.last_hook = entries.hook
+    cdef Entry *stopped = call_all(steps, message, entries, handle_of(slot), &slot.word, arguments, taken)
+    if stopped == NULL:
+        set(&steps.passed, steps.passed + 1)
+        message.entry = NULL
+        message.state = IDLE
+        if slot.kept != NULL:
+            drop_with_gil(slot)
+    return stopped
 
 
 cdef Slot *new_slot(Table *table) except NULL:
@@ -200,8 +253,8 @@ cdef inline Entry *following(Entry *entry) noexcept nogil:
 cdef inline Entry *call_hooks(
         Control control, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed,
         bint *taken) noexcept nogil:
-    """Call native hooks as long as they return false and nothing else happens. The one where it did; NULL when there was
-    none, and then the slot is free."""
+    """Call native hooks as long as they return false and nothing else happens. The one where it did, or may have; NULL when
+    there was none, and then the slot is free."""
     if timed:
         return call_timed(control, message, entry, handle_of(slot), &slot.word, arguments, taken)
     return call_all(control, message, entry, handle_of(slot), &slot.word, arguments, taken)
@@ -213,13 +266,14 @@ cdef inline Entry *call_all(
     cdef char *each = <char *>handle
     cdef int kind = entry.kind
     cdef uint64_t called = word[0] | CALLED
+    cdef Table *table = <Table *>control.native
     cdef bint held
     while True:
         message.entry = entry
         set(word, called)
         entry.counters.calls += 1
         held = call_hook(entry.native, kind, entry.handle, each, arguments)
-        if held or get(word) != called or message.verdict != UNDECIDED or control.closed:
+        if unlikely(<uint64_t>held | get(word) ^ called | <uint64_t>table.disturbed):
             taken[0] = held
             return entry
         each += GENERATION
@@ -236,6 +290,7 @@ cdef Entry *call_timed(
     """The same, with a look at the clock before and after each."""
     cdef char *each = <char *>handle
     cdef uint64_t called = word[0] | CALLED
+    cdef Table *table = <Table *>control.native
     cdef uint64_t start
     while entry != NULL:
         message.entry = entry
@@ -244,7 +299,7 @@ cdef Entry *call_timed(
         start = control.state.uv.hrtime()
         taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
         add_sample(entry.counters, control.state.uv.hrtime() - start)
-        if taken[0] or get(word) != called or message.verdict != UNDECIDED or control.closed:
+        if taken[0] or get(word) != called or table.disturbed:
             return entry
         each += GENERATION
         called += <uint64_t>GENERATION << 32
@@ -288,6 +343,11 @@ cdef const char *bytes_of(Message message, Py_ssize_t number, size_t *size) exce
         raise TypeError(f"native hooks take bytes and str for arguments, not {type(argument).__name__}")
     size[0] = length
     return text
+
+
+cdef void disturb(Control control) noexcept:
+    """A step is ended, of which a hook may just be called: from now on each hook is looked after until all have returned."""
+    (<Table *>control.native).disturbed = (<Table *>control.native).inside > 0
 
 
 cdef int decide(Steps steps, Message message, Slot *slot, bint taken, bint *kept) noexcept:
@@ -334,6 +394,10 @@ cdef void keep(Slot *slot, object value) noexcept:
         slot.kept = <PyObject *>kept
         Py_INCREF(kept)
     kept.append(value)
+
+
+cdef void drop_with_gil(Slot *slot) noexcept with gil:
+    drop_kept(slot)
 
 
 cdef void drop_kept(Slot *slot) noexcept:
@@ -385,3 +449,4 @@ cdef void hold_ended(Control control, Message message) noexcept:
 native_side.call = call
 native_side.begin_many = begin_many
 native_side.hold_ended = hold_ended
+native_side.disturb = disturb

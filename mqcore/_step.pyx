@@ -391,6 +391,8 @@ cdef class Steps(Control):
                 return False  # it is just ending
             message.verdict = TO_CANCEL
             message.fail(error)
+            if self.native != NULL:
+                native_side.disturb(self)
             return True
         self.collect_given()  # where it may be
         self.end_step(message, TO_CANCEL, error)

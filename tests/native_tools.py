@@ -41,7 +41,7 @@ def compile_plugin(target: Path, source: str, *options: str) -> Path:
 
 
 # A plugin whose functions are Python's: the test decides what it does, and calls the functions of mqcore.h as it would.
-# (Real plugins never call Python. Here it is fine, as hooks and callbacks are called with the GIL.)
+# (Real plugins never call Python. Here it is fine: ctypes takes the GIL.)
 PUPPET = """
 typedef bool (*hook)(MQ_Context *, MQ_Connection *, MQ_Message *);
 typedef void (*context_function)(MQ_Context *);

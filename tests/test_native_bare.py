@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
+import itertools
+import queue
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from native_tools import compile_plugin
+from conftest import assert_conserved
+from native_tools import Puppet, compile_plugin, mq, start
 
 import mqcore
-from mqcore import CONTINUE
+from mqcore import COMPLETE, CONTINUE, FAIL
 
 # Takes each message and gives it back: by a timer, by a watcher of a pipe, or from a thread of its own.
 TAKES = """
@@ -102,6 +108,25 @@ MQ_EXPORT bool mq_step(MQ_Context *context, MQ_Connection *connection, MQ_Messag
 }
 """
 
+# Notes its argument, in a hook that is called when the plugin before it gave the message back.
+WITH_ARGUMENTS = """
+#include <string.h>
+
+static char seen[32];
+
+MQ_EXPORT void seen_text(char *copy) { strcpy(copy, seen); }
+
+static void by_timer(void *data) { MQ_continue(data); }
+
+MQ_EXPORT bool mq_smtp_in_data(MQ_Context *context, MQ_Connection *connection, const char *mime, size_t size)
+{
+    if (mime != NULL && size < sizeof seen)
+        memcpy(seen, mime, size);
+    MQ_startTimer(context, 0, by_timer, connection);
+    return true;
+}
+"""
+
 
 def dispatcher_for(owner, *paths):
     plugins = owner.plugins({})
@@ -144,3 +169,173 @@ def test_a_thread_that_keeps_the_gil_does_not_stop_a_native_chain(owner, tmp_pat
     keeper.join()
     assert came == [True, True]
     assert outcomes == [CONTINUE]
+
+
+def test_how_long_a_message_was_held_is_counted_once(owner, tmp_path):
+    """Also when other native plugins had it between the give-back and the end."""
+    takers = [compile_plugin(tmp_path / f"{number}-takes.so", TAKES % BY_TIMER) for number in range(1, 4)]
+    last = compile_plugin(tmp_path / "9-last.so", LAST)
+    dispatcher = dispatcher_for(owner, *takers, last)
+    begin = time.monotonic()
+    assert dispatcher.hook("mq_step").run(mqcore.Message(), done=owner.done) is None
+    owner.run_until(lambda: owner.finished)
+    took = time.monotonic() - begin
+    held = [hook.held_seconds for hook in dispatcher.stats().hooks]
+    assert min(held[:3]) >= 0.02
+    assert held[3] == 0
+    assert sum(held) <= took
+
+
+@pytest.mark.parametrize("what", ["cancel", "close", "contradiction"])
+def test_a_step_that_ends_in_a_hook_without_the_gil(owner, tmp_path, what):
+    """The second plugin is called when the first gave the message back by a timer."""
+    message = mqcore.Message()
+
+    def take(context, connection, _):
+        first.timer(context, 0.0, lambda data: mq.MQ_continue(connection))
+        return True
+
+    def end(context, connection, _):
+        if what == "cancel":
+            dispatcher.cancel(message)
+        elif what == "close":
+            dispatcher.close()
+        else:
+            mq.MQ_complete(connection)  # and then says that it passes the message on
+        return False
+
+    first = Puppet(tmp_path / "10-first.so", take)
+    second = Puppet(tmp_path / "20-second.so", end)
+    third = Puppet(tmp_path / "30-third.so", lambda *_: calls.append("third"))
+    calls = []
+    dispatcher = start(owner, [first, second, third])
+    assert dispatcher.hook("mq_step").run(message, done=owner.done) is None
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished == [(message, FAIL)]
+    expected = {"cancel": mqcore.Cancelled, "close": mqcore.DispatcherClosed, "contradiction": mqcore.MqError}
+    assert type(message.error) is expected[what]
+    assert not calls and not first.errors and not second.errors
+
+
+def test_retry_without_the_gil(owner, tmp_path):
+    """Up to the limit, and with the chain as it is then."""
+    rounds = []
+
+    def take(context, connection, _):
+        rounds.append(len(rounds))
+        first.timer(context, 0.0, lambda data: mq.MQ_retry(connection))
+        return True
+
+    first = Puppet(tmp_path / "10-first.so", take)
+    other = Puppet(tmp_path / "05-other.so", lambda *_: rounds.append("other"))
+    dispatcher = start(owner, [first], max_retries=5)
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message, done=owner.done) is None
+    owner.run_until(lambda: owner.finished)
+    assert rounds == list(range(6))
+    assert message.retries == 5 and isinstance(message.error, mqcore.RetryLimit)
+
+    def take_and_add(context, connection, _):
+        if len(rounds) == 6:
+            dispatcher.plugins.load(other.path)
+            first.timer(context, 0.0, lambda data: mq.MQ_retry(connection))
+            rounds.append("taken")
+            return True
+        return False
+
+    first.step = take_and_add
+    owner.finished.clear()
+    assert dispatcher.hook("mq_step").run(message, done=owner.done) is None
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished == [(message, CONTINUE)]
+    assert rounds[6:] == ["taken", "other"]
+    assert not first.errors
+
+
+@pytest.mark.parametrize("arguments", [(b"bytes",), ("text",), ("t\u00e9xt",), (None,)], ids=["bytes", "ascii", "utf8", "none"])
+def test_arguments_without_the_gil(owner, tmp_path, arguments):
+    """A hook that is called when another plugin gave the message back has the same arguments."""
+    plugins = mqcore.Plugins(hooks=[mqcore.HookSpec("mq_smtp_in_data", "mime")])
+    owner.made_plugins.append(plugins)
+    for number in range(2):
+        plugins.load(compile_plugin(tmp_path / f"{number}-plugin.so", WITH_ARGUMENTS))
+    dispatcher = owner.dispatcher(plugins)
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_smtp_in_data").run(message, *arguments, done=owner.done) is None
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished == [(message, CONTINUE)]
+    value = arguments[0]
+    expected = b"" if value is None else value if isinstance(value, bytes) else value.encode()
+    for path in tmp_path.glob("*.so"):
+        library = ctypes.CDLL(str(path))
+        seen = ctypes.create_string_buffer(32)
+        library.seen_text(seen)
+        assert seen.value == expected
+
+
+def test_python_and_native_holds_given_back_by_many_threads(owner, tmp_path):
+    """Native plugins run without the GIL while other threads give back, and drop, what Python plugins hold."""
+    count = 3_000
+    waiting = queue.SimpleQueue()
+    ways = itertools.cycle(["continue_", "continue_", "retry", "complete", "drop"])
+
+    def python(context, message):
+        if message.retries:
+            return False
+        hold = context.hold(message)
+        waiting.put((hold, next(ways)))
+        return hold
+
+    def give_back():
+        while (item := waiting.get()) is not None:
+            hold, way = item
+            if way != "drop":
+                getattr(hold, way)()
+            del hold, item
+
+    takers = [compile_plugin(tmp_path / f"{number}-takes.so", TAKES % BY_TIMER.replace("0.02f", "0")) for number in (1, 3)]
+    plugins = owner.plugins({"2-python": python})
+    for path in takers:
+        plugins.load(path)
+    dispatcher = owner.dispatcher(plugins)
+    threads = [threading.Thread(target=give_back) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    messages = [mqcore.Message() for _ in range(count)]
+    dispatcher.hook("mq_step").run_many(messages, done=owner.done)
+    owner.run_until(lambda: assert_conserved(dispatcher) or len(owner.finished) == count, timeout=60)
+    for _ in threads:
+        waiting.put(None)
+    for thread in threads:
+        thread.join()
+    outcomes = collections.Counter(outcome for _, outcome in owner.finished)
+    assert outcomes == {CONTINUE: count * 3 // 5, COMPLETE: count // 5, FAIL: count // 5}
+    assert all(isinstance(message.error, mqcore.Abandoned) for message, outcome in owner.finished if outcome is FAIL)
+
+
+def test_the_books_are_in_order_for_other_threads(owner, tmp_path):
+    """Read all the time by another thread, while native plugins take and pass on messages without the GIL."""
+    takes = compile_plugin(tmp_path / "1-takes.so", TAKES % BY_TIMER.replace("0.02f", "0"))
+    last = compile_plugin(tmp_path / "2-last.so", LAST)
+    holding, passing = dispatcher_for(owner, takes, last), dispatcher_for(owner, last)
+    over = threading.Event()
+    looks = []
+
+    def look():
+        while not over.is_set():
+            assert_conserved(holding)
+            assert_conserved(passing)
+            looks.append(1)
+
+    looking = ThreadPoolExecutor(1)
+    watched = looking.submit(look)
+    messages = [mqcore.Message() for _ in range(2_000)]
+    for _ in range(10):
+        owner.finished.clear()
+        holding.hook("mq_step").run_many(messages, done=owner.done)
+        owner.run_until(lambda: len(owner.finished) == len(messages))
+        assert passing.hook("mq_step").run_many(messages) == [CONTINUE] * len(messages)
+    over.set()
+    watched.result()
+    looking.shutdown()
+    assert looks

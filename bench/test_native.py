@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
+import uvloop
+
 from building import build, build_cython
-from native import NATIVE_PASSES_ON, NATIVE_TAKES, dispatcher, native
+from native import NATIVE_PASSES_ON, NATIVE_TAKES, NATIVE_WORKS, dispatcher, native
 from subjects import HOOK, Subject, messages
 
 import mqcore
@@ -72,10 +77,10 @@ def test_cython(loop: Any, against: Callable[..., None]) -> None:
 class Holds:
     """Messages that are held by a plugin and given back by its timer, all in one go."""
 
-    def __init__(self, loop: Any, made: mqcore.Dispatcher) -> None:
+    def __init__(self, loop: Any, made: mqcore.Dispatcher, count: int = HELD) -> None:
         self.loop = loop
         self.hook = made.hook(HOOK)
-        self.messages = messages(HELD)
+        self.messages = messages(count)
         self.left = 0
 
     def done(self, message: mqcore.Message, outcome: mqcore.Outcome) -> None:
@@ -86,7 +91,7 @@ class Holds:
 
     def cycle(self) -> None:
         """Of all: begin, hold, fire, give back, done."""
-        self.left = HELD
+        self.left = len(self.messages)
         self.hook.run_many(self.messages, done=self.done)
         self.loop.run_forever()
 
@@ -102,3 +107,76 @@ def test_hold(loop: Any, against: Callable[..., None]) -> None:
         contenders = {"in Python": theirs.cycle, "mqcore": ours.cycle}
         against("native", "hold, give back from a native timer", contenders, rounds=30, count=HELD)
     plugins.close()
+
+
+class Worker:
+    """A thread with a loop and a dispatcher of its own, which does one piece of work each time it is asked to."""
+
+    def __init__(self, paths: tuple[str, ...], work: Callable[[Any, mqcore.Dispatcher], Callable[[], None]]) -> None:
+        self.paths, self.prepare = paths, work
+        self.asked, self.done = threading.Semaphore(0), threading.Semaphore(0)
+        self.over = False
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+        self.done.acquire()
+
+    def run(self) -> None:
+        """In the thread."""
+        loop = uvloop.new_event_loop()
+        with dispatcher(loop, *self.paths) as made:
+            work = self.prepare(loop, made)
+            while True:
+                self.done.release()
+                self.asked.acquire()
+                if self.over:
+                    break
+                work()
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        loop.close()
+
+
+def together(*workers: Worker) -> None:
+    """One piece of work in each, at the same time."""
+    for worker in workers:
+        worker.asked.release()
+    for worker in workers:
+        worker.done.acquire()
+
+
+@contextmanager
+def two_workers(source: str, work: Callable[[Any, mqcore.Dispatcher], Callable[[], None]]) -> Iterator[tuple[Worker, Worker]]:
+    """With 10 native plugins of that source."""
+    workers = Worker(native(source, 10), work), Worker(native(source, 10), work)
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.over = True
+            worker.asked.release()
+            worker.thread.join()
+
+
+def holding(loop: Any, made: mqcore.Dispatcher) -> Callable[[], None]:
+    """Each plugin takes each message and gives it back by a timer."""
+    return Holds(loop, made, 4 * COUNT).cycle
+
+
+def passing(loop: Any, made: mqcore.Dispatcher) -> Callable[[], None]:
+    """Each plugin looks at each message for a moment, and passes it on."""
+    hook, taken = made.hook(HOOK), messages(4 * COUNT)
+    return lambda: hook.run_many(taken) and None
+
+
+@pytest.mark.parametrize(
+    ("case", "source", "work"),
+    [("10 native plugins hold", NATIVE_TAKES, holding), ("10 native plugins compute", NATIVE_WORKS, passing)],
+    ids=["hold", "compute"],
+)
+def test_two_threads(
+    loop: Any, against: Callable[..., None], case: str, source: str, work: Callable[..., Any]
+) -> None:
+    """A dispatcher in each of two threads, beside one that does the work of both."""
+    with two_workers(source, work) as (one, other):
+        contenders = {"one thread": lambda: [together(one), together(one)], "mqcore": lambda: together(one, other)}
+        against("native", f"{case}, in two threads", contenders, rounds=20, count=8 * COUNT)

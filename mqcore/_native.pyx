@@ -28,7 +28,7 @@ from ._handles cimport (
 from ._message cimport (
     HELD, IDLE, TO_CONTINUE, UNDECIDED, Control, Entry, Message, count_given, native_side)
 from ._notes cimport refuse, wake
-from ._step cimport Steps, add_sample
+from ._step cimport Steps, add_sample, is_sampled
 
 from .errors import MqError
 from .verdicts import CONTINUE
@@ -161,8 +161,7 @@ cdef Py_ssize_t begin_many(
             stopped = NULL
             control.passing = True
             control.passed = 0
-            # No more than until the next that is timed: so many steps a slot that is not worn has generations for.
-            passed = 0 if control.closed else min(count - index, <Py_ssize_t>steps.until_sample)
+            passed = 0 if control.closed else count - index
             if passed < FEW:
                 passed = pass_through(steps, chain.entries, &items[index], passed, slot, &arguments, &stopped, &taken)
             else:
@@ -171,7 +170,6 @@ cdef Py_ssize_t begin_many(
             control.passing = False
             control.books.entered += passed
             control.books.continued += passed
-            steps.until_sample -= passed
             index += passed
             outcomes.extend([OUTCOME_CONTINUE] * passed)
             if stopped != NULL:
@@ -179,7 +177,6 @@ cdef Py_ssize_t begin_many(
                 index += 1
                 control.books.entered += 1
                 control.books.running += 1
-                steps.until_sample -= 1
                 verdict = decide(steps, message, slot, taken, &kept)
                 if kept:
                     new_generation(slot)
@@ -204,7 +201,7 @@ cdef Py_ssize_t pass_through(
     cdef Table *table = <Table *>steps.native
     cdef Py_ssize_t index
     for index in range(count):
-        if needs_care(<Message>messages[index]):
+        if needs_care(<Message>messages[index]) or is_worn(slot):
             return index
         table.message = messages[index]
         slot.object = messages[index]
@@ -223,7 +220,7 @@ cdef inline Entry *pass_on(
     """The step of one message. NULL: it has ended, with outcome CONTINUE."""
     message.retries = 0
     message.last_hook = entries.hook
-    cdef Entry *stopped = call_all(steps, message, entries, handle_of(slot), &slot.word, arguments, taken)
+    cdef Entry *stopped = call_hooks(steps, message, entries, slot, arguments, is_sampled(&steps.until_sample), taken)
     if stopped == NULL:
         set(&steps.passed, steps.passed + 1)
         message.entry = NULL

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import uvloop
-
 from building import build, build_cython
 from native import NATIVE_PASSES_ON, NATIVE_TAKES, NATIVE_WORKS, dispatcher, native
 from subjects import HOOK, Subject, messages

@@ -6,9 +6,7 @@ Each looks its handle up first. What it then does is in C where that suffices; w
 the accessors that are registered for the class of the message, with the GIL.
 """
 
-cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.object cimport PyObject
 from libc.errno cimport ENOMEM, errno
 from libc.stdint cimport uint64_t
 from libc.string cimport strlen

@@ -2,10 +2,10 @@
 # (None checks need the GIL, and what is called without it has no None to check.)
 """What a turn begins with: the part of it that needs no GIL, which is native plugins.
 
-The callbacks of their watchers and timers are called, and messages that they gave back go on, from one native hook to the next. Where a
-Python plugin comes next, or the end of the step, which `done` is told, the message is queued as if it had just been given
-back: the turn takes the GIL once for all of these. Nothing else of Python is touched in between. The hold's reference to the
-message goes from one native hold to the next, and then to the queue.
+The callbacks of their watchers and timers are called, and messages that they gave back go on, from one native hook to the
+next. Where a Python plugin comes next, or the end of the step, which `done` is told, the message is queued as if it had just
+been given back: the turn takes the GIL once for all of these. Nothing else of Python is touched in between. The hold's
+reference to the message goes from one native hold to the next, and then to the queue.
 
 What is rare takes the GIL where it comes up: letting go of strings that a plugin was handed out, and a hook that contradicts
 itself, or whose step or dispatcher was ended in the middle.

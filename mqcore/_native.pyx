@@ -247,7 +247,7 @@ cdef inline Entry *following(Entry *entry) noexcept nogil:
     return NULL if entry[1].native == NULL else &entry[1]
 
 
-cdef inline Entry *call_hooks(
+cdef Entry *call_hooks(
         Control control, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed,
         bint *taken) noexcept nogil:
     """Call native hooks as long as they return false and nothing else happens. The one where it did, or may have; NULL when

@@ -220,7 +220,11 @@ cdef inline Entry *pass_on(
     """The step of one message. NULL: it has ended, with outcome CONTINUE."""
     message.retries = 0
     message.last_hook = entries.hook
-    cdef Entry *stopped = call_hooks(steps, message, entries, slot, arguments, is_sampled(&steps.until_sample), taken)
+    cdef Entry *stopped
+    if is_sampled(&steps.until_sample):
+        stopped = call_timed(steps, message, entries, handle_of(slot), &slot.word, arguments, taken)
+    else:
+        stopped = call_all(steps, message, entries, handle_of(slot), &slot.word, arguments, taken)
     if stopped == NULL:
         set(&steps.passed, steps.passed + 1)
         message.entry = NULL

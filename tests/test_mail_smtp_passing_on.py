@@ -46,6 +46,24 @@ async def test_a_mail():
     assert counts(it) == {"continued": 1}
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("250 2.0.0 Ok: queued as 4F2B1", "250 2.6.0 passed on: 250 2.0.0 Ok: queued as 4F2B1"),
+        ("250-2.0.0 well\r\n250 2.0.0 done", "250 2.6.0 passed on: 250 2.0.0 well 2.0.0 done"),
+        ("250 \xff\x07 \x85", "250 2.6.0 passed on: 250 ??"),
+        ("250 " + "x" * 400 + "\xe9" * 200, "250 2.6.0 passed on: 250 " + "x" * 400 + "?" * 85),
+    ],
+)
+@run
+async def test_the_client_is_told_what_the_next_server_said(said, told):
+    """In ASCII, and in a line that is no longer than SMTP allows."""
+    async with next_server({"message": [said]}) as server, relaying(server) as it:
+        client = await it.opened()
+        assert await client.ask(MESSAGE) == told
+        assert len(told) <= 510
+
+
 @run
 async def test_250_comes_after_the_next_servers_250():
     async with next_server({"message": [SILENCE]}) as server, relaying(server) as it:

@@ -64,6 +64,9 @@ class Answer(NamedTuple):
         """Whether it is the answer to a recipient for whom there is to be another transaction (RFC 5321, 4.5.3.1.10)."""
         return self.state == "rcptto" and self.code == 452 and ("4.5.3" in self.text or "too many" in self.text.lower())
 
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}"
+
     def as_rejection(self) -> Rejection:
         """For whom the mail came from. Not with 421, which is about our connection and not about theirs."""
         if self.code is None:

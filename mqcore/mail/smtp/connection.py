@@ -351,7 +351,7 @@ class SmtpConnection(asyncio.Protocol):
     def _after_transaction(self, refusal: Rejection | None) -> None:
         assert self._transaction is not None
         if refusal is None:
-            self.dialogue.accept(f"stored as {self._transaction.mails[0].origin.id}")
+            self.dialogue.accept(self._transaction.success)
         else:
             self.dialogue.reject(*refusal)
         self._transaction = None

@@ -59,6 +59,11 @@ class Delivery:
         """Whether the server has any of it."""
         return any(answer.is_delivered for answer in self._all_answers())
 
+    @property
+    def success(self) -> Answer:
+        """What the server said first to something that it has, when `is_delivered`."""
+        return next(answer for answer in self._all_answers() if answer.is_delivered)
+
     def _all_answers(self) -> Iterable[Answer]:
         return (answer for answers in self._answers.values() for answer in answers.values())
 

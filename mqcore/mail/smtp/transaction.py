@@ -10,6 +10,7 @@ from ... import FAIL, Dispatcher, Hook, Outcome
 from ..message import Mail, Rejection
 from ..report import Counts
 from ..writer import Finished, Writer
+from .dialogue import printable
 
 if TYPE_CHECKING:
     from .delivery import Delivery
@@ -42,6 +43,13 @@ class Transaction:
         self.is_storing = False
         """Whether it is too late to take it back."""
         self.cancelled = False
+
+    @property
+    def success(self) -> str:
+        """What the client is told with its 250."""
+        if self._delivery is None:
+            return f"stored as {self.mails[0].origin.id}"
+        return printable(f"passed on: {self._delivery.success}")
 
     def begin(self) -> None:
         for mail in self.mails:

@@ -259,6 +259,30 @@ async def test_more_recipients_by_a_plugin_and_no_place_for_those_that_are_refus
         assert [to for _, to, _ in server.mails] == [["b@example.org", "no@example.org"]]
 
 
+@run
+async def test_a_place_for_failed_mails_that_breaks_after_the_next_server_took_a_part():
+    """The client must come again for those who were refused, and the others have it twice."""
+    async with next_server({"no@example.org": ["550 5.1.1 no"]}) as server, relaying(server, mixed=True) as it:
+        it.failed.error = "no space"
+        assert codes([await answer(it, b"b", b"no", b"c")]) == ["451 4.3.0"]
+        assert len(server.mails) == 1
+        await it.until(lambda: it.server.report.error == "no space")
+    assert counts(it) == {"unfinished": 3, "in_doubt": 2}
+
+
+@run
+async def test_the_same_with_recipients_that_a_plugin_added():
+    def more(context, message):
+        message.recipients = [message.recipient, "no@example.org"]
+
+    plugins = {"10-more": SimpleNamespace(mq_smtp_in_message=more)}
+    async with next_server({"no@example.org": ["550 5.1.1 no"]}) as server, relaying(server, plugins, mixed=True) as it:
+        it.failed.error = "no space"
+        assert codes([await answer(it, b"b")]) == ["451 4.3.0"]
+        assert [to for _, to, _ in server.mails] == [["b@example.org"]]
+    assert counts(it) == {"unfinished": 1, "in_doubt": 1}
+
+
 # Anything
 
 

@@ -57,7 +57,12 @@ class Delivery:
     @property
     def is_delivered(self) -> bool:
         """Whether the server has any of it."""
-        return any(answer.is_delivered for answer in self._all_answers())
+        return self.delivered > 0
+
+    @property
+    def delivered(self) -> int:
+        """How many of the mails the server has, for some recipient."""
+        return sum(any(answer.is_delivered for answer in answers.values()) for answers in self._answers.values())
 
     @property
     def success(self) -> Answer:
@@ -188,8 +193,10 @@ class Delivery:
         except SinkError as error:
             self.is_finished = False
             self._sender.give_up(str(error))
-        if not self.is_finished and not self._sender.pauses:
-            self._sender.counts.in_doubt += 1  # its client sends it again
+        else:
+            if self.is_finished or self._sender.pauses:
+                return
+        self._sender.counts.in_doubt += 1  # it is sent again, by its client or the next run
 
     async def _tell(self) -> None:
         """Run `mq_smtp_out_sent`, which changes nothing any more."""

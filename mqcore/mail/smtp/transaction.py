@@ -103,6 +103,8 @@ class Transaction:
             self._desk.writer.add(mails, self._after_storing)
 
     def _after_storing(self, mails: Sequence[Finished], stored: bool) -> None:
+        if not stored and self._delivery is not None:
+            self._desk.counts.in_doubt += self._delivery.delivered  # the client sends it again
         if stored and self.cancelled:
             self._desk.counts.unanswered += len(mails)
         self._finish(None if stored else FAILED)

@@ -158,6 +158,9 @@ class SmtpConnection(asyncio.Protocol):
         self._is_lost = True
         self._keep(0)
         self._cancel()
+        # What leads back here goes now, and not when garbage is collected next.
+        del self._finish
+        self._transaction = self._info.transport = None
         if self._hooks.close.run(self._message, done=self._closed) is not None:
             self._host.leave(self)
 

@@ -10,12 +10,14 @@ import smtplib
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from mail_tools import counted, read_maildir, read_mbox, report, run, start, write_plugin
 from smtp_tools import certificate
 from test_cli_stop import finish
+from test_mail_maildir import small_disk
 
 TEXT = b"Subject: hello\r\n\r\nhello\r\n..\r\n"
 
@@ -337,3 +339,38 @@ def test_a_plugin_that_exits(tmp_path):
         result = finish(server.process)
         assert result.returncode == 9, result
     assert not (tmp_path / "in.lock").exists()
+
+
+def send_until_refused(server: Server, name: str) -> list[bytes]:
+    """The mails that got their 250."""
+    acknowledged: list[bytes] = []
+    try:
+        with contextlib.closing(server.client()) as client:
+            while True:
+                mail = b"%b %d\r\n" % (name.encode(), len(acknowledged)) + b"x" * 9000 + b"\r\n"
+                client.sendmail("a@example.org", ["b@example.org"], mail)
+                acknowledged.append(mail)
+    except smtplib.SMTPResponseException as error:
+        assert error.smtp_code in (421, 451)
+    except OSError:  # it has ended
+        pass
+    return acknowledged
+
+
+@pytest.mark.parametrize("sink", ["maildir", "mbox"])
+def test_a_disk_that_is_full(tmp_path, sink):
+    """Clients keep what is not stored; what got its 250 is there, and no more."""
+    with small_disk(tmp_path / "disk") as disk:
+        place = f"{sink}:{disk}/in"
+        with serve("--to", place, code=4) as server:
+            with ThreadPoolExecutor() as pool:
+                acknowledged = [mail for mails in pool.map(send_until_refused, [server] * 12, "abcdefghijkl") for mail in mails]
+            result = finish(server.process)
+            assert (result.returncode, report(result)["error"]) == (4, f"cannot write to {place}: No space left on device")
+        assert report(result)["messages"]["stored"] == len(acknowledged) > 50
+        read = read_maildir if sink == "maildir" else read_mbox
+        assert sorted(read(disk / "in")) == sorted(acknowledged)
+        subprocess.run(["mount", "-o", "remount,size=2m", disk], check=True)
+        with serve("--to", place) as server, server.client() as client:
+            client.sendmail("a@example.org", ["b@example.org"], TEXT)
+        assert sorted(read(disk / "in")) == sorted([*acknowledged, TEXT])

@@ -102,6 +102,17 @@ async def test_a_connection_that_breaks_is_temporary_and_not_the_clients(stage, 
     assert counts(it) == {"rejected": 1} | ({"in_doubt": 1} if (stage, said) == ("message", DROP) else {})
 
 
+@pytest.mark.parametrize("stage", ["greeting", *STAGES])
+@pytest.mark.parametrize("said", ["what?", "HTTP/1.1 400 Bad Request", "\u0662\u0665\u0660 ok"])
+@run
+async def test_a_next_server_that_does_not_speak_smtp(stage, said):
+    async with next_server({stage: [said] * 2}) as server, relaying(server) as it:
+        client = await it.opened()
+        reply = await client.ask(MESSAGE)
+        assert reply.startswith("451 4.4.2 ") and "Malformed SMTP response line: " in reply and "(" not in reply
+        assert server.mails == []
+
+
 @run
 async def test_no_next_server(caplog):
     async with next_server() as server, relaying(server) as it:

@@ -341,8 +341,14 @@ def test_a_certificate_that_cannot_be_used(tmp_path):
     assert complaint(missing) == f"cannot read {missing}: No such file or directory"
     assert complaint(good, missing) == f"cannot read {missing}: No such file or directory"
     assert complaint(tmp_path) == f"cannot read {tmp_path}: Is a directory"
-    assert complaint(junk).startswith(f"cannot use {junk} for TLS: ")
-    assert complaint(good, junk).startswith(f"cannot use {good} with the key {junk} for TLS: ")
+    key, begin, rest = good.read_bytes().partition(b"-----BEGIN CERTIFICATE")
+    without_key = tmp_path / "certificate.pem"
+    without_key.write_bytes(begin + rest)
+    for file in (junk, without_key):
+        assert complaint(file) == f"cannot use {file} for TLS: a certificate and its key, in PEM, are not there"
+        assert complaint(without_key, file) == (
+            f"cannot use {without_key} with the key {file} for TLS: a certificate and its key, in PEM, are not there"
+        )
 
 
 def test_a_key_with_a_password_is_not_asked_for(tmp_path):

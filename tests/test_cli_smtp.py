@@ -351,7 +351,8 @@ def send_until_refused(server: Server, name: str) -> list[bytes]:
                 client.sendmail("a@example.org", ["b@example.org"], mail)
                 acknowledged.append(mail)
     except smtplib.SMTPResponseException as error:
-        assert error.smtp_code in (421, 451)
+        if error.smtp_code not in (421, 451):
+            raise
     except OSError:  # it has ended
         pass
     return acknowledged

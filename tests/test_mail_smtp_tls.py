@@ -341,7 +341,7 @@ def test_a_certificate_that_cannot_be_used(tmp_path):
     assert complaint(missing) == f"cannot read {missing}: No such file or directory"
     assert complaint(good, missing) == f"cannot read {missing}: No such file or directory"
     assert complaint(tmp_path) == f"cannot read {tmp_path}: Is a directory"
-    key, begin, rest = good.read_bytes().partition(b"-----BEGIN CERTIFICATE")
+    _, begin, rest = good.read_bytes().partition(b"-----BEGIN CERTIFICATE")
     without_key = tmp_path / "certificate.pem"
     without_key.write_bytes(begin + rest)
     for file in (junk, without_key):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import ssl
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
@@ -27,6 +28,9 @@ NO_ROOM = "452 4.3.1 too many big messages at once; try again later"
 UNAVAILABLE = Rejection(421, FAILED.text)
 NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
 REFUSED_LOGIN = Rejection(535, "5.7.8 login or password is wrong")
+
+
+log = logging.getLogger(__name__)
 
 
 class Hooks(NamedTuple):
@@ -331,12 +335,19 @@ class SmtpConnection(asyncio.Protocol):
         self._run(self._hooks.data, self._after_data, event.mime)
 
     def _after_data(self, outcome: Outcome) -> None:
-        if outcome is FAIL or self._message.rejection is not None:
+        mails: list[Mail] = []
+        if outcome is not FAIL and self._message.rejection is None:
+            try:
+                mails = self._make_mails()
+            except Exception:
+                log.exception("what plugins put into the json of a mail cannot be copied")
+                outcome = FAIL
+        if not mails:
             self._host.desk.turn_away(len(self._recipients), failed=outcome is FAIL)
             self._answer(outcome)
             self._forget_message()
         else:
-            self._transaction = Transaction(self._host.desk, self._make_mails(), self._after_transaction)
+            self._transaction = Transaction(self._host.desk, mails, self._after_transaction)
             self._host.desk.submit(self._transaction)
 
     def _make_mails(self) -> list[Mail]:

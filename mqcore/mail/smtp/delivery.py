@@ -177,8 +177,7 @@ class Delivery:
         """Say in each mail what became of it."""
         for mail, answers in self._answers.items():
             mail.results = [answer.as_dict(recipient) for recipient, answer in answers.items()]
-            if isinstance(mail.json, dict):  # a plugin may have put anything there
-                mail.json["results"] = copy.deepcopy(mail.results)
+            mail.json["results"] = copy.deepcopy(mail.results)
             delivered = [recipient for recipient, answer in answers.items() if answer.is_delivered]
             refused = [answer for answer in answers.values() if not answer.is_positive]
             if refused:
@@ -210,8 +209,8 @@ class Delivery:
 
 def _check(mail: Mail) -> None:
     """Reject what cannot be sent at all. What plugins put into `json` may be anything."""
-    if not isinstance(mail.json, dict) or not isinstance(mail.recipients, list):
-        mail.reject(550, "5.1.0 what a plugin left as the envelope of this mail is none")
+    if not isinstance(mail.recipients, list):
+        mail.reject(550, "5.1.0 what a plugin left as the recipients of this mail are none")
     elif not mail.recipients:
         log.warning("mail %s is not sent: %s", mail.origin.id, NOBODY)
         mail.reject(550, NOBODY)

@@ -188,7 +188,9 @@ class SmtpConnection(asyncio.Protocol):
         return now - self.since > IDLE_TIMEOUT + (incoming.size / MIN_RATE if incoming is not None else 0.0)
 
     def shut_down(self) -> None:
-        """Say goodbye when the transaction that is open is over."""
+        """Say goodbye when the transaction that is open is over; within a handshake there is no way to say it."""
+        if self._tls_task is not None:
+            self._tls_task.cancel()
         self.dialogue.shut_down()
         self._proceed()
 

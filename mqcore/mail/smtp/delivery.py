@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from ... import FAIL
+from ... import FAIL, Hook, Outcome
 from ..errors import SinkError
 from ..message import Mail
 from ..writer import Finished
@@ -101,7 +100,7 @@ class Delivery:
     async def _prepare(self) -> None:
         """Run `mq_smtp_out_data`."""
         going = self._good()
-        outcomes = await asyncio.gather(*map(self._sender.data_hook, going))
+        outcomes = await _run_all(self._sender.data_hook, going)
         failed = {mail for mail, outcome in zip(going, outcomes, strict=True) if outcome is FAIL}
         self.mails = [(mail, FAIL if mail in failed else outcome) for mail, outcome in self.mails]
         for mail in self._good():
@@ -177,7 +176,7 @@ class Delivery:
         """Say in each mail what became of it."""
         for mail, answers in self._answers.items():
             mail.results = [answer.as_dict(recipient) for recipient, answer in answers.items()]
-            mail.json["results"] = copy.deepcopy(mail.results)
+            mail.json["results"] = [result.copy() for result in mail.results]
             delivered = [recipient for recipient, answer in answers.items() if answer.is_delivered]
             refused = [answer for answer in answers.values() if not answer.is_positive]
             if refused:
@@ -201,10 +200,15 @@ class Delivery:
         """Run `mq_smtp_out_sent`, which changes nothing any more."""
         rejections = {mail: mail.rejection for mail in self._answers}
         try:
-            await asyncio.gather(*map(self._sender.sent_hook, rejections))
+            await _run_all(self._sender.sent_hook, list(rejections))
         finally:
             for mail, rejection in rejections.items():
                 mail.rejection = rejection
+
+
+async def _run_all(hook: Hook, mails: Sequence[Mail]) -> list[Outcome]:
+    """All at once. One, as is usual, needs no task of its own."""
+    return [await hook(mails[0])] if len(mails) == 1 else await asyncio.gather(*map(hook, mails))
 
 
 def _check(mail: Mail) -> None:

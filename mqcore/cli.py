@@ -13,7 +13,6 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from types import FrameType
 from typing import TypeVar
 
@@ -135,6 +134,8 @@ class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version  # takes its time
+
         print(f"mqcore {version('mqcore')}")
         parser.exit()
 

@@ -7,7 +7,6 @@ nothing can fail any more; until then each step leaves behind how to undo it, so
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -19,13 +18,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ._checks import check, nearest, place, raised
 from ._files import bad_line, find, import_file, line_at, unreadable
 from ._shared import check_distinct, load_shared
 from .errors import MqError, PluginError
 from .hooks import API_VERSION, LIFECYCLE, MAILERQ_HOOKS, HookSpec
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 _log = logging.getLogger("mqcore")
 
@@ -187,8 +189,10 @@ class Plugins:
 
     def load_entry_points(self, group: str = "mqcore.plugins") -> None:
         """Add the objects that installed packages offer as entry points of `group`."""
+        from importlib.metadata import entry_points  # takes its time, which most sets of plugins need not wait for
+
         with self._one_change():
-            points = importlib.metadata.entry_points(group=group)
+            points = entry_points(group=group)
             candidates = [_Candidate(point.name, None, functools.partial(_load_entry_point, point)) for point in points]
             self._change(self.snapshot, candidates, self._config)
 
@@ -381,7 +385,7 @@ def _check_names(kept: list[Plugin], candidates: list[_Candidate]) -> None:
     check_distinct(paths)
 
 
-def _load_entry_point(point: importlib.metadata.EntryPoint, undo: Callable[..., object]) -> object:
+def _load_entry_point(point: EntryPoint, undo: Callable[..., object]) -> object:
     package = f" of {point.dist.name}" if point.dist else ""
     try:
         return point.load()

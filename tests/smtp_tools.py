@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import socket
 import ssl
+import struct
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -161,6 +163,12 @@ class Client:
         with contextlib.suppress(ConnectionError):
             await self.reader.read()
         return True
+
+    def reset(self) -> None:
+        """Let the connection end by a RST when the client leaves."""
+        ours = self.writer.get_extra_info("socket")
+        if ours is not None:  # which it is not when the connection is gone
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def leave(self) -> None:
         """Without a word."""

@@ -6,6 +6,8 @@ import json
 import os
 import pty
 import re
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -464,6 +466,14 @@ def test_version():
     except PackageNotFoundError:
         pytest.skip(f"{mqcore.__file__} is not installed as a distribution")
     assert run("--version").stdout == expected
+
+
+def test_a_start_waits_for_nothing_that_it_may_not_need():
+    slow = ["importlib.metadata", "rich", "aiosmtplib", "mqcore.mail.smtp.server"]
+    code = f"import sys, mqcore.cli; print([name for name in {slow} if name in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
 def test_help():

@@ -14,7 +14,6 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ from mail_tools import (
     write_plugin,
 )
 from smtp_tools import certificate
-from test_cli_smtp import TEXT, Server, need, serve
+from test_cli_smtp import TEXT, need, serve
 from test_cli_stop import finish, wait_until
 
 from mqcore.mail import SinkError
@@ -286,32 +285,6 @@ def test_the_next_server_is_killed_and_comes_back(tmp_path, plugins):
     mails = read_maildir(tmp_path / "in")
     assert set(mails) == set(map(on_the_wire, read_mbox(mbox)))
     assert len(mails) - 3000 <= figures["messages"]["in_doubt"] <= 20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("attempt", range(5))
-def test_killed_between_clients_and_the_next_server(tmp_path, attempt):
-    """Each mail that got its 250 is there, and no more of the others than were on their way."""
-    acknowledged: set[int] = set()
-    clients = 8
-
-    def send(server: Server, number: int) -> None:
-        with contextlib.suppress(smtplib.SMTPException, OSError), server.client() as client:
-            for mail in range(number, 1_000_000, clients):
-                client.sendmail("a@example.org", ["b@example.org"], b"%d\r\n" % mail)
-                acknowledged.add(mail)
-
-    with serve("--to", f"maildir:{tmp_path}/in") as last, serve("--to", last.url) as middle:
-        with ThreadPoolExecutor(clients) as pool:
-            for number in range(clients):
-                pool.submit(send, middle, number)
-            wait_until(lambda: len(acknowledged) > 50 * (attempt + 1), middle.process)
-            middle.process.kill()
-        middle.process.wait(30)
-    stored = [int(mail) for mail in read_maildir(tmp_path / "in")]
-    assert len(stored) == len(set(stored))
-    assert acknowledged <= set(stored)
-    assert len(stored) - len(acknowledged) <= clients
 
 
 # Where it cannot send

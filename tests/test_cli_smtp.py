@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
-import itertools
-import random
 import shutil
 import signal
 import smtplib
 import socket
 import subprocess
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from mail_tools import counted, read_maildir, read_mbox, report, run, start, write_plugin
 from smtp_tools import certificate
 from test_cli_stop import finish
+from test_mail_maildir import small_disk
 
 TEXT = b"Subject: hello\r\n\r\nhello\r\n..\r\n"
 
@@ -343,80 +341,37 @@ def test_a_plugin_that_exits(tmp_path):
     assert not (tmp_path / "in.lock").exists()
 
 
-class Persistent:
-    """A client that sends one mail after the other, each again and again until it has got its 250."""
-
-    def __init__(self, port: int, mails: Iterable[int]) -> None:
-        self.port = port
-        self.mails = iter(mails)
-        self.acknowledged: set[int] = set()
-        self.doubts: Counter[int] = Counter()
-        """How often the server went away after a mail's last dot, and before its reply."""
-        self.enough = False
-
-    async def run(self) -> None:
-        mail = next(self.mails)
-        while not self.enough:
-            sent = False
-            try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                with contextlib.closing(writer):
-                    writer.write(b"HELO client.example\r\n")
-                    await self.expect(reader, b"220 ", b"250 ")
-                    while not self.enough:
-                        writer.write(b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n")
-                        await self.expect(reader, b"250 ", b"250 ", b"354 ")
-                        writer.write(b"%d\r\n.\r\n" % mail)
-                        sent = True
-                        await self.expect(reader, b"250 ")
-                        sent = False
-                        self.acknowledged.add(mail)
-                        mail = next(self.mails)
-            except ConnectionError:
-                self.doubts[mail] += sent
-                await asyncio.sleep(0.01)
-
-    @staticmethod
-    async def expect(reader: asyncio.StreamReader, *replies: bytes) -> None:
-        for reply in replies:
-            if not (await reader.readline()).startswith(reply):
-                raise ConnectionError
+def send_until_refused(server: Server, name: str) -> list[bytes]:
+    """The mails that got their 250."""
+    acknowledged: list[bytes] = []
+    try:
+        with contextlib.closing(server.client()) as client:
+            while True:
+                mail = b"%b %d\r\n" % (name.encode(), len(acknowledged)) + b"x" * 9000 + b"\r\n"
+                client.sendmail("a@example.org", ["b@example.org"], mail)
+                acknowledged.append(mail)
+    except smtplib.SMTPResponseException as error:
+        if error.smtp_code not in (421, 451):
+            raise
+    except OSError:  # it has ended
+        pass
+    return acknowledged
 
 
-@pytest.mark.slow
-def test_killed_a_hundred_times_under_load_each_250_is_kept(tmp_path):
-    """kill -9, and clients that try again: what got its 250 is in the Maildir, and twice only what was in doubt."""
-    chance = random.Random(20)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    clients = [Persistent(port, itertools.count(number, 8)) for number in range(8)]
-
-    def acknowledged() -> int:
-        return sum(len(client.acknowledged) for client in clients)
-
-    async def wait_for(count: int) -> None:
-        wanted = acknowledged() + count
-        while acknowledged() < wanted:
-            await asyncio.sleep(0.001)
-
-    async def load() -> None:
-        running = [asyncio.create_task(client.run()) for client in clients]
-        options = ("run", "--from", f"smtp://127.0.0.1:{port}", "--to", f"maildir:{tmp_path}/in")
-        for _ in range(100):
-            with start(*options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-                await wait_for(chance.randrange(40))
-                process.kill()
-        with serve("--to", f"maildir:{tmp_path}/in", source=f"smtp://127.0.0.1:{port}"):
-            await wait_for(100)
-            for client in clients:
-                client.enough = True
-            await asyncio.gather(*running)
-
-    asyncio.run(load())
-    stored = Counter(int(file.read_bytes()) for file in (tmp_path / "in" / "new").iterdir())
-    for client in clients:
-        assert client.acknowledged <= stored.keys()
-        assert all(stored[mail] <= 1 + client.doubts[mail] for mail in client.acknowledged)
-    assert acknowledged() > 1000
-    assert sum(client.doubts.total() for client in clients) > 0
-    assert not list((tmp_path / "in" / "tmp").iterdir())
+@pytest.mark.parametrize("sink", ["maildir", "mbox"])
+def test_a_disk_that_is_full(tmp_path, sink):
+    """Clients keep what is not stored; what got its 250 is there, and no more."""
+    with small_disk(tmp_path / "disk") as disk:
+        place = f"{sink}:{disk}/in"
+        with serve("--to", place, code=4) as server:
+            with ThreadPoolExecutor() as pool:
+                acknowledged = [mail for mails in pool.map(send_until_refused, [server] * 12, "abcdefghijkl") for mail in mails]
+            result = finish(server.process)
+            assert (result.returncode, report(result)["error"]) == (4, f"cannot write to {place}: No space left on device")
+        assert report(result)["messages"]["stored"] == len(acknowledged) > 50
+        read = read_maildir if sink == "maildir" else read_mbox
+        assert sorted(read(disk / "in")) == sorted(acknowledged)
+        subprocess.run(["mount", "-o", "remount,size=2m", disk], check=True)
+        with serve("--to", place) as server, server.client() as client:
+            client.sendmail("a@example.org", ["b@example.org"], TEXT)
+        assert sorted(read(disk / "in")) == sorted([*acknowledged, TEXT])

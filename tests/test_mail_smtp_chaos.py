@@ -65,6 +65,13 @@ async def client(it: Serving, chance: random.Random) -> None:
             one.send(data[cut:])
         if chance.random() < 0.5:
             await asyncio.sleep(chance.random() * 0.05)
+        end = chance.random()
+        if end < 0.3:
+            with contextlib.suppress(NotImplementedError):  # TLS knows no half of a connection
+                one.writer.write_eof()
+            await asyncio.sleep(chance.random() * 0.05)
+        elif end < 0.6:
+            one.reset()
         one.leave()
         await asyncio.wait([reading])
 

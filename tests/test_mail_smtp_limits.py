@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
-from smtp_tools import ALL, EHLO, MAIL, OPEN, STAGES, TEXT, Holds, codes, plugin, run, serving
+from smtp_tools import ALL, EHLO, MAIL, OPEN, RCPT, STAGES, TEXT, Holds, certificate, codes, plugin, run, serving
 
 import mqcore
+from mqcore.mail.smtp.connection import SmtpConnection
+
+TLS = {"ssl": certificate().client, "server_hostname": "localhost"}
 
 # Clients that go away
 
@@ -77,6 +81,37 @@ async def test_the_step_of_close_may_be_held():
         client = await it.greeted()
         client.leave()
         await it.until(lambda: not it.server._connections)
+
+
+def connections_in_memory() -> int:
+    return sum(type(one) is SmtpConnection for one in gc.get_objects())
+
+
+@pytest.mark.parametrize("tls", [None, "starttls", "implicit"])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("sent", [b"", b"QUIT\r\n", ALL.removeprefix(EHLO)])
+@run
+async def test_a_connection_that_is_gone_leaves_nothing_behind(tls, held, sent):
+    """Nor does it wait for the garbage collector, which knows nothing of the big buffers of TLS."""
+    gc.collect()
+    gc.disable()
+    try:
+        holds = Holds("message" if held else "authenticate")
+        async with serving({"10-hold": holds}, tls=tls) as it:
+            for number in range(5):
+                client = await it.greeted(**TLS if tls == "implicit" else {})
+                if tls == "starttls":
+                    await client.ask(b"STARTTLS\r\n")
+                    await client.start_tls(certificate().client)
+                    await client.ask(EHLO)
+                client.send(sent)
+                await it.until(lambda: holds.held or not (held and sent.startswith(MAIL)))
+                client.leave()
+                await it.until(lambda number=number: holds.closed > number)
+                holds.held.clear()
+            await it.until(lambda: connections_in_memory() == 0)
+    finally:
+        gc.enable()
 
 
 # Limits
@@ -339,6 +374,32 @@ async def test_a_sink_that_fails_ends_the_server_and_loses_nothing():
         await it.until(lambda: it.server.report.error == "no space")
         assert it.server.report.counts.unfinished == 1
         assert it.server.report.exit_code == 4
+
+
+@run
+async def test_a_place_for_failed_mails_that_breaks_concerns_those_mails_alone():
+    """Of a transaction that has some nothing is stored, as its client is told to come again; others get their 250."""
+
+    def hook(context, message):
+        if message.recipient.startswith("no"):
+            message.reject(550, "no")
+
+    async with serving({"10-no": plugin(message=hook)}, mixed=True) as it:
+        it.sink.gate.clear()
+        first = await it.opened()
+        first.send(TEXT + b".\r\n")
+        await it.until(it.sink.waits.is_set)
+        good, mixed = await it.opened(), await it.greeted()
+        it.failed.error = "no space"
+        good.send(TEXT + b".\r\n")
+        mixed.send(MAIL + RCPT + b"RCPT TO:<no@example.org>\r\nDATA\r\n" + TEXT + b".\r\n")
+        await it.until(lambda: it.server.report.counts.read == 4)
+        it.sink.gate.set()  # and what came meanwhile is one group
+        assert codes([await first.reply(), await good.reply()]) == ["250 2.6.0"] * 2
+        assert codes([await mixed.reply() for _ in range(5)])[-1] == "451 4.3.0"
+        assert [mail.mime for mail in it.sink.mails] == [TEXT] * 2
+        assert it.server.report.error == "no space"
+        assert (it.server.report.counts.continued, it.server.report.counts.unfinished) == (2, 2)
 
 
 @run

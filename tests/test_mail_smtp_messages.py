@@ -67,6 +67,26 @@ def test_nul_is_refused():
     assert len(events) == 2
 
 
+@pytest.mark.parametrize("line", [b"Received: from a by b; now\r\n", b"RECEIVED : from a\r\n\tby b\r\n"])
+@pytest.mark.parametrize("rest", [b"", b"\r\nbody\r\n"])
+def test_a_mail_that_goes_round_in_a_loop_is_refused(line, rest):
+    """Each server that it passes adds a line (RFC 5321, 6.3)."""
+    other = b"Subject: Received: no\r\n received: no\r\nX-Received: no\r\n" * 100
+    talk = Talk()
+    talk.say(OPEN)
+    assert codes(talk.say(other + line * 100 + rest + b".\r\n")) == ["250 2.6.0"]
+    talk.say(OPEN)
+    reply = talk.ask(line * 101 + other + rest + b".\r\n")
+    assert reply == "554 5.4.6 this mail goes round in a loop: it has more than 100 Received lines"
+
+
+def test_lines_of_the_body_are_no_trace():
+    talk = Talk()
+    for head in (b"Subject: these are the headers of another mail\r\n\r\n", b"\r\n"):
+        talk.say(OPEN)
+        assert codes(talk.say(head + b"Received: from a by b\r\n" * 1000 + b".\r\n")) == ["250 2.6.0"]
+
+
 def test_a_refused_message_ends_its_transaction():
     talk = Talk()
     talk.say(OPEN)

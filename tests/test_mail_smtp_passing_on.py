@@ -46,6 +46,24 @@ async def test_a_mail():
     assert counts(it) == {"continued": 1}
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("250 2.0.0 Ok: queued as 4F2B1", "250 2.6.0 passed on: 250 2.0.0 Ok: queued as 4F2B1"),
+        ("250-2.0.0 well\r\n250 2.0.0 done", "250 2.6.0 passed on: 250 2.0.0 well 2.0.0 done"),
+        ("250 \xff\x07 \x85", "250 2.6.0 passed on: 250 ??"),
+        ("250 " + "x" * 400 + "\xe9" * 200, "250 2.6.0 passed on: 250 " + "x" * 400 + "?" * 85),
+    ],
+)
+@run
+async def test_the_client_is_told_what_the_next_server_said(said, told):
+    """In ASCII, and in a line that is no longer than SMTP allows."""
+    async with next_server({"message": [said]}) as server, relaying(server) as it:
+        client = await it.opened()
+        assert await client.ask(MESSAGE) == told
+        assert len(told) <= 510
+
+
 @run
 async def test_250_comes_after_the_next_servers_250():
     async with next_server({"message": [SILENCE]}) as server, relaying(server) as it:
@@ -82,6 +100,17 @@ async def test_a_connection_that_breaks_is_temporary_and_not_the_clients(stage, 
         assert await client.ask(b"NOOP\r\n") == "250 2.0.0 ok"
         assert server.mails == []
     assert counts(it) == {"rejected": 1} | ({"in_doubt": 1} if (stage, said) == ("message", DROP) else {})
+
+
+@pytest.mark.parametrize("stage", ["greeting", *STAGES])
+@pytest.mark.parametrize("said", ["what?", "HTTP/1.1 400 Bad Request", "\u0662\u0665\u0660 ok"])
+@run
+async def test_a_next_server_that_does_not_speak_smtp(stage, said):
+    async with next_server({stage: [said] * 2}) as server, relaying(server) as it:
+        client = await it.opened()
+        reply = await client.ask(MESSAGE)
+        assert reply.startswith("451 4.4.2 ") and "Malformed SMTP response line: " in reply and "(" not in reply
+        assert server.mails == []
 
 
 @run
@@ -239,6 +268,30 @@ async def test_more_recipients_by_a_plugin_and_no_place_for_those_that_are_refus
         assert server.seen == []
         assert codes([await answer(it, b"b")]) == ["250 2.6.0"]
         assert [to for _, to, _ in server.mails] == [["b@example.org", "no@example.org"]]
+
+
+@run
+async def test_a_place_for_failed_mails_that_breaks_after_the_next_server_took_a_part():
+    """The client must come again for those who were refused, and the others have it twice."""
+    async with next_server({"no@example.org": ["550 5.1.1 no"]}) as server, relaying(server, mixed=True) as it:
+        it.failed.error = "no space"
+        assert codes([await answer(it, b"b", b"no", b"c")]) == ["451 4.3.0"]
+        assert len(server.mails) == 1
+        await it.until(lambda: it.server.report.error == "no space")
+    assert counts(it) == {"unfinished": 3, "in_doubt": 2}
+
+
+@run
+async def test_the_same_with_recipients_that_a_plugin_added():
+    def more(context, message):
+        message.recipients = [message.recipient, "no@example.org"]
+
+    plugins = {"10-more": SimpleNamespace(mq_smtp_in_message=more)}
+    async with next_server({"no@example.org": ["550 5.1.1 no"]}) as server, relaying(server, plugins, mixed=True) as it:
+        it.failed.error = "no space"
+        assert codes([await answer(it, b"b")]) == ["451 4.3.0"]
+        assert [to for _, to, _ in server.mails] == [["b@example.org"]]
+    assert counts(it) == {"unfinished": 1, "in_doubt": 1}
 
 
 # Anything

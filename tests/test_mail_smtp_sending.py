@@ -301,6 +301,37 @@ async def test_a_record_that_cannot_be_written(tmp_path, monkeypatch):
     assert (report.error, report.counts.unfinished) == ("the disk is full", 100)
 
 
+@run
+async def test_a_record_that_cannot_be_written_for_a_part_of_the_recipients(tmp_path, monkeypatch):
+    def store_partly(sink, mail, recipients):
+        raise SinkError("the disk is full")
+
+    monkeypatch.setattr(SmtpSink, "store_partly", store_partly)
+    async with next_server({"no@example.org": ["550 5.1.1 no"]}) as server:
+        report, _ = await deliver(server, tmp_path, plugins=sets(recipients=["yes@example.org", "no@example.org"]))
+    assert counts(report) == {"unfinished": 1, "in_doubt": 1}
+
+
+@run
+async def test_failed_mails_that_cannot_be_put_aside_do_not_take_others_out_of_the_record(tmp_path):
+    """What is delivered is noted all the same, also to whom of several."""
+    script = {"no@example.org": ["550 5.1.1 no"]}
+
+    def hook(context, message):
+        message.recipients = ["yes@example.org", "no@example.org"] if message.mime == MANY[0] else ["b@example.org"]
+
+    plugins = {"10-to": SimpleNamespace(mq_smtp_in_message=hook)}
+    async with next_server(script) as server:
+        async with delivering(server, tmp_path, MANY[:20], plugins) as it:
+            it.failed.error = "no space"
+            first = await it.end()
+        assert (first.error, first.counts.in_doubt) == ("no space", 0)
+        await deliver(server, tmp_path, MANY[:20], plugins)
+        assert sorted(to for _, to, _ in server.mails) == sorted(
+            [["yes@example.org"], ["no@example.org"], *[["b@example.org"]] * 19]
+        )
+
+
 # No server
 
 
@@ -432,8 +463,7 @@ async def test_a_plugin_that_refuses_or_fails_what_goes_out(tmp_path):
         ({"recipients": ["b@example.org", ""]}, 553, "5.1.3 this is no address: ''"),
         ({"json": {"envelope": "", "recipients": "b@example.org"}}, 550, "5.1.0 what a plugin left"),
         ({"json": {"envelope": "", "recipients": [5]}}, 553, "5.1.3 this is no address: 5"),
-        ({"json": {"envelope": 5, "recipient": "b@example.org"}}, 553, "5.1.3 this is no address: 5"),
-        ({"json": None}, 550, "5.1.0 what a plugin left"),
+        ({"json": {"envelope": 5, "recipient": "b@example.org"}}, 550, "5.1.7 it is not known from whom this is"),
         ({"envelope": "\udcff@example.org"}, 553, r"5.1.3 this is no address: '\udcff@example.org'"),
         ({"mime": b"a\0b"}, 554, "5.6.0 a message may not have NUL in it"),
     ],

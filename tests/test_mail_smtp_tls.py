@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import os
+import resource
+import socket
 import ssl
 from typing import Any
 
@@ -137,14 +141,54 @@ async def test_a_handshake_that_fails(tls, end):
         assert holds.closed == (tls == "starttls")  # with implicit TLS, no plugin knew of it
 
 
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
 @run
-async def test_stopping_in_the_middle_of_a_handshake(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.01)
-    async with serving(tls="starttls") as it:
-        client = await it.greeted()
-        await client.ask(b"STARTTLS\r\n")
+async def test_stopping_in_the_middle_of_a_handshake(tls):
+    """It is not waited for."""
+    async with serving(tls=tls) as it:
+        client = await it.connect() if tls == "implicit" else await it.greeted()
+        if tls == "starttls":
+            await client.ask(b"STARTTLS\r\n")
         it.server.stop()
         assert await client.is_closed()
+
+
+@run
+async def test_a_client_that_does_not_shake_hands_counts_as_a_connection(monkeypatch):
+    """Else a few of them could take all the files that the server may open, also those that mails are stored in."""
+    monkeypatch.setattr("mqcore.mail.smtp.server.MAX_CONNECTIONS", 3)
+    async with serving(tls="implicit") as it:
+        talking = await it.greeted(**TLS)
+        silent = [await it.connect() for _ in range(2)]
+        assert await (await it.connect()).is_closed()
+        with pytest.raises(ConnectionError):
+            await it.connect(**TLS)
+        silent[0].leave()
+        while True:
+            with contextlib.suppress(ConnectionError):
+                await it.greeted(**TLS)
+                break
+        assert (await talking.asks(ALL.removeprefix(EHLO), 4))[-1] == "250 2.6.0"
+
+
+@run
+async def test_a_client_that_never_shakes_hands(monkeypatch):
+    monkeypatch.setattr("mqcore.mail.smtp.server.HANDSHAKE_TIMEOUT", 0.05)
+    async with serving(tls="implicit") as it:
+        assert await (await it.connect()).is_closed()
+
+
+@run
+async def test_a_system_that_lets_the_server_open_no_more_files(monkeypatch):
+    monkeypatch.setattr("mqcore.mail.smtp.server.ACCEPT_AGAIN", 0.01)
+    async with serving(tls="implicit") as it:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.create_connection(("127.0.0.1", it.port)):
+            os.close(lowest := os.dup(0))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            await asyncio.sleep(0.05)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await it.greeted(**TLS)
 
 
 @run
@@ -297,8 +341,14 @@ def test_a_certificate_that_cannot_be_used(tmp_path):
     assert complaint(missing) == f"cannot read {missing}: No such file or directory"
     assert complaint(good, missing) == f"cannot read {missing}: No such file or directory"
     assert complaint(tmp_path) == f"cannot read {tmp_path}: Is a directory"
-    assert complaint(junk).startswith(f"cannot use {junk} for TLS: ")
-    assert complaint(good, junk).startswith(f"cannot use {good} with the key {junk} for TLS: ")
+    _, begin, rest = good.read_bytes().partition(b"-----BEGIN CERTIFICATE")
+    without_key = tmp_path / "certificate.pem"
+    without_key.write_bytes(begin + rest)
+    for file in (junk, without_key):
+        assert complaint(file) == f"cannot use {file} for TLS: a certificate and its key, in PEM, are not there"
+        assert complaint(without_key, file) == (
+            f"cannot use {without_key} with the key {file} for TLS: a certificate and its key, in PEM, are not there"
+        )
 
 
 def test_a_key_with_a_password_is_not_asked_for(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, unquote
 
-from .message import Mail
+from .message import Mail, encode
 
 OURS = re.compile(r"Q([0-9a-f]{32})\.mqcore\b")
 ENVELOPE = re.compile(r",E=([^,:]*)")
@@ -21,7 +21,7 @@ def make_name(mail: Mail) -> str:
     origin = mail.origin
     name = f"{int(origin.received or 0)}.M{origin.place:012}Q{origin.id}.mqcore"
     if mail.envelope is not None:
-        full = f"{name},E={quote(mail.envelope, safe='@', errors='surrogateescape')}"
+        full = f"{name},E={quote(encode(mail.envelope), safe='@')}"
         if len(full) <= LONGEST:
             return full
     return name

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .message import Mail
+from .message import Mail, encode
 
 QUOTED = re.compile(rb"^>(>*From )", re.MULTILINE)
 TO_QUOTE = re.compile(rb"^(>*From )", re.MULTILINE)
@@ -62,8 +62,7 @@ def make_postmark(mail: Mail) -> bytes:
     read = origin.postmark
     if read and read.endswith(b"\n") and parse_postmark(read).sender == mail.envelope:
         return read
-    # A plugin may have written to `json` past the checks; a line end here would forge a second mail.
-    sender = "".join((mail.envelope or NOBODY).splitlines()).encode(errors="surrogateescape")
+    sender = encode(mail.envelope or NOBODY)
     moment = time.gmtime(origin.received)  # now, if nobody knows
     day, month = DAYS[moment.tm_wday], MONTHS[moment.tm_mon - 1]
     clock = b"%2d %02d:%02d:%02d %d" % (moment.tm_mday, *moment[3:6], moment.tm_year)

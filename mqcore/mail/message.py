@@ -68,9 +68,8 @@ class Mail(Message):
     from a file.
     """
 
-    __slots__ = ("_mime", "connection", "json", "origin", "rejection", "results")
+    __slots__ = ("_json", "_mime", "connection", "origin", "rejection", "results")
 
-    json: dict[str, Any]
     origin: Origin
     connection: Connection | None
     rejection: Rejection | None
@@ -89,7 +88,7 @@ class Mail(Message):
     ) -> None:
         super().__init__()
         self.mime = mime
-        self.json = dict(json) if json else {}
+        self._json = dict(json) if json else {}
         if envelope is not None:
             self.envelope = envelope
         if recipients:
@@ -121,9 +120,20 @@ class Mail(Message):
         self._mime = mime
 
     @property
+    def json(self) -> dict[str, Any]:
+        """All else that is known."""
+        return self._json
+
+    @json.setter
+    def json(self, json: dict[str, Any]) -> None:
+        if not isinstance(json, dict):
+            raise TypeError(f"json is a dict, not {type(json).__name__}")
+        self._json = json
+
+    @property
     def envelope(self) -> str | None:
         """The sender's address; empty for a bounce, None if it is not known."""
-        return self.json.get("envelope")
+        return _address(self._json.get("envelope"))
 
     @envelope.setter
     def envelope(self, address: str | None) -> None:
@@ -132,7 +142,7 @@ class Mail(Message):
     @property
     def recipient(self) -> str | None:
         """The address that this mail is for, None if it is not known."""
-        return self.json.get("recipient")
+        return _address(self._json.get("recipient"))
 
     @recipient.setter
     def recipient(self, address: str | None) -> None:
@@ -163,6 +173,19 @@ class Mail(Message):
 
     def __repr__(self) -> str:
         return f"<Mail {self.origin.id} from {self.envelope!r}, {len(self.mime)} bytes>"
+
+
+def _address(value: object) -> str | None:
+    """What plugins put into `json` may be anything, and whatever is no address must not reach a sink."""
+    return value if isinstance(value, str) and "\r" not in value and "\n" not in value else None
+
+
+def encode(address: str) -> bytes:
+    """As sinks write it; what is no text in any encoding becomes question marks."""
+    try:
+        return address.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return address.encode(errors="replace")
 
 
 def _one_line(what: str, text: str) -> str:

@@ -152,8 +152,8 @@ class Pipeline:
             self._take_back(mails)
 
     def _after_noting(self, mails: Sequence[Finished], noted: bool) -> None:
-        if not noted:  # the next run does not know that they are delivered
-            self.report.counts.in_doubt += len(mails)
+        if not noted:  # the next run does not know of those that are delivered to all, and sends them again
+            self.report.counts.in_doubt += sum(mail.rejection is None for mail, _ in mails)
         self._make_room(mails)
 
     def _take_back(self, mails: Sequence[Finished]) -> None:

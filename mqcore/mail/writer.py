@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from .. import COMPLETE, FAIL, Outcome
 from .base import Sink
@@ -22,16 +22,29 @@ Finished: TypeAlias = tuple[Mail, Outcome]
 Done: TypeAlias = Callable[[Sequence[Finished], bool], object]
 
 
-class Job(NamedTuple):
-    mails: Sequence[Finished]
-    done: Done
+class Job:
+    """Mails that belong together."""
+
+    __slots__ = ("bad", "done", "good", "mails")
+
+    def __init__(self, mails: Sequence[Finished], done: Done) -> None:
+        self.mails = mails
+        self.done = done
+        self.good: list[Finished] = []
+        self.bad: list[Mail] = []
+        for finished in mails:
+            mail, outcome = finished
+            if mail.rejection is not None or outcome is FAIL:
+                self.bad.append(mail)
+            else:
+                self.good.append(finished)
 
 
 class Writer:
     """Writes mails to the sink, and those that failed or were rejected to `failed`, and counts them.
 
-    What is added while a thread stores a group makes the next one: the slower the disk, the larger the groups. After an
-    error of a sink nothing more is written, as it may not be able to undo what it had begun: `on_error` is called, the
+    What is added while a thread stores a group makes the next one: the slower the disk, the larger the groups. After its
+    error nothing more is written to a sink, as it may not be able to undo what it had begun: `on_error` is called, the
     error is in the report, and the next run mends it.
     """
 
@@ -42,11 +55,11 @@ class Writer:
         self._on_error = on_error
         self._jobs: deque[Job] = deque()
         self._work = asyncio.Event()
-        self._broken = False
+        self._broken: set[Sink | FailedSink] = set()
         self._closed = False
 
     def add(self, mails: Sequence[Finished], done: Done) -> None:
-        """Store these, all or none in the sink; then `done(mails, stored)` is called in the loop's thread."""
+        """Store these; then `done(mails, stored)` is called in the loop's thread. If not `stored`, none is in the sink."""
         self._jobs.append(Job(mails, done))
         self._work.set()
 
@@ -73,44 +86,38 @@ class Writer:
         return group
 
     async def _settle(self, group: list[Job]) -> None:
-        counts = self._report.counts
-        good: list[Mail] = []
-        bad: list[Mail] = []
-        completed = rejected = 0
-        for job in group:
-            for mail, outcome in job.mails:
-                if mail.rejection is not None or outcome is FAIL:
-                    bad.append(mail)
-                    rejected += mail.rejection is not None
-                else:
-                    good.append(mail)
-                    completed += outcome is COMPLETE
-        stored = await self._store(self._sink, good)
-        if stored:
-            counts.completed += completed
-            counts.continued += len(good) - completed
+        """The bad ones first: what cannot be set aside comes again, and the good ones of its job with it."""
+        bad = [mail for job in group for mail in job.bad]
         set_aside = await self._store(self._failed, bad)
+        good = [one for job in group if set_aside or not job.bad for one in job.good]
+        stored = await self._store(self._sink, [mail for mail, _ in good])
+        counts = self._report.counts
+        counts.unfinished += sum(len(job.mails) for job in group) - set_aside * len(bad) - stored * len(good)
         if set_aside:
+            rejected = sum(mail.rejection is not None for mail in bad)
             counts.rejected += rejected
             counts.failed += len(bad) - rejected
+        if stored:
+            completed = sum(outcome is COMPLETE for _, outcome in good)
+            counts.completed += completed
+            counts.continued += len(good) - completed
         for job in group:
-            job.done(job.mails, stored and set_aside)
+            job.done(job.mails, (set_aside or not job.bad) and (stored or not job.good))
 
     async def _store(self, sink: Sink | FailedSink | None, mails: list[Mail]) -> bool:
         """Whether they are stored. If not, the source still has them."""
         if not mails or sink is None:
             return True
-        if not self._broken:
-            try:
-                if sink.waits:
-                    await asyncio.to_thread(sink.store, mails)
-                else:
-                    sink.store(mails)
-            except SinkError as error:
-                self._broken = True
-                self._report.error = str(error)
-                self._on_error()
+        if sink in self._broken:
+            return False
+        try:
+            if sink.waits:
+                await asyncio.to_thread(sink.store, mails)
             else:
-                return True
-        self._report.counts.unfinished += len(mails)
-        return False
+                sink.store(mails)
+        except SinkError as error:
+            self._broken.add(sink)
+            self._report.error = self._report.error or str(error)
+            self._on_error()
+            return False
+        return True

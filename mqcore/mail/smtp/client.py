@@ -64,6 +64,9 @@ class Answer(NamedTuple):
         """Whether it is the answer to a recipient for whom there is to be another transaction (RFC 5321, 4.5.3.1.10)."""
         return self.state == "rcptto" and self.code == 452 and ("4.5.3" in self.text or "too many" in self.text.lower())
 
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}"
+
     def as_rejection(self) -> Rejection:
         """For whom the mail came from. Not with 421, which is about our connection and not about theirs."""
         if self.code is None:
@@ -195,7 +198,7 @@ class Client:
             self.is_in_doubt = True
             response = await protocol.read_response(timeout=ANSWER_TIMEOUT + len(content) / MIN_RATE)
         except (SMTPException, OSError) as error:
-            raise Lost(Answer("message" if self.is_in_doubt else "data", None, _one_line(str(error)))) from error
+            raise Lost(Answer("message" if self.is_in_doubt else "data", None, _reason(error))) from error
         self.is_in_doubt = False
         if response.code == 421:
             self.close()
@@ -205,7 +208,7 @@ class Client:
         try:
             response = await self._smtp.execute_command(*words, timeout=COMMAND_TIMEOUT)
         except (SMTPException, OSError) as error:
-            raise Lost(Answer(state, None, _one_line(str(error)))) from error
+            raise Lost(Answer(state, None, _reason(error))) from error
         answer = Answer(state, response.code, _one_line(response.message))
         if answer.code == 421:
             raise Lost(answer)
@@ -224,9 +227,14 @@ def _explain(error: Exception) -> Unreachable:
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     no_such_host = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
     final = no_such_host or isinstance(cause, ssl.SSLCertVerificationError)
-    if isinstance(error, SMTPResponseException):
+    if isinstance(error, SMTPResponseException) and error.code > 0:
         return Unreachable(_one_line(f"it says {error.code} {error.message}"), final=500 <= error.code <= 599)
-    return Unreachable(_one_line(getattr(cause, "strerror", None) or str(cause) or str(error)), final=final)
+    return Unreachable(getattr(cause, "strerror", None) or _reason(cause) or _reason(error), final=final)
+
+
+def _reason(error: Exception) -> str:
+    """What aiosmtplib says, or the system."""
+    return _one_line(getattr(error, "message", "") or str(error))
 
 
 def _one_line(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import ssl
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
@@ -27,6 +28,9 @@ NO_ROOM = "452 4.3.1 too many big messages at once; try again later"
 UNAVAILABLE = Rejection(421, FAILED.text)
 NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
 REFUSED_LOGIN = Rejection(535, "5.7.8 login or password is wrong")
+
+
+log = logging.getLogger(__name__)
 
 
 class Hooks(NamedTuple):
@@ -158,6 +162,9 @@ class SmtpConnection(asyncio.Protocol):
         self._is_lost = True
         self._keep(0)
         self._cancel()
+        # What leads back here goes now, and not when garbage is collected next.
+        del self._finish
+        self._transaction = self._info.transport = None
         if self._hooks.close.run(self._message, done=self._closed) is not None:
             self._host.leave(self)
 
@@ -181,7 +188,9 @@ class SmtpConnection(asyncio.Protocol):
         return now - self.since > IDLE_TIMEOUT + (incoming.size / MIN_RATE if incoming is not None else 0.0)
 
     def shut_down(self) -> None:
-        """Say goodbye when the transaction that is open is over."""
+        """Say goodbye when the transaction that is open is over; within a handshake there is no way to say it."""
+        if self._tls_task is not None:
+            self._tls_task.cancel()
         self.dialogue.shut_down()
         self._proceed()
 
@@ -328,12 +337,19 @@ class SmtpConnection(asyncio.Protocol):
         self._run(self._hooks.data, self._after_data, event.mime)
 
     def _after_data(self, outcome: Outcome) -> None:
-        if outcome is FAIL or self._message.rejection is not None:
+        mails: list[Mail] = []
+        if outcome is not FAIL and self._message.rejection is None:
+            try:
+                mails = self._make_mails()
+            except Exception:
+                log.exception("what plugins put into the json of a mail cannot be copied")
+                outcome = FAIL
+        if not mails:
             self._host.desk.turn_away(len(self._recipients), failed=outcome is FAIL)
             self._answer(outcome)
             self._forget_message()
         else:
-            self._transaction = Transaction(self._host.desk, self._make_mails(), self._after_transaction)
+            self._transaction = Transaction(self._host.desk, mails, self._after_transaction)
             self._host.desk.submit(self._transaction)
 
     def _make_mails(self) -> list[Mail]:
@@ -351,7 +367,7 @@ class SmtpConnection(asyncio.Protocol):
     def _after_transaction(self, refusal: Rejection | None) -> None:
         assert self._transaction is not None
         if refusal is None:
-            self.dialogue.accept(f"stored as {self._transaction.mails[0].origin.id}")
+            self.dialogue.accept(self._transaction.success)
         else:
             self.dialogue.reject(*refusal)
         self._transaction = None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from ... import FAIL
+from ... import FAIL, Hook, Outcome
 from ..errors import SinkError
 from ..message import Mail
 from ..writer import Finished
@@ -57,7 +56,17 @@ class Delivery:
     @property
     def is_delivered(self) -> bool:
         """Whether the server has any of it."""
-        return any(answer.is_delivered for answer in self._all_answers())
+        return self.delivered > 0
+
+    @property
+    def delivered(self) -> int:
+        """How many of the mails the server has, for some recipient."""
+        return sum(any(answer.is_delivered for answer in answers.values()) for answers in self._answers.values())
+
+    @property
+    def success(self) -> Answer:
+        """What the server said first to something that it has, when `is_delivered`."""
+        return next(answer for answer in self._all_answers() if answer.is_delivered)
 
     def _all_answers(self) -> Iterable[Answer]:
         return (answer for answers in self._answers.values() for answer in answers.values())
@@ -91,7 +100,7 @@ class Delivery:
     async def _prepare(self) -> None:
         """Run `mq_smtp_out_data`."""
         going = self._good()
-        outcomes = await asyncio.gather(*map(self._sender.data_hook, going))
+        outcomes = await _run_all(self._sender.data_hook, going)
         failed = {mail for mail, outcome in zip(going, outcomes, strict=True) if outcome is FAIL}
         self.mails = [(mail, FAIL if mail in failed else outcome) for mail, outcome in self.mails]
         for mail in self._good():
@@ -167,8 +176,7 @@ class Delivery:
         """Say in each mail what became of it."""
         for mail, answers in self._answers.items():
             mail.results = [answer.as_dict(recipient) for recipient, answer in answers.items()]
-            if isinstance(mail.json, dict):  # a plugin may have put anything there
-                mail.json["results"] = copy.deepcopy(mail.results)
+            mail.json["results"] = [result.copy() for result in mail.results]
             delivered = [recipient for recipient, answer in answers.items() if answer.is_delivered]
             refused = [answer for answer in answers.values() if not answer.is_positive]
             if refused:
@@ -183,23 +191,30 @@ class Delivery:
         except SinkError as error:
             self.is_finished = False
             self._sender.give_up(str(error))
-        if not self.is_finished and not self._sender.pauses:
-            self._sender.counts.in_doubt += 1  # its client sends it again
+        else:
+            if self.is_finished or self._sender.pauses:
+                return
+        self._sender.counts.in_doubt += 1  # it is sent again, by its client or the next run
 
     async def _tell(self) -> None:
         """Run `mq_smtp_out_sent`, which changes nothing any more."""
         rejections = {mail: mail.rejection for mail in self._answers}
         try:
-            await asyncio.gather(*map(self._sender.sent_hook, rejections))
+            await _run_all(self._sender.sent_hook, list(rejections))
         finally:
             for mail, rejection in rejections.items():
                 mail.rejection = rejection
 
 
+async def _run_all(hook: Hook, mails: Sequence[Mail]) -> list[Outcome]:
+    """All at once. One, as is usual, needs no task of its own."""
+    return [await hook(mails[0])] if len(mails) == 1 else await asyncio.gather(*map(hook, mails))
+
+
 def _check(mail: Mail) -> None:
     """Reject what cannot be sent at all. What plugins put into `json` may be anything."""
-    if not isinstance(mail.json, dict) or not isinstance(mail.recipients, list):
-        mail.reject(550, "5.1.0 what a plugin left as the envelope of this mail is none")
+    if not isinstance(mail.recipients, list):
+        mail.reject(550, "5.1.0 what a plugin left as the recipients of this mail are none")
     elif not mail.recipients:
         log.warning("mail %s is not sent: %s", mail.origin.id, NOBODY)
         mail.reject(550, NOBODY)

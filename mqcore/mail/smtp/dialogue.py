@@ -472,5 +472,9 @@ def format_reply(code: int, text: str) -> str:
     """A reply of one line, with an enhanced code in front of the text unless it has one."""
     if not _ENHANCED(text):
         text = f"{code // 100}.7.1 {text}"
-    text = "".join(character if " " <= character <= "~" else "?" for character in text)
-    return f"{code} {text[:_LONGEST_TEXT]}"
+    return f"{code} {printable(text)}"
+
+
+def printable(text: str) -> str:
+    """As it can stand in a reply, also behind an enhanced code."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:_LONGEST_TEXT])

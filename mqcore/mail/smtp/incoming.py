@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from .syntax import Wrong
 
+MAX_HOPS = 100
+"""So many servers a message may have passed (RFC 5321, 6.3): in more there is a loop."""
+
 _END = b"\r\n.\r\n"
+_HOPS = re.compile(rb"\r\nreceived[ \t]*:", re.IGNORECASE)
 
 
 class Incoming:
@@ -80,6 +86,8 @@ class Incoming:
             raise Wrong("554 5.6.0 a message may not have NUL in it")
         if self._has_long_line(text):
             raise Wrong("554 5.6.0 a line of this message is too long")
+        if lines > MAX_HOPS and _goes_round(text):
+            raise Wrong(f"554 5.4.6 this mail goes round in a loop: it has more than {MAX_HOPS} Received lines")
         return text.replace(b"\r\n.", b"\r\n")[2:]
 
     def _has_long_line(self, text: bytes) -> bool:
@@ -90,3 +98,8 @@ class Incoming:
             if at == 0:
                 return True
         return False
+
+
+def _goes_round(text: bytes) -> bool:
+    end = text.find(b"\r\n\r\n")
+    return len(_HOPS.findall(text, 0, end if end >= 0 else len(text))) > MAX_HOPS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import resource
 import signal
@@ -31,6 +32,8 @@ SWEEP = 5.0
 PATIENCE = 30.0
 """Seconds that open transactions have when the server stops."""
 BACKLOG = 1024
+ACCEPT_AGAIN = 1.0
+"""Seconds until a client is waited for again when the system does not let another one in."""
 SPARE_FILES = 64
 """For the sinks, plugins, and whatever else is not a connection."""
 
@@ -69,6 +72,7 @@ class SmtpServer:
             dispatcher, self.hooks.message, self._writer, self._sender, self.report.counts, max_in_flight
         )
         self._connections: set[SmtpConnection] = set()
+        self._handshakes: set[asyncio.Task[bool]] = set()
         self._max_connections = MAX_CONNECTIONS
         self._entered = 0
         self._kept = 0
@@ -118,20 +122,58 @@ class SmtpServer:
     async def _serve(self) -> None:
         async with contextlib.AsyncExitStack() as listening:
             for listener in self._source.listeners:
-                server = await self.loop.create_server(
-                    lambda: SmtpConnection(self),
-                    sock=listener,
-                    backlog=BACKLOG,
-                    ssl=self.tls if self.implicit_tls else None,
-                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self.implicit_tls else None,
-                )
-                listening.callback(server.close)
+                if self.implicit_tls:
+                    listener.setblocking(False)
+                    listener.listen(BACKLOG)
+                    self._listen(listener)
+                    listening.callback(self.loop.remove_reader, listener)
+                else:
+                    server = await self.loop.create_server(lambda: SmtpConnection(self), sock=listener, backlog=BACKLOG)
+                    listening.callback(server.close)
             sweeping = asyncio.create_task(self._sweep())
             await self._stop.wait()
+        for handshake in self._handshakes:
+            handshake.cancel()
         for connection in list(self._connections):
             connection.shut_down()
         await self._wait_until_empty()
         sweeping.cancel()
+
+    # With implicit TLS, where `create_server` would not tell how many clients have not shaken hands yet
+
+    def _listen(self, listener: socket.socket) -> None:
+        if not self._stop.is_set():
+            self.loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.loop.remove_reader(listener)
+            self.loop.call_later(ACCEPT_AGAIN, self._listen, listener)
+            return
+        if len(self._connections) + len(self._handshakes) < self._max_connections:
+            handshake = self.loop.create_task(self._shake_hands(client))
+            self._handshakes.add(handshake)
+            handshake.add_done_callback(functools.partial(self._after_handshake, client))
+        else:
+            client.close()
+
+    async def _shake_hands(self, client: socket.socket) -> bool:
+        """Whether TLS began; if not, nobody can be told of it."""
+        with contextlib.suppress(OSError):
+            await self.loop.connect_accepted_socket(
+                lambda: SmtpConnection(self), client, ssl=self.tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
+            )
+            return True
+        return False
+
+    def _after_handshake(self, client: socket.socket, handshake: asyncio.Task[bool]) -> None:
+        self._handshakes.discard(handshake)
+        if handshake.cancelled() or not handshake.result():
+            client.close()
 
     async def _wait_until_empty(self) -> None:
         give_up = self.loop.time() + PATIENCE

@@ -93,7 +93,10 @@ def _load(certificate: str, key: str | None) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key, password=_no_password)
     except (ssl.SSLError, ValueError) as error:
         where = certificate if key is None else f"{certificate} with the key {key}"
-        raise SourceError(f"cannot use {where} for TLS: {getattr(error, 'reason', None) or error}") from error
+        reason = getattr(error, "reason", error)  # OpenSSL gives none where it finds nothing to read
+        raise SourceError(
+            f"cannot use {where} for TLS: {reason or 'a certificate and its key, in PEM, are not there'}"
+        ) from error
     return context
 
 

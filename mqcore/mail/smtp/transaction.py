@@ -10,6 +10,7 @@ from ... import FAIL, Dispatcher, Hook, Outcome
 from ..message import Mail, Rejection
 from ..report import Counts
 from ..writer import Finished, Writer
+from .dialogue import printable
 
 if TYPE_CHECKING:
     from .delivery import Delivery
@@ -42,6 +43,13 @@ class Transaction:
         self.is_storing = False
         """Whether it is too late to take it back."""
         self.cancelled = False
+
+    @property
+    def success(self) -> str:
+        """What the client is told with its 250."""
+        if self._delivery is None:
+            return f"stored as {self.mails[0].origin.id}"
+        return printable(f"passed on: {self._delivery.success}")
 
     def begin(self) -> None:
         for mail in self.mails:
@@ -95,6 +103,8 @@ class Transaction:
             self._desk.writer.add(mails, self._after_storing)
 
     def _after_storing(self, mails: Sequence[Finished], stored: bool) -> None:
+        if not stored and self._delivery is not None:
+            self._desk.counts.in_doubt += self._delivery.delivered  # the client sends it again
         if stored and self.cancelled:
             self._desk.counts.unanswered += len(mails)
         self._finish(None if stored else FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import threading
@@ -270,3 +271,24 @@ def test_an_idle_dispatcher_does_not_wake_up(owner):
         assert turns <= 3
     after = os.times()
     assert after.user + after.system - before.user - before.system <= 0.1
+
+
+def test_an_idle_dispatcher_leaves_the_loop_without_timers(uvloop_owner, socket_pair):
+    """With one, each look at the kernel would read the clock to make a time out of it."""
+    loop = uvloop_owner.loop
+    _, context = borrow(uvloop_owner)
+    signature = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    pointer_of = signature(("PyCapsule_GetPointer", ctypes.pythonapi))
+    timeout_of = ctypes.CDLL(uvloop.loop.__file__).uv_backend_timeout
+    timeout_of.argtypes = [ctypes.c_void_p]
+    timeouts = []
+
+    def ask(watcher, events):
+        timeouts.append(timeout_of(pointer_of(uvloop.loop.libuv_get_loop_t_ptr(loop), None)))
+        loop.stop()
+        watcher.stop()
+
+    socket_pair[1].send(b"x")
+    context.watch(socket_pair[0], READ, ask)
+    loop.run_forever()
+    assert timeouts == [-1]

@@ -36,7 +36,11 @@ class Ending:
     def __init__(self, loop: asyncio.AbstractEventLoop, close: Callable[[], object]) -> None:
         self._close = close
         self._loop = loop
-        self._silent = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()  # without a name: nobody writes to it
+        try:
+            self._silent = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()  # without a name: nobody writes to it
+        except OSError:  # too many open files
+            close()
+            raise
         loop.add_reader(self._silent, _nothing, _Sentinel(close))
         self._generator: AsyncGenerator[None, None] | None = self._suspended()
         self._start: asyncio.Handle | None = None

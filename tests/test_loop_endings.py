@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import gc
 import os
 import threading
@@ -12,7 +13,7 @@ import time
 import pytest
 import uvloop
 from busy import Busy
-from loop_tools import borrow
+from loop_tools import Lender, borrow
 
 import mqcore
 from mqcore import READ
@@ -292,3 +293,20 @@ def test_an_idle_dispatcher_leaves_the_loop_without_timers(uvloop_owner, socket_
     context.watch(socket_pair[0], READ, ask)
     loop.run_forever()
     assert timeouts == [-1]
+
+
+def test_no_file_is_left_for_a_dispatcher(uvloop_owner, monkeypatch):
+    """It is not made, and closed again in order."""
+    def refuse(*args):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    lender = Lender()
+    plugins = uvloop_owner.plugins({"lender": lender})
+    with monkeypatch.context() as patch:
+        patch.setattr("mqcore._ending.socket.socket", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            mqcore.Dispatcher(plugins, loop=uvloop_owner.loop)
+    assert lender.cleaned == 1
+    uvloop_owner.turn()
+    dispatcher = uvloop_owner.dispatcher(plugins)
+    assert dispatcher.hook("mq_step").run(mqcore.Message()) is None

@@ -10,12 +10,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import uvloop
 from building import build
 from holding import ByDict, ByMqcore
+from ringing import TIMES, WAYS
 from subjects import PASSES_ON, messages, subject
 from test_dispatch import run_each
 from timing import ByCallLater
@@ -42,6 +44,11 @@ def cases(loop: Any) -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:
     contenders = {"uvloop": call_later.start_and_stop_in_turn, "mqcore": timers.start_and_stop_in_turn}
     yield "start and stop a timer", contenders
     timers.close()
+    for case, places, count in (("ping-pong", 2, COUNT), ("100 sockets at once", COUNT // TIMES, 0)):
+        with ExitStack() as stack:
+            names = ("libuv from C", "uvloop", "mqcore")
+            ways = {name: stack.enter_context(closing(WAYS[name](loop, places, count))) for name in names}
+            yield case, {name: way.round for name, way in ways.items()}
 
 
 def run_all() -> None:

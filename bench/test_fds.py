@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
-from ringing import WAYS
+from ringing import TIMES, WAYS
 
 
 @pytest.mark.parametrize(
@@ -23,4 +23,4 @@ def test_fds(loop: Any, against: Callable[..., None], case: str, places: int, co
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limit)
         ways = {name: stack.enter_context(closing(way(loop, places, count))) for name, way in WAYS.items()}
         contenders = {name: way.round for name, way in ways.items()}
-        against("fds", case, contenders, rounds=100, count=count or places)
+        against("fds", case, contenders, rounds=100 if count else 20, count=count or places * TIMES)

@@ -18,7 +18,11 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, floa
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind, which counts instructions")
 @pytest.mark.parametrize(
-    "case", ["run_many, 10 plugins", "run, 1 plugin", "hold and give back", "start and stop a timer"]
+    "case",
+    [
+        *("run_many, 10 plugins", "run, 1 plugin", "hold and give back", "start and stop a timer"),
+        *("ping-pong", "100 sockets at once"),
+    ],
 )
 def test_instructions(counts: dict[str, dict[str, float]], report: Callable[..., None], case: str) -> None:
     """One path."""

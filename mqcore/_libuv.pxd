@@ -48,7 +48,6 @@ cdef struct LibUV:
     int (*idle_stop)(uv_handle_t *) noexcept nogil
     int (*prepare_init)(uv_loop_t *, uv_handle_t *) noexcept nogil
     int (*prepare_start)(uv_handle_t *, uv_callback) noexcept nogil
-    int (*prepare_stop)(uv_handle_t *) noexcept nogil
 
 cdef class Library:
     """The libuv of one owner of loops; lives as long as the process."""

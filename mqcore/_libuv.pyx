@@ -30,7 +30,7 @@ cdef tuple SYMBOLS = (
     "uv_poll_init", "uv_poll_start", "uv_poll_stop",
     "uv_async_init", "uv_async_send",
     "uv_idle_init", "uv_idle_start", "uv_idle_stop",
-    "uv_prepare_init", "uv_prepare_start", "uv_prepare_stop",
+    "uv_prepare_init", "uv_prepare_start",
 )
 assert sizeof(LibUV) == len(SYMBOLS) * sizeof(void *)
 

@@ -24,6 +24,7 @@ from libc.stdlib cimport calloc, free
 from ._atomic cimport fence, get, load_version, store_version
 from ._libuv cimport UV_TIMER, uv_handle_t
 from ._loop cimport Handle, Loop, PyThread_get_thread_ident, arm, ask_for_turn, close_handle, header_of, opened, uv_of
+from ._poll cimport look_after_polls
 from ._scope cimport Scope
 
 from ._loop import loops
@@ -228,6 +229,7 @@ cdef class Control(Loop):
 
     cdef int open_control(self, object loop) except -1:
         self.open_loop(loop)
+        look_after_polls(&self.state)
         self.deadline = self.make_handle(UV_TIMER)
         self.state.uv.timer_init(self.state.pointer, uv_of(self.deadline))  # cannot fail
         self.state.uv.unref(uv_of(self.deadline))  # what is held keeps the loop going, not its deadline

@@ -2,6 +2,7 @@
 
 from ._loop cimport LoopState, Watch
 
+cdef void look_after_polls(LoopState *state) noexcept nogil
 cdef int add_watch(LoopState *state, Watch *watch, int fd, int wanted) noexcept nogil
 cdef int change_watch(Watch *watch, int wanted) noexcept nogil
 cdef bint remove_watch(LoopState *state, Watch *watch) noexcept nogil

@@ -214,7 +214,6 @@ cdef int update(Handle *poll) noexcept nogil:
         poll.started = True
         poll.next_started = state.first_started
         state.first_started = poll
-        state.uv.prepare_start(uv_of(state.prepare), on_prepare)  # cannot fail
     return 0
 
 
@@ -270,6 +269,15 @@ cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil
         update_or_lose(poll)
 
 
+cdef void look_after_polls(LoopState *state) noexcept nogil:
+    """Once, when the loop is attached: have polls looked at right before libuv polls.
+
+    libuv runs the newest of its prepare handles first. So all that are started from now on run before this one, and may close
+    what fd they like; only one that is older than the dispatcher can still make libuv abort in that way.
+    """
+    state.uv.prepare_start(uv_of(state.prepare), on_prepare)  # cannot fail
+
+
 cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil:
     """Look at the polls that were started since libuv polled last."""
     cdef LoopState *state = header_of(uv_handle).loop
@@ -280,4 +288,3 @@ cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil:
             free_if_unlisted(poll)
         elif poll.fd >= 0 and not is_same_file(poll):
             lose(poll, EBADF)
-    state.uv.prepare_stop(uv_handle)  # cannot fail

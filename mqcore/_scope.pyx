@@ -21,6 +21,8 @@ cdef extern from "Python.h":
     void PyObject_GC_Track(object)
     void PyObject_GC_UnTrack(object)
     PyObject *PyObject_Call(PyObject *, PyObject *, PyObject *) noexcept
+    Py_ssize_t tuple_size "PyTuple_GET_SIZE"(tuple) noexcept
+    PyObject *tuple_item "PyTuple_GET_ITEM"(tuple, Py_ssize_t) noexcept  # borrowed
 
 cdef enum:
     FEW_ARGUMENTS = 6  # of a watcher's callback: for so many no tuple is made
@@ -31,6 +33,8 @@ cdef enum:            # libuv's UV_READABLE and UV_WRITABLE
 
 READ = C_READ
 WRITE = C_WRITE
+
+cdef tuple NUMBERS = (0, 1, 2, 3)  # events as callbacks get them
 
 # libuv counts in whole milliseconds from the start of the machine; this leaves it room to add.
 cdef double LONGEST = 100 * 365.25 * 86400
@@ -286,20 +290,19 @@ cdef class Watcher(Started):
 
     cdef void call(self, int events) noexcept:
         cdef PyObject *space[3 + FEW_ARGUMENTS]
-        cdef size_t count = 3
-        cdef object came = events
+        cdef Py_ssize_t count = tuple_size(self.args)
+        cdef Py_ssize_t index
         if self.scope.over:
             return
-        if len(self.args) > FEW_ARGUMENTS:
-            args = (self, came, *self.args)
+        if count > FEW_ARGUMENTS:
+            args = (self, events, *self.args)
             self.returned(PyObject_Call(<PyObject *>self.callback, <PyObject *>args, NULL))
             return
         space[1] = <PyObject *>self
-        space[2] = <PyObject *>came
-        for argument in self.args:
-            space[count] = <PyObject *>argument
-            count += 1
-        self.returned(call_function(<PyObject *>self.callback, space + 1, count - 1))
+        space[2] = tuple_item(NUMBERS, events)
+        for index in range(count):
+            space[3 + index] = tuple_item(self.args, index)
+        self.returned(call_function(<PyObject *>self.callback, space + 1, 2 + count))
 
     @property
     def events(self):

@@ -671,6 +671,35 @@ os._exit(0)
     assert said in ("", "0 EBADF\n")
 
 
+@pytest.mark.parametrize("first", ["the watcher", "the handle"])
+def test_closed_by_a_prepare_handle(pyuv_owner, first):
+    """It is called after all that a turn does, right before the loop polls."""
+    said = python(PROLOGUE + """
+_, context = borrow()
+turn()
+low, writer = os.pipe()
+reader = os.dup2(low, 300)
+os.close(low)
+prepare = pyuv.Prepare(loop)
+
+def watch():
+    context.watch(reader, READ, lambda watcher, events: print(events, errno.errorcode[watcher.error.errno], flush=True))
+
+def close(handle):
+    os.close(reader)
+    handle.stop()
+
+if sys.argv[2] == "the watcher":
+    watch()
+prepare.start(close)
+if sys.argv[2] == "the handle":
+    watch()
+turn()
+os._exit(0)
+""", pyuv_owner.name, first)
+    assert said == "0 EBADF\n"
+
+
 @pytest.mark.slow
 def test_random_orders(owner, tmp_path):
     """Watch, change, stop, close, open again and turn the loop in any order: never an abort."""

@@ -284,14 +284,21 @@ def test_an_idle_dispatcher_leaves_the_loop_without_timers(uvloop_owner, socket_
     timeout_of.argtypes = [ctypes.c_void_p]
     timeouts = []
 
-    def ask(watcher, events):
+    def ask():
         timeouts.append(timeout_of(pointer_of(uvloop.loop.libuv_get_loop_t_ptr(loop), None)))
+        loop.remove_reader(socket_pair[0])
         loop.stop()
-        watcher.stop()
 
-    socket_pair[1].send(b"x")
-    context.watch(socket_pair[0], READ, ask)
+    reader, writer = os.pipe()
+    context.watch(reader, READ, list)
+    loop.add_reader(socket_pair[0], ask)  # which uvloop calls where libuv calls back
+    sender = threading.Timer(0.05, socket_pair[1].send, [b"x"])
+    sender.start()
     loop.run_forever()
+    sender.join()
+    uvloop_owner.dispatchers[-1].close()
+    os.close(reader)
+    os.close(writer)
     assert timeouts == [-1]
 
 

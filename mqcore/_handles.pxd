@@ -96,8 +96,8 @@ cdef struct Table:
     uint32_t count          # slots that there are
     uint32_t retired
     Slot *spare             # for the next step, whose hooks have it one after the other
-    Slot *first_free
-    Slot *last_free
+    Slot *first_free[2]     # of steps, [True], and of others: so that both keep the order that they have in memory
+    Slot *last_free[2]
     Slot *returned          # atomic: slots that any thread let go, last first
     Slot *given             # atomic: steps that were given back, last first
     Slot *waiting           # those that were taken from there and have not gone on yet, first first

@@ -128,7 +128,7 @@ cdef Slot *live_slot(void *handle, int kind) noexcept nogil:
     return slot
 
 
-cdef bint add_chunk(Table *table) noexcept nogil:
+cdef bint add_chunk(Table *table, bint steps) noexcept nogil:
     cdef Slot *chunk
     cdef int each
     if table.count >= CHUNK * MOST_CHUNKS:
@@ -139,42 +139,42 @@ cdef bint add_chunk(Table *table) noexcept nogil:
     for each in range(CHUNK):
         chunk[each].place = <uint64_t>table.number << 56 | <uint64_t>(table.count + each) << 32
         chunk[each].word = <uint64_t>GENERATION << 32
-        chunk[each].next = &chunk[each + 1] if each + 1 < CHUNK else NULL
+        append(table, &chunk[each], steps)
     table.chunks[table.count >> CHUNK_BITS] = chunk
-    append(table, chunk, &chunk[CHUNK - 1])
     store_count(&table.count, table.count + CHUNK)
     return True
 
 
-cdef void append(Table *table, Slot *first, Slot *last) noexcept nogil:
-    """Put a list of slots at the end of those that are free."""
-    if table.first_free == NULL:
-        table.first_free = first
+cdef inline void append(Table *table, Slot *slot, bint steps) noexcept nogil:
+    """Put a slot at the end of those that are free."""
+    slot.next = NULL
+    if table.first_free[steps] == NULL:
+        table.first_free[steps] = slot
     else:
-        table.last_free.next = first
-    table.last_free = last
+        table.last_free[steps].next = slot
+    table.last_free[steps] = slot
 
 
 cdef void collect(Table *table) noexcept nogil:
-    """Take the slots that were let go into the list of those that are free, in that order."""
+    """Take the slots that were let go into the lists of those that are free, in that order."""
     cdef Slot *slot = <Slot *>take_all(&table.returned)
     cdef Slot *next
     while slot != NULL:
         next = slot.next
-        slot.next = NULL
-        append(table, slot, slot)
+        append(table, slot, slot.kind == STEP)
         slot = next
 
 
 cdef Slot *take_slot(Table *table, int kind) noexcept nogil:
     """A slot that stands for nothing yet. The dispatcher's thread. NULL: there is no memory, or no number left."""
+    cdef bint steps = kind == STEP
     cdef Slot *slot
     collect(table)
     while True:
-        if table.first_free == NULL and not add_chunk(table):
+        if table.first_free[steps] == NULL and not add_chunk(table, steps):
             return NULL
-        slot = table.first_free
-        table.first_free = slot.next
+        slot = table.first_free[steps]
+        table.first_free[steps] = slot.next
         if generation_of(slot.word) >> 24 != LAST_GENERATIONS:
             break
         table.retired += 1

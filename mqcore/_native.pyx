@@ -67,7 +67,7 @@ cdef extern from *:
         PyObject **items "ob_item"
 
 cdef enum:
-    FEW = 16  # messages: for so many the GIL is kept
+    FEW = 16  # messages: once so many were passed on, one after the other, the GIL is let go for more
 
 cdef object OUTCOME_CONTINUE = CONTINUE
 
@@ -144,7 +144,7 @@ cdef Py_ssize_t begin_many(
     cdef Message message
     cdef PyObject **items = (<Items *>messages).items
     cdef Py_ssize_t count = len(messages)
-    cdef Py_ssize_t passed
+    cdef Py_ssize_t passed = 0
     cdef bint taken = False
     cdef bint kept = True
     cdef Entry *stopped = NULL
@@ -161,12 +161,15 @@ cdef Py_ssize_t begin_many(
             stopped = NULL
             control.passing = True
             control.passed = 0
-            passed = 0 if control.closed else count - index
-            if passed < FEW:
-                passed = pass_through(steps, chain.entries, &items[index], passed, slot, &arguments, &stopped, &taken)
+            if control.closed:
+                passed = 0
+            elif passed < FEW:
+                passed = pass_through(
+                    steps, chain.entries, &items[index], min(count - index, FEW), slot, &arguments, &stopped, &taken)
             else:
                 with nogil:
-                    passed = pass_through(steps, chain.entries, &items[index], passed, slot, &arguments, &stopped, &taken)
+                    passed = pass_through(
+                        steps, chain.entries, &items[index], count - index, slot, &arguments, &stopped, &taken)
             control.passing = False
             control.books.entered += passed
             control.books.continued += passed

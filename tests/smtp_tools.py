@@ -20,7 +20,8 @@ import mqcore
 from mqcore.mail import Mail, SinkError
 from mqcore.mail.base import Sink
 from mqcore.mail.failed import FailedSink
-from mqcore.mail.smtp.dialogue import Dialogue, Event, Service, StartTls
+from mqcore.mail.smtp._dialogue import Dialogue
+from mqcore.mail.smtp.events import Event, Service, StartTls
 from mqcore.mail.smtp.server import SmtpServer
 from mqcore.mail.smtp.source import SmtpSource, SmtpsSource
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from smtp_tools import EHLO, OPEN, converse
 
-from mqcore.mail.smtp.dialogue import Event, MailFrom, Message, RcptTo
+from mqcore.mail.smtp.events import Event, MailFrom, Message, RcptTo
 
 CORPUS = sorted((Path(__file__).parent / "smtp_corpus").glob("*.smtp"))
 REPLIES = re.compile(rb"(?:[2345]\d\d[ -][ -~]*\r\n)*")

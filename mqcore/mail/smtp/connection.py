@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from ... import FAIL, Dispatcher, Hook, Outcome
 from ..message import Connection, Mail, Origin, Rejection
-from .dialogue import Authenticate, Dialogue, MailFrom, Message, RcptTo, Service, StartTls
+from ._dialogue import Dialogue
+from .events import Authenticate, MailFrom, Message, RcptTo, Service, StartTls
 from .transaction import FAILED, Transaction, TransactionDesk
 
 MAX_BUFFERED = 1 << 16

@@ -18,7 +18,7 @@ from ..message import Origin
 from ..report import Counts, Report
 from ..writer import Writer
 from .connection import HANDSHAKE_TIMEOUT, Hooks, SmtpConnection
-from .dialogue import Service
+from .events import Service
 from .sink import make_sender
 from .source import SmtpSource
 from .transaction import TransactionDesk

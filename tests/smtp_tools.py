@@ -236,7 +236,7 @@ async def serving(
         ends = (counts.continued, counts.completed, counts.failed, counts.rejected, counts.unfinished)
         assert counts.read == sum(ends), counts
         assert counts.stored == len(stored.mails) or sink is not stored
-        assert server._kept == server.desk._in_flight == 0
+        assert server._kept == server.desk.in_flight == 0
 
 
 class Certificate(NamedTuple):

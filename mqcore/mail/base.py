@@ -58,7 +58,7 @@ class Sink(Protocol):
 
     url: str
     waits: bool
-    """Whether `store` waits for a disk. One that does not is called in the loop's thread, which is quicker."""
+    """Whether `store` waits for a disk. One that does not never fails, and is called at once, in the loop's thread."""
 
     @property
     def notes(self) -> Path | None:

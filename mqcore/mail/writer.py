@@ -46,9 +46,17 @@ class Writer:
         self._closed = False
 
     def add(self, mails: Sequence[Finished], done: Done) -> None:
-        """Store these, all or none in the sink; then `done(mails, stored)` is called in the loop's thread."""
-        self._jobs.append(Job(mails, done))
-        self._work.set()
+        """Store these, all or none in the sink; then `done(mails, stored)` is called in the loop's thread.
+
+        At once, if there is nothing to wait for.
+        """
+        if self._sink.waits or self._broken or not all(map(_is_good, mails)):
+            self._jobs.append(Job(mails, done))
+            self._work.set()
+        else:
+            self._sink.store([mail for mail, _ in mails])
+            self._count_stored(mails)
+            done(mails, True)
 
     def close(self) -> None:
         """Let `run` end when all is stored."""
@@ -73,33 +81,29 @@ class Writer:
         return group
 
     async def _settle(self, group: list[Job]) -> None:
-        counts = self._report.counts
-        good: list[Mail] = []
-        bad: list[Mail] = []
-        completed = rejected = 0
-        for job in group:
-            for mail, outcome in job.mails:
-                if mail.rejection is not None or outcome is FAIL:
-                    bad.append(mail)
-                    rejected += mail.rejection is not None
-                else:
-                    good.append(mail)
-                    completed += outcome is COMPLETE
+        good = [each for job in group for each in job.mails if _is_good(each)]
+        bad = [each for job in group for each in job.mails if not _is_good(each)]
         stored = await self._store(self._sink, good)
         if stored:
-            counts.completed += completed
-            counts.continued += len(good) - completed
+            self._count_stored(good)
         set_aside = await self._store(self._failed, bad)
         if set_aside:
-            counts.rejected += rejected
-            counts.failed += len(bad) - rejected
+            rejected = sum(mail.rejection is not None for mail, _ in bad)
+            self._report.counts.rejected += rejected
+            self._report.counts.failed += len(bad) - rejected
         for job in group:
             job.done(job.mails, stored and set_aside)
 
-    async def _store(self, sink: Sink | FailedSink | None, mails: list[Mail]) -> bool:
+    def _count_stored(self, good: Sequence[Finished]) -> None:
+        completed = sum(outcome is COMPLETE for _, outcome in good)
+        self._report.counts.completed += completed
+        self._report.counts.continued += len(good) - completed
+
+    async def _store(self, sink: Sink | FailedSink | None, finished: list[Finished]) -> bool:
         """Whether they are stored. If not, the source still has them."""
-        if not mails or sink is None:
+        if not finished or sink is None:
             return True
+        mails = [mail for mail, _ in finished]
         if not self._broken:
             try:
                 if sink.waits:
@@ -114,3 +118,9 @@ class Writer:
                 return True
         self._report.counts.unfinished += len(mails)
         return False
+
+
+def _is_good(finished: Finished) -> bool:
+    """Whether it is for the sink."""
+    mail, outcome = finished
+    return outcome is not FAIL and mail.rejection is None

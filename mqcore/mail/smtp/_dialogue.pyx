@@ -399,9 +399,9 @@ cdef str decode(bytes raw):
         line = raw.decode()
     except UnicodeDecodeError:
         raise Wrong("501 5.5.2 this is not UTF-8") from None
-    if line[-2:] != "\r\n":
+    if not line.endswith("\r\n"):
         raise Wrong("500 5.5.2 lines must end in CR LF")
-    line = line[:-2]
+    line = line[: len(line) - 2]
     if not line.isprintable() and find_control(line):
         raise Wrong("500 5.5.2 control characters are not allowed")
     return line

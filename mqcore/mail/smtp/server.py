@@ -17,11 +17,12 @@ from ..failed import FailedSink
 from ..message import Origin
 from ..report import Counts, Report
 from ..writer import Writer
-from .connection import HANDSHAKE_TIMEOUT, Hooks, SmtpConnection
+from ._connection import HANDSHAKE_TIMEOUT, SmtpConnection
+from ._transaction import Desk
 from .events import Service
+from .host import Hooks
 from .sink import make_sender
 from .source import SmtpSource
-from .transaction import TransactionDesk
 
 MAX_CONNECTIONS = 20_000
 MAX_MESSAGE_BYTES = 256 << 20
@@ -65,7 +66,7 @@ class SmtpServer:
         self._source = source
         self._writer = Writer(sink, failed, self.report, self.stop)
         self._sender = make_sender(dispatcher, sink, self.report, self.stop, mixed=failed is not None)
-        self.desk = TransactionDesk(
+        self.desk = Desk(
             dispatcher, self.hooks.message, self._writer, self._sender, self.report.counts, max_in_flight
         )
         self._connections: set[SmtpConnection] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .accessors import MailAccessors
 from .errors import SinkError, SourceError
-from .message import Connection, Mail, Origin, Rejection
+from ._mail import Mail
+from .message import Connection, Origin, Rejection
 
 __all__ = ["Connection", "Mail", "MailAccessors", "Origin", "Rejection", "SinkError", "SourceError"]

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .message import Mail, Origin
+from ._mail import Mail
+from .message import Origin
 from .report import Report
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from .base import Sink
 from .errors import SinkError, describe
 from .files import write_all
-from .message import Mail
+from ._mail import Mail
 
 
 class FailedSink:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, unquote
 
-from .message import Mail
+from ._mail import Mail
 
 OURS = re.compile(r"Q([0-9a-f]{32})\.mqcore\b")
 ENVELOPE = re.compile(r",E=([^,:]*)")

@@ -11,7 +11,7 @@ from pathlib import Path
 from . import maildir
 from .errors import SinkError, describe
 from .files import sync_folder, write_all
-from .message import Mail
+from ._mail import Mail
 from .sync import sync_filesystem, syncs_in_one
 
 FOLDERS = ("tmp", "new", "cur")

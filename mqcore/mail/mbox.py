@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .message import Mail
+from ._mail import Mail
 
 QUOTED = re.compile(rb"^>(>*From )", re.MULTILINE)
 TO_QUOTE = re.compile(rb"^(>*From )", re.MULTILINE)

@@ -13,7 +13,7 @@ from .errors import SinkError, describe
 from .files import sync_folder, write_all
 from .locks import Locked, MailboxLock
 from .mbox_journal import Group, Journal
-from .message import Mail
+from ._mail import Mail
 
 
 class MboxSink:

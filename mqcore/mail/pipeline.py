@@ -12,7 +12,8 @@ from .. import FAIL, Cancelled, Dispatcher, Outcome
 from .base import Sink, Source
 from .errors import SourceError
 from .failed import FailedSink
-from .message import Mail, Origin
+from ._mail import Mail
+from .message import Origin
 from .report import Counts, Report
 from .smtp.sink import make_sender
 from .writer import BATCH, BATCH_BYTES, Finished, Writer

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from .. import COMPLETE, FAIL, Outcome
 from .base import Sink
 from .errors import SinkError
 from .failed import FailedSink
-from .message import Mail
+from ._mail import Mail
 from .report import Report
 
 BATCH = 256
@@ -50,12 +50,13 @@ class Writer:
 
         At once, if there is nothing to wait for.
         """
-        if self._sink.waits or self._broken or not all(map(_is_good, mails)):
+        good, bad = _sort(mails)
+        if self._sink.waits or self._broken or bad:
             self._jobs.append(Job(mails, done))
             self._work.set()
         else:
-            self._sink.store([mail for mail, _ in mails])
-            self._count_stored(mails)
+            self._sink.store([mail for mail, _ in good])
+            self._count_stored(good)
             done(mails, True)
 
     def close(self) -> None:
@@ -81,8 +82,7 @@ class Writer:
         return group
 
     async def _settle(self, group: list[Job]) -> None:
-        good = [each for job in group for each in job.mails if _is_good(each)]
-        bad = [each for job in group for each in job.mails if not _is_good(each)]
+        good, bad = _sort(each for job in group for each in job.mails)
         stored = await self._store(self._sink, good)
         if stored:
             self._count_stored(good)
@@ -95,7 +95,7 @@ class Writer:
             job.done(job.mails, stored and set_aside)
 
     def _count_stored(self, good: Sequence[Finished]) -> None:
-        completed = sum(outcome is COMPLETE for _, outcome in good)
+        completed = [outcome for _, outcome in good].count(COMPLETE)
         self._report.counts.completed += completed
         self._report.counts.continued += len(good) - completed
 
@@ -120,7 +120,11 @@ class Writer:
         return False
 
 
-def _is_good(finished: Finished) -> bool:
-    """Whether it is for the sink."""
-    mail, outcome = finished
-    return outcome is not FAIL and mail.rejection is None
+def _sort(mails: Iterable[Finished]) -> tuple[list[Finished], list[Finished]]:
+    """Those that are for the sink, and the others."""
+    good: list[Finished] = []
+    bad: list[Finished] = []
+    for each in mails:
+        mail, outcome = each
+        (bad if outcome is FAIL or mail.rejection is not None else good).append(each)
+    return good, bad

@@ -1,6 +1,7 @@
 # One client of the SMTP server.
 
 from ..._dispatch cimport Dispatcher, Hook
+from .._mail cimport Mail
 from ._dialogue cimport Dialogue
 from ._transaction cimport Desk, Transaction
 
@@ -15,6 +16,7 @@ cdef enum Stage:
 
 cdef class SmtpConnection:
     cdef object host
+    cdef object loop
     cdef object hooks
     cdef Hook mailfrom
     cdef Hook rcptto
@@ -24,7 +26,7 @@ cdef class SmtpConnection:
     cdef readonly object transport
     cdef readonly object info       # the Connection that plugins see
     cdef readonly Dialogue dialogue
-    cdef object message             # what all stages but `mq_smtp_in_message` get
+    cdef Mail message               # what all stages but `mq_smtp_in_message` get
     cdef str address                # the recipient that a step is about, whatever plugins make of it
     cdef list recipients
     cdef bytes received             # the message as it came, whatever plugins make of it

@@ -1,6 +1,7 @@
 import asyncio
 
-from ..message import Connection, Mail, Rejection
+from .._mail import Mail
+from ..message import Connection, Rejection
 from ..._message import Message
 from ...verdicts import Outcome
 from ._dialogue import Dialogue

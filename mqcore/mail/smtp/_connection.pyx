@@ -3,12 +3,13 @@
 import asyncio
 import copy
 
-from ..._dispatch cimport Dispatcher, Hook
+from ..._dispatch cimport Hook
+from .._mail cimport Mail, new_mail
 from ._dialogue cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, Dialogue
-from ._transaction cimport Desk, Transaction
+from ._transaction cimport Transaction
 
 from ... import FAIL
-from ..message import Connection, Mail, Origin, Rejection
+from ..message import Connection, Origin, Rejection
 from ._transaction import FAILED
 
 cdef enum:
@@ -36,6 +37,7 @@ cdef class SmtpConnection:
 
     def __init__(self, host not None):
         self.host = host
+        self.loop = host.loop
         self.hooks = host.hooks
         self.mailfrom = self.hooks.mailfrom
         self.rcptto = self.hooks.rcptto
@@ -43,7 +45,7 @@ cdef class SmtpConnection:
         self.dispatcher = host.dispatcher
         self.desk = host.desk
         self.dialogue = Dialogue(host.service, secure=host.implicit_tls)
-        self.since = host.loop.time()
+        self.since = self.loop.time()
         self.recipients = []
         self.received = b""
 
@@ -59,7 +61,7 @@ cdef class SmtpConnection:
             return
         peer = transport.get_extra_info("peername")
         self.info = Connection(number, peer[0] if peer else "", tls=self.dialogue.secure, transport=transport)
-        self.message = Mail(b"", connection=self.info, origin=Origin(b"", f"{number:032x}"))
+        self.message = new_mail(b"", {}, self.info, Origin(b"", f"{number:032x}"))
         self.run(self.hooks.connect, CONNECT, ())
         self.proceed()
 
@@ -166,7 +168,7 @@ cdef class SmtpConnection:
         if self.transport.is_closing():
             return 0  # we closed it, or the client did, which will be told to us in a moment
         if out:
-            self.since = self.host.loop.time()
+            self.since = self.loop.time()
             self.transport.write(out)
         if self.dialogue.closed:
             self.transport.close()
@@ -239,11 +241,11 @@ cdef class SmtpConnection:
     def start_tls(self):
         self.flush()
         self.transport.pause_reading()  # what comes next is not for us but for TLS
-        self.tls_task = self.host.loop.create_task(self.shake_hands())
+        self.tls_task = self.loop.create_task(self.shake_hands())
 
     async def shake_hands(self):
         try:
-            transport = await self.host.loop.start_tls(
+            transport = await self.loop.start_tls(
                 self.transport, self, self.host.tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
             )
         except (OSError, asyncio.CancelledError):  # of which no client can be told
@@ -279,7 +281,7 @@ cdef class SmtpConnection:
         return self.run(self.rcptto, RECIPIENT, (address,))
 
     cdef int take_message(self, bytes mime) except -1:
-        self.message.mime = self.received = mime
+        self.message.content = self.received = mime
         json = self.message.json
         json.pop("recipient", None)
         json["recipients"] = self.recipients[:]
@@ -300,14 +302,14 @@ cdef class SmtpConnection:
         cdef str envelope = self.message.envelope or ""
         cdef list mails = []
         for recipient in self.recipients:
-            origin = self.host.next_origin(self.received, envelope, recipient)
+            origin = self.desk.next_origin(self.received, envelope, recipient)
             json = (copy.deepcopy(known) if mails else known) | {"recipient": recipient}
-            mails.append(Mail(self.message.mime, json=json, connection=self.info, origin=origin))
+            mails.append(new_mail(self.message.content, json, self.info, origin))
         return mails
 
     def after_transaction(self, refusal):
         if refusal is None:
-            self.dialogue.accept(f"stored as {self.transaction.mails[0].origin.id}")
+            self.dialogue.accept(f"stored as {(<Mail>self.transaction.mails[0]).origin.id}")
         else:
             self.dialogue.reject(refusal.code, refusal.text)
         self.transaction = None
@@ -315,7 +317,7 @@ cdef class SmtpConnection:
         self.proceed()
 
     cdef int forget_message(self) except -1:
-        self.message.mime = self.received = b""
+        self.message.content = self.received = b""
         self.keep(0)
         return 0
 

@@ -21,6 +21,7 @@ cdef class Dialogue:
     cdef object continuation        # takes the next line, which is no command, in an AUTH exchange
     cdef str refusal                # the reply to all commands but QUIT
     cdef Py_ssize_t max_line
+    cdef Py_ssize_t max_recipients
     cdef unsigned int errors
     cdef unsigned int idle_commands
     cdef unsigned int recipients
@@ -50,15 +51,17 @@ cdef class Dialogue:
     cdef int reset(self) except -1
 
     # What it takes
-    cdef bytes take_line(self)
+    cdef str take_line(self)
     cdef bint collect(self) except -1
     cdef object finish(self)
-    cdef object obey(self, bytes raw)
+    cdef object obey(self, str line)
     cdef object obey_other(self, str verb, str argument, str line)
     cdef int greet(self, str name) except -1
     cdef int ehlo(self, str name) except -1
     cdef object mail(self, str argument)
+    cdef str parse_from(self, str argument)
     cdef object rcpt(self, str argument)
+    cdef str parse_to(self, str argument)
     cdef int data(self, str argument) except -1
     cdef object starttls(self, str argument)
     cdef object auth(self, str argument)

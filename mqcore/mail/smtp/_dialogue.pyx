@@ -2,12 +2,21 @@
 
 import re
 
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.string cimport memchr, memcmp
+
 from ._incoming cimport Incoming
 
 from .events import Authenticate, MailFrom, Message, RcptTo, StartTls
 from .syntax import (
+    MAX_ADDRESS as MOST,
     Wrong, check_address, decode_base64, find_control, format_reply, parse_from, parse_mail, parse_plain, parse_to,
 )
+
+cdef extern from "Python.h":
+    bint Py_ISALNUM(char character) noexcept
+
+cdef Py_ssize_t MAX_ADDRESS = MOST
 
 cdef object is_http = re.compile(
     r"(?:GET|POST|PUT|HEAD|OPTIONS|CONNECT|DELETE|PATCH|PRI)\b|[\w-]+:", re.IGNORECASE
@@ -32,6 +41,7 @@ cdef class Dialogue:
     def __init__(self, service not None, *, bint secure=False):
         self.service = service
         self.max_line = service.max_line
+        self.max_recipients = service.max_recipients
         self.secure = secure
         self.buffer = b""
         self.out = []
@@ -75,6 +85,7 @@ cdef class Dialogue:
                         return None
                     event = self.obey(line)
             except Wrong as error:
+                self.continuation = None
                 self.complain(str(error))
                 continue
             if event is not None:
@@ -188,21 +199,22 @@ cdef class Dialogue:
 
     # What it takes
 
-    cdef bytes take_line(self):
-        """The next line; empty for one that was too long, and None if there is no whole line yet."""
-        cdef bytes buffer = self.buffer
-        cdef Py_ssize_t start = self.at
-        cdef Py_ssize_t end = buffer.find(b"\n", start)
-        if end < 0:
-            if self.skipping or len(buffer) - start > self.max_line:
+    cdef str take_line(self):
+        """The next line, without its end; None if there is no whole line yet. Raises Wrong for what is no line."""
+        cdef const char *data = self.buffer
+        cdef const char *start = data + self.at
+        cdef const char *end = <const char *>memchr(start, c"\n", len(self.buffer) - self.at)
+        if end == NULL:
+            if self.skipping or len(self.buffer) - self.at > self.max_line:
                 self.skipping = True
-                self.at = len(buffer)
+                self.at = len(self.buffer)
             return None
-        self.at = end + 1
-        if self.skipping or end - start >= self.max_line:
+        cdef Py_ssize_t size = end + 1 - start
+        self.at += size
+        if self.skipping or size > self.max_line:
             self.skipping = False
-            return b""
-        return buffer[start : end + 1]
+            raise Wrong("500 5.5.2 this line is too long")
+        return decode(start, size)
 
     cdef bint collect(self) except -1:
         """Whether the message is all there."""
@@ -223,12 +235,11 @@ cdef class Dialogue:
             self.reset()
             raise
         self.due = MESSAGE
-        return Message(mime)
+        return tuple.__new__(Message, (mime,))
 
-    cdef object obey(self, bytes raw):
-        continuation, self.continuation = self.continuation, None
-        cdef str line = decode(raw)
-        if continuation is not None:
+    cdef object obey(self, str line):
+        if self.continuation is not None:
+            continuation, self.continuation = self.continuation, None
             return continuation(line)
         cdef str verb, argument
         verb, _, argument = line.partition(" ")
@@ -300,26 +311,41 @@ cdef class Dialogue:
             raise Wrong("503 5.5.1 say EHLO first")
         if self.in_transaction:
             raise Wrong("503 5.5.1 a transaction is open; RSET ends it")
+        address = plain_address(argument, "FROM:<", 6)
+        self.utf8 = False
+        if address is None:
+            address = self.parse_from(argument)
+        self.due = MAIL_FROM
+        return tuple.__new__(MailFrom, (address,))
+
+    cdef str parse_from(self, str argument):
         match = parse_from(argument)
         if match is None:
             raise Wrong("501 5.1.7 say MAIL FROM:<address>")
         address, text = match.groups()
-        self.utf8 = False
         if text is not None:
             parameters = parse_mail(text, auth=self.takes_passwords())
             if parameters.size > self.service.max_message:
                 raise Wrong(f"552 5.3.4 a message may have {self.service.max_message} octets")
             self.utf8 = parameters.utf8
         if address is None:
-            address = ""
-        else:
-            check_address(address, utf8=self.utf8)
-        self.due = MAIL_FROM
-        return MailFrom(address)
+            return ""
+        check_address(address, utf8=self.utf8)
+        return address
 
     cdef object rcpt(self, str argument):
         if not self.in_transaction:
             raise Wrong("503 5.5.1 say MAIL first")
+        address = plain_address(argument, "TO:<", 4)
+        if address is None:
+            address = self.parse_to(argument)
+        if self.recipients >= self.max_recipients:
+            self.say("452 4.5.3 no more recipients in this transaction")
+            return None
+        self.due = RCPT_TO
+        return tuple.__new__(RcptTo, (address,))
+
+    cdef str parse_to(self, str argument):
         match = parse_to(argument)
         if match is None:
             raise Wrong("501 5.1.3 say RCPT TO:<address>")
@@ -327,11 +353,7 @@ cdef class Dialogue:
         if parameters:
             raise Wrong("555 5.5.4 this parameter is not known here")
         check_address(address, utf8=self.utf8)
-        if self.recipients >= self.service.max_recipients:
-            self.say("452 4.5.3 no more recipients in this transaction")
-            return None
-        self.due = RCPT_TO
-        return RcptTo(address)
+        return address
 
     cdef int data(self, str argument) except -1:
         if argument:
@@ -390,13 +412,16 @@ cdef class Dialogue:
         return Authenticate(login, password)
 
 
-cdef str decode(bytes raw):
-    """The line as text, without its end. Raises Wrong."""
-    if not raw:
-        raise Wrong("500 5.5.2 this line is too long")
+cdef str decode(const char *text, Py_ssize_t size):
+    """A line as text, without its end. Raises Wrong."""
+    cdef Py_ssize_t at = 0
+    while c" " <= text[at] <= c"~":
+        at += 1
+    if at == size - 2 and text[at] == c"\r":
+        return text[:at].decode("ascii")  # as nearly all are
     cdef str line
     try:
-        line = raw.decode()
+        line = text[:size].decode()
     except UnicodeDecodeError:
         raise Wrong("501 5.5.2 this is not UTF-8") from None
     if not line.endswith("\r\n"):
@@ -405,3 +430,29 @@ cdef str decode(bytes raw):
     if not line.isprintable() and find_control(line):
         raise Wrong("500 5.5.2 control characters are not allowed")
     return line
+
+
+cdef str plain_address(str argument, const char *begin, Py_ssize_t at):
+    """The address between `begin`, which has `at` characters, and a final `>`, if it is as most are; else None."""
+    cdef Py_ssize_t size, i
+    cdef const char *text = PyUnicode_AsUTF8AndSize(argument, &size)
+    cdef char last = c"."
+    cdef bint in_domain = False
+    size -= 1
+    if not at < size <= at + MAX_ADDRESS or memcmp(text, begin, at) != 0 or text[size] != c">":
+        return None
+    for i in range(at, size):
+        if text[i] == c"@":
+            if in_domain or i == at:
+                return None
+            in_domain = True
+            last = c"."
+        elif text[i] == c".":
+            if in_domain and last == c".":
+                return None
+            last = c"."
+        elif Py_ISALNUM(text[i]) or text[i] == c"-" or text[i] == c"_" or text[i] == c"+" or text[i] == c"=":
+            last = c"x"
+        else:
+            return None
+    return argument[at:size] if in_domain and last != c"." else None

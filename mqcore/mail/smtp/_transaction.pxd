@@ -28,7 +28,10 @@ cdef class Desk:
     cdef readonly Py_ssize_t in_flight
     cdef object waiting             # a deque
     cdef bint is_starting
+    cdef str name_of_run
+    cdef unsigned long long mails   # that were named
 
+    cdef object next_origin(self, bytes mime, str envelope, str recipient)
     cpdef int submit(self, Transaction transaction) except -1
     cdef int release(self, Py_ssize_t count) except -1
     cdef int start(self) except -1

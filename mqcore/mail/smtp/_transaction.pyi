@@ -3,7 +3,8 @@ from collections.abc import Callable, Sequence
 from ..._dispatch import Dispatcher, Hook
 from ..._message import Message
 from ...verdicts import Outcome
-from ..message import Mail, Rejection
+from .._mail import Mail
+from ..message import Rejection
 from ..report import Counts
 from ..writer import Finished, Writer
 from .sender import Sender

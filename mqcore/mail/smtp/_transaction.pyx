@@ -1,11 +1,14 @@
 """One message that came in by SMTP: through the plugins for each of its recipients, and then all of it to the sink."""
 
+import os
+import time
 from collections import deque
 
 from ..._dispatch cimport Dispatcher, Hook
+from .._mail cimport Mail
 
 from ... import FAIL
-from ..message import Rejection
+from ..message import Origin, Rejection
 
 FAILED = Rejection(451, "4.3.0 this server has a problem; try again later")
 
@@ -46,7 +49,7 @@ cdef class Transaction:
                 self.desk.dispatcher.cancel(mail)
         return 0
 
-    def take_verdict(self, mail, outcome):
+    def take_verdict(self, Mail mail not None, outcome):
         self.verdicts.append((mail, outcome))
         self.open -= 1
         if self.open == 0:
@@ -98,7 +101,7 @@ cdef object find_refusal(list verdicts):
     for mail, outcome in verdicts:
         if outcome is FAIL:
             return FAILED
-        rejection = mail.rejection
+        rejection = (<Mail>mail).rejection
         if rejection is not None:
             if rejection.code < 500:
                 return rejection
@@ -107,7 +110,7 @@ cdef object find_refusal(list verdicts):
 
 
 cdef class Desk:
-    """Lets transactions begin, while no more than `max_in_flight` mails are between the clients and the sink."""
+    """Names mails, and lets transactions begin while no more than `max_in_flight` mails are between the clients and the sink."""
 
     def __init__(
         self, Dispatcher dispatcher not None, Hook hook not None, writer, sender, counts, Py_ssize_t max_in_flight
@@ -119,6 +122,12 @@ cdef class Desk:
         self.counts = counts
         self.max_in_flight = max_in_flight
         self.waiting = deque()
+        self.name_of_run = os.urandom(8).hex()
+
+    cdef object next_origin(self, bytes mime, str envelope, str recipient):
+        self.mails += 1
+        id = f"{self.name_of_run}{self.mails:016x}"
+        return tuple.__new__(Origin, (mime, id, self.mails, envelope, time.time(), None, None, recipient))
 
     cpdef int submit(self, Transaction transaction) except -1:
         self.counts.read += len(transaction.mails)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ... import FAIL
 from ..errors import SinkError
-from ..message import Mail
+from .._mail import Mail
 from ..writer import Finished
 from .client import Answer, Lost, Unreachable
 from .content import make_content

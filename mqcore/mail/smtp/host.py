@@ -7,7 +7,6 @@ import ssl
 from typing import NamedTuple, Protocol
 
 from ... import Dispatcher, Hook
-from ..message import Origin
 from ._connection import SmtpConnection
 from ._transaction import Desk
 from .events import Service
@@ -48,5 +47,3 @@ class Host(Protocol):
     def keep(self, size: int) -> bool:
         """Count so many octets more (or less) of messages in memory; whether there is room for them."""
         ...
-
-    def next_origin(self, mime: bytes, envelope: str, recipient: str) -> Origin: ...

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import resource
 import signal
 import socket
@@ -14,7 +13,6 @@ from dataclasses import replace
 from ... import Dispatcher
 from ..base import Sink
 from ..failed import FailedSink
-from ..message import Origin
 from ..report import Counts, Report
 from ..writer import Writer
 from ._connection import HANDSHAKE_TIMEOUT, SmtpConnection
@@ -73,8 +71,6 @@ class SmtpServer:
         self._max_connections = MAX_CONNECTIONS
         self._entered = 0
         self._kept = 0
-        self._mails = 0
-        self._name_of_run = os.urandom(8).hex()
         self._stop = asyncio.Event()
         self._empty = asyncio.Event()
 
@@ -172,17 +168,6 @@ class SmtpServer:
     def keep(self, size: int) -> bool:
         self._kept += size
         return self._kept <= MAX_MESSAGE_BYTES
-
-    def next_origin(self, mime: bytes, envelope: str, recipient: str) -> Origin:
-        self._mails += 1
-        return Origin(
-            mime,
-            f"{self._name_of_run}{self._mails:016x}",
-            self._mails,
-            envelope,
-            time.time(),
-            recipient=recipient,
-        )
 
 
 def raise_file_limit() -> int:

@@ -15,7 +15,7 @@ from ... import Dispatcher
 from ..base import Sink
 from ..errors import SinkError, describe
 from ..files import sync_folder, write_all
-from ..message import Mail
+from .._mail import Mail
 from ..report import Report
 from .source import split_host
 

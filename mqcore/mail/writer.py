@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from .. import COMPLETE, FAIL, Outcome
+from ._mail import Mail
 from .base import Sink
 from .errors import SinkError
 from .failed import FailedSink
-from ._mail import Mail
 from .report import Report
 
 BATCH = 256

@@ -48,6 +48,8 @@ cdef class SmtpConnection:
     cdef int finish(self, outcome) except -1
     cdef bint answer(self, outcome, failed=*) except -1
     cdef int begin_stage(self, event) except -1
+    cdef int start_tls(self) except -1
+    cdef int after_login(self, outcome) except -1
     cdef int mail_from(self, str address) except -1
     cdef int rcpt_to(self, str address) except -1
     cdef int take_message(self, bytes mime) except -1

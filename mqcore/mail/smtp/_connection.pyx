@@ -3,6 +3,7 @@
 import asyncio
 import copy
 
+cimport cython
 from ..._dispatch cimport Hook
 from .._mail cimport Mail, new_mail
 from ._dialogue cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, Dialogue
@@ -28,6 +29,7 @@ cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; t
 cdef object REFUSED_LOGIN = Rejection(535, "5.7.8 login or password is wrong")
 
 
+@cython.final
 cdef class SmtpConnection:
     """Lives from connect to the end of the step of `mq_smtp_in_close`. A protocol of asyncio; `host` is a `Host`.
 
@@ -35,7 +37,7 @@ cdef class SmtpConnection:
     step runs at a time; what the client sends meanwhile waits.
     """
 
-    def __init__(self, host not None):
+    def __cinit__(self, host not None):
         self.host = host
         self.loop = host.loop
         self.hooks = host.hooks
@@ -101,7 +103,7 @@ cdef class SmtpConnection:
         self.is_lost = True
         self.keep(0)
         self.take_back()
-        if self.hooks.close.run(self.message, done=self.closed) is not None:
+        if self.hooks.close.run(self.message, done=self._closed) is not None:
             self.host.leave(self)
 
     cdef int take_back(self) except -1:
@@ -112,7 +114,7 @@ cdef class SmtpConnection:
             self.transaction.cancel()
         return 0
 
-    def closed(self, message, outcome):
+    def _closed(self, message, outcome):
         self.host.leave(self)
 
     # What the server calls
@@ -181,13 +183,13 @@ cdef class SmtpConnection:
         """Run the step of a stage, and then finish that."""
         self.message.rejection = None
         self.stage = stage
-        outcome = hook.run_one(self.message, arguments, self.resume)
+        outcome = hook.run_one(self.message, arguments, self._resume)
         if outcome is not None:
             return self.finish(outcome)
         self.is_stepping = True
         return 0
 
-    def resume(self, message, outcome):
+    def _resume(self, message, outcome):
         """A plugin has given back what it held."""
         self.is_stepping = False
         if not (self.is_lost or self.dialogue.closed):
@@ -238,12 +240,13 @@ cdef class SmtpConnection:
             self.answer(outcome, UNAVAILABLE)
         return 0
 
-    def start_tls(self):
+    cdef int start_tls(self) except -1:
         self.flush()
         self.transport.pause_reading()  # what comes next is not for us but for TLS
-        self.tls_task = self.loop.create_task(self.shake_hands())
+        self.tls_task = self.loop.create_task(self._shake_hands())
+        return 0
 
-    async def shake_hands(self):
+    async def _shake_hands(self):
         try:
             transport = await self.loop.start_tls(
                 self.transport, self, self.host.tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
@@ -263,11 +266,12 @@ cdef class SmtpConnection:
         self.run(self.hooks.secure, SECURE, ())
         self.proceed()
 
-    def after_login(self, outcome):
+    cdef int after_login(self, outcome) except -1:
         if outcome is not FAIL and self.message.rejection is None and not self.info.authenticated:
             self.message.rejection = REFUSED_LOGIN
         if not self.answer(outcome, NO_LOGIN_NOW):
             self.info.authenticated = False
+        return 0
 
     cdef int mail_from(self, str address) except -1:
         self.info.helo = self.dialogue.helo
@@ -292,7 +296,7 @@ cdef class SmtpConnection:
             self.desk.turn_away(len(self.recipients), failed=outcome is FAIL)
             self.answer(outcome)
             return self.forget_message()
-        self.transaction = Transaction(self.desk, self.make_mails(), self.after_transaction)
+        self.transaction = Transaction(self.desk, self.make_mails(), self._after_transaction)
         return self.desk.submit(self.transaction)
 
     cdef list make_mails(self):
@@ -307,7 +311,7 @@ cdef class SmtpConnection:
             mails.append(new_mail(self.message.content, json, self.info, origin))
         return mails
 
-    def after_transaction(self, refusal):
+    def _after_transaction(self, refusal):
         if refusal is None:
             self.dialogue.accept(f"stored as {(<Mail>self.transaction.mails[0]).origin.id}")
         else:

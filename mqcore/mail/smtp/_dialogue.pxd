@@ -12,13 +12,21 @@ cdef enum Due:
     AUTHENTICATE
     START_TLS
 
+cdef enum Expected:
+    # What the next line is: a command, or in the exchange of AUTH what was asked for.
+    COMMAND = 0
+    PLAIN
+    LOGIN
+    PASSWORD
+
 cdef class Dialogue:
     cdef object service
     cdef bytes buffer
     cdef Py_ssize_t at              # how much of the buffer was taken
     cdef list out
     cdef Due due
-    cdef object continuation        # takes the next line, which is no command, in an AUTH exchange
+    cdef Expected expected
+    cdef str login                  # in the exchange of AUTH LOGIN
     cdef str refusal                # the reply to all commands but QUIT
     cdef Py_ssize_t max_line
     cdef Py_ssize_t max_recipients
@@ -59,10 +67,11 @@ cdef class Dialogue:
     cdef int greet(self, str name) except -1
     cdef int ehlo(self, str name) except -1
     cdef object mail(self, str argument)
-    cdef str parse_from(self, str argument)
+    cdef str take_sender(self, str argument)
     cdef object rcpt(self, str argument)
-    cdef str parse_to(self, str argument)
+    cdef str take_recipient(self, str argument)
     cdef int data(self, str argument) except -1
     cdef object starttls(self, str argument)
     cdef object auth(self, str argument)
     cdef bint takes_passwords(self) except -1
+    cdef object take_login(self, str line)

@@ -1,8 +1,11 @@
+from typing import Self, final
+
 from ._incoming import Incoming
 from .events import Event, Service
 
+@final
 class Dialogue:
-    def __init__(self, service: Service, *, secure: bool = False) -> None: ...
+    def __new__(cls, service: Service, *, secure: bool = False) -> Self: ...
     @property
     def secure(self) -> bool: ...
     @property

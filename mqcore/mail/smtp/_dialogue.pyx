@@ -2,28 +2,28 @@
 
 import re
 
+cimport cython
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.string cimport memchr, memcmp
 
 from ._incoming cimport Incoming
 
+from . import syntax
 from .events import Authenticate, MailFrom, Message, RcptTo, StartTls
-from .syntax import (
-    MAX_ADDRESS as MOST,
-    Wrong, check_address, decode_base64, find_control, format_reply, parse_from, parse_mail, parse_plain, parse_to,
-)
+from .syntax import Wrong
 
 cdef extern from "Python.h":
     bint Py_ISALNUM(char character) noexcept
 
-cdef Py_ssize_t MAX_ADDRESS = MOST
+cdef Py_ssize_t max_address = syntax.MAX_ADDRESS
 
+# A browser that was made to talk to us, or a header of its request: commands may hide further down.
 cdef object is_http = re.compile(
     r"(?:GET|POST|PUT|HEAD|OPTIONS|CONNECT|DELETE|PATCH|PRI)\b|[\w-]+:", re.IGNORECASE
 ).match
-"""A browser that was made to talk to us, or a header of its request: commands may hide further down."""
 
 
+@cython.final
 cdef class Dialogue:
     """The server's side of one connection.
 
@@ -38,7 +38,7 @@ cdef class Dialogue:
     `in_transaction`: from an accepted MAIL to the reply to its message.
     """
 
-    def __init__(self, service not None, *, bint secure=False):
+    def __cinit__(self, service not None, *, bint secure=False):
         self.service = service
         self.max_line = service.max_line
         self.max_recipients = service.max_recipients
@@ -62,6 +62,8 @@ cdef class Dialogue:
 
     cpdef int receive(self, bytes data) except -1:
         """Add what the client sent."""
+        if data is None:
+            raise TypeError("receive() needs bytes")
         self.buffer = self.buffer[self.at :] + data if self.at < len(self.buffer) else data
         self.at = 0
         return 0
@@ -85,7 +87,7 @@ cdef class Dialogue:
                         return None
                     event = self.obey(line)
             except Wrong as error:
-                self.continuation = None
+                self.expected = COMMAND
                 self.complain(str(error))
                 continue
             if event is not None:
@@ -133,7 +135,7 @@ cdef class Dialogue:
         """
         cdef Due due = self.due
         self.due = NOTHING
-        reply = format_reply(code, text)
+        reply = syntax.format_reply(code, text)
         if due == GREETING or due == START_TLS:
             self.refusal = reply
         if due == START_TLS:
@@ -162,7 +164,7 @@ cdef class Dialogue:
     def give_up(self, int code, str text not None):
         """Close the connection with this reply, whatever was going on."""
         self.due = NOTHING
-        self.close(format_reply(code, text))
+        self.close(syntax.format_reply(code, text))
 
     # What it says
 
@@ -238,9 +240,8 @@ cdef class Dialogue:
         return tuple.__new__(Message, (mime,))
 
     cdef object obey(self, str line):
-        if self.continuation is not None:
-            continuation, self.continuation = self.continuation, None
-            return continuation(line)
+        if self.expected != COMMAND:
+            return self.take_login(line)
         cdef str verb, argument
         verb, _, argument = line.partition(" ")
         verb = verb.upper()
@@ -314,23 +315,23 @@ cdef class Dialogue:
         address = plain_address(argument, "FROM:<", 6)
         self.utf8 = False
         if address is None:
-            address = self.parse_from(argument)
+            address = self.take_sender(argument)
         self.due = MAIL_FROM
         return tuple.__new__(MailFrom, (address,))
 
-    cdef str parse_from(self, str argument):
-        match = parse_from(argument)
+    cdef str take_sender(self, str argument):
+        match = syntax.parse_from(argument)
         if match is None:
             raise Wrong("501 5.1.7 say MAIL FROM:<address>")
         address, text = match.groups()
         if text is not None:
-            parameters = parse_mail(text, auth=self.takes_passwords())
+            parameters = syntax.parse_mail(text, auth=self.takes_passwords())
             if parameters.size > self.service.max_message:
                 raise Wrong(f"552 5.3.4 a message may have {self.service.max_message} octets")
             self.utf8 = parameters.utf8
         if address is None:
             return ""
-        check_address(address, utf8=self.utf8)
+        syntax.check_address(address, utf8=self.utf8)
         return address
 
     cdef object rcpt(self, str argument):
@@ -338,21 +339,21 @@ cdef class Dialogue:
             raise Wrong("503 5.5.1 say MAIL first")
         address = plain_address(argument, "TO:<", 4)
         if address is None:
-            address = self.parse_to(argument)
+            address = self.take_recipient(argument)
         if self.recipients >= self.max_recipients:
             self.say("452 4.5.3 no more recipients in this transaction")
             return None
         self.due = RCPT_TO
         return tuple.__new__(RcptTo, (address,))
 
-    cdef str parse_to(self, str argument):
-        match = parse_to(argument)
+    cdef str take_recipient(self, str argument):
+        match = syntax.parse_to(argument)
         if match is None:
             raise Wrong("501 5.1.3 say RCPT TO:<address>")
         address, parameters = match.groups()
         if parameters:
             raise Wrong("555 5.5.4 this parameter is not known here")
-        check_address(address, utf8=self.utf8)
+        syntax.check_address(address, utf8=self.utf8)
         return address
 
     cdef int data(self, str argument) except -1:
@@ -390,24 +391,31 @@ cdef class Dialogue:
         if self.helo is None or self.authenticated or self.in_transaction:
             raise Wrong("503 5.5.1 AUTH comes once, after EHLO and before MAIL")
         mechanism, _, initial = argument.partition(" ")
-        takers = {"PLAIN": (self.take_plain, ""), "LOGIN": (self.take_login, "VXNlcm5hbWU6")}
-        if mechanism.upper() not in takers:
+        mechanism = mechanism.upper()
+        if mechanism == "PLAIN":
+            self.expected = PLAIN
+        elif mechanism == "LOGIN":
+            self.expected = LOGIN
+        else:
             raise Wrong("504 5.5.4 PLAIN and LOGIN are known here")
-        take, challenge = takers[mechanism.upper()]
-        return take(initial) if initial else self.challenge(challenge, take)
+        if initial:
+            return self.take_login(initial)
+        self.say("334 VXNlcm5hbWU6" if self.expected == LOGIN else "334 ")
+        return None
 
-    def challenge(self, str challenge, take):
-        self.say(f"334 {challenge}")
-        self.continuation = take
-
-    def take_plain(self, str line):
-        return self.authenticate(*parse_plain(line))
-
-    def take_login(self, str line):
-        login = decode_base64(line)
-        self.challenge("UGFzc3dvcmQ6", lambda line: self.authenticate(login, decode_base64(line)))
-
-    def authenticate(self, str login, str password):
+    cdef object take_login(self, str line):
+        """What is no command but comes after AUTH."""
+        cdef Expected expected = self.expected
+        self.expected = COMMAND
+        if expected == LOGIN:
+            self.login = syntax.decode_base64(line)
+            self.expected = PASSWORD
+            self.say("334 UGFzc3dvcmQ6")
+            return None
+        if expected == PLAIN:
+            login, password = syntax.parse_plain(line)
+        else:
+            login, password = self.login, syntax.decode_base64(line)
         self.due = AUTHENTICATE
         return Authenticate(login, password)
 
@@ -427,7 +435,7 @@ cdef str decode(const char *text, Py_ssize_t size):
     if not line.endswith("\r\n"):
         raise Wrong("500 5.5.2 lines must end in CR LF")
     line = line[: len(line) - 2]
-    if not line.isprintable() and find_control(line):
+    if not line.isprintable() and syntax.find_control(line):
         raise Wrong("500 5.5.2 control characters are not allowed")
     return line
 
@@ -439,7 +447,7 @@ cdef str plain_address(str argument, const char *begin, Py_ssize_t at):
     cdef char last = c"."
     cdef bint in_domain = False
     size -= 1
-    if not at < size <= at + MAX_ADDRESS or memcmp(text, begin, at) != 0 or text[size] != c">":
+    if not at < size <= at + max_address or memcmp(text, begin, at) != 0 or text[size] != c">":
         return None
     for i in range(at, size):
         if text[i] == c"@":

@@ -1,5 +1,8 @@
+from typing import Self, final
+
+@final
 class Incoming:
-    def __init__(self, max_size: int, max_line: int) -> None: ...
+    def __new__(cls, max_size: int, max_line: int) -> Self: ...
     @property
     def size(self) -> int: ...
     @property

@@ -1,5 +1,6 @@
 """One message as it comes in by SMTP, between DATA and the line that ends it."""
 
+cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.string cimport memchr
 
@@ -8,6 +9,7 @@ from .syntax import Wrong
 cdef bytes END = b"\r\n.\r\n"
 
 
+@cython.final
 cdef class Incoming:
     """Collects the message, finds its end, and then gives it as it was before it was made ready for SMTP.
 
@@ -18,7 +20,7 @@ cdef class Incoming:
     `fault`: the reply that it will be refused with, as far as is known before its end.
     """
 
-    def __init__(self, Py_ssize_t max_size, Py_ssize_t max_line):
+    def __cinit__(self, Py_ssize_t max_size, Py_ssize_t max_line):
         self.max_size = max_size
         self.max_line = max_line
         self.text = bytearray(b"\r\n")  # so that its first line is like any other

@@ -1,18 +1,18 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Self, final
 
 from ..._dispatch import Dispatcher, Hook
-from ..._message import Message
-from ...verdicts import Outcome
 from .._mail import Mail
 from ..message import Rejection
 from ..report import Counts
-from ..writer import Finished, Writer
+from ..writer import Writer
 from .sender import Sender
 
 FAILED: Rejection
 
+@final
 class Transaction:
-    def __init__(self, desk: Desk, mails: list[Mail], answer: Callable[[Rejection | None], object]) -> None: ...
+    def __new__(cls, desk: Desk, mails: list[Mail], answer: Callable[[Rejection | None], object]) -> Self: ...
     @property
     def mails(self) -> list[Mail]: ...
     @property
@@ -20,20 +20,18 @@ class Transaction:
     @property
     def cancelled(self) -> bool: ...
     def cancel(self) -> None: ...
-    def take_verdict(self, mail: Message, outcome: Outcome) -> None: ...
-    def after_sending(self, mails: Sequence[Finished], finished: bool, delivered: bool) -> None: ...
-    def after_storing(self, mails: Sequence[Finished], stored: bool) -> None: ...
 
+@final
 class Desk:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         dispatcher: Dispatcher,
         hook: Hook,
         writer: Writer,
         sender: Sender | None,
         counts: Counts,
         max_in_flight: int,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def in_flight(self) -> int: ...
     def submit(self, transaction: Transaction) -> None: ...

@@ -4,6 +4,7 @@ import os
 import time
 from collections import deque
 
+cimport cython
 from ..._dispatch cimport Dispatcher, Hook
 from .._mail cimport Mail
 
@@ -13,6 +14,7 @@ from ..message import Origin, Rejection
 FAILED = Rejection(451, "4.3.0 this server has a problem; try again later")
 
 
+@cython.final
 cdef class Transaction:
     """Its mails, one for each recipient, pass through `mq_smtp_in_message`; nothing is stored until all verdicts are in.
 
@@ -21,11 +23,11 @@ cdef class Transaction:
 
     If the sink is the next server, the accepted are sent there first, and what it says are verdicts too. Once it has one
     of them nothing can be taken back: then whatever it refuses, if only for now, goes to where failed mails go.
-    
+
     `is_storing`: whether it is too late to take it back. `answer` is called with a Rejection, or None if all is well.
     """
 
-    def __init__(self, Desk desk not None, list mails not None, answer):
+    def __cinit__(self, Desk desk not None, list mails not None, answer):
         self.desk = desk
         self.mails = mails
         self.answer = answer
@@ -34,9 +36,9 @@ cdef class Transaction:
 
     cdef int begin(self) except -1:
         for mail in self.mails:
-            outcome = self.desk.hook.run_one(mail, (), self.take_verdict)
+            outcome = self.desk.hook.run_one(mail, (), self._take_verdict)
             if outcome is not None:
-                self.take_verdict(mail, outcome)
+                self._take_verdict(mail, outcome)
         return 0
 
     cpdef int cancel(self) except -1:
@@ -49,7 +51,7 @@ cdef class Transaction:
                 self.desk.dispatcher.cancel(mail)
         return 0
 
-    def take_verdict(self, Mail mail not None, outcome):
+    def _take_verdict(self, Mail mail not None, outcome):
         self.verdicts.append((mail, outcome))
         self.open -= 1
         if self.open == 0:
@@ -64,16 +66,16 @@ cdef class Transaction:
             return self.refuse(refusal)
         self.is_storing = True
         if self.desk.sender is None:
-            self.desk.writer.add(self.verdicts, self.after_storing)
+            self.desk.writer.add(self.verdicts, self._after_storing)
         else:
-            self.delivery = self.desk.sender.send(self.verdicts, self.after_sending)
+            self.delivery = self.desk.sender.send(self.verdicts, self._after_sending)
         return 0
 
     cdef int refuse(self, refusal) except -1:
         self.desk.count_refused(self.verdicts)
         return self.finish(refusal)
 
-    def after_sending(self, mails, finished, delivered):
+    def _after_sending(self, mails, finished, delivered):
         self.verdicts = list(mails)
         refusal = None if delivered else find_refusal(self.verdicts)
         if not finished:
@@ -82,9 +84,9 @@ cdef class Transaction:
         elif refusal is not None:
             self.refuse(refusal)
         else:
-            self.desk.writer.add(mails, self.after_storing)
+            self.desk.writer.add(mails, self._after_storing)
 
-    def after_storing(self, mails, stored):
+    def _after_storing(self, mails, stored):
         if stored and self.cancelled:
             self.desk.counts.unanswered += len(mails)
         self.finish(None if stored else FAILED)
@@ -109,10 +111,14 @@ cdef object find_refusal(list verdicts):
     return verdicts[0][0].rejection if rejected == len(verdicts) else None
 
 
+@cython.final
 cdef class Desk:
-    """Names mails, and lets transactions begin while no more than `max_in_flight` mails are between the clients and the sink."""
+    """Names mails, and lets transactions begin.
 
-    def __init__(
+    No more than `max_in_flight` mails are between the clients and the sink.
+    """
+
+    def __cinit__(
         self, Dispatcher dispatcher not None, Hook hook not None, writer, sender, counts, Py_ssize_t max_in_flight
     ):
         self.dispatcher = dispatcher

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ... import FAIL
-from ..errors import SinkError
 from .._mail import Mail
+from ..errors import SinkError
 from ..writer import Finished
 from .client import Answer, Lost, Unreachable
 from .content import make_content

@@ -202,7 +202,8 @@ cdef class SmtpConnection:
         if rejection is None:
             self.dialogue.accept()
             return True
-        self.dialogue.reject(rejection.code, rejection.text)
+        code, text = rejection
+        self.dialogue.reject(code, text)
         return False
 
     # Stages
@@ -303,7 +304,7 @@ cdef class SmtpConnection:
         """One for each recipient, with all that the plugins know so far."""
         known = self.message.json
         known.pop("recipients", None)  # each of them has one
-        cdef str envelope = self.message.envelope or ""
+        envelope = self.message.envelope or ""
         cdef list mails = []
         for recipient in self.recipients:
             origin = self.desk.next_origin(self.received, envelope, recipient)
@@ -315,7 +316,8 @@ cdef class SmtpConnection:
         if refusal is None:
             self.dialogue.accept(f"stored as {(<Mail>self.transaction.mails[0]).origin.id}")
         else:
-            self.dialogue.reject(refusal.code, refusal.text)
+            code, text = refusal
+            self.dialogue.reject(code, text)
         self.transaction = None
         self.forget_message()
         self.proceed()

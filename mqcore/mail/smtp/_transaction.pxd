@@ -31,7 +31,7 @@ cdef class Desk:
     cdef str name_of_run
     cdef unsigned long long mails   # that were named
 
-    cdef object next_origin(self, bytes mime, str envelope, str recipient)
+    cdef object next_origin(self, bytes mime, envelope, recipient)
     cpdef int submit(self, Transaction transaction) except -1
     cdef int release(self, Py_ssize_t count) except -1
     cdef int start(self) except -1

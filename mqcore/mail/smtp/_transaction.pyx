@@ -130,7 +130,7 @@ cdef class Desk:
         self.waiting = deque()
         self.name_of_run = os.urandom(8).hex()
 
-    cdef object next_origin(self, bytes mime, str envelope, str recipient):
+    cdef object next_origin(self, bytes mime, envelope, recipient):
         self.mails += 1
         id = f"{self.name_of_run}{self.mails:016x}"
         return tuple.__new__(Origin, (mime, id, self.mails, envelope, time.time(), None, None, recipient))

@@ -294,7 +294,7 @@ cdef class SmtpConnection:
 
     cdef int after_data(self, outcome) except -1:
         if outcome is FAIL or self.message.rejection is not None:
-            self.desk.turn_away(len(self.recipients), failed=outcome is FAIL)
+            self.desk.turn_away(len(self.recipients), outcome is FAIL)
             self.answer(outcome)
             return self.forget_message()
         self.transaction = Transaction(self.desk, self.make_mails(), self._after_transaction)

@@ -4,16 +4,16 @@ from ..._dispatch cimport Dispatcher, Hook
 
 cdef class Transaction:
     cdef Desk desk
-    cdef readonly list mails
-    cdef object answer
+    cdef list mails
+    cdef object answer              # called with a Rejection, or None if all is well
     cdef list verdicts
     cdef Py_ssize_t open            # mails that have no verdict yet
     cdef object delivery
-    cdef readonly bint is_storing
-    cdef readonly bint cancelled
+    cdef bint is_storing            # it is too late to take it back
+    cdef bint cancelled
 
     cdef int begin(self) except -1
-    cpdef int cancel(self) except -1
+    cdef int cancel(self) except -1
     cdef int judge(self) except -1
     cdef int refuse(self, refusal) except -1
     cdef int finish(self, refusal) except -1
@@ -32,7 +32,8 @@ cdef class Desk:
     cdef unsigned long long mails   # that were named
 
     cdef object next_origin(self, bytes mime, envelope, recipient)
-    cpdef int submit(self, Transaction transaction) except -1
+    cdef int submit(self, Transaction transaction) except -1
+    cdef int turn_away(self, Py_ssize_t count, bint failed) except -1
     cdef int release(self, Py_ssize_t count) except -1
     cdef int start(self) except -1
     cdef int count_refused(self, list verdicts) except -1

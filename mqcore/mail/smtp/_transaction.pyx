@@ -23,8 +23,6 @@ cdef class Transaction:
 
     If the sink is the next server, the accepted are sent there first, and what it says are verdicts too. Once it has one
     of them nothing can be taken back: then whatever it refuses, if only for now, goes to where failed mails go.
-
-    `is_storing`: whether it is too late to take it back. `answer` is called with a Rejection, or None if all is well.
     """
 
     def __cinit__(self, Desk desk not None, list mails not None, answer):
@@ -41,7 +39,7 @@ cdef class Transaction:
                 self._take_verdict(mail, outcome)
         return 0
 
-    cpdef int cancel(self) except -1:
+    cdef int cancel(self) except -1:
         """The client is gone: take back what plugins hold. What is being stored or sent stays so, though nobody is told."""
         self.cancelled = True
         if self.delivery is not None:
@@ -103,7 +101,7 @@ cdef object find_refusal(list verdicts):
     for mail, outcome in verdicts:
         if outcome is FAIL:
             return FAILED
-        rejection = (<Mail>mail).rejection
+        rejection = (<Mail?>mail).rejection
         if rejection is not None:
             if rejection.code < 500:
                 return rejection
@@ -135,7 +133,7 @@ cdef class Desk:
         id = f"{self.name_of_run}{self.mails:016x}"
         return tuple.__new__(Origin, (mime, id, self.mails, envelope, time.time(), None, None, recipient))
 
-    cpdef int submit(self, Transaction transaction) except -1:
+    cdef int submit(self, Transaction transaction) except -1:
         self.counts.read += len(transaction.mails)
         self.waiting.append(transaction)
         return self.start()
@@ -162,13 +160,14 @@ cdef class Desk:
             self.is_starting = False
         return 0
 
-    def turn_away(self, Py_ssize_t count, *, bint failed):
+    cdef int turn_away(self, Py_ssize_t count, bint failed) except -1:
         """So many mails were refused before they existed."""
         self.counts.read += count
         if failed:
             self.counts.failed += count
         else:
             self.counts.rejected += count
+        return 0
 
     cdef int count_refused(self, list verdicts) except -1:
         """These are not stored, and their client knows."""

@@ -1,4 +1,4 @@
-"""The extension modules: every ``mqcore/_*.pyx``.
+"""The extension modules: every ``mqcore/**/_*.pyx``.
 
 ``MQCORE_DEBUG=1`` in the environment builds them for tests: bounds and None checks and assertions on. ``MQCORE_SANITIZE=1``
 does that with AddressSanitizer and UndefinedBehaviorSanitizer. Each keeps its files in a build folder of its own, so the
@@ -30,9 +30,9 @@ DIRECTIVES = {
 def extension(source: Path) -> Extension:
     """Describe the module that one ``.pyx`` file becomes."""
     module = Extension(
-        f"mqcore.{source.stem}",
+        ".".join(source.with_suffix("").parts),
         [source.as_posix()],
-        depends=sorted(path.as_posix() for path in [*Path("mqcore").glob("_*.pxd"), Path("mqcore/include/mqcore.h")]),
+        depends=sorted(path.as_posix() for path in [*Path("mqcore").rglob("_*.pxd"), Path("mqcore/include/mqcore.h")]),
         define_macros=[("MQCORE_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
         include_dirs=["mqcore/include"],
         # Hidden: what modules share they share by capsules, and native plugins must find nothing but the functions for them.
@@ -45,7 +45,7 @@ def extension(source: Path) -> Extension:
 
 
 setup(
-    ext_modules=[extension(source) for source in sorted(Path("mqcore").glob("_*.pyx"))],
+    ext_modules=[extension(source) for source in sorted(Path("mqcore").rglob("_*.pyx"))],
     options={
         "build": {"build_base": f"build/{'sanitize' if SANITIZE else 'debug' if DEBUG else 'release'}"},
         "build_ext": {"cython_c_in_temp": True},

@@ -1,4 +1,4 @@
-"""Builds the floors, which are written in C, for the interpreter that runs the bench."""
+"""Builds what is written in C: the floors, for the interpreter that runs the bench, and programs."""
 
 from __future__ import annotations
 
@@ -43,6 +43,13 @@ def build(name: str) -> ModuleType:
         ]
         subprocess.run(command, check=True)
     return load(name, target)
+
+
+def build_program(name: str) -> Path:
+    """The program of `bench/NAME.c`."""
+    target = Path(tempfile.mkdtemp(prefix="mqcore-bench-")) / name
+    subprocess.run(["cc", "-O2", "-Wall", str(HERE / f"{name}.c"), "-o", str(target)], check=True)
+    return target
 
 
 def load(name: str, target: Path) -> ModuleType:

@@ -67,6 +67,13 @@ GOALS = {
     "mbox to Maildir in memory, 0 plugins": Goal("standard library", 1.0),
     "mbox to Maildir in memory, 10 plugins": Goal("standard library", 1.0),
     "100k messages, beside 10k": Goal("10k messages", 1.10),
+    "100 mails a connection": Goal("smtp-sink", 1 / 0.9, room=1.5),
+    "100 mails a connection, pipelined": Goal("smtp-sink", 1 / 0.9, room=1.5),
+    "1 mail a connection": Goal("smtp-sink", 1 / 0.9, room=1.5),
+    # Out of reach where the bare uvloop protocol in the same row, which calls no plugin, is above it, or just below.
+    "100 mails a connection, processor time": Goal("aiosmtpd", 1 / 8, room=1.8),
+    "100 mails a connection, pipelined, processor time": Goal("aiosmtpd", 1 / 8, room=1.4),
+    "1 mail a connection, processor time": Goal("aiosmtpd", 1 / 8, room=1.8),
     "run_many, 10 native plugins": Goal("floor", 1.5, room=1.3),
     "hold, give back from a native timer": Goal(plus=300, room=2.5),
     "10 native plugins hold, in two threads": Goal("one thread", 1 / 1.8, room=1.5),

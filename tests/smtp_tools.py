@@ -22,7 +22,8 @@ import mqcore
 from mqcore.mail import Mail, SinkError
 from mqcore.mail.base import Sink
 from mqcore.mail.failed import FailedSink
-from mqcore.mail.smtp.dialogue import Dialogue, Event, Service, StartTls
+from mqcore.mail.smtp._dialogue import Dialogue
+from mqcore.mail.smtp.events import Event, Service, StartTls
 from mqcore.mail.smtp.server import SmtpServer
 from mqcore.mail.smtp.source import SmtpSource, SmtpsSource
 
@@ -243,7 +244,7 @@ async def serving(
         ends = (counts.continued, counts.completed, counts.failed, counts.rejected, counts.unfinished)
         assert counts.read == sum(ends), counts
         assert counts.stored == len(stored.mails) or sink is not stored
-        assert server._kept == server.desk._in_flight == 0
+        assert server._kept == server.desk.in_flight == 0
 
 
 class Certificate(NamedTuple):

@@ -97,7 +97,7 @@ async def start_tls(one: Client, reading: asyncio.Task[None]) -> None:
 async def test_chaos(seed, mixed, monkeypatch, caplog):
     monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.2)
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.02)
-    monkeypatch.setattr("mqcore.mail.smtp.connection.IDLE_TIMEOUT", 0.3)
+    monkeypatch.setattr("mqcore.mail.smtp._connection.IDLE_TIMEOUT", 0.3)
     caplog.set_level(logging.CRITICAL, "mqcore")
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mqcore.mail.smtp._incoming import Incoming
 from mqcore.mail.smtp.content import make_content
-from mqcore.mail.smtp.incoming import Incoming
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 from smtp_tools import EHLO, MAIL, OPEN, RCPT, TEXT, Talk, codes, converse
 
-from mqcore.mail.smtp.dialogue import (
-    Authenticate,
-    Dialogue,
-    MailFrom,
-    Message,
-    RcptTo,
-    Service,
-)
+from mqcore.mail.smtp._dialogue import Dialogue
+from mqcore.mail.smtp.events import Authenticate, MailFrom, Message, RcptTo, Service
 
 # A conversation
 

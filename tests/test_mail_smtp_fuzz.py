@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from smtp_tools import EHLO, OPEN, converse
 
-from mqcore.mail.smtp.dialogue import Event, MailFrom, Message, RcptTo
+from mqcore.mail.smtp.events import Event, MailFrom, Message, RcptTo
+from mqcore.mail.smtp.syntax import parse_from, parse_to
 
 CORPUS = sorted((Path(__file__).parent / "smtp_corpus").glob("*.smtp"))
 REPLIES = re.compile(rb"(?:[2345]\d\d[ -][ -~]*\r\n)*")
@@ -83,3 +84,18 @@ def test_only_the_true_end_ends_a_message(text):
             sent = text + b"\r\n"
             assert sent.startswith(stuffed) or b"\r\n." in b"\r\n" + sent
             assert b"\r\n.\r\n" not in b"\r\n" + stuffed
+
+
+ADDRESSES = st.lists(st.sampled_from([*"aZ9.@-_+=\"<>/", "x" * 120]), max_size=9).map("".join)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.sampled_from(["", "<", " <", "<<"]), ADDRESSES, st.sampled_from(["", ">", ">>"]))
+def test_an_address_is_what_the_grammar_says(before, address, after):
+    """Most are taken without the regular expressions that say what an address is."""
+    argument = before + address + after
+    sender, recipient = parse_from(f"FROM:{argument}"), parse_to(f"TO:{argument}")
+    expected: list[Event] = [MailFrom(sender[1] or "")] if sender and len(sender[1] or "") <= 254 else []
+    assert converse([EHLO + f"MAIL FROM:{argument}\r\n".encode()])[0] == expected
+    expected = [RcptTo(recipient[1])] if recipient and len(recipient[1]) <= 254 else []
+    assert converse([EHLO + f"MAIL FROM:<>\r\nRCPT TO:{argument}\r\n".encode()])[0] == [MailFrom(""), *expected]

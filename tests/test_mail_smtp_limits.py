@@ -9,7 +9,7 @@ import pytest
 from smtp_tools import ALL, EHLO, MAIL, OPEN, RCPT, STAGES, TEXT, Holds, certificate, codes, plugin, run, serving
 
 import mqcore
-from mqcore.mail.smtp.connection import SmtpConnection
+from mqcore.mail.smtp._connection import SmtpConnection
 
 TLS = {"ssl": certificate().client, "server_hostname": "localhost"}
 
@@ -65,7 +65,7 @@ async def test_a_reply_that_comes_when_the_connection_is_gone_and_nobody_has_sai
     async with serving() as it:
         await it.greeted()
         (connection,) = it.server._connections
-        connection._transport.abort()
+        connection.transport.abort()
         connection.shut_down()
         assert connection.dialogue.closed
         await it.until(lambda: not it.server._connections)
@@ -201,7 +201,7 @@ async def test_what_a_client_sends_while_its_step_is_held_is_not_read_without_en
         await it.until(lambda: holds.held)
         (connection,) = it.server._connections
         client.send(b"NOOP\r\n" * 1_000_000)
-        await it.until(lambda: connection._is_paused)
+        await it.until(lambda: connection.is_paused)
         await asyncio.sleep(0.05)
         assert connection.dialogue.buffered < 1 << 20
         holds.release()
@@ -214,10 +214,10 @@ async def test_a_client_that_does_not_read_gets_no_more_replies(monkeypatch):
     async with serving() as it:
         client = await it.greeted()
         (connection,) = it.server._connections
-        connection._transport.set_write_buffer_limits(high=0)
+        connection.transport.set_write_buffer_limits(high=0)
         connection.pause_writing()
         client.send(b"NOOP\r\n" * 50_000)
-        await it.until(lambda: connection._is_paused)
+        await it.until(lambda: connection.is_paused)
         assert connection.dialogue.buffered > 0
         connection.resume_writing()
         assert await client.reply() == "250 2.0.0 ok"
@@ -225,7 +225,7 @@ async def test_a_client_that_does_not_read_gets_no_more_replies(monkeypatch):
 
 @run
 async def test_a_client_that_is_silent_for_too_long(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp.connection.IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr("mqcore.mail.smtp._connection.IDLE_TIMEOUT", 0.05)
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
     async with serving() as it:
         client = await it.greeted()
@@ -236,7 +236,7 @@ async def test_a_client_that_is_silent_for_too_long(monkeypatch):
 @run
 async def test_a_client_that_sends_a_byte_now_and_then(monkeypatch):
     """It is never silent for long, and gets nowhere."""
-    monkeypatch.setattr("mqcore.mail.smtp.connection.IDLE_TIMEOUT", 0.1)
+    monkeypatch.setattr("mqcore.mail.smtp._connection.IDLE_TIMEOUT", 0.1)
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
     async with serving() as it:
         client = await it.greeted()
@@ -249,7 +249,7 @@ async def test_a_client_that_sends_a_byte_now_and_then(monkeypatch):
 
 @run
 async def test_the_time_that_a_plugin_takes_is_not_the_clients(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp.connection.IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr("mqcore.mail.smtp._connection.IDLE_TIMEOUT", 0.05)
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
     holds = Holds("message")
     async with serving({"10-hold": holds}) as it:

@@ -7,16 +7,9 @@ import base64
 import pytest
 from smtp_tools import EHLO, MAIL, OPEN, RCPT, Talk, codes, converse
 
-from mqcore.mail.smtp.dialogue import (
-    Authenticate,
-    Dialogue,
-    MailFrom,
-    Message,
-    RcptTo,
-    Service,
-    StartTls,
-    format_reply,
-)
+from mqcore.mail.smtp._dialogue import Dialogue
+from mqcore.mail.smtp.events import Authenticate, MailFrom, Message, RcptTo, Service, StartTls
+from mqcore.mail.smtp.syntax import format_reply
 
 
 def b64(text: str) -> bytes:

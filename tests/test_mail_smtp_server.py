@@ -10,6 +10,7 @@ import pytest
 from smtp_tools import ALL, EHLO, MAIL, OPEN, STAGES, TEXT, Holds, codes, plugin, run, serving
 
 import mqcore
+from mqcore.mail.null_sink import NullSink
 
 # Stages
 
@@ -270,3 +271,31 @@ async def test_without_a_place_for_rejected_mails_a_transaction_has_one_recipien
         client = await it.greeted()
         assert await client.asks(THREE, 6) == ["250 2.1.0", "250 2.1.5", "452 4.5.3", "452 4.5.3", "354", "250 2.6.0"]
         assert [mail.recipient for mail in it.sink.mails] == ["one@example.org"]
+
+
+# A sink that does not wait
+
+
+@pytest.mark.parametrize("gives_back", [False, True])
+@run
+async def test_any_number_of_mails_in_one_go_to_a_sink_that_does_not_wait(gives_back):
+    def message(context, mail):
+        if gives_back:
+            context.continue_(mail)
+        return gives_back
+
+    async with serving({"10-pass": plugin(message=message)}, sink=NullSink(""), max_in_flight=1) as it:
+        client = await it.greeted()
+        sending = asyncio.create_task(client.asks(ALL.removeprefix(EHLO) * 3000, 12_000))
+        assert (await sending)[3::4] == ["250 2.6.0"] * 3000
+        assert it.server.report.counts.continued == 3000
+
+
+@run
+async def test_with_a_sink_that_does_not_wait_the_place_for_rejected_mails_fails_for_those_that_need_it():
+    async with serving({"10-two": verdicts(two=(550, "no"))}, mixed=True, sink=NullSink("")) as it:
+        first, second = await it.greeted(), await it.opened()
+        it.failed.error = "no space"
+        assert (await first.asks(THREE, 6))[-1] == "451 4.3.0"
+        assert (await second.ask(TEXT + b".\r\n")).startswith("250 2.6.0 stored as ")
+        assert (it.server.report.counts.unfinished, it.server.report.counts.continued) == (3, 1)

@@ -213,7 +213,7 @@ async def test_a_big_message_and_much_read_ahead_under_tls():
         client.send(b"NOOP\r\n" * 50 + ALL.removeprefix(EHLO) + b"NOOP\r\n" * 200_000)
         await it.until(lambda: holds.held)
         (connection,) = it.server._connections
-        await it.until(lambda: connection._is_paused)
+        await it.until(lambda: connection.is_paused)
         holds.release()
         await it.until(lambda: holds.held)
         holds.release()
@@ -292,7 +292,7 @@ async def test_a_plugin_may_refuse_a_login_with_a_reply_of_its_own():
         client = await it.greeted(**TLS)
         assert await client.ask(PLAIN) == "535 5.7.8 this account is locked"
         (connection,) = it.server._connections
-        assert connection._info.authenticated is False
+        assert connection.info.authenticated is False
 
 
 @run

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ..accessors import Accessors, register
-from .message import Mail
+from ._mail import Mail
 
 
 class MailAccessors(Accessors):

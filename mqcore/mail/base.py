@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .message import Mail, Origin
+from ._mail import Mail
+from .message import Origin
 from .report import Report
 
 
@@ -58,7 +59,7 @@ class Sink(Protocol):
 
     url: str
     waits: bool
-    """Whether `store` waits for a disk. One that does not is called in the loop's thread, which is quicker."""
+    """Whether `store` waits for a disk. One that does not never fails, and is called at once, in the loop's thread."""
 
     @property
     def notes(self) -> Path | None:

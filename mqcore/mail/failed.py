@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ._mail import Mail
 from .base import Sink
 from .errors import SinkError, describe
 from .files import write_all
-from .message import Mail
 
 
 class FailedSink:

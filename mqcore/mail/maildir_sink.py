@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import maildir
+from ._mail import Mail
 from .errors import SinkError, describe
 from .files import sync_folder, write_all
-from .message import Mail
 from .sync import sync_filesystem, syncs_in_one
 
 FOLDERS = ("tmp", "new", "cur")

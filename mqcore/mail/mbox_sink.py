@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import mbox
+from ._mail import Mail
 from .errors import SinkError, describe
 from .files import sync_folder, write_all
 from .locks import Locked, MailboxLock
 from .mbox_journal import Group, Journal
-from .message import Mail
 
 
 class MboxSink:

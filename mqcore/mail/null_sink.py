@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .message import Mail
+from ._mail import Mail
 
 
 class NullSink:

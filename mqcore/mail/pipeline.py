@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator, Sequence
 
 from .. import FAIL, Cancelled, Dispatcher, Outcome
+from ._mail import Mail
 from .base import Sink, Source
 from .errors import SourceError
 from .failed import FailedSink
-from .message import Mail, Origin
+from .message import Origin
 from .report import Counts, Report
 from .smtp.sink import make_sender
 from .writer import BATCH, BATCH_BYTES, Finished, Writer

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from .. import COMPLETE, FAIL, Outcome
+from ._mail import Mail
 from .base import Sink
 from .errors import SinkError
 from .failed import FailedSink
-from .message import Mail
 from .report import Report
 
 BATCH = 256
@@ -59,9 +59,16 @@ class Writer:
         self._closed = False
 
     def add(self, mails: Sequence[Finished], done: Done) -> None:
-        """Store these; then `done(mails, stored)` is called in the loop's thread. If not `stored`, none is in the sink."""
-        self._jobs.append(Job(mails, done))
-        self._work.set()
+        """Store these; then `done(mails, stored)` is called in the loop's thread: at once, if there is nothing to wait for. If not
+        `stored`, none is in the sink."""
+        job = Job(mails, done)
+        if self._sink.waits or self._broken or job.bad:
+            self._jobs.append(job)
+            self._work.set()
+        else:
+            self._sink.store([mail for mail, _ in job.good])
+            self._count_stored(job.good)
+            done(mails, True)
 
     def close(self) -> None:
         """Let `run` end when all is stored."""
@@ -98,11 +105,14 @@ class Writer:
             counts.rejected += rejected
             counts.failed += len(bad) - rejected
         if stored:
-            completed = sum(outcome is COMPLETE for _, outcome in good)
-            counts.completed += completed
-            counts.continued += len(good) - completed
+            self._count_stored(good)
         for job in group:
             job.done(job.mails, (set_aside or not job.bad) and (stored or not job.good))
+
+    def _count_stored(self, good: Sequence[Finished]) -> None:
+        completed = sum(outcome is COMPLETE for _, outcome in good)
+        self._report.counts.completed += completed
+        self._report.counts.continued += len(good) - completed
 
     async def _store(self, sink: Sink | FailedSink | None, mails: list[Mail]) -> bool:
         """Whether they are stored. If not, the source still has them."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ... import FAIL, Hook, Outcome
+from .._mail import Mail
 from ..errors import SinkError
-from ..message import Mail
 from ..writer import Finished
 from .client import Answer, Lost, Unreachable
 from .content import make_content

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import resource
 import signal
 import socket
@@ -15,14 +14,14 @@ from dataclasses import replace
 from ... import Dispatcher
 from ..base import Sink
 from ..failed import FailedSink
-from ..message import Origin
 from ..report import Counts, Report
 from ..writer import Writer
-from .connection import HANDSHAKE_TIMEOUT, Hooks, SmtpConnection
-from .dialogue import Service
+from ._connection import HANDSHAKE_TIMEOUT, SmtpConnection
+from ._transaction import Desk
+from .events import Service
+from .host import Hooks
 from .sink import make_sender
 from .source import SmtpSource
-from .transaction import TransactionDesk
 
 MAX_CONNECTIONS = 20_000
 MAX_MESSAGE_BYTES = 256 << 20
@@ -68,7 +67,7 @@ class SmtpServer:
         self._source = source
         self._writer = Writer(sink, failed, self.report, self.stop)
         self._sender = make_sender(dispatcher, sink, self.report, self.stop, mixed=failed is not None)
-        self.desk = TransactionDesk(
+        self.desk = Desk(
             dispatcher, self.hooks.message, self._writer, self._sender, self.report.counts, max_in_flight
         )
         self._connections: set[SmtpConnection] = set()
@@ -76,8 +75,6 @@ class SmtpServer:
         self._max_connections = MAX_CONNECTIONS
         self._entered = 0
         self._kept = 0
-        self._mails = 0
-        self._name_of_run = os.urandom(8).hex()
         self._stop = asyncio.Event()
         self._empty = asyncio.Event()
 
@@ -213,17 +210,6 @@ class SmtpServer:
     def keep(self, size: int) -> bool:
         self._kept += size
         return self._kept <= MAX_MESSAGE_BYTES
-
-    def next_origin(self, mime: bytes, envelope: str, recipient: str) -> Origin:
-        self._mails += 1
-        return Origin(
-            mime,
-            f"{self._name_of_run}{self._mails:016x}",
-            self._mails,
-            envelope,
-            time.time(),
-            recipient=recipient,
-        )
 
 
 def raise_file_limit() -> int:

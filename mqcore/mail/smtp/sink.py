@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ... import Dispatcher
+from .._mail import Mail
 from ..base import Sink
 from ..errors import SinkError, describe
 from ..files import sync_folder, write_all
-from ..message import Mail
 from ..report import Report
 from .source import split_host
 

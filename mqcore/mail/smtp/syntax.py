@@ -1,4 +1,4 @@
-"""What the arguments of SMTP's commands look like: addresses and parameters."""
+"""What SMTP's commands and replies look like: addresses, parameters, codes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ find_control = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 """Control characters, and others that some programs take for the end of a line."""
 
 _PATH = re.compile(r'(?:"(?:[^"\\]|\\.)*"(?:@[^\s<>"]+)?|[^\s<>"]+)').fullmatch
+
+_ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3} ").match
+_LONGEST_TEXT = 500
+"""A reply has 512 octets at most (RFC 5321, 4.5.3.1.5)."""
 
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\s=]+))?")
 
@@ -107,3 +111,15 @@ def parse_plain(text: str) -> tuple[str, str]:
     if parts[0] not in ("", parts[1]):
         raise Wrong("535 5.7.8 nobody may act for another here")
     return parts[1], parts[2]
+
+
+def format_reply(code: int, text: str) -> str:
+    """A reply of one line, with an enhanced code in front of the text unless it has one."""
+    if not _ENHANCED(text):
+        text = f"{code // 100}.7.1 {text}"
+    return f"{code} {printable(text)}"
+
+
+def printable(text: str) -> str:
+    """As it can stand in a reply, also behind an enhanced code."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:_LONGEST_TEXT])

@@ -1,0 +1,13 @@
+# The message that passes through the hooks when what passes is mail.
+
+from .._message cimport Message
+
+cdef class Mail(Message):
+    cdef bytes content
+    cdef object known               # a dict: what `json` gives
+    cdef public object origin
+    cdef public object connection
+    cdef public object rejection
+    cdef public object results
+
+cdef Mail new_mail(bytes mime, object json, object connection, object origin)

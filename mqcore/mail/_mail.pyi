@@ -1,0 +1,47 @@
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from typing_extensions import disjoint_base
+
+from .._message import Message
+from .message import Connection, Origin, Rejection
+
+@disjoint_base
+class Mail(Message):
+    origin: Origin
+    connection: Connection | None
+    rejection: Rejection | None
+    results: list[dict[str, Any]]
+    def __init__(
+        self,
+        mime: bytes,
+        *,
+        envelope: str | None = None,
+        recipients: Iterable[str] = (),
+        json: Mapping[str, Any] | None = None,
+        connection: Connection | None = None,
+        origin: Origin | None = None,
+    ) -> None: ...
+    @classmethod
+    def read(cls, origin: Origin) -> Self: ...
+    @property
+    def mime(self) -> bytes: ...
+    @mime.setter
+    def mime(self, mime: bytes) -> None: ...
+    @property
+    def json(self) -> dict[str, Any]: ...
+    @json.setter
+    def json(self, json: dict[str, Any]) -> None: ...
+    @property
+    def envelope(self) -> str | None: ...
+    @envelope.setter
+    def envelope(self, address: str | None) -> None: ...
+    @property
+    def recipient(self) -> str | None: ...
+    @recipient.setter
+    def recipient(self, address: str | None) -> None: ...
+    @property
+    def recipients(self) -> list[str]: ...
+    @recipients.setter
+    def recipients(self, addresses: Iterable[str]) -> None: ...
+    def reject(self, code: int, text: str) -> None: ...

@@ -1,0 +1,129 @@
+"""`Mail`: the message that passes through the hooks when what passes is mail."""
+
+from hashlib import blake2b
+
+from .._message cimport Message
+
+from .message import Origin, Rejection
+
+
+cdef class Mail(Message):
+    """One mail on its way through the plugins.
+
+    `mime` is the whole mail, as bytes; a plugin changes the mail by setting it. All else that is known about the mail
+    is in `json`, a dict with MailerQ's keys, in which a plugin may keep keys of its own. `envelope`, `recipient` and
+    `recipients` are short for the keys of the same names.
+
+    `origin` is the mail as the source has it, whatever plugins changed since. `connection` is None for a mail that came
+    from a file. `results` is what the next server said to each recipient, when the mail goes out by SMTP.
+    """
+
+    def __init__(self, mime, *, envelope=None, recipients=(), json=None, connection=None, origin=None):
+        self.mime = mime
+        self.known = dict(json) if json else {}
+        if envelope is not None:
+            self.envelope = envelope
+        if recipients:
+            self.recipients = list(recipients)
+        self.connection = connection
+        self.results = []
+        if origin is None:
+            origin = Origin(mime, blake2b(mime, digest_size=16).hexdigest(), envelope=envelope)
+        self.origin = origin
+
+    @classmethod
+    def read(cls, origin):
+        """The mail as its source has it."""
+        mail = cls(origin.mime, envelope=origin.envelope, origin=origin)
+        if origin.recipient is not None:
+            mail.recipient = origin.recipient
+        return mail
+
+    @property
+    def mime(self):
+        """The whole mail."""
+        return self.content
+
+    @mime.setter
+    def mime(self, mime):
+        if not isinstance(mime, bytes):  # said to the plugin that sets it, not to the sink that cannot store it
+            raise TypeError(f"mime is the mail as bytes, not as {type(mime).__name__}")
+        self.content = mime
+
+    @property
+    def json(self):
+        """All else that is known."""
+        return self.known
+
+    @json.setter
+    def json(self, json):
+        if not isinstance(json, dict):
+            raise TypeError(f"json is a dict, not {type(json).__name__}")
+        self.known = json
+
+    @property
+    def envelope(self):
+        """The sender's address; empty for a bounce, None if it is not known."""
+        return address_in(self.known, "envelope")
+
+    @envelope.setter
+    def envelope(self, address):
+        self.known["envelope"] = None if address is None else one_line("envelope", address)
+
+    @property
+    def recipient(self):
+        """The address that this mail is for, None if it is not known."""
+        return address_in(self.known, "recipient")
+
+    @recipient.setter
+    def recipient(self, address):
+        self.known["recipient"] = None if address is None else one_line("recipient", address)
+
+    @property
+    def recipients(self):
+        """All addresses that the mail was sent to: `recipient` alone, unless more are known."""
+        recipients = self.known.get("recipients")
+        if recipients is None:
+            return [] if self.recipient is None else [self.recipient]
+        return recipients
+
+    @recipients.setter
+    def recipients(self, addresses):
+        self.known["recipients"] = [one_line("recipient", address) for address in addresses]
+
+    def reject(self, int code, text):
+        """Refuse the mail with an SMTP reply, as `mail.reject(550, "no such user")`.
+
+        It does not go to the sink, however the step ends. At a stage of SMTP where there is no mail yet, what is refused
+        is the client's command. The plugins after this one still see the mail, unless the hook returns COMPLETE. A second
+        call replaces the first.
+        """
+        if not 400 <= code <= 599:
+            raise ValueError(f"a mail is rejected with a code from 400 to 599, not {code}")
+        self.rejection = Rejection(code, one_line("text of a rejection", text))
+
+    def __repr__(self):
+        return f"<Mail {self.origin.id} from {self.envelope!r}, {len(self.mime)} bytes>"
+
+
+cdef Mail new_mail(bytes mime, object json, object connection, object origin):
+    """The mail that `Mail` makes of these, which has `json` itself."""
+    cdef Mail mail = Mail.__new__(Mail)
+    mail.content = mime
+    mail.known = json
+    mail.connection = connection
+    mail.origin = origin
+    mail.results = []
+    return mail
+
+
+cdef object address_in(object known, str key):
+    """What plugins put into `json` may be anything, and whatever is no address must not reach a sink."""
+    value = known.get(key)
+    return value if isinstance(value, str) and "\r" not in value and "\n" not in value else None
+
+
+cdef object one_line(str what, text):
+    if "\r" in text or "\n" in text:
+        raise ValueError(f"the {what} must be one line, without CR or LF: {text!r}")
+    return text

@@ -1,0 +1,59 @@
+# One client of the SMTP server.
+
+from ..._dispatch cimport Dispatcher, Hook
+from .._mail cimport Mail
+from ._dialogue cimport Dialogue
+from ._transaction cimport Desk, Transaction
+
+cdef enum Stage:
+    # Whose step a connection is in, or was in last.
+    CONNECT
+    SECURE
+    LOGIN
+    SENDER
+    RECIPIENT
+    DATA
+
+cdef class SmtpConnection:
+    cdef object host
+    cdef object loop
+    cdef object hooks
+    cdef Hook mailfrom
+    cdef Hook rcptto
+    cdef Hook data
+    cdef Dispatcher dispatcher
+    cdef Desk desk
+    cdef readonly object transport
+    cdef readonly object info       # the Connection that plugins see
+    cdef readonly Dialogue dialogue
+    cdef Mail message               # what all stages but `mq_smtp_in_message` get
+    cdef str address                # the recipient that a step is about, whatever plugins make of it
+    cdef list recipients
+    cdef bytes received             # the message as it came, whatever plugins make of it
+    cdef Transaction transaction
+    cdef object tls_task
+    cdef double since               # when the client was last told something
+    cdef Py_ssize_t kept
+    cdef Stage stage
+    cdef bint is_stepping
+    cdef bint is_proceeding
+    cdef bint is_blocked
+    cdef bint is_lost
+    cdef readonly bint is_paused
+
+    cdef int take_back(self) except -1
+    cdef int proceed(self) except -1
+    cdef int flush(self) except -1
+    cdef int run(self, Hook hook, Stage stage, tuple arguments) except -1
+    cdef int finish(self, outcome) except -1
+    cdef bint answer(self, outcome, failed=*) except -1
+    cdef int begin_stage(self, event) except -1
+    cdef int start_tls(self) except -1
+    cdef int after_login(self, outcome) except -1
+    cdef int mail_from(self, str address) except -1
+    cdef int rcpt_to(self, str address) except -1
+    cdef int take_message(self, bytes mime) except -1
+    cdef int after_data(self, outcome) except -1
+    cdef list make_mails(self)
+    cdef int forget_message(self) except -1
+    cdef bint keep(self, Py_ssize_t size) except -1

@@ -1,0 +1,349 @@
+"""One client of the SMTP server: what it says becomes steps of plugins, and their outcomes become replies."""
+
+import asyncio
+import copy
+import logging
+
+cimport cython
+from ..._dispatch cimport Hook
+from .._mail cimport Mail, new_mail
+from ._dialogue cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, Dialogue
+from ._transaction cimport Transaction
+
+from ... import FAIL
+from ..message import Connection, Origin, Rejection
+from ._transaction import FAILED
+
+cdef enum:
+    MAX_BUFFERED = 1 << 16  # while a step waits, no more than about so many octets are read ahead
+    BIG = 1 << 14           # a message counts against the server's memory from so many octets on
+
+IDLE_TIMEOUT = 300.0
+"""Seconds that a client has for a command (RFC 5321, 4.5.3.2.7), or for a message, and then some by its size."""
+MIN_RATE = 1000
+"""Octets a second that a client must manage in the long run."""
+HANDSHAKE_TIMEOUT = 30.0
+
+log = logging.getLogger(__name__)
+
+cdef str NO_ROOM = "452 4.3.1 too many big messages at once; try again later"
+cdef object UNAVAILABLE = Rejection(421, FAILED.text)
+cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
+cdef object REFUSED_LOGIN = Rejection(535, "5.7.8 login or password is wrong")
+
+
+@cython.final
+cdef class SmtpConnection:
+    """Lives from connect to the end of the step of `mq_smtp_in_close`. A protocol of asyncio; `host` is a `Host`.
+
+    All stages but `mq_smtp_in_message` get the same message, whose `mime` and `json` are those of the transaction. One
+    step runs at a time; what the client sends meanwhile waits.
+    """
+
+    def __cinit__(self, host not None):
+        self.host = host
+        self.loop = host.loop
+        self.hooks = host.hooks
+        self.mailfrom = self.hooks.mailfrom
+        self.rcptto = self.hooks.rcptto
+        self.data = self.hooks.data
+        self.dispatcher = host.dispatcher
+        self.desk = host.desk
+        self.dialogue = Dialogue(host.service, secure=host.implicit_tls)
+        self.since = self.loop.time()
+        self.recipients = []
+        self.received = b""
+
+    # What the transport calls
+
+    def connection_made(self, transport):
+        self.transport = transport
+        number = self.host.enter(self)
+        if number is None:
+            self.is_lost = True
+            transport.write(b"421 4.3.2 too many connections; try again later\r\n")
+            transport.close()
+            return
+        peer = transport.get_extra_info("peername")
+        self.info = Connection(number, peer[0] if peer else "", tls=self.dialogue.secure, transport=transport)
+        self.message = new_mail(b"", {}, self.info, Origin(b"", f"{number:032x}"))
+        self.run(self.hooks.connect, CONNECT, ())
+        self.proceed()
+
+    def data_received(self, bytes data not None):
+        cdef Dialogue dialogue = self.dialogue
+        dialogue.receive(data)
+        if dialogue.due != NOTHING or self.is_blocked:
+            if dialogue.buffered > MAX_BUFFERED and self.tls_task is None:
+                self.is_paused = True
+                self.transport.pause_reading()
+            return
+        self.proceed()
+        incoming = dialogue.incoming
+        if incoming is None:
+            if self.kept and dialogue.due == NOTHING:  # it was refused
+                self.keep(0)
+        elif max(len(incoming.text), self.kept) > BIG and not self.keep(len(incoming.text)):
+            incoming.refuse(NO_ROOM)
+            self.keep(len(incoming.text))
+
+    def eof_received(self):
+        """The client sends no more: the transport closes."""
+
+    def pause_writing(self):
+        """A client that does not read its replies gets no more of them."""
+        self.is_blocked = True
+
+    def resume_writing(self):
+        self.is_blocked = False
+        if self.dialogue.due == NOTHING:
+            self.proceed()
+
+    def connection_lost(self, error):
+        """Take back what plugins hold, and run `mq_smtp_in_close`."""
+        if self.is_lost:
+            return
+        self.is_lost = True
+        self.keep(0)
+        self.take_back()
+        # What leads back here goes now, and not when garbage is collected next.
+        self.transaction = None
+        self.info.transport = None
+        if self.hooks.close.run(self.message, done=self._closed) is not None:
+            self.host.leave(self)
+
+    cdef int take_back(self) except -1:
+        """Take back what plugins hold, and do nothing about how it ends."""
+        if self.is_stepping:
+            self.dispatcher.cancel(self.message)
+        if self.transaction is not None:
+            self.transaction.cancel()
+        return 0
+
+    def _closed(self, message, outcome):
+        self.host.leave(self)
+
+    # What the server calls
+
+    def is_late(self, double now):
+        """Whether the client keeps us waiting for too long."""
+        if self.is_lost or self.dialogue.due != NOTHING:
+            return False
+        incoming = self.dialogue.incoming
+        return now - self.since > IDLE_TIMEOUT + (incoming.size / MIN_RATE if incoming is not None else 0.0)
+
+    def shut_down(self):
+        """Say goodbye when the transaction that is open is over; within a handshake there is no way to say it."""
+        if self.tls_task is not None:
+            self.tls_task.cancel()
+        self.dialogue.shut_down()
+        self.proceed()
+
+    def end(self, int code, str text not None):
+        """Close the connection with this reply, unless a message is being stored: then its client must learn of that."""
+        if self.is_lost:
+            self.dispatcher.cancel(self.message)  # a plugin holds it at `mq_smtp_in_close`
+        elif self.transaction is not None and self.transaction.is_storing:
+            self.dialogue.shut_down()
+        elif self.tls_task is not None:
+            self.tls_task.cancel()
+        elif self.dialogue.closed:
+            self.transport.abort()  # it does not take the reply
+        else:
+            self.dialogue.give_up(code, text)
+            self.take_back()
+            self.flush()
+
+    def abandon(self):
+        """Close the connection without a word, now."""
+        self.transport.abort()
+        self.connection_lost(None)
+
+    # Steps
+
+    cdef int proceed(self) except -1:
+        """Go on with what has been received, as far as it goes."""
+        if self.is_proceeding or self.is_lost:
+            return 0
+        self.is_proceeding = True
+        try:
+            while (event := self.dialogue.next_event()) is not None:
+                self.begin_stage(event)
+        finally:
+            self.is_proceeding = False
+        return self.flush()
+
+    cdef int flush(self) except -1:
+        out = self.dialogue.take_output()
+        if self.transport.is_closing():
+            return 0  # we closed it, or the client did, which will be told to us in a moment
+        if out:
+            self.since = self.loop.time()
+            self.transport.write(out)
+        if self.dialogue.closed:
+            self.transport.close()
+        elif self.is_paused and self.dialogue.due == NOTHING:
+            self.is_paused = False
+            self.transport.resume_reading()
+        return 0
+
+    cdef int run(self, Hook hook, Stage stage, tuple arguments) except -1:
+        """Run the step of a stage, and then finish that."""
+        self.message.rejection = None
+        self.stage = stage
+        outcome = hook.run_one(self.message, arguments, self._resume)
+        if outcome is not None:
+            return self.finish(outcome)
+        self.is_stepping = True
+        return 0
+
+    def _resume(self, message, outcome):
+        """A plugin has given back what it held."""
+        self.is_stepping = False
+        if not (self.is_lost or self.dialogue.closed):
+            self.finish(outcome)
+            self.proceed()
+
+    cdef bint answer(self, outcome, failed=FAILED) except -1:
+        """Tell the client how a step ended; whether it ended well."""
+        rejection = failed if outcome is FAIL else self.message.rejection
+        if rejection is None:
+            self.dialogue.accept()
+            return True
+        code, text = rejection
+        self.dialogue.reject(code, text)
+        return False
+
+    # Stages
+
+    cdef int begin_stage(self, event) except -1:
+        cdef int due = self.dialogue.due
+        if due == MAIL_FROM:
+            self.mail_from(event.address)
+        elif due == RCPT_TO:
+            self.rcpt_to(event.address)
+        elif due == START_TLS:
+            self.start_tls()
+        elif due == AUTHENTICATE:
+            self.info.helo = self.dialogue.helo
+            self.info.authenticated = False
+            self.run(self.hooks.authenticate, LOGIN, (event.login, event.password))
+        else:
+            self.take_message(event.mime)
+        return 0
+
+    cdef int finish(self, outcome) except -1:
+        """The step of a stage has ended."""
+        if self.stage == SENDER:
+            self.answer(outcome)
+        elif self.stage == RECIPIENT:
+            if self.answer(outcome):
+                self.recipients.append(self.message.recipient or self.address)
+        elif self.stage == DATA:
+            self.after_data(outcome)
+        elif self.stage == LOGIN:
+            self.after_login(outcome)
+        elif self.stage == CONNECT and self.info.tls and outcome is not FAIL and self.message.rejection is None:
+            self.run(self.hooks.secure, SECURE, ())
+        else:
+            self.answer(outcome, UNAVAILABLE)
+        return 0
+
+    cdef int start_tls(self) except -1:
+        self.flush()
+        self.transport.pause_reading()  # what comes next is not for us but for TLS
+        self.tls_task = self.loop.create_task(self._shake_hands())
+        return 0
+
+    async def _shake_hands(self):
+        try:
+            transport = await self.loop.start_tls(
+                self.transport, self, self.host.tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
+            )
+        except (OSError, asyncio.CancelledError):  # of which no client can be told
+            transport = None
+        self.tls_task = None
+        if transport is None or self.transport.is_closing():
+            self.transport.abort()
+            self.connection_lost(None)
+            return
+        self.transport = self.info.transport = transport
+        self.info.tls = True
+        self.info.helo = None
+        self.info.authenticated = False
+        self.dialogue.secured()
+        self.run(self.hooks.secure, SECURE, ())
+        self.proceed()
+
+    cdef int after_login(self, outcome) except -1:
+        if outcome is not FAIL and self.message.rejection is None and not self.info.authenticated:
+            self.message.rejection = REFUSED_LOGIN
+        if not self.answer(outcome, NO_LOGIN_NOW):
+            self.info.authenticated = False
+        return 0
+
+    cdef int mail_from(self, str address) except -1:
+        self.info.helo = self.dialogue.helo
+        self.recipients = []
+        self.message.known = {"envelope": address}
+        return self.run(self.mailfrom, SENDER, (address,))
+
+    cdef int rcpt_to(self, str address) except -1:
+        self.address = address
+        self.message.known["recipient"] = address
+        return self.run(self.rcptto, RECIPIENT, (address,))
+
+    cdef int take_message(self, bytes mime) except -1:
+        self.message.content = self.received = mime
+        json = self.message.known
+        json.pop("recipient", None)
+        json["recipients"] = self.recipients[:]
+        return self.run(self.data, DATA, (mime,))
+
+    cdef int after_data(self, outcome) except -1:
+        cdef list mails = None
+        if outcome is not FAIL and self.message.rejection is None:
+            try:
+                mails = self.make_mails()
+            except Exception:
+                log.exception("what plugins put into the json of a mail cannot be copied")
+                outcome = FAIL
+        if not mails:
+            self.desk.turn_away(len(self.recipients), outcome is FAIL)
+            self.answer(outcome)
+            return self.forget_message()
+        self.transaction = Transaction(self.desk, mails, self._after_transaction)
+        return self.desk.submit(self.transaction)
+
+    cdef list make_mails(self):
+        """One for each recipient, with all that the plugins know so far."""
+        known = self.message.known
+        known.pop("recipients", None)  # each of them has one
+        envelope = self.message.envelope or ""
+        cdef list mails = []
+        for recipient in self.recipients:
+            origin = self.desk.next_origin(self.received, envelope, recipient)
+            json = (copy.deepcopy(known) if mails else known) | {"recipient": recipient}
+            mails.append(new_mail(self.message.content, json, self.info, origin))
+        return mails
+
+    def _after_transaction(self, refusal):
+        if refusal is None:
+            self.dialogue.accept(self.transaction.success())
+        else:
+            code, text = refusal
+            self.dialogue.reject(code, text)
+        self.transaction = None
+        self.forget_message()
+        self.proceed()
+
+    cdef int forget_message(self) except -1:
+        self.message.content = self.received = b""
+        self.keep(0)
+        return 0
+
+    cdef bint keep(self, Py_ssize_t size) except -1:
+        """Have so many octets of a message in memory; whether there is room for them."""
+        cdef Py_ssize_t more = size - self.kept
+        self.kept = size
+        return more == 0 or self.host.keep(more)

@@ -1,0 +1,466 @@
+"""SMTP as a server speaks it, without any I/O: bytes in, events and replies out."""
+
+import re
+
+cimport cython
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.string cimport memchr, memcmp
+
+from ._incoming cimport Incoming
+
+from . import syntax
+from .events import Authenticate, MailFrom, Message, RcptTo, StartTls
+from .syntax import Wrong
+
+cdef extern from "Python.h":
+    bint Py_ISALNUM(char character) noexcept
+
+cdef Py_ssize_t max_address = syntax.MAX_ADDRESS
+
+# A browser that was made to talk to us, or a header of its request: commands may hide further down.
+cdef object is_http = re.compile(
+    r"(?:GET|POST|PUT|HEAD|OPTIONS|CONNECT|DELETE|PATCH|PRI)\b|[\w-]+:", re.IGNORECASE
+).match
+
+
+@cython.final
+cdef class Dialogue:
+    """The server's side of one connection.
+
+    It begins by waiting for `accept`, which greets the client, or `reject`. From then on: give it what arrived with
+    `receive`; take each event with `next_event`; answer it with `accept` or `reject`, now or later, as commands behind
+    it wait; and send what `take_output` returns. When `closed` is true, close the connection after that.
+
+    Whatever the client sends, it gets a reply of SMTP.
+
+    `helo`: what the client calls itself; None until it said HELO or EHLO.
+    `incoming`: the message that is coming in.
+    `in_transaction`: from an accepted MAIL to the reply to its message.
+    """
+
+    def __cinit__(self, service not None, *, bint secure=False):
+        self.service = service
+        self.max_line = service.max_line
+        self.max_recipients = service.max_recipients
+        self.secure = secure
+        self.buffer = b""
+        self.out = []
+        self.due = GREETING
+
+    cdef int reset(self) except -1:
+        self.in_transaction = False
+        self.utf8 = False
+        self.recipients = 0
+        return 0
+
+    # What the host calls
+
+    @property
+    def buffered(self):
+        """Octets that wait to be taken, without those of a message that is coming in."""
+        return len(self.buffer) - self.at
+
+    cpdef int receive(self, bytes data) except -1:
+        """Add what the client sent."""
+        if data is None:
+            raise TypeError("receive() needs bytes")
+        self.buffer = self.buffer[self.at :] + data if self.at < len(self.buffer) else data
+        self.at = 0
+        return 0
+
+    cpdef object next_event(self):
+        """What the client wants next; None when more must arrive, or the event before must be answered first."""
+        while self.due == NOTHING and not self.closed:
+            if self.at == len(self.buffer) and not self.shutting_down:
+                return None  # as after nearly every command
+            try:
+                if self.incoming is not None:
+                    if not self.collect():
+                        return None
+                    event = self.finish()
+                elif self.shutting_down and not self.in_transaction:
+                    self.close("421 4.3.2 this server is shutting down")
+                    return None
+                else:
+                    line = self.take_line()
+                    if line is None:
+                        return None
+                    event = self.obey(line)
+            except Wrong as error:
+                self.expected = COMMAND
+                self.complain(str(error))
+                continue
+            if event is not None:
+                return event
+        return None
+
+    cpdef bytes take_output(self):
+        """What to send to the client, in order."""
+        cdef list out = self.out
+        if len(out) == 1:
+            return out.pop()
+        self.out = []
+        return b"".join(out)
+
+    @property
+    def waiting(self):
+        """Whether an answer is due."""
+        return self.due != NOTHING
+
+    cpdef int accept(self, str text="") except -1:
+        """Answer the event, or greet, with success; the reply to a message may have a text of its own."""
+        cdef Due due = self.due
+        self.due = NOTHING
+        if due == RCPT_TO:
+            self.recipients += 1
+            self.out.append(b"250 2.1.5 recipient ok\r\n")
+        elif due == MAIL_FROM:
+            self.in_transaction = True
+            self.out.append(b"250 2.1.0 sender ok\r\n")
+        elif due == MESSAGE:
+            self.idle_commands = 0
+            self.reset()
+            self.say(f"250 2.6.0 {text or 'message accepted'}")
+        elif due == AUTHENTICATE:
+            self.authenticated = True
+            self.say("235 2.7.0 you are logged in")
+        elif due == GREETING:
+            self.say(f"220 {self.service.name} ESMTP")
+        return 0
+
+    cpdef int reject(self, int code, str text) except -1:
+        """Answer the event, or greet, with this refusal. 421 closes the connection.
+
+        A client that is refused when it connects, or when TLS has begun, gets the same reply to all it says.
+        """
+        cdef Due due = self.due
+        self.due = NOTHING
+        reply = syntax.format_reply(code, text)
+        if due == GREETING or due == START_TLS:
+            self.refusal = reply
+        if due == START_TLS:
+            return 0  # it is the client's turn to speak
+        if code == 421:
+            self.close(reply)
+        elif due == AUTHENTICATE:
+            self.complain(reply)
+        else:
+            self.say(reply)
+            if due == MESSAGE:
+                self.reset()
+        return 0
+
+    def secured(self):
+        """TLS has begun. Whatever was said before is forgotten, as somebody else may have said it."""
+        self.secure = True
+        self.helo = None
+        self.authenticated = False
+        self.reset()
+
+    def shut_down(self):
+        """Say goodbye as soon as no transaction is open; `next_event` does."""
+        self.shutting_down = True
+
+    def give_up(self, int code, str text not None):
+        """Close the connection with this reply, whatever was going on."""
+        self.due = NOTHING
+        self.close(syntax.format_reply(code, text))
+
+    # What it says
+
+    cdef int say(self, str reply) except -1:
+        self.out.append((reply + "\r\n").encode())
+        return 0
+
+    cdef int say_idly(self, str reply) except -1:
+        """The reply to a command that moves no mail."""
+        self.say(reply)
+        self.idle_commands += 1
+        if self.idle_commands > self.service.max_idle_commands:
+            self.count_error()
+        return 0
+
+    cdef int complain(self, str reply) except -1:
+        self.say(reply)
+        self.count_error()
+        return 0
+
+    cdef int count_error(self) except -1:
+        self.errors += 1
+        if self.errors > self.service.max_errors:
+            self.close("421 4.7.0 too many errors")
+        return 0
+
+    cdef int close(self, str reply) except -1:
+        self.say(reply)
+        self.buffer = b""
+        self.at = 0
+        self.incoming = None
+        self.closed = True
+        return 0
+
+    # What it takes
+
+    cdef str take_line(self):
+        """The next line, without its end; None if there is no whole line yet. Raises Wrong for what is no line."""
+        cdef const char *data = self.buffer
+        cdef const char *start = data + self.at
+        cdef const char *end = <const char *>memchr(start, c"\n", len(self.buffer) - self.at)
+        if end == NULL:
+            if self.skipping or len(self.buffer) - self.at > self.max_line:
+                self.skipping = True
+                self.at = len(self.buffer)
+            return None
+        cdef Py_ssize_t size = end + 1 - start
+        self.at += size
+        if self.skipping or size > self.max_line:
+            self.skipping = False
+            raise Wrong("500 5.5.2 this line is too long")
+        return decode(start, size)
+
+    cdef bint collect(self) except -1:
+        """Whether the message is all there."""
+        cdef const char *data = self.buffer
+        cdef Py_ssize_t taken = self.incoming.collect(data + self.at, len(self.buffer) - self.at)
+        self.at = self.at + taken if taken else len(self.buffer)
+        if self.incoming.is_endless:
+            self.close(self.incoming.fault)
+            return False
+        return taken > 0
+
+    cdef object finish(self):
+        incoming = self.incoming
+        self.incoming = None
+        try:
+            mime = incoming.finish()
+        except Wrong:
+            self.reset()
+            raise
+        self.due = MESSAGE
+        return tuple.__new__(Message, (mime,))
+
+    cdef object obey(self, str line):
+        if self.expected != COMMAND:
+            return self.take_login(line)
+        cdef str verb, argument
+        verb, _, argument = line.partition(" ")
+        verb = verb.upper()
+        if self.refusal is not None and verb != "QUIT":
+            if self.refusal.startswith("421"):
+                self.close(self.refusal)
+                return None
+            raise Wrong(self.refusal)
+        argument = argument.strip(" ")
+        if verb == "MAIL":
+            return self.mail(argument)
+        if verb == "RCPT":
+            return self.rcpt(argument)
+        if verb == "DATA":
+            self.data(argument)
+            return None
+        return self.obey_other(verb, argument, line)
+
+    cdef object obey_other(self, str verb, str argument, str line):
+        """What is not said for every mail."""
+        if verb == "EHLO":
+            self.ehlo(argument)
+        elif verb == "HELO":
+            self.greet(argument)
+            self.say_idly(f"250 {self.service.name}")
+        elif verb == "RSET":
+            self.reset()
+            self.say_idly("250 2.0.0 ok")
+        elif verb == "NOOP":
+            self.say_idly("250 2.0.0 ok")
+        elif verb == "QUIT":
+            self.close("221 2.0.0 bye")
+        elif verb == "VRFY":
+            self.say_idly("252 2.5.0 send it some mail and see")
+        elif verb == "HELP":
+            self.say_idly("214 2.0.0 see RFC 5321")
+        elif verb == "STARTTLS":
+            return self.starttls(argument)
+        elif verb == "AUTH":
+            return self.auth(argument)
+        elif is_http(line):
+            self.close("421 4.7.0 this is no web server")
+        else:
+            raise Wrong("500 5.5.1 no such command")
+        return None
+
+    # Commands
+
+    cdef int greet(self, str name) except -1:
+        if not name or " " in name or not name.isascii():
+            raise Wrong("501 5.5.4 say who you are: EHLO your.host.name")
+        self.helo = name
+        self.reset()
+        return 0
+
+    cdef int ehlo(self, str name) except -1:
+        self.greet(name)
+        lines = [self.service.name, "PIPELINING", f"SIZE {self.service.max_message}", "8BITMIME", "SMTPUTF8"]
+        if self.service.starttls and not self.secure:
+            lines.append("STARTTLS")
+        if self.takes_passwords():
+            lines.append("AUTH PLAIN LOGIN")
+        self.say_idly("".join([f"250-{line}\r\n" for line in lines]) + "250 ENHANCEDSTATUSCODES")
+        return 0
+
+    cdef object mail(self, str argument):
+        if self.helo is None:
+            raise Wrong("503 5.5.1 say EHLO first")
+        if self.in_transaction:
+            raise Wrong("503 5.5.1 a transaction is open; RSET ends it")
+        address = plain_address(argument, "FROM:<", 6)
+        self.utf8 = False
+        if address is None:
+            address = self.take_sender(argument)
+        self.due = MAIL_FROM
+        return tuple.__new__(MailFrom, (address,))
+
+    cdef str take_sender(self, str argument):
+        match = syntax.parse_from(argument)
+        if match is None:
+            raise Wrong("501 5.1.7 say MAIL FROM:<address>")
+        address, text = match.groups()
+        if text is not None:
+            parameters = syntax.parse_mail(text, auth=self.takes_passwords())
+            if parameters.size > self.service.max_message:
+                raise Wrong(f"552 5.3.4 a message may have {self.service.max_message} octets")
+            self.utf8 = parameters.utf8
+        if address is None:
+            return ""
+        syntax.check_address(address, utf8=self.utf8)
+        return address
+
+    cdef object rcpt(self, str argument):
+        if not self.in_transaction:
+            raise Wrong("503 5.5.1 say MAIL first")
+        address = plain_address(argument, "TO:<", 4)
+        if address is None:
+            address = self.take_recipient(argument)
+        if self.recipients >= self.max_recipients:
+            self.say("452 4.5.3 no more recipients in this transaction")
+            return None
+        self.due = RCPT_TO
+        return tuple.__new__(RcptTo, (address,))
+
+    cdef str take_recipient(self, str argument):
+        match = syntax.parse_to(argument)
+        if match is None:
+            raise Wrong("501 5.1.3 say RCPT TO:<address>")
+        address, parameters = match.groups()
+        if parameters:
+            raise Wrong("555 5.5.4 this parameter is not known here")
+        syntax.check_address(address, utf8=self.utf8)
+        return address
+
+    cdef int data(self, str argument) except -1:
+        if argument:
+            raise Wrong("501 5.5.4 DATA has no arguments")
+        if not self.in_transaction:
+            raise Wrong("503 5.5.1 say MAIL first")
+        if not self.recipients:
+            raise Wrong("554 5.5.1 no valid recipients")
+        self.out.append(b"354 end with CR LF . CR LF\r\n")
+        self.incoming = Incoming(self.service.max_message, self.service.max_message_line)
+        return 0
+
+    cdef object starttls(self, str argument):
+        if argument:
+            raise Wrong("501 5.5.4 STARTTLS has no arguments")
+        if self.secure or not self.service.starttls:
+            raise Wrong("503 5.5.1 STARTTLS is not offered")
+        if self.at < len(self.buffer):
+            # It came in the clear, from whoever was able to put it there, and would pass for what came by TLS.
+            self.close("554 5.5.1 nothing may follow STARTTLS before its reply")
+            return None
+        self.say("220 2.0.0 go ahead")
+        self.due = START_TLS
+        return StartTls()
+
+    cdef bint takes_passwords(self) except -1:
+        return self.service.auth and (self.secure or self.service.auth_without_tls)
+
+    cdef object auth(self, str argument):
+        if not self.service.auth:
+            raise Wrong("503 5.5.1 AUTH is not offered")
+        if not self.takes_passwords():
+            raise Wrong("538 5.7.11 say STARTTLS first")
+        if self.helo is None or self.authenticated or self.in_transaction:
+            raise Wrong("503 5.5.1 AUTH comes once, after EHLO and before MAIL")
+        mechanism, _, initial = argument.partition(" ")
+        mechanism = mechanism.upper()
+        if mechanism == "PLAIN":
+            self.expected = PLAIN
+        elif mechanism == "LOGIN":
+            self.expected = LOGIN
+        else:
+            raise Wrong("504 5.5.4 PLAIN and LOGIN are known here")
+        if initial:
+            return self.take_login(initial)
+        self.say("334 VXNlcm5hbWU6" if self.expected == LOGIN else "334 ")
+        return None
+
+    cdef object take_login(self, str line):
+        """What is no command but comes after AUTH."""
+        cdef Expected expected = self.expected
+        self.expected = COMMAND
+        if expected == LOGIN:
+            self.login = syntax.decode_base64(line)
+            self.expected = PASSWORD
+            self.say("334 UGFzc3dvcmQ6")
+            return None
+        if expected == PLAIN:
+            login, password = syntax.parse_plain(line)
+        else:
+            login, password = self.login, syntax.decode_base64(line)
+        self.due = AUTHENTICATE
+        return Authenticate(login, password)
+
+
+cdef str decode(const char *text, Py_ssize_t size):
+    """A line as text, without its end. Raises Wrong."""
+    cdef Py_ssize_t at = 0
+    while c" " <= text[at] <= c"~":
+        at += 1
+    if at == size - 2 and text[at] == c"\r":
+        return text[:at].decode("ascii")  # as nearly all are
+    cdef str line
+    try:
+        line = text[:size].decode()
+    except UnicodeDecodeError:
+        raise Wrong("501 5.5.2 this is not UTF-8") from None
+    if not line.endswith("\r\n"):
+        raise Wrong("500 5.5.2 lines must end in CR LF")
+    line = line[: len(line) - 2]
+    if not line.isprintable() and syntax.find_control(line):
+        raise Wrong("500 5.5.2 control characters are not allowed")
+    return line
+
+
+cdef str plain_address(str argument, const char *begin, Py_ssize_t at):
+    """The address between `begin`, which has `at` characters, and a final `>`, if it is as most are; else None."""
+    cdef Py_ssize_t size, i
+    cdef const char *text = PyUnicode_AsUTF8AndSize(argument, &size)
+    cdef char last = c"."
+    cdef bint in_domain = False
+    size -= 1
+    if not at < size <= at + max_address or memcmp(text, begin, at) != 0 or text[size] != c">":
+        return None
+    for i in range(at, size):
+        if text[i] == c"@":
+            if in_domain or i == at:
+                return None
+            in_domain = True
+            last = c"."
+        elif text[i] == c".":
+            if in_domain and last == c".":
+                return None
+            last = c"."
+        elif Py_ISALNUM(text[i]) or text[i] == c"-" or text[i] == c"_" or text[i] == c"+" or text[i] == c"=":
+            last = c"x"
+        else:
+            return None
+    return argument[at:size] if in_domain and last != c"." else None

@@ -1,0 +1,135 @@
+"""One message as it comes in by SMTP, between DATA and the line that ends it."""
+
+cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
+from libc.string cimport memchr, memcpy
+
+import re
+
+from .syntax import Wrong
+
+cdef enum:
+    MAX_HOPS = 100          # so many servers a message may have passed (RFC 5321, 6.3): in more there is a loop
+
+cdef bytes END = b"\r\n.\r\n"
+cdef object HOPS = re.compile(rb"\r\nreceived[ \t]*:", re.IGNORECASE)
+
+
+@cython.final
+cdef class Incoming:
+    """Collects the message, finds its end, and then gives it as it was before it was made ready for SMTP.
+
+    Only CR LF, dot, CR LF ends it. Whatever else another server could take for its end (SMTP smuggling) has a CR or LF
+    that stands alone, for which the message as a whole is refused. Sizes are in octets.
+
+    `size`: what has come so far, as it was sent, without what may belong to the line that ends it.
+    `fault`: the reply that it will be refused with, as far as is known before its end.
+    """
+
+    def __cinit__(self, Py_ssize_t max_size, Py_ssize_t max_line):
+        self.max_size = max_size
+        self.max_line = max_line
+        self.text = bytearray(b"\r\n")  # so that its first line is like any other
+        self.size = self.discarded = 0
+
+    @property
+    def kept(self):
+        """What of it is in memory."""
+        return len(self.text)
+
+    def refuse(self, str reply not None):
+        """Keep nothing of it."""
+        if self.fault is None:
+            self.fault = reply
+        self.discard()
+
+    cdef int discard(self) except -1:
+        cdef Py_ssize_t most = len(self.text) - len(END)  # the line that ends it may have begun
+        if most > 0:
+            self.discarded += most
+            del self.text[:most]
+        return 0
+
+    def take(self, bytes data not None):
+        """How much of `data` belongs to the message, if its end is there; None if all does, and more must come."""
+        cdef Py_ssize_t taken = self.collect(data, len(data))
+        return taken if taken > 0 else None
+
+    cdef Py_ssize_t collect(self, const char *data, Py_ssize_t size) except -1:
+        """What `take` does; 0 if more must come."""
+        cdef bytearray text = self.text
+        cdef Py_ssize_t before = len(text), end
+        PyByteArray_Resize(text, before + size)
+        memcpy(PyByteArray_AS_STRING(text) + before, data, size)
+        end = text.find(END, max(before - len(END) + 1, 0))
+        if end >= 0:
+            del text[end + 2 :]
+        self.size = len(text) + self.discarded - (2 if end >= 0 else 4)
+        if self.size > self.max_size:
+            self.refuse(f"552 5.3.4 a message may have {self.max_size} octets")
+        if end >= 0:
+            return end + len(END) - before
+        if self.fault is not None:
+            self.discard()
+        return 0
+
+    @property
+    def is_endless(self):
+        """Whether it is far beyond all limits, so that it is no use to wait for its end."""
+        return self.size > 3 * self.max_size
+
+    cpdef bytes finish(self):
+        """The message, once `take` has found its end. Raises Wrong, with the reply, if it is not to be taken."""
+        cdef Shape shape
+        if self.fault is not None:
+            raise Wrong(self.fault)
+        cdef const char *text = PyByteArray_AS_STRING(self.text)
+        look(text, len(self.text), &shape)
+        if shape.stray:
+            raise Wrong("554 5.6.0 lines of a message end in CR LF, and neither may stand alone")
+        if shape.nul:
+            raise Wrong("554 5.6.0 a message may not have NUL in it")
+        if shape.longest > self.max_line:
+            raise Wrong("554 5.6.0 a line of this message is too long")
+        if shape.lines > MAX_HOPS and goes_round(self.text):
+            raise Wrong(f"554 5.4.6 this mail goes round in a loop: it has more than {MAX_HOPS} Received lines")
+        if shape.dots:
+            return bytes(self.text.replace(b"\r\n.", b"\r\n"))[2:]
+        return text[2 : len(self.text)]
+
+
+cdef struct Shape:
+    bint stray              # a CR or LF that is not part of a CR LF
+    bint nul
+    bint dots               # a line begins with one
+    Py_ssize_t longest      # line, with its end
+    Py_ssize_t lines
+
+
+cdef void look(const char *text, Py_ssize_t size, Shape *shape) noexcept:
+    """Go through a text, a line at a time."""
+    cdef const char *at = text
+    cdef const char *last = text + size
+    cdef const char *end
+    shape.stray = False
+    shape.longest = 0
+    shape.lines = 0
+    shape.dots = False
+    shape.nul = memchr(text, 0, size) != NULL
+    while at < last:
+        end = <const char *>memchr(at, c"\n", last - at)
+        if end == NULL:
+            shape.stray = True
+            return
+        if <const char *>memchr(at, c"\r", end - at) != end - 1:
+            shape.stray = True
+        shape.dots |= at[0] == c"."
+        shape.lines += 1
+        end += 1
+        shape.longest = max(shape.longest, end - at)
+        at = end
+
+
+cdef bint goes_round(bytearray text) except -1:
+    cdef Py_ssize_t end = text.find(b"\r\n\r\n")
+    return len(HOPS.findall(text, 0, end if end >= 0 else len(text))) > MAX_HOPS

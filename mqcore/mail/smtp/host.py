@@ -1,0 +1,49 @@
+"""What a connection asks of its server."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import NamedTuple, Protocol
+
+from ... import Dispatcher, Hook
+from ._connection import SmtpConnection
+from ._transaction import Desk
+from .events import Service
+
+
+class Hooks(NamedTuple):
+    """The hooks of the stages of a connection."""
+
+    connect: Hook
+    secure: Hook
+    authenticate: Hook
+    mailfrom: Hook
+    rcptto: Hook
+    data: Hook
+    message: Hook
+    close: Hook
+
+    @classmethod
+    def of(cls, dispatcher: Dispatcher) -> Hooks:
+        return cls(*(dispatcher.hook(f"mq_smtp_in_{stage}") for stage in cls._fields))
+
+
+class Host(Protocol):
+    loop: asyncio.AbstractEventLoop
+    dispatcher: Dispatcher
+    hooks: Hooks
+    service: Service
+    desk: Desk
+    tls: ssl.SSLContext | None
+    implicit_tls: bool
+
+    def enter(self, connection: SmtpConnection) -> int | None:
+        """The number of a new connection, or None if there are too many."""
+        ...
+
+    def leave(self, connection: SmtpConnection) -> None: ...
+
+    def keep(self, size: int) -> bool:
+        """Count so many octets more (or less) of messages in memory; whether there is room for them."""
+        ...

@@ -59,8 +59,10 @@ class Writer:
         self._closed = False
 
     def add(self, mails: Sequence[Finished], done: Done) -> None:
-        """Store these; then `done(mails, stored)` is called in the loop's thread: at once, if there is nothing to wait for. If not
-        `stored`, none is in the sink."""
+        """Store these; then `done(mails, stored)` is called in the loop's thread. If not `stored`, none is in the sink.
+
+        At once, if there is nothing to wait for.
+        """
         job = Job(mails, done)
         if self._sink.waits or self._broken or job.bad:
             self._jobs.append(job)

@@ -6,7 +6,7 @@ import logging
 
 cimport cython
 from ..._dispatch cimport Hook
-from .._mail cimport Mail, new_mail
+from .._mail cimport new_mail
 from ._dialogue cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, Dialogue
 from ._transaction cimport Transaction
 

@@ -53,17 +53,18 @@ cdef bint bare_turn(Loop loop) noexcept nogil:
     cdef Table *table = <Table *>(<Control>loop).native
     call_watchers(loop, table)
     call_timers(loop, table)
-    go_on(<Steps>loop, table, TURN_MESSAGES)
+    go_on(<Steps>loop, table, False)
     if table.notes != NULL:
         store_flag(&loop.state.gil_needed, True)
     return loop.state.ready[True] != NULL or loop.wheel.due_bare > 0 or table.waiting != NULL or table.given != NULL
 
 
 cdef void absorb(Control control) noexcept:
-    """With the GIL: go on with all that was given back by now, and log what there is to be logged."""
+    """With the GIL: log what there is to be logged; and where a deadline has passed, or the dispatcher closes, go on with all
+    that was given back by now, for it is not too late."""
     cdef Table *table = <Table *>control.native
-    if table.waiting != NULL or table.given != NULL:
-        go_on(<Steps>control, table, table.count)
+    if control.deadline.rung or control.closed:
+        go_on(<Steps>control, table, True)
     if table.notes != NULL:
         log_notes(table)
 
@@ -143,16 +144,17 @@ cdef void stop(Table *table, Slot *slot) noexcept nogil:
 
 # -------------------------------------------------------------------------------------------------------------- Messages
 
-cdef void go_on(Steps steps, Table *table, size_t most) noexcept nogil:
-    """Go on with messages that were given back, for a while: what is given back meanwhile has the next turn."""
+cdef void go_on(Steps steps, Table *table, bint all) noexcept nogil:
+    """Go on with messages that were given back, for a while, or with all: what is given back meanwhile has the next turn."""
     cdef uint64_t now = steps.state.uv.hrtime()
     cdef uint64_t until = now + TURN_NS
+    cdef int left = TURN_MESSAGES
     cdef Slot *slot
     cdef int verdict
-    if table.waiting == NULL:
-        table.waiting = <Slot *>take_all(&table.given)
-    while table.waiting != NULL and most > 0 and (now < until or most > TURN_MESSAGES):
-        most -= 1
+    if all or table.waiting == NULL:
+        append_list(&table.waiting, <Slot *>take_all(&table.given))
+    while table.waiting != NULL and (all or left > 0 and now < until):
+        left -= 1
         slot = table.waiting
         table.waiting = slot.next
         verdict = state_of(load(&slot.word)) - GIVEN
@@ -163,6 +165,12 @@ cdef void go_on(Steps steps, Table *table, size_t most) noexcept nogil:
             store(&slot.word, slot.word >> 32 << 32)
             free_slot(table, slot)
         now = steps.state.uv.hrtime()
+
+
+cdef void append_list(Slot **first, Slot *more) noexcept nogil:
+    while first[0] != NULL:
+        first = &first[0].next
+    first[0] = more
 
 
 cdef void resume(Steps steps, Table *table, Slot *slot, Message message, int verdict, uint64_t now) noexcept nogil:

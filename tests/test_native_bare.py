@@ -133,6 +133,31 @@ MQ_EXPORT bool mq_smtp_in_data(MQ_Context *context, MQ_Connection *connection, c
 }
 """
 
+# Takes each message, and takes its time for those that come again; gives all back when it is told to.
+HOARDS = """
+#include <unistd.h>
+
+static MQ_Connection *held[16];
+MQ_EXPORT int count;
+
+MQ_EXPORT void give_all_back(void)
+{
+    for (int each = 0; each < count; each++)
+        MQ_continue(held[each]);
+}
+
+MQ_EXPORT bool mq_step(MQ_Context *context, MQ_Connection *connection, MQ_Message *message)
+{
+    (void)context, (void)message;
+    if (count == 16) {
+        usleep(2000);
+        return false;
+    }
+    held[count++] = connection;
+    return true;
+}
+"""
+
 
 def dispatcher_for(owner, *paths):
     plugins = owner.plugins({})
@@ -345,3 +370,19 @@ def test_the_books_are_in_order_for_other_threads(owner, tmp_path):
     watched.result()
     looking.shutdown()
     assert looks
+
+
+def test_rule_10_what_was_given_back_in_time_is_not_too_late(owner, tmp_path):
+    """Also when it takes longer than a turn until all of it goes on, and the deadline passes meanwhile."""
+    hoards, slow = (compile_plugin(tmp_path / f"{name}.so", HOARDS) for name in ("1-hoards", "2-slow"))
+    plugins = owner.plugins({})
+    for path in (hoards, slow):
+        plugins.load(path)
+    dispatcher = owner.dispatcher(plugins, hold_timeout=0.1)
+    messages = [mqcore.Message() for _ in range(16)]
+    ctypes.c_int.in_dll(ctypes.CDLL(str(slow)), "count").value = 16
+    dispatcher.hook("mq_step").run_many(messages, done=owner.done)
+    ctypes.CDLL(str(hoards)).give_all_back()
+    time.sleep(0.15)
+    owner.run_until(lambda: len(owner.finished) == 16)
+    assert {outcome for _, outcome in owner.finished} == {CONTINUE}

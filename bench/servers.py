@@ -9,14 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
+
+from moving import environment
+
+SMTP_SINK = ("smtp-sink", *(("-u", "nobody") if os.getuid() == 0 else ()))
 
 
 @contextlib.contextmanager
 def smtp_sink() -> Iterator[int]:
     """The port of a server that takes every mail and keeps none."""
     port = free_port()
-    user = ("-u", "nobody") if os.getuid() == 0 else ()
-    with running(["smtp-sink", *user, f"127.0.0.1:{port}", "1024"], port):
+    with running([*SMTP_SINK, f"127.0.0.1:{port}", "1024"], port):
         yield port
 
 
@@ -32,7 +36,8 @@ def mqcore(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 @contextlib.contextmanager
 def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
     """From when it listens on the port until the end of the block."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment(), **quiet)
     try:
         while True:
             if process.poll() is not None:

@@ -8,9 +8,7 @@ is; so the processor time that the server took is measured beside it.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +21,7 @@ import pytest
 import smtp_servers
 from building import build_program
 from comparing import row_of
-from moving import environment
+from servers import SMTP_SINK, free_port, running
 
 CONNECTIONS = 16
 SIZE = 1024
@@ -51,21 +49,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     plugins = tmp_path_factory.mktemp("plugins")
     for number in range(10):
         (plugins / f"{number}-plugin.py").write_text(PLUGIN)
-    running: dict[str, tuple[int, int]] = {}
+    started: dict[str, tuple[int, int]] = {}
     with contextlib.ExitStack() as stack:
 
         def serve(name: str) -> tuple[int, int]:
-            if name not in running:
-                running[name] = stack.enter_context(listening(name, plugins))
-            return running[name]
+            if name not in started:
+                started[name] = stack.enter_context(listening(name, plugins))
+            return started[name]
 
         yield serve
 
 
 @contextlib.contextmanager
 def listening(name: str, plugins: Path) -> Iterator[tuple[int, int]]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-P", "-m", "mqcore", "run", "--plugins", plugins, "--from", f"smtp://127.0.0.1:{port}"]
         commands = {
@@ -73,20 +70,10 @@ def listening(name: str, plugins: Path) -> Iterator[tuple[int, int]]:
             "mqcore, Maildir": [*command, "--to", f"maildir:{folder}/inbox"],
             "aiosmtpd": [sys.executable, smtp_servers.__file__, "aiosmtpd", port, plugins],
             "uvloop": [sys.executable, smtp_servers.__file__, "uvloop", port],
-            "smtp-sink": ["smtp-sink", *(("-u", "nobody") if os.getuid() == 0 else ()), f"127.0.0.1:{port}", 1024],
+            "smtp-sink": [*SMTP_SINK, f"127.0.0.1:{port}", 1024],
         }
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(list(map(str, commands[name])), env=environment(), **quiet)
-        try:
-            while True:
-                assert process.poll() is None, f"{name} does not run"
-                with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)):
-                    break
-                time.sleep(0.05)
+        with running(list(map(str, commands[name])), port) as process:
             yield port, process.pid
-        finally:
-            process.terminate()
-            process.wait()
 
 
 def processor_time(pid: int) -> int:

@@ -362,3 +362,14 @@ def test_a_key_with_a_password_is_not_asked_for(tmp_path):
     )
     with pytest.raises(SourceError, match="the key has a password; take it away with `openssl pkey`"):
         SmtpSource("//127.0.0.1:0", certificate=str(certificate().file), key=str(locked))
+
+
+@pytest.mark.parametrize("end", [lambda one: one.shut_down(), lambda one: one.end(421, "4.3.2 no more")])
+@run
+async def test_a_handshake_that_is_ended_before_it_began_ends_the_connection(end):
+    async with serving(tls="starttls") as it:
+        await it.greeted()
+        (connection,) = it.server._connections
+        connection.data_received(b"STARTTLS\r\n")
+        end(connection)
+        await it.until(lambda: not it.server._connections)

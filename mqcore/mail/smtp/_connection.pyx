@@ -253,7 +253,13 @@ cdef class SmtpConnection:
         self.flush()
         self.transport.pause_reading()  # what comes next is not for us but for TLS
         self.tls_task = self.loop.create_task(self._shake_hands())
+        self.tls_task.add_done_callback(self._after_handshake)
         return 0
+
+    def _after_handshake(self, task):
+        if task.cancelled():  # before it began, so that `_shake_hands` knows nothing of it
+            self.tls_task = None
+            self.abandon()
 
     async def _shake_hands(self):
         try:

@@ -56,9 +56,9 @@ GOALS = {
     "1,000 retries": Goal("10 retries", 1.20),
     "start and fire": Goal("uvloop", 1 / 4),
     "start and stop": Goal("uvloop", 1 / 8),
-    "ping-pong": Goal("uvloop", 0.7, above="floor", room=1.5),
-    "1,000 sockets in turn": Goal("uvloop", 0.7, above="floor", room=1.5),
-    "1,000 sockets at once": Goal("uvloop", 0.7, above="floor", room=1.5),
+    "ping-pong": Goal("uvloop", 0.7, above="floor", room=2.0),
+    "1,000 sockets in turn": Goal("uvloop", 0.7, above="floor", room=2.0),
+    "1,000 sockets at once": Goal("uvloop", 0.7, above="floor", room=2.0),
     "mbox to null:, 0 plugins": Goal("standard library", 1.1),
     "mbox to null:, 10 plugins": Goal("standard library", 1.1),
     # A disk may be ten times slower in one round than in the next.

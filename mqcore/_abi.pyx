@@ -22,7 +22,7 @@ from ._loop cimport Loop, ends_program
 from ._message cimport TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message
 from ._native cimport OF_ADDRESS, give, keep
 from ._notes cimport refuse, write_log
-from ._poll cimport add_watch
+from ._poll cimport C_READ, C_WRITE, add_watch
 from ._scope cimport cannot_watch
 
 import logging
@@ -164,7 +164,7 @@ cdef public MQ_IOWatcher *MQ_ioWatch(
     cdef int failed = -ENOMEM
     if owner == NULL:
         return NULL
-    if callback == NULL or not 1 <= events <= 3 or (<Loop>table.owner).closed:
+    if callback == NULL or not C_READ <= events <= C_READ | C_WRITE or (<Loop>table.owner).closed:
         refuse(context, b"called MQ_ioWatch with no callback, no events, or while its context ends", caller())
         return NULL
     watcher = take_slot(table, WATCHER)

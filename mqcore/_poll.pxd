@@ -2,6 +2,10 @@
 
 from ._loop cimport LoopState, Watch
 
+cdef enum:      # libuv's UV_READABLE and UV_WRITABLE
+    C_READ = 1
+    C_WRITE = 2
+
 cdef void look_after_polls(LoopState *state) noexcept nogil
 cdef int add_watch(LoopState *state, Watch *watch, int fd, int wanted) noexcept nogil
 cdef int change_watch(Watch *watch, int wanted) noexcept nogil

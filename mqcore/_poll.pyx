@@ -22,9 +22,6 @@ from ._loop cimport (
     Handle, Loop, LoopState, Watch, ask_for_turn, close_handle, free_if_unlisted, header_of, new_handle, opened, stir,
     take_started, unlink_ready, uv_of)
 
-cdef enum:
-    EVERY_EVENT = 3     # libuv's UV_READABLE and UV_WRITABLE
-
 
 # --------------------------------------------------------------------------------------------------------------- Watches
 
@@ -258,7 +255,7 @@ cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil
         if not is_same_file(poll):
             lose(poll, EBADF)
             return
-        events = EVERY_EVENT
+        events = C_READ | C_WRITE
         poll.wanted = 0
     while watch != NULL:
         if watch.wanted & events:

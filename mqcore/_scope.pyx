@@ -13,7 +13,7 @@ from libc.stdint cimport uint64_t
 
 from ._call cimport call_function, what_was_raised
 from ._loop cimport Due, PyThread_get_thread_ident
-from ._poll cimport add_watch, change_watch, is_active, remove_watch
+from ._poll cimport C_READ, C_WRITE, add_watch, change_watch, is_active, remove_watch
 
 from .errors import MqError
 
@@ -26,10 +26,6 @@ cdef extern from "Python.h":
 
 cdef enum:
     FEW_ARGUMENTS = 6  # of a watcher's callback: for so many no tuple is made
-
-cdef enum:            # libuv's UV_READABLE and UV_WRITABLE
-    C_READ = 1
-    C_WRITE = 2
 
 READ = C_READ
 WRITE = C_WRITE

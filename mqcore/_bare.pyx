@@ -22,30 +22,13 @@ from ._handles cimport (
     CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, handle_of, state_of, take_all, take_slot)
 from ._loop cimport Loop, Watch, unlink_ready
 from ._message cimport (
-    TO_CONTINUE, TO_RETRY, UNDECIDED, Control, Entry, Message, count_given, native_side)
+    TO_CONTINUE, TO_RETRY, TURN_ENTRIES, TURN_NS, UNDECIDED, Control, Entry, Message, count_given, native_side)
 from ._native cimport (
-    OF_ADDRESS, OF_LOGIN, Arguments, Inside, call_hooks, decide, drop_kept, drop_with_gil, enter, hold_by, is_worn,
-    leave, new_generation, put_back)
+    Arguments, Inside, call_hooks, decide, enter, find_arguments, hold_by, is_worn, leave, new_generation, put_back)
 from ._notes cimport log_notes, refuse_late
 from ._poll cimport remove_watch
 from ._step cimport Steps, is_sampled
 from ._wheel cimport DUE_BARE
-
-cdef extern from "Python.h":
-    bint PyBytes_Check(PyObject *) nogil
-    char *PyBytes_AS_STRING(PyObject *) nogil
-    Py_ssize_t PyBytes_GET_SIZE(PyObject *) nogil
-    bint PyUnicode_Check(PyObject *) nogil
-    bint PyUnicode_IS_COMPACT_ASCII(PyObject *) nogil
-    void *PyUnicode_DATA(PyObject *) nogil
-    Py_ssize_t PyUnicode_GET_LENGTH(PyObject *) nogil
-    Py_ssize_t PyTuple_GET_SIZE(PyObject *) nogil
-    PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t) nogil
-    PyObject *Py_None
-
-cdef enum:
-    TURN_NS = 1_000_000      # how long, and
-    TURN_MESSAGES = 4_096    # how many messages this part of a turn may take
 
 
 cdef bint bare_turn(Loop loop) noexcept nogil:
@@ -148,7 +131,7 @@ cdef void go_on(Steps steps, Table *table, bint all) noexcept nogil:
     """Go on with messages that were given back, for a while, or with all: what is given back meanwhile has the next turn."""
     cdef uint64_t now = steps.state.uv.hrtime()
     cdef uint64_t until = now + TURN_NS
-    cdef int left = TURN_MESSAGES
+    cdef int left = TURN_ENTRIES
     cdef Slot *slot
     cdef int verdict
     if all or table.waiting == NULL:
@@ -175,7 +158,6 @@ cdef void append_list(Slot **first, Slot *more) noexcept nogil:
 
 cdef void resume(Steps steps, Table *table, Slot *slot, Message message, int verdict, uint64_t now) noexcept nogil:
     """Go on with a message that its native plugin gave back, as far as native plugins go. HELD -> HELD, QUEUED, or IDLE."""
-    cdef Entry *holder
     cdef Entry *entry
     cdef Arguments arguments
     count_given(message.entry.counters, verdict)
@@ -187,16 +169,15 @@ cdef void resume(Steps steps, Table *table, Slot *slot, Message message, int ver
         if is_worn(slot):
             free_slot(table, slot)
             slot = take_slot(table, STEP)
-        holder = message.entry
         entry = NULL if slot == NULL else next_native(steps, message, verdict, &arguments)
         if entry == NULL:
             message.verdict = verdict
             steps.enqueue(message)
             if slot != NULL:
-                let_go(table, slot)
+                put_back(table, slot)
             return
         if message.since and message.since < now:  # else the hold was over at once
-            holder.counters.held_ns += now - message.since
+            message.entry.counters.held_ns += now - message.since
         message.since = 0
         message.verdict = UNDECIDED
         slot.object = <PyObject *>message
@@ -216,31 +197,6 @@ cdef Entry *next_native(Steps steps, Message message, int verdict, Arguments *ar
     if verdict == TO_RETRY:
         message.retries += 1
     return entry
-
-
-cdef bint find_arguments(PyObject *values, int kind, Arguments *arguments) noexcept nogil:
-    """The hook's arguments as C has them, which the message keeps; False when they are not to be had without the GIL."""
-    if kind <= OF_ADDRESS:
-        return True
-    if values == Py_None or PyTuple_GET_SIZE(values) < (2 if kind == OF_LOGIN else 1):
-        return False
-    return (find_bytes(PyTuple_GET_ITEM(values, 0), &arguments.first, &arguments.first_size)
-            and (kind != OF_LOGIN or find_bytes(PyTuple_GET_ITEM(values, 1), &arguments.second, &arguments.second_size)))
-
-
-cdef bint find_bytes(PyObject *value, const char **text, size_t *size) noexcept nogil:
-    if PyBytes_Check(value):
-        text[0] = PyBytes_AS_STRING(value)
-        size[0] = PyBytes_GET_SIZE(value)
-    elif PyUnicode_Check(value) and PyUnicode_IS_COMPACT_ASCII(value):
-        text[0] = <const char *>PyUnicode_DATA(value)
-        size[0] = PyUnicode_GET_LENGTH(value)
-    elif value == Py_None:
-        text[0] = NULL
-        size[0] = 0
-    else:
-        return False
-    return True
 
 
 cdef int call(Steps steps, Table *table, Message message, Entry *entry, Slot *slot, Arguments *arguments) noexcept nogil:
@@ -263,15 +219,13 @@ cdef int call(Steps steps, Table *table, Message message, Entry *entry, Slot *sl
             steps.enter_lane(message)
             return UNDECIDED
         early = state_of(load(&slot.word)) - GIVEN
-        if not taken and early < 0:
-            early = TO_CONTINUE
-        elif taken or early == TO_CONTINUE:
-            count_given(message.entry.counters, early)
-        if taken or early == TO_CONTINUE:
+        if taken or early < 0 or early == TO_CONTINUE:
+            count_given(message.entry.counters, early)  # nothing, where the message was only passed on
             new_generation(slot)
-            if taken:  # rule 7: a hold that is over at once
-                steps.enter_lane(message)
-                steps.leave_lane(message, early)
+            if not taken:
+                return TO_CONTINUE
+            steps.enter_lane(message)  # rule 7: a hold that is over at once
+            steps.leave_lane(message, early)
             return early
     go_on_with_gil(steps, table, message, slot, taken)
     return UNDECIDED
@@ -283,16 +237,8 @@ cdef void go_on_with_gil(Steps steps, Table *table, Message message, Slot *slot,
     cdef int verdict = decide(steps, message, slot, taken, &kept)
     if kept:
         new_generation(slot)
-        drop_kept(slot)
         put_back(table, slot)
     if verdict != UNDECIDED:
         message.verdict = verdict
         steps.resume(message)
     Py_DECREF(message)
-
-
-cdef void let_go(Table *table, Slot *slot) noexcept nogil:
-    """The step goes on without native hooks for now."""
-    if slot.kept != NULL:
-        drop_with_gil(slot)
-    put_back(table, slot)

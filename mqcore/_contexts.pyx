@@ -73,7 +73,7 @@ cdef void close(Control control) noexcept:
     cdef uint32_t each
     if control.forked or table.owner != <PyObject *>control:
         return
-    table.disturbed = table.inside > 0  # where this is called in a hook
+    native_side.disturb(control)  # where this is called in a hook
     absorb(control)
     for each in range(table.count):
         slot = &table.chunks[each >> CHUNK_BITS][each & CHUNK - 1]

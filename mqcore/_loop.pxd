@@ -73,7 +73,7 @@ cdef class Loop:
     cdef bint busy                      # keeps the loop running (libuv: `waker` is referenced)
     cdef Handle *waker                  # uv_async_t: a turn asked for by another thread
     cdef Wheel wheel                    # the timers that run
-    cdef bint (*bare_turn)(Loop) noexcept nogil  # of _native; NULL when there are no native plugins
+    cdef bint (*bare_turn)(Loop) noexcept nogil  # of _bare; NULL when there are no native plugins
     cdef size_t running_timers
     cdef list due                       # what was given to `soon`
     cdef object escaped                 # a KeyboardInterrupt or SystemExit that pyuv would swallow

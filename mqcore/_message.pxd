@@ -22,6 +22,10 @@ cdef enum Verdict:
     TO_FAIL = 4       # Message.error says why
     TO_CANCEL = 5     # likewise
 
+cdef enum:
+    TURN_NS = 1_000_000      # how long, and
+    TURN_ENTRIES = 4_096     # how many messages one turn may go on with
+
 cdef struct Books:
     # Rule 16: entered == continued + completed + failed + cancelled + held + running.
     uint64_t entered

@@ -10,7 +10,7 @@ A message carries its own place in its step, so that holding one allocates nothi
 A give-back claims the message in the thread that makes it, and all that follows happens on the dispatcher's thread. Another
 thread only changes HELD to GIVEN_BACK, with the GIL, and puts the message into a list, from which the next turn takes it:
 lanes, queue and books belong to the dispatcher's thread, which changes them without the GIL as long as it runs native plugins
-(_native). It has no Python plugin's message in hand then.
+(_bare). It has no Python plugin's message in hand then.
 """
 
 import logging
@@ -38,10 +38,6 @@ cdef extern from "Python.h":
         Py_ssize_t tp_basicsize
         Py_ssize_t tp_dictoffset
         void *tp_finalize
-
-cdef enum:
-    TURN_NS = 1_000_000      # how long, and
-    TURN_ENTRIES = 4_096     # how many entries of the queue one turn may take
 
 log = logging.getLogger("mqcore")
 

@@ -49,8 +49,7 @@ cdef void give(void *handle, int verdict, void *caller) noexcept nogil
 cdef void keep(Slot *slot, object value) noexcept
 cdef void hold_by(Message message, Slot *slot) noexcept nogil
 cdef void put_back(Table *table, Slot *slot) noexcept nogil
-cdef void drop_kept(Slot *slot) noexcept
-cdef void drop_with_gil(Slot *slot) noexcept with gil
+cdef bint find_arguments(PyObject *values, int kind, Arguments *arguments) noexcept nogil
 cdef Entry *call_hooks(
     Control control, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed, bint *taken) noexcept nogil
 

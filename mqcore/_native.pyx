@@ -14,7 +14,6 @@ the dispatcher takes in its next turn. That a hook which returned false can lose
 same instant, is as good as if it had come too late.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
@@ -58,13 +57,20 @@ cdef extern from *:
     bint unlikely "mqcore_unlikely"(uint64_t condition) noexcept nogil
     bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, char *handle, const Arguments *) noexcept nogil
 
-cdef extern from *:
-    const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
-
-
-cdef extern from *:
+cdef extern from "Python.h":
     ctypedef struct Items "PyListObject":
         PyObject **items "ob_item"
+    const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
+    bint PyBytes_Check(PyObject *) nogil
+    char *PyBytes_AS_STRING(PyObject *) nogil
+    Py_ssize_t PyBytes_GET_SIZE(PyObject *) nogil
+    bint PyUnicode_Check(PyObject *) nogil
+    bint PyUnicode_IS_COMPACT_ASCII(PyObject *) nogil
+    void *PyUnicode_DATA(PyObject *) nogil
+    Py_ssize_t PyUnicode_GET_LENGTH(PyObject *) nogil
+    Py_ssize_t PyTuple_GET_SIZE(PyObject *) nogil
+    PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t) nogil
+    PyObject *Py_None
 
 cdef enum:
     FEW = 16  # messages: once so many were passed on, one after the other, the GIL is let go for more
@@ -125,7 +131,6 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
             entry = following(entry)
     leave(table, &before)
     if kept:
-        drop_kept(slot)
         put_back(table, slot)
     return verdict
 
@@ -185,13 +190,12 @@ cdef Py_ssize_t begin_many(
                     new_generation(slot)
                     drop_kept(slot)
                 outcomes.append(<object>steps.begun(chain, message, steps.proceed(message, chain, verdict), (), done))
-            elif index < count and chain.route.chain is chain and not is_worn(slot):
+            elif passed == 0:
                 outcomes.append(<object>steps.begin(chain, <Message>messages[index], (), done))
                 index += 1
     finally:
         leave(table, &before)
         if kept:
-            drop_kept(slot)
             put_back(table, slot)
     return index
 
@@ -331,20 +335,43 @@ cdef Slot *make_ready(Steps steps, Message message, Arguments *arguments, int *v
     return slot
 
 
+cdef bint find_arguments(PyObject *values, int kind, Arguments *arguments) noexcept nogil:
+    """The hook's arguments as C has them, which the message keeps; False when they are not to be had without the GIL."""
+    if kind <= OF_ADDRESS:
+        return True
+    if values == Py_None or PyTuple_GET_SIZE(values) < (2 if kind == OF_LOGIN else 1):
+        return False
+    return (find_bytes(PyTuple_GET_ITEM(values, 0), &arguments.first, &arguments.first_size)
+            and (kind != OF_LOGIN or find_bytes(PyTuple_GET_ITEM(values, 1), &arguments.second, &arguments.second_size)))
+
+
+cdef bint find_bytes(PyObject *value, const char **text, size_t *size) noexcept nogil:
+    if PyBytes_Check(value):
+        text[0] = PyBytes_AS_STRING(value)
+        size[0] = PyBytes_GET_SIZE(value)
+    elif PyUnicode_Check(value) and PyUnicode_IS_COMPACT_ASCII(value):
+        text[0] = <const char *>PyUnicode_DATA(value)
+        size[0] = PyUnicode_GET_LENGTH(value)
+    elif value == Py_None:
+        text[0] = NULL
+        size[0] = 0
+    else:
+        return False
+    return True
+
+
 cdef const char *bytes_of(Message message, Py_ssize_t number, size_t *size) except? NULL:
-    """An extra argument of the hook: bytes, or a str as UTF-8; None as NULL. The message keeps it until the step ends."""
+    """An extra argument of the hook, where that may need the GIL: a str of any kind as UTF-8, which the str keeps."""
     cdef Py_ssize_t length = 0
     cdef const char *text = NULL
     if message.args is None or len(message.args) <= number:
         raise TypeError(f"native hooks of {<str>message.last_hook} need {number + 1} arguments, as MailerQ has them")
     argument = message.args[number]
-    if isinstance(argument, bytes):
-        text = PyBytes_AS_STRING(argument)
-        length = PyBytes_GET_SIZE(argument)
-    elif isinstance(argument, str):
-        text = PyUnicode_AsUTF8AndSize(argument, &length)
-    elif argument is not None:
+    if find_bytes(<PyObject *>argument, &text, size):
+        return text
+    if not isinstance(argument, str):
         raise TypeError(f"native hooks take bytes and str for arguments, not {type(argument).__name__}")
+    text = PyUnicode_AsUTF8AndSize(argument, &length)
     size[0] = length
     return text
 
@@ -383,7 +410,9 @@ cdef void hold_by(Message message, Slot *slot) noexcept nogil:
 
 
 cdef void put_back(Table *table, Slot *slot) noexcept nogil:
-    """The step goes on without native hooks for now: its slot, which keeps nothing, is for the next one."""
+    """The step goes on without native hooks for now: its slot is for the next one."""
+    if slot.kept != NULL:
+        drop_with_gil(slot)
     slot.object = NULL
     if table.spare == NULL:
         table.spare = slot

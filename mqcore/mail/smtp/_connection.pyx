@@ -1,6 +1,5 @@
 """One client of the SMTP server: what it says becomes steps of plugins, and their outcomes become replies."""
 
-import asyncio
 import copy
 import logging
 
@@ -256,22 +255,20 @@ cdef class SmtpConnection:
         self.tls_task.add_done_callback(self._after_handshake)
         return 0
 
-    def _after_handshake(self, task):
-        if task.cancelled():  # before it began, so that `_shake_hands` knows nothing of it
-            self.tls_task = None
-            self.abandon()
-
     async def _shake_hands(self):
         try:
-            transport = await self.loop.start_tls(
+            return await self.loop.start_tls(
                 self.transport, self, self.host.tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
             )
-        except (OSError, asyncio.CancelledError):  # of which no client can be told
-            transport = None
+        except OSError:  # of which no client can be told
+            return None
+
+    def _after_handshake(self, task):
+        """However it ended, also before it began."""
         self.tls_task = None
+        transport = None if task.cancelled() else task.result()
         if transport is None or self.transport.is_closing():
-            self.transport.abort()
-            self.connection_lost(None)
+            self.abandon()
             return
         self.transport = self.info.transport = transport
         self.info.tls = True

@@ -141,13 +141,12 @@ cdef void go_on(Steps steps, Table *table, bint all) noexcept nogil:
         slot = table.waiting
         table.waiting = slot.next
         verdict = state_of(load(&slot.word)) - GIVEN
-        if verdict > 0:
-            resume(steps, table, slot, <Message>slot.object, verdict, now)
-        else:
+        if verdict <= 0:
             refuse_late(table, slot)
             store(&slot.word, slot.word >> 32 << 32)
             free_slot(table, slot)
-        now = steps.state.uv.hrtime()
+        elif resume(steps, table, slot, <Message>slot.object, verdict, now):
+            now = steps.state.uv.hrtime()  # only hooks take time, and to look at the clock does
 
 
 cdef void append_list(Slot **first, Slot *more) noexcept nogil:
@@ -156,10 +155,12 @@ cdef void append_list(Slot **first, Slot *more) noexcept nogil:
     first[0] = more
 
 
-cdef void resume(Steps steps, Table *table, Slot *slot, Message message, int verdict, uint64_t now) noexcept nogil:
-    """Go on with a message that its native plugin gave back, as far as native plugins go. HELD -> HELD, QUEUED, or IDLE."""
+cdef bint resume(Steps steps, Table *table, Slot *slot, Message message, int verdict, uint64_t now) noexcept nogil:
+    """Go on with a message that its native plugin gave back, as far as native plugins go. HELD -> HELD, QUEUED, or IDLE.
+    Whether any hook was called."""
     cdef Entry *entry
     cdef Arguments arguments
+    cdef bint called = False
     count_given(message.entry.counters, verdict)
     steps.leave_lane(message, verdict)
     message.native = NULL
@@ -175,13 +176,15 @@ cdef void resume(Steps steps, Table *table, Slot *slot, Message message, int ver
             steps.enqueue(message)
             if slot != NULL:
                 put_back(table, slot)
-            return
+            return called
         if message.since and message.since < now:  # else the hold was over at once
             message.entry.counters.held_ns += now - message.since
         message.since = 0
         message.verdict = UNDECIDED
         slot.object = <PyObject *>message
+        called = True
         verdict = call(steps, table, message, entry, slot, &arguments)
+    return called
 
 
 cdef Entry *next_native(Steps steps, Message message, int verdict, Arguments *arguments) noexcept nogil:

@@ -96,6 +96,7 @@ cdef class Loop:
     cdef void escape(self, object error) noexcept
     cdef Handle *make_handle(self, int kind) except NULL
     cdef void start_node(self, Node *node, uint64_t delay) noexcept nogil
+    cdef uint64_t tick_in(self, uint64_t delay) noexcept nogil
     cdef void stop_node(self, Node *node) noexcept nogil
     cdef void set_alarm(self, uint64_t tick) noexcept nogil
 

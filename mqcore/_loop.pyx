@@ -288,8 +288,8 @@ cdef class Loop:
 
     @cython.nonecheck(False)
     cdef void start_node(self, Node *node, uint64_t delay) noexcept nogil:
-        """Have the owner of `node` called in the first turn that is no earlier than `delay` ns from now."""
-        node.tick = (self.state.uv.hrtime() + delay + NS_PER_MS - 1) // NS_PER_MS
+        """Have the owner of `node` called in the first turn that is no earlier than `delay` ns from now: with 0, the next."""
+        node.tick = self.tick_in(delay)
         if node.next != NULL:
             remove(&self.wheel, node)
         else:
@@ -302,6 +302,14 @@ cdef class Loop:
             stir(&self.state)
         elif self.state.alarm.due == 0 or node.tick * NS_PER_MS < self.state.alarm.due:
             self.set_alarm(node.tick)
+
+    @cython.nonecheck(False)
+    cdef uint64_t tick_in(self, uint64_t delay) noexcept nogil:
+        if delay:
+            return (self.state.uv.hrtime() + delay + NS_PER_MS - 1) // NS_PER_MS
+        if self.running_timers == self.wheel.due + self.wheel.due_bare:
+            return self.wheel.now  # nothing else waits, so the time does not matter
+        return self.state.uv.hrtime() // NS_PER_MS  # after those that are due by now
 
     @cython.nonecheck(False)
     cdef void stop_node(self, Node *node) noexcept nogil:

@@ -30,7 +30,6 @@ from ._notes cimport refuse, wake
 from ._step cimport Steps, add_sample, is_sampled
 
 from .errors import MqError
-from .verdicts import CONTINUE
 
 cdef extern from *:
     """
@@ -74,8 +73,6 @@ cdef extern from "Python.h":
 
 cdef enum:
     FEW = 16  # messages: once so many were passed on, one after the other, the GIL is let go for more
-
-cdef object OUTCOME_CONTINUE = CONTINUE
 
 
 # ----------------------------------------------------------------------------------------------------------------- Calls
@@ -138,8 +135,8 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
 cdef Py_ssize_t begin_many(
         Control control, object of, list messages, Py_ssize_t index, list outcomes, object done) except -1:
     """Steps of messages, from that at `index` on, through a chain of native plugins alone: what Steps.begin() does, in one go
-    and without the GIL as long as hooks return false. Their outcomes are appended. Returns how far it came: to the end, if
-    nothing came between.
+    and without the GIL as long as hooks return false. `outcomes` has CONTINUE for each; others are put there. Returns how far
+    it came: to the end, if nothing came between.
     """
     cdef Steps steps = <Steps>control
     cdef Chain chain = <Chain>of
@@ -155,7 +152,7 @@ cdef Py_ssize_t begin_many(
     cdef Entry *stopped = NULL
     cdef Slot *slot = table.spare
     if chain.entries.kind > OF_ADDRESS:  # they need arguments: that is for the hook to tell
-        outcomes.append(<object>steps.begin(chain, <Message>messages[index], (), done))
+        outcomes[index] = <object>steps.begin(chain, <Message>messages[index], (), done)
         return index + 1
     if slot == NULL or is_worn(slot):
         slot = new_slot(table)
@@ -179,19 +176,18 @@ cdef Py_ssize_t begin_many(
             control.books.entered += passed
             control.books.continued += passed
             index += passed
-            outcomes.extend([OUTCOME_CONTINUE] * passed)
             if stopped != NULL:
                 message = <Message>messages[index]
-                index += 1
                 control.books.entered += 1
                 control.books.running += 1
                 verdict = decide(steps, message, slot, taken, &kept)
                 if kept:
                     new_generation(slot)
                     drop_kept(slot)
-                outcomes.append(<object>steps.begun(chain, message, steps.proceed(message, chain, verdict), (), done))
+                outcomes[index] = <object>steps.begun(chain, message, steps.proceed(message, chain, verdict), (), done)
+                index += 1
             elif passed == 0:
-                outcomes.append(<object>steps.begin(chain, <Message>messages[index], (), done))
+                outcomes[index] = <object>steps.begin(chain, <Message>messages[index], (), done)
                 index += 1
     finally:
         leave(table, &before)

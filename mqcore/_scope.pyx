@@ -90,8 +90,8 @@ cdef class Scope(Due):
         """Call `callback(*args)` once, after `seconds`, on the dispatcher's thread.
 
         `seconds`: a number, 0 or more. Never called early (libuv's own timers can be, after a callback that blocked), and
-        late only by what the loop is busy with. A running timer is kept alive by the loop, and `callback` and `args` by
-        the timer.
+        late only by what the loop is busy with; with 0 in the next turn. A running timer is kept alive by the loop, and
+        `callback` and `args` by the timer.
 
         Returns a `Timer`. Raises ValueError for seconds that are negative, not finite or beyond 100 years, TypeError for
         a callback that cannot be called, DispatcherClosed after close(), MqError on another thread than the dispatcher's.

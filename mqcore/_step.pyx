@@ -78,7 +78,8 @@ cdef class Steps(Control):
 
     cdef list begin_all(self, Route route, list messages, tuple args, object done):
         """`begin` for messages in state RUNNING, each with the chain as it is by then: a list of outcomes and Nones."""
-        cdef list outcomes = []
+        cdef list outcomes = [OUTCOME_CONTINUE] * len(messages)
+        cdef PyObject *outcome
         cdef Py_ssize_t index = 0
         cdef Chain chain
         while index < len(messages):
@@ -86,7 +87,9 @@ cdef class Steps(Control):
             if chain.native and not args:
                 index = native_side.begin_many(self, chain, messages, index, outcomes, done)
             else:
-                outcomes.append(<object>Steps.begin(self, chain, <Message>messages[index], args, done))
+                outcome = Steps.begin(self, chain, <Message>messages[index], args, done)
+                if outcome != <PyObject *>OUTCOME_CONTINUE:
+                    outcomes[index] = <object>outcome
                 index += 1
         return outcomes
 

@@ -58,6 +58,18 @@ def test_a_timer_never_fires_before_its_start_returns(owner):
     assert fired == [1]
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_timer_of_no_time_fires_in_the_next_turn(owner, others):
+    _, context = borrow(owner)
+    fired = []
+    for _ in range(others):
+        context.start_timer(60, pytest.fail)
+    for number in range(50):  # a clock of whole milliseconds would let one of them wait
+        context.start_timer(0, fired.append, number)
+        owner.turn()
+        assert fired == list(range(number + 1))
+
+
 @pytest.mark.parametrize("seconds", [0, -0.0, 5e-324, 1e-12, 1e-9, 0.0004, False, Fraction(1, 1000), Decimal("0.001")])
 def test_seconds(owner, seconds):
     _, context = borrow(owner)

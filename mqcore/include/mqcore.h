@@ -121,8 +121,8 @@ void MQ_retry(MQ_Connection *connection);
 void *MQ_contextData(MQ_Context *context);
 void MQ_setContextData(MQ_Context *context, void *data);
 
-/* Call `callback` once, after so many seconds, never early. A number of seconds that is negative, not finite or above
- * 10^9 is ignored. Never takes the GIL. Ignored: NULL. `data` is the plugin's. */
+/* Call `callback` once, after so many seconds, never early; with 0 in the next turn of the loop. A number of seconds that is
+ * negative, not finite or above 10^9 is ignored. Never takes the GIL. Ignored: NULL. `data` is the plugin's. */
 MQ_Timer *MQ_startTimer(MQ_Context *context, float seconds, void (*callback)(void *data), void *data);
 
 /* Have it called that many seconds from now instead. For a timer whose callback was called: ignored. No GIL. */

@@ -208,6 +208,12 @@ def _nothing(*args: Any) -> None:
 OWNERS: dict[str, type[Owner]] = {"uvloop": UvloopOwner, "pyuv": PyuvOwner, "reference": ReferenceOwner}
 
 
+def pytest_collection_finish() -> None:
+    """Each test ends with a garbage collection: spare it all that was made before the first."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """After every test: each libuv handle that it made is freed, and each hold that it began is over."""

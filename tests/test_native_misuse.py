@@ -345,7 +345,8 @@ assert os.waitpid(child, 0)[1] == 0
 turn()
 assert not told
 library.give()
-turn()
+while not told:
+    turn()
 print(told[0].name)
 dispatcher.close()
 turn()

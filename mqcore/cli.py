@@ -127,7 +127,7 @@ def _place(parse: Callable[[str], Place[T]]) -> Callable[[str], Place[T]]:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
+    return min(int(text), sys.maxsize)
 
 
 class _Version(argparse.Action):

@@ -282,6 +282,9 @@ def test_an_address_that_is_not_ours(place, why):
         (["--from", "smtp://127.0.0.1:x"], "'//127.0.0.1:x' is not //HOST:PORT"),
         (["--from", "smtp://127.0.0.1:70000"], "'//127.0.0.1:70000' is not //HOST:PORT"),
         (["--from", "smtp://::1:25"], "an IPv6 address stands in brackets: //[::1]:25"),
+        (["--from", "smtp://me:secret@127.0.0.1:25"], "a user and a password have no place in it"),
+        (["--from", "smtp://mx..example.org:25"], "'mx..example.org' is no name of a host"),
+        (["--from", f"smtp://{'x' * 64}.example.org:25"], ".example.org' is no name of a host"),
         (["--from", "smtps://127.0.0.1:465"], "--from smtps: needs --tls-certificate"),
         (["--from", "smtp://127.0.0.1:25", "--tls-key", "x"], "--tls-key needs --tls-certificate"),
         (["--from", "mbox:x", "--tls-certificate", "x"], "are for --from smtp: and smtps:"),
@@ -292,6 +295,11 @@ def test_wrong_usage(arguments, why):
     result = run("run", *arguments, "--to", "null:")
     assert result.returncode == 2
     assert why in result.stderr
+
+
+def test_any_number_of_mails_may_be_on_the_way():
+    with serve("--to", "null:", "--max-in-flight", 1 << 64) as server, server.client() as client:
+        client.sendmail("a@example.org", ["b@example.org"], TEXT)
 
 
 def test_a_certificate_that_is_not_there(tmp_path):

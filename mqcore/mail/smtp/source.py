@@ -110,8 +110,14 @@ def split_host(path: str) -> tuple[str, int]:
     host, colon, port = path.removeprefix("//").rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
+    elif "@" in host:
+        raise ValueError(f"{path!r} is not //HOST:PORT; a user and a password have no place in it")
     elif ":" in host:
         raise ValueError(f"an IPv6 address stands in brackets: //[{host}]:{port}")
     if not path.startswith("//") or not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ValueError(f"{path!r} is not //HOST:PORT")
+    try:
+        host.encode("idna")  # as the resolver will
+    except UnicodeError:
+        raise ValueError(f"{host!r} is no name of a host") from None
     return host, int(port)

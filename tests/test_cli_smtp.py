@@ -9,6 +9,7 @@ import signal
 import smtplib
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -336,6 +337,32 @@ def test_stopped_while_clients_are_there(tmp_path, number):
         result = finish(server.process)
         assert result.returncode == 0, result
     assert read_maildir(tmp_path / "in") == [TEXT]
+
+
+def test_clients_that_go_away_leave_no_traceback(tmp_path):
+    write_plugin(
+        tmp_path / "plugins",
+        "10-wait",
+        """
+        def mq_smtp_in_mailfrom(context, message, address):
+            context.start_timer(0.2, context.continue_, message)
+            return True
+
+        def mq_smtp_in_close(context, message):
+            context.start_timer(0.1, context.continue_, message)
+            return True
+        """,
+    )
+    with serve("--to", "null:", "--plugins", tmp_path / "plugins") as server:
+        for _ in range(10):
+            with contextlib.closing(server.client()) as client:
+                client.ehlo()
+                client.send(b"MAIL FROM:<a@example.org>\r\n")
+                time.sleep(0.02)
+        time.sleep(0.4)
+        said = server.stop().stderr
+    assert said.count("gave back a message") == 10
+    assert "Traceback" not in said
 
 
 def test_a_plugin_that_exits(tmp_path):

@@ -20,6 +20,8 @@ from smtp_tools import certificate
 from test_cli_stop import finish
 from test_mail_maildir import small_disk
 
+from mqcore.mail.smtp.source import SmtpSource
+
 TEXT = b"Subject: hello\r\n\r\nhello\r\n..\r\n"
 
 
@@ -316,6 +318,21 @@ def test_every_address_of_a_host(tmp_path):
             with smtplib.SMTP(address[0], server.port, timeout=30) as client:
                 client.sendmail("a@example.org", ["b@example.org"], TEXT)
     assert len(read_maildir(tmp_path / "in")) == len(addresses)
+
+
+def test_an_address_of_a_host_that_this_machine_does_not_have(monkeypatch):
+    """As ::1 of localhost where IPv6 is turned off."""
+    find = socket.getaddrinfo
+
+    def find_both(host, port, **options):
+        assert host == "localhost"
+        return find("192.0.2.1", port, **options) + find("127.0.0.1", port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_both)
+    with contextlib.closing(SmtpSource("//localhost:0")) as source:
+        (listener,) = source.listeners
+        host, port = listener.getsockname()
+        assert (host, source.url) == ("127.0.0.1", f"smtp://localhost:{port}")
 
 
 # Its end

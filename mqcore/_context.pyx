@@ -121,9 +121,12 @@ cdef class Context(Holder):
         """Rule 13: logged, and the loop goes on."""
         if ends_program(error):
             self.owner.escape(error)
-            return
-        self.owner.tell(
-            self.log, logging.ERROR, "plugin %s: a callback of a timer or watcher raised", (self.name,), error)
+        elif isinstance(error, NotHeld):
+            # It says all. An answer is late whenever a client goes away meanwhile, which is no error of the plugin.
+            self.owner.tell(self.log, logging.WARNING, "%s", (error,), None)
+        else:
+            self.owner.tell(
+                self.log, logging.ERROR, "plugin %s: a callback of a timer or watcher raised", (self.name,), error)
 
     cdef object failure(self, object error, str hook):
         """Rule 13: an error of the plugin, with its name and hook in the notes; logged."""

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -39,6 +40,7 @@ exit codes: 0 all mails are in the sink; 1 some failed or were rejected; 2 wrong
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    _open_standard_files()
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[_StandardError()]
@@ -57,6 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop(1)  # as in `mqcore order | head`
         return 128 + signal.SIGPIPE
+
+
+def _open_standard_files() -> None:
+    """A server may be started without them. Then its connections would be the standard files, which libuv never closes."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,7 +138,7 @@ def _place(parse: Callable[[str], Place[T]]) -> Callable[[str], Place[T]]:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
+    return min(int(text), sys.maxsize)
 
 
 class _Version(argparse.Action):
@@ -141,20 +152,28 @@ class _Version(argparse.Action):
 
 
 class _StandardError(logging.Handler):
-    """Writes what each logger says to standard error, up to a limit: a million mails may fail in the same way."""
+    """Writes what each logger says to standard error, up to a limit: a million mails may fail in the same way.
+
+    The limit is for some time only, as a server may run for months.
+    """
 
     LIMIT = 100
+    PERIOD = 600.0
 
     def __init__(self) -> None:
         super().__init__()
         self._said: Counter[str] = Counter()
+        self._since = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if time.monotonic() - self._since > self.PERIOD:
+            self._since = time.monotonic()
+            self._said.clear()
         self._said[record.name] += 1
         if self._said[record.name] <= self.LIMIT:
             _say(self.format(record))
         elif self._said[record.name] == self.LIMIT + 1:
-            _say(f"{record.name} said {self.LIMIT} things, and says no more here; what failed is counted at the end")
+            _say(f"{record.name} said {self.LIMIT} things, and is silent for a while; what failed is counted at the end")
 
 
 def _complain(problem: object, code: int) -> int:
@@ -199,15 +218,26 @@ def _run(options: argparse.Namespace) -> int:
         aside = opened.enter_context(contextlib.closing(FailedSink(failed.open(), from_.url))) if failed else None
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             report = runner.run(_move(plugins, from_, to, aside, options.max_in_flight))
-    if options.json:
+    try:
+        _print(report, as_json=options.json)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # the disk is full, which may be what the report tells of
+        _complain(f"cannot write to standard output: {error.strerror}", OK)
+        _drop(1)
+    if report.error is not None:
+        _complain(report.error, UNREACHABLE)
+    return report.exit_code
+
+
+def _print(report: Report, *, as_json: bool) -> None:
+    if as_json:
         print(json.dumps(report.as_dict()))
     else:
         from .mail.tables import print_report  # takes rich with it, which takes a while
 
         print_report(report)
-    if report.error is not None:
-        _complain(report.error, UNREACHABLE)
-    return report.exit_code
+    sys.stdout.flush()
 
 
 def _receiving(options: argparse.Namespace) -> dict[str, object]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from mail_tools import (
 )
 
 import mqcore
+from mqcore.cli import _StandardError
 
 FAILS_ON_ODD = """
     def mq_smtp_in_message(context, message):
@@ -231,7 +234,23 @@ def test_a_thousand_failures_of_one_kind_are_not_told_a_thousand_times(tmp_path,
     mbox = write_mbox(tmp_path / "mbox", 2000)
     result = run("run", "--from", f"mbox:{mbox}", "--to", "null:", "--plugins", plugins)
     assert result.stderr.count("Traceback") == 100
-    assert result.stderr.endswith("says no more here; what failed is counted at the end\n")
+    assert result.stderr.endswith("is silent for a while; what failed is counted at the end\n")
+
+
+def test_what_goes_wrong_later_is_told_again(capsys, monkeypatch):
+    """By a server that runs for months."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    handler = _StandardError()
+
+    def say(count: int) -> int:
+        for _ in range(count):
+            handler.emit(logging.makeLogRecord({"name": "plugin", "msg": "failed"}))
+        return capsys.readouterr().err.count("\n")
+
+    assert [say(90), say(90), say(90)] == [90, 11, 0]
+    now += handler.PERIOD + 1
+    assert [say(90), say(90)] == [90, 11]
 
 
 def test_mail_is_moved_though_nobody_reads_standard_error(tmp_path, plugins):
@@ -246,6 +265,26 @@ def test_mail_is_moved_though_nobody_reads_standard_error(tmp_path, plugins):
         process.communicate(timeout=60)
     assert process.returncode == 1
     assert len(read_maildir(tmp_path / "out")) == 500
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_figures_that_cannot_be_written(tmp_path, form):
+    """As on the disk that the mails have filled."""
+    mbox = write_mbox(tmp_path / "mbox", 2)
+    with open("/dev/full", "w") as full:
+        result = run("run", "--from", f"mbox:{mbox}", "--to", f"maildir:{tmp_path}/out", *form, stdout=full)
+    assert result.stderr == "mqcore: cannot write to standard output: No space left on device\n"
+    assert result.returncode == 0
+    assert len(read_maildir(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_started_without_standard_files(tmp_path, closed):
+    mbox = write_mbox(tmp_path / "mbox", 2)
+    shell = ("sh", "-c", f'exec "$@" {closed}', "sh")
+    result = run("run", "--from", f"mbox:{mbox}", "--to", f"maildir:{tmp_path}/out", under=shell)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(read_maildir(tmp_path / "out")) == 2
 
 
 # What it says

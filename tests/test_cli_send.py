@@ -302,6 +302,8 @@ def test_nobody_says_to_whom(tmp_path):
     ("arguments", "why"),
     [
         (["--to", "smtp://127.0.0.1"], "'//127.0.0.1' is not //HOST:PORT"),
+        (["--to", "smtp://me:secret@127.0.0.1:25"], "a user and a password have no place in it"),
+        (["--to", "smtp://mx..example.org:25"], "'mx..example.org' is no name of a host"),
         (["--to", "null:", "--failed", "smtp://127.0.0.1:25"], "'smtp://127.0.0.1:25' is no place for failed mails"),
     ],
 )

@@ -9,6 +9,7 @@ import signal
 import smtplib
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +19,8 @@ from mail_tools import counted, read_maildir, read_mbox, report, run, start, wri
 from smtp_tools import certificate
 from test_cli_stop import finish
 from test_mail_maildir import small_disk
+
+from mqcore.mail.smtp.source import SmtpSource
 
 TEXT = b"Subject: hello\r\n\r\nhello\r\n..\r\n"
 
@@ -282,6 +285,9 @@ def test_an_address_that_is_not_ours(place, why):
         (["--from", "smtp://127.0.0.1:x"], "'//127.0.0.1:x' is not //HOST:PORT"),
         (["--from", "smtp://127.0.0.1:70000"], "'//127.0.0.1:70000' is not //HOST:PORT"),
         (["--from", "smtp://::1:25"], "an IPv6 address stands in brackets: //[::1]:25"),
+        (["--from", "smtp://me:secret@127.0.0.1:25"], "a user and a password have no place in it"),
+        (["--from", "smtp://mx..example.org:25"], "'mx..example.org' is no name of a host"),
+        (["--from", f"smtp://{'x' * 64}.example.org:25"], ".example.org' is no name of a host"),
         (["--from", "smtps://127.0.0.1:465"], "--from smtps: needs --tls-certificate"),
         (["--from", "smtp://127.0.0.1:25", "--tls-key", "x"], "--tls-key needs --tls-certificate"),
         (["--from", "mbox:x", "--tls-certificate", "x"], "are for --from smtp: and smtps:"),
@@ -292,6 +298,11 @@ def test_wrong_usage(arguments, why):
     result = run("run", *arguments, "--to", "null:")
     assert result.returncode == 2
     assert why in result.stderr
+
+
+def test_any_number_of_mails_may_be_on_the_way():
+    with serve("--to", "null:", "--max-in-flight", 1 << 64) as server, server.client() as client:
+        client.sendmail("a@example.org", ["b@example.org"], TEXT)
 
 
 def test_a_certificate_that_is_not_there(tmp_path):
@@ -307,6 +318,21 @@ def test_every_address_of_a_host(tmp_path):
             with smtplib.SMTP(address[0], server.port, timeout=30) as client:
                 client.sendmail("a@example.org", ["b@example.org"], TEXT)
     assert len(read_maildir(tmp_path / "in")) == len(addresses)
+
+
+def test_an_address_of_a_host_that_this_machine_does_not_have(monkeypatch):
+    """As ::1 of localhost where IPv6 is turned off."""
+    find = socket.getaddrinfo
+
+    def find_both(host, port, **options):
+        assert host == "localhost"
+        return find("192.0.2.1", port, **options) + find("127.0.0.1", port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_both)
+    with contextlib.closing(SmtpSource("//localhost:0")) as source:
+        (listener,) = source.listeners
+        host, port = listener.getsockname()
+        assert (host, source.url) == ("127.0.0.1", f"smtp://localhost:{port}")
 
 
 # Its end
@@ -328,6 +354,32 @@ def test_stopped_while_clients_are_there(tmp_path, number):
         result = finish(server.process)
         assert result.returncode == 0, result
     assert read_maildir(tmp_path / "in") == [TEXT]
+
+
+def test_clients_that_go_away_leave_no_traceback(tmp_path):
+    write_plugin(
+        tmp_path / "plugins",
+        "10-wait",
+        """
+        def mq_smtp_in_mailfrom(context, message, address):
+            context.start_timer(0.2, context.continue_, message)
+            return True
+
+        def mq_smtp_in_close(context, message):
+            context.start_timer(0.1, context.continue_, message)
+            return True
+        """,
+    )
+    with serve("--to", "null:", "--plugins", tmp_path / "plugins") as server:
+        for _ in range(10):
+            with contextlib.closing(server.client()) as client:
+                client.ehlo()
+                client.send(b"MAIL FROM:<a@example.org>\r\n")
+                time.sleep(0.02)
+        time.sleep(0.4)
+        said = server.stop().stderr
+    assert said.count("gave back a message") == 10
+    assert "Traceback" not in said
 
 
 def test_a_plugin_that_exits(tmp_path):

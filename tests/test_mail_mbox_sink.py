@@ -239,6 +239,21 @@ def test_a_group_that_fails_is_undone_as_a_whole(path, monkeypatch, call):
         assert known(path) == {0}
 
 
+@pytest.mark.parametrize("instead", [None, b"", FROM + b"mail 9\n\n"])
+def test_an_mbox_that_somebody_removes_takes_no_more(path, instead):
+    with opened(path) as sink:
+        sink.store([mail(0)])
+        path.rename(path.with_name("moved"))
+        if instead is not None:
+            path.write_bytes(instead)
+        with pytest.raises(SinkError, match=r"cannot write to mbox:.*mbox: somebody moved or removed it while"):
+            sink.store([mail(1)])
+    assert (path.read_bytes() if path.exists() else None) == instead
+    assert stored(path.with_name("moved")) == [0]
+    fill(path, [1])
+    assert stored(path)[-1] == 1
+
+
 def failing(function, calls):
     """The function, which fails at that call."""
     made = 0

@@ -173,6 +173,28 @@ def test_rule_13_a_callback_of_a_timer_that_raises_is_logged(owner, caplog):
     assert dispatcher.stats().failed == 0
 
 
+def test_rule_13_a_timer_that_gives_back_what_was_cancelled_is_logged_in_a_line(owner, caplog):
+    fired = []
+
+    class Plugin:
+        def mq_step(self, context, message):
+            context.start_timer(0, context.continue_, message)
+            context.start_timer(0.005, fired.append, 1)
+            return True
+
+    dispatcher = owner.start({"10-timer": Plugin()})
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message) is None
+    dispatcher.cancel(message)
+    owner.run_until(lambda: fired)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "plugin 10-timer gave back a message of mq_step that it does not hold: its step is over"
+    )
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
+    assert dispatcher.stats().cancelled == 1
+
+
 def test_rule_13_a_callback_of_a_watcher_that_raises_is_logged(owner, caplog, socket_pair):
     ours, theirs = socket_pair
     calls = []

@@ -61,6 +61,9 @@ class MboxSink:
     def store(self, mails: Sequence[Mail]) -> None:
         size = os.lseek(self._fd, 0, os.SEEK_END)
         pieces = list(mbox.join(mails, tail=self._read(max(size - 3, 0), 3)))
+        if not self._is_there():
+            # What is written to a file without a name is lost; a server would tell its clients otherwise.
+            raise SinkError(f"cannot write to {self.url}: somebody moved or removed it while it was locked; run again")
         try:
             self._journal.append(Group.plan(size, [mail.origin.id for mail in mails], pieces))
             for piece in pieces:
@@ -72,6 +75,12 @@ class MboxSink:
                 os.ftruncate(self._fd, size)
                 self._journal.undo()
             raise SinkError(f"cannot write to {self.url}: {describe(error)}") from error
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         self._opened.close()

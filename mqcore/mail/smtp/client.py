@@ -70,7 +70,8 @@ class Answer(NamedTuple):
     def as_rejection(self) -> Rejection:
         """For whom the mail came from. Not with 421, which is about our connection and not about theirs."""
         if self.code is None:
-            return Rejection(451, f"4.4.2 {self.text}")
+            who = "" if self.state == "connect" else "the next server failed: "
+            return Rejection(451, f"4.4.2 {who}{self.text}")
         return Rejection(self.code if 400 <= self.code <= 599 and self.code != 421 else 451, self.text)
 
     def as_dict(self, recipient: str) -> dict[str, Any]:

@@ -29,14 +29,28 @@ class SmtpSource:
         host, port = split_host(path)
         self.listeners: list[socket.socket] = []
         try:
-            for family, address in _find_addresses(host, port):
-                # With port 0 the system chooses one, which must be the same for all addresses.
-                self.listeners.append(_listen(family, (address[0], port, *address[2:])))
-                port = self.listeners[0].getsockname()[1]
+            self._listen(host, port)
         except OSError as error:
             self.close()
             raise SourceError(f"cannot listen on {self.scheme}:{path}: {_explain(error, port)}") from error
+        port = self.listeners[0].getsockname()[1]
         self.url = f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def _listen(self, host: str, port: int) -> None:
+        """On each address of the host that this machine has: `localhost` may be ::1 too, where IPv6 is turned off."""
+        missing: OSError | None = None
+        for family, address in _find_addresses(host, port):
+            try:
+                self.listeners.append(_listen(family, (address[0], port, *address[2:])))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error
+            else:
+                # With port 0 the system chooses one, which must be the same for all addresses.
+                port = self.listeners[0].getsockname()[1]
+        if missing is not None and not self.listeners:
+            raise missing
 
     def close(self) -> None:
         for listener in self.listeners:
@@ -110,8 +124,14 @@ def split_host(path: str) -> tuple[str, int]:
     host, colon, port = path.removeprefix("//").rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
+    elif "@" in host:
+        raise ValueError(f"{path!r} is not //HOST:PORT; a user and a password have no place in it")
     elif ":" in host:
         raise ValueError(f"an IPv6 address stands in brackets: //[{host}]:{port}")
     if not path.startswith("//") or not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ValueError(f"{path!r} is not //HOST:PORT")
+    try:
+        host.encode("idna")  # as the resolver will
+    except UnicodeError:
+        raise ValueError(f"{host!r} is no name of a host") from None
     return host, int(port)

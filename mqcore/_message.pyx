@@ -8,7 +8,7 @@ A message carries its own place in its step, so that holding one allocates nothi
     QUEUED   given back; waits for a turn                -> RUNNING, IDLE
 
 A give-back claims the message in the thread that makes it, and all that follows happens on the dispatcher's thread. Another
-thread only changes HELD to GIVEN_BACK, with the GIL, and puts the message into a list, from which the next turn takes it:
+thread only changes HELD to GIVEN_BACK, with the GIL, and puts the message into a list, from which that thread takes it:
 lanes, queue and books belong to the dispatcher's thread, which changes them without the GIL as long as it runs native plugins
 (_bare). It has no Python plugin's message in hand then.
 """
@@ -38,8 +38,6 @@ cdef extern from "Python.h":
         Py_ssize_t tp_basicsize
         Py_ssize_t tp_dictoffset
         void *tp_finalize
-
-log = logging.getLogger("mqcore")
 
 cdef uint64_t holds_begun = 0  # of dispatchers that are closed
 cdef uint64_t holds_ended = 0
@@ -357,6 +355,7 @@ cdef class Control(Loop):
         Py_INCREF(message)  # what refers to it may be let go in between
         Py_INCREF(message)  # the queue's
         if self.thread == PyThread_get_thread_ident():
+            self.collect_given()  # which were given back before it
             self.take_back(message, verdict)
             self.enqueue(message)  # first, so that whatever happens then finds it there
         else:
@@ -394,11 +393,11 @@ cdef class Control(Loop):
     cdef bint collect_given(self) noexcept:
         """GIVEN_BACK -> QUEUED, for all that other threads gave back. Whether there were any."""
         cdef PyObject *each = self.first_given
+        if each == NULL:
+            return False
         self.first_given = NULL
         self.last_given = NULL
         self.given_count = 0
-        if each == NULL:
-            return False
         while each != NULL:
             self.take_back(<Message>each, (<Message>each).verdict)
             self.enqueue(<Message>each)
@@ -500,7 +499,7 @@ cdef class Control(Loop):
                     entry = message.entry
                     text = (f"plugin {<str>entry.plugin} held the message in {<str>entry.hook} for longer than its "
                             f"hold_timeout of {lane.timeout / 1e9:g} s")
-                    self.tell(log, logging.WARNING, "%s", (text,), None)
+                    self.tell((<Holder>entry.context).plugin.log, logging.WARNING, "%s", (text,), None)
                 if message.verdict == TO_FAIL:  # and was not cancelled meanwhile
                     message.fail(HoldTimeout(text))
                 self.resume(message)

@@ -25,7 +25,8 @@ cdef class Steps(Control):
     cdef int leave_hook(self, Message message, int verdict) noexcept
     cdef int settle(self, Message message, object value, int early) noexcept
     cdef int hook_raised(self, Message message, object error) noexcept
-    cdef bint start_over(self, Message message, Route route) noexcept
+    cdef int start_over(self, Message message, Route route) noexcept
+    cdef int broke_a_rule(self, Message message, object error) noexcept
     cdef PyObject *finish(self, Message message, int verdict) noexcept
     cdef void conclude(self, Message message, object outcome) noexcept
     cdef int start_coroutine(self, Message message, object coroutine) noexcept

@@ -7,6 +7,7 @@ that was suspended goes on in a turn, by `Steps.resume`.
 
 import asyncio
 import contextvars
+import logging
 import sys
 
 cimport cython
@@ -106,10 +107,14 @@ cdef class Steps(Control):
             message.verdict = UNDECIDED
             return self.advance(message, chain, message.entry + 1)
         if verdict == TO_RETRY:
-            if not self.start_over(message, chain.route):
-                return TO_FAIL
-            message.verdict = UNDECIDED
-            return self.advance(message, chain, (<Chain>message.chain).entries)
+            verdict = self.start_over(message, chain.route)
+            if verdict == UNDECIDED:
+                return self.advance(message, chain, (<Chain>message.chain).entries)
+        elif verdict == TO_FAIL and message.error is None:
+            message.entry.counters.abandoned += 1
+            return self.broke_a_rule(message, Abandoned(
+                f"plugin {<str>message.entry.plugin} took control of the message in {<str>message.entry.hook} and dropped all "
+                f"that it could have given it back with"))
         return verdict
 
     cdef int advance(self, Message message, Chain chain, Entry *entry) noexcept:
@@ -155,8 +160,9 @@ cdef class Steps(Control):
             if verdict == TO_CONTINUE:
                 entry += 1
             elif verdict == TO_RETRY:
-                if not self.start_over(message, chain.route):
-                    return TO_FAIL
+                verdict = self.start_over(message, chain.route)
+                if verdict != UNDECIDED:
+                    return verdict
                 entry = (<Chain>message.chain).entries
             else:
                 break
@@ -248,17 +254,26 @@ cdef class Steps(Control):
         message.fail(error)
         return TO_FAIL
 
-    cdef bint start_over(self, Message message, Route route) noexcept:
-        """Rules 5 and 11: from now on the chain is the one that there is now. False when there were too many retries."""
+    cdef int start_over(self, Message message, Route route) noexcept:
+        """Rules 5 and 11: from now on the chain is the one that there is now. UNDECIDED, or how the step ends when there were
+        too many retries."""
         if message.retries >= self.max_retries:
-            message.verdict = TO_FAIL
-            message.fail(RetryLimit(
+            return self.broke_a_rule(message, RetryLimit(
                 f"plugin {<str>message.entry.plugin} asked for retry {message.retries + 1} of one step of "
                 f"{<str>message.entry.hook}; max_retries is {self.max_retries}"))
-            return False
         message.retries += 1
         message.chain = route.chain
-        return True
+        message.verdict = UNDECIDED
+        return UNDECIDED
+
+    cdef int broke_a_rule(self, Message message, object error) noexcept:
+        """A plugin did, without an exception, what ends the step: logged. How it ends."""
+        message.verdict = TO_FAIL  # nobody has control meanwhile
+        self.tell((<Context>message.entry.context).log, logging.WARNING, "%s", (error,), None)
+        if message.verdict == TO_CANCEL:
+            return TO_CANCEL
+        message.fail(error)
+        return TO_FAIL
 
     cdef PyObject *finish(self, Message message, int verdict) noexcept:
         """End the step. RUNNING -> IDLE, last of all: what is let go may run Python code. Returns the outcome, which is kept
@@ -278,11 +293,6 @@ cdef class Steps(Control):
             self.books.failed += 1
             if message.entry != NULL:
                 message.entry.counters.failures += 1
-            if message.error is None:
-                message.entry.counters.abandoned += 1
-                message.fail(Abandoned(
-                    f"plugin {<str>message.entry.plugin} took control of the message in {<str>message.entry.hook} and dropped "
-                    f"all that it could have given it back with"))
         if message.token != NULL:
             message.let_go()
         message.entry = NULL

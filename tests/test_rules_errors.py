@@ -37,6 +37,57 @@ def records(caplog, *words):
 # Rule 13
 
 
+class Forgets:
+    """Takes control, and keeps nothing to give it back with."""
+
+    def mq_step(self, context, message):
+        context.hold(message)
+        return context.hold(message)
+
+
+@pytest.mark.parametrize(
+    ("error", "plugin"),
+    [
+        (mqcore.HoldTimeout, lambda context, message: True),
+        (mqcore.RetryLimit, lambda context, message: mqcore.RETRY),
+        (mqcore.RetryLimit, lambda context, message: context.retry(message) or True),
+        (mqcore.Abandoned, Forgets()),
+    ],
+)
+def test_what_a_plugin_did_without_an_exception_is_logged(owner, caplog, error, plugin):
+    dispatcher = owner.start({"10-bad": plugin}, hold_timeout=0.01)
+    message = owner.Message()
+    if dispatcher.hook("mq_step").run(message, done=owner.done) is None:
+        owner.run_until(lambda: owner.finished)
+    assert type(message.error) is error
+    expected = ("mqcore.plugins.10-bad", logging.WARNING, str(message.error))
+    assert caplog.record_tuples == [expected]
+    assert "10-bad" in str(message.error) and "mq_step" in str(message.error)
+
+
+class Cancels(logging.Handler):
+    """Cancels the step of a message while it is logged that it failed."""
+
+    def emit(self, record):
+        self.cancelled = self.dispatcher.cancel(self.message)
+
+
+@pytest.mark.parametrize("plugin", [lambda context, message: mqcore.RETRY, Forgets()])
+def test_cancelled_while_it_is_logged(owner, plugin):
+    dispatcher = owner.start({"10-bad": plugin})
+    handler = Cancels()
+    handler.dispatcher, handler.message = dispatcher, owner.Message()
+    logging.getLogger("mqcore").addHandler(handler)
+    try:
+        if dispatcher.hook("mq_step").run(handler.message, done=owner.done) is None:
+            owner.run_until(lambda: owner.finished)
+    finally:
+        logging.getLogger("mqcore").removeHandler(handler)
+    assert handler.cancelled
+    assert type(handler.message.error) is mqcore.Cancelled
+    assert (dispatcher.stats().cancelled, dispatcher.stats().failed) == (1, 0)
+
+
 @pytest.mark.parametrize("error", [ValueError("bad"), asyncio.CancelledError(), GeneratorExit(), StopIteration(3)], ids=repr)
 def test_rule_13_a_hook_that_raises_fails_the_step(engine, caplog, error):
     dispatcher = engine.start({"10-bad": raises(error), "20": lambda context, message: pytest.fail("called")})

@@ -570,6 +570,22 @@ def test_rule_09_a_give_back_from_a_thread_wakes_the_loop(owner):
     thread.join()
 
 
+def test_rule_09_what_is_given_back_goes_on_in_that_order_whoever_does_it(engine):
+    holder = Holder(times=20)
+    dispatcher = engine.start({"a": holder})
+    messages = [engine.Message() for _ in range(20)]
+    dispatcher.hook("mq_step").run_many(messages, done=engine.done)
+    for number, message in enumerate(messages):
+        if number % 3:
+            holder.context.continue_(message)
+        else:
+            thread = threading.Thread(target=holder.context.continue_, args=[message])
+            thread.start()
+            thread.join()
+    engine.run_until(lambda: len(engine.finished) == 20)
+    assert [message for message, _ in engine.finished] == messages
+
+
 def test_rule_09_of_many_threads_exactly_one_gives_back(engine):
     holder = Holder(times=500)
     dispatcher = engine.start({"a": holder}, hold_timeout=0)

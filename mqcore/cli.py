@@ -210,7 +210,7 @@ def _run(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as opened:
         plugins = opened.enter_context(_plugins(options, *options.plugins))
         for name in plugins.unused_config:
-            _complain(f"{options.config} has a table for {name}, and there is no plugin of that name", OK)
+            _complain(f"{options.config} has {name}, and there is no plugin of that name; write [plugins.NAME]", OK)
         from_ = opened.enter_context(contextlib.closing(source.open(**receiving)))
         if sink.scheme in SERVERS:
             _check_recipients(options, plugins)

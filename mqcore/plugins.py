@@ -226,9 +226,9 @@ class Plugins:
 
     @property
     def unused_config(self) -> list[str]:
-        """The names of tables in the config that belong to no plugin: most often a plugin's name misspelt."""
+        """What the config has that is no plugin's table: most often a plugin's name misspelt, or a setting in none."""
         names = {plugin.name for plugin in self.snapshot}
-        return [name for name, table in self._config.items() if name not in names and isinstance(table, Mapping)]
+        return [name for name in self._config if name not in names]
 
     def close(self) -> None:
         """Clean up every plugin, as soon as the dispatchers that use it are closed. May be called again."""

@@ -417,13 +417,14 @@ def test_a_mistake_in_the_configuration(tmp_path, plugins):
     assert "missing.toml" in result.stderr
 
 
-def test_a_table_for_no_plugin_is_pointed_out(tmp_path, plugins):
+@pytest.mark.parametrize(("text", "name"), [("[plugins.10-tga]", "10-tga"), ("[plugins]\nhold_timeout = 3", "hold_timeout")])
+def test_settings_of_no_plugin_are_pointed_out(tmp_path, plugins, text, name):
     config = tmp_path / "mqcore.toml"
-    config.write_text("[plugins.10-tga]\n")
+    config.write_text(text)
     mbox = write_mbox(tmp_path / "mbox", 1)
     result = run("run", "--from", f"mbox:{mbox}", "--to", "null:", "--plugins", plugins, "--config", config)
     assert result.returncode == 0
-    assert result.stderr == f"mqcore: {config} has a table for 10-tga, and there is no plugin of that name\n"
+    assert result.stderr == f"mqcore: {config} has {name}, and there is no plugin of that name; write [plugins.NAME]\n"
 
 
 # Exit code 4: source or sink cannot be used. What exactly is said is tested with the sources and sinks.

@@ -67,7 +67,7 @@ cdef void call_watchers(Loop loop, Table *table) noexcept nogil:
         watch = loop.state.ready[True]
         watcher = <Slot *>(<char *>watch - <size_t>&(<Slot *>NULL).waiting.watch)
         unlink_ready(&loop.state, watch)
-        events = watch.came & watch.wanted
+        events = 0 if watch.lost else watch.came & watch.wanted  # what came before it was lost is lost with it
         watch.came = 0
         if watch.lost or events:
             call_watcher(table, watcher, events)

@@ -97,7 +97,7 @@ cdef public uv_loop_s *MQ_uv(MQ_Context *context) noexcept nogil:
 cdef public void *MQ_uvSymbol(MQ_Context *context, const char *name) noexcept nogil:
     if started(context, CONTEXT, b"called MQ_uvSymbol for no context, or outside of its calls", caller()) == NULL:
         return NULL
-    if strlen(name) < 4 or name[0] != b"u" or name[1] != b"v" or name[2] != b"_":
+    if name == NULL or strlen(name) < 4 or name[0] != b"u" or name[1] != b"v" or name[2] != b"_":
         return NULL
     with gil:
         return symbol(<Loop>table_of(context).owner, name)

@@ -362,6 +362,8 @@ def test_uv_and_its_functions(owner, puppet):
         backend = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(mq.MQ_uvSymbol(context, b"uv_backend_fd"))(loop)
         assert not mq.MQ_uvSymbol(context, b"uv_no_such_thing")
         assert not mq.MQ_uvSymbol(context, b"malloc")
+        assert not mq.MQ_uvSymbol(context, b"")
+        assert not mq.MQ_uvSymbol(context, None)
         return version.decode(), backend
 
     version, backend = inside(owner, puppet, look)

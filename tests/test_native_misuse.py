@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import threading
+from types import SimpleNamespace
 
 import pytest
 from loop_tools import PROLOGUE, python
@@ -139,6 +140,26 @@ def test_made_up_handles(owner, puppet, held, caplog):
     assert len(caplog.records) == len(handles)  # also where nobody can say which plugin it was
     mq.MQ_continue(held[0])
     owner.run_until(lambda: owner.finished)
+
+
+def test_a_misuse_between_two_messages(owner, puppet, caplog):
+    """By what is called when run_many lets the error of an earlier step go: no hook is being called then."""
+
+    class Misuses(Exception):
+        def __del__(self):
+            mq.MQ_continue(12345)
+
+    def raises(context, message, extra):
+        raise Misuses
+
+    caplog.set_level(logging.CRITICAL, "mqcore")  # a log would keep the error
+    dispatcher = start(owner, [puppet], {"10-python": SimpleNamespace(mq_other=raises)})
+    failed = mqcore.Message()
+    assert dispatcher.hook("mq_other").run(failed, 1) is mqcore.FAIL
+    caplog.set_level(logging.WARNING, "mqcore")
+    messages = [*(mqcore.Message() for _ in range(40)), failed]
+    assert dispatcher.hook("mq_step").run_many(messages) == [mqcore.CONTINUE] * 41
+    owner.run_until(lambda: caplog.records)
 
 
 ALL_BUT_LOG = sorted(name for name in SIGNATURES if name != "MQ_log")

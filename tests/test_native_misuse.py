@@ -162,6 +162,30 @@ def test_a_misuse_between_two_messages(owner, puppet, caplog):
     owner.run_until(lambda: caplog.records)
 
 
+MISUSES = """
+MQ_EXPORT bool mq_step(MQ_Context *context, MQ_Connection *connection, MQ_Message *message)
+{
+    (void)context, (void)connection, (void)message;
+    MQ_log(MQ_WARN, "hello");
+    MQ_continue((MQ_Connection *)12345);
+    return false;
+}
+"""
+
+
+def test_a_misuse_in_a_hook_that_another_dispatchers_hook_runs(owner, tmp_path, puppet, caplog):
+    """Whichever of the two dispatchers came first, it is the inner plugin's."""
+    inner = owner.plugins({})
+    inner.load(compile_plugin(tmp_path / "10-inner.so", MISUSES))
+    dispatchers = [owner.dispatcher(inner), start(owner, [puppet]), owner.dispatcher(inner)]
+    for dispatcher in dispatchers[::2]:
+        puppet.step = lambda *_, dispatcher=dispatcher: dispatcher.hook("mq_step").run(mqcore.Message()) is None
+        hold(owner, dispatchers[1])
+        owner.run_until(lambda dispatcher=dispatcher: refused(dispatcher) == 1)
+    assert refused(dispatchers[1]) == 0
+    assert [record.name for record in caplog.records] == ["mqcore.plugins.10-inner"] * 4
+
+
 ALL_BUT_LOG = sorted(name for name in SIGNATURES if name != "MQ_log")
 RESULTS = {"MQ_fileDescriptor": -1, "MQ_send": 0}
 

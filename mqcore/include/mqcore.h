@@ -9,6 +9,7 @@
  * the whole server's. What mqcore does keep from hurting is the wrong use of its own functions: a handle that is stale,
  * made up, of another kind, or given back twice is recognised before anything is read through it. The call is then
  * logged to the plugin's logger, counted in its `refused`, and otherwise ignored: it returns what "ignored" says below.
+ * (Of a flood, the first 1,000 that a dispatcher finds in one turn are; the others are only ignored.)
  *
  * HANDLES. Pointers to the types MQ_Context, MQ_Connection, MQ_Message, MQ_Address, MQ_IOWatcher and MQ_Timer are
  * numbers that never point anywhere. They belong to mqcore; never free one or read through it.
@@ -34,7 +35,7 @@
  * mq_initialize, mq_cleanup, mq_context_initialize and mq_context_cleanup are called without it, and may block. Each
  * function below says whether it may take the GIL. One that may can wait for Python code: do not call it with a lock
  * held that a hook also takes. All others may have to log a misuse; from other threads they leave that to the
- * dispatcher's, so that they never wait for Python there.
+ * dispatcher's, so that they never wait for Python there, as long as a dispatcher is open.
  */
 
 #ifndef MQCORE_H

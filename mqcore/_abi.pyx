@@ -42,6 +42,7 @@ cdef extern from "dlfcn.h" nogil:
     int RTLD_GLOBAL, RTLD_LAZY, RTLD_NOLOAD
 
 cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
     const char *PyUnicode_AsUTF8(object) except NULL
 
 
@@ -97,7 +98,7 @@ cdef public uv_loop_s *MQ_uv(MQ_Context *context) noexcept nogil:
 cdef public void *MQ_uvSymbol(MQ_Context *context, const char *name) noexcept nogil:
     if started(context, CONTEXT, b"called MQ_uvSymbol for no context, or outside of its calls", caller()) == NULL:
         return NULL
-    if strlen(name) < 4 or name[0] != b"u" or name[1] != b"v" or name[2] != b"_":
+    if name == NULL or strlen(name) < 4 or name[0] != b"u" or name[1] != b"v" or name[2] != b"_":
         return NULL
     with gil:
         return symbol(<Loop>table_of(context).owner, name)
@@ -231,11 +232,15 @@ cdef object use(void *handle, str what, tuple values, object otherwise):
     try:
         return getattr(accessors_of(type(message)), what)(message, *values)
     except BaseException as error:
-        if ends_program(error):
-            context.owner.escape(error)
-        else:
-            context.owner.tell(context.log, logging.ERROR, "plugin %s: %s raised", (context.name, what), error)
+        tell_raised(context, what, error)
         return otherwise
+
+
+cdef void tell_raised(Context context, str what, object error) noexcept:
+    if ends_program(error):
+        context.owner.escape(error)
+    else:
+        context.owner.tell(context.log, logging.ERROR, "plugin %s: %s raised", (context.name, what), error)
 
 
 cdef bint use_bool(void *handle, str what) noexcept:
@@ -279,12 +284,34 @@ cdef bint is_escaped(str value) noexcept:
         return False
 
 
-cdef void set_text(void *handle, str what, const char *string, size_t size) noexcept:
-    use(handle, what, (None if string == NULL else string[:size].decode("utf-8", "surrogateescape"),), None)
+cdef bint give_bytes(void *handle, str what, const void *string, size_t size) noexcept:
+    """Call the accessor with bytes that a plugin has given. Whether it returned True."""
+    try:
+        value = copy_of(string, size)
+    except Exception as error:
+        tell_raised(context_of(handle), what, error)
+        return False
+    return use(handle, what, (value,), False) is True
 
 
-cdef object plugin_of(void *handle):
-    return (<Context>(<Message>slot_of(handle).object).entry.context).plugin
+cdef void give_text(void *handle, str what, const char *string, size_t size) noexcept:
+    """The same with text; NULL is None."""
+    try:
+        value = None if string == NULL else copy_of(string, size).decode("utf-8", "surrogateescape")
+    except Exception as error:
+        tell_raised(context_of(handle), what, error)
+    else:
+        use(handle, what, (value,), None)
+
+
+cdef bytes copy_of(const void *string, size_t size):
+    if size > <size_t>PY_SSIZE_T_MAX:
+        raise OverflowError(f"a size of {size} bytes")
+    return (<const char *>string)[:size]
+
+
+cdef Context context_of(void *handle):
+    return <Context>(<Message>slot_of(handle).object).entry.context
 
 
 cdef class Pointer:
@@ -296,7 +323,7 @@ cdef void *connection_data(void *connection) noexcept:
     data = use(connection, "data", (), None)
     if type(data) is not dict or not in_control(slot_of(connection), connection):
         return NULL
-    pointer = (<dict>data).get(plugin_of(connection))
+    pointer = (<dict>data).get(context_of(connection).plugin)
     return (<Pointer>pointer).value if type(pointer) is Pointer else NULL
 
 
@@ -305,7 +332,7 @@ cdef void set_connection_data(void *connection, void *value) noexcept:
     pointer.value = value
     data = use(connection, "data", (), None)
     if type(data) is dict and in_control(slot_of(connection), connection):
-        (<dict>data)[plugin_of(connection)] = pointer
+        (<dict>data)[context_of(connection).plugin] = pointer
 
 
 cdef public void *MQ_connectionData(MQ_Connection *connection) noexcept nogil:
@@ -332,7 +359,7 @@ cdef public size_t MQ_send(MQ_Connection *connection, const void *buffer, size_t
     if not usable(connection, CONNECTION, b"called MQ_send for a connection that it does not have", caller()) or buffer == NULL:
         return 0
     with gil:
-        return size if use(connection, "send", ((<const char *>buffer)[:size],), False) is True else 0
+        return size if give_bytes(connection, "send", buffer, size) else 0
 
 
 cdef public c_bool MQ_secure(MQ_Connection *connection) noexcept nogil:
@@ -376,13 +403,13 @@ cdef public MQ_Address *MQ_recipient(MQ_Message *message) noexcept nogil:
 cdef public void MQ_setEnvelope(MQ_Message *message, const char *envelope, size_t size) noexcept nogil:
     if usable(message, MESSAGE, b"called MQ_setEnvelope for a message that it does not have", caller()):
         with gil:
-            set_text(message, "set_envelope", envelope, size)
+            give_text(message, "set_envelope", envelope, size)
 
 
 cdef public void MQ_setRecipient(MQ_Message *message, const char *recipient, size_t size) noexcept nogil:
     if usable(message, MESSAGE, b"called MQ_setRecipient for a message that it does not have", caller()):
         with gil:
-            set_text(message, "set_recipient", recipient, size)
+            give_text(message, "set_recipient", recipient, size)
 
 
 cdef const char *email(void *address) noexcept:
@@ -411,7 +438,7 @@ cdef public const char *MQ_mime(MQ_Message *message) noexcept nogil:
 cdef public void MQ_setMime(MQ_Message *message, const char *mime, size_t size) noexcept nogil:
     if usable(message, MESSAGE, b"called MQ_setMime for a message that it does not have", caller()) and mime != NULL:
         with gil:
-            use(message, "set_mime", (mime[:size],), None)
+            give_bytes(message, "set_mime", mime, size)
 
 
 cdef public c_bool MQ_local(MQ_Message *message) noexcept nogil:
@@ -437,7 +464,7 @@ cdef public const char *MQ_json(MQ_Message *message) noexcept nogil:
 cdef public void MQ_setJson(MQ_Message *message, const char *json, size_t size) noexcept nogil:
     if usable(message, MESSAGE, b"called MQ_setJson for a message that it does not have", caller()) and json != NULL:
         with gil:
-            use(message, "set_json", (json[:size],), None)
+            give_bytes(message, "set_json", json, size)
 
 
 # ------------------------------------------------------------------------------------------------------------------- Log

@@ -36,6 +36,8 @@ cdef bint bare_turn(Loop loop) noexcept nogil:
     cdef Table *table = <Table *>(<Control>loop).native
     call_watchers(loop, table)
     call_timers(loop, table)
+    if loop.thread == 0:  # closed by what was called: the table may be another dispatcher's by now
+        return False
     go_on(<Steps>loop, table, False)
     if table.notes != NULL:
         store_flag(&loop.state.gil_needed, True)
@@ -67,7 +69,7 @@ cdef void call_watchers(Loop loop, Table *table) noexcept nogil:
         watch = loop.state.ready[True]
         watcher = <Slot *>(<char *>watch - <size_t>&(<Slot *>NULL).waiting.watch)
         unlink_ready(&loop.state, watch)
-        events = watch.came & watch.wanted
+        events = 0 if watch.lost else watch.came & watch.wanted  # what came before it was lost is lost with it
         watch.came = 0
         if watch.lost or events:
             call_watcher(table, watcher, events)
@@ -136,7 +138,7 @@ cdef void go_on(Steps steps, Table *table, bint all) noexcept nogil:
     cdef int verdict
     if all or table.waiting == NULL:
         append_list(&table.waiting, <Slot *>take_all(&table.given))
-    while table.waiting != NULL and (all or left > 0 and now < until):
+    while table.waiting != NULL and (all or left > 0 and now < until and not steps.closed):
         left -= 1
         slot = table.waiting
         table.waiting = slot.next

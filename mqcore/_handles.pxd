@@ -93,6 +93,7 @@ cdef struct Table:
     bint disturbed          # a step, or the dispatcher, was ended in it
     void *current           # the MQ_Context whose callback is being called, or NULL
     PyObject *message       # borrowed: the Message whose hook is being called, or NULL
+    void *frame             # where on the thread's stack it went in last
     uint32_t count          # slots that there are
     uint32_t retired
     Slot *spare             # for the next step, whose hooks have it one after the other

@@ -87,13 +87,14 @@ cdef bint is_inside(Table *table) noexcept nogil:
 
 
 cdef Table *table_inside() noexcept nogil:
-    """The table of the dispatcher in whose call this thread is; NULL when in none."""
+    """The table of the dispatcher in whose call this thread is; NULL when in none. Of several, one in a hook of another, the
+    innermost: stacks grow downwards."""
     cdef Table *table
     cdef Table *found = NULL
     cdef int number
     for number in range(1, MOST_TABLES):
         table = load_table(&tables[number])
-        if table != NULL and is_inside(table):
+        if table != NULL and is_inside(table) and (found == NULL or table.frame < found.frame):
             found = table
     return found
 

@@ -35,6 +35,7 @@ cdef struct Inside:
     # Where a thread was before it went into native code.
     void *current
     PyObject *message
+    void *frame
 
 cdef inline bint is_worn(Slot *slot) noexcept nogil:
     """Whether its generations are used up: let go, it is retired when its turn comes."""

@@ -81,8 +81,10 @@ cdef void enter(Table *table, void *context, PyObject *message, Inside *before) 
     """This thread, the dispatcher's, is about to call native code: for a context or for a message."""
     before.current = table.current
     before.message = table.message
+    before.frame = table.frame
     table.current = context
     table.message = message
+    table.frame = before
     table.thread = this_thread()
     table.inside += 1
 
@@ -93,6 +95,7 @@ cdef void leave(Table *table, Inside *before) noexcept nogil:
         table.disturbed = False
     table.current = before.current
     table.message = before.message
+    table.frame = before.frame
 
 
 cdef int call(Control control, Message message, Entry *entry, bint timed) noexcept:
@@ -114,8 +117,10 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
     slot.object = <PyObject *>message
     before.current = table.current  # as enter() does it; the core knows which thread this is
     before.message = table.message
+    before.frame = table.frame
     table.current = NULL
     table.message = <PyObject *>message
+    table.frame = &before
     table.thread = control.thread
     table.inside += 1
     while verdict == TO_CONTINUE and entry != NULL:

@@ -19,7 +19,7 @@ from ._handles cimport (
     CONTEXT, STEP, Note, Slot, Table, any_open_table, generation_in, is_inside, live_slot, push, slot_of, table_inside,
     table_of, take_all)
 from ._loop cimport Loop, stir, uv_of
-from ._message cimport Message, Tally
+from ._message cimport Entry, Message, Tally
 
 cdef extern from *:
     """
@@ -87,11 +87,13 @@ cdef void refuse_late(Table *table, Slot *slot) noexcept nogil:
 
 cdef void *caller_in(Table *table) noexcept nogil:
     """The MQ_Context of the plugin that this thread is in."""
+    cdef Entry *entry = NULL
     if table == NULL:
         return NULL
     if table.current != NULL or table.message == NULL:
         return table.current
-    return (<Message>table.message).entry.handle
+    entry = (<Message>table.message).entry
+    return NULL if entry == NULL else entry.handle  # its step has ended: the thread is between two messages of run_many()
 
 
 cdef void write_log(int priority, const char *text, void *caller) noexcept nogil:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,28 @@ def test_login_without_a_server(plugins, tmp_path, monkeypatch, caplog):
             return session.user
 
     assert uvloop.run(main()) is False
+    assert "no connection to the login server" in caplog.text
+
+
+def test_login_with_a_server_that_takes_no_connections(plugins, tmp_path, monkeypatch, caplog):
+    """More wait for it than it lets wait: another one is not waited for."""
+    path = str(tmp_path / "socket")
+    monkeypatch.setenv("LOGIN_SOCKET", path)
+
+    async def main():
+        with plugins("20-login") as loaded, mqcore.Dispatcher(loaded) as dispatcher:
+            return dispatcher.hook("mq_smtp_in_authenticate").run(Session(), "me", "right")
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind(path)
+        server.listen(0)
+        for _ in range(2):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(path)
+        assert uvloop.run(main()) is mqcore.CONTINUE
     assert "no connection to the login server" in caplog.text
 
 

@@ -311,6 +311,32 @@ def test_a_descriptor_that_is_closed_under_its_watcher(owner, puppet, socket_pai
     os.close(theirs)
 
 
+@pytest.mark.parametrize("way", ["the descriptor is watched again", "the other watcher is stopped"])
+def test_a_descriptor_that_is_closed_when_its_watcher_is_ready(owner, puppet, socket_pair, way):
+    """In the callback of another watcher of it. What came before it was closed is nothing to be called for any more."""
+    ours, theirs = os.pipe()
+    start(owner, [puppet])
+    told = []
+
+    def close_it(watcher, fd, events, data):
+        os.dup2(socket_pair[0].fileno(), fd)
+        if way == "the descriptor is watched again":
+            watcher = puppet.watch(puppet.context, fd, READ, print)
+        mq.MQ_ioUnwatch(watcher)
+
+    def play(context):
+        puppet.watch(context, ours, READ | WRITE, close_it)  # so that another union of events is left when it is stopped
+        puppet.watch(context, ours, READ, lambda watcher, fd, events, data: told.append(events))
+
+    os.write(theirs, b"x")
+    inside(owner, puppet, play)
+    owner.run_until(lambda: told)
+    owner.turn()
+    assert told == [0]
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_watchers_end_with_their_context(owner, puppet, socket_pair):
     ours, _ = socket_pair
     called = []
@@ -336,6 +362,8 @@ def test_uv_and_its_functions(owner, puppet):
         backend = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(mq.MQ_uvSymbol(context, b"uv_backend_fd"))(loop)
         assert not mq.MQ_uvSymbol(context, b"uv_no_such_thing")
         assert not mq.MQ_uvSymbol(context, b"malloc")
+        assert not mq.MQ_uvSymbol(context, b"")
+        assert not mq.MQ_uvSymbol(context, None)
         return version.decode(), backend
 
     version, backend = inside(owner, puppet, look)

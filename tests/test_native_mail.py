@@ -86,13 +86,25 @@ def test_addresses_that_are_not_there(owner, puppet):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("MQ_setEnvelope", b"a@b\r\nRSET"), ("MQ_setRecipient", b"a\nb"), ("MQ_setJson", b"[1]"), ("MQ_setJson", b"{"),
-     ("MQ_setJson", b"\xff")],
+     ("MQ_setJson", b"\xff"), ("MQ_setJson", b'{"key": NaN}'), ("MQ_setJson", b'{"key": -1e999}')],
 )
 def test_values_that_are_refused(owner, puppet, name, value, caplog):
     mail = Mail(b"", envelope="x", json={"recipient": "y"})
     before = dict(mail.json)
     look(owner, puppet, mail, lambda _, message: getattr(mq, name)(message, value, len(value)))
     assert mail.json == before
+    (record,) = caplog.records
+    assert record.name == "mqcore.plugins.20-puppet" and record.levelname == "ERROR" and record.exc_info
+
+
+@pytest.mark.parametrize("size", [2**64 - 1, 2**63], ids=["-1", "more than there can be"])
+@pytest.mark.parametrize("name", ["MQ_setEnvelope", "MQ_setRecipient", "MQ_setMime", "MQ_setJson", "MQ_send"])
+def test_sizes_that_are_refused(owner, puppet, name, size, caplog):
+    mail = Mail(b"mime", envelope="x", json={"recipient": "y"})
+    before = dict(mail.json)
+    result = look(owner, puppet, mail, lambda connection, message: getattr(mq, name)(
+        connection if name == "MQ_send" else message, b"{}", size))
+    assert (mail.json, mail.mime, result or 0) == (before, b"mime", 0)
     (record,) = caplog.records
     assert record.name == "mqcore.plugins.20-puppet" and record.levelname == "ERROR" and record.exc_info
 

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import threading
+from types import SimpleNamespace
 
 import pytest
 from loop_tools import PROLOGUE, python
@@ -139,6 +140,50 @@ def test_made_up_handles(owner, puppet, held, caplog):
     assert len(caplog.records) == len(handles)  # also where nobody can say which plugin it was
     mq.MQ_continue(held[0])
     owner.run_until(lambda: owner.finished)
+
+
+def test_a_misuse_between_two_messages(owner, puppet, caplog):
+    """By what is called when run_many lets the error of an earlier step go: no hook is being called then."""
+
+    class Misuses(Exception):
+        def __del__(self):
+            mq.MQ_continue(12345)
+
+    def raises(context, message, extra):
+        raise Misuses
+
+    caplog.set_level(logging.CRITICAL, "mqcore")  # a log would keep the error
+    dispatcher = start(owner, [puppet], {"10-python": SimpleNamespace(mq_other=raises)})
+    failed = mqcore.Message()
+    assert dispatcher.hook("mq_other").run(failed, 1) is mqcore.FAIL
+    caplog.set_level(logging.WARNING, "mqcore")
+    messages = [*(mqcore.Message() for _ in range(40)), failed]
+    assert dispatcher.hook("mq_step").run_many(messages) == [mqcore.CONTINUE] * 41
+    owner.run_until(lambda: caplog.records)
+
+
+MISUSES = """
+MQ_EXPORT bool mq_step(MQ_Context *context, MQ_Connection *connection, MQ_Message *message)
+{
+    (void)context, (void)connection, (void)message;
+    MQ_log(MQ_WARN, "hello");
+    MQ_continue((MQ_Connection *)12345);
+    return false;
+}
+"""
+
+
+def test_a_misuse_in_a_hook_that_another_dispatchers_hook_runs(owner, tmp_path, puppet, caplog):
+    """Whichever of the two dispatchers came first, it is the inner plugin's."""
+    inner = owner.plugins({})
+    inner.load(compile_plugin(tmp_path / "10-inner.so", MISUSES))
+    dispatchers = [owner.dispatcher(inner), start(owner, [puppet]), owner.dispatcher(inner)]
+    for dispatcher in dispatchers[::2]:
+        puppet.step = lambda *_, dispatcher=dispatcher: dispatcher.hook("mq_step").run(mqcore.Message()) is None
+        hold(owner, dispatchers[1])
+        owner.run_until(lambda dispatcher=dispatcher: refused(dispatcher) == 1)
+    assert refused(dispatchers[1]) == 0
+    assert [record.name for record in caplog.records] == ["mqcore.plugins.10-inner"] * 4
 
 
 ALL_BUT_LOG = sorted(name for name in SIGNATURES if name != "MQ_log")

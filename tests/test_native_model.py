@@ -2,13 +2,14 @@
 
 Both worlds have two native plugins, with a Python plugin between them or not. A message carries a script: what the hooks do,
 one call after the other. In the reference a Hold is what the handle of one call is in C: both stand for that call and nothing
-else.
+else. What native plugins do later they do in a callback of a timer or a watcher, the reference when it is looked at next.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -25,19 +26,27 @@ from mqcore import accessors
 
 CHAINS = {"mixed": ("10-native", "20-python", "30-native"), "native": ("10-native", "30-native")}
 BACK = ("continue", "complete", "retry")
-actions = st.one_of(
-    st.sampled_from(["false", "true", "true"]).map(lambda verdict: (None, verdict)),
-    st.tuples(st.sampled_from(BACK), st.sampled_from(["false", "true"])),
-)
-scripts = st.lists(actions, max_size=6)
+NOW = ("now",)
+LATER = {"timer": ("timer", "timer that is reset", "timer that is stopped"), "watcher": ("watcher", "watcher that is stopped")}
+
+
+def scripts_of(whens):
+    """What hooks do: give back, when, and what they return."""
+    return st.lists(
+        st.one_of(
+            st.sampled_from(["false", "true", "true"]).map(lambda verdict: (None, "now", verdict)),
+            st.tuples(st.sampled_from(BACK), st.sampled_from(whens), st.sampled_from(["false", "true"])),
+        ),
+        max_size=6,
+    )
 
 
 class World:
-    """What both worlds do alike; `tokens` has what stands for each call of a hook, in order."""
+    """What both worlds do alike."""
 
     def __init__(self, owner):
         self.owner = owner
-        self.tokens = []
+        self.calls = []  # what stands for each call of a hook, and the number of its message, in order
         self.messages = []
         self.outcomes = {}
         self.refused = 0
@@ -63,9 +72,11 @@ class World:
 
     def play(self, message, token):
         """A hook."""
-        self.tokens.append(token)
-        back, verdict = message.script.pop(0) if message.script else (None, "false")
-        if back is not None:
+        self.calls.append((message.number, token))
+        back, when, verdict = message.script.pop(0) if message.script else (None, "now", "false")
+        if when != "now":
+            self.give_later(token, back, when)
+        elif back is not None:
             self.give(token, back)
         return verdict == "true"
 
@@ -75,11 +86,17 @@ class World:
         except mqcore.MqError:
             self.refused += 1
 
+    def token(self, number, in_order):
+        """One of the last calls; where callbacks may come between, the order in which messages have theirs is not certain."""
+        calls = self.calls if in_order else sorted(self.calls, key=lambda call: call[0])
+        return calls[-1 - number % len(calls)][1]
+
     def python_step(self, context, message):
         return self.play(message, context.hold(message))
 
     def seen(self):
         self.owner.turn()
+        self.come_to_rest()
         assert_conserved(self.dispatcher)
         counted = [
             (hook.plugin, hook.calls, hook.holds, hook.continues, hook.completes, hook.retries, hook.failures)
@@ -87,16 +104,26 @@ class World:
             if hook.hook == "mq_step"
         ]
         held = [(message.holder, message.retries, type(message.error).__name__) for message in self.messages]
-        return self.outcomes, held, counted, len(self.tokens), self.refused
+        return self.outcomes, held, counted, len(self.calls), self.refused
 
 
 class ReferenceWorld(World):
     def __init__(self, names):
         super().__init__(ReferenceOwner())
         self.dispatcher = self.owner.start(dict.fromkeys(names, self.python_step), hold_timeout=0, max_retries=3)
+        self.later = []
 
     def give(self, token, back):
         self.give_by_hold(token, back)
+
+    def give_later(self, token, back, when):
+        if "stopped" not in when:
+            self.later.append((token, back))
+
+    def come_to_rest(self):
+        while self.later:
+            self.give(*self.later.pop(0))
+            self.owner.turn()
 
 
 class Numbered(accessors.Accessors):
@@ -119,11 +146,16 @@ class NativeWorld(World, logging.Handler):
         self.dispatcher = owner.dispatcher(plugins, hold_timeout=0, max_retries=3)
         accessors.register(self.kind, Numbered())
         logging.getLogger("mqcore.plugins").addHandler(self)
+        self.later = 0
+        self.readable, other = os.pipe()
+        os.write(other, b"x")
+        os.close(other)
 
     def emit(self, record):
         self.refused += "that it does not hold" in record.getMessage()
 
     def native_step(self, context, connection, message):
+        self.context = context
         return self.play(self.messages[mq.MQ_fileDescriptor(connection)], connection)
 
     def give(self, token, back):
@@ -132,9 +164,35 @@ class NativeWorld(World, logging.Handler):
         else:
             self.give_by_hold(token, back)
 
+    def give_later(self, token, back, when):
+        def called(*arguments):
+            if "watcher" in when:
+                mq.MQ_ioUnwatch(arguments[0])
+            self.later -= 1
+            self.give(token, back)
 
-def machine(name, names, folder):
+        self.later += "stopped" not in when
+        puppet, stop = self.puppets[0], mq.MQ_stopTimer
+        if "watcher" in when:
+            handle, stop = puppet.watch(self.context, self.readable, mqcore.READ, called), mq.MQ_ioUnwatch
+        elif "reset" in when:
+            handle = puppet.timer(self.context, 100, called)
+            mq.MQ_resetTimer(handle, 0)
+        else:
+            handle = puppet.timer(self.context, 0, called)
+        if "stopped" in when:
+            stop(handle)
+            stop(handle)
+
+    def come_to_rest(self):
+        while self.later:  # what goes on may do something later again
+            self.owner.run_until(lambda: not self.later)
+            self.owner.turn()
+
+
+def machine(name, names, later, folder):
     numbers = itertools.count()
+    scripts = scripts_of(NOW + LATER.get(later, ()))
 
     class Machine(RuleBasedStateMachine):
         def __init__(self):
@@ -155,9 +213,9 @@ def machine(name, names, folder):
         @rule(number=st.integers(0, 60), back=st.sampled_from(BACK), by_thread=st.booleans())
         def give(self, number, back, by_thread):
             def operation(world):
-                if not world.tokens:
+                if not world.calls:
                     return
-                arguments = (world.tokens[-1 - number % len(world.tokens)], back)
+                arguments = (world.token(number, not later), back)
                 if by_thread:
                     thread = threading.Thread(target=world.give, args=arguments)
                     thread.start()
@@ -172,9 +230,9 @@ def machine(name, names, folder):
             """Before the dispatcher sees any of it."""
 
             def operation(world):
-                if world.tokens:
-                    world.give(world.tokens[-1 - number % len(world.tokens)], back)
-                    world.give(world.tokens[-1 - number % len(world.tokens)], "complete")
+                if world.calls:
+                    world.give(world.token(number, not later), back)
+                    world.give(world.token(number, not later), "complete")
 
             self.both(operation)
 
@@ -190,16 +248,17 @@ def machine(name, names, folder):
             logging.getLogger("mqcore.plugins").removeHandler(self.native)
             for world in self.worlds:
                 world.owner.finish()
+            os.close(self.native.readable)
             assert [error for puppet in self.native.puppets for error in puppet.errors] == []
 
     return Machine
 
 
-@pytest.mark.parametrize("names", CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize(("chain", "later"), [("mixed", ""), ("native", ""), ("native", "timer"), ("native", "watcher")])
 @pytest.mark.parametrize("name", ["uvloop", "pyuv"])
-def test_against_the_reference(name, names):
+def test_against_the_reference(name, chain, later):
     run_state_machine_as_test(
-        machine(name, names, Path(tempfile.mkdtemp(prefix="mqcore-tests-"))),
+        machine(name, CHAINS[chain], later, Path(tempfile.mkdtemp(prefix="mqcore-tests-"))),
         settings=settings(
             max_examples=60, stateful_step_count=40, deadline=None, phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),

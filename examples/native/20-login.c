@@ -5,6 +5,7 @@
  * watcher and timer is stopped, just before control is given back.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <mqcore.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,7 +60,7 @@ static void too_late(void *data)
     finish(lookup, false);
 }
 
-/* A connection to the login server, with the question sent; -1 when there is none. */
+/* A connection to the login server, with the question sent; -1 when there is none, or only after waiting for it. */
 static int ask(const char *login, size_t loginsize, const char *passwd, size_t passwdsize)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -69,7 +70,8 @@ static int ask(const char *login, size_t loginsize, const char *passwd, size_t p
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
     if (path != NULL && strlen(path) < sizeof address.sun_path)
         strcpy(address.sun_path, path);
-    if (fd >= 0 && size < (int)sizeof question && connect(fd, (struct sockaddr *)&address, sizeof address) == 0
+    if (fd >= 0 && fcntl(fd, F_SETFL, O_NONBLOCK) == 0 && size < (int)sizeof question
+        && connect(fd, (struct sockaddr *)&address, sizeof address) == 0
         && send(fd, question, size, MSG_NOSIGNAL) == size)
         return fd;
     if (fd >= 0)

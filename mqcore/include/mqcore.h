@@ -9,6 +9,7 @@
  * the whole server's. What mqcore does keep from hurting is the wrong use of its own functions: a handle that is stale,
  * made up, of another kind, or given back twice is recognised before anything is read through it. The call is then
  * logged to the plugin's logger, counted in its `refused`, and otherwise ignored: it returns what "ignored" says below.
+ * (Of a flood, the first 1,000 that a dispatcher finds in one turn are; the others are only ignored.)
  *
  * HANDLES. Pointers to the types MQ_Context, MQ_Connection, MQ_Message, MQ_Address, MQ_IOWatcher and MQ_Timer are
  * numbers that never point anywhere. They belong to mqcore; never free one or read through it.
@@ -21,7 +22,8 @@
  * Timers and watchers also end with their context. No callback comes after that.
  *
  * STRINGS that come from mqcore are UTF-8 and end with a 0. They belong to mqcore and are valid as long as the
- * MQ_Connection of that call of a hook. Strings that a plugin gives are copied.
+ * MQ_Connection of that call of a hook. Strings that a plugin gives are copied. NULL, or a size that no memory has, is
+ * ignored; but NULL for an address means that there is none.
  *
  * THREADS. Each dispatcher has one thread, on which all hooks and callbacks of its contexts are called; several
  * dispatchers call the same plugin at the same time. Every function below belongs to the dispatcher's thread, where it
@@ -33,7 +35,7 @@
  * mq_initialize, mq_cleanup, mq_context_initialize and mq_context_cleanup are called without it, and may block. Each
  * function below says whether it may take the GIL. One that may can wait for Python code: do not call it with a lock
  * held that a hook also takes. All others may have to log a misuse; from other threads they leave that to the
- * dispatcher's, so that they never wait for Python there.
+ * dispatcher's, so that they never wait for Python there, as long as a dispatcher is open.
  */
 
 #ifndef MQCORE_H
@@ -72,8 +74,8 @@ typedef struct MQ_Timer MQ_Timer;
 
 /* ---------------------------------------------------------------- What a plugin exports. Only mq_version is required. */
 
-/* First of all; the plugin is refused when it does not return MQ_API_VERSION. Called once, by the loading thread, as are
- * the next two. (The constructors of a shared object run before, when it is opened.) */
+/* First of all; the plugin is refused when it does not return MQ_API_VERSION. Called once, by the loading thread, as is
+ * mq_initialize. (The constructors of a shared object run before, when it is opened.) */
 MQ_EXPORT int mq_version(void);
 
 /* After that, once. */
@@ -143,8 +145,9 @@ MQ_IOWatcher *MQ_ioWatch(MQ_Context *context, int fd, int events,
 /* Also in its callback. One that is stopped: ignored. No GIL. */
 void MQ_ioUnwatch(MQ_IOWatcher *watcher);
 
-/* The libuv loop of the dispatcher, and a function of the libuv that made the loop, by name, such as "uv_poll_start":
- * there may be several in the process, and only that one may touch the loop. NULL where there is none of that name.
+/* The libuv loop of the dispatcher, which is its owner's, and is there as long as the context; and a function of the libuv
+ * that made the loop, by name, such as "uv_poll_start": there may be several in the process, and only that one may touch
+ * the loop. NULL where there is none of that name.
  * Close what you start on it in mq_context_cleanup, wait for its close callbacks where they need the plugin's data,
  * and leave the `data` of handles NULL on a uvloop loop. MQ_uvSymbol may take the GIL. Ignored: NULL. */
 struct uv_loop_s *MQ_uv(MQ_Context *context);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import Any
 
 from ..accessors import Accessors, register
@@ -65,10 +66,18 @@ class MailAccessors(Accessors):
         return json.dumps(message.json, ensure_ascii=False)
 
     def set_json(self, message: Mail, text: bytes) -> None:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
         if not isinstance(value, dict):
             raise ValueError(f"the JSON of a mail is an object, not {text!r}")
         message.json = value
+
+
+def _finite(text: str) -> float:
+    """The number in JSON text: one that no JSON text can have, which Python takes, is refused."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number in JSON")
+    return number
 
 
 def _transport(message: Mail) -> asyncio.Transport | None:

@@ -161,6 +161,28 @@ def test_login_with_a_server_that_takes_no_connections(plugins, tmp_path, monkey
     assert "no connection to the login server" in caplog.text
 
 
+def test_login_that_is_still_asked_when_the_dispatcher_is_closed(plugins, tmp_path, monkeypatch):
+    """The plugin keeps no connection to the server."""
+    path = str(tmp_path / "socket")
+    monkeypatch.setenv("LOGIN_SOCKET", path)
+
+    async def main():
+        with plugins("20-login") as loaded, mqcore.Dispatcher(loaded) as dispatcher:
+            for _ in range(3):
+                dispatcher.hook("mq_smtp_in_authenticate").run(Session(), "me", "right")
+            assert dispatcher.stats().held == 3
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind(path)
+        server.listen(3)
+        uvloop.run(main())
+        for _ in range(3):
+            connection = stack.enter_context(server.accept()[0])
+            connection.settimeout(10)
+            assert [connection.recv(100), connection.recv(100)] == [b"me right\n", b""]
+
+
 @pytest.mark.parametrize("early", [False, True], ids=["until silence", "closed before"])
 def test_watch(plugins, tmp_path, monkeypatch, caplog, early):
     caplog.set_level("INFO")

@@ -1,8 +1,8 @@
 /* Asks a server whether a login is good, without blocking: a socket, a watcher on it, and a timer for when no answer comes.
  *
  * The server is at the path LOGIN_SOCKET of the environment, a Unix socket. It is sent "LOGIN PASSWORD\n" and answers
- * "yes" or something else. For each lookup there is a struct, which the callbacks get, and which is freed when the last of
- * watcher and timer is stopped, just before control is given back.
+ * "yes" or something else. For each lookup there is a struct, which the callbacks get, and which is freed when watcher and
+ * timer are stopped and control is given back. The context has a list of them, for those that are left when it ends.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -16,7 +16,9 @@
 
 #define SECONDS 5.0f
 
-typedef struct {
+typedef struct Lookup {
+    struct Lookup *next, *previous;
+    MQ_Context *context;
     MQ_Connection *connection; /* what to give back */
     MQ_IOWatcher *watcher;
     MQ_Timer *timer;
@@ -26,6 +28,34 @@ typedef struct {
 MQ_EXPORT int mq_version(void)
 {
     return MQ_API_VERSION;
+}
+
+static void begin(Lookup *lookup)
+{
+    lookup->next = MQ_contextData(lookup->context);
+    if (lookup->next != NULL)
+        lookup->next->previous = lookup;
+    MQ_setContextData(lookup->context, lookup);
+}
+
+static void end(Lookup *lookup)
+{
+    if (lookup->next != NULL)
+        lookup->next->previous = lookup->previous;
+    if (lookup->previous != NULL)
+        lookup->previous->next = lookup->next;
+    else
+        MQ_setContextData(lookup->context, lookup->next);
+    close(lookup->fd);
+    free(lookup);
+}
+
+/* Watchers and timers end with the context by themselves. */
+MQ_EXPORT void mq_context_cleanup(MQ_Context *context)
+{
+    Lookup *lookup;
+    while ((lookup = MQ_contextData(context)) != NULL)
+        end(lookup);
 }
 
 /* Ends a lookup, and gives the connection to the next plugin. */
@@ -38,8 +68,7 @@ static void finish(Lookup *lookup, bool good)
     if (good)
         MQ_setAuthenticated(lookup->connection, true); /* while the plugin has control */
     MQ_continue(lookup->connection);
-    close(lookup->fd);
-    free(lookup);
+    end(lookup);
 }
 
 static void answered(MQ_IOWatcher *watcher, int fd, int events, void *data)
@@ -91,7 +120,9 @@ MQ_EXPORT bool mq_smtp_in_authenticate(MQ_Context *context, MQ_Connection *conne
         free(lookup);
         return false;
     }
+    lookup->context = context;
     lookup->connection = connection;
+    begin(lookup);
     lookup->watcher = MQ_ioWatch(context, lookup->fd, MQ_READ, answered, lookup);
     lookup->timer = MQ_startTimer(context, SECONDS, too_late, lookup);
     return true; /* control is the plugin's, until finish() */

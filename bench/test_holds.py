@@ -100,15 +100,20 @@ def test_given_back(loop: Any, against: Against, case: str, base: str, peer: typ
         against(GROUP, f"10k held, {case}", contenders, rounds=30, count=count, **SETTLED)
 
 
-@pytest.mark.parametrize("part", ["beyond the message", "with the message"])
-def test_memory(benchmark: Any, report: Callable[..., None], part: str, *, short: bool) -> None:
-    """Resident memory for each held message, in a fresh process for each figure."""
-    count = 100_000
-    figures: dict[str, list[float]] = {name: [] for name in WAYS}
+@pytest.mark.parametrize(
+    ("name", "count", "chosen"), [("10k", 10_000, WAYS), ("100k", 100_000, WAYS), ("1M", 1_000_000, MILLION)]
+)
+def test_memory(
+    benchmark: Any, report: Callable[..., None], name: str, count: int, chosen: dict[str, type[Way]], *, short: bool
+) -> None:
+    """Resident memory for each held message, in a fresh process for each figure. Collections of garbage change nothing."""
+    figures: dict[str, dict[str, list[float]]] = {}
 
     def measure() -> None:
-        for name, each in figures.items():
-            each.append(bytes_per_message(name, count)[part])
+        for way in chosen:
+            for part, size in bytes_per_message(way, count).items():
+                figures.setdefault(part, {}).setdefault(way, []).append(size)
 
-    benchmark.pedantic(measure, rounds=3)
-    report(row_of("memory", f"100k held, {part}", figures, unit="B"))
+    benchmark.pedantic(measure, rounds=1 if short else 3)
+    for part, sizes in figures.items():
+        report(row_of("memory", f"{name} held, {part}", sizes, unit="B"))

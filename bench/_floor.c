@@ -1,7 +1,8 @@
 /* The floor under dispatch: what it costs to call the same Python functions with the same arguments from C, and no more.
  *
  * Floor(functions, contexts): run(message) calls function(context, message) one after the other until one takes the
- * message, and run_many(messages) does that for a list. Nothing is checked that the bench does not need.
+ * message, and run_many(messages) does that for a list; give_back(message) notes it, and drain(done) calls done(message, True)
+ * for all that were noted. Nothing is checked that the bench does not need.
  *
  * NativeFloor(paths): the same for the function mq_smtp_in_message of shared objects, called as native plugins are.
  *
@@ -23,6 +24,8 @@ typedef struct {
     PyObject *contexts;
     Entry *entries;
     Py_ssize_t count;
+    PyObject **given; /* borrowed: who gives a message back keeps it */
+    size_t given_count, given_room;
 } Floor;
 
 /* 1: a function took the message; 0: none did; -1: one raised. */
@@ -69,6 +72,36 @@ static PyObject *floor_run_many(Floor *self, PyObject *messages)
     return outcomes;
 }
 
+static PyObject *floor_give_back(Floor *self, PyObject *message)
+{
+    if (self->given_count == self->given_room) {
+        size_t room = self->given_room ? 2 * self->given_room : 1024;
+        PyObject **given = PyMem_Realloc(self->given, room * sizeof *given);
+        if (given == NULL)
+            return PyErr_NoMemory();
+        self->given = given;
+        self->given_room = room;
+    }
+    self->given[self->given_count++] = message;
+    Py_RETURN_NONE;
+}
+
+static PyObject *floor_drain(Floor *self, PyObject *done)
+{
+    PyObject *space[3];
+    PyObject **arguments = space + 1;
+    arguments[1] = Py_True;
+    for (size_t i = 0; i < self->given_count; i++) {
+        arguments[0] = self->given[i];
+        PyObject *result = PyObject_Vectorcall(done, arguments, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        if (result == NULL)
+            return NULL;
+        Py_DECREF(result);
+    }
+    self->given_count = 0;
+    Py_RETURN_NONE;
+}
+
 static PyObject *floor_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     PyObject *functions, *contexts;
@@ -97,6 +130,7 @@ static PyObject *floor_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static void floor_dealloc(Floor *self)
 {
     PyMem_Free(self->entries);
+    PyMem_Free(self->given);
     Py_XDECREF(self->functions);
     Py_XDECREF(self->contexts);
     Py_TYPE(self)->tp_free((PyObject *)self);
@@ -178,6 +212,8 @@ static PyMethodDef module_functions[] = {
 static PyMethodDef floor_methods[] = {
     {"run", (PyCFunction)floor_run, METH_O, NULL},
     {"run_many", (PyCFunction)floor_run_many, METH_O, NULL},
+    {"give_back", (PyCFunction)floor_give_back, METH_O, NULL},
+    {"drain", (PyCFunction)floor_drain, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -12,6 +12,7 @@ from threading import Thread
 from typing import Any
 
 import greenlet
+from building import build
 from subjects import Subject
 
 import mqcore
@@ -83,6 +84,35 @@ class ByMqcore(Way):
         continue_ = self.context.continue_
         for message in self.messages:
             continue_(message)
+
+
+class ByFloor(ByMqcore):
+    """C that calls the same hook and `finished`, and keeps what is given back in an array in between."""
+
+    def open(self) -> None:
+        """The floor under the same plugin."""
+        super().open()
+        self.floor = build("_floor").Floor((self.take,), self.subject.contexts)
+
+    def finished(self, message: Any, outcome: Any) -> None:
+        """The end of one message."""
+        self.left -= 1
+
+    def hold(self) -> None:
+        """Call the hook for each message."""
+        run = self.floor.run
+        for message in self.messages:
+            run(message)
+
+    def give_back(self) -> None:
+        """Note each message."""
+        give_back = self.floor.give_back
+        for message in self.messages:
+            give_back(message)
+
+    def finish(self) -> None:
+        """There is no loop to run."""
+        self.floor.drain(self.finished)
 
 
 class ByHold(ByMqcore):

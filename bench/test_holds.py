@@ -15,6 +15,7 @@ from holding import (
     ByDict,
     ByDictAndThread,
     ByDictAndTimer,
+    ByFloor,
     ByHold,
     ByMqcore,
     ByTask,
@@ -53,7 +54,7 @@ def ways(loop: Any, taken: list[Any], chosen: dict[str, type[Way]]) -> Iterator[
         yield made
 
 
-# A million tasks take 10 s a round and more than 1 GB.
+# For where others take too long: a million tasks take 10 s a round and more than 1 GB.
 MILLION = {"dict + callback": ByDict, "mqcore": ByMqcore}
 
 
@@ -66,7 +67,7 @@ def test_held(
     loop: Any, against: Against, name: str, count: int, rounds: int, chosen: dict[str, type[Way]], *, collects: bool
 ) -> None:
     """That many held at once."""
-    with ways(loop, messages(count), chosen) as contenders:
+    with ways(loop, messages(count), {"floor": ByFloor, **chosen}) as contenders:
         if not collects:
             gc.disable()
         case = f"{name} held" if collects else f"{name} held, gc off"
@@ -80,7 +81,7 @@ def test_subclass_held(loop: Any, against: Against) -> None:
     """Messages of a subclass in Python, each with an attribute."""
     count = 100_000
     taken = [Mail(f"{number}@example.org") for number in range(count)]
-    with ways(loop, taken, {"dict + callback": ByDict, "mqcore": ByMqcore}) as contenders:
+    with ways(loop, taken, {"floor": ByFloor, **MILLION}) as contenders:
         against(GROUP, "100k held, Python subclass", contenders, rounds=15, count=count, **SETTLED)
 
 

@@ -47,7 +47,7 @@ cdef class SmtpConnection:
     cdef int run(self, Hook hook, Stage stage, tuple arguments) except -1
     cdef int finish(self, outcome) except -1
     cdef bint answer(self, outcome, failed=*) except -1
-    cdef int begin_stage(self, event) except -1
+    cdef int begin_stage(self, subject) except -1
     cdef int start_tls(self) except -1
     cdef int after_login(self, outcome) except -1
     cdef int mail_from(self, str address) except -1

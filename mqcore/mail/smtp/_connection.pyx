@@ -166,8 +166,8 @@ cdef class SmtpConnection:
             return 0
         self.is_proceeding = True
         try:
-            while (event := self.dialogue.next_event()) is not None:
-                self.begin_stage(event)
+            while (subject := self.dialogue.next_subject()) is not None:
+                self.begin_stage(subject)
         finally:
             self.is_proceeding = False
         return self.flush()
@@ -215,20 +215,20 @@ cdef class SmtpConnection:
 
     # Stages
 
-    cdef int begin_stage(self, event) except -1:
+    cdef int begin_stage(self, subject) except -1:
         cdef int due = self.dialogue.due
         if due == MAIL_FROM:
-            self.mail_from(event.address)
+            self.mail_from(subject)
         elif due == RCPT_TO:
-            self.rcpt_to(event.address)
+            self.rcpt_to(subject)
         elif due == START_TLS:
             self.start_tls()
         elif due == AUTHENTICATE:
             self.info.helo = self.dialogue.helo
             self.info.authenticated = False
-            self.run(self.hooks.authenticate, LOGIN, (event.login, event.password))
+            self.run(self.hooks.authenticate, LOGIN, subject)
         else:
-            self.take_message(event.mime)
+            self.take_message(subject)
         return 0
 
     cdef int finish(self, outcome) except -1:

@@ -1,8 +1,8 @@
 """One message as it comes in by SMTP, between DATA and the line that ends it."""
 
 cimport cython
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
-from libc.string cimport memchr, memcpy
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
+from libc.string cimport memchr, memcmp, memcpy
 
 import re
 
@@ -28,7 +28,7 @@ cdef class Incoming:
     def __cinit__(self, Py_ssize_t max_size, Py_ssize_t max_line):
         self.max_size = max_size
         self.max_line = max_line
-        self.text = bytearray(b"\r\n")  # so that its first line is like any other
+        self.text = PyByteArray_FromStringAndSize(b"\r\n", 2)  # so that its first line is like any other
         self.line = 2
 
     @property
@@ -81,7 +81,7 @@ cdef class Incoming:
         cdef const char *end = <const char *>memchr(text + at, c"\n", last - text - at)
         while end != NULL:
             end += 1
-            if end - line == 3 and line[0] == c"." and line[1] == c"\r" and line[-2] == c"\r":
+            if end - line == 3 and memcmp(line - 2, b"\r\n.\r\n", 5) == 0:
                 break
             if <const char *>memchr(line, c"\r", end - line) != end - 2:
                 self.stray = True

@@ -10,4 +10,5 @@ cdef class Mail(Message):
     cdef public object rejection
     cdef public object results
 
+cdef object address_in(object known, str key)
 cdef Mail new_mail(bytes mime, object json, object connection, object origin)

@@ -16,7 +16,6 @@ cdef enum Stage:
 
 cdef class SmtpConnection:
     cdef object host
-    cdef object loop
     cdef object hooks
     cdef Hook mailfrom
     cdef Hook rcptto
@@ -27,6 +26,7 @@ cdef class SmtpConnection:
     cdef readonly object info       # the Connection that plugins see
     cdef readonly Dialogue dialogue
     cdef Mail message               # what all stages but `mq_smtp_in_message` get
+    cdef object resume              # `_resume`, made once
     cdef str address                # the recipient that a step is about, whatever plugins make of it
     cdef list recipients
     cdef bytes received             # the message as it came, whatever plugins make of it
@@ -41,6 +41,7 @@ cdef class SmtpConnection:
     cdef bint is_lost
     cdef readonly bint is_paused
 
+    cdef double time(self) noexcept
     cdef int take_back(self) except -1
     cdef int proceed(self) except -1
     cdef int flush(self) except -1

@@ -5,7 +5,7 @@ import logging
 
 cimport cython
 from ..._dispatch cimport Hook
-from .._mail cimport new_mail
+from .._mail cimport address_in, new_mail
 from ._dialogue cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, Dialogue
 from ._transaction cimport Transaction
 
@@ -41,7 +41,6 @@ cdef class SmtpConnection:
 
     def __cinit__(self, host not None):
         self.host = host
-        self.loop = host.loop
         self.hooks = host.hooks
         self.mailfrom = self.hooks.mailfrom
         self.rcptto = self.hooks.rcptto
@@ -49,7 +48,8 @@ cdef class SmtpConnection:
         self.dispatcher = host.dispatcher
         self.desk = host.desk
         self.dialogue = Dialogue(host.service, secure=host.implicit_tls)
-        self.since = self.loop.time()
+        self.since = self.time()
+        self.resume = self._resume
         self.recipients = []
         self.received = b""
 
@@ -106,7 +106,7 @@ cdef class SmtpConnection:
         self.keep(0)
         self.take_back()
         # What leads back here goes now, and not when garbage is collected next.
-        self.transaction = None
+        self.resume = self.transaction = None
         self.info.transport = None
         if self.hooks.close.run(self.message, done=self._closed) is not None:
             self.host.leave(self)
@@ -123,6 +123,10 @@ cdef class SmtpConnection:
         self.host.leave(self)
 
     # What the server calls
+
+    cdef double time(self) noexcept:
+        """What `loop.time()` gave when the loop last looked at the clock."""
+        return self.dispatcher.state.uv.now(self.dispatcher.state.pointer) / 1e3
 
     def is_late(self, double now):
         """Whether the client keeps us waiting for too long."""
@@ -177,7 +181,7 @@ cdef class SmtpConnection:
         if self.transport.is_closing():
             return 0  # we closed it, or the client did, which will be told to us in a moment
         if out:
-            self.since = self.loop.time()
+            self.since = self.time()
             self.transport.write(out)
         if self.dialogue.closed:
             self.transport.close()
@@ -190,7 +194,7 @@ cdef class SmtpConnection:
         """Run the step of a stage, and then finish that."""
         self.message.rejection = None
         self.stage = stage
-        outcome = hook.run_one(self.message, arguments, self._resume)
+        outcome = hook.run_one(self.message, arguments, self.resume)
         if outcome is not None:
             return self.finish(outcome)
         self.is_stepping = True
@@ -237,7 +241,7 @@ cdef class SmtpConnection:
             self.answer(outcome)
         elif self.stage == RECIPIENT:
             if self.answer(outcome):
-                self.recipients.append(self.message.recipient or self.address)
+                self.recipients.append(address_in(self.message.known, "recipient") or self.address)
         elif self.stage == DATA:
             self.after_data(outcome)
         elif self.stage == LOGIN:
@@ -251,13 +255,13 @@ cdef class SmtpConnection:
     cdef int start_tls(self) except -1:
         self.flush()
         self.transport.pause_reading()  # what comes next is not for us but for TLS
-        self.tls_task = self.loop.create_task(self._shake_hands())
+        self.tls_task = self.host.loop.create_task(self._shake_hands())
         self.tls_task.add_done_callback(self._after_handshake)
         return 0
 
     async def _shake_hands(self):
         try:
-            return await self.loop.start_tls(
+            return await self.host.loop.start_tls(
                 self.transport, self, self.host.tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
             )
         except OSError:  # of which no client can be told
@@ -322,11 +326,12 @@ cdef class SmtpConnection:
         """One for each recipient, with all that the plugins know so far."""
         known = self.message.known
         known.pop("recipients", None)  # each of them has one
-        envelope = self.message.envelope or ""
+        envelope = address_in(known, "envelope") or ""
         cdef list mails = []
         for recipient in self.recipients:
             origin = self.desk.next_origin(self.received, envelope, recipient)
-            json = (copy.deepcopy(known) if mails else known) | {"recipient": recipient}
+            json = copy.deepcopy(known) if mails else dict(known)
+            json["recipient"] = recipient
             mails.append(new_mail(self.message.content, json, self.info, origin))
         return mails
 

@@ -45,8 +45,8 @@ cdef class SmtpConnection:
         self.mailfrom = self.hooks.mailfrom
         self.rcptto = self.hooks.rcptto
         self.data = self.hooks.data
-        self.dispatcher = host.dispatcher
         self.desk = host.desk
+        self.dispatcher = self.desk.dispatcher
         self.dialogue = Dialogue(host.service, secure=host.implicit_tls)
         self.since = self.time()
         self.resume = self._resume
@@ -57,15 +57,17 @@ cdef class SmtpConnection:
 
     def connection_made(self, transport):
         self.transport = transport
-        number = self.host.enter(self)
-        if number is None:
+        entered = self.host.enter(self)
+        if entered is None:
             self.is_lost = True
             transport.write(b"421 4.3.2 too many connections; try again later\r\n")
             transport.close()
             return
+        cdef unsigned long long number = entered
         peer = transport.get_extra_info("peername")
         self.info = Connection(number, peer[0] if peer else "", tls=self.dialogue.secure, transport=transport)
-        self.message = new_mail(b"", {}, self.info, Origin(b"", f"{number:032x}"))
+        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None))
+        self.message = new_mail(b"", {}, self.info, origin)
         self.run(self.hooks.connect, CONNECT, ())
         self.proceed()
 
@@ -108,7 +110,7 @@ cdef class SmtpConnection:
         # What leads back here goes now, and not when garbage is collected next.
         self.resume = self.transaction = None
         self.info.transport = None
-        if self.hooks.close.run(self.message, done=self._closed) is not None:
+        if (<Hook?>self.hooks.close).run_one(self.message, (), self._closed) is not None:
             self.host.leave(self)
 
     cdef int take_back(self) except -1:

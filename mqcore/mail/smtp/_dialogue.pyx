@@ -4,7 +4,7 @@ import re
 
 cimport cython
 from cpython.unicode cimport PyUnicode_AsUTF8, PyUnicode_AsUTF8AndSize
-from libc.string cimport memchr
+from libc.string cimport memchr, strlen
 
 from ._incoming cimport Incoming
 
@@ -274,28 +274,27 @@ cdef class Dialogue:
 
     cdef object obey_other(self, str line):
         """What is not said for every mail."""
-        cdef str verb = line.partition(" ")[0].upper()
-        cdef str argument = argument_of(line)
-        if verb == "EHLO":
-            self.ehlo(argument)
-        elif verb == "HELO":
-            self.greet(argument)
+        cdef const char *text = PyUnicode_AsUTF8(line)
+        if says(text, b"EHLO"):
+            self.ehlo(argument_of(line))
+        elif says(text, b"HELO"):
+            self.greet(argument_of(line))
             self.say_idly(f"250 {self.service.name}")
-        elif verb == "RSET":
+        elif says(text, b"RSET"):
             self.reset()
             self.say_idly("250 2.0.0 ok")
-        elif verb == "NOOP":
+        elif says(text, b"NOOP"):
             self.say_idly("250 2.0.0 ok")
-        elif verb == "QUIT":
+        elif says(text, b"QUIT"):
             self.close("221 2.0.0 bye")
-        elif verb == "VRFY":
+        elif says(text, b"VRFY"):
             self.say_idly("252 2.5.0 send it some mail and see")
-        elif verb == "HELP":
+        elif says(text, b"HELP"):
             self.say_idly("214 2.0.0 see RFC 5321")
-        elif verb == "STARTTLS":
-            return self.starttls(argument)
-        elif verb == "AUTH":
-            return self.auth(argument)
+        elif says(text, b"STARTTLS"):
+            return self.starttls(argument_of(line))
+        elif says(text, b"AUTH"):
+            return self.auth(argument_of(line))
         elif is_http(line):
             self.close("421 4.7.0 this is no web server")
         else:
@@ -453,9 +452,10 @@ cdef str decode(const char *text, Py_ssize_t size):
     return line
 
 
-cdef bint says(const char *line, const char *verb) noexcept:
-    """Whether this is the verb of a line, if it has four letters."""
-    return PyOS_strnicmp(line, verb, 4) == 0 and (line[4] == 0 or line[4] == c" ")
+cdef inline bint says(const char *line, const char *verb) noexcept:
+    """Whether this is the verb of a line."""
+    cdef size_t size = strlen(verb)
+    return PyOS_strnicmp(line, verb, size) == 0 and (line[size] == 0 or line[size] == c" ")
 
 
 cdef str argument_of(str line):

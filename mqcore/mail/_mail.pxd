@@ -2,6 +2,15 @@
 
 from .._message cimport Message
 
+cdef class Connection:
+    cdef readonly object id
+    cdef readonly str peer
+    cdef public object helo
+    cdef public bint tls
+    cdef public bint authenticated
+    cdef public object data         # a dict
+    cdef public object transport
+
 cdef class Mail(Message):
     cdef bytes content
     cdef object known               # a dict: what `json` gives

@@ -1,7 +1,7 @@
 # One client of the SMTP server.
 
 from ..._dispatch cimport Dispatcher, Hook
-from .._mail cimport Mail
+from .._mail cimport Connection, Mail
 from ._dialogue cimport Dialogue
 from ._transaction cimport Desk, Transaction
 
@@ -23,7 +23,7 @@ cdef class SmtpConnection:
     cdef Dispatcher dispatcher
     cdef Desk desk
     cdef readonly object transport
-    cdef readonly object info       # the Connection that plugins see
+    cdef readonly Connection info   # what plugins see of it
     cdef readonly Dialogue dialogue
     cdef Mail message               # what all stages but `mq_smtp_in_message` get
     cdef object resume              # `_resume`, made once

@@ -5,12 +5,12 @@ import logging
 
 cimport cython
 from ..._dispatch cimport Hook
-from .._mail cimport address_in, new_mail
+from .._mail cimport Connection, address_in, new_mail
 from ._dialogue cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, Dialogue
 from ._transaction cimport Transaction
 
 from ... import FAIL
-from ..message import Connection, Origin, Rejection
+from ..message import Origin, Rejection
 from ._transaction import FAILED
 
 cdef enum:

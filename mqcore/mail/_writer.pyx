@@ -114,6 +114,8 @@ cdef class Writer:
         if stored:
             self.count_stored(good)
         for job in group:
+            if set_aside and not stored and job.good:
+                self.counts.in_doubt += len(job.bad)  # they come again with the good ones
             job.done(job.mails, (set_aside or not job.bad) and (stored or not job.good))
 
     cdef int count_set_aside(self, list bad) except -1:

@@ -403,6 +403,22 @@ async def test_a_place_for_failed_mails_that_breaks_concerns_those_mails_alone()
 
 
 @run
+async def test_a_sink_that_breaks_when_the_rejected_are_set_aside_makes_doubles_that_are_counted():
+    def hook(context, message):
+        if message.recipient.startswith("no"):
+            message.reject(550, "no")
+
+    async with serving({"10-no": plugin(message=hook)}, mixed=True) as it:
+        it.sink.error = "no space"
+        client = await it.greeted()
+        client.send(MAIL + RCPT + b"RCPT TO:<no@example.org>\r\nRCPT TO:<nor@example.org>\r\nDATA\r\n" + TEXT + b".\r\n")
+        assert codes([await client.reply() for _ in range(6)])[-1] == "451 4.3.0"
+        assert [mail.recipient for mail in it.failed.mails] == ["no@example.org", "nor@example.org"]
+        counts = it.server.report.counts
+        assert (counts.rejected, counts.unfinished, counts.in_doubt) == (2, 1, 2)
+
+
+@run
 async def test_what_comes_while_the_disk_is_slow_is_stored_in_one_group():
     async with serving() as it:
         it.sink.gate.clear()

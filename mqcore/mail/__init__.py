@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ._mail import Mail
+from ._mail import Connection, Mail
 from .accessors import MailAccessors
 from .errors import SinkError, SourceError
-from .message import Connection, Origin, Rejection
+from .message import Origin, Rejection
 
 __all__ = ["Connection", "Mail", "MailAccessors", "Origin", "Rejection", "SinkError", "SourceError"]

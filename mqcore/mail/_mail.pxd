@@ -2,6 +2,15 @@
 
 from .._message cimport Message
 
+cdef class Connection:
+    cdef readonly object id
+    cdef readonly str peer
+    cdef public object helo
+    cdef public bint tls
+    cdef public bint authenticated
+    cdef public object data         # a dict
+    cdef public object transport
+
 cdef class Mail(Message):
     cdef bytes content
     cdef object known               # a dict: what `json` gives
@@ -10,4 +19,5 @@ cdef class Mail(Message):
     cdef public object rejection
     cdef public object results
 
+cdef object address_in(object known, str key)
 cdef Mail new_mail(bytes mime, object json, object connection, object origin)

@@ -1,10 +1,24 @@
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
 from .._message import Message
-from .message import Connection, Origin, Rejection
+from .message import Origin, Rejection
+
+@disjoint_base
+class Connection:
+    helo: str | None
+    tls: bool
+    authenticated: bool
+    data: dict[Any, Any]
+    transport: asyncio.Transport | None
+    def __init__(self, id: int, peer: str, *, tls: bool = False, transport: asyncio.Transport | None = None) -> None: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def peer(self) -> str: ...
 
 @disjoint_base
 class Mail(Message):

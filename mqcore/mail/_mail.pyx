@@ -1,10 +1,31 @@
-"""`Mail`: the message that passes through the hooks when what passes is mail."""
+"""`Mail`, the message that passes through the hooks when what passes is mail, and the `Connection` that it came in by."""
 
 from hashlib import blake2b
 
 from .._message cimport Message
 
 from .message import Origin, Rejection
+
+
+cdef class Connection:
+    """The connection that a mail came in by.
+
+    `id`: no other connection of the run has it. `peer`: the client's IP address. `helo`: what the client calls itself, None
+    until it says so. `tls`. `authenticated`: a plugin that implements `mq_smtp_in_authenticate` sets it. `data`: what
+    plugins know about the connection; each keeps to keys of its own. `transport`: its end here, None when it is gone; for
+    native plugins, whose functions reach it.
+    """
+
+    def __init__(self, id, str peer not None, *, bint tls=False, transport=None):
+        self.id = id
+        self.peer = peer
+        self.tls = tls
+        self.data = {}
+        self.transport = transport
+
+    def __repr__(self):
+        return (f"Connection(id={self.id}, peer={self.peer!r}, helo={self.helo!r}, tls={self.tls}, "
+                f"authenticated={self.authenticated}, data={self.data!r})")
 
 
 cdef class Mail(Message):

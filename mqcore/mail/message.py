@@ -1,10 +1,8 @@
-"""What comes with a mail: where it is from, what it was refused with, and the connection that it came in by."""
+"""What comes with a mail: where it is from, and what it was refused with."""
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Origin(NamedTuple):
@@ -33,24 +31,6 @@ class Rejection(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.code} {self.text}"
-
-
-@dataclass(slots=True, eq=False)
-class Connection:
-    """The connection that a mail came in by. A plugin that implements `mq_smtp_in_authenticate` sets `authenticated`."""
-
-    id: int
-    """No other connection of the run has it."""
-    peer: str
-    """The client's IP address."""
-    helo: str | None = None
-    """What the client calls itself."""
-    tls: bool = False
-    authenticated: bool = False
-    data: dict[Any, Any] = field(default_factory=dict)
-    """What plugins know about the connection; each keeps to keys of its own."""
-    transport: asyncio.Transport | None = field(default=None, repr=False, compare=False)
-    """Its end here; None when it is gone. For native plugins, whose functions reach it."""
 
 
 def encode(address: str) -> bytes:

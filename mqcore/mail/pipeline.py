@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 
 from .. import FAIL, Cancelled, Dispatcher, Outcome
 from ._mail import Mail
+from ._writer import BATCH, BATCH_BYTES, Finished, Writer
 from .base import Sink, Source
 from .errors import SourceError
 from .failed import FailedSink
 from .message import Origin
 from .report import Counts, Report
 from .smtp.sink import make_sender
-from .writer import BATCH, BATCH_BYTES, Finished, Writer
 
 HOOK = "mq_smtp_in_message"
 IN_FLIGHT_BYTES = 64 << 20

@@ -33,7 +33,8 @@ class Counts:
     """Of those that are stored: their client went away before it was told, so it may send them again."""
     in_doubt: int = 0
     """Times that a mail was sent to the next server and the connection broke before the answer, or the answer could not be
-    noted, or not be passed on, so that it may be there twice: it is sent again, or stays with its source."""
+    noted, or not be passed on, so that it may be there twice: it is sent again, or stays with its source. And rejected mails
+    that are where failed mails go, while others of their transaction could not be stored, so that all of it comes again."""
 
     @property
     def stored(self) -> int:

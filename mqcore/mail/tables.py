@@ -35,7 +35,7 @@ def _outcomes(report: Report) -> Table:
         (counts.rejected, "rejected, by a plugin or by the next server"),
         (counts.unfinished, "not finished; the source still has them"),
         (counts.unanswered, "of those stored, not known to be so by their client, who may send them again"),
-        (counts.in_doubt, "sent without an answer, so that the next server may have them twice"),
+        (counts.in_doubt, "sent or set aside without an answer, so that they may be there twice"),
     ]
     for number, (count, what) in enumerate(rows):
         if count or number == 0 or what == "stored":

@@ -1,7 +1,7 @@
 # One client of the SMTP server.
 
 from ..._dispatch cimport Dispatcher, Hook
-from .._mail cimport Mail
+from .._mail cimport Connection, Mail
 from ._dialogue cimport Dialogue
 from ._transaction cimport Desk, Transaction
 
@@ -16,7 +16,6 @@ cdef enum Stage:
 
 cdef class SmtpConnection:
     cdef object host
-    cdef object loop
     cdef object hooks
     cdef Hook mailfrom
     cdef Hook rcptto
@@ -24,9 +23,10 @@ cdef class SmtpConnection:
     cdef Dispatcher dispatcher
     cdef Desk desk
     cdef readonly object transport
-    cdef readonly object info       # the Connection that plugins see
+    cdef readonly Connection info   # what plugins see of it
     cdef readonly Dialogue dialogue
     cdef Mail message               # what all stages but `mq_smtp_in_message` get
+    cdef object resume              # `_resume`, made once
     cdef str address                # the recipient that a step is about, whatever plugins make of it
     cdef list recipients
     cdef bytes received             # the message as it came, whatever plugins make of it
@@ -41,13 +41,14 @@ cdef class SmtpConnection:
     cdef bint is_lost
     cdef readonly bint is_paused
 
+    cdef double time(self) noexcept
     cdef int take_back(self) except -1
     cdef int proceed(self) except -1
     cdef int flush(self) except -1
     cdef int run(self, Hook hook, Stage stage, tuple arguments) except -1
     cdef int finish(self, outcome) except -1
     cdef bint answer(self, outcome, failed=*) except -1
-    cdef int begin_stage(self, event) except -1
+    cdef int begin_stage(self, subject) except -1
     cdef int start_tls(self) except -1
     cdef int after_login(self, outcome) except -1
     cdef int mail_from(self, str address) except -1

@@ -1,7 +1,7 @@
 import asyncio
 from typing import Self, final
 
-from ..message import Connection
+from .._mail import Connection
 from ._dialogue import Dialogue
 from .host import Host
 

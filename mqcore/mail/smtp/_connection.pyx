@@ -5,12 +5,12 @@ import logging
 
 cimport cython
 from ..._dispatch cimport Hook
-from .._mail cimport new_mail
+from .._mail cimport Connection, address_in, new_mail
 from ._dialogue cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, Dialogue
 from ._transaction cimport Transaction
 
 from ... import FAIL
-from ..message import Connection, Origin, Rejection
+from ..message import Origin, Rejection
 from ._transaction import FAILED
 
 cdef enum:
@@ -41,15 +41,15 @@ cdef class SmtpConnection:
 
     def __cinit__(self, host not None):
         self.host = host
-        self.loop = host.loop
         self.hooks = host.hooks
         self.mailfrom = self.hooks.mailfrom
         self.rcptto = self.hooks.rcptto
         self.data = self.hooks.data
-        self.dispatcher = host.dispatcher
         self.desk = host.desk
+        self.dispatcher = self.desk.dispatcher
         self.dialogue = Dialogue(host.service, secure=host.implicit_tls)
-        self.since = self.loop.time()
+        self.since = self.time()
+        self.resume = self._resume
         self.recipients = []
         self.received = b""
 
@@ -57,15 +57,17 @@ cdef class SmtpConnection:
 
     def connection_made(self, transport):
         self.transport = transport
-        number = self.host.enter(self)
-        if number is None:
+        entered = self.host.enter(self)
+        if entered is None:
             self.is_lost = True
             transport.write(b"421 4.3.2 too many connections; try again later\r\n")
             transport.close()
             return
+        cdef unsigned long long number = entered
         peer = transport.get_extra_info("peername")
         self.info = Connection(number, peer[0] if peer else "", tls=self.dialogue.secure, transport=transport)
-        self.message = new_mail(b"", {}, self.info, Origin(b"", f"{number:032x}"))
+        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None))
+        self.message = new_mail(b"", {}, self.info, origin)
         self.run(self.hooks.connect, CONNECT, ())
         self.proceed()
 
@@ -106,9 +108,9 @@ cdef class SmtpConnection:
         self.keep(0)
         self.take_back()
         # What leads back here goes now, and not when garbage is collected next.
-        self.transaction = None
+        self.resume = self.transaction = None
         self.info.transport = None
-        if self.hooks.close.run(self.message, done=self._closed) is not None:
+        if (<Hook?>self.hooks.close).run_one(self.message, (), self._closed) is not None:
             self.host.leave(self)
 
     cdef int take_back(self) except -1:
@@ -123,6 +125,10 @@ cdef class SmtpConnection:
         self.host.leave(self)
 
     # What the server calls
+
+    cdef double time(self) noexcept:
+        """What `loop.time()` gave when the loop last looked at the clock."""
+        return self.dispatcher.state.uv.now(self.dispatcher.state.pointer) / 1e3
 
     def is_late(self, double now):
         """Whether the client keeps us waiting for too long."""
@@ -166,8 +172,8 @@ cdef class SmtpConnection:
             return 0
         self.is_proceeding = True
         try:
-            while (event := self.dialogue.next_event()) is not None:
-                self.begin_stage(event)
+            while (subject := self.dialogue.next_subject()) is not None:
+                self.begin_stage(subject)
         finally:
             self.is_proceeding = False
         return self.flush()
@@ -177,7 +183,7 @@ cdef class SmtpConnection:
         if self.transport.is_closing():
             return 0  # we closed it, or the client did, which will be told to us in a moment
         if out:
-            self.since = self.loop.time()
+            self.since = self.time()
             self.transport.write(out)
         if self.dialogue.closed:
             self.transport.close()
@@ -190,7 +196,7 @@ cdef class SmtpConnection:
         """Run the step of a stage, and then finish that."""
         self.message.rejection = None
         self.stage = stage
-        outcome = hook.run_one(self.message, arguments, self._resume)
+        outcome = hook.run_one(self.message, arguments, self.resume)
         if outcome is not None:
             return self.finish(outcome)
         self.is_stepping = True
@@ -215,20 +221,20 @@ cdef class SmtpConnection:
 
     # Stages
 
-    cdef int begin_stage(self, event) except -1:
+    cdef int begin_stage(self, subject) except -1:
         cdef int due = self.dialogue.due
         if due == MAIL_FROM:
-            self.mail_from(event.address)
+            self.mail_from(subject)
         elif due == RCPT_TO:
-            self.rcpt_to(event.address)
+            self.rcpt_to(subject)
         elif due == START_TLS:
             self.start_tls()
         elif due == AUTHENTICATE:
             self.info.helo = self.dialogue.helo
             self.info.authenticated = False
-            self.run(self.hooks.authenticate, LOGIN, (event.login, event.password))
+            self.run(self.hooks.authenticate, LOGIN, subject)
         else:
-            self.take_message(event.mime)
+            self.take_message(subject)
         return 0
 
     cdef int finish(self, outcome) except -1:
@@ -237,7 +243,7 @@ cdef class SmtpConnection:
             self.answer(outcome)
         elif self.stage == RECIPIENT:
             if self.answer(outcome):
-                self.recipients.append(self.message.recipient or self.address)
+                self.recipients.append(address_in(self.message.known, "recipient") or self.address)
         elif self.stage == DATA:
             self.after_data(outcome)
         elif self.stage == LOGIN:
@@ -251,13 +257,13 @@ cdef class SmtpConnection:
     cdef int start_tls(self) except -1:
         self.flush()
         self.transport.pause_reading()  # what comes next is not for us but for TLS
-        self.tls_task = self.loop.create_task(self._shake_hands())
+        self.tls_task = self.host.loop.create_task(self._shake_hands())
         self.tls_task.add_done_callback(self._after_handshake)
         return 0
 
     async def _shake_hands(self):
         try:
-            return await self.loop.start_tls(
+            return await self.host.loop.start_tls(
                 self.transport, self, self.host.tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
             )
         except OSError:  # of which no client can be told
@@ -322,11 +328,12 @@ cdef class SmtpConnection:
         """One for each recipient, with all that the plugins know so far."""
         known = self.message.known
         known.pop("recipients", None)  # each of them has one
-        envelope = self.message.envelope or ""
+        envelope = address_in(known, "envelope") or ""
         cdef list mails = []
         for recipient in self.recipients:
             origin = self.desk.next_origin(self.received, envelope, recipient)
-            json = (copy.deepcopy(known) if mails else known) | {"recipient": recipient}
+            json = copy.deepcopy(known) if mails else dict(known)
+            json["recipient"] = recipient
             mails.append(new_mail(self.message.content, json, self.info, origin))
         return mails
 

@@ -59,18 +59,19 @@ cdef class Dialogue:
     cdef int reset(self) except -1
 
     # What it takes
+    cdef object next_subject(self)
     cdef str take_line(self)
     cdef bint collect(self) except -1
     cdef object finish(self)
     cdef object obey(self, str line)
-    cdef object obey_other(self, str verb, str argument, str line)
+    cdef object obey_other(self, str line)
     cdef int greet(self, str name) except -1
     cdef int ehlo(self, str name) except -1
-    cdef object mail(self, str argument)
+    cdef object mail(self, str line)
     cdef str take_sender(self, str argument)
-    cdef object rcpt(self, str argument)
+    cdef object rcpt(self, str line)
     cdef str take_recipient(self, str argument)
-    cdef int data(self, str argument) except -1
+    cdef int data(self, str line) except -1
     cdef object starttls(self, str argument)
     cdef object auth(self, str argument)
     cdef bint takes_passwords(self) except -1

@@ -3,8 +3,8 @@
 import re
 
 cimport cython
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.string cimport memchr, memcmp
+from cpython.unicode cimport PyUnicode_AsUTF8, PyUnicode_AsUTF8AndSize
+from libc.string cimport memchr, strlen
 
 from ._incoming cimport Incoming
 
@@ -14,6 +14,7 @@ from .syntax import Wrong
 
 cdef extern from "Python.h":
     bint Py_ISALNUM(char character) noexcept
+    int PyOS_strnicmp(const char *one, const char *other, Py_ssize_t size) noexcept
 
 cdef Py_ssize_t max_address = syntax.MAX_ADDRESS
 
@@ -70,6 +71,20 @@ cdef class Dialogue:
 
     cpdef object next_event(self):
         """What the client wants next; None when more must arrive, or the event before must be answered first."""
+        subject = self.next_subject()
+        if subject is None:
+            return None
+        if self.due == MAIL_FROM:
+            return MailFrom(subject)
+        if self.due == RCPT_TO:
+            return RcptTo(subject)
+        if self.due == AUTHENTICATE:
+            return Authenticate(*subject)
+        return Message(subject) if self.due == MESSAGE else StartTls()
+
+    cdef object next_subject(self):
+        """`next_event`, for callers that look at `due`: only what the event has, which is an address, the mail, login and
+        password, or of StartTls nothing but True."""
         while self.due == NOTHING and not self.closed:
             if self.at == len(self.buffer) and not self.shutting_down:
                 return None  # as after nearly every command
@@ -77,7 +92,7 @@ cdef class Dialogue:
                 if self.incoming is not None:
                     if not self.collect():
                         return None
-                    event = self.finish()
+                    subject = self.finish()
                 elif self.shutting_down and not self.in_transaction:
                     self.close("421 4.3.2 this server is shutting down")
                     return None
@@ -85,13 +100,13 @@ cdef class Dialogue:
                     line = self.take_line()
                     if line is None:
                         return None
-                    event = self.obey(line)
+                    subject = self.obey(line)
             except Wrong as error:
                 self.expected = COMMAND
                 self.complain(str(error))
                 continue
-            if event is not None:
-                return event
+            if subject is not None:
+                return subject
         return None
 
     cpdef bytes take_output(self):
@@ -237,51 +252,49 @@ cdef class Dialogue:
             self.reset()
             raise
         self.due = MESSAGE
-        return tuple.__new__(Message, (mime,))
+        return mime
 
     cdef object obey(self, str line):
         if self.expected != COMMAND:
             return self.take_login(line)
-        cdef str verb, argument
-        verb, _, argument = line.partition(" ")
-        verb = verb.upper()
-        if self.refusal is not None and verb != "QUIT":
+        cdef const char *text = PyUnicode_AsUTF8(line)
+        if self.refusal is not None and not says(text, b"QUIT"):
             if self.refusal.startswith("421"):
                 self.close(self.refusal)
                 return None
             raise Wrong(self.refusal)
-        argument = argument.strip(" ")
-        if verb == "MAIL":
-            return self.mail(argument)
-        if verb == "RCPT":
-            return self.rcpt(argument)
-        if verb == "DATA":
-            self.data(argument)
+        if says(text, b"MAIL"):
+            return self.mail(line)
+        if says(text, b"RCPT"):
+            return self.rcpt(line)
+        if says(text, b"DATA"):
+            self.data(line)
             return None
-        return self.obey_other(verb, argument, line)
+        return self.obey_other(line)
 
-    cdef object obey_other(self, str verb, str argument, str line):
+    cdef object obey_other(self, str line):
         """What is not said for every mail."""
-        if verb == "EHLO":
-            self.ehlo(argument)
-        elif verb == "HELO":
-            self.greet(argument)
+        cdef const char *text = PyUnicode_AsUTF8(line)
+        if says(text, b"EHLO"):
+            self.ehlo(argument_of(line))
+        elif says(text, b"HELO"):
+            self.greet(argument_of(line))
             self.say_idly(f"250 {self.service.name}")
-        elif verb == "RSET":
+        elif says(text, b"RSET"):
             self.reset()
             self.say_idly("250 2.0.0 ok")
-        elif verb == "NOOP":
+        elif says(text, b"NOOP"):
             self.say_idly("250 2.0.0 ok")
-        elif verb == "QUIT":
+        elif says(text, b"QUIT"):
             self.close("221 2.0.0 bye")
-        elif verb == "VRFY":
+        elif says(text, b"VRFY"):
             self.say_idly("252 2.5.0 send it some mail and see")
-        elif verb == "HELP":
+        elif says(text, b"HELP"):
             self.say_idly("214 2.0.0 see RFC 5321")
-        elif verb == "STARTTLS":
-            return self.starttls(argument)
-        elif verb == "AUTH":
-            return self.auth(argument)
+        elif says(text, b"STARTTLS"):
+            return self.starttls(argument_of(line))
+        elif says(text, b"AUTH"):
+            return self.auth(argument_of(line))
         elif is_http(line):
             self.close("421 4.7.0 this is no web server")
         else:
@@ -299,25 +312,24 @@ cdef class Dialogue:
 
     cdef int ehlo(self, str name) except -1:
         self.greet(name)
-        lines = [self.service.name, "PIPELINING", f"SIZE {self.service.max_message}", "8BITMIME", "SMTPUTF8"]
-        if self.service.starttls and not self.secure:
-            lines.append("STARTTLS")
-        if self.takes_passwords():
-            lines.append("AUTH PLAIN LOGIN")
-        self.say_idly("".join([f"250-{line}\r\n" for line in lines]) + "250 ENHANCEDSTATUSCODES")
+        starttls = "250-STARTTLS\r\n" if self.service.starttls and not self.secure else ""
+        auth = "250-AUTH PLAIN LOGIN\r\n" if self.takes_passwords() else ""
+        self.say_idly(
+            f"250-{self.service.name}\r\n250-PIPELINING\r\n250-SIZE {self.service.max_message}\r\n250-8BITMIME\r\n"
+            f"250-SMTPUTF8\r\n{starttls}{auth}250 ENHANCEDSTATUSCODES")
         return 0
 
-    cdef object mail(self, str argument):
+    cdef object mail(self, str line):
         if self.helo is None:
             raise Wrong("503 5.5.1 say EHLO first")
         if self.in_transaction:
             raise Wrong("503 5.5.1 a transaction is open; RSET ends it")
-        address = plain_address(argument, "FROM:<", 6)
+        address = plain_address(line, b"MAIL FROM:<", 11)
         self.utf8 = False
         if address is None:
-            address = self.take_sender(argument)
+            address = self.take_sender(argument_of(line))
         self.due = MAIL_FROM
-        return tuple.__new__(MailFrom, (address,))
+        return address
 
     cdef str take_sender(self, str argument):
         match = syntax.parse_from(argument)
@@ -334,17 +346,17 @@ cdef class Dialogue:
         syntax.check_address(address, utf8=self.utf8)
         return address
 
-    cdef object rcpt(self, str argument):
+    cdef object rcpt(self, str line):
         if not self.in_transaction:
             raise Wrong("503 5.5.1 say MAIL first")
-        address = plain_address(argument, "TO:<", 4)
+        address = plain_address(line, b"RCPT TO:<", 9)
         if address is None:
-            address = self.take_recipient(argument)
+            address = self.take_recipient(argument_of(line))
         if self.recipients >= self.max_recipients:
             self.say("452 4.5.3 no more recipients in this transaction")
             return None
         self.due = RCPT_TO
-        return tuple.__new__(RcptTo, (address,))
+        return address
 
     cdef str take_recipient(self, str argument):
         match = syntax.parse_to(argument)
@@ -356,8 +368,8 @@ cdef class Dialogue:
         syntax.check_address(address, utf8=self.utf8)
         return address
 
-    cdef int data(self, str argument) except -1:
-        if argument:
+    cdef int data(self, str line) except -1:
+        if len(line) > 4 and argument_of(line):
             raise Wrong("501 5.5.4 DATA has no arguments")
         if not self.in_transaction:
             raise Wrong("503 5.5.1 say MAIL first")
@@ -378,7 +390,7 @@ cdef class Dialogue:
             return None
         self.say("220 2.0.0 go ahead")
         self.due = START_TLS
-        return StartTls()
+        return True
 
     cdef bint takes_passwords(self) except -1:
         return self.service.auth and (self.secure or self.service.auth_without_tls)
@@ -417,7 +429,7 @@ cdef class Dialogue:
         else:
             login, password = self.login, syntax.decode_base64(line)
         self.due = AUTHENTICATE
-        return Authenticate(login, password)
+        return login, password
 
 
 cdef str decode(const char *text, Py_ssize_t size):
@@ -440,14 +452,25 @@ cdef str decode(const char *text, Py_ssize_t size):
     return line
 
 
-cdef str plain_address(str argument, const char *begin, Py_ssize_t at):
+cdef inline bint says(const char *line, const char *verb) noexcept:
+    """Whether this is the verb of a line."""
+    cdef size_t size = strlen(verb)
+    return PyOS_strnicmp(line, verb, size) == 0 and (line[size] == 0 or line[size] == c" ")
+
+
+cdef str argument_of(str line):
+    """What follows the verb."""
+    return line.partition(" ")[2].strip(" ")
+
+
+cdef str plain_address(str line, const char *begin, Py_ssize_t at):
     """The address between `begin`, which has `at` characters, and a final `>`, if it is as most are; else None."""
     cdef Py_ssize_t size, i
-    cdef const char *text = PyUnicode_AsUTF8AndSize(argument, &size)
+    cdef const char *text = PyUnicode_AsUTF8AndSize(line, &size)
     cdef char last = c"."
     cdef bint in_domain = False
     size -= 1
-    if not at < size <= at + max_address or memcmp(text, begin, at) != 0 or text[size] != c">":
+    if not at < size <= at + max_address or PyOS_strnicmp(text, begin, at) != 0 or text[size] != c">":
         return None
     for i in range(at, size):
         if text[i] == c"@":
@@ -463,4 +486,4 @@ cdef str plain_address(str argument, const char *begin, Py_ssize_t at):
             last = c"x"
         else:
             return None
-    return argument[at:size] if in_domain and last != c"." else None
+    return line[at:size] if in_domain and last != c"." else None

@@ -1,8 +1,8 @@
 """One message as it comes in by SMTP, between DATA and the line that ends it."""
 
 cimport cython
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
-from libc.string cimport memchr, memcpy
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
+from libc.string cimport memchr, memcmp, memcpy
 
 import re
 
@@ -11,7 +11,6 @@ from .syntax import Wrong
 cdef enum:
     MAX_HOPS = 100          # so many servers a message may have passed (RFC 5321, 6.3): in more there is a loop
 
-cdef bytes END = b"\r\n.\r\n"
 cdef object HOPS = re.compile(rb"\r\nreceived[ \t]*:", re.IGNORECASE)
 
 
@@ -29,8 +28,8 @@ cdef class Incoming:
     def __cinit__(self, Py_ssize_t max_size, Py_ssize_t max_line):
         self.max_size = max_size
         self.max_line = max_line
-        self.text = bytearray(b"\r\n")  # so that its first line is like any other
-        self.size = self.discarded = 0
+        self.text = PyByteArray_FromStringAndSize(b"\r\n", 2)  # so that its first line is like any other
+        self.line = 2
 
     @property
     def kept(self):
@@ -44,10 +43,11 @@ cdef class Incoming:
         self.discard()
 
     cdef int discard(self) except -1:
-        cdef Py_ssize_t most = len(self.text) - len(END)  # the line that ends it may have begun
+        cdef Py_ssize_t most = len(self.text) - 5  # the line that ends it may have begun
         if most > 0:
             self.discarded += most
             del self.text[:most]
+            self.line = max(self.line - most, 0)  # 0: a line with more before, which is too long to be the last
         return 0
 
     def take(self, bytes data not None):
@@ -57,21 +57,41 @@ cdef class Incoming:
 
     cdef Py_ssize_t collect(self, const char *data, Py_ssize_t size) except -1:
         """What `take` does; 0 if more must come."""
-        cdef bytearray text = self.text
-        cdef Py_ssize_t before = len(text), end
-        PyByteArray_Resize(text, before + size)
-        memcpy(PyByteArray_AS_STRING(text) + before, data, size)
-        end = text.find(END, max(before - len(END) + 1, 0))
-        if end >= 0:
-            del text[end + 2 :]
-        self.size = len(text) + self.discarded - (2 if end >= 0 else 4)
+        cdef Py_ssize_t before = len(self.text), end
+        PyByteArray_Resize(self.text, before + size)
+        memcpy(PyByteArray_AS_STRING(self.text) + before, data, size)
+        cdef bint ended = self.look(before)
+        end = self.line + 3
+        if ended:
+            PyByteArray_Resize(self.text, self.line)
+        self.size = len(self.text) + self.discarded - (2 if ended else 4)
         if self.size > self.max_size:
             self.refuse(f"552 5.3.4 a message may have {self.max_size} octets")
-        if end >= 0:
-            return end + len(END) - before
+        if ended:
+            return end - before
         if self.fault is not None:
             self.discard()
         return 0
+
+    cdef bint look(self, Py_ssize_t at) noexcept:
+        """Go through the lines whose ends are from `at` on; whether there is the one that ends the message."""
+        cdef const char *text = PyByteArray_AS_STRING(self.text)
+        cdef const char *last = text + len(self.text)
+        cdef const char *line = text + self.line
+        cdef const char *end = <const char *>memchr(text + at, c"\n", last - text - at)
+        while end != NULL:
+            end += 1
+            if end - line == 3 and memcmp(line - 2, b"\r\n.\r\n", 5) == 0:
+                break
+            if <const char *>memchr(line, c"\r", end - line) != end - 2:
+                self.stray = True
+            self.dots |= line[0] == c"."
+            self.longest = max(self.longest, end - line)
+            self.lines += 1
+            line = end
+            end = <const char *>memchr(line, c"\n", last - line)
+        self.line = line - text
+        return end != NULL
 
     @property
     def is_endless(self):
@@ -80,54 +100,20 @@ cdef class Incoming:
 
     cpdef bytes finish(self):
         """The message, once `take` has found its end. Raises Wrong, with the reply, if it is not to be taken."""
-        cdef Shape shape
         if self.fault is not None:
             raise Wrong(self.fault)
-        cdef const char *text = PyByteArray_AS_STRING(self.text)
-        look(text, len(self.text), &shape)
-        if shape.stray:
+        if self.stray:
             raise Wrong("554 5.6.0 lines of a message end in CR LF, and neither may stand alone")
-        if shape.nul:
+        cdef const char *text = PyByteArray_AS_STRING(self.text)
+        if memchr(text, 0, len(self.text)) != NULL:
             raise Wrong("554 5.6.0 a message may not have NUL in it")
-        if shape.longest > self.max_line:
+        if self.longest > self.max_line:
             raise Wrong("554 5.6.0 a line of this message is too long")
-        if shape.lines > MAX_HOPS and goes_round(self.text):
+        if self.lines > MAX_HOPS and goes_round(self.text):
             raise Wrong(f"554 5.4.6 this mail goes round in a loop: it has more than {MAX_HOPS} Received lines")
-        if shape.dots:
+        if self.dots:
             return bytes(self.text.replace(b"\r\n.", b"\r\n"))[2:]
         return text[2 : len(self.text)]
-
-
-cdef struct Shape:
-    bint stray              # a CR or LF that is not part of a CR LF
-    bint nul
-    bint dots               # a line begins with one
-    Py_ssize_t longest      # line, with its end
-    Py_ssize_t lines
-
-
-cdef void look(const char *text, Py_ssize_t size, Shape *shape) noexcept:
-    """Go through a text, a line at a time."""
-    cdef const char *at = text
-    cdef const char *last = text + size
-    cdef const char *end
-    shape.stray = False
-    shape.longest = 0
-    shape.lines = 0
-    shape.dots = False
-    shape.nul = memchr(text, 0, size) != NULL
-    while at < last:
-        end = <const char *>memchr(at, c"\n", last - at)
-        if end == NULL:
-            shape.stray = True
-            return
-        if <const char *>memchr(at, c"\r", end - at) != end - 1:
-            shape.stray = True
-        shape.dots |= at[0] == c"."
-        shape.lines += 1
-        end += 1
-        shape.longest = max(shape.longest, end - at)
-        at = end
 
 
 cdef bint goes_round(bytearray text) except -1:

@@ -1,6 +1,7 @@
 # One message that came in by SMTP, on its way through the plugins to the sink.
 
 from ..._dispatch cimport Dispatcher, Hook
+from .._writer cimport Writer
 
 cdef class Transaction:
     cdef Desk desk
@@ -15,6 +16,7 @@ cdef class Transaction:
     cdef str success(self)
     cdef int begin(self) except -1
     cdef int cancel(self) except -1
+    cdef int take_verdict(self, mail, outcome) except -1
     cdef int judge(self) except -1
     cdef int refuse(self, refusal) except -1
     cdef int finish(self, refusal) except -1
@@ -22,7 +24,7 @@ cdef class Transaction:
 cdef class Desk:
     cdef Dispatcher dispatcher
     cdef Hook hook
-    cdef object writer
+    cdef Writer writer
     cdef object sender
     cdef object counts
     cdef Py_ssize_t max_in_flight

@@ -3,9 +3,9 @@ from typing import Self, final
 
 from ..._dispatch import Dispatcher, Hook
 from .._mail import Mail
+from .._writer import Writer
 from ..message import Rejection
 from ..report import Counts
-from ..writer import Writer
 from .sender import Sender
 
 FAILED: Rejection

@@ -1,12 +1,13 @@
 """One message that came in by SMTP: through the plugins for each of its recipients, and then all of it to the sink."""
 
 import os
-import time
 from collections import deque
 
 cimport cython
+from cpython.time cimport time
 from ..._dispatch cimport Dispatcher, Hook
 from .._mail cimport Mail
+from .._writer cimport Writer
 
 from ... import FAIL
 from ..message import Origin, Rejection
@@ -43,7 +44,7 @@ cdef class Transaction:
         for mail in self.mails:
             outcome = self.desk.hook.run_one(mail, (), self._take_verdict)
             if outcome is not None:
-                self._take_verdict(mail, outcome)
+                self.take_verdict(mail, outcome)
         return 0
 
     cdef int cancel(self) except -1:
@@ -56,11 +57,13 @@ cdef class Transaction:
                 self.desk.dispatcher.cancel(mail)
         return 0
 
-    def _take_verdict(self, Mail mail not None, outcome):
+    def _take_verdict(self, mail, outcome):
+        self.take_verdict(mail, outcome)
+
+    cdef int take_verdict(self, mail, outcome) except -1:
         self.verdicts.append((mail, outcome))
         self.open -= 1
-        if self.open == 0:
-            self.judge()
+        return self.judge() if self.open == 0 else 0
 
     cdef int judge(self) except -1:
         if self.cancelled:
@@ -126,7 +129,8 @@ cdef class Desk:
     """
 
     def __cinit__(
-        self, Dispatcher dispatcher not None, Hook hook not None, writer, sender, counts, Py_ssize_t max_in_flight
+        self, Dispatcher dispatcher not None, Hook hook not None, Writer writer not None, sender, counts,
+        Py_ssize_t max_in_flight
     ):
         self.dispatcher = dispatcher
         self.hook = hook
@@ -140,7 +144,7 @@ cdef class Desk:
     cdef object next_origin(self, bytes mime, envelope, recipient):
         self.mails += 1
         id = f"{self.name_of_run}{self.mails:016x}"
-        return tuple.__new__(Origin, (mime, id, self.mails, envelope, time.time(), None, None, recipient))
+        return tuple.__new__(Origin, (mime, id, self.mails, envelope, time(), None, None, recipient))
 
     cdef int submit(self, Transaction transaction) except -1:
         self.counts.read += len(transaction.mails)

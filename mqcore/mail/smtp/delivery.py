@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ... import FAIL, Hook, Outcome
 from .._mail import Mail
+from .._writer import Finished
 from ..errors import SinkError
-from ..writer import Finished
 from .client import Answer, Lost, Unreachable
 from .content import make_content
 from .syntax import is_safe

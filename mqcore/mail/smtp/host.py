@@ -31,7 +31,6 @@ class Hooks(NamedTuple):
 
 class Host(Protocol):
     loop: asyncio.AbstractEventLoop
-    dispatcher: Dispatcher
     hooks: Hooks
     service: Service
     desk: Desk

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from ... import Dispatcher
+from .._writer import Finished
 from ..report import Report
-from ..writer import Finished
 from .client import Answer
 from .delivery import Delivery, Sent
 from .pool import Pool

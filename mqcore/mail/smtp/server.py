@@ -12,10 +12,10 @@ import time
 from dataclasses import replace
 
 from ... import Dispatcher
+from .._writer import Writer
 from ..base import Sink
 from ..failed import FailedSink
 from ..report import Counts, Report
-from ..writer import Writer
 from ._connection import HANDSHAKE_TIMEOUT, SmtpConnection
 from ._transaction import Desk
 from .events import Service

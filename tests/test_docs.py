@@ -28,7 +28,7 @@ def test_scripts_print_what_stands_below_them(code: str, output: str) -> None:
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (result.stdout, result.stderr) == (output, "")
+    assert (result.returncode, result.stdout + result.stderr) == (0, output)
 
 
 @pytest.mark.parametrize(("code", "output"), [example for example in EXAMPLES if not example.values[1]])

@@ -49,7 +49,6 @@ cdef class SmtpConnection:
         self.dispatcher = self.desk.dispatcher
         self.dialogue = Dialogue(host.service, secure=host.implicit_tls)
         self.since = self.time()
-        self.resume = self._resume
         self.recipients = []
         self.received = b""
 
@@ -64,6 +63,7 @@ cdef class SmtpConnection:
             transport.close()
             return
         cdef unsigned long long number = entered
+        self.resume = self._resume
         peer = transport.get_extra_info("peername")
         self.info = Connection(number, peer[0] if peer else "", tls=self.dialogue.secure, transport=transport)
         origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None))

@@ -376,15 +376,16 @@ async def test_a_sink_that_fails_ends_the_server_and_loses_nothing():
         assert it.server.report.exit_code == 4
 
 
+def reject_no(context, message):
+    if message.recipient.startswith("no"):
+        message.reject(550, "no")
+
+
 @run
 async def test_a_place_for_failed_mails_that_breaks_concerns_those_mails_alone():
     """Of a transaction that has some nothing is stored, as its client is told to come again; others get their 250."""
 
-    def hook(context, message):
-        if message.recipient.startswith("no"):
-            message.reject(550, "no")
-
-    async with serving({"10-no": plugin(message=hook)}, mixed=True) as it:
+    async with serving({"10-no": plugin(message=reject_no)}, mixed=True) as it:
         it.sink.gate.clear()
         first = await it.opened()
         first.send(TEXT + b".\r\n")
@@ -404,11 +405,7 @@ async def test_a_place_for_failed_mails_that_breaks_concerns_those_mails_alone()
 
 @run
 async def test_a_sink_that_breaks_when_the_rejected_are_set_aside_makes_doubles_that_are_counted():
-    def hook(context, message):
-        if message.recipient.startswith("no"):
-            message.reject(550, "no")
-
-    async with serving({"10-no": plugin(message=hook)}, mixed=True) as it:
+    async with serving({"10-no": plugin(message=reject_no)}, mixed=True) as it:
         it.sink.error = "no space"
         client = await it.greeted()
         client.send(MAIL + RCPT + b"RCPT TO:<no@example.org>\r\nRCPT TO:<nor@example.org>\r\nDATA\r\n" + TEXT + b".\r\n")

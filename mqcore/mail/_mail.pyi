@@ -14,7 +14,16 @@ class Connection:
     authenticated: bool
     data: dict[Any, Any]
     transport: asyncio.Transport | None
-    def __init__(self, id: int, peer: str, *, tls: bool = False, transport: asyncio.Transport | None = None) -> None: ...
+    def __init__(
+        self,
+        id: int,
+        peer: str,
+        helo: str | None = None,
+        tls: bool = False,
+        authenticated: bool = False,
+        data: dict[Any, Any] | None = None,
+        transport: asyncio.Transport | None = None,
+    ) -> None: ...
     @property
     def id(self) -> int: ...
     @property

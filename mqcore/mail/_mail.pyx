@@ -16,11 +16,15 @@ cdef class Connection:
     native plugins, whose functions reach it.
     """
 
-    def __init__(self, id, str peer not None, *, bint tls=False, transport=None):
+    def __init__(
+        self, id, str peer not None, helo=None, bint tls=False, bint authenticated=False, data=None, transport=None
+    ):
         self.id = id
         self.peer = peer
+        self.helo = helo
         self.tls = tls
-        self.data = {}
+        self.authenticated = authenticated
+        self.data = {} if data is None else data
         self.transport = transport
 
     def __repr__(self):

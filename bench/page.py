@@ -53,8 +53,8 @@ GROUPS = {
     " through ten plugins with three hooks each: by the clock, and the processor time that the server took, system calls"
     " included. smtp-sink, which is a part of Postfix, and the *bare uvloop protocol*, which always says the same, call no"
     " plugins, and no peer stores anything. What the bare protocol takes is the least that a server on uvloop can. Without"
-    " pipelining eight times the speed of aiosmtpd is out of reach: most of a mail's time goes to the system calls for its four"
-    " replies, and neither smtp-sink, which is C, nor the bare protocol is eight times as fast.",
+    " pipelining most of a mail's time goes to the system calls for its four replies: there smtp-sink, which is C, is not eight"
+    " times as fast as aiosmtpd, and the bare protocol hardly or not, so that goal is out of reach.",
     "start of the command": "`mqcore run` from an empty mbox to `null:`, from the start of the process to its end.",
     "memory of the command": "The peak of the resident memory of `mqcore run`, interpreter included.",
     "instructions": "One piece of the same work, in instructions of the processor.",

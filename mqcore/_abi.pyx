@@ -284,24 +284,20 @@ cdef bint is_escaped(str value) noexcept:
         return False
 
 
-cdef bint give_bytes(void *handle, str what, const void *string, size_t size) noexcept:
-    """Call the accessor with bytes that a plugin has given. Whether it returned True."""
+cdef bint give_copy(void *handle, str what, const void *string, size_t size, bint is_text) noexcept:
+    """Call the accessor with bytes or text that a plugin has given; NULL is None. Whether it returned True."""
+    cdef Context context
+    if not in_control(slot_of(handle), handle):
+        return False
+    context = context_of(handle)  # first: what is copied takes memory, for which garbage may be collected
     try:
-        value = copy_of(string, size)
+        value = None if string == NULL else copy_of(string, size)
+        if is_text and value is not None:
+            value = value.decode("utf-8", "surrogateescape")
     except Exception as error:
-        tell_raised(context_of(handle), what, error)
+        tell_raised(context, what, error)
         return False
     return use(handle, what, (value,), False) is True
-
-
-cdef void give_text(void *handle, str what, const char *string, size_t size) noexcept:
-    """The same with text; NULL is None."""
-    try:
-        value = None if string == NULL else copy_of(string, size).decode("utf-8", "surrogateescape")
-    except Exception as error:
-        tell_raised(context_of(handle), what, error)
-    else:
-        use(handle, what, (value,), None)
 
 
 cdef bytes copy_of(const void *string, size_t size):
@@ -359,7 +355,7 @@ cdef public size_t MQ_send(MQ_Connection *connection, const void *buffer, size_t
     if not usable(connection, CONNECTION, b"called MQ_send for a connection that it does not have", caller()) or buffer == NULL:
         return 0
     with gil:
-        return size if give_bytes(connection, "send", buffer, size) else 0
+        return size if give_copy(connection, "send", buffer, size, False) else 0
 
 
 cdef public c_bool MQ_secure(MQ_Connection *connection) noexcept nogil:
@@ -403,13 +399,13 @@ cdef public MQ_Address *MQ_recipient(MQ_Message *message) noexcept nogil:
 cdef public void MQ_setEnvelope(MQ_Message *message, const char *envelope, size_t size) noexcept nogil:
     if usable(message, MESSAGE, b"called MQ_setEnvelope for a message that it does not have", caller()):
         with gil:
-            give_text(message, "set_envelope", envelope, size)
+            give_copy(message, "set_envelope", envelope, size, True)
 
 
 cdef public void MQ_setRecipient(MQ_Message *message, const char *recipient, size_t size) noexcept nogil:
     if usable(message, MESSAGE, b"called MQ_setRecipient for a message that it does not have", caller()):
         with gil:
-            give_text(message, "set_recipient", recipient, size)
+            give_copy(message, "set_recipient", recipient, size, True)
 
 
 cdef const char *email(void *address) noexcept:
@@ -438,7 +434,7 @@ cdef public const char *MQ_mime(MQ_Message *message) noexcept nogil:
 cdef public void MQ_setMime(MQ_Message *message, const char *mime, size_t size) noexcept nogil:
     if usable(message, MESSAGE, b"called MQ_setMime for a message that it does not have", caller()) and mime != NULL:
         with gil:
-            give_bytes(message, "set_mime", mime, size)
+            give_copy(message, "set_mime", mime, size, False)
 
 
 cdef public c_bool MQ_local(MQ_Message *message) noexcept nogil:
@@ -464,7 +460,7 @@ cdef public const char *MQ_json(MQ_Message *message) noexcept nogil:
 cdef public void MQ_setJson(MQ_Message *message, const char *json, size_t size) noexcept nogil:
     if usable(message, MESSAGE, b"called MQ_setJson for a message that it does not have", caller()) and json != NULL:
         with gil:
-            give_bytes(message, "set_json", json, size)
+            give_copy(message, "set_json", json, size, False)
 
 
 # ------------------------------------------------------------------------------------------------------------------- Log

@@ -79,13 +79,19 @@ cdef enum:
 
 cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil:
     """This thread, the dispatcher's, is about to call native code: for a context or for a message."""
+    go_in(table, context, message, this_thread(), before)
+
+
+cdef inline void go_in(
+        Table *table, void *context, PyObject *message, unsigned long thread, Inside *before) noexcept nogil:
+    """The same, where it is known which thread that is."""
     before.current = table.current
     before.message = table.message
     before.frame = table.frame
     table.current = context
     table.message = message
     table.frame = before
-    table.thread = this_thread()
+    table.thread = thread
     table.inside += 1
 
 
@@ -115,14 +121,7 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
             return verdict
     table.spare = NULL
     slot.object = <PyObject *>message
-    before.current = table.current  # as enter() does it; the core knows which thread this is
-    before.message = table.message
-    before.frame = table.frame
-    table.current = NULL
-    table.message = <PyObject *>message
-    table.frame = &before
-    table.thread = control.thread
-    table.inside += 1
+    go_in(table, NULL, <PyObject *>message, control.thread, &before)
     while verdict == TO_CONTINUE and entry != NULL:
         entry = call_hooks(control, message, entry, slot, &arguments, timed, &taken)
         if entry != NULL:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from types import SimpleNamespace
 from typing import Any
 
@@ -242,6 +243,17 @@ async def test_what_plugins_keep_in_the_json_is_not_shared():
     async with serving({"10-json": plugin(mailfrom=mailfrom, message=message)}, mixed=True) as it:
         await (await it.greeted()).asks(THREE, 6)
         assert [len(mail.json["list"]) for mail in it.sink.mails] == [1, 1, 1]
+
+
+@run
+async def test_a_json_of_a_class_of_its_own_stays_one():
+    def data(context, message, mime):
+        message.json = OrderedDict(message.json, mine=1)
+
+    async with serving({"10-json": plugin(data=data)}, mixed=True) as it:
+        await (await it.greeted()).asks(THREE, 6)
+        assert [type(mail.json) for mail in it.sink.mails] == [OrderedDict] * 3
+        assert [list(mail.json) for mail in it.sink.mails] == [["envelope", "mine", "recipient"]] * 3
 
 
 @pytest.mark.parametrize(

@@ -332,7 +332,7 @@ cdef class SmtpConnection:
         cdef list mails = []
         for recipient in self.recipients:
             origin = self.desk.next_origin(self.received, envelope, recipient)
-            json = copy.deepcopy(known) if mails else dict(known)
+            json = copy.deepcopy(known) if mails else known.copy()
             json["recipient"] = recipient
             mails.append(new_mail(self.message.content, json, self.info, origin))
         return mails

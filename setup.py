@@ -32,9 +32,9 @@ def extension(source: Path) -> Extension:
     module = Extension(
         ".".join(source.with_suffix("").parts),
         [source.as_posix()],
-        depends=sorted(path.as_posix() for path in [*Path("mqcore").rglob("_*.pxd"), Path("mqcore/include/mqcore.h")]),
+        depends=sorted(path.as_posix() for path in [*Path("mqcore").rglob("_*.pxd"), Path("mqcore/native/include/mqcore.h")]),
         define_macros=[("MQCORE_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
-        include_dirs=["mqcore/include"],
+        include_dirs=["mqcore/native/include"],
         # Hidden: what modules share they share by capsules, and native plugins must find nothing but the functions for them.
         extra_compile_args=["-fvisibility=hidden", *FLAGS, *SANITIZERS],
         extra_link_args=SANITIZERS,
@@ -48,6 +48,6 @@ setup(
     ext_modules=[extension(source) for source in sorted(Path("mqcore").rglob("_*.pyx"))],
     options={
         "build": {"build_base": f"build/{'sanitize' if SANITIZE else 'debug' if DEBUG else 'release'}"},
-        "build_ext": {"cython_c_in_temp": True},
+        "build_ext": {"cython_c_in_temp": True, "parallel": os.cpu_count()},
     },
 )

@@ -16,7 +16,7 @@ import table
 import uvloop
 from comparing import Row, compare
 
-from mqcore._libuv import Library
+from mqcore.loop._libuv import Library
 
 ROWS = pytest.StashKey[list[Row]]()
 

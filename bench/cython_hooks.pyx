@@ -2,7 +2,7 @@
 """Hooks of a plugin in Cython that does nothing: called as Python functions are, and as C functions."""
 
 from mqcore._context cimport Context
-from mqcore._hook cimport c_hook
+from mqcore._cfunction cimport c_hook
 from mqcore._message cimport Message
 
 

@@ -10,7 +10,6 @@ import os
 from ._context import Context, Hold
 from ._dispatch import Dispatcher, Hook
 from ._message import Message
-from ._scope import READ, WRITE, Timer, Watcher
 from .errors import (
     Abandoned,
     Cancelled,
@@ -22,6 +21,7 @@ from .errors import (
     RetryLimit,
 )
 from .hooks import API_VERSION, MAILERQ_HOOKS, HookSpec
+from .loop._lifetime import READ, WRITE, Timer, Watcher
 from .plugins import Plugin, Plugins
 from .verdicts import COMPLETE, CONTINUE, FAIL, RETRY, Outcome
 
@@ -59,4 +59,4 @@ __all__ = [
 
 def get_include() -> str:
     """The folder of `mqcore.h`, for compiling native plugins; `mqcore.pc`, for pkg-config, is there too."""
-    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "native", "include")

@@ -3,7 +3,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from ._message import Message
-from ._scope import Scope
+from .loop._lifetime import Scope
 from .plugins import Plugin
 
 @final

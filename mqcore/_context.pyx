@@ -6,11 +6,11 @@ import logging
 cimport cython
 from cpython.object cimport PyObject
 
-from ._loop cimport ends_program, PyThread_get_thread_ident
+from .loop._reactor cimport ends_program, PyThread_get_thread_ident
 from ._message cimport (
     HELD, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Control, Message, Token, give_back,
     has_control, refuse_give_back)
-from ._scope cimport set_making
+from .loop._lifetime cimport set_making
 
 from .errors import MqError, NotHeld
 

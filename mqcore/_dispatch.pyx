@@ -10,12 +10,12 @@ from libc.stdint cimport uint64_t
 
 from ._chain cimport Route, new_chain
 from ._context cimport Context, new_context
-from ._loop cimport Due, ends_program, PyThread_get_thread_ident
+from .loop._reactor cimport Due, ends_program, PyThread_get_thread_ident
 from ._message cimport HELD, IDLE, RUNNING, Counters, Message, Tally, native_side
-from ._scope cimport check_making, set_making
+from .loop._lifetime cimport check_making, set_making
 from ._step cimport MOST_ARGUMENTS, Steps
 
-from ._ending import Ending
+from .loop._ending import Ending
 from ._waiting import outcome_of
 from .errors import DispatcherClosed, MqError, PluginError
 from .plugins import Plugins

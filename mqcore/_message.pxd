@@ -3,8 +3,8 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from ._loop cimport Handle, Loop
-from ._scope cimport Scope
+from .loop._reactor cimport Handle, Loop
+from .loop._lifetime cimport Scope
 
 cdef enum State:
     IDLE = 0          # in no step

@@ -21,13 +21,13 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
-from ._atomic cimport fence, get, load_version, store_version
-from ._libuv cimport UV_TIMER, uv_handle_t
-from ._loop cimport Handle, Loop, PyThread_get_thread_ident, arm, ask_for_turn, close_handle, header_of, opened, uv_of
-from ._poll cimport look_after_polls
-from ._scope cimport Scope
+from .loop._atomic cimport fence, get, load_version, store_version
+from .loop._libuv cimport UV_TIMER, uv_handle_t
+from .loop._reactor cimport Handle, Loop, PyThread_get_thread_ident, arm, ask_for_turn, close_handle, header_of, opened, uv_of
+from .loop._poll cimport look_after_polls
+from .loop._lifetime cimport Scope
 
-from ._loop import loops
+from .loop._reactor import loops
 from .errors import HoldTimeout, NotHeld
 
 cdef extern from "Python.h":

@@ -15,10 +15,10 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint64_t
 
-from ._call cimport call_function, what_was_raised
+from .loop._call cimport call_function, what_was_raised
 from ._chain cimport Chain, Route
 from ._context cimport Context, Hold
-from ._loop cimport ends_program
+from .loop._reactor cimport ends_program
 from ._message cimport (
     HELD, IDLE, RUNNING, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Entry, Message,
     native_side)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 API_VERSION: int = 1
 """What `mq_version` of a plugin must be, or return."""
@@ -65,3 +66,16 @@ MAILERQ_HOOKS: list[HookSpec] = [
     HookSpec("mq_smtp_out_sent"),
 ]
 """MailerQ's hooks, which `Plugins` takes unless told otherwise."""
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What is wrong with a name that begins with mq_ and is not known."""
+    return (
+        f"{name} begins with mq_ and is no known hook{nearest(name, known)}; "
+        "correct the name, choose one that does not begin with mq_, or declare it with HookSpec"
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, cutoff=0)
+    return f"; the nearest name is {close[0]}" if close else ""

@@ -4,8 +4,8 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 
-from mqcore._atomic cimport store
-from mqcore._handles cimport (
+from mqcore.loop._atomic cimport store
+from mqcore.native._slots cimport (
     LIVE, TIMER, WATCHER, Slot, Table, close_table, end_slot, generation_of, handle_of, live_slot, open_table, slot_of,
     take_slot)
 

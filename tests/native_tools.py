@@ -106,9 +106,9 @@ SIGNATURES = {
 
 def _functions() -> SimpleNamespace:
     """The functions of mqcore.h, which are called without the GIL, as a thread of a plugin calls them."""
-    import mqcore._abi
+    import mqcore.native._abi
 
-    library = ctypes.CDLL(mqcore._abi.__file__)
+    library = ctypes.CDLL(mqcore.native._abi.__file__)
     functions = SimpleNamespace()
     for name, (returned, *arguments) in SIGNATURES.items():
         function = getattr(library, name)

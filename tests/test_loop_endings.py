@@ -310,7 +310,7 @@ def test_no_file_is_left_for_a_dispatcher(uvloop_owner, monkeypatch):
     lender = Lender()
     plugins = uvloop_owner.plugins({"lender": lender})
     with monkeypatch.context() as patch:
-        patch.setattr("mqcore._ending.socket.socket", refuse)
+        patch.setattr("mqcore.loop._ending.socket.socket", refuse)
         with pytest.raises(OSError, match="Too many open files"):
             mqcore.Dispatcher(plugins, loop=uvloop_owner.loop)
     assert lender.cleaned == 1

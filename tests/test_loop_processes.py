@@ -98,7 +98,7 @@ def go_on(child):
     dispatcher.close()
     assert finished == [mqcore.COMPLETE, mqcore.FAIL], finished
     turn()
-    made, freed = mqcore._loop.handles()
+    made, freed = mqcore.loop._reactor.handles()
     assert made == freed, (made, freed)
 """
 
@@ -110,7 +110,7 @@ def name(request):
 
 def test_in_the_child_all_but_close_raises(name):
     said = python(FORKING + """
-import mqcore._loop
+import mqcore.loop._reactor
 
 def child():
     told()
@@ -133,7 +133,7 @@ go_on(child)
 
 def test_stats_in_the_child(name):
     assert python(FORKING + """
-import mqcore._loop
+import mqcore.loop._reactor
 
 def child():
     before = dispatcher.stats()
@@ -151,7 +151,7 @@ go_on(child)
 def test_close_in_the_child_calls_nothing(name):
     """It only forgets: what the plugins have is the parent's."""
     assert python(FORKING + """
-import mqcore._loop
+import mqcore.loop._reactor
 
 Lender.mq_context_cleanup = lambda self, context: os._exit(6) if os.getpid() != parent else None
 
@@ -168,7 +168,7 @@ go_on(child)
 def test_the_child_drops_everything(name):
     """Messages, holds, timers and watchers whose last references go."""
     assert python(FORKING + """
-import mqcore._loop
+import mqcore.loop._reactor
 
 def child():
     global held, queued, hold, timer, watcher, hold_timer, hold_watcher
@@ -184,7 +184,7 @@ go_on(child)
 
 def test_the_child_drops_everything_after_close(name):
     assert python(FORKING + """
-import mqcore._loop
+import mqcore.loop._reactor
 
 def child():
     global dispatcher, context, step, held, queued, hold, timer, watcher, hold_timer, hold_watcher
@@ -203,7 +203,7 @@ go_on(child)
 def test_the_child_ends_as_a_program_does(name, closes):
     """By sys.exit(), with all finalizers."""
     python(FORKING + """
-import mqcore._loop
+import mqcore.loop._reactor
 
 def child():
     if sys.argv[2] == "True":
@@ -217,7 +217,7 @@ if True:
 
 def test_the_child_has_a_loop_and_a_dispatcher_of_its_own(name):
     assert python(FORKING + """
-import mqcore._loop
+import mqcore.loop._reactor
 
 def child():
     global loop
@@ -243,7 +243,7 @@ go_on(child)
 def test_fork_in_a_callback(name):
     """In a turn: the child leaves from there, or goes on in the callback."""
     assert python(FORKING + """
-import mqcore._loop
+import mqcore.loop._reactor
 codes = []
 
 def fork():
@@ -268,7 +268,7 @@ go_on(lambda: os._exit(0))
 def test_the_child_of_a_callback_returns_into_the_loop(name):
     """Its dispatcher calls nothing any more."""
     assert python(FORKING + """
-import mqcore._loop
+import mqcore.loop._reactor
 codes = []
 
 def fork():
@@ -429,8 +429,8 @@ for _ in range(1000):
     one()
 grown = measure() - before
 assert grown < 1_500_000, f"{grown} bytes more"
-import mqcore._loop
-made, freed = mqcore._loop.handles()
+import mqcore.loop._reactor
+made, freed = mqcore.loop._reactor.handles()
 assert made == freed
 """, name, kind)
 

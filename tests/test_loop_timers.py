@@ -12,7 +12,7 @@ import pytest
 from loop_tools import PROLOGUE, borrow, python
 
 import mqcore
-import mqcore._loop
+import mqcore.loop._reactor
 
 
 class Clock:
@@ -311,30 +311,30 @@ def test_timers_that_are_started_alike_fire_in_the_order_they_were_started(owner
 @pytest.mark.slow
 def test_a_million_timers_started_and_stopped_are_one_handle(owner):
     _, context = borrow(owner)
-    made, _ = mqcore._loop.handles()
+    made, _ = mqcore.loop._reactor.handles()
     start_timer = context.start_timer
     for _ in range(1_000_000):
         start_timer(1.0, pytest.fail).stop()
-    assert mqcore._loop.handles()[0] - made <= 1
+    assert mqcore.loop._reactor.handles()[0] - made <= 1
     owner.turn()
 
 
 def test_timers_that_fired_are_used_again(owner):
     _, context = borrow(owner)
     fired = []
-    made, _ = mqcore._loop.handles()
+    made, _ = mqcore.loop._reactor.handles()
     for _ in range(20):
         for _ in range(50):
             context.start_timer(0, fired.append, 1)
         owner.run_until(lambda: len(fired) == 50)
         fired.clear()
-    assert mqcore._loop.handles()[0] - made <= 50
+    assert mqcore.loop._reactor.handles()[0] - made <= 50
 
 
 def test_timers_that_are_reset_forever_are_few_handles(owner):
     """A reset of a timer that is due takes another handle, and the first comes back."""
     _, context = borrow(owner)
-    made, _ = mqcore._loop.handles()
+    made, _ = mqcore.loop._reactor.handles()
     rounds = 0
 
     def first():
@@ -347,7 +347,7 @@ def test_timers_that_are_reset_forever_are_few_handles(owner):
     timer = context.start_timer(0, first)
     second = context.start_timer(0, list)
     owner.run_until(lambda: rounds == 500)
-    assert mqcore._loop.handles()[0] - made <= 4
+    assert mqcore.loop._reactor.handles()[0] - made <= 4
     second.stop()
 
 
@@ -416,10 +416,10 @@ def test_stop_of_a_hundred_thousand_due_timers(owner):
     owner.turn()
     assert stopped == [True] * 100_000
     # Their handles are there again.
-    made, _ = mqcore._loop.handles()
+    made, _ = mqcore.loop._reactor.handles()
     for _ in range(100_000):
         context.start_timer(100, pytest.fail)
-    assert mqcore._loop.handles()[0] == made
+    assert mqcore.loop._reactor.handles()[0] == made
 
 
 def test_each_timer_stops_the_next_but_one(owner):

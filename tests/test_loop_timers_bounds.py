@@ -12,7 +12,7 @@ import pytest
 from loop_tools import borrow
 
 import mqcore
-import mqcore._loop
+import mqcore.loop._reactor
 
 
 class Anything:

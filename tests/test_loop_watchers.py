@@ -16,7 +16,7 @@ import pytest
 from loop_tools import Log, borrow, reset_connection, settle
 
 import mqcore
-import mqcore._loop
+import mqcore.loop._reactor
 from mqcore import READ, WRITE
 
 # What is told

@@ -14,7 +14,7 @@ import pytest
 from loop_tools import PROLOGUE, Log, borrow, python, settle
 
 import mqcore
-import mqcore._loop
+import mqcore.loop._reactor
 from mqcore import READ, WRITE
 
 # What is refused
@@ -94,10 +94,10 @@ def test_what_cannot_be_polled(owner, tmp_path, kind):
         path = tmp_path / "file"
         path.touch()
     fd = os.open(path, os.O_RDONLY)
-    made = mqcore._loop.handles()
+    made = mqcore.loop._reactor.handles()
     with pytest.raises(PermissionError, match=f"fd {fd} cannot be watched: a file or folder"):
         context.watch(fd, READ, print)
-    assert mqcore._loop.handles() == made
+    assert mqcore.loop._reactor.handles() == made
     os.close(fd)
     settle(owner)
 

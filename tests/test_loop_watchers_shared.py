@@ -11,7 +11,7 @@ import pytest
 from loop_tools import PROLOGUE, Log, borrow, python, reset_connection, settle
 
 import mqcore
-import mqcore._loop
+import mqcore.loop._reactor
 from mqcore import READ, WRITE
 
 # Several watchers on one fd
@@ -22,10 +22,10 @@ def test_two_watchers_on_one_fd(owner, socket_pair):
     ours, theirs = socket_pair
     _, context = borrow(owner)
     log = Log()
-    made, _ = mqcore._loop.handles()
+    made, _ = mqcore.loop._reactor.handles()
     reader = context.watch(ours, READ, log.note, "read")
     writer = context.watch(ours.fileno(), WRITE, log.note, "write")
-    assert mqcore._loop.handles()[0] == made + 1
+    assert mqcore.loop._reactor.handles()[0] == made + 1
     assert (reader.events, writer.events) == (READ, WRITE)
     owner.run_until(lambda: log)
     assert set(log) == {("write", WRITE)}
@@ -305,11 +305,11 @@ def test_an_fd_that_asyncio_polls(uvloop_owner, socket_pair, kind):
     _, context = borrow(uvloop_owner)
     seen = []
     getattr(loop, f"add_{kind}")(ours, seen.append, 1)
-    made = mqcore._loop.handles()
+    made = mqcore.loop._reactor.handles()
     with pytest.raises(OSError, match=f"fd {ours.fileno()} is polled already by asyncio") as caught:
         context.watch(ours, READ, print)
     assert caught.value.errno == errno.EEXIST
-    assert mqcore._loop.handles()[0] - made[0] in (0, 1)
+    assert mqcore.loop._reactor.handles()[0] - made[0] in (0, 1)
     theirs.send(b"x")
     uvloop_owner.run_until(lambda: seen)  # asyncio's own goes on
     getattr(loop, f"remove_{kind}")(ours)

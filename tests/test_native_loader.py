@@ -17,8 +17,8 @@ from loop_tools import PROLOGUE, python
 from native_tools import STRICT, VERSION, compile_plugin
 
 import mqcore
-import mqcore._abi
-from mqcore._shared import inspect
+import mqcore.native._abi
+from mqcore.native._shared import inspect
 
 HOOK = "mq_smtp_in_message"
 PASSES_ON = """
@@ -209,7 +209,7 @@ def test_a_hook_of_ones_own(tmp_path):
 
 
 def test_a_module_of_python(tmp_path):
-    shutil.copy(mqcore._abi.__file__, tmp_path / "10-a.so")
+    shutil.copy(mqcore.native._abi.__file__, tmp_path / "10-a.so")
     assert "this is a module of Python's, not a native plugin; import it in a plugin that is a .py file" in str(
         refused(tmp_path / "10-a.so"))
 
@@ -431,7 +431,7 @@ def test_reload_from_another_thread(owner, tmp_path, caplog):
 def test_the_symbols_that_mqcore_exports():
     """MQ_* and the init function; nothing else of any module."""
     header = (Path(mqcore.get_include()) / "mqcore.h").read_text()
-    for module in sorted(Path(mqcore._abi.__file__).parent.glob("_*.so")):
+    for module in sorted(Path(mqcore.native._abi.__file__).parent.glob("_*.so")):
         listed = subprocess.run(("nm", "-D", "--defined-only", module), capture_output=True, text=True, check=True).stdout
         names = {line.split()[-1] for line in listed.splitlines()}
         init = f"PyInit_{module.name.partition('.')[0]}"

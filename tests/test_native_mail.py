@@ -174,9 +174,9 @@ def test_strings_go_with_their_step(owner, puppet):
 
 
 def mq_mime_address(message):
-    import mqcore._abi
+    import mqcore.native._abi
 
-    function = ctypes.CDLL(mqcore._abi.__file__)["MQ_mime"]
+    function = ctypes.CDLL(mqcore.native._abi.__file__)["MQ_mime"]
     function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_uint64,)
     return function(message)
 

@@ -403,7 +403,7 @@ plugins.close()
 def test_functions_of_native_plugins_are_no_trapdoor_for_python(owner, tmp_path, puppet):
     """What Python code can reach of a native plugin, called or used in other ways than mqcore does."""
     import mqcore._chain
-    import mqcore._contexts
+    import mqcore.native._native_context
 
     dispatcher = start(owner, [puppet])
     (native,) = dispatcher.plugins
@@ -417,7 +417,7 @@ def test_functions_of_native_plugins_are_no_trapdoor_for_python(owner, tmp_path,
     made = start(owner, [], {"10-made-up": mqcore._chain.NativeFunction()})
     assert made.hook("mq_step").run(mqcore.Message()) is mqcore.FAIL
     start(owner, [], {"20-python": lambda context, message: contexts.append(context)}).hook("mq_step").run(message)
-    for function in (mqcore._contexts.Life(), native.context_initialize, native.context_cleanup):
+    for function in (mqcore.native._native_context.Life(), native.context_initialize, native.context_cleanup):
         for arguments in ((), (None,), (1,)):
             with pytest.raises(TypeError):
                 function(*arguments)

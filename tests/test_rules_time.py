@@ -8,7 +8,7 @@ import pytest
 from loop_tools import Lender
 
 import mqcore
-import mqcore._loop
+import mqcore.loop._reactor
 
 
 def holds(context, message):
@@ -141,11 +141,11 @@ def test_rule_10_one_timer_serves_all_holds(owner):
     step = dispatcher.hook("mq_step")
     messages = [owner.Message() for _ in range(10_000)]
     step.run(messages[0], done=owner.done)
-    before = mqcore._loop.handles()
+    before = mqcore.loop._reactor.handles()
     step.run_many(messages[1:], done=owner.done)
-    assert mqcore._loop.handles() == before
+    assert mqcore.loop._reactor.handles() == before
     owner.run_until(lambda: len(owner.finished) == 10_000)
-    assert mqcore._loop.handles()[0] == before[0]
+    assert mqcore.loop._reactor.handles()[0] == before[0]
     assert dispatcher.stats().failed == 10_000
 
 

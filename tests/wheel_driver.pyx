@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
-from mqcore._wheel cimport DUE, DUE_BARE, Node, Wheel, any_node, insert, next_tick, remove, turn_wheel
+from mqcore.loop._wheel cimport DUE, DUE_BARE, Node, Wheel, any_node, insert, next_tick, remove, turn_wheel
 
 
 cdef class Driver:

@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any
 
-from ..accessors import Accessors, register
+from ..native.accessors import Accessors, register
 from ._mail import Mail
 
 

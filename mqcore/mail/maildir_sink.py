@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from . import maildir
+from ..mail import maildir
 from ._mail import Mail
 from .errors import SinkError, describe
 from .files import sync_folder, write_all

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-from . import maildir
+from ..mail import maildir
 from .errors import SourceError, describe
 from .message import Origin
 

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import mbox
+from ..mail import mbox
 from ._mail import Mail
 from .errors import SinkError, describe
 from .files import sync_folder, write_all

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-from . import mbox
+from ..mail import mbox
 from .errors import SourceError, describe
 from .locks import Locked, lock_shared, unlock
 from .message import Origin

@@ -8,7 +8,7 @@ from libc.string cimport memchr, strlen
 
 from ._incoming cimport Incoming
 
-from . import syntax
+from ..smtp import syntax
 from .events import Authenticate, MailFrom, Message, RcptTo, StartTls
 from .syntax import Wrong
 

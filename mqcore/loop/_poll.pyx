@@ -18,7 +18,7 @@ from libc.stdlib cimport free, realloc
 from posix.stat cimport fstat, struct_stat
 
 from ._libuv cimport UV_POLL, LibUV, uv_handle_t
-from ._loop cimport (
+from ._reactor cimport (
     Handle, Loop, LoopState, Watch, ask_for_turn, close_handle, free_if_unlisted, header_of, new_handle, opened, stir,
     take_started, unlink_ready, uv_of)
 

@@ -2,12 +2,12 @@
 
 import os
 
-from ._contexts cimport new_hook, new_life
-from ._native cimport OF_ADDRESS, OF_CONNECTION, OF_DATA, OF_LOGIN, OF_MESSAGE
-from ._notes cimport know_library
+from ._native_context cimport new_hook, new_life
+from ._hooks cimport OF_ADDRESS, OF_CONNECTION, OF_DATA, OF_LOGIN, OF_MESSAGE
+from ._diagnostics cimport know_library
 
 from ._abi import make_global
-from .hooks import LIFECYCLE
+from ..hooks import LIFECYCLE
 
 cdef extern from "dlfcn.h" nogil:
     void *dlopen(const char *, int)

@@ -1,6 +1,6 @@
 # What native plugins have to say, and what has to be said of them: to be logged by the dispatcher.
 
-from ._handles cimport Slot, Table
+from ._slots cimport Slot, Table
 
 cdef void refuse(void *handle, const char *what, void *caller) noexcept nogil
 cdef void refuse_late(Table *table, Slot *slot) noexcept nogil

@@ -19,17 +19,17 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
-from ._atomic cimport get, load, set, swap
-from ._chain cimport Chain
-from ._handles cimport (
+from ..loop._atomic cimport get, load, set, swap
+from .._chain cimport Chain
+from ._slots cimport (
     CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of, handle_of,
     part_in, push, slot_of, state_of, table_of, take_slot, this_thread)
-from ._message cimport (
+from .._message cimport (
     HELD, IDLE, TO_CONTINUE, UNDECIDED, Control, Entry, Message, count_given, native_side)
-from ._notes cimport refuse, wake
-from ._step cimport Steps, add_sample, is_sampled
+from ._diagnostics cimport refuse, wake
+from .._step cimport Steps, add_sample, is_sampled
 
-from .errors import MqError
+from ..errors import MqError
 
 cdef extern from *:
     """

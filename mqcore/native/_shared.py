@@ -14,14 +14,13 @@ import tempfile
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
-from ._checks import unknown
-from .errors import PluginError
-from .hooks import LIFECYCLE
+from ..errors import PluginError
+from ..hooks import LIFECYCLE, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .hooks import HookSpec
+    from ..hooks import HookSpec
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM = struct.Struct("<IIQQQQQQ")
@@ -127,7 +126,7 @@ def inspect(plugin: str, path: str) -> set[str] | None:
     """
     with open(path, "rb") as file:
         data = file.read()
-    with open(sys.modules["mqcore._loop"].__file__ or "", "rb") as file:
+    with open(sys.modules["mqcore.loop._reactor"].__file__ or "", "rb") as file:
         ours = file.read(64)
     if not ours.startswith(b"\x7fELF"):
         return None  # another system's: what can be wrong there, its linker says

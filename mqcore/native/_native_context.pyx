@@ -10,20 +10,20 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t
 
-from ._atomic cimport store
-from ._bare cimport absorb, bare_turn, stop
-from ._chain cimport NativeFunction
-from ._context cimport Context
-from ._handles cimport (
+from ..loop._atomic cimport store
+from ._nogil cimport absorb, bare_turn, stop
+from .._chain cimport NativeFunction
+from .._context cimport Context
+from ._slots cimport (
     CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, handle_of, live_slot, open_table,
     state_of, take_slot)
-from ._message cimport Control, native_side
-from ._native cimport Inside, enter, leave
-from ._notes cimport set_living
+from .._message cimport Control, native_side
+from ._hooks cimport Inside, enter, leave
+from ._diagnostics cimport set_living
 
 import os
 
-from .errors import MqError
+from ..errors import MqError
 
 
 # -------------------------------------------------------------------------------------------------------------- Contexts

@@ -16,19 +16,19 @@ from cpython.ref cimport Py_DECREF
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
-from ._atomic cimport load, store, store_flag, swap
-from ._chain cimport Chain
-from ._handles cimport (
+from ..loop._atomic cimport load, store, store_flag, swap
+from .._chain cimport Chain
+from ._slots cimport (
     CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, handle_of, state_of, take_all, take_slot)
-from ._loop cimport Loop, Watch, unlink_ready
-from ._message cimport (
+from ..loop._reactor cimport Loop, Watch, unlink_ready
+from .._message cimport (
     TO_CONTINUE, TO_RETRY, TURN_ENTRIES, TURN_NS, UNDECIDED, Control, Entry, Message, count_given, native_side)
-from ._native cimport (
+from ._hooks cimport (
     Arguments, Inside, call_hooks, decide, enter, find_arguments, hold_by, is_worn, leave, new_generation, put_back)
-from ._notes cimport log_notes, refuse_late
-from ._poll cimport remove_watch
-from ._step cimport Steps, is_sampled
-from ._wheel cimport DUE_BARE
+from ._diagnostics cimport log_notes, refuse_late
+from ..loop._poll cimport remove_watch
+from .._step cimport Steps, is_sampled
+from ..loop._wheel cimport DUE_BARE
 
 
 cdef bint bare_turn(Loop loop) noexcept nogil:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import inspect
 import os
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from .errors import PluginError
-from .hooks import LIFECYCLE, HookSpec
+from ..errors import PluginError
+from ..hooks import LIFECYCLE, HookSpec, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
 
 def check(obj: object, plugin: str, path: str | None, hooks: Mapping[str, HookSpec]) -> dict[str, Any]:
@@ -63,14 +62,6 @@ def _wrong(name: str, value: object, arguments: Mapping[str, tuple[str, ...]]) -
     return None
 
 
-def unknown(name: str, known: Iterable[str]) -> str:
-    """What is wrong with a name that begins with mq_ and is not known."""
-    return (
-        f"{name} begins with mq_ and is no known hook{nearest(name, known)}; "
-        "correct the name, choose one that does not begin with mq_, or declare it with HookSpec"
-    )
-
-
 def _is(kind: Callable[[object], bool], value: Callable[..., object]) -> bool:
     value = _innermost(value)
     return kind(value) or kind(type(value).__call__)
@@ -81,11 +72,6 @@ def _innermost(value: Any) -> Any:
     while isinstance(value, functools.partial):
         value = value.func
     return value
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1, cutoff=0)
-    return f"; the nearest name is {close[0]}" if close else ""
 
 
 def place(value: Any, path: str | None) -> tuple[str | None, int | None]:

@@ -27,7 +27,7 @@ from ._libuv cimport (
     UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t)
 from ._wheel cimport DUE, DUE_BARE, Node, any_node, insert, next_tick, remove, turn_wheel
 
-from .errors import DispatcherClosed, MqError
+from ..errors import DispatcherClosed, MqError
 
 cdef enum:
     NS_PER_MS = 1_000_000

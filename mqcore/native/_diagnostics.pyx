@@ -12,14 +12,14 @@ from cpython.object cimport PyObject
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen
 
-from ._atomic cimport add
-from ._context cimport Context
-from ._dispatch cimport Dispatcher
-from ._handles cimport (
+from ..loop._atomic cimport add
+from .._context cimport Context
+from .._dispatch cimport Dispatcher
+from ._slots cimport (
     CONTEXT, STEP, Note, Slot, Table, any_open_table, generation_in, is_inside, live_slot, push, slot_of, table_inside,
     table_of, take_all)
-from ._loop cimport Loop, stir, uv_of
-from ._message cimport Entry, Message, Tally
+from ..loop._reactor cimport Loop, stir, uv_of
+from .._message cimport Entry, Message, Tally
 
 cdef extern from *:
     """

@@ -2,7 +2,7 @@
 
 The core knows nothing of mail. So whoever defines a class of messages registers its accessors:
 
-    mqcore.accessors.register(Mail, MailAccessors())
+    mqcore.native.accessors.register(Mail, MailAccessors())
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ._message import Message
+from .._message import Message
 
 
 class Accessors:

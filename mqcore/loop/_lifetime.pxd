@@ -2,7 +2,7 @@
 
 from cpython.object cimport PyObject
 
-from ._loop cimport Due, Loop, Watch
+from ._reactor cimport Due, Loop, Watch
 from ._wheel cimport Node
 
 cdef class Scope(Due):

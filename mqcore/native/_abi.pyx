@@ -12,18 +12,18 @@ from libc.stdint cimport uint64_t
 from libc.string cimport strlen
 
 from ._abi cimport MQ_Address, MQ_Connection, MQ_Context, MQ_IOWatcher, MQ_Message, MQ_Timer, c_bool, uv_loop_s
-from ._atomic cimport load, store
-from ._bare cimport join_context, stop
-from ._context cimport Context
-from ._handles cimport (
+from ..loop._atomic cimport load, store
+from ._nogil cimport join_context, stop
+from .._context cimport Context
+from ._slots cimport (
     ADDRESS, CALLED, CONNECTION, CONTEXT, HELD_BY, LIVE, MESSAGE, RECIPIENT, STEP, TIMER, WATCHER, Slot, Table,
     generation_in, generation_of, handle_of, is_inside, live_slot, part_in, slot_of, state_of, table_of, take_slot)
-from ._loop cimport Loop, ends_program
-from ._message cimport TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message
-from ._native cimport OF_ADDRESS, give, keep
-from ._notes cimport refuse, write_log
-from ._poll cimport C_READ, C_WRITE, add_watch
-from ._scope cimport cannot_watch
+from ..loop._reactor cimport Loop, ends_program
+from .._message cimport TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message
+from ._hooks cimport OF_ADDRESS, give, keep
+from ._diagnostics cimport refuse, write_log
+from ..loop._poll cimport C_READ, C_WRITE, add_watch
+from ..loop._lifetime cimport cannot_watch
 
 import logging
 import os

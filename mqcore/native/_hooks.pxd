@@ -5,9 +5,9 @@ from cpython.object cimport PyObject
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
-from ._handles cimport GENERATION, LAST_GENERATIONS, Slot, Table, generation_of
-from ._message cimport Control, Entry, Message
-from ._step cimport Steps
+from ._slots cimport GENERATION, LAST_GENERATIONS, Slot, Table, generation_of
+from .._message cimport Control, Entry, Message
+from .._step cimport Steps
 
 cdef enum Signature:
     # Of a hook's C function, in NativeFunction.kind.

@@ -1,8 +1,8 @@
 # The part of a turn that needs no GIL: native plugins' timers and watchers, and messages that they gave back.
 
-from ._handles cimport Slot, Table
-from ._loop cimport Loop
-from ._message cimport Control
+from ._slots cimport Slot, Table
+from ..loop._reactor cimport Loop
+from .._message cimport Control
 
 cdef bint bare_turn(Loop loop) noexcept nogil
 cdef void absorb(Control control) noexcept

@@ -12,7 +12,7 @@ import sys
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
-from .errors import MqError
+from ..errors import MqError
 
 cdef extern from "dlfcn.h" nogil:
     ctypedef struct Dl_info:

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from ._checks import check, nearest, place, raised
+from ..errors import MqError, PluginError
+from ..hooks import API_VERSION, LIFECYCLE, MAILERQ_HOOKS, HookSpec, nearest
+from ..native._shared import check_distinct, load_shared
+from ._checks import check, place, raised
 from ._files import bad_line, find, import_file, line_at, unreadable
-from ._shared import check_distinct, load_shared
-from .errors import MqError, PluginError
-from .hooks import API_VERSION, LIFECYCLE, MAILERQ_HOOKS, HookSpec
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

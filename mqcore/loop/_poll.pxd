@@ -1,6 +1,6 @@
 # The polls of a loop: one uv_poll_t for each fd that is watched, shared by all who watch it.
 
-from ._loop cimport LoopState, Watch
+from ._reactor cimport LoopState, Watch
 
 cdef enum:      # libuv's UV_READABLE and UV_WRITABLE
     C_READ = 1

@@ -12,10 +12,10 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
 from libc.stdint cimport uint64_t
 
 from ._call cimport call_function, what_was_raised
-from ._loop cimport Due, PyThread_get_thread_ident
+from ._reactor cimport Due, PyThread_get_thread_ident
 from ._poll cimport C_READ, C_WRITE, add_watch, change_watch, is_active, remove_watch
 
-from .errors import MqError
+from ..errors import MqError
 
 cdef extern from "Python.h":
     void PyObject_GC_Track(object)

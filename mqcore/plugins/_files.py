@@ -18,8 +18,8 @@ from importlib.machinery import (
 )
 from typing import TYPE_CHECKING
 
+from ..errors import PluginError
 from ._checks import raised
-from .errors import PluginError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

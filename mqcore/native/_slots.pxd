@@ -3,8 +3,8 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from ._loop cimport Watch
-from ._wheel cimport Node
+from ..loop._reactor cimport Watch
+from ..loop._wheel cimport Node
 
 cdef extern from *:
     """

@@ -16,7 +16,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc
 
-from ._atomic cimport load, store, swap_pointer
+from ..loop._atomic cimport load, store, swap_pointer
 
 cdef extern from *:
     int pthread_mutex_init(pthread_mutex_t *, void *) nogil

@@ -14,7 +14,7 @@ import uvloop.loop
 from loop_tools import borrow, python
 
 import mqcore
-from mqcore import _libuv
+from mqcore.loop import _libuv
 
 UVLOOP_FILE = uvloop.loop.__file__
 PYUV_FILE = pyuv._cpyuv.__file__

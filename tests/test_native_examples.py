@@ -15,7 +15,7 @@ import uvloop
 from native_tools import compile_plugin
 
 import mqcore
-from mqcore import accessors
+from mqcore.native import accessors
 from mqcore.mail import Mail
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "native"

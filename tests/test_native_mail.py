@@ -15,7 +15,7 @@ from native_tools import Puppet, compile_plugin, mq, refused, start
 from test_cli_smtp import serve
 
 import mqcore
-from mqcore import accessors
+from mqcore.native import accessors
 from mqcore.mail import Connection, Mail
 
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from native_tools import Puppet, mq
 
 import mqcore
-from mqcore import accessors
+from mqcore.native import accessors
 
 CHAINS = {"mixed": ("10-native", "20-python", "30-native"), "native": ("10-native", "30-native")}
 BACK = ("continue", "complete", "retry")

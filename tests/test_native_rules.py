@@ -14,7 +14,7 @@ import uvloop
 from native_tools import Puppet, compile_plugin, mq, refused, start
 
 import mqcore
-from mqcore import accessors
+from mqcore.native import accessors
 
 CONTINUE, COMPLETE, FAIL = mqcore.CONTINUE, mqcore.COMPLETE, mqcore.FAIL
 

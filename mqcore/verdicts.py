@@ -21,9 +21,12 @@ class Verdict(enum.Enum):
 
     RETRY = "retry"
     """Start the step again, with the first plugin."""
+    HOLD = "hold"
+    """The plugin has control now, and gives it back later. True says the same."""
 
 
 CONTINUE = Outcome.CONTINUE
 COMPLETE = Outcome.COMPLETE
 FAIL = Outcome.FAIL
 RETRY = Verdict.RETRY
+HOLD = Verdict.HOLD

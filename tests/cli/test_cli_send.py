@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
+from cli_tools import TEXT, finish, need, serve, wait_until
 from mail_tools import (
     EXAMPLES,
     counted,
@@ -34,8 +35,6 @@ from mail_tools import (
     write_plugin,
 )
 from smtp_tools import certificate
-from test_cli_smtp import TEXT, need, serve
-from test_cli_stop import finish, wait_until
 
 from mqcore.mail import SinkError
 from mqcore.mail.smtp.sink import SmtpSink

@@ -4,62 +4,19 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import shutil
 import signal
 import smtplib
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
-from mail_tools import counted, read_maildir, read_mbox, report, run, start, write_plugin
+from cli_tools import TEXT, Server, finish, need, serve
+from mail_tools import counted, read_maildir, read_mbox, report, run, small_disk, start, write_plugin
 from smtp_tools import certificate
-from test_cli_stop import finish
-from test_mail_maildir import small_disk
 
 from mqcore.mail.smtp.source import SmtpSource
-
-TEXT = b"Subject: hello\r\n\r\nhello\r\n..\r\n"
-
-
-class Server:
-    """The command, listening."""
-
-    def __init__(self, process: subprocess.Popen[str], code: int) -> None:
-        self.process = process
-        self.code = code
-        line = process.stderr.readline()
-        assert line.startswith("mqcore: listening on smtp"), line + process.stderr.read()
-        self.url = line.removeprefix("mqcore: listening on ").strip()
-        self.port = int(self.url.rpartition(":")[2])
-        self.figures: dict[str, Any] = {}
-
-    def client(self) -> smtplib.SMTP:
-        return smtplib.SMTP("127.0.0.1", self.port, local_hostname="client.example", timeout=30)
-
-    def stop(self) -> subprocess.CompletedProcess[str]:
-        self.process.send_signal(signal.SIGTERM)
-        result = finish(self.process)
-        assert result.returncode == self.code, result
-        self.figures = report(result)
-        return result
-
-
-@contextlib.contextmanager
-def serve(*arguments: object, source: str = "smtp://127.0.0.1:0", code: int = 0) -> Iterator[Server]:
-    """Until the end of the block, when it must end with the exit code `code`."""
-    with start("run", "--from", source, "--json", *arguments) as process:
-        try:
-            server = Server(process, code)
-            yield server
-            if process.poll() is None:
-                server.stop()
-        finally:
-            process.kill()
-
 
 # Real clients
 
@@ -113,13 +70,6 @@ def test_smtps_with_smtplib(tmp_path):
         with smtplib.SMTP_SSL("localhost", server.port, context=certificate().client, timeout=30) as client:
             client.sendmail("a@example.org", ["b@example.org"], TEXT)
     assert read_maildir(tmp_path / "in") == [TEXT]
-
-
-def need(program: str) -> str:
-    path = shutil.which(program)
-    if path is None:
-        pytest.skip(f"needs {program}: apt-get install {program}")
-    return path
 
 
 def test_swaks(tmp_path):

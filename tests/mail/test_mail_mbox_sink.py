@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mail_tools import read_mbox
-from test_mail_maildir import small_disk
+from mail_tools import read_mbox, small_disk
 from test_mail_mbox import FROM, locked_elsewhere, read
 
 from mqcore.mail import Mail, Origin, SinkError

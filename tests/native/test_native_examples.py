@@ -15,10 +15,10 @@ import uvloop
 from native_tools import compile_plugin
 
 import mqcore
-from mqcore.native import accessors
 from mqcore.mail import Mail
+from mqcore.native import accessors
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "native"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "native"
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def plugins(tmp_path):
         each.close()
 
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "native.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "native.md"
 
 
 def test_the_example_of_the_guide(tmp_path):

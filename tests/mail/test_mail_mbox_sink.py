@@ -189,7 +189,7 @@ def test_a_locked_mbox(path):
     )
 
 
-@pytest.mark.parametrize("owner", ["", "1\n", f"{os.getpid()}\n", "not a number"])
+@pytest.mark.parametrize("owner", ["", "1\n", f"{os.getpid()}\n", "not a number"], ids=["empty", "init", "own", "text"])
 def test_a_lock_file_that_may_be_in_use_is_respected(path, owner):
     lock = path.with_name("mbox.lock")
     lock.write_text(owner)

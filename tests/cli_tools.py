@@ -66,8 +66,17 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def need(program: str) -> str:
+def need(program: str, package: str | None = None) -> str:
+    """Where the program is; without it the test is skipped, and says which package of Debian has it."""
     path = shutil.which(program)
     if path is None:
-        pytest.skip(f"needs {program}: apt-get install {program}")
+        pytest.skip(f"needs {program}: apt-get install {package or program}")
+    return path
+
+
+def need_swaks(*, tls: bool = False) -> str:
+    """`swaks`; for TLS it needs a module of Perl, which it is often installed without."""
+    path = need("swaks", "swaks libnet-ssleay-perl" if tls else None)
+    if tls and subprocess.run([need("perl"), "-MNet::SSLeay", "-e", "1"], capture_output=True, timeout=60).returncode:
+        pytest.skip("needs a swaks with TLS, that is Perl's Net::SSLeay: apt-get install libnet-ssleay-perl")
     return path

@@ -147,7 +147,7 @@ def smtp_sink(*options: str) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     user = ["-u", pwd.getpwnam("nobody").pw_name] if os.getuid() == 0 else []
-    with subprocess.Popen([need("smtp-sink"), *user, *options, f"127.0.0.1:{port}", "100"]) as process:
+    with subprocess.Popen([need("smtp-sink", "postfix"), *user, *options, f"127.0.0.1:{port}", "100"]) as process:
         try:
             while True:
                 assert process.poll() is None

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from cli_tools import TEXT, Server, finish, need, serve
+from cli_tools import TEXT, Server, finish, need, need_swaks, serve
 from mail_tools import counted, read_maildir, read_mbox, report, run, small_disk, start, write_plugin
 from smtp_tools import certificate
 
@@ -73,6 +73,19 @@ def test_smtps_with_smtplib(tmp_path):
 
 
 def test_swaks(tmp_path):
+    swaks = need_swaks()
+    with serve("--to", f"maildir:{tmp_path}/in") as server:
+        command = [swaks, "--server", f"127.0.0.1:{server.port}", "--to", "b@example.org", "--from", "a@example.org"]
+        for more in ([], ["--pipeline"]):
+            result = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60)
+            assert result.returncode == 0, result
+    mails = read_maildir(tmp_path / "in")
+    assert len(mails) == 2
+    assert all(b"This is a test mailing" in mail for mail in mails)
+
+
+def test_swaks_with_tls_and_logins(tmp_path):
+    swaks = need_swaks(tls=True)
     write_plugin(
         tmp_path / "plugins",
         "10-accounts",
@@ -83,10 +96,8 @@ def test_swaks(tmp_path):
     )
     options = ("--plugins", tmp_path / "plugins", "--tls-certificate", certificate().file)
     with serve("--to", f"maildir:{tmp_path}/in", *options) as server:
-        command = [need("swaks"), "--server", f"127.0.0.1:{server.port}", "--to", "b@example.org", "--from", "a@example.org"]
+        command = [swaks, "--server", f"127.0.0.1:{server.port}", "--to", "b@example.org", "--from", "a@example.org"]
         for more in (
-            [],
-            ["--pipeline"],
             ["--tls"],
             ["--tls", "--auth", "PLAIN", "--auth-user", "alice", "--auth-password", "secret"],
             ["--tls", "--auth", "LOGIN", "--auth-user", "alice", "--auth-password", "secret"],
@@ -95,9 +106,7 @@ def test_swaks(tmp_path):
             assert result.returncode == 0, result
         wrong = ["--tls", "--auth", "PLAIN", "--auth-user", "alice", "--auth-password", "wrong"]
         assert subprocess.run([*command, *wrong], capture_output=True, timeout=60).returncode == 28
-    mails = read_maildir(tmp_path / "in")
-    assert len(mails) == 5
-    assert all(b"This is a test mailing" in mail for mail in mails)
+    assert len(read_maildir(tmp_path / "in")) == 3
 
 
 def test_curl(tmp_path):
@@ -115,7 +124,7 @@ def test_curl(tmp_path):
 
 def test_postfixs_smtp_source(tmp_path):
     with serve("--to", f"maildir:{tmp_path}/in") as server:
-        command = [need("smtp-source"), "-s", "8", "-m", "200", "-l", "2000", "-f", "a@example.org", "-t", "b@example.org"]
+        command = [need("smtp-source", "postfix"), "-s", "8", "-m", "200", "-l", "2000", "-f", "a@example.org", "-t", "b@example.org"]
         subprocess.run([*command, f"127.0.0.1:{server.port}"], check=True, timeout=120)
     assert len(read_maildir(tmp_path / "in")) == 200
     assert server.figures["messages"]["stored"] == 200

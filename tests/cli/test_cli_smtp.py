@@ -124,7 +124,8 @@ def test_curl(tmp_path):
 
 def test_postfixs_smtp_source(tmp_path):
     with serve("--to", f"maildir:{tmp_path}/in") as server:
-        command = [need("smtp-source", "postfix"), "-s", "8", "-m", "200", "-l", "2000", "-f", "a@example.org", "-t", "b@example.org"]
+        command = [need("smtp-source", "postfix"), "-s", "8", "-m", "200", "-l", "2000"]
+        command += ["-f", "a@example.org", "-t", "b@example.org"]
         subprocess.run([*command, f"127.0.0.1:{server.port}"], check=True, timeout=120)
     assert len(read_maildir(tmp_path / "in")) == 200
     assert server.figures["messages"]["stored"] == 200

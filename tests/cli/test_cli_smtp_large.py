@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from cli_tools import Server, serve
 from mail_tools import counted, write_plugin
-from test_cli_smtp import Server, serve
 
 pytestmark = pytest.mark.slow
 

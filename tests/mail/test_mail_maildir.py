@@ -7,12 +7,11 @@ import errno
 import os
 import shutil
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mail_tools import make_maildir, read_maildir, real_mails
+from mail_tools import make_maildir, read_maildir, real_mails, small_disk
 
 from mqcore.mail import Mail, Origin, SinkError, SourceError, maildir, sync
 from mqcore.mail.maildir_sink import MaildirSink
@@ -278,16 +277,3 @@ def test_a_full_disk(tmp_path):
             sink.store([mail("x" * 400_000, number) for number in range(2, 12)])
         sink.store([mail("y" * 10_000, 20)])  # what failed takes no room
         assert [len(text) for text in read_maildir(disk / "out")] == [10_000, 10_000]
-
-
-@contextlib.contextmanager
-def small_disk(path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"may not mount a file system: {mounted.stderr.decode().strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)

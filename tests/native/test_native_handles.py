@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 from cython_tools import build_driver
@@ -13,7 +14,7 @@ CHUNK = 1024
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
     """Makes tables, by a module that is built against the mqcore that is tested."""
-    return build_driver(tmp_path_factory.mktemp("handles"), "handles_driver").Driver
+    return build_driver(tmp_path_factory.mktemp("handles"), Path(__file__).with_name("handles_driver.pyx")).Driver
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from cli_tools import serve
 from mail_tools import start
-from test_cli_smtp import serve
 
 pytestmark = pytest.mark.slow
 

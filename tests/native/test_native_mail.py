@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import uvloop
+from cli_tools import serve
 from mail_tools import read_maildir
 from native_tools import Puppet, compile_plugin, mq, refused, start
-from test_cli_smtp import serve
 
 import mqcore
-from mqcore.native import accessors
 from mqcore.mail import Connection, Mail
+from mqcore.native import accessors
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from cython_tools import build
 
 import mqcore
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "cython.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "cython.md"
 MORE = """
 
 cdef object on_step(Context context, Message message):

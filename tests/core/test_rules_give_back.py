@@ -457,7 +457,7 @@ def test_rule_08_a_hold_of_a_hook_that_returned_false_is_stale(engine):
     assert message.holder == "b"
 
 
-@pytest.mark.parametrize("error", [None, 3, ValueError, object()], ids=repr)
+@pytest.mark.parametrize("error", [None, 3, ValueError, object()], ids=["None", "int", "class", "object"])
 def test_fail_takes_an_exception_or_a_text(engine, error):
     holder = Holder()
     dispatcher = engine.start({"a": holder})

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mail_tools import counted, make_maildir, move, read_maildir, read_mbox, report, start, write_mbox, write_plugin
-from test_mail_maildir import small_disk
+from cli_tools import finish, wait_until
+from mail_tools import counted, make_maildir, move, read_maildir, read_mbox, report, small_disk, start, write_mbox, write_plugin
 
 HOLDS_ODD_ONES = """
     def mq_smtp_in_message(context, message):
@@ -19,19 +19,6 @@ HOLDS_ODD_ONES = """
             context.data.setdefault("held", []).append(message)
             return True
     """
-
-
-def wait_until(predicate: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    give_up = time.monotonic() + 60
-    while not predicate():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < give_up
-        time.sleep(0.002)
-
-
-def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    out, err = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def sink_holds(sink: str, path: Path) -> Callable[[], bool]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
+from cli_tools import TEXT, finish, need, serve, wait_until
 from mail_tools import (
     EXAMPLES,
     counted,
@@ -34,8 +35,6 @@ from mail_tools import (
     write_plugin,
 )
 from smtp_tools import certificate
-from test_cli_smtp import TEXT, need, serve
-from test_cli_stop import finish, wait_until
 
 from mqcore.mail import SinkError
 from mqcore.mail.smtp.sink import SmtpSink
@@ -148,7 +147,7 @@ def smtp_sink(*options: str) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     user = ["-u", pwd.getpwnam("nobody").pw_name] if os.getuid() == 0 else []
-    with subprocess.Popen([need("smtp-sink"), *user, *options, f"127.0.0.1:{port}", "100"]) as process:
+    with subprocess.Popen([need("smtp-sink", "postfix"), *user, *options, f"127.0.0.1:{port}", "100"]) as process:
         try:
             while True:
                 assert process.poll() is None

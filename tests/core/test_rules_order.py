@@ -269,7 +269,9 @@ def test_extra_arguments_reach_every_plugin_however_it_is_reached(engine):
 
 
 @pytest.mark.parametrize(
-    "verdict", [0, 1, 0.0, "x", "", b"", [], object(), mqcore.FAIL, mqcore.Outcome, NotImplemented], ids=repr
+    "verdict",
+    [0, 1, 0.0, "x", "", b"", [], object(), mqcore.FAIL, mqcore.Outcome, NotImplemented],
+    ids=lambda verdict: type(verdict).__name__,
 )
 def test_any_other_verdict_fails_the_step(engine, verdict):
     trace = []

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mail_tools import read_mbox
-from test_mail_maildir import small_disk
+from mail_tools import read_mbox, small_disk
 from test_mail_mbox import FROM, locked_elsewhere, read
 
 from mqcore.mail import Mail, Origin, SinkError
@@ -190,7 +189,7 @@ def test_a_locked_mbox(path):
     )
 
 
-@pytest.mark.parametrize("owner", ["", "1\n", f"{os.getpid()}\n", "not a number"])
+@pytest.mark.parametrize("owner", ["", "1\n", f"{os.getpid()}\n", "not a number"], ids=["empty", "init", "own", "text"])
 def test_a_lock_file_that_may_be_in_use_is_respected(path, owner):
     lock = path.with_name("mbox.lock")
     lock.write_text(owner)

@@ -85,7 +85,9 @@ def test_a_subclass_of_the_loop_is_accepted():
 # Loops that cannot be used
 
 
-@pytest.mark.parametrize("loop", [object(), "loop", 7, pyuv, uvloop, uvloop.Loop, pyuv.Loop], ids=repr)
+@pytest.mark.parametrize(
+    "loop", [object(), "loop", 7, pyuv, uvloop, uvloop.Loop, pyuv.Loop], ids=lambda loop: type(loop).__name__
+)
 def test_what_is_no_loop_is_a_type_error(loop):
     with pytest.raises(TypeError, match=r"uvloop\.Loop or a pyuv\.Loop"):
         mqcore.Dispatcher(mqcore.Plugins(), loop=loop)

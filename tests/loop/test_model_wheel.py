@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from cython_tools import build_driver
 from hypothesis import settings
@@ -20,7 +22,7 @@ AHEAD = st.one_of(
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
     """The class Driver, built against the mqcore that is tested."""
-    return build_driver(tmp_path_factory.mktemp("wheel"), "wheel_driver").Driver
+    return build_driver(tmp_path_factory.mktemp("wheel"), Path(__file__).with_name("wheel_driver.pyx")).Driver
 
 
 def test_against_a_sorted_list(driver):

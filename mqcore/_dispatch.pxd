@@ -19,5 +19,6 @@ cdef class Dispatcher(Steps):
     cdef list retired               # contexts of plugins that were replaced
     cdef double hold_timeout        # s
     cdef object ending
+    cdef bint preparing             # contexts are being made for a change
 
     cdef void sweep(self) noexcept

@@ -182,9 +182,8 @@ cdef class Dispatcher(Steps):
             self.hooks[name] = new_hook(self, name, spec)
         self.open_control(loop)
         try:
-            with plugins._lock:  # no change comes between
-                self._prepare(plugins.snapshot).commit()
-                plugins._attach(self)
+            with plugins._attach(self) as snapshot:
+                self._prepare(snapshot).commit()
         except BaseException:
             self.close_loop()
             raise
@@ -292,12 +291,17 @@ cdef class Dispatcher(Steps):
     def _prepare(self, tuple plugins):
         """Rule 18, for Plugins: make ready for another list of plugins. Returns an object with `commit` and `discard`.
 
-        From another thread nothing can be made ready: there `commit` leaves the change to the dispatcher's thread.
+        From another thread nothing can be made ready, nor by a plugin that is being made ready: there `commit` leaves the
+        change to a turn.
         """
-        if self.thread != PyThread_get_thread_ident():
+        if self.preparing or self.thread != PyThread_get_thread_ident():
             return LaterChange(self)
         change = Change(self, plugins)
-        change.prepare()
+        self.preparing = True
+        try:
+            change.prepare()
+        finally:
+            self.preparing = False
         return change
 
     cdef void drain(self) noexcept:
@@ -389,7 +393,7 @@ cdef class Change:
 
 @cython.final
 cdef class LaterChange(Due):
-    """A change of plugins that was made on another thread."""
+    """A change of plugins that is left to a turn, since another thread made it."""
     cdef Dispatcher dispatcher
 
     def __init__(self, dispatcher):
@@ -405,8 +409,9 @@ cdef class LaterChange(Due):
     cdef void in_turn(self) noexcept:
         plugins = self.dispatcher.plugins
         try:
-            with plugins._lock:  # by now there may be another list
-                self.dispatcher._prepare(plugins.snapshot).commit()
+            with plugins._current() as snapshot:  # by now there may be another one
+                if snapshot is not None:
+                    self.dispatcher._prepare(snapshot).commit()
         except BaseException as error:
             self.dispatcher.raised(error, "a change of plugins, which left this dispatcher as it was")
 

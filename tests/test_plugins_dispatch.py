@@ -234,3 +234,101 @@ def test_a_dispatcher_that_is_made_during_a_change_gets_it(tmp_path, life, monke
     plugins.close()
     assert ("cleanup", "old") in life
     assert life[-1] == ("cleanup", "new")
+
+
+SLOW = """
+import builtins
+def mq_initialize():
+    builtins.begun.set()
+    assert builtins.end.wait(10)
+"""
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Begins, and ends, `mq_initialize` of a plugin made with SLOW."""
+    events = SimpleNamespace(begun=threading.Event(), end=threading.Event())
+    for name, event in vars(events).items():
+        monkeypatch.setattr(builtins, name, event, raising=False)
+    return events
+
+
+def test_the_loop_does_not_wait_while_another_thread_changes_the_plugins(tmp_path, life, slow, caplog):
+    """It turns, also where a change of before is still to be taken over, and dispatchers are made and closed."""
+    (tmp_path / "a.py").write_text(LIFE.format("old") + GO_ON)
+
+    async def main():
+        with mqcore.Plugins(tmp_path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+
+            def change() -> None:
+                plugins.add("b", SimpleNamespace(mq_smtp_in_message=lambda context, message: mqcore.COMPLETE))
+                (tmp_path / "a.py").write_text(LIFE.format("new") + SLOW + GO_ON)
+                plugins.reload()
+
+            thread = threading.Thread(target=change)
+            thread.start()
+            try:
+                assert slow.begun.wait(10)
+                await drained()
+                assert await dispatcher.hook("mq_smtp_in_message")(Message()) is mqcore.COMPLETE
+                with mqcore.Dispatcher(plugins) as other:
+                    assert await other.hook("mq_smtp_in_message")(Message()) is mqcore.COMPLETE
+                    assert thread.is_alive()
+                    slow.end.set()
+                    thread.join()
+                    await drained()
+                    for each in (dispatcher, other):
+                        each.hook("mq_smtp_in_message").run(Message())
+                        assert life[-1] == ("hook", "new")
+            finally:
+                slow.end.set()
+                thread.join()
+
+    uvloop.run(main())
+    assert not caplog.records
+    assert life.count(("context in", "old")) == life.count(("context out", "old")) == 2
+
+
+def test_a_change_by_a_plugin_whose_context_is_being_made(life):
+    """It comes to that dispatcher in a turn, and to others at once."""
+
+    async def main():
+        plugins = mqcore.Plugins()
+
+        class Adds:
+            def mq_context_initialize(self, context):
+                life.append("in")
+                if len(plugins) == 1:
+                    plugins.add("b", SimpleNamespace(mq_smtp_in_message=lambda context, message: mqcore.COMPLETE))
+
+        plugins.add("a", Adds())
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            assert await dispatcher.hook("mq_smtp_in_message")(Message()) is mqcore.CONTINUE
+            await drained()
+            assert await dispatcher.hook("mq_smtp_in_message")(Message()) is mqcore.COMPLETE
+        plugins.close()
+
+    uvloop.run(main())
+    assert life == ["in"]
+
+
+def test_plugins_that_are_closed_before_a_change_was_taken_over(life):
+    """Then the dispatcher keeps what it has."""
+
+    async def main():
+        plugins = mqcore.Plugins()
+        plugins.add("a", SimpleNamespace(mq_smtp_in_message=lambda context, message: mqcore.COMPLETE))
+
+        def change() -> None:
+            plugins.add("b", SimpleNamespace(mq_cleanup=lambda: life.append("b")))
+            plugins.close()
+
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            thread = threading.Thread(target=change)
+            thread.start()
+            thread.join()
+            await drained()
+            assert await dispatcher.hook("mq_smtp_in_message")(Message()) is mqcore.COMPLETE
+
+    uvloop.run(main())
+    assert life == ["b"]

@@ -332,3 +332,76 @@ def test_plugins_that_are_closed_before_a_change_was_taken_over(life):
 
     uvloop.run(main())
     assert life == ["b"]
+
+
+def counted(name, life):
+    """A plugin that is told apart from one that has ended: no context of it begins or ends then."""
+    alive = []
+
+    def check(context) -> None:
+        assert alive == [True]
+
+    return SimpleNamespace(
+        mq_initialize=lambda: alive.append(True),
+        mq_context_initialize=check,
+        mq_context_cleanup=check,
+        mq_cleanup=lambda: life.append((name, alive.pop())),
+        on_thing=lambda context, message: None,
+    )
+
+
+def test_dispatchers_come_and_go_while_threads_change_the_plugins(life):
+    """No context of a plugin that has ended is made, nothing fails, and every plugin ends once."""
+    plugins = mqcore.Plugins(hooks=[mqcore.HookSpec("on_thing")])
+    failures: list[object] = []
+
+    def change(number: int) -> None:
+        try:
+            for i in range(300):
+                plugins.add(f"{number}-{i}", counted(f"{number}-{i}", life))
+                if i >= 3:
+                    plugins.remove(f"{number}-{i - 3}")
+        except BaseException as error:
+            failures.append(error)
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+        threads = [threading.Thread(target=change, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            with mqcore.Dispatcher(plugins) as dispatcher:
+                for _ in range(5):
+                    assert await dispatcher.hook("on_thing")(Message()) is mqcore.CONTINUE
+                    await asyncio.sleep(0)
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            await dispatcher.hook("on_thing")(Message())
+            assert len(dispatcher.stats().hooks) == len(plugins) == 6
+
+    uvloop.run(main())
+    plugins.close()
+    assert not failures
+    assert len(life) == len(set(life)) == 600
+
+
+@pytest.mark.parametrize("name", ["x", "on_upload", "größe", "close"])
+def test_a_hook_of_any_name(name):
+    async def coroutine(context, message, extra):
+        await asyncio.sleep(0)
+        return mqcore.COMPLETE
+
+    async def main():
+        plugins = mqcore.Plugins(hooks=[mqcore.HookSpec(name, "extra")])
+        plugins.add("a", SimpleNamespace(**{name: lambda context, message, extra: extra == "hold"}))
+        plugins.add("b", SimpleNamespace(**{name: coroutine}))
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            hook = dispatcher.hook(name)
+            assert (hook.name, hook.spec.signature) == (name, f"{name}(context, message, extra)")
+            assert await hook(Message(), "") is mqcore.COMPLETE
+            message = Message()
+            assert hook.run(message, "hold") is None
+            assert [(held.plugin, held.hook) for held in dispatcher.held()] == [("a", name)]
+            dispatcher.cancel(message)
+            assert {row.hook for row in dispatcher.stats().hooks} == {name}
+
+    uvloop.run(main())

@@ -24,7 +24,7 @@ cdef class Chain:
             context.uses -= 1
             if context.retired and context.uses == 0 and context.owner is not None:
                 (<Control>context.owner).sweep_due = True
-                context.owner.wake()
+                context.reactor.wake()
         free(self.entries)
 
 

@@ -10,7 +10,7 @@ from .loop._reactor cimport ends_program, PyThread_get_thread_ident
 from ._message cimport (
     HELD, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Control, Message, Token, give_back,
     has_control, refuse_give_back)
-from .loop._lifetime cimport set_making
+from .loop._seal cimport seal
 
 from .errors import MqError, NotHeld
 
@@ -30,10 +30,9 @@ cdef object as_error(object error):
 # --------------------------------------------------------------------------------------------------------------- Context
 
 cdef Context new_context(object owner, object plugin, double hold_timeout):
-    set_making(True)
     cdef Context context = Context.__new__(Context)
-    set_making(False)
     context.owner = owner
+    context.reactor = context.owner.reactor
     context.plugin = plugin
     context.name = plugin.name
     context.tallies = {}
@@ -63,7 +62,7 @@ cdef class Context(Holder):
     @property
     def loop(self):
         """The loop: a uvloop.Loop or a pyuv.Loop."""
-        return self.owner.loop
+        return self.reactor.loop
 
     @property
     def config(self):
@@ -95,14 +94,13 @@ cdef class Context(Holder):
         object each time, as long as it is alive. Raises NotHeld when this plugin has no control of the message,
         DispatcherClosed after close(), MqError on another thread than the dispatcher's.
         """
-        self.owner.check("hold()")
+        self.reactor.check("hold()")
         if not has_control(self, message):
             refuse_give_back(self, message, "asked for a hold of")
         if message.token != NULL:
             return <Hold>message.token
-        set_making(True)
         cdef Hold hold = Hold.__new__(Hold)
-        set_making(False)
+        hold.reactor = self.reactor
         hold.owner = self.owner
         hold.context = self
         hold.message = message
@@ -113,28 +111,28 @@ cdef class Context(Holder):
         return hold
 
     cdef int check_open(self, str what) except -1:
-        if self.owner.thread != PyThread_get_thread_ident():  # here, as the text is only made where it is needed
-            self.owner.refuse(f"plugin {self.name}: {what}")
+        if self.reactor.thread != PyThread_get_thread_ident():  # here, as the text is only made where it is needed
+            self.reactor.refuse(f"plugin {self.name}: {what}")
         return 0
 
     cdef void callback_raised(self, object error) noexcept:
         """Rule 13: logged, and the loop goes on."""
         if ends_program(error):
-            self.owner.escape(error)
+            self.reactor.raise_through_loop(error)
         elif isinstance(error, NotHeld):
             # It says all. An answer is late whenever a client goes away meanwhile, which is no error of the plugin.
-            self.owner.tell(self.log, logging.WARNING, "%s", (error,), None)
+            self.reactor.log(self.log, logging.WARNING, "%s", (error,), None)
         else:
-            self.owner.tell(
+            self.reactor.log(
                 self.log, logging.ERROR, "plugin %s: a callback of a timer or watcher raised", (self.name,), error)
 
     cdef object failure(self, object error, str hook):
         """Rule 13: an error of the plugin, with its name and hook in the notes; logged."""
         error.add_note(f"plugin {self.name}, hook {hook}")
         if isinstance(error, asyncio.CancelledError):  # what every task gets when the loop ends
-            self.owner.tell(self.log, logging.ERROR, "plugin %s failed in %s: CancelledError", (self.name, hook), None)
+            self.reactor.log(self.log, logging.ERROR, "plugin %s failed in %s: CancelledError", (self.name, hook), None)
         elif not ends_program(error):  # that is told by whoever runs the loop
-            self.owner.tell(self.log, logging.ERROR, "plugin %s failed in %s", (self.name, hook), error)
+            self.reactor.log(self.log, logging.ERROR, "plugin %s failed in %s", (self.name, hook), error)
         return error
 
     def __repr__(self):
@@ -210,8 +208,12 @@ cdef class Hold(Token):
                     give_back(self.context, message, TO_FAIL, error)
         finally:
             if ends_program(error):
-                self.owner.escape(error)
+                self.reactor.raise_through_loop(error)
 
     def __repr__(self):
         state = "over" if self.message is None else "live"
         return f"<mqcore.Hold by plugin {self.context.name} in {<str>self.hook}, {state}>"
+
+
+seal(Context)
+seal(Hold)

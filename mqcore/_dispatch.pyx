@@ -10,9 +10,9 @@ from libc.stdint cimport uint64_t
 
 from ._chain cimport Route, new_chain
 from ._context cimport Context, new_context
-from .loop._reactor cimport Due, ends_program, PyThread_get_thread_ident
+from .loop._reactor cimport Task, ends_program, PyThread_get_thread_ident
 from ._message cimport HELD, IDLE, RUNNING, Counters, Message, Tally, native_side
-from .loop._lifetime cimport check_making, set_making
+from .loop._seal cimport seal
 from ._step cimport MOST_ARGUMENTS, Steps
 
 from .loop._ending import Ending
@@ -34,15 +34,12 @@ cdef class Hook(Route):
     run it again before its step has ended is an MqError. What the extra arguments refer to is kept until the step ends.
     """
 
-    def __cinit__(self):
-        check_making(self)
-
     def __call__(self, Message message not None, *args):
         """`await hook(message, *args)` gives the Outcome. uvloop only: on pyuv an MqError.
 
         Cancelling the awaiting task cancels the step. The awaiting refers strongly to the message.
         """
-        if self.dispatcher.library.owner != "uvloop":
+        if self.dispatcher.reactor.library.owner != "uvloop":
             raise MqError(f"await {self.name}(...) needs a uvloop loop; on pyuv use run() with done=")
         return outcome_of(self, message, args)
 
@@ -50,7 +47,7 @@ cdef class Hook(Route):
         """A Waiter for the step that the message is in."""
         cdef Waiter waiter = Waiter.__new__(Waiter)
         waiter.dispatcher = self.dispatcher
-        waiter.future = self.dispatcher.loop.create_future()
+        waiter.future = self.dispatcher.reactor.loop.create_future()
         message.done = waiter
         message.track()
         return waiter
@@ -101,7 +98,7 @@ cdef class Hook(Route):
         return self.dispatcher.begin_all(self, taken, args, done)
 
     cdef int check_call(self, tuple args, object done) except -1:
-        self.dispatcher.check(self.name)
+        self.dispatcher.reactor.check(self.name)
         if len(args) != self.extra:
             raise TypeError(f"{self.spec.signature}: {len(args)} extra arguments were given, {self.extra} are needed")
         if done is not None and not callable(done):
@@ -132,7 +129,7 @@ cdef class Waiter:
     def end(self, Message message not None):
         """Nobody waits any more. If the step has not ended, the task was cancelled or the coroutine closed: a collected one on
         any thread."""
-        if message.done is self and self.dispatcher.thread == PyThread_get_thread_ident():
+        if message.done is self and self.dispatcher.reactor.thread == PyThread_get_thread_ident():
             self.dispatcher.cancel(message)
 
 
@@ -162,7 +159,7 @@ cdef class Dispatcher(Steps):
         self.retired = []
 
     def __init__(self, plugins, loop=None, *, hold_timeout=30.0, max_retries=16):
-        if self.loop is not None:
+        if self.reactor.loop is not None:
             raise MqError("the dispatcher has been initialised already")
         if not isinstance(plugins, Plugins):
             raise TypeError(f"Dispatcher needs Plugins, not {plugins!r}")
@@ -188,14 +185,19 @@ cdef class Dispatcher(Steps):
         except BaseException:
             self.close_loop()
             raise
-        if self.library.owner == "uvloop":
+        if self.reactor.library.owner == "uvloop":
             self.ending = Ending(loop, self._loop_ends)
 
     # ------------------------------------------------------------------------------------------------------------ lifetime
 
+    @property
+    def loop(self):
+        """The loop: a uvloop.Loop or a pyuv.Loop."""
+        return self.reactor.loop
+
     def hook(self, str name not None):
         """The Hook of that name. Raises MqError when there is none, with the nearest name. Any thread."""
-        if self.closed:
+        if self.reactor.closed:
             raise DispatcherClosed(f"hook({name!r}): the dispatcher is closed")
         hook = self.hooks.get(name)
         if hook is None:
@@ -211,9 +213,9 @@ cdef class Dispatcher(Steps):
         While a hook of the step is being called, the step ends when that hook returns. A late give-back is NotHeld. Raises
         MqError on another thread than the dispatcher's.
         """
-        if not self.closed:
-            self.check("cancel()")
-        elif self.forked:
+        if not self.reactor.closed:
+            self.reactor.check("cancel()")
+        elif self.reactor.forked:
             return False
         return self.cancel_step(message)
 
@@ -236,11 +238,11 @@ cdef class Dispatcher(Steps):
         """The messages that are held now: a list of `Held`; empty after close(). The dispatcher's thread."""
         cdef Message message
         cdef list messages
-        if self.closed:
+        if self.reactor.closed:
             return []
-        self.check("held()")
+        self.reactor.check("held()")
         messages = self.all_held()
-        cdef uint64_t now = self.state.uv.hrtime()
+        cdef uint64_t now = self.reactor.state.uv.hrtime()
         return [Held(message, <str>message.entry.plugin, <str>message.entry.hook, (now - message.since) / 1e9)
                 for message in messages]
 
@@ -252,27 +254,27 @@ cdef class Dispatcher(Steps):
         forgets: no callback, no cleanup. On pyuv it raises the KeyboardInterrupt or SystemExit that a plugin raised meanwhile.
         """
         cdef Context context
-        if self.closed or self.loop is None:
+        if self.reactor.closed or self.reactor.loop is None:
             return
-        if not self.forked:
-            self.check("close()")
-            self.closed = True
-            self.thread = 0
+        if not self.reactor.forked:
+            self.reactor.check("close()")
+            self.reactor.closed = True
+            self.reactor.thread = 0
             self.end_open_steps()
             for context in reversed([*self.contexts.values(), *self.retired]):
                 clean_up(context)
             self.plugins._detach(self)
         self.close_loop()
-        if self.ending is not None and not self.forked:
+        if self.ending is not None and not self.reactor.forked:
             self.ending.cancel()
             self.ending = None
-        if self.escaped is not None:
-            error, self.escaped = self.escaped, None
+        if self.reactor.escaped is not None:
+            error, self.reactor.escaped = self.reactor.escaped, None
             raise error
 
     def _loop_ends(self):
-        if self.thread != 0 and not self.loop.is_running():
-            self.thread = PyThread_get_thread_ident()  # a loop that does not run may be closed on any thread
+        if self.reactor.thread != 0 and not self.reactor.loop.is_running():
+            self.reactor.thread = PyThread_get_thread_ident()  # a loop that does not run may be closed on any thread
         self.close()
 
     def __enter__(self):
@@ -294,7 +296,7 @@ cdef class Dispatcher(Steps):
 
         From another thread nothing can be made ready: there `commit` leaves the change to the dispatcher's thread.
         """
-        if self.thread != PyThread_get_thread_ident():
+        if self.reactor.thread != PyThread_get_thread_ident():
             return LaterChange(self)
         change = Change(self, plugins)
         change.prepare()
@@ -302,7 +304,7 @@ cdef class Dispatcher(Steps):
 
     cdef void drain(self) noexcept:
         Steps.drain(self)
-        if self.sweep_due and self.thread != 0:
+        if self.sweep_due and self.reactor.thread != 0:
             self.sweep()
 
     cdef void sweep(self) noexcept:
@@ -351,7 +353,7 @@ cdef class Change:
 
     def start(self, plugin):
         cdef Context context = new_context(self.dispatcher, plugin, self.dispatcher.hold_timeout)
-        if self.dispatcher.library.owner != "uvloop":
+        if self.dispatcher.reactor.library.owner != "uvloop":
             for name, function in plugin.hooks.items():
                 if inspect.iscoroutinefunction(function):
                     raise PluginError(f"{name} is a coroutine function, which needs a uvloop loop; this one is pyuv's",
@@ -388,7 +390,7 @@ cdef class Change:
 
 
 @cython.final
-cdef class LaterChange(Due):
+cdef class LaterChange(Task):
     """A change of plugins that was made on another thread."""
     cdef Dispatcher dispatcher
 
@@ -396,27 +398,25 @@ cdef class LaterChange(Due):
         self.dispatcher = dispatcher
 
     def commit(self):
-        if not self.dispatcher.closed and not self.dispatcher.forked:
-            self.dispatcher.soon(self)
+        if not self.dispatcher.reactor.closed and not self.dispatcher.reactor.forked:
+            self.dispatcher.reactor.post(self)
 
     def discard(self):
         """Nothing was made ready."""
 
-    cdef void in_turn(self) noexcept:
+    cdef void run_posted(self) noexcept:
         plugins = self.dispatcher.plugins
         try:
             with plugins._lock:  # by now there may be another list
                 self.dispatcher._prepare(plugins.snapshot).commit()
         except BaseException as error:
-            self.dispatcher.raised(error, "a change of plugins, which left this dispatcher as it was")
+            self.dispatcher.reactor.report(error, "a change of plugins, which left this dispatcher as it was")
 
 
 # --------------------------------------------------------------------------------------------------------------- helpers
 
 cdef Hook new_hook(Dispatcher dispatcher, str name, object spec):
-    set_making(True)
     cdef Hook hook = Hook.__new__(Hook)
-    set_making(False)
     if len(spec.args) > MOST_ARGUMENTS - 2:
         raise MqError(f"{name} has {len(spec.args)} extra arguments; a hook has at most {MOST_ARGUMENTS - 2}")
     hook.name = hook_names.setdefault(name, name)
@@ -433,10 +433,10 @@ cdef void clean_up(Context context) noexcept:
         if plugin.context_cleanup is not None:
             plugin.context_cleanup(context)
     except BaseException as error:
-        context.owner.tell(
+        context.reactor.log(
             context.log, logging.ERROR, "plugin %s: mq_context_cleanup raised", (context.name,), error)
         if ends_program(error):
-            context.owner.escape(error)
+            context.reactor.raise_through_loop(error)
     context.end()
     plugin._release()
 
@@ -449,3 +449,6 @@ cdef object hook_stats(Context context, str hook):
         context.name, hook, counters.calls, counters.holds, counters.continues, counters.completes, counters.retries,
         counters.failures, counters.timeouts, counters.abandoned, counters.refused, seconds, counters.longest_ns / 1e9,
         counters.held_ns / 1e9)
+
+
+seal(Hook)

@@ -3,8 +3,8 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from .loop._reactor cimport Handle, Loop
-from .loop._lifetime cimport Scope
+from .loop._lifetime cimport Lifetime
+from .loop._reactor cimport Handle, Reactor
 
 cdef enum State:
     IDLE = 0          # in no step
@@ -104,8 +104,9 @@ cdef class Tally:
     """The counters of one plugin and hook."""
     cdef Counters counters
 
-cdef class Holder(Scope):
+cdef class Holder(Lifetime):
     """The base of Context: a plugin, as one who can have control."""
+    cdef Control owner
     cdef readonly object plugin
     cdef str name
     cdef dict tallies               # hook name -> Tally
@@ -113,14 +114,17 @@ cdef class Holder(Scope):
     cdef Tally tally_of(self, str hook)
     cdef int count_refused(self, str hook, str what) except -1
 
-cdef class Token(Scope):
+cdef class Token(Lifetime):
     """The base of Hold: refers to its message as long as it is the live token of it."""
+    cdef Control owner
     cdef readonly Message message
 
     cdef void expire(self) noexcept
 
-cdef class Control(Loop):
+cdef class Control:
     """Who has control of which message: the base of the dispatcher."""
+    cdef object __weakref__
+    cdef Reactor reactor
     cdef Lane *lanes
     cdef PyObject *first_queued     # owned Messages
     cdef PyObject *last_queued
@@ -137,6 +141,8 @@ cdef class Control(Loop):
     cdef void *native               # the handles of native plugins, or NULL when there are none
     cdef bint sweep_due             # a chain went that was the last to name a retired context
 
+    cdef int close_loop(self) except -1
+    cdef void drain(self) noexcept
     cdef int open_control(self, object loop) except -1
     cdef Lane *lane_of(self, double seconds) except NULL
     cdef Books balance(self) noexcept

@@ -23,11 +23,11 @@ from libc.stdlib cimport calloc, free
 
 from .loop._atomic cimport fence, get, load_version, store_version
 from .loop._libuv cimport UV_TIMER, uv_handle_t
-from .loop._reactor cimport Handle, Loop, PyThread_get_thread_ident, arm, ask_for_turn, close_handle, header_of, opened, uv_of
-from .loop._poll cimport look_after_polls
-from .loop._lifetime cimport Scope
+from .loop._lifetime cimport Lifetime
+from .loop._reactor cimport (
+    RESUME_PHASE, Handle, PyThread_get_thread_ident, Reactor, arm, close_handle, header_of, new_handle, open_reactors, opened,
+    request_tick, uv_of)
 
-from .loop._reactor import loops
 from .errors import HoldTimeout, NotHeld
 
 cdef extern from "Python.h":
@@ -47,9 +47,10 @@ def holds():
     """How many holds this process has begun and ended: `(begun, ended)`. For tests; any thread."""
     cdef uint64_t begun = holds_begun
     cdef uint64_t ended = holds_ended
-    for control in list(loops):
-        begun += (<Control>control).holds_begun
-        ended += (<Control>control).holds_ended
+    cdef Reactor reactor
+    for reactor in open_reactors():
+        begun += (<Control>reactor.keeper).holds_begun
+        ended += (<Control>reactor.keeper).holds_ended
     return begun, ended
 
 
@@ -130,7 +131,7 @@ cdef class Tally:
     pass
 
 
-cdef class Holder(Scope):
+cdef class Holder(Lifetime):
 
     cdef Tally tally_of(self, str hook):
         tally = self.tallies.get(hook)
@@ -143,12 +144,12 @@ cdef class Holder(Scope):
         """Count a give-back that is to be refused, and refuse it where the dispatcher is the reason."""
         cdef Tally tally = self.tally_of(hook)
         tally.counters.refused += 1
-        if self.owner.thread == 0:  # closed, or in the child of a fork
-            self.owner.refuse(f"plugin {self.name} {what} a message")
+        if self.reactor.thread == 0:  # closed, or in the child of a fork
+            self.reactor.refuse(f"plugin {self.name} {what} a message")
         return 0
 
 
-cdef class Token(Scope):
+cdef class Token(Lifetime):
 
     cdef void expire(self) noexcept:
         """Stop being the live token: nothing can be given back with it, and what was started on it ends."""
@@ -160,7 +161,7 @@ cdef bint has_control(Holder context, Message message) noexcept:
     """Whether this plugin may give the message back: it holds it, or its hook is being called, and it has not done so."""
     return (message.entry != NULL and message.entry.context == <PyObject *>context
             and message.verdict == UNDECIDED and (message.state == HELD or message.state == RUNNING)
-            and context.owner.thread != 0)
+            and context.reactor.thread != 0)
 
 
 cdef int give_back(Holder context, Message message, int verdict, object error) except -1:
@@ -216,18 +217,45 @@ cdef void on_deadline(uv_handle_t *uv_handle) noexcept nogil:
         arm(handle, on_deadline)
     else:
         handle.rung = True
-        ask_for_turn(handle.loop)
+        request_tick(handle.loop)
 
 
-cdef class Control(Loop):
+cdef bint drain(void *owner) noexcept:
+    (<Control>owner).drain()
+    return False
+
+
+@cython.nonecheck(False)
+cdef bint has_pending(void *owner) noexcept nogil:
+    return (<Control>owner).books.held > 0
+
+
+@cython.nonecheck(False)
+cdef void stop_when_idle(void *owner) noexcept nogil:
+    stop_deadline(<Control>owner)
+
+
+@cython.nonecheck(False)
+cdef void stop_deadline(Control control) noexcept nogil:
+    if control.books.held == 0 and control.deadline.due:  # an idle dispatcher does not wake up
+        control.deadline.due = 0
+        control.reactor.state.uv.timer_stop(uv_of(control.deadline))  # cannot fail
+
+
+@cython.no_gc_clear
+cdef class Control:
+
+    def __cinit__(self):
+        self.reactor = Reactor.__new__(Reactor)
 
     cdef int open_control(self, object loop) except -1:
-        self.open_loop(loop)
-        look_after_polls(&self.state)
-        self.deadline = self.make_handle(UV_TIMER)
-        self.state.uv.timer_init(self.state.pointer, uv_of(self.deadline))  # cannot fail
-        self.state.uv.unref(uv_of(self.deadline))  # what is held keeps the loop going, not its deadline
-        opened(&self.state)
+        self.reactor.set_phase(RESUME_PHASE, drain, <void *>self)
+        self.reactor.set_idle(has_pending, stop_when_idle, <void *>self)
+        self.reactor.open(loop, self)
+        self.deadline = new_handle(&self.reactor.state, UV_TIMER)
+        self.reactor.state.uv.timer_init(self.reactor.state.pointer, uv_of(self.deadline))  # cannot fail
+        self.reactor.state.uv.unref(uv_of(self.deadline))  # what is held keeps the loop going, not its deadline
+        opened(&self.reactor.state)
         return 0
 
     cdef int close_loop(self) except -1:
@@ -236,9 +264,10 @@ cdef class Control(Loop):
         holds_ended += self.holds_ended
         if self.native != NULL:
             native_side.close(self)
-        if not self.forked:
+        if not self.reactor.forked:
             close_handle(self.deadline)
-        return Loop.close_loop(self)
+        self.reactor.close()
+        return 0
 
     def __dealloc__(self):
         cdef Lane *lane
@@ -299,7 +328,7 @@ cdef class Control(Loop):
         message.entry.counters.holds += 1
         count_held(self, 1)
         message.state = HELD
-        message.since = self.state.uv.hrtime()
+        message.since = self.reactor.state.uv.hrtime()
         message.following = NULL
         message.previous = lane.last
         if lane.last == NULL:
@@ -309,7 +338,7 @@ cdef class Control(Loop):
         else:
             (<Message>lane.last).following = <PyObject *>message
         lane.last = <PyObject *>message
-        self.set_busy(True)
+        self.reactor.set_busy(True)
 
     @cython.nonecheck(False)
     cdef void leave_lane(self, Message message, int verdict) noexcept nogil:
@@ -337,10 +366,10 @@ cdef class Control(Loop):
         message.let_go()
         if task is not None:
             try:
-                if not self.loop.is_closed():
+                if not self.reactor.loop.is_closed():
                     task.cancel()
             except BaseException as error:
-                self.raised(error, f"the cancellation of {task!r}")
+                self.reactor.report(error, f"the cancellation of {task!r}")
         if strong:
             Py_DECREF(message)
 
@@ -354,7 +383,7 @@ cdef class Control(Loop):
         """The message was given back, or can no longer be. HELD -> QUEUED, or GIVEN_BACK. Any thread, with the GIL."""
         Py_INCREF(message)  # what refers to it may be let go in between
         Py_INCREF(message)  # the queue's
-        if self.thread == PyThread_get_thread_ident():
+        if self.reactor.thread == PyThread_get_thread_ident():
             self.collect_given()  # which were given back before it
             self.take_back(message, verdict)
             self.enqueue(message)  # first, so that whatever happens then finds it there
@@ -374,8 +403,8 @@ cdef class Control(Loop):
         else:
             (<Message>self.last_queued).following = <PyObject *>message
         self.last_queued = <PyObject *>message
-        if self.thread != 0:
-            ask_for_turn(&self.state)
+        if self.reactor.thread != 0:
+            request_tick(&self.reactor.state)
 
     cdef void give_from_elsewhere(self, Message message, int verdict) noexcept:
         """HELD -> GIVEN_BACK. On another thread, with the GIL; the caller's reference is the list's from now on."""
@@ -388,7 +417,7 @@ cdef class Control(Loop):
             (<Message>self.last_given).next_given = <PyObject *>message
         self.last_given = <PyObject *>message
         self.given_count += 1
-        self.wake()
+        self.reactor.wake()
 
     cdef bint collect_given(self) noexcept:
         """GIVEN_BACK -> QUEUED, for all that other threads gave back. Whether there were any."""
@@ -433,33 +462,22 @@ cdef class Control(Loop):
         self.collect_given()  # first: what was given back in time is not too late
         if self.native != NULL:
             native_side.absorb(self)
-        if self.deadline.rung and self.thread != 0:
+        if self.deadline.rung and self.reactor.thread != 0:
             self.expire()
         if self.first_queued == NULL:
             return
-        cdef uint64_t now = self.state.uv.hrtime()
+        cdef uint64_t now = self.reactor.state.uv.hrtime()
         cdef uint64_t until = now + TURN_NS
-        while self.thread != 0 and self.first_queued != NULL and left > 0 and now < until:
+        while self.reactor.thread != 0 and self.first_queued != NULL and left > 0 and now < until:
             message = <Message>self.first_queued
             self.unlink_queued(message)
             if message.since:  # else it was counted when other plugins had their turn after the hold
                 message.entry.counters.held_ns += now - message.since
             self.resume(message)
             left -= 1
-            now = self.state.uv.hrtime()
+            now = self.reactor.state.uv.hrtime()
         if self.first_queued != NULL:
-            self.wake()
-
-    @cython.nonecheck(False)
-    cdef bint engaged(self) noexcept nogil:
-        return self.books.held > 0 or Loop.engaged(self)
-
-    @cython.nonecheck(False)
-    cdef void rest(self) noexcept nogil:
-        if self.books.held == 0 and self.deadline.due:  # an idle dispatcher does not wake up
-            self.deadline.due = 0
-            self.state.uv.timer_stop(uv_of(self.deadline))  # cannot fail
-        Loop.rest(self)
+            self.reactor.wake()
 
     cdef void resume(self, Message message) noexcept:
         """Go on as message.verdict says. RUNNING -> any. For the dispatcher to override."""
@@ -479,7 +497,7 @@ cdef class Control(Loop):
         cdef PyObject *each
         cdef Message message
         cdef Entry *entry = NULL
-        cdef uint64_t now = self.state.uv.hrtime()
+        cdef uint64_t now = self.reactor.state.uv.hrtime()
         cdef uint64_t until = now + TURN_NS
         cdef uint64_t next_due = 0
         cdef str text = None
@@ -499,16 +517,16 @@ cdef class Control(Loop):
                     entry = message.entry
                     text = (f"plugin {<str>entry.plugin} held the message in {<str>entry.hook} for longer than its "
                             f"hold_timeout of {lane.timeout / 1e9:g} s")
-                    self.tell((<Holder>entry.context).plugin.log, logging.WARNING, "%s", (text,), None)
+                    self.reactor.log((<Holder>entry.context).plugin.log, logging.WARNING, "%s", (text,), None)
                 if message.verdict == TO_FAIL:  # and was not cancelled meanwhile
                     message.fail(HoldTimeout(text))
                 self.resume(message)
-                if self.thread == 0:
+                if self.reactor.thread == 0:
                     return
-                now = self.state.uv.hrtime()
+                now = self.reactor.state.uv.hrtime()
             lane = lane.next
         if now >= until:
-            self.wake()  # more in the next turn
+            self.reactor.wake()  # more in the next turn
             return
         self.deadline.rung = False
         self.deadline.due = 0

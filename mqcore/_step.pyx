@@ -135,7 +135,7 @@ cdef class Steps(Control):
         if message.verdict == TO_CANCEL:  # run_many() had taken it, and a hook of one before it cancelled it
             return TO_CANCEL
         while True:
-            if self.closed:
+            if self.reactor.closed:
                 return self.judge(message, None)
             if entry.function == NULL:
                 if entry.native == NULL:
@@ -148,10 +148,10 @@ cdef class Steps(Control):
                 counters = entry.counters
                 counters.calls += 1
                 if timed:
-                    start = self.state.uv.hrtime()
+                    start = self.reactor.state.uv.hrtime()
                 result = call_function(entry.function, arguments, count)
                 if timed:
-                    add_sample(counters, self.state.uv.hrtime() - start)
+                    add_sample(counters, self.reactor.state.uv.hrtime() - start)
                 if (result == Py_False or result == Py_None) and message.verdict == UNDECIDED and message.token == NULL:
                     Py_DECREF(<object>result)
                     entry += 1
@@ -178,12 +178,12 @@ cdef class Steps(Control):
         error = what_was_raised()
         verdict = self.hook_raised(message, error)
         if ends_program(error):
-            self.escape(error)
+            self.reactor.raise_through_loop(error)
         return verdict
 
     cdef int judge(self, Message message, object value) noexcept:
         """What follows from what a hook returned."""
-        if self.closed:
+        if self.reactor.closed:
             message.verdict = TO_FAIL
             message.fail(closed_in_step(message))
             return TO_FAIL
@@ -246,7 +246,7 @@ cdef class Steps(Control):
         if message.verdict != TO_CANCEL:
             message.verdict = TO_FAIL  # nobody has control while this is logged
         context.failure(error, <str>message.entry.hook)
-        if context.forgiving and not ends_program(error) and not self.closed and message.verdict != TO_CANCEL:
+        if context.forgiving and not ends_program(error) and not self.reactor.closed and message.verdict != TO_CANCEL:
             message.error = None
             return self.leave_hook(message, TO_CONTINUE)
         if message.verdict == TO_CANCEL:
@@ -269,7 +269,7 @@ cdef class Steps(Control):
     cdef int broke_a_rule(self, Message message, object error) noexcept:
         """A plugin did, without an exception, what ends the step: logged. How it ends."""
         message.verdict = TO_FAIL  # nobody has control meanwhile
-        self.tell((<Context>message.entry.context).log, logging.WARNING, "%s", (error,), None)
+        self.reactor.log((<Context>message.entry.context).log, logging.WARNING, "%s", (error,), None)
         if message.verdict == TO_CANCEL:
             return TO_CANCEL
         message.fail(error)
@@ -320,7 +320,7 @@ cdef class Steps(Control):
         space[2] = <PyObject *>outcome
         result = call_function(<PyObject *>done, space + 1, 2)
         if result == NULL:
-            self.raised(what_was_raised(), f"done of {<str>message.last_hook}")
+            self.reactor.report(what_was_raised(), f"done of {<str>message.last_hook}")
         else:
             Py_DECREF(<object>result)
 
@@ -330,12 +330,12 @@ cdef class Steps(Control):
         """Run the coroutine of a hook in a task, which has control until it returns."""
         cdef CoroutineEnd end
         try:
-            if self.library.owner != "uvloop":
+            if self.reactor.library.owner != "uvloop":
                 coroutine.close()
                 raise MqError("the hook returned a coroutine, which needs a uvloop loop")
             variables = contextvars.copy_context() if message.variables is None else message.variables.copy()
             options = {"eager_start": True} if EAGER_TASKS else {}
-            task = asyncio.Task(coroutine, loop=self.loop, name=f"{<str>message.entry.plugin}:{<str>message.entry.hook}",
+            task = asyncio.Task(coroutine, loop=self.reactor.loop, name=f"{<str>message.entry.plugin}:{<str>message.entry.hook}",
                                 context=variables, **options)
             if task.done():
                 return self.judge(message, not_again(task.result()))
@@ -343,7 +343,7 @@ cdef class Steps(Control):
             end.steps = self
             end.message = message
             task.add_done_callback(end, context=variables)
-            if self.closed or message.verdict == TO_CANCEL:
+            if self.reactor.closed or message.verdict == TO_CANCEL:
                 task.cancel()
                 return self.judge(message, None)
             message.task = task
@@ -352,7 +352,7 @@ cdef class Steps(Control):
             return UNDECIDED
         except BaseException as error:
             if ends_program(error):  # an eager task raises it here; asyncio lets another one's out itself
-                self.escape(error)
+                self.reactor.raise_through_loop(error)
             return self.hook_raised(message, error)
 
     cdef void coroutine_ended(self, Message message, object task) noexcept:
@@ -409,7 +409,7 @@ cdef class Steps(Control):
             return True
         self.collect_given()  # where it may be
         self.end_step(message, TO_CANCEL, error)
-        self.wake()  # so that an idle dispatcher comes to rest
+        self.reactor.wake()  # so that an idle dispatcher comes to rest
         return True
 
     cdef void end_open_steps(self) noexcept:

@@ -18,8 +18,8 @@ from .._dispatch cimport Dispatcher
 from ._slots cimport (
     CONTEXT, STEP, Note, Slot, Table, any_open_table, generation_in, is_inside, live_slot, push, slot_of, table_inside,
     table_of, take_all)
-from ..loop._reactor cimport Loop, stir, uv_of
-from .._message cimport Entry, Message, Tally
+from ..loop._reactor cimport request_nogil_tick, uv_of
+from .._message cimport Control, Entry, Message, Tally
 
 cdef extern from *:
     """
@@ -139,11 +139,11 @@ cdef void add_note(Table *table, int priority, const char *text, void *context, 
 cdef void wake(Table *table) noexcept nogil:
     """Ask for a turn, which looks itself whether it needs the GIL. Any thread, without it."""
     if is_inside(table):
-        stir(&(<Loop>table.owner).state)
+        request_nogil_tick(&(<Control>table.owner).reactor.state)
         return
     pthread_mutex_lock(&table.lock)
     if table.open:
-        (<Loop>table.owner).state.uv.async_send(uv_of((<Loop>table.owner).waker))  # cannot fail: open
+        (<Control>table.owner).reactor.state.uv.async_send(uv_of((<Control>table.owner).reactor.waker))  # cannot fail: open
     pthread_mutex_unlock(&table.lock)
 
 
@@ -182,7 +182,7 @@ cdef void log_now(Table *table, int priority, const char *text, void *handle, vo
         if context is None:
             log.error("could not log what a native plugin said", exc_info=True)
         else:
-            context.owner.raised(error, "a handler of logging")
+            context.reactor.report(error, "a handler of logging")
 
 
 cdef Context context_of(Table *table, void *handle, void *base):

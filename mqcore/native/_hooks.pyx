@@ -121,7 +121,7 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
             return verdict
     table.spare = NULL
     slot.object = <PyObject *>message
-    go_in(table, NULL, <PyObject *>message, control.thread, &before)
+    go_in(table, NULL, <PyObject *>message, control.reactor.thread, &before)
     while verdict == TO_CONTINUE and entry != NULL:
         entry = call_hooks(control, message, entry, slot, &arguments, timed, &taken)
         if entry != NULL:
@@ -167,7 +167,7 @@ cdef Py_ssize_t begin_many(
             stopped = NULL
             control.passing = True
             control.passed = 0
-            if control.closed:
+            if control.reactor.closed:
                 passed = 0
             elif passed < FEW:
                 passed = pass_through(
@@ -304,9 +304,9 @@ cdef Entry *call_timed(
         message.entry = entry
         set(word, called)
         entry.counters.calls += 1
-        start = control.state.uv.hrtime()
+        start = control.reactor.state.uv.hrtime()
         taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
-        add_sample(entry.counters, control.state.uv.hrtime() - start)
+        add_sample(entry.counters, control.reactor.state.uv.hrtime() - start)
         if taken[0] or get(word) != called or table.disturbed:
             return entry
         each += GENERATION

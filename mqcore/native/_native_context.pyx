@@ -40,7 +40,7 @@ cdef int begin_context(Context context) except -1:
         if table == NULL:
             raise MqError("there are 255 dispatchers with native plugins already; close some")
         control.native = table
-        control.bare_turn = bare_turn
+        control.reactor.set_nogil_phase(bare_turn, <void *>control)
     slot = take_slot(table, CONTEXT)
     if slot == NULL:
         raise MqError("there is no handle left for the context of a native plugin")
@@ -71,7 +71,7 @@ cdef void close(Control control) noexcept:
     cdef Table *table = <Table *>control.native
     cdef Slot *slot
     cdef uint32_t each
-    if control.forked or table.owner != <PyObject *>control:
+    if control.reactor.forked or table.owner != <PyObject *>control:
         return
     native_side.disturb(control)  # where this is called in a hook
     absorb(control)
@@ -128,8 +128,8 @@ cdef class Life:
         """The context begins or ends: its handle is valid in between, these functions included."""
         if context is None:
             raise TypeError(f"{self.name}() needs a context")
-        if not context.owner.closed:
-            context.owner.check(self.name)
+        if not context.reactor.closed:
+            context.reactor.check(self.name)
         if self.name == "mq_context_initialize":
             begin_context(context)
             self.call_with(context)

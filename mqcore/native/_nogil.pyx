@@ -20,7 +20,7 @@ from ..loop._atomic cimport load, store, store_flag, swap
 from .._chain cimport Chain
 from ._slots cimport (
     CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, handle_of, state_of, take_all, take_slot)
-from ..loop._reactor cimport Loop, Watch, unlink_ready
+from ..loop._reactor cimport Reactor, Watch, first_ready, unlink_ready
 from .._message cimport (
     TO_CONTINUE, TO_RETRY, TURN_ENTRIES, TURN_NS, UNDECIDED, Control, Entry, Message, count_given, native_side)
 from ._hooks cimport (
@@ -28,27 +28,31 @@ from ._hooks cimport (
 from ._diagnostics cimport log_notes, refuse_late
 from ..loop._poll cimport remove_watch
 from .._step cimport Steps, is_sampled
-from ..loop._wheel cimport DUE_BARE
+from ..loop._wheel cimport DUE_NOGIL, first_due
 
 
-cdef bint bare_turn(Loop loop) noexcept nogil:
+cdef bint bare_turn(void *owner) noexcept nogil:
     """Whether there is more to do that needs no GIL, in the next turn."""
-    cdef Table *table = <Table *>(<Control>loop).native
+    return run_native(<Steps>owner, (<Steps>owner).reactor)
+
+
+cdef bint run_native(Steps steps, Reactor loop) noexcept nogil:
+    cdef Table *table = <Table *>steps.native
     call_watchers(loop, table)
     call_timers(loop, table)
     if loop.thread == 0:  # closed by what was called: the table may be another dispatcher's by now
         return False
-    go_on(<Steps>loop, table, False)
+    go_on(steps, table, False)
     if table.notes != NULL:
         store_flag(&loop.state.gil_needed, True)
-    return loop.state.ready[True] != NULL or loop.wheel.due_bare > 0 or table.waiting != NULL or table.given != NULL
+    return loop.state.ready_count[True] > 0 or loop.wheel.due_nogil > 0 or table.waiting != NULL or table.given != NULL
 
 
 cdef void absorb(Control control) noexcept:
     """With the GIL: log what there is to be logged; and where a deadline has passed, or the dispatcher closes, go on with all
     that was given back by now, for it is not too late."""
     cdef Table *table = <Table *>control.native
-    if control.deadline.rung or control.closed:
+    if control.deadline.rung or control.reactor.closed:
         go_on(<Steps>control, table, True)
     if table.notes != NULL:
         log_notes(table)
@@ -59,14 +63,14 @@ native_side.absorb = absorb
 
 # --------------------------------------------------------------------------------------------------- Timers and watchers
 
-cdef void call_watchers(Loop loop, Table *table) noexcept nogil:
+cdef void call_watchers(Reactor loop, Table *table) noexcept nogil:
     cdef size_t count = loop.state.ready_count[True]  # what becomes ready meanwhile has the next turn
     cdef Slot *watcher
     cdef Watch *watch
     cdef int events
-    while count > 0 and loop.state.ready[True] != NULL and loop.thread != 0:
+    while count > 0 and loop.state.ready_count[True] > 0 and loop.thread != 0:
         count -= 1
-        watch = loop.state.ready[True]
+        watch = first_ready(&loop.state, True)
         watcher = <Slot *>(<char *>watch - <size_t>&(<Slot *>NULL).waiting.watch)
         unlink_ready(&loop.state, watch)
         events = 0 if watch.lost else watch.came & watch.wanted  # what came before it was lost is lost with it
@@ -89,15 +93,15 @@ cdef void call_watcher(Table *table, Slot *watcher, int events) noexcept nogil:
     leave(table, &before)
 
 
-cdef void call_timers(Loop loop, Table *table) noexcept nogil:
-    cdef size_t count = loop.wheel.due_bare  # those that become due meanwhile have the next turn
+cdef void call_timers(Reactor loop, Table *table) noexcept nogil:
+    cdef size_t count = loop.wheel.due_nogil  # those that become due meanwhile have the next turn
     cdef Slot *timer
     cdef void *callback
     cdef void *data
     cdef Inside before
-    while count > 0 and loop.wheel.due_bare > 0 and loop.thread != 0:
+    while count > 0 and loop.wheel.due_nogil > 0 and loop.thread != 0:
         count -= 1
-        timer = <Slot *>(<char *>loop.wheel.first[DUE_BARE] - <size_t>&(<Slot *>NULL).waiting.node)
+        timer = <Slot *>(<char *>first_due(&loop.wheel, DUE_NOGIL) - <size_t>&(<Slot *>NULL).waiting.node)
         callback = timer.callback
         data = timer.data
         enter(table, timer.owner, NULL, &before)
@@ -118,9 +122,9 @@ cdef void join_context(Slot *context, Slot *slot) noexcept nogil:
 cdef void stop(Table *table, Slot *slot) noexcept nogil:
     """Stop a timer or watcher; its handle is stale. The dispatcher's thread."""
     if slot.kind == TIMER:
-        (<Loop>table.owner).stop_node(&slot.waiting.node)
+        (<Control>table.owner).reactor.stop_node(&slot.waiting.node)
     else:
-        remove_watch(&(<Loop>table.owner).state, &slot.waiting.watch)
+        remove_watch(&(<Control>table.owner).reactor.state, &slot.waiting.watch)
     slot.previous.first = slot.first
     if slot.first != NULL:
         slot.first.previous = slot.previous
@@ -131,14 +135,14 @@ cdef void stop(Table *table, Slot *slot) noexcept nogil:
 
 cdef void go_on(Steps steps, Table *table, bint all) noexcept nogil:
     """Go on with messages that were given back, for a while, or with all: what is given back meanwhile has the next turn."""
-    cdef uint64_t now = steps.state.uv.hrtime()
+    cdef uint64_t now = steps.reactor.state.uv.hrtime()
     cdef uint64_t until = now + TURN_NS
     cdef int left = TURN_ENTRIES
     cdef Slot *slot
     cdef int verdict
     if all or table.waiting == NULL:
         append_list(&table.waiting, <Slot *>take_all(&table.given))
-    while table.waiting != NULL and (all or left > 0 and now < until and not steps.closed):
+    while table.waiting != NULL and (all or left > 0 and now < until and not steps.reactor.closed):
         left -= 1
         slot = table.waiting
         table.waiting = slot.next
@@ -148,7 +152,7 @@ cdef void go_on(Steps steps, Table *table, bint all) noexcept nogil:
             store(&slot.word, slot.word >> 32 << 32)
             free_slot(table, slot)
         elif resume(steps, table, slot, <Message>slot.object, verdict, now):
-            now = steps.state.uv.hrtime()  # only hooks take time, and to look at the clock does
+            now = steps.reactor.state.uv.hrtime()  # only hooks take time, and to look at the clock does
 
 
 cdef void append_list(Slot **first, Slot *more) noexcept nogil:
@@ -216,7 +220,7 @@ cdef int call(Steps steps, Table *table, Message message, Entry *entry, Slot *sl
     leave(table, &before)
     if entry == NULL:  # all returned false
         return TO_CONTINUE
-    if message.verdict == UNDECIDED and not steps.closed:
+    if message.verdict == UNDECIDED and not steps.reactor.closed:
         called = slot.word >> 32 << 32 | CALLED
         if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
             hold_by(message, slot)

@@ -43,14 +43,14 @@ class Plugin:
             return mqcore.RETRY
         return message.text == "no verdict" or None
 
-    def mq_timer(self, context: mqcore.Context, message: Mail) -> bool:
+    def mq_timer(self, context: mqcore.Context, message: Mail) -> mqcore.Verdict:
         timer = context.start_timer(0, context.continue_, message)  # a callback of Message takes a Mail
         assert_type(timer, mqcore.Timer)
         assert_type(timer.reset(0.001), None)
         assert_type(context.start_timer(1, print, "anything", 1).stop(), bool)
         with pytest.raises(TypeError):
             context.start_timer("1", context.complete, message)  # type: ignore[arg-type]
-        return True
+        return mqcore.HOLD
 
     def mq_watch(self, context: mqcore.Context, message: Mail) -> mqcore.Hold:
         hold = context.hold(message)

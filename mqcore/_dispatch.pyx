@@ -928,10 +928,12 @@ cdef class Dispatcher:
         While a hook of the step is being called, the step ends when that hook returns. A late give-back is NotHeld. Raises
         MqError on another thread than the dispatcher's.
         """
-        if self.reactor.forked or self.life == NEW:
+        if self.life == NEW:
             return False
         if not self.closed:
             self.reactor.check("cancel()")
+        elif self.reactor.forked:
+            return False
         return cancel_step(self, message)
 
     def stats(self):

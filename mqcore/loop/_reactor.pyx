@@ -190,6 +190,16 @@ cdef bint stop_ended(void *owner) noexcept:
     return not is_empty(&reactor.stopping)
 
 
+cdef void stop_few(Reactor reactor) noexcept:
+    """Stop what ended just now, if it is not much: then it is over when whoever ended it goes on."""
+    cdef int left = FEW_TO_STOP
+    cdef Runnable each
+    while left > 0 and not is_empty(&reactor.stopping):
+        left -= 1
+        each = <Runnable>runnable_at(first(&reactor.stopping))
+        each.halt()
+
+
 cdef PyObject *runnable_at(Link *sibling) noexcept:
     return <PyObject *>(<char *>sibling - <size_t>&(<Runnable><PyObject *>NULL).sibling)
 
@@ -439,6 +449,12 @@ cdef class Reactor:
         append(&self.posted, &task.posted)
         self.posted_count += 1
         self.wake()
+
+    cdef void stop_some(self) noexcept:
+        """Stop and drop a few of the timers and watchers of lifetimes that are over, if this is the loop's thread: Python code may
+        run. The others are for a tick."""
+        if not is_empty(&self.stopping) and self.thread == PyThread_get_thread_ident():
+            stop_few(self)
 
     cdef void set_busy(self, bint busy) noexcept nogil:
         if busy == self.busy or self.thread == 0:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, assert_type
 
 import pytest
@@ -12,7 +13,6 @@ import uvloop
 
 import mqcore
 from mqcore.stats import Held, HookStats, Stats
-from mqcore.verdicts import Verdict
 
 
 class Mail(mqcore.Message):
@@ -36,7 +36,7 @@ class Plugin:
         assert isinstance(context.config, Mapping) and isinstance(context.data, dict)
         assert isinstance(context.log, logging.Logger) and isinstance(context.plugin, mqcore.Plugin)
 
-    def mq_verdict(self, context: mqcore.Context, message: Mail) -> bool | mqcore.Outcome | Verdict | None:
+    def mq_verdict(self, context: mqcore.Context, message: Mail) -> mqcore.HookResult:
         if message.text == "complete":
             return mqcore.COMPLETE
         if message.text == "retry" and not message.retries:
@@ -140,3 +140,65 @@ async def outcomes() -> list[mqcore.Outcome]:
 
 def test_types_are_what_the_stubs_say() -> None:
     assert uvloop.run(outcomes()) == [mqcore.CONTINUE, mqcore.FAIL, mqcore.FAIL]
+
+
+def plain(context: mqcore.Context, message: mqcore.Message, verdict: str) -> mqcore.HookResult:
+    if verdict == "hold":
+        return mqcore.HOLD
+    if verdict == "retry":
+        return mqcore.RETRY
+    if verdict == "complete":
+        return mqcore.COMPLETE
+    if verdict == "continue":
+        return mqcore.CONTINUE
+    if verdict == "token":
+        return context.hold(message)
+    if verdict == "coroutine":
+        return waiting(context, message, verdict)
+    if verdict == "none":
+        return None
+    return verdict == "true"
+
+
+async def waiting(context: mqcore.Context, message: mqcore.Message, verdict: str) -> bool | None:
+    return None
+
+
+async def waiting_for_a_verdict(context: mqcore.Context, message: mqcore.Message, verdict: str) -> mqcore.Hold | mqcore.Verdict:
+    return context.hold(message) if verdict else mqcore.HOLD
+
+
+def fails(context: mqcore.Context, message: mqcore.Message, verdict: str) -> mqcore.HookResult:
+    return mqcore.FAIL  # type: ignore[return-value]
+
+
+async def waits_and_fails(context: mqcore.Context, message: mqcore.Message, verdict: str) -> mqcore.Outcome:
+    return mqcore.FAIL
+
+
+def counts(context: mqcore.Context, message: mqcore.Message, verdict: str) -> int:
+    return 1
+
+
+HOOK_FUNCTIONS: list[Callable[[mqcore.Context, mqcore.Message, str], mqcore.HookResult]] = [
+    plain,
+    waiting,
+    waiting_for_a_verdict,
+    fails,
+    waits_and_fails,  # type: ignore[list-item]
+    counts,  # type: ignore[list-item]
+]
+
+
+def test_hold_is_a_verdict_of_its_own() -> None:
+    assert mqcore.HOLD is mqcore.Verdict.HOLD
+    assert list(mqcore.Verdict) == [mqcore.HOLD, mqcore.RETRY]
+    assert repr(mqcore.HOLD) == "<Verdict.HOLD: 'hold'>"
+
+
+def test_a_hook_result_is_there_when_annotations_are_read() -> None:
+    told = typing.get_args(typing.get_type_hints(plain)["return"])
+    assert {bool, mqcore.Hold, type(None)} <= set(told)
+    literals = next(each for each in told if typing.get_origin(each) is typing.Literal)
+    assert set(typing.get_args(literals)) == {mqcore.CONTINUE, mqcore.COMPLETE, mqcore.HOLD, mqcore.RETRY}
+    assert any(typing.get_origin(each) is Coroutine for each in told)

@@ -3,7 +3,9 @@
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
-from mqcore.loop._wheel cimport DUE, DUE_BARE, Node, Wheel, any_node, insert, next_tick, remove, turn_wheel
+from mqcore.loop._list cimport is_linked
+from mqcore.loop._wheel cimport (
+    DUE, DUE_NOGIL, Node, Wheel, any_node, first_due, init_wheel, insert, next_tick, remove, turn_wheel)
 
 
 cdef class Driver:
@@ -12,35 +14,36 @@ cdef class Driver:
     cdef Node *nodes
 
     def __cinit__(self, now):
-        self.wheel.now = now
+        init_wheel(&self.wheel, now)
         self.nodes = <Node *>calloc(100, sizeof(Node))
 
     def __dealloc__(self):
         free(self.nodes)
 
     def insert(self, number, tick):
-        assert self.nodes[number].next == NULL
+        assert not is_linked(&self.nodes[number].link)
         self.nodes[number].tick = tick
-        self.nodes[number].bare = number % 2
+        self.nodes[number].is_nogil = number % 2
         insert(&self.wheel, &self.nodes[number])
 
     def remove(self, number):
-        assert self.nodes[number].next != NULL
+        assert is_linked(&self.nodes[number].link)
         remove(&self.wheel, &self.nodes[number])
 
     def turn(self, now):
-        turn_wheel(&self.wheel, now)
+        while not turn_wheel(&self.wheel, now):
+            pass
 
     def take(self):
         """The numbers of what is due, in order, first those that need the GIL; it is removed."""
         numbers = []
         while self.wheel.due:
-            numbers.append(self.wheel.first[DUE] - self.nodes)
-            remove(&self.wheel, self.wheel.first[DUE])
-        while self.wheel.due_bare:
-            numbers.append(self.wheel.first[DUE_BARE] - self.nodes)
-            remove(&self.wheel, self.wheel.first[DUE_BARE])
-        assert self.wheel.first[DUE] == NULL and self.wheel.first[DUE_BARE] == NULL
+            numbers.append(first_due(&self.wheel, DUE) - self.nodes)
+            remove(&self.wheel, first_due(&self.wheel, DUE))
+        while self.wheel.due_nogil:
+            numbers.append(first_due(&self.wheel, DUE_NOGIL) - self.nodes)
+            remove(&self.wheel, first_due(&self.wheel, DUE_NOGIL))
+        assert first_due(&self.wheel, DUE) == NULL and first_due(&self.wheel, DUE_NOGIL) == NULL
         return numbers
 
     def next_tick(self):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 import pytest
 
 import mqcore
@@ -91,6 +93,41 @@ def test_a_line_end_is_refused_wherever_it_would_split_a_line(text):
     with pytest.raises(ValueError, match="must be one line"):
         mail.recipients = ["fine@example.org", text]
     assert (mail.rejection, mail.json) == (None, {})
+
+
+@pytest.mark.parametrize("code", ["550", None, 550.0, True, b"550"])
+def test_a_code_is_a_number(code):
+    """And what is wrong is said in the words of reject()."""
+    with pytest.raises(TypeError, match=rf"as reject\(550, 'no such user'\); the code is {code!r}"):
+        Mail(MIME).reject(code, "no")
+    with pytest.raises(TypeError, match="the code is 'no such user'"):
+        Mail(MIME).reject("no such user", 550)
+
+
+def test_a_code_may_be_of_an_enum():
+    class Code(enum.IntEnum):
+        NO_SUCH_USER = 550
+
+    class Odd(int):
+        def __le__(self, other):
+            raise AssertionError
+
+        __ge__ = __int__ = __index__ = __repr__ = __le__
+
+    for code in (Code.NO_SUCH_USER, Odd(550)):
+        mail = Mail(MIME)
+        mail.reject(code, "no")
+        assert mail.rejection == (550, "no") and type(mail.rejection.code) is int
+
+
+@pytest.mark.parametrize("text", [None, b"no", 550, ["no"]])
+def test_texts_and_addresses_are_str(text):
+    mail = Mail(MIME)
+    with pytest.raises(TypeError, match="the text of a rejection is a str, not"):
+        mail.reject(550, text)
+    with pytest.raises(TypeError, match="the recipient is a str, not"):
+        mail.recipients = [text]
+    assert (mail.rejection, mail.recipients) == (None, [])
 
 
 @pytest.mark.parametrize("code", [200, 399, 600])

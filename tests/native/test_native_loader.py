@@ -208,6 +208,63 @@ def test_a_hook_of_ones_own(tmp_path):
     assert "mq_mine has arguments that native plugins cannot be given; implement it in Python" in str(error)
 
 
+OWN = """
+MQ_EXPORT bool connect(MQ_Context *context, MQ_Connection *connection, MQ_Message *message);
+bool connect(MQ_Context *context, MQ_Connection *connection, MQ_Message *message)
+{
+    (void)context, (void)message;
+    MQ_complete(connection);
+    return true;
+}
+"""
+
+
+def test_a_hook_that_libc_has_a_function_for(tmp_path):
+    """The plugin's own `connect` is its hook, and libc's `close` is not, which dlsym() finds just as well."""
+    hooks = [mqcore.HookSpec(name) for name in ("connect", "close", "mq_end")]
+    for name in ("10-a", "20-b"):
+        compile_plugin(tmp_path / f"{name}.so", OWN if name == "10-a" else PASSES_ON.replace(HOOK, "mq_end"))
+
+    async def main():
+        with mqcore.Plugins(tmp_path, hooks=hooks) as plugins:
+            for _ in range(2):  # as it is in its directory, and as the copy that a reload opens
+                assert [plugins.order(spec.name) for spec in hooks] == [["10-a"], [], ["20-b"]]
+                with mqcore.Dispatcher(plugins) as dispatcher:
+                    assert await dispatcher.hook("connect")(mqcore.Message()) is mqcore.COMPLETE
+                    assert await dispatcher.hook("close")(mqcore.Message()) is mqcore.CONTINUE
+                plugins.reload()
+
+    uvloop.run(main())
+
+
+def test_a_hook_in_a_library_that_the_plugin_is_linked_to(tmp_path):
+    """That one is not the plugin's own either; a name of mqcore's can be nobody else's."""
+    library = compile_plugin(tmp_path / "lib" / "libshared.so", PASSES_ON + PASSES_ON.replace(HOOK, "upload"))
+    source = "extern bool upload(void); MQ_EXPORT void mq_initialize(void) { upload(); }"
+    path = compile_plugin(tmp_path / "10-a.so", source, str(library), f"-Wl,-rpath,{library.parent}")
+    with mqcore.Plugins(path, hooks=[*mqcore.MAILERQ_HOOKS, mqcore.HookSpec("upload")]) as plugins:
+        assert (plugins.order("upload"), plugins.order(HOOK)) == ([], ["10-a"])
+
+
+@linux
+def test_an_own_hook_misspelt(tmp_path):
+    path = compile_plugin(tmp_path / "10-a.so", OWN.replace("connect", "conect") + "MQ_EXPORT int closed = 1;")
+    error = str(refused(path, hooks=[mqcore.HookSpec("connect"), mqcore.HookSpec("closed_")]))
+    assert "plugin 10-a: conect is one letter away from the hook connect, which this plugin does not have; correct" in error
+    with mqcore.Plugins(path, hooks=[mqcore.HookSpec("connection"), mqcore.HookSpec("closed_")]) as plugins:
+        assert plugins.order("connection") == []
+
+
+@linux
+@pytest.mark.parametrize("name", ["mq_version", HOOK, "upload"])
+def test_a_variable_is_no_function(tmp_path, name):
+    source = f"int {name} = 1;" + ("" if name == "mq_version" else "int mq_version(void) { return 1; }")
+    (tmp_path / "a.c").write_text(source)
+    subprocess.run(("cc", "-shared", "-fPIC", tmp_path / "a.c", "-o", tmp_path / "10-a.so"), check=True)
+    error = refused(tmp_path / "10-a.so", hooks=[*mqcore.MAILERQ_HOOKS, mqcore.HookSpec("upload")])
+    assert f"plugin 10-a: {name} is a variable, and only a function can be called; define it as one" in str(error)
+
+
 def test_a_module_of_python(tmp_path):
     shutil.copy(mqcore.native._abi.__file__, tmp_path / "10-a.so")
     assert "this is a module of Python's, not a native plugin; import it in a plugin that is a .py file" in str(

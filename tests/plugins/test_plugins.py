@@ -74,11 +74,14 @@ class FakeDispatcher:
     def __init__(self, plugins: Plugins) -> None:
         self.error: BaseException | None = None
         self.log: list[str] = []
-        with plugins._lock:
-            self.plugins = plugins.snapshot
-            for plugin in self.plugins:
-                plugin._acquire()
-            plugins._attach(self)
+        self.plugins: tuple[Plugin, ...] = ()
+        with plugins._attach(self) as snapshot:
+            self.begin(snapshot)
+
+    def begin(self, snapshot: tuple[Plugin, ...]) -> None:
+        for plugin in snapshot:
+            plugin._acquire()
+        self.plugins = snapshot
 
     def _prepare(self, new: tuple[Plugin, ...]) -> SimpleNamespace:
         self.log.append("prepare")
@@ -122,10 +125,48 @@ class TestHookSpec:
         with pytest.raises(dataclasses.FrozenInstanceError):
             HookSpec("mq_step").name = "mq_other"
 
-    @pytest.mark.parametrize("name", ["step", "mq-step", "mq_ step", "", "MQ_step", *LIFECYCLE])
-    def test_refuses_what_cannot_be_a_hook(self, name):
-        with pytest.raises(ValueError, match=name or "identifier"):
+    @pytest.mark.parametrize("name", ["step", "MQ_step", "on_upload", "x", "match", "type", "größe", "取る", "close", "a_"])
+    def test_takes_any_identifier(self, name):
+        spec = HookSpec(name)
+        assert spec.signature == f"{name}(context, message)"
+        with Plugins(hooks=[spec]) as plugins:
+            plugins.add("a", SimpleNamespace(**{name: lambda context, message: None}))
+            assert plugins.order(name) == ["a"]
+
+    @pytest.mark.parametrize(
+        ("name", "wrong"),
+        [
+            *[(name, "is an identifier, since a function of that name implements it") for name in ("mq-s", "mq_ s", "", "1")],
+            *[(name, "is a keyword of Python, .*; choose another") for name in ("class", "None", "await")],
+            *[(name, "begins with _, .*; choose another") for name in ("_step", "__call__", "_")],
+            ("ﬁlter", "Python reads it as 'filter' in a plugin; declare it in that form"),
+            *[(name, "plugins have it for their own life; choose another") for name in LIFECYCLE],
+        ],
+    )
+    def test_refuses_what_cannot_be_a_hook(self, name, wrong):
+        with pytest.raises(ValueError, match=f"{name}.*{wrong}|{wrong}.*{name}"):
             HookSpec(name)
+
+    @pytest.mark.parametrize("name", [3, None, b"step", ["step"]])
+    def test_a_name_is_a_str(self, name):
+        with pytest.raises(TypeError, match="a hook's name is a str, not"):
+            HookSpec(name)
+        with pytest.raises(TypeError, match="an argument of step needs a str for a name, not"):
+            HookSpec("step", name)
+
+    def test_a_str_of_a_class_of_its_own_becomes_a_plain_one(self):
+        class Name(str):
+            def __eq__(self, other):
+                raise AssertionError
+
+            def __hash__(self):
+                raise AssertionError
+
+            def __str__(self):
+                raise AssertionError
+
+        assert type(HookSpec(Name("step")).name) is str
+        assert HookSpec(Name("step")) == HookSpec("step")
 
     def test_refuses_arguments_that_are_no_identifiers(self):
         with pytest.raises(ValueError, match="'to whom'"):
@@ -287,12 +328,22 @@ class TestPlugin:
             assert "mq_smtp_in_data" in plugins.hooks
         with Plugins(hooks=[HookSpec("mq_own")]) as plugins:
             assert list(plugins.hooks) == ["mq_own"]
-            with pytest.raises(PluginError, match="mq_smtp_in_data"):
+            with pytest.raises(
+                PluginError,
+                match=r"mq_smtp_in_data is a hook of MailerQ's, and hooks= put others in the place of those; "
+                r"to have both, give Plugins hooks=\[\*mqcore.MAILERQ_HOOKS, ...\]",
+            ):
                 plugins.add("a", SimpleNamespace(mq_smtp_in_data=print))
 
     def test_bad_declarations_of_hooks(self):
         with pytest.raises(TypeError, match="'mq_own'"):
             Plugins(hooks=["mq_own"])
+        one = r"hooks= is a list of HookSpec, not .*; write hooks=\[HookSpec\({0}, ...\)\], or hooks=\[\*mqcore.MAILERQ_HOOKS, "
+        with pytest.raises(TypeError, match=one.format("'mq_own'")):
+            Plugins(hooks=HookSpec("mq_own", "extra"))
+        for wrong in ("mq_own", None, HookSpec):
+            with pytest.raises(TypeError, match=one.format("name")):
+                Plugins(hooks=wrong)
         with pytest.raises(ValueError, match="mq_own is declared twice"):
             Plugins(hooks=[HookSpec("mq_own"), HookSpec("mq_own", "extra")])
         with Plugins(hooks=[HookSpec("mq_own"), HookSpec("mq_own")]) as plugins:
@@ -338,7 +389,7 @@ class TestLifecycle:
             plugins.load_entry_points,
             lambda: plugins.load(directory.path),
             lambda: plugins.add("a", SimpleNamespace()),
-            lambda: plugins._attach(dispatcher),
+            plugins._attach(dispatcher).__enter__,
         ):
             with pytest.raises(MqError, match="closed"):
                 call()
@@ -477,7 +528,7 @@ class TestDispatchers:
     def test_a_refused_change_reaches_none(self, life, refusing):
         plugins = Plugins()
         dispatchers = [FakeDispatcher(plugins) for _ in range(3)]
-        asked = list(plugins._dispatchers)[refusing]
+        asked = dispatchers[refusing]
         asked.error = PluginError("mq_context_initialize raised")
         before = plugins.snapshot
         obj = SimpleNamespace(mq_initialize=lambda: life.append("in"), mq_cleanup=lambda: life.append("out"))
@@ -497,7 +548,165 @@ class TestDispatchers:
         plugins = Plugins()
         FakeDispatcher(plugins)
         gc.collect()
-        assert len(plugins._dispatchers) == 0
+        assert plugins._take_over((), []) == []
+
+    def test_a_dispatcher_may_compare_as_it_likes(self):
+        class Odd(FakeDispatcher):
+            __hash__ = None
+
+            def __eq__(self, other):
+                raise AssertionError
+
+        plugins = Plugins()
+        first, second = Odd(plugins), Odd(plugins)
+        plugins.add("a", SimpleNamespace())
+        plugins._detach(first)
+        plugins.remove("a")
+        assert (names(first.plugins), names(second.plugins)) == (["a"], [])
+
+
+class SlowPlugin:
+    """Its `mq_initialize` takes until it is told to end."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.begun, self.end, self.error = threading.Event(), threading.Event(), error
+
+    def mq_initialize(self) -> None:
+        self.begun.set()
+        assert self.end.wait(10)
+        if self.error:
+            raise self.error
+
+
+class LaterDispatcher(FakeDispatcher):
+    """One whose own thread is another than that of the changes: it is only notified, and reads the plugins afterwards."""
+
+    def _prepare(self, new: tuple[Plugin, ...]) -> SimpleNamespace:
+        return SimpleNamespace(commit=lambda: self.log.append("commit"), discard=lambda: self.log.append("discard"))
+
+    def turn(self, plugins: Plugins) -> None:
+        with plugins._current() as snapshot:
+            FakeDispatcher._prepare(self, snapshot).commit()
+
+
+class TestChangesOfOtherThreads:
+    @pytest.fixture
+    def under_way(self):
+        """A set of plugins with one named a, in which another thread is adding a slow one named b."""
+        plugins = Plugins()
+        plugins.add("a", SimpleNamespace())
+        slow = SlowPlugin()
+        thread = threading.Thread(target=plugins.add, args=("b", slow))
+        thread.start()
+        assert slow.begun.wait(10)
+
+        def finish() -> None:
+            slow.end.set()
+            thread.join()
+
+        yield SimpleNamespace(plugins=plugins, slow=slow, finish=finish)
+        finish()
+
+    def test_nothing_but_a_change_waits_for_a_change(self, under_way):
+        plugins = under_way.plugins
+        first, second = LaterDispatcher(plugins), LaterDispatcher(plugins)
+        first.turn(plugins)
+        plugins._detach(second)
+        assert names(plugins) == names(first.plugins) == ["a"]
+        assert (plugins.order("mq_smtp_in_message"), plugins.unused_config, len(plugins)) == ([], [], 1)
+        under_way.finish()
+        assert names(plugins) == ["a", "b"]
+        assert (first.log[-1], second.log) == ("commit", [])
+        first.turn(plugins)
+        assert names(first.plugins) == ["a", "b"]
+
+    def test_a_change_waits(self, under_way):
+        plugins = under_way.plugins
+        waiting = threading.Thread(target=plugins.remove, args=("a",))
+        waiting.start()
+        waiting.join(0.05)
+        assert waiting.is_alive() and names(plugins) == ["a"]
+        under_way.finish()
+        waiting.join()
+        assert names(plugins) == ["b"]
+
+    def test_a_dispatcher_that_is_made_by_one_that_is_asked_gets_the_change(self):
+        plugins = Plugins()
+        made: list[FakeDispatcher] = []
+
+        class Maker(FakeDispatcher):
+            def _prepare(self, new):
+                if len(made) < 3:
+                    made.append(FakeDispatcher(plugins))
+                return super()._prepare(new)
+
+        maker = Maker(plugins)
+        plugins.add("a", SimpleNamespace())
+        assert [each.log for each in (maker, *made)] == [["prepare", "commit"]] * 2
+        plugins.add("b", SimpleNamespace())
+        assert [names(each.plugins) for each in (maker, *made)] == [["a", "b"]] * 3
+
+    def test_and_when_it_refuses_nobody_does(self):
+        plugins = Plugins()
+        made: list[FakeDispatcher] = []
+
+        class Maker(FakeDispatcher):
+            def _prepare(self, new):
+                made.append(FakeDispatcher(plugins))
+                made[0].error = PluginError("refused")
+                return super()._prepare(new)
+
+        maker = Maker(plugins)
+        with pytest.raises(PluginError, match="refused"):
+            plugins.add("a", SimpleNamespace())
+        assert (maker.log, made[0].log, len(plugins)) == (["prepare", "discard"], ["prepare"], 0)
+
+    def test_plugins_that_are_removed_while_a_dispatcher_takes_them_do_not_end(self, life):
+        plugins = Plugins()
+        plugins.add("a", SimpleNamespace(mq_cleanup=lambda: life.append("out")))
+
+        class Beginning(LaterDispatcher):
+            def begin(self, snapshot):
+                remover = threading.Thread(target=plugins.remove, args=("a",))
+                remover.start()
+                remover.join()
+                assert life == []
+                super().begin(snapshot)
+
+        dispatcher = Beginning(plugins)
+        assert dispatcher.log == ["commit"]  # it was notified of the change
+        dispatcher.turn(plugins)
+        assert names(dispatcher.held) == ["a"]
+        assert life == []
+        dispatcher.let_go(dispatcher.held)
+        assert life == ["out"]
+
+    def test_a_dispatcher_that_cannot_be_made_is_detached(self):
+        class Failing(FakeDispatcher):
+            def begin(self, snapshot):
+                raise PluginError("mq_context_initialize raised")
+
+        plugins = Plugins()
+        plugins.add("a", SimpleNamespace())
+        made = Failing.__new__(Failing)
+        with pytest.raises(PluginError, match="mq_context_initialize"):
+            made.__init__(plugins)
+        plugins.remove("a")
+        assert made.log == []
+
+    def test_there_is_nothing_to_take_over_from_closed_plugins(self):
+        plugins = Plugins()
+        plugins.close()
+        with plugins._current() as snapshot:
+            assert snapshot is None
+
+    def test_a_change_in_cleanup(self):
+        plugins = Plugins()
+        plugins.add("a", SimpleNamespace(mq_cleanup=lambda: plugins.remove("b")))
+        plugins.add("b", SimpleNamespace(mq_cleanup=lambda: plugins.add("c", SimpleNamespace())))
+        plugins.remove("a")
+        assert names(plugins) == ["c"]
+        plugins.close()
 
 
 FAILURES = {

@@ -234,3 +234,174 @@ def test_a_dispatcher_that_is_made_during_a_change_gets_it(tmp_path, life, monke
     plugins.close()
     assert ("cleanup", "old") in life
     assert life[-1] == ("cleanup", "new")
+
+
+SLOW = """
+import builtins
+def mq_initialize():
+    builtins.begun.set()
+    assert builtins.end.wait(10)
+"""
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Begins, and ends, `mq_initialize` of a plugin made with SLOW."""
+    events = SimpleNamespace(begun=threading.Event(), end=threading.Event())
+    for name, event in vars(events).items():
+        monkeypatch.setattr(builtins, name, event, raising=False)
+    return events
+
+
+def test_the_loop_does_not_wait_while_another_thread_changes_the_plugins(tmp_path, life, slow, caplog):
+    """It turns, also where a change of before is still to be taken over, and dispatchers are made and closed."""
+    (tmp_path / "a.py").write_text(LIFE.format("old") + GO_ON)
+
+    async def main():
+        with mqcore.Plugins(tmp_path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+
+            def change() -> None:
+                plugins.add("b", SimpleNamespace(mq_smtp_in_message=lambda context, message: mqcore.COMPLETE))
+                (tmp_path / "a.py").write_text(LIFE.format("new") + SLOW + GO_ON)
+                plugins.reload()
+
+            thread = threading.Thread(target=change)
+            thread.start()
+            try:
+                assert slow.begun.wait(10)
+                await drained()
+                assert await dispatcher.hook("mq_smtp_in_message")(Message()) is mqcore.COMPLETE
+                with mqcore.Dispatcher(plugins) as other:
+                    assert await other.hook("mq_smtp_in_message")(Message()) is mqcore.COMPLETE
+                    assert thread.is_alive()
+                    slow.end.set()
+                    thread.join()
+                    await drained()
+                    for each in (dispatcher, other):
+                        each.hook("mq_smtp_in_message").run(Message())
+                        assert life[-1] == ("hook", "new")
+            finally:
+                slow.end.set()
+                thread.join()
+
+    uvloop.run(main())
+    assert not caplog.records
+    assert life.count(("context in", "old")) == life.count(("context out", "old")) == 2
+
+
+def test_a_change_by_a_plugin_whose_context_is_being_made(life):
+    """It comes to that dispatcher in a turn, and to others at once."""
+
+    async def main():
+        plugins = mqcore.Plugins()
+
+        class Adds:
+            def mq_context_initialize(self, context):
+                life.append("in")
+                if len(plugins) == 1:
+                    plugins.add("b", SimpleNamespace(mq_smtp_in_message=lambda context, message: mqcore.COMPLETE))
+
+        plugins.add("a", Adds())
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            assert await dispatcher.hook("mq_smtp_in_message")(Message()) is mqcore.CONTINUE
+            await drained()
+            assert await dispatcher.hook("mq_smtp_in_message")(Message()) is mqcore.COMPLETE
+        plugins.close()
+
+    uvloop.run(main())
+    assert life == ["in"]
+
+
+def test_plugins_that_are_closed_before_a_change_was_taken_over(life):
+    """Then the dispatcher keeps what it has."""
+
+    async def main():
+        plugins = mqcore.Plugins()
+        plugins.add("a", SimpleNamespace(mq_smtp_in_message=lambda context, message: mqcore.COMPLETE))
+
+        def change() -> None:
+            plugins.add("b", SimpleNamespace(mq_cleanup=lambda: life.append("b")))
+            plugins.close()
+
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            thread = threading.Thread(target=change)
+            thread.start()
+            thread.join()
+            await drained()
+            assert await dispatcher.hook("mq_smtp_in_message")(Message()) is mqcore.COMPLETE
+
+    uvloop.run(main())
+    assert life == ["b"]
+
+
+def counted(name, life):
+    """A plugin that is told apart from one that has ended: no context of it begins or ends then."""
+    alive = []
+
+    def check(context) -> None:
+        assert alive == [True]
+
+    return SimpleNamespace(
+        mq_initialize=lambda: alive.append(True),
+        mq_context_initialize=check,
+        mq_context_cleanup=check,
+        mq_cleanup=lambda: life.append((name, alive.pop())),
+        on_thing=lambda context, message: None,
+    )
+
+
+def test_dispatchers_come_and_go_while_threads_change_the_plugins(life):
+    """No context of a plugin that has ended is made, nothing fails, and every plugin ends once."""
+    plugins = mqcore.Plugins(hooks=[mqcore.HookSpec("on_thing")])
+    failures: list[object] = []
+
+    def change(number: int) -> None:
+        try:
+            for i in range(300):
+                plugins.add(f"{number}-{i}", counted(f"{number}-{i}", life))
+                if i >= 3:
+                    plugins.remove(f"{number}-{i - 3}")
+        except BaseException as error:
+            failures.append(error)
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+        threads = [threading.Thread(target=change, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            with mqcore.Dispatcher(plugins) as dispatcher:
+                for _ in range(5):
+                    assert await dispatcher.hook("on_thing")(Message()) is mqcore.CONTINUE
+                    await asyncio.sleep(0)
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            await dispatcher.hook("on_thing")(Message())
+            assert len(dispatcher.stats().hooks) == len(plugins) == 6
+
+    uvloop.run(main())
+    plugins.close()
+    assert not failures
+    assert len(life) == len(set(life)) == 600
+
+
+@pytest.mark.parametrize("name", ["x", "on_upload", "größe", "close"])
+def test_a_hook_of_any_name(name):
+    async def coroutine(context, message, extra):
+        await asyncio.sleep(0)
+        return mqcore.COMPLETE
+
+    async def main():
+        plugins = mqcore.Plugins(hooks=[mqcore.HookSpec(name, "extra")])
+        plugins.add("a", SimpleNamespace(**{name: lambda context, message, extra: extra == "hold"}))
+        plugins.add("b", SimpleNamespace(**{name: coroutine}))
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            hook = dispatcher.hook(name)
+            assert (hook.name, hook.spec.signature) == (name, f"{name}(context, message, extra)")
+            assert await hook(Message(), "") is mqcore.COMPLETE
+            message = Message()
+            assert hook.run(message, "hold") is None
+            assert [(held.plugin, held.hook) for held in dispatcher.held()] == [("a", name)]
+            dispatcher.cancel(message)
+            assert {row.hook for row in dispatcher.stats().hooks} == {name}
+
+    uvloop.run(main())

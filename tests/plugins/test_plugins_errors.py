@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import builtins
 import functools
+import json
 import os
 import pickle
 import re
 import socket
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from mqcore.errors import MqError, PluginError
+from mqcore.hooks import HookSpec
 from mqcore.plugins import Plugins
 
 
@@ -260,6 +263,174 @@ def test_valid_signatures():
         with Plugins() as plugins:
             plugins.add("50-audit", SimpleNamespace(mq_smtp_in_connect=function))
             assert plugins.order("mq_smtp_in_connect") == ["50-audit"]
+
+
+OWN_HOOKS = [HookSpec("on_message"), HookSpec("on_close"), HookSpec("ended"), HookSpec("résumé")]
+
+
+def refused_near(obj: object, wrong: str, right: str) -> PluginError:
+    with Plugins(hooks=OWN_HOOKS) as plugins, pytest.raises(PluginError) as caught:
+        plugins.add("50-audit", obj)
+    assert str(caught.value).partition("plugin 50-audit: ")[2] == (
+        f"{wrong} is one letter away from the hook {right}, which this plugin does not have; correct the name, or, if it is "
+        "no hook, choose another or begin it with _"
+    )
+    return caught.value
+
+
+def accepted(obj: object) -> list[str]:
+    with Plugins(hooks=OWN_HOOKS) as plugins:
+        plugins.add("50-audit", obj)
+        return sorted(plugins.snapshot[0].hooks)
+
+
+def function(context, message):
+    pass
+
+
+class TestOwnHooksMisspelt:
+    @pytest.mark.parametrize(
+        ("wrong", "right"),
+        [
+            ("on_mesage", "on_message"),
+            ("on_messsage", "on_message"),
+            ("on_messagee", "on_message"),
+            ("xon_message", "on_message"),
+            ("n_message", "on_message"),
+            ("on_messagf", "on_message"),
+            ("pn_message", "on_message"),
+            ("on_mesasge", "on_message"),
+            ("no_message", "on_message"),
+            ("on_messaeg", "on_message"),
+            ("On_message", "on_message"),
+            ("onmessage", "on_message"),
+            ("on_closed", "on_close"),
+            ("resumé", "résumé"),
+        ],
+    )
+    def test_one_edit_away(self, wrong, right):
+        error = refused_near(SimpleNamespace(**{wrong: function}), wrong, right)
+        assert (error.path, error.line) == (__file__, function.__code__.co_firstlineno)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["on_msage", "on_emssaeg", "message", "_on_message", "_on_messag", "end", "enden", "on_messages_", "no_emssage", "x"],
+    )
+    def test_further_away_or_private_or_short(self, name):
+        assert accepted(SimpleNamespace(**{name: function})) == []
+
+    def test_not_if_the_plugin_has_the_hook(self):
+        assert accepted(SimpleNamespace(on_message=function, on_messages=function)) == ["on_message"]
+
+    def test_one_hook_is_no_misspelling_of_another(self):
+        with Plugins(hooks=[HookSpec("on_open1"), HookSpec("on_open2")]) as plugins:
+            plugins.add("a", SimpleNamespace(on_open1=function))
+            assert plugins.order("on_open2") == []
+
+    def test_what_cannot_be_called_is_no_hook(self):
+        class Messages:
+            pass
+
+        assert accepted(SimpleNamespace(on_messages=[], on_messag="", on_mesage=None)) == []
+        with Plugins(hooks=[HookSpec("messages")]) as plugins:
+            plugins.add("a", SimpleNamespace(Messages=Messages))
+
+    def test_a_module_defines_functions_partials_and_callables(self, tmp_path):
+        path = tmp_path / "10-a.py"
+        for source, line in [
+            ("\ndef on_mesage(context, message): pass\n", 2),
+            ("\nasync def on_mesage(context, message): pass\n", 2),
+            ("on_mesage = lambda context, message: None\n", 1),
+            ("import functools\n\ndef f(a, c, m): pass\non_mesage = functools.partial(f, 1)\n", 3),
+            ("class C:\n    def __call__(self, context, message): pass\non_mesage = C()\n", 2),
+            ("import functools\n@functools.cache\ndef on_mesage(context, message): pass\n", 2),
+        ]:
+            path.write_text(source)
+            error = refused(tmp_path, hooks=OWN_HOOKS)
+            assert str(error).startswith(f"{path}:{line}: plugin 10-a: on_mesage is one letter away from the hook on_message")
+
+    def test_what_a_module_imports_is_somebody_elses(self, tmp_path):
+        (tmp_path / "10-a.py").write_text("from os import close as closed, fsync as on_clos\nfrom json import dumps as dump\n")
+        with Plugins(tmp_path, hooks=[HookSpec("closed_"), HookSpec("on_close"), HookSpec("dumps")]) as plugins:
+            assert len(plugins) == 1
+
+    def test_a_package_is_one_plugin(self, tmp_path):
+        package = tmp_path / "10-a"
+        package.mkdir()
+        (package / "__init__.py").write_text("from .inner import on_mesage\n")
+        (package / "inner.py").write_text("def on_mesage(context, message): pass\n")
+        assert str(refused(tmp_path, hooks=OWN_HOOKS)).startswith(f"{package}/inner.py:1: plugin 10-a: on_mesage is one")
+
+    def test_an_instance_defines_what_its_class_does(self):
+        class Methods:
+            def on_mesage(self, context, message):
+                pass
+
+        class Static:
+            on_mesage = staticmethod(function)
+
+        class OfClass:
+            @classmethod
+            def on_mesage(cls, context, message):
+                pass
+
+        class OwnAttribute:
+            def __init__(self):
+                self.on_mesage = function
+
+        for kind in (Methods, Static, OfClass, OwnAttribute):
+            refused_near(kind(), "on_mesage", "on_message")
+        refused_near(Static, "on_mesage", "on_message")
+
+    def test_what_it_inherits_from_elsewhere_is_not_its_own(self):
+        class Worker(threading.Thread):
+            def on_start(self, context, message):
+                pass
+
+        with Plugins(hooks=[HookSpec("on_start"), HookSpec("starts"), HookSpec("is_live")]) as plugins:
+            plugins.add("a", Worker())
+            assert plugins.order("on_start") == ["a"]
+
+    def test_no_property_is_read_for_it(self):
+        class Audit:
+            @property
+            def on_mesage(self):
+                raise AssertionError
+
+            def __getattr__(self, name):
+                raise AssertionError(name)
+
+        assert accepted(Audit()) == []
+
+    def test_values_that_raise_at_every_turn(self):
+        class Hostile:
+            def __getattribute__(self, name):
+                raise SystemExit(name)
+
+            def __call__(self):
+                pass
+
+        assert accepted(SimpleNamespace(on_mesage=Hostile())) == []
+
+    def test_mailerqs_names_too(self):
+        with Plugins() as plugins, pytest.raises(PluginError, match="mqsmtp_in_data is one letter away"):
+            plugins.add("a", SimpleNamespace(mqsmtp_in_data=function))
+
+
+class TestOwnHooks:
+    def test_are_checked_as_all_are(self):
+        with Plugins(hooks=[HookSpec("on_login", "user")]) as plugins:
+            for value, wrong in [
+                (function, "on_login cannot take its arguments: too many positional arguments; define it as on_login"),
+                (json, "on_login is of type module, which cannot be called; define it as a function, .*, or give it another"),
+            ]:
+                with pytest.raises(PluginError, match=wrong):
+                    plugins.add("a", SimpleNamespace(on_login=value))
+
+    def test_an_imported_function_is_one(self, tmp_path):
+        (tmp_path / "10-a.py").write_text("from os.path import join as on_message\n")
+        with Plugins(tmp_path, hooks=OWN_HOOKS) as plugins:
+            assert plugins.order("on_message") == ["10-a"]
 
 
 class TestObjects:

@@ -209,6 +209,11 @@ def _nothing(*args: Any) -> None:
 OWNERS: dict[str, type[Owner]] = {"uvloop": UvloopOwner, "pyuv": PyuvOwner, "reference": ReferenceOwner}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest goes first: where tests run side by side, nobody waits for it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_packaging.py")
+
+
 tests_begun = itertools.count()
 
 

@@ -16,6 +16,7 @@ and as many libuv handles and holds must have ended as were begun.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import itertools
 import socket
@@ -212,6 +213,11 @@ OWNERS: dict[str, type[Owner]] = {"uvloop": UvloopOwner, "pyuv": PyuvOwner, "ref
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest goes first: where tests run side by side, nobody waits for it in the end."""
     items.sort(key=lambda item: item.path.name != "test_packaging.py")
+
+
+def pytest_unconfigure() -> None:
+    """What a failed test has left, a thread that waits for ever, must not keep the process: as for tests, see faulthandler."""
+    faulthandler.dump_traceback_later(60, exit=True)
 
 
 tests_begun = itertools.count()

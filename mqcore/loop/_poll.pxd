@@ -1,6 +1,5 @@
-# The polls of a loop: one uv_poll_t for each fd that is watched, shared by all who watch it.
+# The polls of a loop: one for each fd that is watched, shared by all who watch it.
 
-from ._list cimport is_linked
 from ._state cimport LoopState, Watch
 
 cdef enum:      # libuv's UV_READABLE and UV_WRITABLE

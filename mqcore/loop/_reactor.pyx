@@ -226,6 +226,7 @@ cdef class Reactor:
         self.state.all_closed = all_closed
         init_list(&self.state.ready[False])
         init_list(&self.state.ready[True])
+        init_list(&self.state.polls)
         init_list(&self.state.started)
         init_list(&self.posted)
         init_list(&self.stopping)
@@ -236,7 +237,7 @@ cdef class Reactor:
         self.set_phase(STOP_PHASE, stop_ended, <void *>self)
 
     def __dealloc__(self):
-        free(self.state.polls)
+        free(self.state.poll_of)
 
     cdef void set_phase(self, int phase, phase_function function, void *owner) noexcept:
         self.phases[phase].function = function

@@ -66,6 +66,9 @@ class Raised:
     def __init__(self, kind: type[BaseException]) -> None:
         self.kind = kind
 
+    def __repr__(self) -> str:
+        return f"raised {self.kind.__name__}"
+
 
 class Number(int):
     def __eq__(self, other: object) -> bool:
@@ -372,13 +375,13 @@ def subclasses(kind: type, what: str) -> None:
 def other_selves(kind: type, what: str, others: list[Any]) -> None:
     """What is taken from the type and used on another `self` is a TypeError."""
     own = [each for each in reversed(kind.__mro__) if str(each.__module__).startswith("mqcore")]
-    members = {name: member for each in own for name, member in vars(each).items()}
-    for name, member in members.items():
+    members = {name: (each, member) for each in own for name, member in vars(each).items()}
+    for name, (defined_in, member) in members.items():
         if isinstance(member, staticmethod | classmethod) or name in ("__new__", *LEFT_ALONE):
             continue
         method = getattr(kind, name, member)
         for other in others:
-            if isinstance(other, kind):
+            if isinstance(other, defined_in):
                 continue
             label = f"{what}.{name} with {type(other).__name__}"
             attempt(label, lambda member=member, other=other: member.__get__(other, type(other)))

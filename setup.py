@@ -24,6 +24,11 @@ DIRECTIVES = {
     "initializedcheck": DEBUG,
     "nonecheck": DEBUG,
     "cdivision": True,
+    # Methods that check their `self`, as those of types in C do, and objects that cannot be pickled.
+    "binding": False,
+    "auto_pickle": False,
+    "embedsignature": True,
+    "embedsignature.format": "clinic",
 }
 
 

@@ -10,6 +10,7 @@ import os
 from ._context import Context, Hold
 from ._dispatch import Dispatcher, Hook
 from ._message import Message
+from ._typing import HookResult
 from .errors import (
     Abandoned,
     Cancelled,
@@ -23,13 +24,14 @@ from .errors import (
 from .hooks import API_VERSION, MAILERQ_HOOKS, HookSpec
 from .loop._lifetime import READ, WRITE, Timer, Watcher
 from .plugins import Plugin, Plugins
-from .verdicts import COMPLETE, CONTINUE, FAIL, RETRY, Outcome
+from .verdicts import COMPLETE, CONTINUE, FAIL, HOLD, RETRY, Outcome, Verdict
 
 __all__ = [
     "API_VERSION",
     "COMPLETE",
     "CONTINUE",
     "FAIL",
+    "HOLD",
     "MAILERQ_HOOKS",
     "READ",
     "RETRY",
@@ -42,6 +44,7 @@ __all__ = [
     "Hold",
     "HoldTimeout",
     "Hook",
+    "HookResult",
     "HookSpec",
     "Message",
     "MqError",
@@ -52,6 +55,7 @@ __all__ = [
     "Plugins",
     "RetryLimit",
     "Timer",
+    "Verdict",
     "Watcher",
     "get_include",
 ]

@@ -1,16 +1,19 @@
 # Chains: the plugins that implement a hook, in order.
 
-from ._message cimport Control, Entry
+from ._holds cimport HoldTable
+from ._message cimport Entry
 
 cdef class NativeFunction:
     """The C function of a native plugin, for a hook."""
     cdef void *address
-    cdef int kind                   # how it is called: for _native to know
+    cdef int kind                   # how it is called: for native/ to know
 
 cdef class Route:
     """The base of Hook: where the chain of a hook is found as it is now."""
-    cdef readonly str name          # kept for ever
-    cdef Chain chain
+    cdef readonly str name          # interned, never freed
+    cdef Chain chain                # None until the dispatcher's first plugins are there
+    cdef HoldTable holds
+    cdef Entry waiting              # where messages are that run_many() has taken and not come to yet: at no plugin
 
 cdef class Chain:
     """The plugins that implement one hook, in order. Immutable: a change makes a new one."""
@@ -21,4 +24,6 @@ cdef class Chain:
     cdef bint native                # all hooks are C functions of native plugins, and there are some
     cdef Route route
 
-cdef Chain new_chain(Control control, Route route, list contexts)
+cdef Chain new_chain(Route route, list contexts)
+cdef NativeFunction new_native_function(void *address, int kind)
+cdef int open_route(Route route, str name, HoldTable holds) except -1

@@ -10,51 +10,76 @@ from cpython.object cimport PyObject
 from libc.stdlib cimport calloc, free
 
 from ._context cimport Context
-from ._message cimport Control, Entry, Tally
+from ._holds cimport HoldTable
+from ._message cimport CounterRow, Entry
+from .loop._seal cimport seal, seal_base
+
+cdef dict hook_names = {}  # name -> name, never freed: entries and messages refer to them without counting
 
 
 @cython.final
-@cython.no_gc_clear  # __dealloc__ needs the contexts
+@cython.no_gc_clear  # steps go along it, and __dealloc__ needs the contexts
 cdef class Chain:
 
     def __dealloc__(self):
-        cdef Context context
-        for each in self.contexts or ():
-            context = each
-            context.uses -= 1
-            if context.retired and context.uses == 0 and context.owner is not None:
-                (<Control>context.owner).sweep_due = True
-                context.owner.wake()
+        cdef Entry *entry = self.entries
+        if entry != NULL and self.contexts is not None:  # else it was never complete
+            while entry.context != NULL:
+                stop_using(<Context>entry.context)
+                entry += 1
         free(self.entries)
 
 
+cdef void stop_using(Context context) noexcept:
+    context.uses -= 1
+    if context.retired and context.uses == 0:
+        context.reactor.wake()  # the sweep cleans it up
+
+
+@cython.no_gc_clear
 cdef class Route:
     pass
 
 
+@cython.final
 cdef class NativeFunction:
 
     def __call__(self, context, message, *args):
         raise TypeError("a native plugin's hook is called by a dispatcher alone")
 
 
-cdef Chain new_chain(Control control, Route route, list contexts):
+cdef NativeFunction new_native_function(void *address, int kind):
+    cdef NativeFunction function = NativeFunction.__new__(NativeFunction)
+    function.address = address
+    function.kind = kind
+    return function
+
+
+cdef int open_route(Route route, str name, HoldTable holds) except -1:
+    route.name = hook_names.setdefault(name, name)
+    route.holds = holds
+    route.waiting.hook = <PyObject *>route.name
+    route.waiting.lists = &holds.lists
+    return 0
+
+
+cdef Chain new_chain(Route route, list contexts):
     """The chain of a hook over these contexts, which are in order."""
-    cdef str hook = route.name
     cdef Chain chain = Chain.__new__(Chain)
     cdef Context context
-    cdef Tally tally
+    cdef CounterRow row
     cdef Entry *entry
     chain.route = route
+    chain.functions = tuple([(<Context>each).plugin.hooks[route.name] for each in contexts])
+    rows = [(<Context>each).row_of(route.name) for each in contexts]
     chain.entries = <Entry *>calloc(len(contexts) + 1, sizeof(Entry))
     if chain.entries == NULL:
         raise MemoryError()
-    chain.functions = tuple([(<Context>each).plugin.hooks[hook] for each in contexts])
-    chain.contexts = tuple(contexts)
+    made = tuple(contexts)
+    chain.coroutines = any([inspect.iscoroutinefunction(function) for function in chain.functions])
     entry = chain.entries
-    for function, each in zip(chain.functions, chain.contexts):
+    for function, each, row in zip(chain.functions, made, rows):
         context = each
-        context.uses += 1
         if isinstance(function, NativeFunction) and context.handle != NULL:
             entry.native = (<NativeFunction>function).address
             entry.kind = (<NativeFunction>function).kind
@@ -63,12 +88,22 @@ cdef Chain new_chain(Control control, Route route, list contexts):
             entry.function = <PyObject *>function
         entry.context = <PyObject *>context
         entry.plugin = <PyObject *>context.name
-        tally = context.tally_of(hook)
-        entry.counters = &tally.counters
-        entry.lane = control.lane_of(context.hold_timeout)
-        entry.hook = <PyObject *>hook
+        entry.row = <PyObject *>row
+        entry.counters = &row.counters
+        entry.bucket = route.holds.bucket_of(context.hold_timeout)
+        entry.hook = <PyObject *>route.name
+        entry.lists = &route.holds.lists
         chain.native = entry.native != NULL and (chain.native or entry == chain.entries)
         entry += 1
-        chain.coroutines |= inspect.iscoroutinefunction(function)
-    entry.hook = <PyObject *>hook
+    entry.hook = <PyObject *>route.name
+    entry.lists = &route.holds.lists
+    chain.contexts = made  # last: what raised before has counted no uses
+    for each in made:
+        context = <Context>each
+        context.uses += 1
     return chain
+
+
+seal(Chain)
+seal(NativeFunction)
+seal_base(Route)

@@ -1,10 +1,16 @@
-# The plugin's side: its handle on a worker, and the token of one hold.
+# A plugin's handles: on a dispatcher, and on one hold.
 
 from cpython.object cimport PyObject
 
-from ._message cimport Holder, Message, Token
+from ._holds cimport HoldTable
+from ._message cimport CounterRow, HoldBase, Message
+from .loop._lifetime cimport Lifetime
 
-cdef class Context(Holder):
+cdef class Context(Lifetime):
+    cdef HoldTable holds
+    cdef dict rows              # (plugin, hook) -> CounterRow; the dispatcher's
+    cdef readonly object plugin
+    cdef str name
     cdef readonly dict data
     cdef readonly object log
     cdef bint forgiving         # on_error = "continue"
@@ -13,13 +19,15 @@ cdef class Context(Holder):
     cdef bint retired           # replaced: cleaned up once no chain names it
     cdef void *handle           # native plugins: the MQ_Context that stands for it
 
-    cdef object failure(self, object error, str hook)
+    cdef CounterRow row_of(self, str hook)
 
-cdef class Hold(Token):
+cdef class Hold(HoldBase):
     cdef Context context
-    cdef PyObject *hook         # its name, kept for ever
+    cdef PyObject *hook         # its name, interned, never freed
 
-    cdef int give(self, int verdict, object error) except -1
+    cdef int give(self, int decision, object error) except -1
     cdef int refuse(self, str what) except -1
 
-cdef Context new_context(object owner, object plugin, double hold_timeout)
+cdef Context new_context(HoldTable holds, dict rows, object plugin, double hold_timeout)
+cdef int give_back(Context context, Message message, int decision, object error) except -1
+cdef void log_failure(Context context, object error, PyObject *hook) noexcept

@@ -3,11 +3,11 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from ._message import Message
-from .loop._lifetime import Scope
+from .loop._lifetime import Lifetime
 from .plugins import Plugin
 
 @final
-class Context(Scope):
+class Context(Lifetime):
     @property
     def plugin(self) -> Plugin: ...
     @property
@@ -25,7 +25,7 @@ class Context(Scope):
     def hold(self, message: Message) -> Hold: ...
 
 @final
-class Hold(Scope):
+class Hold(Lifetime):
     @property
     def message(self) -> Message | None: ...
     def continue_(self) -> None: ...

@@ -1,22 +1,88 @@
-"""The plugin's side of control: `Context`, its handle on one worker, and `Hold`, the token of one hold."""
+"""A plugin's handles: `Context`, on one dispatcher, and `Hold`, on one hold; and giving control back by them."""
 
 import asyncio
 import logging
 
 cimport cython
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 
-from .loop._reactor cimport ends_program, PyThread_get_thread_ident
+from ._holds cimport HoldTable, count_given
 from ._message cimport (
-    HELD, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Control, Message, Token, give_back,
-    has_control, refuse_give_back)
-from .loop._lifetime cimport set_making
+    GIVEN_BACK, HELD, IDLE, NO_REASON, QUEUED, RUNNING, TAKEN, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, CounterRow,
+    Drops, HoldLists, Message, abandon, end_hold, flush, move, new_row, no_drops)
+from .loop._call cimport ends_program, take_error
+from .loop._reactor cimport PyThread_get_thread_ident, Reactor
+from .loop._seal cimport seal
 
 from .errors import MqError, NotHeld
 
 cdef extern from "Python.h":
     void PyObject_GC_UnTrack(object)
     bint PyObject_GC_IsTracked(object)
+
+
+# ------------------------------------------------------------------------------------------------------------ Giving back
+
+cdef inline bint has_control(Context context, Message message) noexcept:
+    """Whether this plugin may give the message back: it holds it, or its hook is being called, and it has not done so."""
+    return (message.entry != NULL and message.entry.context == <PyObject *>context
+            and message.decision == UNDECIDED and (message.state == HELD or message.state == RUNNING)
+            and context.reactor.thread != 0)
+
+
+cdef int give_back(Context context, Message message, int decision, object error) except -1:
+    """Rules 6 to 9: claim the message, here and now; the dispatcher goes on with it in a tick. Any thread."""
+    cdef Drops drops
+    if not has_control(context, message):
+        return refuse_give_back(context, message, "gave back")
+    no_drops(&drops)
+    count_given(message.entry.counters, decision)
+    if decision == TO_FAIL:
+        message.fail(error, &drops)
+    message.decision = decision
+    if message.state == HELD and message.task is None:
+        release(context.holds, message, &drops)
+    # else it is early: it takes effect when the hook, or its coroutine, returns
+    flush(&drops, context.reactor)
+    return 0
+
+
+cdef void release(HoldTable holds, Message message, Drops *drops) noexcept:
+    """The message was given back, as its `decision` says. HELD -> QUEUED, or GIVEN_BACK. Any thread, with the GIL."""
+    Py_INCREF(message)  # the queue's
+    if holds.reactor.thread == PyThread_get_thread_ident():
+        holds.collect_given()  # which were given back before it
+        move(&holds.lists, message, HELD, QUEUED)
+        holds.reactor.request_tick()
+    else:
+        move(&holds.lists, message, HELD, GIVEN_BACK)
+        holds.reactor.wake()
+    end_hold(message, drops)
+
+
+cdef int refuse_give_back(Context context, Message message, str what) except -1:
+    cdef str hook = "" if message.last_hook == NULL else <str>message.last_hook
+    cdef CounterRow row = context.row_of(hook)
+    row.counters.refused += 1
+    if context.reactor.thread == 0:  # closed, or in the child of a fork
+        context.reactor.refuse(f"plugin {context.name} {what} a message")
+    if message.state == IDLE or message.entry == NULL:
+        why = "its step is over" if hook else "it was in no step yet"
+    elif message.entry.lists != &context.holds.lists:
+        why = "it is in a step of another dispatcher"
+    elif message.entry.context == <PyObject *>context:
+        why = "it has been given back already"
+    elif message.entry.plugin == NULL or message.state == TAKEN:
+        why = "no plugin has been called for it yet"
+    elif message.state == HELD:
+        why = f"plugin {<str>message.entry.plugin} holds it now"
+    elif message.state == RUNNING:
+        why = f"the hook of plugin {<str>message.entry.plugin} is being called"
+    else:
+        why = f"plugin {<str>message.entry.plugin} had it last, and gave it back"
+    where = f" of {hook}" if hook else ""
+    raise NotHeld(f"plugin {context.name} {what} a message{where} that it does not hold: {why}")
 
 
 cdef object as_error(object error):
@@ -27,16 +93,59 @@ cdef object as_error(object error):
     raise TypeError(f"fail() needs an exception or a str, not {error!r}")
 
 
+# --------------------------------------------------------------------------------------------------------------- Failures
+
+cdef void log_failure(Context context, object error, PyObject *hook) noexcept:
+    """Rule 13: an error of the plugin, which has been stored: its name and hook go into the notes, and into the log. That may
+    itself fail in any way; then it says less."""
+    if (<int (*)(Context, object, PyObject *) noexcept>add_note)(context, error, hook) < 0:
+        told_badly(context.reactor)
+    if (<int (*)(Context, object, PyObject *) noexcept>write_failure)(context, error, hook) < 0:
+        told_badly(context.reactor)
+
+
+cdef void told_badly(Reactor reactor) noexcept:
+    """What was raised while something was told: only what ends the program matters."""
+    cdef PyObject *error = take_error()
+    if ends_program(<object>error):
+        reactor.raise_through_loop(<object>error)
+    Py_DECREF(<object>error)
+
+
+cdef int add_note(Context context, object error, PyObject *hook) except -1:
+    BaseException.add_note(error, f"plugin {context.name}, hook {<str>hook}")
+    return 0
+
+
+cdef int write_failure(Context context, object error, PyObject *hook) except -1:
+    if isinstance(error, asyncio.CancelledError):  # what every task gets when the loop ends
+        context.reactor.log(
+            context.log, logging.ERROR, "plugin %s failed in %s: CancelledError", (context.name, <str>hook), None)
+    elif not ends_program(error):  # that is told by whoever runs the loop
+        context.reactor.log(context.log, logging.ERROR, "plugin %s failed in %s", (context.name, <str>hook), error)
+    return 0
+
+
+cdef int write_callback_failure(Context context, object error) except -1:
+    """Rule 13: logged, and the loop goes on."""
+    if isinstance(error, NotHeld):
+        # It says all. An answer is late whenever a client goes away meanwhile, which is no error of the plugin.
+        context.reactor.log(context.log, logging.WARNING, "%s", (error,), None)
+    else:
+        context.reactor.log(
+            context.log, logging.ERROR, "plugin %s: a callback of a timer or watcher raised", (context.name,), error)
+    return 0
+
+
 # --------------------------------------------------------------------------------------------------------------- Context
 
-cdef Context new_context(object owner, object plugin, double hold_timeout):
-    set_making(True)
+cdef Context new_context(HoldTable holds, dict rows, object plugin, double hold_timeout):
     cdef Context context = Context.__new__(Context)
-    set_making(False)
-    context.owner = owner
+    context.reactor = holds.reactor
+    context.holds = holds
+    context.rows = rows
     context.plugin = plugin
     context.name = plugin.name
-    context.tallies = {}
     context.data = {}
     context.log = plugin.log
     context.forgiving = plugin.config.get("on_error", "fail") == "continue"
@@ -45,13 +154,14 @@ cdef Context new_context(object owner, object plugin, double hold_timeout):
 
 
 @cython.final
-cdef class Context(Holder):
+@cython.no_gc_clear  # entries and holds need what it refers to
+cdef class Context(Lifetime):
     """A plugin's handle on one worker; made by the dispatcher, one for each plugin, and given to every hook of it.
 
     `plugin`: its Plugin. `data`: a dict of the plugin's own, for this worker. `log`: its logging.Logger,
     `mqcore.plugins.NAME`.
 
-    Giving back is what any thread may do. It takes effect in a turn of the dispatcher's loop, never before the call
+    Giving back is what any thread may do. It takes effect in a tick of the dispatcher's loop, never before the call
     returns. It raises NotHeld, and changes nothing, unless this plugin has control of the message: its hook returned true,
     or is being called. Between two holds of one message by one plugin, only a `Hold` can tell which of them is meant:
     where a late give-back is possible, such as after a timeout, use `context.hold(message)`.
@@ -63,7 +173,7 @@ cdef class Context(Holder):
     @property
     def loop(self):
         """The loop: a uvloop.Loop or a pyuv.Loop."""
-        return self.owner.loop
+        return self.reactor.loop
 
     @property
     def config(self):
@@ -91,51 +201,47 @@ cdef class Context(Holder):
     def hold(self, Message message not None):
         """The token of the current hold of the message: a `Hold`.
 
-        To be called in the hook, which may return it in place of True, or while the plugin holds the message; the same
+        To be called in the hook, which may return it in place of HOLD, or while the plugin holds the message; the same
         object each time, as long as it is alive. Raises NotHeld when this plugin has no control of the message,
         DispatcherClosed after close(), MqError on another thread than the dispatcher's.
         """
-        self.owner.check("hold()")
+        cdef Hold hold
+        self.reactor.check("hold()")
         if not has_control(self, message):
             refuse_give_back(self, message, "asked for a hold of")
         if message.token != NULL:
             return <Hold>message.token
-        set_making(True)
-        cdef Hold hold = Hold.__new__(Hold)
-        set_making(False)
-        hold.owner = self.owner
+        hold = Hold.__new__(Hold)  # memory is made: what was true before is looked at again
+        if not has_control(self, message):
+            refuse_give_back(self, message, "asked for a hold of")
+        if message.token != NULL:
+            return <Hold>message.token
+        hold.reactor = self.reactor
         hold.context = self
-        hold.message = message
+        hold.message_held = message
         hold.hook = message.entry.hook
         message.token = <PyObject *>hold
         if not PyObject_GC_IsTracked(message):
             PyObject_GC_UnTrack(hold)  # the message shows it, once something can lead back to it
         return hold
 
+    cdef CounterRow row_of(self, str hook):
+        """The counters of this plugin and hook; with "", of what it did with messages that were in no step yet."""
+        cdef CounterRow row = self.rows.get((self.name, hook))
+        if row is None:
+            row = self.rows.setdefault((self.name, hook), new_row(self.name, hook))
+        return row
+
     cdef int check_open(self, str what) except -1:
-        if self.owner.thread != PyThread_get_thread_ident():  # here, as the text is only made where it is needed
-            self.owner.refuse(f"plugin {self.name}: {what}")
+        if self.reactor.thread != PyThread_get_thread_ident():  # here, as the text is only made where it is needed
+            self.reactor.refuse(f"plugin {self.name}: {what}")
         return 0
 
     cdef void callback_raised(self, object error) noexcept:
-        """Rule 13: logged, and the loop goes on."""
         if ends_program(error):
-            self.owner.escape(error)
-        elif isinstance(error, NotHeld):
-            # It says all. An answer is late whenever a client goes away meanwhile, which is no error of the plugin.
-            self.owner.tell(self.log, logging.WARNING, "%s", (error,), None)
-        else:
-            self.owner.tell(
-                self.log, logging.ERROR, "plugin %s: a callback of a timer or watcher raised", (self.name,), error)
-
-    cdef object failure(self, object error, str hook):
-        """Rule 13: an error of the plugin, with its name and hook in the notes; logged."""
-        error.add_note(f"plugin {self.name}, hook {hook}")
-        if isinstance(error, asyncio.CancelledError):  # what every task gets when the loop ends
-            self.owner.tell(self.log, logging.ERROR, "plugin %s failed in %s: CancelledError", (self.name, hook), None)
-        elif not ends_program(error):  # that is told by whoever runs the loop
-            self.owner.tell(self.log, logging.ERROR, "plugin %s failed in %s", (self.name, hook), error)
-        return error
+            self.reactor.raise_through_loop(error)
+        elif (<int (*)(Context, object) noexcept>write_callback_failure)(self, error) < 0:
+            told_badly(self.reactor)
 
     def __repr__(self):
         return f"<mqcore.Context of plugin {self.name}>"
@@ -144,8 +250,9 @@ cdef class Context(Holder):
 # ------------------------------------------------------------------------------------------------------------------ Hold
 
 @cython.final
-cdef class Hold(Token):
-    """The exact token of one hold: from `context.hold(message)`, returned by a hook in place of True.
+@cython.no_gc_clear
+cdef class Hold(HoldBase):
+    """The exact token of one hold: from `context.hold(message)`, returned by a hook in place of HOLD.
 
     With it a late give-back can never hit another hold of the same message by the same plugin: once the hold is over,
     however it ended, all methods raise NotHeld, or DispatcherClosed. Timers and watchers started on it end with it. A
@@ -158,13 +265,19 @@ cdef class Hold(Token):
     """
 
     def __del__(self):
-        # Any thread, inside any allocation: only queue.
-        cdef Message message = self.message
+        # Any thread, inside any allocation: only queue. Whoever brings it back to life has a hold that is over.
+        cdef Message message = self.message_held
+        self.over = True
         if message is None or message.token != <PyObject *>self:
             return
         message.token = NULL
-        if message.state == HELD and message.by_token and message.verdict == UNDECIDED:
-            (<Control>self.owner).release(message, TO_FAIL)
+        if message.state == HELD and message.by_token and message.decision == UNDECIDED:
+            abandon(message)
+
+    @property
+    def message(self):
+        """The message, or None when the hold is over."""
+        return None if self.over else self.message_held
 
     def continue_(self):
         """Give the message back: the next plugin is called."""
@@ -182,36 +295,48 @@ cdef class Hold(Token):
         """Give the message back: the step fails with `error`, an exception or a str."""
         self.give(TO_FAIL, as_error(error))
 
-    cdef int give(self, int verdict, object error) except -1:
-        if self.message is None:
+    cdef int give(self, int decision, object error) except -1:
+        if self.over or self.message_held is None:
             self.refuse("gave back")
-        return give_back(self.context, self.message, verdict, error)
+        return give_back(self.context, self.message_held, decision, error)
 
     cdef int refuse(self, str what) except -1:
         cdef str hook = <str>self.hook
-        self.context.count_refused(hook, what)
+        cdef CounterRow row = self.context.row_of(hook)
+        row.counters.refused += 1
+        if self.reactor.thread == 0:
+            self.reactor.refuse(f"plugin {self.context.name} {what} a message")
         raise NotHeld(f"plugin {self.context.name} {what} a message of {hook} by a hold that is over")
 
     cdef int check_open(self, str what) except -1:
         self.context.check_open(what)
-        if self.message is None:
+        if self.over or self.message_held is None:
             raise NotHeld(f"plugin {self.context.name}: {what}: the hold, in {<str>self.hook}, is over")
         return 0
 
     cdef void callback_raised(self, object error) noexcept:
         """Rule 13: the step fails, or goes on when the plugin's config says so."""
-        cdef Message message = self.message
-        error = self.context.failure(error, <str>self.hook)
-        try:
-            if message is not None and has_control(self.context, message):
-                if self.context.forgiving and not ends_program(error):
-                    give_back(self.context, message, TO_CONTINUE, None)
-                else:
-                    give_back(self.context, message, TO_FAIL, error)
-        finally:
-            if ends_program(error):
-                self.owner.escape(error)
+        cdef Message message = self.message_held
+        cdef Context context = self.context
+        cdef bint ending = ends_program(error)
+        cdef Drops drops
+        no_drops(&drops)
+        if not self.over and message is not None and has_control(context, message):
+            message.decision = TO_CONTINUE if context.forgiving and not ending else TO_FAIL
+            count_given(message.entry.counters, message.decision)
+            if message.decision == TO_FAIL:
+                message.fail(error, &drops)
+            if message.state == HELD and message.task is None:
+                release(context.holds, message, &drops)
+        log_failure(context, error, self.hook)
+        flush(&drops, self.reactor)
+        if ending:
+            self.reactor.raise_through_loop(error)
 
     def __repr__(self):
-        state = "over" if self.message is None else "live"
+        state = "over" if self.over or self.message_held is None else "live"
         return f"<mqcore.Hold by plugin {self.context.name} in {<str>self.hook}, {state}>"
+
+
+seal(Context)
+seal(Hold)

@@ -1,32 +1,671 @@
-"""What a host uses: `Hook`, to run messages through, and `Dispatcher`, one worker's engine."""
+"""The way of a message through a chain of plugins; `Hook`, to run messages through, and `Dispatcher`, one worker's engine.
+
+`advance` is the heart: it calls one plugin after the other until one takes control or the step is decided. A step that nobody
+holds allocates nothing and looks nothing up: a chain is a flat array, and the message carries its place in it. A step that was
+suspended goes on in a tick, by `resume`.
+
+While a hook is called, and until what it returned has been looked at, the message is RUNNING: whatever anybody's code does in
+the meantime can only mark it (`Message.decision`), and that is read anew. Once it is HELD or IDLE nothing runs before the books
+are in order; what is to be dropped by then waits in `Drops`, and each way into this module ends with flush().
+"""
 
 import asyncio
+import contextvars
 import difflib
-import inspect
 import logging
 
 cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 
-from ._chain cimport Route, new_chain
-from ._context cimport Context, new_context
-from .loop._reactor cimport Due, ends_program, PyThread_get_thread_ident
-from ._message cimport HELD, IDLE, RUNNING, Counters, Message, Tally, native_side
-from .loop._lifetime cimport check_making, set_making
-from ._step cimport MOST_ARGUMENTS, Steps
+from ._chain cimport Chain, Route, open_route
+from ._changes cimport ActivePlugins, new_active_plugins
+from ._context cimport Context, Hold, log_failure
+from ._coroutine cimport is_coroutine, result_of, start_task, watch_task
+from ._holds cimport HoldTable, has_pending, new_hold_table, stop_when_idle
+from ._message cimport (
+    CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TIMED_OUT, TOO_MANY_RETRIES, TO_CANCEL,
+    TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Books, Counters, Drops, Entry, Message, drop_later, end_hold,
+    end_token, finalizer_is_trusted, flush, move, native_side, no_drops, report_raised)
+from .loop._call cimport call_function, ends_program, take_error
+from .loop._reactor cimport (
+    RESUME_PHASE, SWEEP_PHASE, TIMEOUT_PHASE, Portion, PyThread_get_thread_ident, Reactor, goes_on, new_reactor, start_portion)
+from .loop._seal cimport seal
 
+from ._waiting import checked_outcome_of, outcome_of
+from .errors import DispatcherClosed, MqError
 from .loop._ending import Ending
-from ._waiting import outcome_of
-from .errors import DispatcherClosed, MqError, PluginError
 from .plugins import Plugins
-from .stats import Held, HookStats, Stats
+from .stats import Held, Stats
+from .verdicts import COMPLETE, CONTINUE, FAIL, HOLD, RETRY
 
-cdef dict hook_names = {}  # name -> name, kept for ever: entries and messages refer to them without counting
+cdef extern from "Python.h":
+    PyObject *Py_None
+    PyObject *Py_False
+    bint PyCallable_Check(object)
+    int PyList_SetItem(object, Py_ssize_t, PyObject *) noexcept
+    Py_ssize_t size_of "PyTuple_GET_SIZE"(tuple) noexcept
+    PyObject *item_of "PyTuple_GET_ITEM"(tuple, Py_ssize_t) noexcept  # borrowed
+
+cdef enum:
+    HOLDS = 100              # what a hook said, beside decisions: that it has the message,
+    UNKNOWN = 101            # or nothing that is known
+
+# In C, where no module's dict is searched for them.
+cdef object OUTCOME_CONTINUE = CONTINUE
+cdef object OUTCOME_COMPLETE = COMPLETE
+cdef object OUTCOME_FAIL = FAIL
+cdef object VERDICT_HOLD = HOLD
+cdef object VERDICT_RETRY = RETRY
+
+cdef object AWAITED = object()  # the `done` of a step that was just begun to be awaited
+
+
+# ---------------------------------------------------------------------------------------------------------- Into the chain
+
+cdef PyObject *begin(
+        Dispatcher dispatcher, Chain chain, Message message, int before, tuple args, object done, object variables) noexcept:
+    """The step of a message that is IDLE or TAKEN. Returns a borrowed reference to an immortal object, an outcome or None; the
+    caller must own `chain`."""
+    cdef Drops drops
+    cdef PyObject *outcome
+    no_drops(&drops)
+    move(&dispatcher.holds.lists, message, before, RUNNING)
+    message.retries = 0
+    message.last_hook = chain.entries.hook
+    if message.failure is not None and message.decision == UNDECIDED:
+        message.fail(None, &drops)
+    if size_of(args):
+        message.args = args
+    if variables is not None:
+        message.variables = variables
+    outcome = begun(dispatcher, chain, message, advance(dispatcher, message, chain, chain.entries, &drops), args, done, variables,
+                    &drops)
+    flush(&drops, dispatcher.reactor)
+    return outcome
+
+
+cdef inline PyObject *begun(
+        Dispatcher dispatcher, Chain chain, Message message, int decision, tuple args, object done, object variables,
+        Drops *drops) noexcept:
+    """What `begin` returns, once the plugins have been called."""
+    if decision != UNDECIDED:
+        if variables is not None:
+            message.variables = None
+        return finish(dispatcher, message, decision, drops)
+    if message.chain is None:
+        message.chain = chain
+    message.suspended = True
+    message.done = done
+    if done is not None or size_of(args) or variables is not None:
+        message.track()
+    return Py_None
+
+
+cdef int advance(Dispatcher dispatcher, Message message, Chain chain, Entry *entry, Drops *drops) noexcept:
+    """Rules 1 to 5: call plugins, from `entry` on. Returns how the step ends, or UNDECIDED when it is suspended."""
+    cdef PyObject *space[MOST_ARGUMENTS + 1]
+    cdef PyObject **arguments = space + 1  # a bound method uses the place before the first
+    cdef size_t count = 2
+    cdef PyObject *result
+    cdef Counters *counters
+    cdef uint64_t start = 0
+    cdef int decision
+    arguments[1] = <PyObject *>message
+    if message.args is not None:
+        while count < size_of(message.args) + 2:
+            arguments[count] = item_of(message.args, count - 2)  # message.args keeps it
+            count += 1
+    cdef bint timed = is_sampled(&dispatcher.until_sample)
+    if message.decision == TO_CANCEL:  # run_many() had taken it, and a hook of one before it cancelled it
+        return TO_CANCEL
+    while True:
+        if dispatcher.closed:
+            return closed_meanwhile(message, drops)
+        if entry.function == NULL:
+            if entry.native == NULL:
+                return TO_CONTINUE
+            decision = native_side.call(dispatcher, message, entry, timed, drops)  # and those that follow, as long as they are native
+            entry = message.entry
+        else:
+            message.entry = entry
+            arguments[0] = entry.context
+            counters = entry.counters
+            counters.calls += 1
+            if timed:
+                start = dispatcher.reactor.state.uv.hrtime()
+            result = call_function(entry.function, arguments, count)
+            if timed:
+                add_sample(counters, dispatcher.reactor.state.uv.hrtime() - start)
+            if (result == Py_False or result == Py_None) and message.decision == UNDECIDED and message.token == NULL:
+                Py_DECREF(<object>result)
+                entry += 1
+                continue
+            decision = returned(dispatcher, message, result, drops)
+        if decision == TO_CONTINUE:
+            entry += 1
+        elif decision == TO_RETRY:
+            decision = start_over(dispatcher, message, chain.route, drops)
+            if decision != UNDECIDED:
+                return decision
+            entry = (<Chain>message.chain).entries
+        else:
+            break
+    return decision
+
+
+cdef list begin_all(Dispatcher dispatcher, Route route, tuple messages, tuple args, object done, list outcomes, object variables):
+    """`begin` for messages that are TAKEN, each with the chain as it is by then. `outcomes` has CONTINUE for each."""
+    cdef PyObject *outcome
+    cdef Py_ssize_t count = len(messages)
+    cdef Py_ssize_t index = 0
+    cdef Chain chain
+    while index < count:
+        chain = route.chain
+        if chain.native and not args:
+            index = native_side.begin_many(dispatcher, chain, messages, index, outcomes, done, variables)
+        else:
+            outcome = begin(dispatcher, chain, <Message>messages[index], TAKEN, args, done, variables)
+            if outcome != <PyObject *>OUTCOME_CONTINUE:
+                Py_INCREF(<object>outcome)
+                PyList_SetItem(outcomes, index, outcome)
+            index += 1
+    return outcomes
+
+
+cdef void resume(Dispatcher dispatcher, Message message) noexcept:
+    """Go on with a suspended step as message.decision says. In a tick."""
+    cdef Drops drops
+    cdef Chain chain = <Chain>message.chain
+    cdef int decision
+    no_drops(&drops)
+    decision = proceed(dispatcher, message, chain, message.decision, &drops)
+    if decision != UNDECIDED:
+        conclude(dispatcher, message, finish(dispatcher, message, decision, &drops))
+    flush(&drops, dispatcher.reactor)
+
+
+cdef int proceed(Dispatcher dispatcher, Message message, Chain chain, int decision, Drops *drops) noexcept:
+    """Go on as the plugin at message.entry has it: how the step ends, or UNDECIDED when it is suspended."""
+    if decision == TO_CONTINUE:
+        message.decision = UNDECIDED
+        return advance(dispatcher, message, chain, message.entry + 1, drops)
+    if decision == TO_RETRY:
+        decision = start_over(dispatcher, message, chain.route, drops)
+        if decision == UNDECIDED:
+            return advance(dispatcher, message, chain, (<Chain>message.chain).entries, drops)
+    elif decision == TO_FAIL and message.reason == ABANDONED:
+        return log_reason(dispatcher, message)
+    return decision
+
+
+# --------------------------------------------------------------------------------------------------- What a hook returned
+
+cdef int returned(Dispatcher dispatcher, Message message, PyObject *result, Drops *drops) noexcept:
+    """What follows from the result of a Python hook, which may be NULL."""
+    if result == NULL:
+        return hook_raised(dispatcher, message, take_error(), drops)
+    drops.items[drops.count] = result  # its reference; dropped when the step is suspended or goes on
+    drops.count += 1
+    return interpret(dispatcher, message, <object>result, drops)
+
+
+cdef int interpret(Dispatcher dispatcher, Message message, object value, Drops *drops) noexcept:
+    """What follows from what a hook, or its coroutine, returned."""
+    cdef int meaning = meaning_of(message, value)
+    cdef int decision
+    if meaning == UNKNOWN and not dispatcher.closed:
+        decision = (<int (*)(object) noexcept>is_coroutine)(value)
+        if decision < 0:
+            return hook_raised(dispatcher, message, take_error(), drops)
+        if decision:
+            return run_coroutine(dispatcher, message, value, drops)
+    if dispatcher.closed:
+        return closed_meanwhile(message, drops)
+    # Read only now: another thread may give back as long as Python code runs.
+    cdef int early = message.decision
+    if early == TO_CANCEL:
+        return TO_CANCEL
+    decision = (<int (*)(Message, object, int, int) noexcept>settle)(message, value, meaning, early)
+    if decision < 0:
+        return hook_raised(dispatcher, message, take_error(), drops)
+    if decision == UNDECIDED:
+        hold(dispatcher, message, early, drops)
+        return UNDECIDED
+    return leave_hook(dispatcher, message, decision, drops)
+
+
+cdef void hold(Dispatcher dispatcher, Message message, int early, Drops *drops) noexcept:
+    """The plugin at message.entry has the message now. RUNNING -> HELD, and where it gave back before (rule 7) -> QUEUED."""
+    if message.task is not None or message.native != NULL or not finalizer_is_trusted(message):
+        message.strong = True
+        Py_INCREF(message)
+    move(&dispatcher.holds.lists, message, RUNNING, HELD)
+    if early == UNDECIDED:
+        return
+    Py_INCREF(message)  # the queue's
+    message.decision = early
+    dispatcher.holds.collect_given()  # which were given back before it
+    move(&dispatcher.holds.lists, message, HELD, QUEUED)
+    end_hold(message, drops)
+    dispatcher.reactor.request_tick()
+
+
+cdef int leave_hook(Dispatcher dispatcher, Message message, int decision, Drops *drops) noexcept:
+    """The hook did not take the message: a Hold that it asked for is over. What becomes of the decision."""
+    if message.token != NULL:
+        end_token(message, drops)
+    if drops.count:
+        message.decision = decision  # nobody has control while Python code may run
+        flush(drops, dispatcher.reactor)
+        if message.decision == TO_CANCEL:
+            return TO_CANCEL
+    message.decision = UNDECIDED
+    return decision
+
+
+cdef int settle(Message message, object value, int meaning, int early) except -1:
+    """Rule 7: the decision that follows from what a hook, or its coroutine, returned and what it gave back before; UNDECIDED
+    when it said that it has the message. Raises what it has done wrong by that."""
+    message.decision = UNDECIDED
+    if meaning == HOLDS:
+        message.by_token = <PyObject *>value == message.token
+        return UNDECIDED
+    if early == TO_FAIL:
+        return TO_FAIL
+    if meaning == UNKNOWN or early != UNDECIDED and early != meaning:
+        message.decision = TO_FAIL
+        refuse_result(message, value, early)
+    if early == UNDECIDED:
+        if meaning == TO_COMPLETE:
+            message.entry.counters.completes += 1
+        elif meaning == TO_RETRY:
+            message.entry.counters.retries += 1
+    return meaning
+
+
+cdef int refuse_result(Message message, object value, int early) except -1:
+    """Raise what a hook has done wrong, by what it returned."""
+    plugin, hook = <str>message.entry.plugin, <str>message.entry.hook
+    if early != UNDECIDED:
+        raise MqError(f"plugin {plugin} gave the message back in {hook} ({SPELT.get(early, 'fail')}), but then returned "
+                      f"{describe(value)}; return HOLD after giving back")
+    raise TypeError(f"plugin {plugin} returned {describe(value)} from {hook}; a hook returns False, None, CONTINUE, COMPLETE, "
+                    f"RETRY, HOLD (or True), or the Hold of this message")
+
+
+cdef int hook_raised(Dispatcher dispatcher, Message message, PyObject *raised, Drops *drops) noexcept:
+    """Rule 13: a hook raised, or returned what it may not. Stored first, then told. Takes the reference to the error over."""
+    error = <object>raised
+    Py_DECREF(error)
+    cdef Context context = <Context>message.entry.context
+    cdef bint ending = ends_program(error)
+    if message.decision != TO_CANCEL:
+        message.decision = TO_FAIL  # nobody has control while this is logged
+        message.fail(error, drops)
+    log_failure(context, error, message.entry.hook)
+    if ending:
+        dispatcher.reactor.raise_through_loop(error)
+    if message.decision == TO_CANCEL:
+        return TO_CANCEL
+    if context.forgiving and not ending and not dispatcher.closed:
+        message.fail(None, drops)
+        return leave_hook(dispatcher, message, TO_CONTINUE, drops)
+    return TO_FAIL
+
+
+cdef int start_over(Dispatcher dispatcher, Message message, Route route, Drops *drops) noexcept:
+    """Rules 5 and 11: from now on the chain is the one that there is now. UNDECIDED, or how the step ends when there were
+    too many retries."""
+    if message.retries >= dispatcher.max_retries:
+        message.decision = TO_FAIL  # nobody has control while this is logged
+        message.fail_for(TOO_MANY_RETRIES, message.entry.row, drops)
+        return log_reason(dispatcher, message)
+    message.retries += 1
+    if message.chain is not None:
+        drop_later(drops, message.chain)
+    message.chain = route.chain
+    return leave_hook(dispatcher, message, UNDECIDED, drops)
+
+
+cdef int closed_meanwhile(Message message, Drops *drops) noexcept:
+    message.decision = TO_FAIL
+    message.fail_for(CLOSED, NULL, drops)
+    return TO_FAIL
+
+
+cdef int log_reason(Dispatcher dispatcher, Message message) noexcept:
+    """Log why the step fails, where that is a reason of the core's. How the step ends."""
+    if (<int (*)(Dispatcher, Message) noexcept>write_reason)(dispatcher, message) < 0:
+        report_raised(dispatcher.reactor, "the telling of a failed step")
+    return message.decision
+
+
+cdef int write_reason(Dispatcher dispatcher, Message message) except -1:
+    context = <Context>message.entry.context
+    dispatcher.reactor.log(context.log, logging.WARNING, "%s", (message.error,), None)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------- The end of a step
+
+cdef PyObject *finish(Dispatcher dispatcher, Message message, int decision, Drops *drops) noexcept:
+    """End the step. RUNNING -> IDLE. Returns a borrowed reference to an immortal object, the outcome."""
+    cdef PyObject *outcome = <PyObject *>OUTCOME_FAIL
+    message.decision = decision
+    if decision == TO_CONTINUE:
+        outcome = <PyObject *>OUTCOME_CONTINUE
+    elif decision == TO_COMPLETE:
+        outcome = <PyObject *>OUTCOME_COMPLETE
+    elif decision != TO_CANCEL and message.entry != NULL and message.entry.counters != NULL:
+        message.entry.counters.failures += 1
+    if message.token != NULL:
+        end_token(message, drops)
+    if message.args is not None:
+        drop_later(drops, message.args)
+        message.args = None
+    if message.chain is not None:
+        drop_later(drops, message.chain)
+        message.chain = None
+        if message.variables is not None:
+            drop_later(drops, message.variables)
+            message.variables = None
+    move(&dispatcher.holds.lists, message, RUNNING, IDLE)
+    message.entry = NULL
+    message.decision = UNDECIDED
+    return outcome
+
+
+cdef void conclude(Dispatcher dispatcher, Message message, PyObject *outcome) noexcept:
+    """Rule 15: tell `done` how a suspended step ended."""
+    cdef PyObject *space[3]
+    cdef PyObject *result
+    done = message.done
+    message.done = None
+    if not message.suspended:
+        return
+    message.suspended = False
+    if done is None or done is AWAITED:
+        return
+    hook = <str>message.last_hook
+    space[1] = <PyObject *>message
+    space[2] = outcome
+    result = call_function(<PyObject *>done, space + 1, 2)
+    if result == NULL:
+        done_raised(dispatcher, take_error(), hook)
+    else:
+        Py_DECREF(<object>result)
+
+
+cdef void done_raised(Dispatcher dispatcher, PyObject *error, str hook) noexcept:
+    if (<int (*)(Dispatcher, object, str) noexcept>report_done)(dispatcher, <object>error, hook) < 0:
+        report_raised(dispatcher.reactor, "done of a step")
+    Py_DECREF(<object>error)
+
+
+cdef int report_done(Dispatcher dispatcher, object error, str hook) except -1:
+    dispatcher.reactor.report(error, f"done of {hook}")
+    return 0
+
+
+cdef void end_step(Dispatcher dispatcher, Message message, int decision, int reason) noexcept:
+    """End the step of a message that was HELD or QUEUED and is RUNNING now."""
+    cdef Drops drops
+    no_drops(&drops)
+    message.decision = decision
+    end_hold(message, &drops)
+    message.fail_for(reason, NULL, &drops)
+    conclude(dispatcher, message, finish(dispatcher, message, decision, &drops))
+    flush(&drops, dispatcher.reactor)
+
+
+cdef bint cancel_step(Dispatcher dispatcher, Message message) noexcept:
+    """Rule 14: end the step that the message is in here, if any, or have it end when its hook returns."""
+    cdef HoldTable holds = dispatcher.holds
+    cdef Drops drops
+    if message.state == IDLE or message.entry == NULL or message.entry.lists != &holds.lists:
+        return False
+    if message.state == TAKEN or message.state == RUNNING:
+        no_drops(&drops)
+        message.decision = TO_CANCEL
+        message.fail_for(CANCELLED, NULL, &drops)
+        if holds.native != NULL:
+            native_side.disturb(holds.native)
+        flush(&drops, dispatcher.reactor)
+        return True
+    if message.state == GIVEN_BACK:
+        holds.collect_given()
+    if message.state == HELD:
+        move(&holds.lists, message, HELD, RUNNING)
+    else:
+        move(&holds.lists, message, QUEUED, RUNNING)
+        Py_DECREF(message)  # the queue's reference; the caller has another
+    end_step(dispatcher, message, TO_CANCEL, CANCELLED)
+    dispatcher.reactor.wake()  # so that an idle dispatcher stops
+    return True
+
+
+cdef void end_all_steps(Dispatcher dispatcher) noexcept:
+    """The dispatcher closes."""
+    cdef PyObject *taken = dispatcher.holds.take_any()
+    while taken != NULL:
+        end_step(dispatcher, <Message>taken, TO_FAIL, CLOSED)
+        Py_DECREF(<Message>taken)
+        taken = dispatcher.holds.take_any()
+
+
+# ---------------------------------------------------------------------------------------------------------------- Phases
+
+cdef bint timeout_phase(void *owner) noexcept:
+    """Rule 10: fail what is held too long, for a while. Whether there is more."""
+    cdef Dispatcher dispatcher = <Dispatcher>owner
+    cdef HoldTable holds = dispatcher.holds
+    cdef Portion portion
+    cdef uint64_t now
+    cdef PyObject *taken
+    cdef PyObject *told = NULL
+    if holds.native != NULL:
+        native_side.absorb(dispatcher)
+    if not holds.lists.deadline.rung:
+        return False
+    portion = start_portion(dispatcher.reactor.state.uv)
+    now = dispatcher.reactor.state.uv.hrtime()
+    while goes_on(&portion):
+        holds.collect_given()  # what was given back in time is not too late
+        taken = holds.take_due(now)
+        if taken == NULL:
+            holds.arm_next()
+            return False
+        time_out(dispatcher, <Message>taken, now, &told)
+        Py_DECREF(<Message>taken)
+        if dispatcher.closed:
+            return False
+    return True
+
+
+cdef void time_out(Dispatcher dispatcher, Message message, uint64_t now, PyObject **told) noexcept:
+    """The plugin at message.entry held it for too long. Logged once for each plugin and hook of a phase."""
+    cdef Drops drops
+    no_drops(&drops)
+    message.entry.counters.timeouts += 1
+    count_held_time(message, now)
+    message.decision = TO_FAIL
+    message.since = message.entry.bucket.timeout  # for the text of the error
+    message.fail_for(TIMED_OUT, message.entry.row, &drops)
+    end_hold(message, &drops)
+    if told[0] != message.entry.row:
+        told[0] = message.entry.row
+        log_reason(dispatcher, message)
+    conclude(dispatcher, message, finish(dispatcher, message, message.decision, &drops))
+    flush(&drops, dispatcher.reactor)
+
+
+cdef bint resume_phase(void *owner) noexcept:
+    """Rule 6: go on with messages that were given back, for a while. Whether there are more."""
+    cdef Dispatcher dispatcher = <Dispatcher>owner
+    cdef HoldTable holds = dispatcher.holds
+    cdef Portion portion
+    cdef PyObject *taken
+    holds.collect_given()
+    if holds.lists.first_queued == NULL:
+        return False
+    holds.refill()
+    portion = start_portion(dispatcher.reactor.state.uv)
+    while not dispatcher.closed and holds.lists.first_queued != NULL:
+        if not goes_on(&portion):
+            return True
+        taken = holds.take_queued()
+        if (<Message>taken).since:  # else it was counted when other plugins had their turn after the hold
+            count_held_time(<Message>taken, dispatcher.reactor.state.uv.hrtime())
+        resume(dispatcher, <Message>taken)
+        Py_DECREF(<Message>taken)
+    return False
+
+
+cdef inline void count_held_time(Message message, uint64_t now) noexcept:
+    message.entry.counters.held_ns += now - message.since
+    message.since = 0
+
+
+cdef bint sweep_phase(void *owner) noexcept:
+    return (<Dispatcher>owner).active.sweep()
+
+
+# ------------------------------------------------------------------------------------------------------- Coroutine hooks
+
+cdef int run_coroutine(Dispatcher dispatcher, Message message, object coroutine, Drops *drops) noexcept:
+    """Run the coroutine of a hook in a task, which has control until it returns."""
+    cdef int decision = (<int (*)(Dispatcher, Message, object, Drops *) noexcept>start_coroutine)(
+        dispatcher, message, coroutine, drops)
+    if decision >= 0:
+        return decision
+    return hook_raised(dispatcher, message, take_error(), drops)
+
+
+cdef int start_coroutine(Dispatcher dispatcher, Message message, object coroutine, Drops *drops) except -1:
+    if dispatcher.reactor.library.owner != "uvloop":
+        coroutine.close()
+        raise MqError("the hook returned a coroutine, which needs a uvloop loop")
+    variables = contextvars.copy_context() if message.variables is None else message.variables.copy()
+    task = start_task(coroutine, dispatcher.reactor.loop, f"{<str>message.entry.plugin}:{<str>message.entry.hook}", variables)
+    drop_later(drops, task)  # whoever has the last reference may run anybody's code
+    if task.done():
+        value = result_of(task)
+        drop_later(drops, value)
+        return interpret(dispatcher, message, value, drops)
+    watch_task(task, variables, dispatcher, message, coroutine_ended)
+    if dispatcher.closed or message.decision == TO_CANCEL:
+        task.cancel()
+        return interpret(dispatcher, message, None, drops)
+    message.task = task
+    message.track()
+    hold(dispatcher, message, UNDECIDED, drops)
+    return UNDECIDED
+
+
+cdef void coroutine_ended(object owner, Message message, object task) noexcept:
+    """The coroutine of a hook, which has held the message, returned or raised: go on in a tick."""
+    cdef Dispatcher dispatcher = <Dispatcher>owner
+    cdef Drops drops
+    cdef int decision
+    cdef PyObject *result = (<PyObject *(*)(object) noexcept>fetch_result)(task)
+    no_drops(&drops)
+    if result == NULL:
+        decision = UNDECIDED
+        if message.task is task:  # else the step was ended meanwhile
+            decision = coroutine_raised(dispatcher, message, task, take_error(), &drops)
+        else:
+            Py_DECREF(<object>take_error())
+    else:
+        drops.items[0] = result
+        drops.count = 1
+        decision = message.decision
+        if message.task is task:
+            decision = coroutine_returned(dispatcher, message, task, <object>result, &drops)
+    if message.task is task and message.state == HELD:
+        message.task = None
+        if decision != UNDECIDED:
+            message.decision = decision
+            Py_INCREF(message)  # the queue's
+            dispatcher.holds.collect_given()  # which were given back before it
+            move(&dispatcher.holds.lists, message, HELD, QUEUED)
+            end_hold(message, &drops)
+            dispatcher.reactor.request_tick()
+        elif message.strong and finalizer_is_trusted(message):  # it returned true: from now on it may be abandoned
+            message.strong = False
+            drops.items[drops.count] = <PyObject *>message
+            drops.count += 1
+    flush(&drops, dispatcher.reactor)
+
+
+cdef PyObject *fetch_result(object task) except NULL:
+    value = result_of(task)
+    Py_INCREF(value)
+    return <PyObject *>value
+
+
+cdef int coroutine_returned(Dispatcher dispatcher, Message message, object task, object value, Drops *drops) noexcept:
+    """The decision that follows; UNDECIDED when it keeps control, or when the step ended meanwhile."""
+    cdef int early = message.decision  # until here a give-back is early
+    cdef int decision = (<int (*)(Message, object, int, int) noexcept>settle)(message, value, meaning_of(message, value), early)
+    if decision < 0:
+        return coroutine_raised(dispatcher, message, task, take_error(), drops)
+    return early if decision == UNDECIDED else decision
+
+
+cdef int coroutine_raised(Dispatcher dispatcher, Message message, object task, PyObject *raised, Drops *drops) noexcept:
+    """As hook_raised, for a message that is HELD. While this is told the step may end, and another one begin."""
+    error = <object>raised
+    Py_DECREF(error)
+    cdef Context context = <Context>message.entry.context
+    message.decision = TO_FAIL  # nobody has control while this is logged
+    message.fail(error, drops)
+    log_failure(context, error, message.entry.hook)  # what ends the program asyncio itself lets out through the loop
+    if message.task is not task:
+        return UNDECIDED
+    if context.forgiving and not ends_program(error):
+        message.fail(None, drops)
+        return TO_CONTINUE
+    return TO_FAIL
+
+
+# --------------------------------------------------------------------------------------------------------------- Helpers
+
+cdef int meaning_of(Message message, object value) noexcept:
+    """What a hook said by what it returned: a decision, HOLDS or UNKNOWN."""
+    if value is True or value is VERDICT_HOLD or message.token != NULL and <PyObject *>value == message.token:
+        return HOLDS
+    if value is None or value is False or value is OUTCOME_CONTINUE:
+        return TO_CONTINUE
+    if value is OUTCOME_COMPLETE:
+        return TO_COMPLETE
+    if value is VERDICT_RETRY:
+        return TO_RETRY
+    return UNKNOWN
+
+
+cdef void add_sample(Counters *counters, uint64_t ns) noexcept nogil:
+    counters.samples += 1
+    counters.sampled_ns += ns
+    if ns > counters.longest_ns:
+        counters.longest_ns = ns
+
+
+cdef str describe(object value):
+    if isinstance(value, Hold):
+        return "a Hold that is over or belongs to another message"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+cdef dict SPELT = {TO_CONTINUE: "continue", TO_COMPLETE: "complete", TO_RETRY: "retry"}
 
 
 # ------------------------------------------------------------------------------------------------------------------ Hook
 
 @cython.final
+@cython.no_gc_clear
 cdef class Hook(Route):
     """One hook on one dispatcher, from `dispatcher.hook(name)`: runs messages through the plugins that implement it.
 
@@ -34,31 +673,44 @@ cdef class Hook(Route):
     run it again before its step has ended is an MqError. What the extra arguments refer to is kept until the step ends.
     """
 
-    def __cinit__(self):
-        check_making(self)
-
     def __call__(self, Message message not None, *args):
         """`await hook(message, *args)` gives the Outcome. uvloop only: on pyuv an MqError.
 
         Cancelling the awaiting task cancels the step. The awaiting refers strongly to the message.
         """
-        if self.dispatcher.library.owner != "uvloop":
-            raise MqError(f"await {self.name}(...) needs a uvloop loop; on pyuv use run() with done=")
+        self.check_awaitable()
         return outcome_of(self, message, args)
 
+    def checked(self, Message message not None, *args):
+        """As `await hook(message, *args)`, but where that gives FAIL this raises `message.error`: if that is an Exception, and no
+        StopIteration; else an MqError from it."""
+        self.check_awaitable()
+        return checked_outcome_of(self, message, args)
+
+    cdef int check_awaitable(self) except -1:
+        if self.dispatcher.reactor.library.owner != "uvloop":
+            raise MqError(f"await {self.name}(...) needs a uvloop loop; on pyuv use run() with done=")
+        return 0
+
     def _wait_for(self, Message message not None):
-        """A Waiter for the step that the message is in."""
+        """A Waiter for the step that `_begin_awaited` has begun; None when it has ended already."""
         cdef Waiter waiter = Waiter.__new__(Waiter)
         waiter.dispatcher = self.dispatcher
-        waiter.future = self.dispatcher.loop.create_future()
+        waiter.future = self.dispatcher.reactor.loop.create_future()
+        if message.done is not AWAITED:
+            return None
         message.done = waiter
         message.track()
         return waiter
 
+    def _begin_awaited(self, Message message not None, tuple args not None):
+        """`run` for a step that is going to be awaited."""
+        return self.run_one(message, args, AWAITED)
+
     def run(self, Message message not None, *args, done=None):
         """Run the step, now: an Outcome, or None when a plugin holds the message, and `done(message, outcome)` later.
 
-        `done` is called once for each run that returned None, in a turn of the loop or before `cancel()` or `close()` returns,
+        `done` is called once for each run that returned None, in a tick of the loop or before `cancel()` or `close()` returns,
         and never otherwise. What it raises goes to the loop's exception handler. Without it the outcome of a step that was
         held is nobody's.
 
@@ -72,10 +724,11 @@ cdef class Hook(Route):
         if message is None or args is None:
             raise TypeError(f"{self.name}: run_one() needs a message and a tuple of arguments")
         self.check_call(args, done)
+        variables = contextvars.copy_context() if self.chain.coroutines else None
         if message.state != IDLE:
             raise MqError(f"{self.name}: {in_step(message)}")
-        message.state = RUNNING
-        return <object>self.dispatcher.begin(self.chain, message, args, done)
+        chain = self.chain  # the step's own, as plugins may change meanwhile
+        return <object>begin(self.dispatcher, chain, message, IDLE, args, done, variables)
 
     def run_many(self, messages, *args, done=None):
         """`run` for each of an iterable of messages: a list of what it returned, in order.
@@ -83,40 +736,68 @@ cdef class Hook(Route):
         Checks every message before it starts any: raises what `run` raises, also for a message that comes twice, and then
         nothing was started.
         """
-        cdef list taken = list(messages)
-        cdef Py_ssize_t started = 0
+        cdef tuple taken = tuple(messages)
+        cdef list outcomes = [OUTCOME_CONTINUE] * len(taken)
+        cdef Py_ssize_t count = 0
         self.check_call(args, done)
-        try:
-            for each in taken:
-                if not isinstance(each, Message):
-                    raise TypeError(f"{self.name}: run_many() needs messages, not {each!r}")
-                if (<Message>each).state != IDLE:
-                    raise MqError(f"{self.name}: message {started} of run_many(): {in_step(each)}")
-                (<Message>each).state = RUNNING
-                started += 1
-        except BaseException:
-            for each in taken[:started]:
-                (<Message>each).state = IDLE
-            raise
-        return self.dispatcher.begin_all(self, taken, args, done)
+        variables = contextvars.copy_context() if self.chain.coroutines else None
+        for each in taken:  # no memory is made in here, so nobody's code runs
+            if not isinstance(each, Message) or (<Message>each).state != IDLE:
+                break
+            take(<Message>each, self)
+            count += 1
+        else:
+            return begin_all(self.dispatcher, self, taken, args, done, outcomes, variables)
+        for index in range(count):
+            let_go(<Message>taken[index], self)
+        each = taken[count]
+        if not isinstance(each, Message):
+            raise TypeError(f"{self.name}: run_many() needs messages, not {each!r}")
+        raise MqError(f"{self.name}: message {count} of run_many(): {in_step(each)}")
 
     cdef int check_call(self, tuple args, object done) except -1:
-        self.dispatcher.check(self.name)
+        self.dispatcher.reactor.check(self.name)
+        if self.chain is None:
+            raise MqError(f"{self.name}: the dispatcher is still being made; run messages when that is done")
         if len(args) != self.extra:
             raise TypeError(f"{self.spec.signature}: {len(args)} extra arguments were given, {self.extra} are needed")
-        if done is not None and not callable(done):
+        if done is not None and done is not AWAITED and not PyCallable_Check(done):
             raise TypeError(f"{self.name}: done must be callable, not {done!r}")
         return 0
 
     def __repr__(self):
-        return f"<mqcore.Hook {self.name}, {len(self.chain.contexts)} plugins>"
+        return f"<mqcore.Hook {self.name}, {0 if self.chain is None else len(self.chain.contexts)} plugins>"
+
+
+cdef inline void take(Message message, Hook hook) noexcept:
+    move(&hook.holds.lists, message, IDLE, TAKEN)
+    message.entry = &hook.waiting
+
+
+cdef void let_go(Message message, Hook hook) noexcept:
+    """It is not run after all."""
+    if message.state == TAKEN:
+        message.entry = NULL
+        message.decision = UNDECIDED
+        move(&hook.holds.lists, message, TAKEN, IDLE)
 
 
 cdef str in_step(Message message):
     if message.state == HELD:
         return (f"the message is in a step of {<str>message.last_hook} that has not ended: "
                 f"plugin {<str>message.entry.plugin} holds it")
-    return "the message is in a step that has not ended"
+    return "the message is in a step that has not ended, or comes twice"
+
+
+cdef Hook new_hook(Dispatcher dispatcher, str name, object spec):
+    cdef Hook hook = Hook.__new__(Hook)
+    open_route(hook, name, dispatcher.holds)
+    if len(spec.args) > MOST_ARGUMENTS - 2:
+        raise MqError(f"{name} has {len(spec.args)} extra arguments; a hook has at most {MOST_ARGUMENTS - 2}")
+    hook.spec = spec
+    hook.dispatcher = dispatcher
+    hook.extra = len(spec.args)
+    return hook
 
 
 @cython.final
@@ -132,13 +813,14 @@ cdef class Waiter:
     def end(self, Message message not None):
         """Nobody waits any more. If the step has not ended, the task was cancelled or the coroutine closed: a collected one on
         any thread."""
-        if message.done is self and self.dispatcher.thread == PyThread_get_thread_ident():
-            self.dispatcher.cancel(message)
+        if message.done is self and self.dispatcher.reactor.thread == PyThread_get_thread_ident():
+            cancel_step(self.dispatcher, message)
 
 
 # ------------------------------------------------------------------------------------------------------------ Dispatcher
 
-cdef class Dispatcher(Steps):
+@cython.no_gc_clear  # messages, holds and contexts need what it is made of
+cdef class Dispatcher:
     """One worker's engine: a loop, the chains and the contexts; one per thread.
 
     `plugins`: Plugins; their changes reach the dispatcher, between steps. `loop`: a uvloop.Loop or pyuv.Loop; without it
@@ -157,49 +839,73 @@ cdef class Dispatcher(Steps):
     """
 
     def __cinit__(self):
-        self.hooks = {}
-        self.contexts = {}
-        self.retired = []
+        self.reactor = new_reactor()
+        self.holds = new_hold_table(self.reactor)
+        self.active = new_active_plugins(self.holds)
 
     def __init__(self, plugins, loop=None, *, hold_timeout=30.0, max_retries=16):
-        if self.loop is not None:
+        cdef double seconds = hold_timeout
+        cdef long long retries = max_retries
+        if self.life != NEW:
             raise MqError("the dispatcher has been initialised already")
         if not isinstance(plugins, Plugins):
             raise TypeError(f"Dispatcher needs Plugins, not {plugins!r}")
-        if not 0 <= hold_timeout <= 1e9:
+        if not 0 <= seconds <= 1e9:
             raise ValueError(f"hold_timeout is in seconds, 0 for none, not {hold_timeout!r}")
-        if not isinstance(max_retries, int) or not 0 <= max_retries < 2**31:
+        if not 0 <= retries < 2**31:
             raise ValueError(f"max_retries is a number of retries, not {max_retries!r}")
         if loop is None:
             try:
                 loop = asyncio.get_running_loop()
             except RuntimeError:
                 raise MqError("no loop is running: make the dispatcher inside uvloop.run(), or give it loop=") from None
-        self.plugins = plugins
-        self.hold_timeout = hold_timeout
-        self.max_retries = max_retries
+        self.max_retries = <unsigned int>retries
+        self.active.plugins = plugins
+        self.active.hold_timeout = seconds
         for name, spec in plugins.hooks.items():
-            self.hooks[name] = new_hook(self, name, spec)
-        self.open_control(loop)
+            self.active.hooks[name] = new_hook(self, name, spec)
+        self.reactor.open(loop, self)
+        self.life = OPENING
         try:
-            with plugins._lock:  # no change comes between
-                self._prepare(plugins.snapshot).commit()
-                plugins._attach(self)
+            self.open()
         except BaseException:
-            self.close_loop()
+            self.end()
             raise
-        if self.library.owner == "uvloop":
-            self.ending = Ending(loop, self._loop_ends)
+        self.life = OPEN
+
+    cdef int open(self) except -1:
+        self.holds.open()
+        self.reactor.set_phase(TIMEOUT_PHASE, timeout_phase, <void *>self)
+        self.reactor.set_phase(RESUME_PHASE, resume_phase, <void *>self)
+        self.reactor.set_phase(SWEEP_PHASE, sweep_phase, <void *>self)
+        self.reactor.set_idle(has_pending, stop_when_idle, &self.holds.lists)
+        with self.active.plugins._attach(self) as plugins:  # a change that comes from now on announces itself
+            self.active.take_over(plugins)
+        if self.reactor.library.owner == "uvloop":
+            self.ending = Ending(self.reactor.loop, self._loop_ends)
+        return 0
 
     # ------------------------------------------------------------------------------------------------------------ lifetime
+
+    @property
+    def plugins(self):
+        """The Plugins that it was made with; None before that."""
+        return self.active.plugins
+
+    @property
+    def loop(self):
+        """The uvloop.Loop or pyuv.Loop; None before it was made."""
+        return self.reactor.loop
 
     def hook(self, str name not None):
         """The Hook of that name. Raises MqError when there is none, with the nearest name. Any thread."""
         if self.closed:
             raise DispatcherClosed(f"hook({name!r}): the dispatcher is closed")
-        hook = self.hooks.get(name)
+        if self.life == NEW:
+            raise MqError(f"hook({name!r}): the dispatcher has not been initialised")
+        hook = self.active.hooks.get(name)
         if hook is None:
-            near = difflib.get_close_matches(name, self.hooks, 1)
+            near = difflib.get_close_matches(name, self.active.hooks, 1)
             raise MqError(f"there is no hook {name}" + (f"; did you mean {near[0]}?" if near else "")
                           + "; Plugins(hooks=[...]) declares hooks")
         return hook
@@ -211,38 +917,36 @@ cdef class Dispatcher(Steps):
         While a hook of the step is being called, the step ends when that hook returns. A late give-back is NotHeld. Raises
         MqError on another thread than the dispatcher's.
         """
-        if not self.closed:
-            self.check("cancel()")
-        elif self.forked:
+        if self.reactor.forked or self.life == NEW:
             return False
-        return self.cancel_step(message)
+        if not self.closed:
+            self.reactor.check("cancel()")
+        return cancel_step(self, message)
 
     def stats(self):
         """The books: a `Stats`. Any thread; also after close()."""
-        cdef list hooks = []
-        cdef Hook hook
-        cdef Context context
-        contexts = [*self.contexts.values(), *self.retired]
-        for hook in self.hooks.values():
-            for context in contexts:
-                if hook.name in context.tallies:
-                    hooks.append(hook_stats(context, hook.name))
-        for context in contexts:
-            if "" in context.tallies:
-                hooks.append(hook_stats(context, ""))
-        return Stats(hooks=tuple(hooks), **self.balance())
+        return Stats(hooks=self.active.stats(), **self.counts())
 
-    def held(self):
-        """The messages that are held now: a list of `Held`; empty after close(). The dispatcher's thread."""
-        cdef Message message
-        cdef list messages
-        if self.closed:
+    cpdef Books counts(self):
+        """The books without the plugins' rows, in C a struct: entered, continued, completed, failed, cancelled, held, running.
+        Any thread, with the GIL."""
+        return self.holds.snapshot()
+
+    def held(self, limit=None, plugin=None, hook=None):
+        """The messages that are held now, oldest first: a list of `Held`; empty after close(). The dispatcher's thread.
+
+        `limit`: at most so many. `plugin`, `hook`: those of one plugin or hook only. Without these it takes as long as the list
+        is, whatever else is held; with them, at most as long as all that is held.
+        """
+        cdef Py_ssize_t most = -1 if limit is None else limit
+        if limit is not None and most < 0:
+            raise ValueError(f"limit is a number of messages, or None for all, not {limit!r}")
+        if self.closed or self.life == NEW:
             return []
-        self.check("held()")
-        messages = self.all_held()
-        cdef uint64_t now = self.state.uv.hrtime()
-        return [Held(message, <str>message.entry.plugin, <str>message.entry.hook, (now - message.since) / 1e9)
-                for message in messages]
+        self.reactor.check("held()")
+        rows = self.holds.oldest(most, plugin, hook)
+        cdef uint64_t now = self.reactor.state.uv.hrtime()
+        return [Held(message, by, where, (now - <uint64_t>since) / 1e9) for message, by, where, since in rows]
 
     def close(self):
         """End all: every open step fails with DispatcherClosed and its `done` is called, then each plugin's
@@ -251,29 +955,53 @@ cdef class Dispatcher(Steps):
         The dispatcher's thread. Called in a hook, the step of that hook fails when it returns. In the child of a fork it only
         forgets: no callback, no cleanup. On pyuv it raises the KeyboardInterrupt or SystemExit that a plugin raised meanwhile.
         """
-        cdef Context context
-        if self.closed or self.loop is None:
+        if self.life == NEW or self.life == ENDED:
             return
-        if not self.forked:
-            self.check("close()")
-            self.closed = True
-            self.thread = 0
-            self.end_open_steps()
-            for context in reversed([*self.contexts.values(), *self.retired]):
-                clean_up(context)
-            self.plugins._detach(self)
-        self.close_loop()
-        if self.ending is not None and not self.forked:
-            self.ending.cancel()
-            self.ending = None
-        if self.escaped is not None:
-            error, self.escaped = self.escaped, None
+        if self.life == OPENING:
+            raise MqError("close(): the dispatcher is still being made; raise an error to stop that")
+        if not self.closed and not self.reactor.forked:
+            self.reactor.check("close()")
+        self.end()
+        if self.reactor.escaped is not None:
+            error, self.reactor.escaped = self.reactor.escaped, None
             raise error
 
+    cdef int end(self) except -1:
+        """Each part may be ended more than once: where one is interrupted, another call goes on."""
+        if self.ending_now:
+            return 0  # called by what it calls
+        self.ending_now = True
+        try:
+            self.closed = True
+            self.reactor.closed = True
+            self.reactor.thread = 0
+            if not self.reactor.forked:
+                end_all_steps(self)
+                self.active.close()
+                if self.holds.native != NULL:
+                    native_side.close(self)
+                self.reactor.stop_all()
+            self.holds.close()
+            self.reactor.close()
+            if not self.reactor.forked:
+                if self.active.plugins is not None:
+                    self.active.plugins._detach(self)
+                ending, self.ending = self.ending, None
+                if ending is not None:
+                    ending.cancel()
+            self.life = ENDED
+        finally:
+            self.ending_now = False
+        return 0
+
     def _loop_ends(self):
-        if self.thread != 0 and not self.loop.is_running():
-            self.thread = PyThread_get_thread_ident()  # a loop that does not run may be closed on any thread
+        if self.reactor.thread != 0 and not self.reactor.loop.is_running():
+            self.reactor.thread = PyThread_get_thread_ident()  # a loop that does not run may be closed on any thread
         self.close()
+
+    def _prepare(self, tuple plugins not None):
+        """Rule 18, for Plugins: make ready for another list of plugins. Returns an object with `commit` and `discard`."""
+        return self.active.prepare(plugins)
 
     def __enter__(self):
         return self
@@ -287,165 +1015,6 @@ cdef class Dispatcher(Steps):
     async def __aexit__(self, *exc_info):
         self.close()
 
-    # ------------------------------------------------------------------------------------------------------------- plugins
 
-    def _prepare(self, tuple plugins):
-        """Rule 18, for Plugins: make ready for another list of plugins. Returns an object with `commit` and `discard`.
-
-        From another thread nothing can be made ready: there `commit` leaves the change to the dispatcher's thread.
-        """
-        if self.thread != PyThread_get_thread_ident():
-            return LaterChange(self)
-        change = Change(self, plugins)
-        change.prepare()
-        return change
-
-    cdef void drain(self) noexcept:
-        Steps.drain(self)
-        if self.sweep_due and self.thread != 0:
-            self.sweep()
-
-    cdef void sweep(self) noexcept:
-        """Clean up the contexts of replaced plugins that no step can reach any more."""
-        cdef Context context
-        self.sweep_due = False
-        gone = [context for context in self.retired if context.uses == 0]
-        for context in gone:
-            self.retired.remove(context)
-            clean_up(context)
-
-
-@cython.final
-cdef class Change:
-    """A change of a dispatcher's plugins, made ready."""
-    cdef Dispatcher dispatcher
-    cdef tuple plugins
-    cdef dict contexts
-    cdef list fresh
-    cdef dict chains
-
-    def __init__(self, dispatcher, plugins):
-        self.dispatcher = dispatcher
-        self.plugins = plugins
-        self.contexts = {}
-        self.fresh = []
-        self.chains = {}
-
-    def prepare(self):
-        """Make the contexts that are new, and all chains. What raises leaves nothing behind."""
-        cdef Context context
-        cdef Hook hook
-        try:
-            for plugin in self.plugins:
-                context = self.dispatcher.contexts.get(plugin)
-                if context is None:
-                    context = self.start(plugin)
-                self.contexts[plugin] = context
-            for hook in self.dispatcher.hooks.values():
-                self.chains[hook.name] = new_chain(
-                    self.dispatcher, hook,
-                    [context for plugin, context in self.contexts.items() if hook.name in plugin.hooks])
-        except BaseException:
-            self.discard()
-            raise
-
-    def start(self, plugin):
-        cdef Context context = new_context(self.dispatcher, plugin, self.dispatcher.hold_timeout)
-        if self.dispatcher.library.owner != "uvloop":
-            for name, function in plugin.hooks.items():
-                if inspect.iscoroutinefunction(function):
-                    raise PluginError(f"{name} is a coroutine function, which needs a uvloop loop; this one is pyuv's",
-                                      plugin=plugin.name, path=plugin.path)
-        plugin._acquire()
-        if plugin.context_initialize is not None:
-            try:
-                plugin._call("mq_context_initialize", context)
-            except BaseException:
-                context.end()
-                plugin._release()
-                raise
-        self.fresh.append(context)
-        return context
-
-    def commit(self):
-        cdef Context context
-        cdef Hook hook
-        for plugin, context in self.dispatcher.contexts.items():
-            if plugin not in self.contexts:
-                context.retired = True
-                self.dispatcher.retired.append(context)
-        if self.dispatcher.native != NULL:
-            native_side.disturb(self.dispatcher)
-        self.dispatcher.contexts = self.contexts
-        for hook in self.dispatcher.hooks.values():
-            hook.chain = self.chains.pop(hook.name)
-        self.dispatcher.sweep()
-
-    def discard(self):
-        self.chains.clear()
-        while self.fresh:
-            clean_up(self.fresh.pop())
-
-
-@cython.final
-cdef class LaterChange(Due):
-    """A change of plugins that was made on another thread."""
-    cdef Dispatcher dispatcher
-
-    def __init__(self, dispatcher):
-        self.dispatcher = dispatcher
-
-    def commit(self):
-        if not self.dispatcher.closed and not self.dispatcher.forked:
-            self.dispatcher.soon(self)
-
-    def discard(self):
-        """Nothing was made ready."""
-
-    cdef void in_turn(self) noexcept:
-        plugins = self.dispatcher.plugins
-        try:
-            with plugins._lock:  # by now there may be another list
-                self.dispatcher._prepare(plugins.snapshot).commit()
-        except BaseException as error:
-            self.dispatcher.raised(error, "a change of plugins, which left this dispatcher as it was")
-
-
-# --------------------------------------------------------------------------------------------------------------- helpers
-
-cdef Hook new_hook(Dispatcher dispatcher, str name, object spec):
-    set_making(True)
-    cdef Hook hook = Hook.__new__(Hook)
-    set_making(False)
-    if len(spec.args) > MOST_ARGUMENTS - 2:
-        raise MqError(f"{name} has {len(spec.args)} extra arguments; a hook has at most {MOST_ARGUMENTS - 2}")
-    hook.name = hook_names.setdefault(name, name)
-    hook.spec = spec
-    hook.dispatcher = dispatcher
-    hook.extra = len(spec.args)
-    return hook
-
-
-cdef void clean_up(Context context) noexcept:
-    """Rule 17: the end of a context."""
-    plugin = context.plugin
-    try:
-        if plugin.context_cleanup is not None:
-            plugin.context_cleanup(context)
-    except BaseException as error:
-        context.owner.tell(
-            context.log, logging.ERROR, "plugin %s: mq_context_cleanup raised", (context.name,), error)
-        if ends_program(error):
-            context.owner.escape(error)
-    context.end()
-    plugin._release()
-
-
-cdef object hook_stats(Context context, str hook):
-    cdef Tally tally = context.tally_of(hook)
-    cdef Counters *counters = &tally.counters
-    seconds = counters.sampled_ns / 1e9 * counters.calls / counters.samples if counters.samples else 0.0
-    return HookStats(
-        context.name, hook, counters.calls, counters.holds, counters.continues, counters.completes, counters.retries,
-        counters.failures, counters.timeouts, counters.abandoned, counters.refused, seconds, counters.longest_ns / 1e9,
-        counters.held_ns / 1e9)
+seal(Hook)
+seal(Waiter)

@@ -1,20 +1,51 @@
-# A message's place in its step: who has control of it, since when, and what was given back.
+# A message and its place in a step: its states, and the one function that changes them.
 
+cimport cython
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from .loop._reactor cimport Handle, Loop
-from .loop._lifetime cimport Scope
+from .loop._atomic cimport fence, store_version
+from .loop._call cimport take_error
+from .loop._lifetime cimport Lifetime
+from .loop._reactor cimport Handle, Reactor
+
+cdef extern from *:
+    """
+    #ifdef MQCORE_DEBUG
+    #include <stdio.h>
+    #include <stdlib.h>
+    /* From each state, a bit for each that may follow. */
+    static const unsigned char mqcore_legal[6] = {
+        /* IDLE       */ 1 << 1 | 1 << 2,
+        /* TAKEN      */ 1 << 0 | 1 << 2,
+        /* RUNNING    */ 1 << 0 | 1 << 3 | 1 << 5,
+        /* HELD       */ 1 << 2 | 1 << 4 | 1 << 5,
+        /* GIVEN_BACK */ 1 << 5,
+        /* QUEUED     */ 1 << 2,
+    };
+    #define mqcore_check_move(state, before, after) do { \
+            if ((state) != (before) || !(mqcore_legal[before] >> (after) & 1)) { \
+                fprintf(stderr, "mqcore: a message in state %d is moved from %d to %d\\n", (int)(state), (before), (after)); \
+                abort(); \
+            } \
+        } while (0)
+    #else
+    #define mqcore_check_move(state, before, after) ((void)0)
+    #endif
+    """
+    void check_move "mqcore_check_move"(uint8_t state, int before, int after) noexcept nogil
 
 cdef enum State:
     IDLE = 0          # in no step
-    RUNNING = 1       # a hook of the step is being called, or about to be
-    HELD = 2          # a plugin holds the message
-    GIVEN_BACK = 3    # by another thread; still in its lane
-    QUEUED = 4        # given back; goes on in a turn
+    TAKEN = 1         # by run_many(), which has not come to it yet
+    RUNNING = 2       # a hook of the step is being called, or about to be, or the step is ending
+    HELD = 3          # a plugin holds the message
+    GIVEN_BACK = 4    # by another thread, or abandoned; still in its bucket
+    QUEUED = 5        # given back; goes on in a tick
 
-cdef enum Verdict:
-    # What was decided, in `Message.verdict`: how to go on, or how the step ends.
+cdef enum Decision:
+    # What was decided, in `Message.decision`: how to go on, or how the step ends.
     UNDECIDED = 0
     TO_CONTINUE = 1   # with the next plugin; after the last, outcome CONTINUE
     TO_COMPLETE = 2
@@ -22,9 +53,14 @@ cdef enum Verdict:
     TO_FAIL = 4       # Message.error says why
     TO_CANCEL = 5     # likewise
 
-cdef enum:
-    TURN_NS = 1_000_000      # how long, and
-    TURN_ENTRIES = 4_096     # how many messages one turn may go on with
+cdef enum Reason:
+    # Why a step failed, where that is no exception that was raised: `Message.error` is made of it when it is first read.
+    NO_REASON = 0
+    TIMED_OUT = 1
+    ABANDONED = 2
+    TOO_MANY_RETRIES = 3
+    CANCELLED = 4
+    CLOSED = 5
 
 cdef struct Books:
     # Rule 16: entered == continued + completed + failed + cancelled + held + running.
@@ -52,123 +88,241 @@ cdef struct Counters:
     uint64_t longest_ns
     uint64_t held_ns
 
-cdef struct Entry:
-    # One plugin in a chain; the last entry of a chain has neither function.
-    PyObject *function      # borrowed from the chain; NULL: a native plugin's
-    PyObject *context       # borrowed from the chain: the plugin's Context, a Holder
-    PyObject *plugin        # borrowed: its name
-    PyObject *hook          # borrowed: the hook's name, kept for ever
-    Counters *counters      # of the context's Tally
-    Lane *lane
-    void *native            # the C function of a native plugin
-    void *handle            # its MQ_Context
-    int kind                # how it is called: for _native to know
-
-cdef struct Lane:
+cdef struct TimeoutBucket:
     # The held messages that share one hold_timeout, in the order in which they were held: the first is the next due.
     uint64_t timeout        # ns; 0: none
     PyObject *first         # borrowed Messages
     PyObject *last
-    Lane *next
+    TimeoutBucket *next
+
+cdef struct Entry:
+    # One plugin in a chain; the last entry of a chain has neither function.
+    PyObject *function      # borrowed from the chain; NULL: a native plugin's
+    PyObject *context       # borrowed from the chain: the plugin's Context
+    PyObject *plugin        # borrowed: its name
+    PyObject *hook          # borrowed: the hook's name, interned, never freed
+    PyObject *row           # borrowed from the dispatcher: the CounterRow of plugin and hook
+    Counters *counters      # of that
+    HoldLists *lists        # of the dispatcher
+    TimeoutBucket *bucket
+    void *native            # the C function of a native plugin
+    void *handle            # its MQ_Context
+    int kind                # how it is called: for native/ to know
+
+cdef struct HoldLists:
+    # Where the messages of one dispatcher are that nobody is just calling a hook for, and its books. They belong to the
+    # dispatcher's thread, which changes them without the GIL while it runs native hooks; only the list of what was given
+    # back belongs to whoever has the GIL.
+    PyObject *reactor       # borrowed
+    TimeoutBucket *buckets
+    PyObject *first_queued  # owned Messages
+    PyObject *last_queued
+    PyObject *first_given   # owned Messages
+    PyObject *last_given
+    uint64_t given_count
+    Books books
+    uint32_t books_version  # odd: they are just being changed, without the GIL; atomic
+    uint64_t holds_begun
+    uint64_t holds_ended
+    Handle *deadline        # one timer for all buckets; `due` is 0 when it is stopped
+    HoldLists *next_open    # in the list of those of all dispatchers
+    PyObject *stand_in      # owned: a plain Message, for one that is deallocated while it is held
+    int in_nogil_phase      # the dispatcher's thread may be changing the lists without the GIL; atomic
+    int wanted_by_others    # another thread waits until it does not; atomic
+
+@cython.final
+cdef class CounterRow:
+    """The counters of one plugin and hook in one dispatcher: for its whole life, whatever code of that name comes and goes."""
+    cdef Counters counters
+    cdef str plugin
+    cdef str hook
 
 cdef class Message:
     cdef object __weakref__
     cdef Entry *entry               # the plugin that has or had it last in this step; NULL when in none
     cdef object chain               # keeps `entry`, once the step is suspended
     cdef PyObject *token            # borrowed: the live Hold of the current hold or call
-    cdef PyObject *previous         # borrowed Messages: neighbours in a lane or in the queue
+    cdef PyObject *previous         # borrowed Messages: neighbours in a bucket or in the queue
     cdef PyObject *following
-    cdef PyObject *next_given       # in the list of those that other threads gave back
+    cdef PyObject *next_given       # in the list of those that were given back
     cdef PyObject *last_hook        # the name of the hook of the current or last step
     cdef uint64_t since             # when the hold began, in ns of uv_hrtime(); 0: how long it was is counted
     cdef uint8_t state              # State
-    cdef uint8_t verdict            # Verdict
+    cdef uint8_t decision           # Decision
+    cdef uint8_t reason             # Reason; then `failure` is the CounterRow of plugin and hook, or None
     cdef uint8_t by_token           # bool: the hook returned its Hold: nobody else can give back
     cdef uint8_t strong             # bool: the hold has a reference, as the finalizer cannot be trusted
     cdef uint8_t finalized          # bool
     cdef uint8_t suspended          # bool: `run` returned None; `done` is to follow
     cdef readonly uint32_t retries
-    cdef readonly object error
+    cdef object failure             # what `error` is made of
     cdef tuple args                 # the hook's extra arguments
     cdef object done
     cdef object variables           # the contextvars of `run`, where coroutine hooks may need them
     cdef object task                # of the coroutine hook that has it
     cdef void *native               # what stands for a native plugin's hold, or NULL
     cdef dict plugin_data
+    cdef object content             # the payload
 
     cdef void track(self) noexcept
-    cdef void fail(self, object error) noexcept
-    cdef void let_go(self) noexcept
+    cdef void fail(self, object error, Drops *drops) noexcept
+    cdef void fail_for(self, int reason, PyObject *row, Drops *drops) noexcept
 
-cdef class Tally:
-    """The counters of one plugin and hook."""
-    cdef Counters counters
+cdef class HoldBase(Lifetime):
+    """The base of Hold: refers to its message; the live token of it until it is over."""
+    cdef Message message_held
 
-cdef class Holder(Scope):
-    """The base of Context: a plugin, as one who can have control."""
-    cdef readonly object plugin
-    cdef str name
-    cdef dict tallies               # hook name -> Tally
+# ---------------------------------------------------------------------------------------------------------------- Drops
 
-    cdef Tally tally_of(self, str hook)
-    cdef int count_refused(self, str hook, str what) except -1
+cdef enum:
+    MOST_DROPS = 20
 
-cdef class Token(Scope):
-    """The base of Hold: refers to its message as long as it is the live token of it."""
-    cdef readonly Message message
+cdef struct Drops:
+    # What is to be dropped when the books are in order: on the stack of each entry point, whose last line is flush().
+    int count
+    PyObject *items[MOST_DROPS]     # owned
+    PyObject *task                  # owned, or NULL: to be cancelled first
 
-    cdef void expire(self) noexcept
+cdef inline void no_drops(Drops *drops) noexcept nogil:
+    drops.count = 0
+    drops.task = NULL
 
-cdef class Control(Loop):
-    """Who has control of which message: the base of the dispatcher."""
-    cdef Lane *lanes
-    cdef PyObject *first_queued     # owned Messages
-    cdef PyObject *last_queued
-    cdef PyObject *first_given      # owned Messages, that other threads gave back; with the GIL
-    cdef PyObject *last_given
-    cdef uint64_t given_count
-    cdef Handle *deadline           # one timer for all lanes; `due` is 0 when it is stopped
-    cdef Books books
-    cdef uint32_t books_version     # odd: they are just being changed, without the GIL; atomic
-    cdef bint passing               # messages are just passed through native plugins, one after the other: so many are through
-    cdef uint64_t passed
-    cdef uint64_t holds_begun
-    cdef uint64_t holds_ended
-    cdef void *native               # the handles of native plugins, or NULL when there are none
-    cdef bint sweep_due             # a chain went that was the last to name a retired context
+cdef inline void drop_later(Drops *drops, object reference) noexcept:
+    """Keep `reference` until flush(): who overwrites what refers to it cannot run anybody's code by that."""
+    Py_INCREF(reference)
+    drops.items[drops.count] = <PyObject *>reference
+    drops.count += 1
 
-    cdef int open_control(self, object loop) except -1
-    cdef Lane *lane_of(self, double seconds) except NULL
-    cdef Books balance(self) noexcept
-    cdef void begin_hold(self, Message message) noexcept
-    cdef void enter_lane(self, Message message) noexcept nogil
-    cdef void leave_lane(self, Message message, int verdict) noexcept nogil
-    cdef void take_back(self, Message message, int verdict) noexcept
-    cdef void let_hold_go(self, Message message) noexcept
-    cdef void enqueue(self, Message message) noexcept nogil
-    cdef void unlink_queued(self, Message message) noexcept
-    cdef void release(self, Message message, int verdict) noexcept
-    cdef void give_from_elsewhere(self, Message message, int verdict) noexcept
-    cdef bint collect_given(self) noexcept
-    cdef void held_weakly(self, Message message) noexcept
-    cdef list all_held(self)
-    cdef void arm_deadline(self, uint64_t due) noexcept nogil
-    cdef void expire(self) noexcept
-    cdef void resume(self, Message message) noexcept
+cdef inline void flush(Drops *drops, Reactor reactor) noexcept:
+    """Drop what was put aside. Anybody's code may run: the caller must have changed all that it had to change."""
+    if drops.count or drops.task != NULL:
+        flush_all(drops, reactor)
+
+cdef inline void report_raised(Reactor reactor, str where) noexcept:
+    """Report what was just raised, where no step can take it."""
+    cdef PyObject *error = take_error()
+    reactor.report(<object>error, where)
+    Py_DECREF(<object>error)
+
+cdef void flush_all(Drops *drops, Reactor reactor) noexcept
+cdef CounterRow new_row(str plugin, str hook)
+cdef void end_hold(Message message, Drops *drops) noexcept
+cdef void end_token(Message message, Drops *drops) noexcept
+cdef bint finalizer_is_trusted(Message message) noexcept
+cdef void abandon(Message message) noexcept
+
+# --------------------------------------------------------------------------------------------------------------- States
+
+@cython.nonecheck(False)
+cdef inline void move(HoldLists *lists, Message message, int before, int after) noexcept nogil:
+    """Change a message's state: the only place where that is done (rule 21).
+
+    Nothing is allocated, dropped, formatted or called in here, so no Python code runs between two of its lines. The lists hold
+    no references by themselves: a message that is QUEUED or GIVEN_BACK is owned by its list, by a reference that the caller
+    took before and takes over after. HELD is owned only where `strong` says so.
+    """
+    check_move(message.state, before, after)
+    if before == HELD and after != GIVEN_BACK or before == GIVEN_BACK:
+        leave_bucket(lists, message)
+    elif before == QUEUED:
+        unlink(message, &lists.first_queued, &lists.last_queued)
+    elif after == RUNNING:
+        lists.books.entered += 1
+        lists.books.running += 1
+    elif before == RUNNING and after == IDLE:
+        count_end(lists, message)
+    if after == HELD:
+        enter_bucket(lists, message)
+    elif after == QUEUED:
+        append(message, &lists.first_queued, &lists.last_queued)
+    elif after == GIVEN_BACK:
+        append_given(lists, message)
+    message.state = after
+
+@cython.nonecheck(False)
+cdef inline void count_end(HoldLists *lists, Message message) noexcept nogil:
+    lists.books.running -= 1
+    if message.decision == TO_CONTINUE:
+        lists.books.continued += 1
+    elif message.decision == TO_COMPLETE:
+        lists.books.completed += 1
+    elif message.decision == TO_CANCEL:
+        lists.books.cancelled += 1
+    else:
+        lists.books.failed += 1
+
+@cython.nonecheck(False)
+cdef inline void enter_bucket(HoldLists *lists, Message message) noexcept nogil:
+    cdef TimeoutBucket *bucket = message.entry.bucket
+    lists.holds_begun += 1
+    message.entry.counters.holds += 1
+    count_held(lists, 1)
+    message.since = (<Reactor>lists.reactor).state.uv.hrtime()
+    append(message, &bucket.first, &bucket.last)
+    if bucket.timeout and message.previous == NULL:
+        arm_deadline(lists, message.since + bucket.timeout)
+    (<Reactor>lists.reactor).set_busy(True)
+
+@cython.nonecheck(False)
+cdef inline void leave_bucket(HoldLists *lists, Message message) noexcept nogil:
+    lists.holds_ended += 1
+    count_held(lists, -1)
+    unlink(message, &message.entry.bucket.first, &message.entry.bucket.last)
+
+@cython.nonecheck(False)
+cdef inline void append_given(HoldLists *lists, Message message) noexcept nogil:
+    message.next_given = NULL
+    if lists.last_given == NULL:
+        lists.first_given = <PyObject *>message
+    else:
+        (<Message>lists.last_given).next_given = <PyObject *>message
+    lists.last_given = <PyObject *>message
+    lists.given_count += 1
+
+@cython.nonecheck(False)
+cdef inline void append(Message message, PyObject **first, PyObject **last) noexcept nogil:
+    message.following = NULL
+    message.previous = last[0]
+    if last[0] == NULL:
+        first[0] = <PyObject *>message
+    else:
+        (<Message>last[0]).following = <PyObject *>message
+    last[0] = <PyObject *>message
+
+@cython.nonecheck(False)
+cdef inline void unlink(Message message, PyObject **first, PyObject **last) noexcept nogil:
+    if message.previous == NULL:
+        first[0] = message.following
+    else:
+        (<Message>message.previous).following = message.following
+    if message.following == NULL:
+        last[0] = message.previous
+    else:
+        (<Message>message.following).previous = message.previous
+    message.previous = NULL
+    message.following = NULL
+
+cdef inline void count_held(HoldLists *lists, int change) noexcept nogil:
+    """One more is held in place of running, or one less: a snapshot sees both or neither."""
+    store_version(&lists.books_version, lists.books_version + 1)
+    fence()
+    lists.books.held += change
+    lists.books.running -= change
+    store_version(&lists.books_version, lists.books_version + 1)
+
+cdef void arm_deadline(HoldLists *lists, uint64_t due) noexcept nogil
 
 cdef struct NativeSide:
-    # What _native does for the core. With the GIL.
-    int (*call)(Control control, Message message, Entry *entry, bint timed) noexcept
-    Py_ssize_t (*begin_many)(Control control, object chain, list messages, Py_ssize_t index, list outcomes,
-                             object done) except -1
-    void (*hold_ended)(Control control, Message message) noexcept
-    void (*disturb)(Control control) noexcept
-    void (*absorb)(Control control) noexcept
-    void (*close)(Control control) noexcept
+    # What native/ does for the core, which is below it. Set when the first native plugin is loaded. With the GIL.
+    int (*call)(object dispatcher, Message message, Entry *entry, bint timed, Drops *drops) noexcept
+    Py_ssize_t (*begin_many)(object dispatcher, object chain, tuple messages, Py_ssize_t index, list outcomes,
+                             object done, object variables) noexcept
+    void (*hold_ended)(void *native) noexcept
+    void (*disturb)(void *slots) noexcept
+    void (*absorb)(object dispatcher) noexcept
+    void (*close)(object dispatcher) noexcept
 
-cdef NativeSide native_side         # set by _native
+cdef NativeSide native_side
 
-cdef int give_back(Holder context, Message message, int verdict, object error) except -1
-cdef bint has_control(Holder context, Message message) noexcept
-cdef void count_given(Counters *counters, int verdict) noexcept nogil
-cdef int refuse_give_back(Holder context, Message message, str what) except -1
+cdef bint enter_nogil_phase(HoldLists *lists) noexcept nogil
+cdef void leave_nogil_phase(HoldLists *lists) noexcept nogil

@@ -1,62 +1,91 @@
-"""Who has control of a message: holds, giving back, deadlines, and what becomes of a message that nobody can give back.
+# cython: nonecheck=False
+# (None checks need the GIL, and what is called without it has no None to check.)
+"""Message, its place in a step, and the states that it goes through.
 
-A message carries its own place in its step, so that holding one allocates nothing. It is in one of four states:
+A message carries its own place in its step, so that holding one allocates nothing:
 
-    IDLE     in no step
-    RUNNING  a hook of the step is being called          -> RUNNING (next plugin), HELD, QUEUED (early give-back), IDLE
-    HELD     a plugin has it; in the lane of its timeout -> QUEUED (given back, abandoned), IDLE (deadline, cancel, close)
-    QUEUED   given back; waits for a turn                -> RUNNING, IDLE
+    IDLE        in no step
+    TAKEN       by run_many(), which has not come to it yet -> RUNNING, IDLE (refused)
+    RUNNING     a hook of the step is being called          -> RUNNING (next plugin), HELD, IDLE, QUEUED (from native hooks)
+    HELD        a plugin has it; in the bucket of its timeout -> QUEUED, GIVEN_BACK, RUNNING (timeout, cancel, close)
+    GIVEN_BACK  by another thread, or abandoned             -> QUEUED
+    QUEUED      given back; waits for a tick                -> RUNNING
 
-A give-back claims the message in the thread that makes it, and all that follows happens on the dispatcher's thread. Another
-thread only changes HELD to GIVEN_BACK, with the GIL, and puts the message into a list, from which that thread takes it:
-lanes, queue and books belong to the dispatcher's thread, which changes them without the GIL as long as it runs native plugins
-(_bare). It has no Python plugin's message in hand then.
+`move` (in the .pxd) is the one function that changes the state, with the lists and the books that go with it. In it nothing
+is allocated, dropped, formatted or called: nobody's code can run in the middle of a change (rule 21). What has to be dropped
+is put aside in `Drops`, and dropped as the last thing that an entry point does.
 """
 
-import logging
-
 cimport cython
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport calloc, free
 
-from .loop._atomic cimport fence, get, load_version, store_version
-from .loop._libuv cimport UV_TIMER, uv_handle_t
-from .loop._reactor cimport Handle, Loop, PyThread_get_thread_ident, arm, ask_for_turn, close_handle, header_of, opened, uv_of
-from .loop._poll cimport look_after_polls
-from .loop._lifetime cimport Scope
+from .loop._lifetime cimport Lifetime
+from .loop._reactor cimport PyThread_get_thread_ident, Reactor, arm, header_of, uv_handle_t
+from .loop._seal cimport seal, seal_base
 
-from .loop._reactor import loops
-from .errors import HoldTimeout, NotHeld
+from .errors import Abandoned, Cancelled, DispatcherClosed, HoldTimeout, RetryLimit
+
+cdef extern from *:
+    """
+    #include <unistd.h>
+
+    /* Written by one thread and read by another, each before it looks at what the other one wrote. */
+    #define mqcore_store_strongly(place, value) __atomic_store_n(place, value, __ATOMIC_SEQ_CST)
+    #define mqcore_load_strongly(place) __atomic_load_n(place, __ATOMIC_SEQ_CST)
+
+    static initproc mqcore_full_init;
+    static inquiry mqcore_full_clear;
+
+    /* Most messages are made without arguments: then there is nothing to do. */
+    static int mqcore_quick_init(PyObject *self, PyObject *arguments, PyObject *names)
+    {
+        return names == NULL && PyTuple_GET_SIZE(arguments) == 0 ? 0 : mqcore_full_init(self, arguments, names);
+    }
+
+    /* Whether the collector may clear a message, which is for Cython's code to do. */
+    static int (*mqcore_may_clear)(PyObject *);
+
+    static int mqcore_clear(PyObject *self)
+    {
+        return mqcore_may_clear(self) ? mqcore_full_clear(self) : 0;
+    }
+
+    static void mqcore_guard(PyTypeObject *type, int (*may_clear)(PyObject *))
+    {
+        mqcore_full_init = type->tp_init;
+        type->tp_init = mqcore_quick_init;
+        mqcore_may_clear = may_clear;
+        mqcore_full_clear = type->tp_clear;
+        type->tp_clear = mqcore_clear;
+    }
+    """
+    void store_strongly "mqcore_store_strongly"(int *, int) noexcept nogil
+    int load_strongly "mqcore_load_strongly"(int *) noexcept nogil
+    void guard "mqcore_guard"(PyTypeObject *, int (*may_clear)(PyObject *) noexcept)
+    int usleep(unsigned int) noexcept nogil
 
 cdef extern from "Python.h":
     void PyObject_GC_Track(object)
     void PyObject_GC_UnTrack(object)
     bint PyObject_GC_IsTracked(object)
+    bint PyObject_IS_GC(object)
+    int PyGC_Disable()
+    int PyGC_Enable()
     ctypedef struct TypeSlots "PyTypeObject":
         Py_ssize_t tp_basicsize
         Py_ssize_t tp_dictoffset
         void *tp_finalize
-
-cdef uint64_t holds_begun = 0  # of dispatchers that are closed
-cdef uint64_t holds_ended = 0
-
-
-def holds():
-    """How many holds this process has begun and ended: `(begun, ended)`. For tests; any thread."""
-    cdef uint64_t begun = holds_begun
-    cdef uint64_t ended = holds_ended
-    for control in list(loops):
-        begun += (<Control>control).holds_begun
-        ended += (<Control>control).holds_ended
-    return begun, ended
 
 
 # --------------------------------------------------------------------------------------------------------------- Message
 
 cdef class Message:
     """What passes through the hooks. Subclass it freely; no method needs to be called by a subclass.
+
+    `Message(payload=None)`: `payload` is any object, for those who need no subclass; by keyword where a subclass takes arguments
+    of its own, which are ignored here.
 
     A message is in one step at a time. While a plugin holds it the dispatcher refers to it weakly: drop the last
     reference and the step fails with `Abandoned`. (A subclass with a `__del__` of its own is referred to
@@ -73,12 +102,25 @@ cdef class Message:
         if slots_of(self).tp_dictoffset == 0 and slots_of(self).tp_basicsize == MESSAGE.tp_basicsize:
             PyObject_GC_UnTrack(self)
 
+    def __init__(self, *args, **kwargs):
+        if type(self) is Message and (len(args) + len(kwargs) > 1 or kwargs and "payload" not in kwargs):
+            raise TypeError("Message() takes a payload and nothing else; a subclass may take what it likes")
+        if "payload" in kwargs:
+            self.payload = kwargs["payload"]
+        elif args and type(self) is Message:
+            self.payload = args[0]
+
     def __del__(self):
         # Any thread, inside any allocation: only queue. The queue's reference brings the message back to life.
         self.finalized = True
         if self.state == HELD:
             self.track()
-            (<Control>(<Holder>self.entry.context).owner).release(self, TO_FAIL)
+            abandon(self)
+
+    def __dealloc__(self):
+        # Reached in a step only where the class gained a finalizer while the message was held, so that __del__ did not run.
+        if self.state == HELD:
+            bury(self)
 
     cdef void track(self) noexcept:
         """Show the message to the garbage collector, and with it the live Hold that refers to it."""
@@ -87,29 +129,82 @@ cdef class Message:
             if self.token != NULL and not PyObject_GC_IsTracked(<object>self.token):
                 PyObject_GC_Track(<object>self.token)
 
-    cdef void fail(self, object error) noexcept:
-        self.error = error
-        self.track()
+    cdef void fail(self, object error, Drops *drops) noexcept:
+        """The step fails, or will, with an exception that was raised; with None, it does not."""
+        if self.failure is not None:
+            drop_later(drops, self.failure)
+        self.failure = error
+        self.reason = NO_REASON
+        if error is not None:
+            self.track()
 
-    cdef void let_go(self) noexcept:
-        """The hook returned without taking the message: a Hold that it asked for is over."""
-        if self.token != NULL:
-            token = <Token>self.token
-            self.token = NULL
-            token.expire()
+    cdef void fail_for(self, int reason, PyObject *row, Drops *drops) noexcept:
+        """The step fails, or will, for a reason of the core's: at the plugin and hook of `row`, or with NULL at none."""
+        if self.failure is not None:
+            drop_later(drops, self.failure)
+        self.failure = <object>self.last_hook if row == NULL else <object>row
+        self.reason = reason
+
+    @property
+    def error(self):
+        """None, or the exception with which the last step failed."""
+        if self.reason == NO_REASON:
+            return self.failure
+        cdef int reason = self.reason
+        row = self.failure
+        try:
+            error = error_for(reason, row, self.since, self.retries)
+        except MemoryError:
+            return NO_MEMORY_FOR[reason]
+        if self.failure is row and self.reason == reason:  # else another step began while memory was made
+            self.failure = error
+            self.reason = NO_REASON
+            self.track()
+        return error
+
+    @property
+    def payload(self):
+        """Any object; None until it is set. Lives as long as the message."""
+        return self.content
+
+    @payload.setter
+    def payload(self, value):
+        before = self.content  # dropped when this function ends
+        self.content = value
+        if PyObject_IS_GC(value):
+            self.track()
+        before = None
 
     @property
     def data(self):
         """A dict for plugins, each under its own name: `message.data[context.plugin.name]`. Lives as long as the message."""
         if self.plugin_data is None:
-            self.plugin_data = {}
-            self.track()
+            made = {}
+            if self.plugin_data is None:  # still, after memory was made
+                self.plugin_data = made
+                self.track()
         return self.plugin_data
 
     @property
     def holder(self):
         """The name of the plugin that holds the message now, or None."""
         return <str>self.entry.plugin if self.state == HELD else None
+
+
+cdef class HoldBase(Lifetime):
+    pass
+
+
+@cython.final
+cdef class CounterRow:
+    pass
+
+
+cdef CounterRow new_row(str plugin, str hook):
+    cdef CounterRow row = CounterRow.__new__(CounterRow)
+    row.plugin = plugin
+    row.hook = hook
+    return row
 
 
 cdef TypeSlots *MESSAGE = <TypeSlots *><PyObject *>Message
@@ -124,435 +219,192 @@ cdef bint finalizer_is_trusted(Message message) noexcept:
     return not message.finalized and slots_of(message).tp_finalize == MESSAGE.tp_finalize
 
 
-# ------------------------------------------------------------------------------------------------------ who gives it back
-
-cdef class Tally:
-    pass
-
-
-cdef class Holder(Scope):
-
-    cdef Tally tally_of(self, str hook):
-        tally = self.tallies.get(hook)
-        if tally is None:
-            tally = Tally.__new__(Tally)
-            self.tallies[hook] = tally
-        return tally
-
-    cdef int count_refused(self, str hook, str what) except -1:
-        """Count a give-back that is to be refused, and refuse it where the dispatcher is the reason."""
-        cdef Tally tally = self.tally_of(hook)
-        tally.counters.refused += 1
-        if self.owner.thread == 0:  # closed, or in the child of a fork
-            self.owner.refuse(f"plugin {self.name} {what} a message")
-        return 0
+cdef int may_clear(PyObject *message) noexcept:
+    """In a step its chain and its `done` are needed, whatever refers to whom."""
+    return (<Message>message).state == IDLE
 
 
-cdef class Token(Scope):
-
-    cdef void expire(self) noexcept:
-        """Stop being the live token: nothing can be given back with it, and what was started on it ends."""
-        self.end()
-        self.message = None
+guard(<PyTypeObject *><PyObject *>Message, may_clear)
+seal(CounterRow)
+seal_base(HoldBase)
 
 
-cdef bint has_control(Holder context, Message message) noexcept:
-    """Whether this plugin may give the message back: it holds it, or its hook is being called, and it has not done so."""
-    return (message.entry != NULL and message.entry.context == <PyObject *>context
-            and message.verdict == UNDECIDED and (message.state == HELD or message.state == RUNNING)
-            and context.owner.thread != 0)
+# ---------------------------------------------------------------------------------------------------------------- Errors
 
-
-cdef int give_back(Holder context, Message message, int verdict, object error) except -1:
-    """Rules 6 to 9: claim the message, here and now; the dispatcher goes on with it in a turn. Any thread."""
-    if not has_control(context, message):
-        return refuse_give_back(context, message, "gave back")
-    count_given(message.entry.counters, verdict)
-    if verdict == TO_FAIL:
-        message.fail(error)
-    if message.state == RUNNING or message.task is not None:
-        message.verdict = verdict  # early: takes effect when the hook, or its coroutine, returns
+cdef object error_for(int reason, object row, uint64_t timeout, unsigned int retries):
+    """The exception for a reason of the core's. `row`: the CounterRow of plugin and hook, or the name of the hook alone."""
+    if isinstance(row, CounterRow):
+        plugin, hook = (<CounterRow>row).plugin, (<CounterRow>row).hook
     else:
-        (<Control>context.owner).release(message, verdict)
+        plugin, hook = "", row
+    if reason == TIMED_OUT:
+        return HoldTimeout(
+            f"plugin {plugin} held the message in {hook} for longer than its hold_timeout of {timeout / 1e9:g} s")
+    if reason == ABANDONED:
+        return Abandoned(
+            f"plugin {plugin} took control of the message in {hook}, but no reference to the message or its Hold is left: "
+            f"nobody can give it back")
+    if reason == TOO_MANY_RETRIES:
+        return RetryLimit(f"plugin {plugin} asked for retry {retries + 1} of one step of {hook}; max_retries is {retries}")
+    if reason == CANCELLED:
+        return Cancelled(f"the step of {hook} was cancelled")
+    return DispatcherClosed(f"the dispatcher was closed while the message was in a step of {hook}")
+
+
+cdef tuple NO_MEMORY_FOR = (  # by reason: where there is no memory for more
+    None,
+    HoldTimeout("a plugin held the message for longer than its hold_timeout"),
+    Abandoned("a plugin took control of the message, but no reference to it is left"),
+    RetryLimit("a plugin asked for too many retries"),
+    Cancelled("the step was cancelled"),
+    DispatcherClosed("the dispatcher was closed while the message was in a step"),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------- Ends of holds
+
+cdef void end_hold(Message message, Drops *drops) noexcept:
+    """A hold is over, however that came: put aside what it had. The message is HELD no more, or RUNNING still."""
+    if message.token != NULL:
+        end_token(message, drops)
+    if message.task is not None:
+        Py_INCREF(message.task)
+        drops.task = <PyObject *>message.task
+        message.task = None
+    if message.native != NULL:
+        native_side.hold_ended(message.native)
+        message.native = NULL
+    if message.strong:
+        message.strong = False
+        drops.items[drops.count] = <PyObject *>message  # the hold's reference
+        drops.count += 1
+    message.by_token = False
+
+
+cdef void end_token(Message message, Drops *drops) noexcept:
+    """The Hold that there is becomes stale, and what was started on it ends."""
+    cdef HoldBase token = <HoldBase>message.token
+    message.token = NULL
+    token.detach()
+    if token.message_held is not None:
+        drop_later(drops, token.message_held)
+        token.message_held = None
+
+
+cdef void flush_all(Drops *drops, Reactor reactor) noexcept:
+    cdef int index = 0
+    if drops.task != NULL:
+        task = <object>drops.task
+        drops.task = NULL
+        Py_DECREF(task)
+        if (<int (*)(Reactor, object) noexcept>cancel_task)(reactor, task) < 0:
+            report_raised(reactor, "the cancellation of a coroutine hook's task")
+    while index < drops.count:
+        index += 1
+        Py_DECREF(<object>drops.items[index - 1])
+    drops.count = 0
+
+
+cdef int cancel_task(Reactor reactor, object task) except -1:
+    if not reactor.loop.is_closed():
+        task.cancel()
     return 0
 
 
-cdef void count_given(Counters *counters, int verdict) noexcept nogil:
-    """Control was given back; with fail, that counts when the step ends."""
-    if verdict == TO_CONTINUE:
-        counters.continues += 1
-    elif verdict == TO_COMPLETE:
-        counters.completes += 1
-    elif verdict == TO_RETRY:
-        counters.retries += 1
+cdef void abandon(Message message) noexcept:
+    """Nobody can give it back any more. HELD -> GIVEN_BACK. Any thread, with the GIL, inside any allocation: it only queues."""
+    cdef HoldLists *lists = message.entry.lists
+    message.entry.counters.abandoned += 1
+    message.decision = TO_FAIL
+    message.failure = <object>message.entry.row  # there was none: the step has not ended
+    message.reason = ABANDONED
+    Py_INCREF(message)
+    move(lists, message, HELD, GIVEN_BACK)
+    (<Reactor>lists.reactor).wake()
 
 
-cdef int refuse_give_back(Holder context, Message message, str what) except -1:
-    cdef str hook = "" if message.last_hook == NULL else <str>message.last_hook
-    context.count_refused(hook, what)
-    if message.state == IDLE or message.entry == NULL:
-        why = "its step is over" if hook else "it was in no step yet"
-    elif (<Holder>message.entry.context).owner is not context.owner:
-        why = "it is in a step of another dispatcher"
-    elif message.entry.context != <PyObject *>context:
-        plugin = <str>message.entry.plugin
-        if message.state == HELD:
-            why = f"plugin {plugin} holds it now"
-        elif message.state == RUNNING:
-            why = f"the hook of plugin {plugin} is being called"
-        else:
-            why = f"plugin {plugin} had it last, and gave it back"
+cdef void bury(Message dead) noexcept:
+    """A message that is held is deallocated unseen: another one is abandoned in its place."""
+    cdef HoldLists *lists = dead.entry.lists
+    cdef Message stand_in
+    wait_for_lists(lists)
+    if lists.stand_in != NULL:
+        stand_in = <Message>lists.stand_in
+        lists.stand_in = NULL
+        Py_DECREF(stand_in)  # it is this function's now
+        replace(dead, stand_in)
+        abandon(stand_in)
+    else:  # there was no memory for one: the books are what can be saved
+        dead.decision = TO_FAIL
+        dead.entry.counters.failures += 1
+        move(lists, dead, HELD, RUNNING)
+        move(lists, dead, RUNNING, IDLE)
+    store_strongly(&lists.wanted_by_others, 0)
+
+
+cdef void replace(Message dead, Message stand_in) noexcept:
+    """Take over its place in its bucket, and all that its step needs. The one other place where a state is written."""
+    stand_in.entry = dead.entry
+    stand_in.chain = dead.chain
+    stand_in.last_hook = dead.last_hook
+    stand_in.since = dead.since
+    stand_in.suspended = dead.suspended
+    stand_in.retries = dead.retries
+    stand_in.args = dead.args
+    stand_in.done = dead.done
+    stand_in.variables = dead.variables
+    stand_in.previous = dead.previous
+    stand_in.following = dead.following
+    if dead.previous == NULL:
+        dead.entry.bucket.first = <PyObject *>stand_in
     else:
-        why = "it has been given back already"
-    where = f" of {hook}" if hook else ""
-    raise NotHeld(f"plugin {context.name} {what} a message{where} that it does not hold: {why}")
+        (<Message>dead.previous).following = <PyObject *>stand_in
+    if dead.following == NULL:
+        dead.entry.bucket.last = <PyObject *>stand_in
+    else:
+        (<Message>dead.following).previous = <PyObject *>stand_in
+    stand_in.state = HELD
+    dead.state = IDLE
+    stand_in.track()
 
 
-# --------------------------------------------------------------------------------------------------------------- Control
+cdef void wait_for_lists(HoldLists *lists) noexcept:
+    """On another thread: until the dispatcher's own changes no lists without the GIL. It does not begin to as long as
+    `wanted_by_others` is set."""
+    if (<Reactor>lists.reactor).thread == PyThread_get_thread_ident():
+        return
+    store_strongly(&lists.wanted_by_others, 1)
+    while load_strongly(&lists.in_nogil_phase):
+        with nogil:
+            usleep(50)
+
+
+cdef bint enter_nogil_phase(HoldLists *lists) noexcept nogil:
+    """The dispatcher's thread will change its lists without the GIL. False: it must not just now."""
+    store_strongly(&lists.in_nogil_phase, 1)
+    if load_strongly(&lists.wanted_by_others):
+        store_strongly(&lists.in_nogil_phase, 0)
+        return False
+    return True
+
+
+cdef void leave_nogil_phase(HoldLists *lists) noexcept nogil:
+    store_strongly(&lists.in_nogil_phase, 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- Deadlines
+
+cdef void arm_deadline(HoldLists *lists, uint64_t due) noexcept nogil:
+    """Have the timer of all buckets fire at `due`, if it would fire later."""
+    if lists.deadline.due == 0 or due < lists.deadline.due:
+        lists.deadline.due = due
+        lists.deadline.rung = False
+        arm(lists.deadline, on_deadline)
+
 
 cdef void on_deadline(uv_handle_t *uv_handle) noexcept nogil:
-    cdef Handle *handle = header_of(uv_handle)
-    if handle.loop.uv.hrtime() < handle.due:
-        arm(handle, on_deadline)
+    if header_of(uv_handle).loop.uv.hrtime() < header_of(uv_handle).due:
+        arm(header_of(uv_handle), on_deadline)
     else:
-        handle.rung = True
-        ask_for_turn(handle.loop)
-
-
-cdef class Control(Loop):
-
-    cdef int open_control(self, object loop) except -1:
-        self.open_loop(loop)
-        look_after_polls(&self.state)
-        self.deadline = self.make_handle(UV_TIMER)
-        self.state.uv.timer_init(self.state.pointer, uv_of(self.deadline))  # cannot fail
-        self.state.uv.unref(uv_of(self.deadline))  # what is held keeps the loop going, not its deadline
-        opened(&self.state)
-        return 0
-
-    cdef int close_loop(self) except -1:
-        global holds_begun, holds_ended
-        holds_begun += self.holds_begun
-        holds_ended += self.holds_ended
-        if self.native != NULL:
-            native_side.close(self)
-        if not self.forked:
-            close_handle(self.deadline)
-        return Loop.close_loop(self)
-
-    def __dealloc__(self):
-        cdef Lane *lane
-        while self.lanes != NULL:
-            lane = self.lanes
-            self.lanes = lane.next
-            free(lane)
-
-    cdef Lane *lane_of(self, double seconds) except NULL:
-        cdef uint64_t timeout = <uint64_t>(seconds * 1e9)
-        cdef Lane *lane = self.lanes
-        while lane != NULL:
-            if lane.timeout == timeout:
-                return lane
-            lane = lane.next
-        lane = <Lane *>calloc(1, sizeof(Lane))
-        if lane == NULL:
-            raise MemoryError()
-        lane.timeout = timeout
-        lane.next = self.lanes
-        self.lanes = lane
-        return lane
-
-    cdef Books balance(self) noexcept:
-        """The books as they are at one moment. Any thread, with the GIL."""
-        cdef Books books
-        cdef uint32_t version
-        while True:
-            version = load_version(&self.books_version)
-            books = self.books
-            fence()
-            if version % 2 == 0 and version == load_version(&self.books_version):
-                break
-        books.held -= self.given_count
-        books.running += self.given_count
-        if self.passing:
-            passed = get(&self.passed)
-            books.entered += passed + 1
-            books.continued += passed
-            books.running += 1
-        return books
-
-    # -------------------------------------------------------------------------------------------------------------- holds
-
-    cdef void begin_hold(self, Message message) noexcept:
-        """The plugin at message.entry has the message now. RUNNING -> HELD."""
-        if message.task is not None or message.native != NULL or not finalizer_is_trusted(message):
-            message.strong = True
-            Py_INCREF(message)
-        self.enter_lane(message)
-
-    # Without None checks, which need the GIL.
-
-    @cython.nonecheck(False)
-    cdef void enter_lane(self, Message message) noexcept nogil:
-        cdef Lane *lane = message.entry.lane
-        self.holds_begun += 1
-        message.entry.counters.holds += 1
-        count_held(self, 1)
-        message.state = HELD
-        message.since = self.state.uv.hrtime()
-        message.following = NULL
-        message.previous = lane.last
-        if lane.last == NULL:
-            lane.first = <PyObject *>message
-            if lane.timeout:
-                self.arm_deadline(message.since + lane.timeout)
-        else:
-            (<Message>lane.last).following = <PyObject *>message
-        lane.last = <PyObject *>message
-        self.set_busy(True)
-
-    @cython.nonecheck(False)
-    cdef void leave_lane(self, Message message, int verdict) noexcept nogil:
-        cdef Lane *lane = message.entry.lane
-        self.holds_ended += 1
-        count_held(self, -1)
-        message.state = RUNNING
-        message.verdict = verdict
-        unlink(message, &lane.first, &lane.last)
-
-    cdef void take_back(self, Message message, int verdict) noexcept:
-        """The hold is over, however it ended. HELD -> RUNNING, with a verdict, so that nobody has control. No Python code runs
-        in here; let_hold_go() is to follow. The caller has a reference to the message."""
-        self.leave_lane(message, verdict)
-        message.by_token = False
-        if message.native != NULL:
-            native_side.hold_ended(self, message)
-
-    cdef void let_hold_go(self, Message message) noexcept:
-        """Let go of what a hold had. Python code may run: finalizers, which may do whatever they like with the message."""
-        cdef bint strong = message.strong
-        task = message.task
-        message.task = None
-        message.strong = False
-        message.let_go()
-        if task is not None:
-            try:
-                if not self.loop.is_closed():
-                    task.cancel()
-            except BaseException as error:
-                self.raised(error, f"the cancellation of {task!r}")
-        if strong:
-            Py_DECREF(message)
-
-    cdef void held_weakly(self, Message message) noexcept:
-        """The coroutine that held the message returned true: from now on it may be abandoned."""
-        if message.strong and finalizer_is_trusted(message):
-            message.strong = False
-            Py_DECREF(message)
-
-    cdef void release(self, Message message, int verdict) noexcept:
-        """The message was given back, or can no longer be. HELD -> QUEUED, or GIVEN_BACK. Any thread, with the GIL."""
-        Py_INCREF(message)  # what refers to it may be let go in between
-        Py_INCREF(message)  # the queue's
-        if self.thread == PyThread_get_thread_ident():
-            self.collect_given()  # which were given back before it
-            self.take_back(message, verdict)
-            self.enqueue(message)  # first, so that whatever happens then finds it there
-        else:
-            self.give_from_elsewhere(message, verdict)
-        self.let_hold_go(message)
-        Py_DECREF(message)
-
-    @cython.nonecheck(False)
-    cdef void enqueue(self, Message message) noexcept nogil:
-        """RUNNING -> QUEUED. The caller's reference to the message is the queue's from now on."""
-        message.state = QUEUED
-        message.following = NULL
-        message.previous = self.last_queued
-        if self.last_queued == NULL:
-            self.first_queued = <PyObject *>message
-        else:
-            (<Message>self.last_queued).following = <PyObject *>message
-        self.last_queued = <PyObject *>message
-        if self.thread != 0:
-            ask_for_turn(&self.state)
-
-    cdef void give_from_elsewhere(self, Message message, int verdict) noexcept:
-        """HELD -> GIVEN_BACK. On another thread, with the GIL; the caller's reference is the list's from now on."""
-        message.state = GIVEN_BACK
-        message.verdict = verdict
-        message.next_given = NULL
-        if self.last_given == NULL:
-            self.first_given = <PyObject *>message
-        else:
-            (<Message>self.last_given).next_given = <PyObject *>message
-        self.last_given = <PyObject *>message
-        self.given_count += 1
-        self.wake()
-
-    cdef bint collect_given(self) noexcept:
-        """GIVEN_BACK -> QUEUED, for all that other threads gave back. Whether there were any."""
-        cdef PyObject *each = self.first_given
-        if each == NULL:
-            return False
-        self.first_given = NULL
-        self.last_given = NULL
-        self.given_count = 0
-        while each != NULL:
-            self.take_back(<Message>each, (<Message>each).verdict)
-            self.enqueue(<Message>each)
-            each = (<Message>each).next_given
-        return True
-
-    cdef void unlink_queued(self, Message message) noexcept:
-        """QUEUED -> RUNNING. The caller has a reference to the message."""
-        message.state = RUNNING
-        unlink(message, &self.first_queued, &self.last_queued)
-        Py_DECREF(message)
-
-    cdef list all_held(self):
-        """The messages that are held, each lane in order of age."""
-        cdef Lane *lane = self.lanes
-        cdef PyObject *each
-        cdef list held = []
-        while lane != NULL:
-            each = lane.first
-            while each != NULL:
-                if is_alive(each) and (<Message>each).state == HELD:
-                    held.append(<Message>each)
-                each = (<Message>each).following
-            lane = lane.next
-        return held
-
-    # -------------------------------------------------------------------------------------------------------------- turns
-
-    cdef void drain(self) noexcept:
-        """Rule 6: go on with messages that were given back, for a while."""
-        cdef Message message
-        cdef int left = TURN_ENTRIES
-        self.collect_given()  # first: what was given back in time is not too late
-        if self.native != NULL:
-            native_side.absorb(self)
-        if self.deadline.rung and self.thread != 0:
-            self.expire()
-        if self.first_queued == NULL:
-            return
-        cdef uint64_t now = self.state.uv.hrtime()
-        cdef uint64_t until = now + TURN_NS
-        while self.thread != 0 and self.first_queued != NULL and left > 0 and now < until:
-            message = <Message>self.first_queued
-            self.unlink_queued(message)
-            if message.since:  # else it was counted when other plugins had their turn after the hold
-                message.entry.counters.held_ns += now - message.since
-            self.resume(message)
-            left -= 1
-            now = self.state.uv.hrtime()
-        if self.first_queued != NULL:
-            self.wake()
-
-    @cython.nonecheck(False)
-    cdef bint engaged(self) noexcept nogil:
-        return self.books.held > 0 or Loop.engaged(self)
-
-    @cython.nonecheck(False)
-    cdef void rest(self) noexcept nogil:
-        if self.books.held == 0 and self.deadline.due:  # an idle dispatcher does not wake up
-            self.deadline.due = 0
-            self.state.uv.timer_stop(uv_of(self.deadline))  # cannot fail
-        Loop.rest(self)
-
-    cdef void resume(self, Message message) noexcept:
-        """Go on as message.verdict says. RUNNING -> any. For the dispatcher to override."""
-
-    # ---------------------------------------------------------------------------------------------------------- deadlines
-
-    @cython.nonecheck(False)
-    cdef void arm_deadline(self, uint64_t due) noexcept nogil:
-        if self.deadline.due == 0 or due < self.deadline.due:
-            self.deadline.due = due
-            self.deadline.rung = False
-            arm(self.deadline, on_deadline)
-
-    cdef void expire(self) noexcept:
-        """Rule 10: fail what is held too long, for a while, and arm the timer for the next. In a turn."""
-        cdef Lane *lane
-        cdef PyObject *each
-        cdef Message message
-        cdef Entry *entry = NULL
-        cdef uint64_t now = self.state.uv.hrtime()
-        cdef uint64_t until = now + TURN_NS
-        cdef uint64_t next_due = 0
-        cdef str text = None
-        lane = self.lanes
-        while lane != NULL:
-            while lane.timeout and now < until:
-                self.collect_given()
-                each = oldest(lane)
-                if each == NULL or (<Message>each).since + lane.timeout > now:
-                    break
-                message = <Message>each
-                message.entry.counters.timeouts += 1
-                message.entry.counters.held_ns += now - message.since
-                self.take_back(message, TO_FAIL)  # first: all that follows may run Python code
-                self.let_hold_go(message)
-                if entry != message.entry:
-                    entry = message.entry
-                    text = (f"plugin {<str>entry.plugin} held the message in {<str>entry.hook} for longer than its "
-                            f"hold_timeout of {lane.timeout / 1e9:g} s")
-                    self.tell((<Holder>entry.context).plugin.log, logging.WARNING, "%s", (text,), None)
-                if message.verdict == TO_FAIL:  # and was not cancelled meanwhile
-                    message.fail(HoldTimeout(text))
-                self.resume(message)
-                if self.thread == 0:
-                    return
-                now = self.state.uv.hrtime()
-            lane = lane.next
-        if now >= until:
-            self.wake()  # more in the next turn
-            return
-        self.deadline.rung = False
-        self.deadline.due = 0
-        lane = self.lanes
-        while lane != NULL:
-            each = oldest(lane)
-            if lane.timeout and each != NULL and (next_due == 0 or (<Message>each).since + lane.timeout < next_due):
-                next_due = (<Message>each).since + lane.timeout
-            lane = lane.next
-        if next_due:
-            self.arm_deadline(next_due)
-
-
-@cython.nonecheck(False)
-cdef void unlink(Message message, PyObject **first, PyObject **last) noexcept nogil:
-    if message.previous == NULL:
-        first[0] = message.following
-    else:
-        (<Message>message.previous).following = message.following
-    if message.following == NULL:
-        last[0] = message.previous
-    else:
-        (<Message>message.following).previous = message.previous
-    message.previous = NULL
-    message.following = NULL
-
-
-@cython.nonecheck(False)
-cdef inline void count_held(Control control, int change) noexcept nogil:
-    """One more is held in place of running, or one less: `balance` sees both or neither."""
-    store_version(&control.books_version, control.books_version + 1)
-    fence()
-    control.books.held += change
-    control.books.running -= change
-    store_version(&control.books_version, control.books_version + 1)
-
-
-cdef PyObject *oldest(Lane *lane) noexcept:
-    cdef PyObject *each = lane.first
-    while each != NULL and not is_alive(each):
-        each = (<Message>each).following
-    return each
-
-
-cdef inline bint is_alive(PyObject *message) noexcept:
-    """False for a message whose deallocation was put off (deeply nested objects are) before its finalizer ran."""
-    return message.ob_refcnt > 0
+        header_of(uv_handle).rung = True
+        (<Reactor>header_of(uv_handle).loop.owner).request_tick()

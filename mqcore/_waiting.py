@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .errors import MqError
+from .verdicts import FAIL
+
 if TYPE_CHECKING:
     from ._dispatch import Hook
     from ._message import Message
@@ -16,11 +19,28 @@ if TYPE_CHECKING:
 
 async def outcome_of(hook: Hook, message: Message, args: tuple[Any, ...]) -> Outcome:
     """Run a step to its end."""
-    outcome = hook.run_one(message, args, None)
+    outcome = hook._begin_awaited(message, args)
     if outcome is not None:
         return outcome
-    waiter = hook._wait_for(message)
+    try:
+        waiter = hook._wait_for(message)
+    except BaseException:
+        hook.dispatcher.cancel(message)
+        raise
+    if waiter is None:  # it was cancelled, or the dispatcher closed, before the plugins' things had been dropped
+        return FAIL
     try:
         return await waiter.future
     finally:
         waiter.end(message)
+
+
+async def checked_outcome_of(hook: Hook, message: Message, args: tuple[Any, ...]) -> Outcome:
+    """The same, but what failed is raised."""
+    outcome = await outcome_of(hook, message, args)
+    if outcome is not FAIL:
+        return outcome
+    error = message.error
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        raise error
+    raise MqError(f"the step of {hook.name} failed: {error!r}") from error

@@ -43,7 +43,7 @@ class RetryLimit(MqError):
 
 
 class Abandoned(MqError):
-    """In `message.error` when a plugin held the message and dropped all that it could have given it back with."""
+    """In `message.error` when a plugin held the message, and no reference by which it could give it back was left."""
 
 
 class Cancelled(MqError):

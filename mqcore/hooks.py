@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import keyword
+import unicodedata
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -29,19 +31,25 @@ LIFECYCLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
 class HookSpec:
     """Declares a hook: its name, and the names of what it is called with after the context and the message.
 
-    >>> HookSpec("mq_smtp_in_mailfrom", "address").signature
-    'mq_smtp_in_mailfrom(context, message, address)'
+    The name is the host's own: any identifier that a plugin can have a function of.
+
+    >>> HookSpec("on_upload", "folder").signature
+    'on_upload(context, message, folder)'
     """
 
     name: str
     args: tuple[str, ...]
 
     def __init__(self, name: str, *args: str) -> None:
-        if not (name.startswith("mq_") and name.isidentifier()):
-            raise ValueError(f"a hook's name is an identifier that begins with mq_, not {name!r}")
-        if name in LIFECYCLE:
-            raise ValueError(f"{name} cannot be a hook: plugins have it for their own life")
+        if not isinstance(name, str):
+            raise TypeError(f"a hook's name is a str, not {name!r}")
+        name = str.__str__(name)  # of a class of its own it may compare as it likes
+        wrong = _wrong_name(name)
+        if wrong:
+            raise ValueError(wrong)
         for arg in args:
+            if not isinstance(arg, str):
+                raise TypeError(f"an argument of {name} needs a str for a name, not {arg!r}")
             if not arg.isidentifier():
                 raise ValueError(f"an argument of {name} needs an identifier for a name, not {arg!r}")
         object.__setattr__(self, "name", name)
@@ -51,6 +59,22 @@ class HookSpec:
     def signature(self) -> str:
         """How a plugin defines the hook."""
         return f"{self.name}({', '.join(('context', 'message', *self.args))})"
+
+
+def _wrong_name(name: str) -> str | None:
+    """Why this cannot be the name of a hook, and what to do."""
+    if not name.isidentifier():
+        return f"a hook's name is an identifier, since a function of that name implements it; {name!r} is none"
+    if keyword.iskeyword(name):
+        return f"{name!r} is a keyword of Python, so that no plugin could define a function of that name; choose another"
+    if name.startswith("_"):
+        return f"{name!r} begins with _, as what a plugin keeps to itself does; choose another name for the hook"
+    normal = unicodedata.normalize("NFKC", name)
+    if name != normal:
+        return f"{name!r} would not be found, since Python reads it as {normal!r} in a plugin; declare it in that form"
+    if name in LIFECYCLE:
+        return f"{name} cannot be a hook: plugins have it for their own life; choose another name"
+    return None
 
 
 MAILERQ_HOOKS: list[HookSpec] = [
@@ -68,12 +92,48 @@ MAILERQ_HOOKS: list[HookSpec] = [
 """MailerQ's hooks, which `Plugins` takes unless told otherwise."""
 
 
+_MAILERQ_NAMES = frozenset(spec.name for spec in MAILERQ_HOOKS)
+
+
 def unknown(name: str, known: Iterable[str]) -> str:
     """What is wrong with a name that begins with mq_ and is not known."""
+    if name in _MAILERQ_NAMES:
+        return (
+            f"{name} is a hook of MailerQ's, and hooks= put others in the place of those; "
+            "to have both, give Plugins hooks=[*mqcore.MAILERQ_HOOKS, ...]"
+        )
     return (
         f"{name} begins with mq_ and is no known hook{nearest(name, known)}; "
         "correct the name, choose one that does not begin with mq_, or declare it with HookSpec"
     )
+
+
+_SHORTEST_MISSPELT = 6  # of two shorter names that differ in one letter, both are likely to be meant
+
+
+def misspelt(name: str, missing: Iterable[str]) -> str | None:
+    """What is wrong with a function's name that is one edit away from a hook which the plugin does not have."""
+    if name.startswith("_"):
+        return None
+    for hook in missing:
+        if len(hook) >= _SHORTEST_MISSPELT and _one_edit(name, hook):
+            return (
+                f"{name} is one letter away from the hook {hook}, which this plugin does not have; correct the name, "
+                "or, if it is no hook, choose another or begin it with _"
+            )
+    return None
+
+
+def _one_edit(one: str, other: str) -> bool:
+    """Whether one letter inserted, deleted, replaced, or swapped with its neighbour makes one of the other."""
+    if abs(len(one) - len(other)) > 1 or one == other:
+        return False
+    letters = zip(one, other, strict=False)
+    same = next((place for place, (left, right) in enumerate(letters) if left != right), min(len(one), len(other)))
+    short, long = sorted((one[same:], other[same:]), key=len)
+    if len(short) < len(long):
+        return short == long[1:]
+    return short[1:] == long[1:] or (short[1::-1] == long[:2] and short[2:] == long[2:])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 class HookStats:
     """One hook of one plugin, since the dispatcher was made.
 
+    There is one row for a plugin's name and a hook, for the dispatcher's life, and its numbers never fall: new code of the
+    same name, after a reload, goes on in it, and the row of a name that was removed stays.
+
     `continues`, `completes` and `retries` count give-backs, the last two also what hooks returned. `failures` are the steps
     that failed at this plugin; `timeouts` and `abandoned` are the parts of them that its `hold_timeout` ended, or that
     nobody could give back any more. `refused` are the give-backs that raised NotHeld (hook "" stands for messages that had

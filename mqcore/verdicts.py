@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 
 class Outcome(enum.Enum):
@@ -17,13 +18,18 @@ class Outcome(enum.Enum):
 
 
 class Verdict(enum.Enum):
-    """What a hook may return beside an outcome, a bool, None or a Hold."""
+    """What a hook may return beside CONTINUE, COMPLETE, a bool, None or a Hold."""
+
+    HOLD = "hold"
+    """I have the message now, and give it back later; True says the same."""
 
     RETRY = "retry"
     """Start the step again, with the first plugin."""
 
 
-CONTINUE = Outcome.CONTINUE
-COMPLETE = Outcome.COMPLETE
-FAIL = Outcome.FAIL
-RETRY = Verdict.RETRY
+# Final, so that a type checker knows each by its value.
+CONTINUE: Final = Outcome.CONTINUE
+COMPLETE: Final = Outcome.COMPLETE
+FAIL: Final = Outcome.FAIL
+HOLD: Final = Verdict.HOLD
+RETRY: Final = Verdict.RETRY

@@ -28,7 +28,7 @@ import reference
 import uvloop
 
 import mqcore
-import mqcore._message
+import mqcore._holds
 import mqcore.loop._reactor
 
 STEP = mqcore.HookSpec("mq_step")
@@ -217,7 +217,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """After every test: each libuv handle that it made is freed, and each hold that it began is over."""
-    handles, holds = mqcore.loop._reactor.handles(), mqcore._message.holds()
+    handles, holds = mqcore.loop._reactor.handles(), mqcore._holds.holds()
     yield
     gc.collect()
     left = [d for d in gc.get_objects() if isinstance(d, mqcore.Dispatcher)]
@@ -225,7 +225,7 @@ def nothing_left_behind() -> Iterator[None]:
         assert_conserved(dispatcher)
     made, freed = mqcore.loop._reactor.handles()
     assert made - handles[0] == freed - handles[1], f"{made - handles[0]} handles made, {freed - handles[1]} freed"
-    begun, ended = mqcore._message.holds()
+    begun, ended = mqcore._holds.holds()
     assert begun - holds[0] == ended - holds[1], f"{begun - holds[0]} holds begun, {ended - holds[1]} ended"
 
 

@@ -35,6 +35,6 @@ def build(folder: Path, name: str, source: str) -> ModuleType:
     return module
 
 
-def build_driver(folder: Path, name: str) -> ModuleType:
-    """Build and import the module whose source stands beside the tests."""
-    return build(folder, name, (Path(__file__).parent / f"{name}.pyx").read_text())
+def build_driver(folder: Path, source: Path) -> ModuleType:
+    """Build and import, in that folder, the module with this source."""
+    return build(folder, source.stem, source.read_text())

@@ -105,3 +105,16 @@ def real_mails() -> Iterator[tuple[str, bytes]]:
     files += sorted(Path("/usr/share/doc/spamassassin/examples").glob("sample-*.txt"))
     for file in files:
         yield file.name, file.read_bytes()
+
+
+@contextlib.contextmanager
+def small_disk(path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"may not mount a file system: {mounted.stderr.decode().strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)

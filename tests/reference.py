@@ -194,8 +194,8 @@ class Dispatcher:
         self.contexts: dict[Any, Context] = {}
         self.snapshot: tuple[Any, ...] = ()
         self.plugins = plugins
-        self._prepare(plugins.snapshot).commit()
-        plugins._attach(self)
+        with plugins._attach(self) as snapshot:
+            self._prepare(snapshot).commit()
 
     def chain(self, hook: str) -> list[Context]:
         # Rules 1 and 2: the snapshot is in byte order of names; who does not implement the hook is not in the chain.

@@ -60,3 +60,16 @@ def test_cython_example_is_built_and_runs(tmp_path: Path) -> None:
         script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert (result.stdout, result.stderr) == (output, "")
+
+
+def test_the_rules_that_the_code_cites_are_in_the_docs() -> None:
+    rules = (DOCS / "control.md").read_text().partition("\n## The rules\n")[2]
+    numbers = [int(number) for number in re.findall(r"^(\d+)\. ", rules, re.MULTILINE)]
+    assert numbers == list(range(1, 23))
+    cited = set()
+    for folder in (DOCS.parent / "mqcore", DOCS.parent / "tests"):
+        for path in [*folder.rglob("*.py*"), *folder.rglob("*.px*"), *folder.rglob("*.h")]:
+            if path.suffix != ".pyc":
+                for several in re.findall(r"\b[Rr]ules? (\d+(?:(?:, | and |, and )\d+)*)", path.read_text()):
+                    cited.update(int(number) for number in re.findall(r"\d+", several))
+    assert {1, 8, 12, 16} <= cited <= set(numbers)

@@ -94,7 +94,6 @@ def test_wheel_has_modules_stubs_and_pxd_and_no_sources_in_c_or_cython(source: P
         name = path.relative_to(source)
         if path.suffix == ".pyx":
             wanted.add(str(name.with_suffix(sysconfig.get_config_var("EXT_SUFFIX"))))
-            assert path.with_suffix(".pyi").exists(), f"{name} has no stub"
         elif path.is_file():
             wanted.add(str(name))
     assert packed == wanted

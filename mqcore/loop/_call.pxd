@@ -1,4 +1,8 @@
-# Calls of Python functions at the least cost: arguments in a C array, and a result that may be NULL.
+# Calls of Python functions at the least cost, and the errors that they raise, where Cython's own way would lose them.
+#
+# A `noexcept` function must not be left by an exception: Cython would print it and go on after the call, with work undone. So
+# what can raise is an `except -1` function; the one `noexcept` caller at a boundary calls it by a pointer that is `noexcept`
+# too, and takes the exception with `take_error` when the result is -1.
 
 from cpython.object cimport PyObject
 
@@ -18,7 +22,7 @@ cdef extern from *:
         return PyObject_Vectorcall(callable, arguments, count, NULL);
     }
 
-    static inline PyObject *mqcore_raised(void)
+    static inline PyObject *mqcore_take_error(void)
     {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_SystemError, "a function returned NULL without an exception");
@@ -35,8 +39,22 @@ cdef extern from *:
         return value;
     #endif
     }
+
+    /* By its class alone: isinstance() asks the object, too. */
+    #define mqcore_is_a(object, type) PyObject_TypeCheck(object, (PyTypeObject *)(type))
     """
     # A new reference, or NULL when it raised. A bound method uses the place before the first argument: there must be one.
     PyObject *call_function "mqcore_call"(PyObject *callable, PyObject *const *arguments, size_t count) noexcept
-    # The exception of a call that gave NULL; it is cleared.
-    object what_was_raised "mqcore_raised"()
+    # The exception of a call that gave NULL or -1: a new reference, never NULL. It is cleared.
+    PyObject *take_error "mqcore_take_error"() noexcept
+    # The same where errors are no concern.
+    object what_was_raised "mqcore_take_error"()
+    bint is_a "mqcore_is_a"(object, PyObject *type) noexcept
+
+cdef extern from "Python.h":
+    PyObject *PyExc_KeyboardInterrupt
+    PyObject *PyExc_SystemExit
+
+cdef inline bint ends_program(object error) noexcept:
+    """Whether it has to leave through the loop."""
+    return is_a(error, PyExc_KeyboardInterrupt) or is_a(error, PyExc_SystemExit)

@@ -13,22 +13,22 @@ class _HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 @disjoint_base
-class Scope:
+class Lifetime:
     def start_timer(self, seconds: float, callback: Callable[[*_Args], object], *args: *_Args) -> Timer: ...
     def watch(
         self, fd: int | _HasFileno, events: int, callback: Callable[[Watcher, int, *_Args], object], *args: *_Args
     ) -> Watcher: ...
 
 @disjoint_base
-class Started:
+class WatchHandle:
     def stop(self) -> bool: ...
 
 @final
-class Timer(Started):
+class Timer(WatchHandle):
     def reset(self, seconds: float) -> None: ...
 
 @final
-class Watcher(Started):
+class Watcher(WatchHandle):
     @property
     def fd(self) -> int: ...
     @property

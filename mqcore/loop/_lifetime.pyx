@@ -1,6 +1,9 @@
-"""What plugins start on the loop: timers and watchers, and the scope, a context or a hold, that they end with.
+"""What plugins start on the loop: timers and watchers, and the lifetime, a context's or a hold's, that they end with.
 
-All of it belongs to the loop's thread, except `Scope.end`, which any thread may call with the GIL.
+All of it belongs to the loop's thread, except `Lifetime.detach` and `end`, which any thread may call with the GIL.
+
+Whatever takes memory or calls the user's code comes first, then the checks, and after these only C: so nothing can be started
+on a lifetime that ended in between.
 """
 
 import errno
@@ -11,18 +14,26 @@ from cpython.object cimport PyObject, PyObject_AsFileDescriptor
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
 from libc.stdint cimport uint64_t
 
-from ._call cimport call_function, what_was_raised
-from ._reactor cimport Due, PyThread_get_thread_ident
+from ._call cimport call_function, take_error
+from ._list cimport append, append_all, init_list, is_empty, is_linked, unlink
 from ._poll cimport C_READ, C_WRITE, add_watch, change_watch, is_active, remove_watch
+from ._seal cimport seal, seal_base
 
 from ..errors import MqError
 
 cdef extern from "Python.h":
     void PyObject_GC_Track(object)
     void PyObject_GC_UnTrack(object)
+    bint PyCallable_Check(object)
+    bint PyLong_Check(object)
+    long PyLong_AsLongAndOverflow(object, int *overflow) except? -1
     PyObject *PyObject_Call(PyObject *, PyObject *, PyObject *) noexcept
-    Py_ssize_t tuple_size "PyTuple_GET_SIZE"(tuple) noexcept
-    PyObject *tuple_item "PyTuple_GET_ITEM"(tuple, Py_ssize_t) noexcept  # borrowed
+    PyObject *PyTuple_New(Py_ssize_t) noexcept
+    Py_ssize_t tuple_size "PyTuple_GET_SIZE"(PyObject *) noexcept
+    PyObject *tuple_item "PyTuple_GET_ITEM"(PyObject *, Py_ssize_t) noexcept  # borrowed
+    void PyTuple_SET_ITEM(PyObject *, Py_ssize_t, object) noexcept  # steals the reference
+
+ctypedef int (*lose_function)(Watcher, int) noexcept
 
 cdef enum:
     FEW_ARGUMENTS = 6  # of a watcher's callback: for so many no tuple is made
@@ -36,55 +47,40 @@ cdef tuple NUMBERS = (0, 1, 2, 3)  # events as callbacks get them
 cdef double LONGEST = 100 * 365.25 * 86400
 
 
-# ----------------------------------------------------------------------------------------------------------------- Scope
+# --------------------------------------------------------------------------------------------------------------- Lifetime
 
-cdef bint making = False  # objects of these classes are made by the core alone
-
-
-cdef void set_making(bint now) noexcept:
-    global making
-    making = now
-
-
-cdef int check_making(object made) except -1:
-    if not making:
-        raise TypeError(f"{type(made).__name__} objects are made by mqcore alone")
-    return 0
-
-
-cdef class Scope(Due):
+@cython.no_gc_clear  # methods need the reactor, also when they are called by another object of the same garbage
+cdef class Lifetime:
 
     def __cinit__(self):
-        check_making(self)
+        init_list(&self.running)
 
     cdef int check_open(self, str what) except -1:
         """Raise when nothing can be started here any more. For subclasses to override."""
+        if self.over:
+            raise MqError(f"{what}: it has ended")
+        return self.reactor.check(what)
 
     cdef void callback_raised(self, object error) noexcept:
         """A callback of a timer or watcher raised `error`. For subclasses to override."""
+        self.reactor.report(error, "a callback of a timer or watcher")
 
     cdef int check_start(self, str what, object callback) except -1:
-        self.check_open(what)
-        if not callable(callback):
+        if not PyCallable_Check(callback):
             raise TypeError(f"{what} needs a callable, not {callback!r}")
-        return 0
+        return self.check_open(what)
+
+    cdef void detach(self) noexcept:
+        """No callback is called any more. In O(1), and no Python code runs: a tick stops the timers and watchers, and drops
+        them. Any thread, with the GIL."""
+        self.over = True
+        if not is_empty(&self.running):
+            append_all(&self.reactor.stopping, &self.running)
+            self.reactor.wake()
 
     cdef void end(self) noexcept:
-        """No callback is called any more. Any thread, with the GIL; the handles are stopped on the loop's own."""
-        self.over = True
-        if self.first is None:
-            return
-        if self.owner.closed or self.owner.thread == PyThread_get_thread_ident():
-            self.stop_all()
-        else:
-            self.owner.soon(self)
-
-    cdef void in_turn(self) noexcept:
-        self.stop_all()
-
-    cdef void stop_all(self) noexcept:
-        while self.first is not None:
-            self.first.halt()
+        """The same, for those whom it is no matter."""
+        self.detach()
 
     def start_timer(self, seconds, callback, *args):
         """Call `callback(*args)` once, after `seconds`, on the dispatcher's thread.
@@ -98,13 +94,11 @@ cdef class Scope(Due):
         On a `Hold` also NotHeld, when it is over.
         """
         cdef double delay = as_seconds(seconds)
-        self.check_start("start_timer()", callback)
-        set_making(True)
         cdef Timer timer = Timer.__new__(Timer)
-        set_making(False)
-        timer.scope = self
+        timer.lifetime = self
         timer.callback = callback
         timer.args = args
+        self.check_start("start_timer()", callback)
         timer.start(delay)
         return timer
 
@@ -127,19 +121,17 @@ cdef class Scope(Due):
         """
         cdef int number = PyObject_AsFileDescriptor(fd)
         cdef int wanted = as_events(events)
-        self.check_start("watch()", callback)
-        set_making(True)
         cdef Watcher watcher = Watcher.__new__(Watcher)
-        set_making(False)
-        watcher.scope = self
+        watcher.lifetime = self
         watcher.fd = number
         watcher.watch.owner = <PyObject *>watcher
         watcher.callback = callback
         watcher.args = args
-        cdef int failed = add_watch(&self.owner.state, &watcher.watch, number, wanted)
+        self.check_start("watch()", callback)
+        cdef int failed = add_watch(&self.reactor.state, &watcher.watch, number, wanted)
         if failed < 0:
             raise cannot_watch(number, -failed)
-        watcher.join()
+        append(&self.running, &watcher.sibling)
         Py_INCREF(watcher)  # the loop keeps it as long as it is active
         return watcher
 
@@ -156,57 +148,51 @@ cdef double as_seconds(object seconds) except -1:
 
 
 cdef int as_events(object events) except -1:
-    if not isinstance(events, int):
+    """As a C int first: a subclass of int may compare as it likes."""
+    cdef int overflow = 0
+    cdef long value
+    if not PyLong_Check(events):
         raise TypeError(f"events must be READ, WRITE or READ | WRITE, not {events!r}")
-    if not C_READ <= events <= C_READ | C_WRITE:
-        raise ValueError(f"events must be READ, WRITE or READ | WRITE, not {events}; stop() ends a watcher")
-    return events
+    value = PyLong_AsLongAndOverflow(events, &overflow)
+    if overflow:
+        raise ValueError("events must be READ, WRITE or READ | WRITE, not a number so large; stop() ends a watcher")
+    if not C_READ <= value <= C_READ | C_WRITE:
+        raise ValueError(f"events must be READ, WRITE or READ | WRITE, not {value}; stop() ends a watcher")
+    return <int>value
 
 
-cdef class Started(Due):
+cdef class WatchHandle(Runnable):
 
-    def __cinit__(self):
-        check_making(self)
-
-    cdef void join(self) noexcept:
-        self.following = self.scope.first
-        if self.following is not None:
-            self.following.previous = self
-        self.scope.first = self
-
-    cdef void leave(self) noexcept:
-        if self.previous is None:
-            self.scope.first = self.following
-        else:
-            self.previous.following = self.following
-        if self.following is not None:
-            self.following.previous = self.previous
-        self.previous = None
-        self.following = None
-
-    cdef bint halt(self) noexcept:
-        """Stop. Whether it was active. The loop's thread, or while the loop closes."""
-        return False
+    cdef int check_lifetime(self, str what) except -1:
+        if self.lifetime is None:
+            raise MqError(f"{what}: the garbage collector has let go of this already")
+        return self.lifetime.check_open(what)
 
     cdef void returned(self, PyObject *result) noexcept:
         """The callback returned, or with NULL raised."""
+        cdef PyObject *error
         if result == NULL:
-            self.scope.callback_raised(what_was_raised())
+            error = take_error()
+            self.lifetime.callback_raised(<object>error)
+            Py_DECREF(<object>error)
         else:
             Py_DECREF(<object>result)
 
     def stop(self):
         """Stop it, also from inside its own callback. Returns whether it was active; once stopped, or after close(), this
         does nothing. Raises MqError on another thread than the dispatcher's."""
-        if not self.scope.owner.closed:
-            self.scope.owner.check("stop()")
-        return self.halt()
+        if self.lifetime is None:  # the garbage collector has let go of it
+            return False
+        if not self.lifetime.reactor.closed:
+            self.lifetime.reactor.check("stop()")
+        cdef bint ended = self.lifetime.over
+        return self.halt() and not ended
 
 
 # ----------------------------------------------------------------------------------------------------------------- Timer
 
 @cython.final
-cdef class Timer(Started):
+cdef class Timer(WatchHandle):
     """A one-shot timer, made by `context.start_timer` or `hold.start_timer`.
 
     May be kept as long as you like; outlives its dispatcher safely. Methods belong to the dispatcher's thread.
@@ -215,29 +201,26 @@ cdef class Timer(Started):
     # A running timer is kept alive by the loop, so the garbage collector could never free it: it need not look at it.
 
     cdef void start(self, double seconds) noexcept:
-        if self.node.next == NULL:
+        if not is_linked(&self.node.link):
             self.node.owner = <PyObject *>self
             Py_INCREF(self)
             PyObject_GC_UnTrack(self)
-            self.join()
-        self.scope.owner.start_node(&self.node, <uint64_t>(seconds * 1e9))
+            append(&self.lifetime.running, &self.sibling)
+        self.lifetime.reactor.start_node(&self.node, <uint64_t>(seconds * 1e9))
 
     cdef bint halt(self) noexcept:
-        if self.node.next == NULL:
+        if not is_linked(&self.node.link):
             return False
-        self.scope.owner.stop_node(&self.node)
-        self.leave()
+        self.lifetime.reactor.stop_node(&self.node)
+        unlink(&self.sibling)
         if Py_REFCNT(self) > 1:
             PyObject_GC_Track(self)
-        Py_DECREF(self)
+        Py_DECREF(self)  # the caller has a reference
         return True
 
-    cdef void loop_closes(self) noexcept:
+    cdef void run(self) noexcept:
         self.halt()
-
-    cdef void in_turn(self) noexcept:
-        self.halt()
-        if not self.scope.over:
+        if not self.lifetime.over:
             self.returned(PyObject_Call(<PyObject *>self.callback, <PyObject *>self.args, NULL))
 
     def reset(self, seconds):
@@ -246,16 +229,17 @@ cdef class Timer(Started):
         Raises ValueError, DispatcherClosed, MqError and NotHeld as `start_timer` does.
         """
         cdef double delay = as_seconds(seconds)
-        self.scope.check_open("reset()")
+        self.check_lifetime("reset()")
         self.start(delay)
 
     def __repr__(self):
-        return f"<mqcore.Timer {'running' if self.node.next != NULL else 'stopped'}, calls {self.callback!r}>"
+        return f"<mqcore.Timer {'running' if is_linked(&self.node.link) and not self.lifetime.over else 'stopped'}, calls {self.callback!r}>"
 
 
 # --------------------------------------------------------------------------------------------------------------- Watcher
 
-cdef class Watcher(Started):
+@cython.final
+cdef class Watcher(WatchHandle):
     """Watches an fd; made by `context.watch` or `hold.watch`. Methods belong to the dispatcher's thread.
 
     `fd`: int. `error`: None, or the OSError that ended it: EBADF because the fd had been closed, EEXIST because asyncio took
@@ -263,41 +247,42 @@ cdef class Watcher(Started):
     """
 
     cdef bint halt(self) noexcept:
-        if not remove_watch(&self.scope.owner.state, &self.watch):
+        if not remove_watch(&self.lifetime.reactor.state, &self.watch):
             return False
-        self.leave()
-        Py_DECREF(self)
+        unlink(&self.sibling)
+        Py_DECREF(self)  # the caller has a reference
         return True
 
-    cdef void loop_closes(self) noexcept:
-        self.halt()
-
-    cdef void in_turn(self) noexcept:
+    cdef void run(self) noexcept:
         # One that was called before it may have changed what it waits for.
         cdef int events = self.watch.came & self.watch.wanted
         cdef int lost = self.watch.lost
+        cdef PyObject *error
         self.watch.came = 0
         if lost:
             self.halt()
-            self.error = lost_while_watched(self.fd, lost)
+            if (<lose_function>lost_watcher)(self, lost) < 0:
+                error = take_error()
+                self.lifetime.callback_raised(<object>error)
+                Py_DECREF(<object>error)
             self.call(0)
         elif events:
             self.call(events)
 
     cdef void call(self, int events) noexcept:
         cdef PyObject *space[3 + FEW_ARGUMENTS]
-        cdef Py_ssize_t count = tuple_size(self.args)
+        cdef PyObject *args = <PyObject *>self.args
+        cdef Py_ssize_t count = tuple_size(args)
         cdef Py_ssize_t index
-        if self.scope.over:
+        if self.lifetime.over:
             return
         if count > FEW_ARGUMENTS:
-            args = (self, events, *self.args)
-            self.returned(PyObject_Call(<PyObject *>self.callback, <PyObject *>args, NULL))
+            self.returned(call_with_many(self, events))
             return
         space[1] = <PyObject *>self
-        space[2] = tuple_item(NUMBERS, events)
+        space[2] = tuple_item(<PyObject *>NUMBERS, events)
         for index in range(count):
-            space[3 + index] = tuple_item(self.args, index)
+            space[3 + index] = tuple_item(args, index)
         self.returned(call_function(<PyObject *>self.callback, space + 1, 2 + count))
 
     @property
@@ -310,7 +295,7 @@ cdef class Watcher(Started):
     @events.setter
     def events(self, events):
         cdef int wanted = as_events(events)
-        self.scope.check_open("setting events")
+        self.check_lifetime("setting events")
         if not is_active(&self.watch):
             raise MqError(f"the watcher of fd {self.fd} is stopped; watch() makes a new one")
         cdef int failed = change_watch(&self.watch, wanted)
@@ -319,6 +304,33 @@ cdef class Watcher(Started):
 
     def __repr__(self):
         return f"<mqcore.Watcher fd={self.fd} {'active' if is_active(&self.watch) else 'stopped'}>"
+
+
+cdef PyObject *call_with_many(Watcher watcher, int events) noexcept:
+    """Call the callback, with a tuple of its own: the result, or NULL when it raised."""
+    cdef PyObject *args = PyTuple_New(2 + tuple_size(<PyObject *>watcher.args))
+    cdef PyObject *result
+    cdef Py_ssize_t index
+    if args == NULL:
+        return NULL
+    Py_INCREF(watcher)
+    PyTuple_SET_ITEM(args, 0, watcher)
+    set_from(args, 1, tuple_item(<PyObject *>NUMBERS, events))
+    for index in range(tuple_size(<PyObject *>watcher.args)):
+        set_from(args, 2 + index, tuple_item(<PyObject *>watcher.args, index))
+    result = PyObject_Call(<PyObject *>watcher.callback, args, NULL)
+    Py_DECREF(<object>args)
+    return result
+
+
+cdef void set_from(PyObject *args, Py_ssize_t index, PyObject *value) noexcept:
+    Py_INCREF(<object>value)
+    PyTuple_SET_ITEM(args, index, <object>value)
+
+
+cdef int lost_watcher(Watcher watcher, int code) except -1:
+    watcher.error = lost_while_watched(watcher.fd, code)
+    return 0
 
 
 cdef object lost_while_watched(int fd, int code):
@@ -336,3 +348,9 @@ cdef object cannot_watch(int fd, int code):
     if code == errno.EPERM:
         return OSError(code, f"fd {fd} cannot be watched: a file or folder is always ready")
     return OSError(code, f"fd {fd} cannot be watched: {os.strerror(code)}")
+
+
+seal_base(Lifetime)
+seal_base(WatchHandle)
+seal(Timer)
+seal(Watcher)

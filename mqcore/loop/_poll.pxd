@@ -1,12 +1,15 @@
 # The polls of a loop: one uv_poll_t for each fd that is watched, shared by all who watch it.
 
-from ._reactor cimport LoopState, Watch
+from ._list cimport is_linked
+from ._state cimport LoopState, Watch
 
 cdef enum:      # libuv's UV_READABLE and UV_WRITABLE
     C_READ = 1
     C_WRITE = 2
 
-cdef void look_after_polls(LoopState *state) noexcept nogil
+cdef void open_polls(LoopState *state) noexcept nogil
+cdef void close_polls(LoopState *state) noexcept nogil
+cdef Watch *any_watch(LoopState *state) noexcept nogil
 cdef int add_watch(LoopState *state, Watch *watch, int fd, int wanted) noexcept nogil
 cdef int change_watch(Watch *watch, int wanted) noexcept nogil
 cdef bint remove_watch(LoopState *state, Watch *watch) noexcept nogil

@@ -18,9 +18,10 @@ from libc.stdlib cimport free, realloc
 from posix.stat cimport fstat, struct_stat
 
 from ._libuv cimport UV_POLL, LibUV, uv_handle_t
-from ._reactor cimport (
-    Handle, Loop, LoopState, Watch, ask_for_turn, close_handle, free_if_unlisted, header_of, new_handle, opened, stir,
-    take_started, unlink_ready, uv_of)
+from ._list cimport Link, after, append, first, init_list, is_empty, is_linked, unlink
+from ._state cimport (
+    Handle, LoopState, Watch, close_handle, first_ready, free_if_unlisted, header_of, new_handle, opened, request_nogil_tick,
+    request_tick, unlink_ready, uv_of)
 
 
 # --------------------------------------------------------------------------------------------------------------- Watches
@@ -43,13 +44,9 @@ cdef int add_watch(LoopState *state, Watch *watch, int fd, int wanted) noexcept 
     watch.came = 0
     watch.lost = 0
     watch.poll = poll
-    watch.next = NULL
-    watch.previous = poll.last
-    if poll.last == NULL:
-        poll.first = watch
-    else:
-        poll.last.next = watch
-    poll.last = watch
+    watch.ready.next = NULL
+    append(&poll.watches, &watch.link)
+    count_wanted(poll, wanted, 1)
     failed = update(poll)
     if failed < 0:
         remove_watch(state, watch)
@@ -58,19 +55,24 @@ cdef int add_watch(LoopState *state, Watch *watch, int fd, int wanted) noexcept 
 
 cdef int change_watch(Watch *watch, int wanted) noexcept nogil:
     """Watch for other events. 0, or libuv's error."""
+    cdef int before = watch.wanted
     watch.wanted = wanted
-    return -watch.lost if watch.poll == NULL else update(watch.poll)
+    if watch.poll == NULL:
+        return -watch.lost
+    count_wanted(watch.poll, before, -1)
+    count_wanted(watch.poll, wanted, 1)
+    return update(watch.poll)
 
 
 cdef bint remove_watch(LoopState *state, Watch *watch) noexcept nogil:
     """It does not become ready any more. Whether it was active."""
     cdef Handle *poll = watch.poll
     cdef bint active = is_active(watch)
-    if watch.ready:
+    if is_linked(&watch.ready):
         unlink_ready(state, watch)
     watch.lost = 0
     if poll != NULL:
-        unlink(poll, watch)
+        leave_poll(watch)
         update_or_lose(poll)
     return active
 
@@ -80,39 +82,34 @@ cdef bint is_active(Watch *watch) noexcept nogil:
     return watch.poll != NULL or watch.lost != 0
 
 
-cdef void unlink(Handle *poll, Watch *watch) noexcept nogil:
-    if watch.previous == NULL:
-        poll.first = watch.next
-    else:
-        watch.previous.next = watch.next
-    if watch.next == NULL:
-        poll.last = watch.previous
-    else:
-        watch.next.previous = watch.previous
+cdef void leave_poll(Watch *watch) noexcept nogil:
+    unlink(&watch.link)
+    count_wanted(watch.poll, watch.wanted, -1)
     watch.poll = NULL
+
+
+cdef void count_wanted(Handle *poll, int wanted, int change) noexcept nogil:
+    if wanted & C_READ:
+        poll.readers += change
+    if wanted & C_WRITE:
+        poll.writers += change
+
+
+cdef Watch *watch_at(Link *link) noexcept nogil:
+    return <Watch *>(<char *>link - <size_t>&(<Watch *>NULL).link)
 
 
 # ----------------------------------------------------------------------------------------------------------------- Ready
 
 cdef void make_ready(LoopState *state, Watch *watch) noexcept nogil:
-    cdef Watch **first = &state.ready[watch.bare]
-    if watch.ready:
+    if is_linked(&watch.ready):
         return
-    watch.ready = True
-    state.ready_count[watch.bare] += 1
-    if first[0] == NULL:
-        first[0] = watch
-        watch.next_ready = watch
-        watch.previous_ready = watch
+    append(&state.ready[watch.is_nogil], &watch.ready)
+    state.ready_count[watch.is_nogil] += 1
+    if watch.is_nogil:
+        request_nogil_tick(state)
     else:
-        watch.next_ready = first[0]
-        watch.previous_ready = first[0].previous_ready
-        first[0].previous_ready.next_ready = watch
-        first[0].previous_ready = watch
-    if watch.bare:
-        stir(state)
-    else:
-        ask_for_turn(state)
+        request_tick(state)
 
 
 # --------------------------------------------------------------------------------------------------------------- Polls
@@ -130,7 +127,7 @@ cdef Handle *open_poll(LoopState *state, int fd, int *failed) noexcept nogil:
     if fd < 0 or fstat(fd, &status) != 0:
         return NULL
     failed[0] = -EEXIST
-    if not (<Loop>state.owner).sees_double_polls and is_polled(state, fd):
+    if not state.sees_double_polls and is_polled(state, fd):
         return NULL
     failed[0] = -ENOMEM
     if fd < state.poll_places or add_places(state, fd):
@@ -142,6 +139,7 @@ cdef Handle *open_poll(LoopState *state, int fd, int *failed) noexcept nogil:
         free(poll)
         return NULL
     opened(state)
+    init_list(&poll.watches)
     poll.fd = fd
     poll.device = status.st_dev
     poll.inode = status.st_ino
@@ -189,16 +187,12 @@ cdef bint add_places(LoopState *state, int fd) noexcept nogil:
 cdef int update(Handle *poll) noexcept nogil:
     """Let libuv watch for what the watches want together, or close the poll when there are none. 0, or libuv's error."""
     cdef LoopState *state = poll.loop
-    cdef Watch *watch = poll.first
-    cdef int wanted = 0
+    cdef int wanted = (C_READ if poll.readers else 0) | (C_WRITE if poll.writers else 0)
     cdef int failed
-    while watch != NULL:
-        wanted |= watch.wanted
-        watch = watch.next
     if wanted == 0:
         close_poll(poll)
         return 0
-    if wanted == poll.wanted or (<Loop>state.owner).forked:
+    if wanted == poll.wanted or state.forked:
         return 0
     if not is_same_file(poll):
         lose(poll, EBADF)
@@ -207,25 +201,23 @@ cdef int update(Handle *poll) noexcept nogil:
     if failed < 0:
         return failed
     poll.wanted = wanted
-    if not poll.started:
-        poll.started = True
-        poll.next_started = state.first_started
-        state.first_started = poll
+    if not is_linked(&poll.started):
+        append(&state.started, &poll.started)
     return 0
 
 
 cdef void update_or_lose(Handle *poll) noexcept nogil:
     cdef int failed = update(poll)
-    if failed < 0 and poll.first != NULL:
+    if failed < 0 and not is_empty(&poll.watches):
         lose(poll, -failed)
 
 
 cdef void lose(Handle *poll, int error) noexcept nogil:
     """The fd cannot be polled any more: let go of it. Its watches are told in a turn."""
     cdef Watch *watch
-    while poll.first != NULL:
-        watch = poll.first
-        unlink(poll, watch)
+    while not is_empty(&poll.watches):
+        watch = watch_at(first(&poll.watches))
+        leave_poll(watch)
         watch.lost = error
         make_ready(poll.loop, watch)
     close_poll(poll)
@@ -236,7 +228,7 @@ cdef void close_poll(Handle *poll) noexcept nogil:
     cdef LoopState *state = poll.loop
     state.polls[poll.fd] = NULL
     poll.fd = -1
-    if not (<Loop>state.owner).forked:  # the epoll is the parent's
+    if not state.forked:  # the epoll is the parent's
         close_handle(poll)
 
 
@@ -249,7 +241,8 @@ cdef bint is_same_file(Handle *poll) noexcept nogil:
 
 cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil:
     cdef Handle *poll = header_of(uv_handle)
-    cdef Watch *watch = poll.first
+    cdef Link *link
+    cdef Watch *watch
     if status < 0:
         # libuv has stopped the poll: for EPOLLERR, which the watchers meet as readiness, or for a closed fd.
         if not is_same_file(poll):
@@ -257,16 +250,18 @@ cdef void on_poll(uv_handle_t *uv_handle, int status, int events) noexcept nogil
             return
         events = C_READ | C_WRITE
         poll.wanted = 0
-    while watch != NULL:
+    link = first(&poll.watches)
+    while link != NULL:
+        watch = watch_at(link)
         if watch.wanted & events:
             watch.came |= watch.wanted & events
             make_ready(poll.loop, watch)
-        watch = watch.next
+        link = after(&poll.watches, link)
     if status < 0:
         update_or_lose(poll)
 
 
-cdef void look_after_polls(LoopState *state) noexcept nogil:
+cdef void open_polls(LoopState *state) noexcept nogil:
     """Once, when the loop is attached: have polls looked at right before libuv polls.
 
     libuv runs the newest of its prepare handles first. So all that are started from now on run before this one, and may close
@@ -275,13 +270,36 @@ cdef void look_after_polls(LoopState *state) noexcept nogil:
     state.uv.prepare_start(uv_of(state.prepare), on_prepare)  # cannot fail
 
 
+cdef void close_polls(LoopState *state) noexcept nogil:
+    """Once, when nothing is watched any more."""
+    while not is_empty(&state.started):
+        take_started(state)
+
+
+cdef Watch *any_watch(LoopState *state) noexcept nogil:
+    """Some active watch whose owner needs the GIL, or NULL when there is none."""
+    cdef int fd
+    for fd in range(state.poll_places):
+        if state.polls[fd] != NULL:  # it is closed with its last watch
+            return watch_at(first(&state.polls[fd].watches))
+    return first_ready(state, False)  # what is lost
+
+
+cdef Handle *take_started(LoopState *state) noexcept nogil:
+    """The first of those that were started; NULL when it was closed meanwhile."""
+    cdef Handle *poll = <Handle *>(<char *>first(&state.started) - <size_t>&(<Handle *>NULL).started)
+    unlink(&poll.started)
+    if poll.closed:
+        free_if_unlisted(poll)
+        return NULL
+    return poll
+
+
 cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil:
     """Look at the polls that were started since libuv polled last."""
     cdef LoopState *state = header_of(uv_handle).loop
     cdef Handle *poll
-    while state.first_started != NULL:
+    while not is_empty(&state.started):
         poll = take_started(state)
-        if poll.closed:
-            free_if_unlisted(poll)
-        elif poll.fd >= 0 and not is_same_file(poll):
+        if poll != NULL and poll.fd >= 0 and not is_same_file(poll):
             lose(poll, EBADF)

@@ -1,121 +1,104 @@
-# The loop as a dispatcher sees it: what is ready, and the turns in which it is called.
+# The loop as a dispatcher sees it: the phases of a tick, timers, and what is posted, by any thread.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
-from posix.types cimport dev_t, ino_t
 
+from ._call cimport ends_program
 from ._libuv cimport Library, LibUV, uv_callback, uv_handle_t, uv_loop_t
+from ._list cimport Link, List
+from ._state cimport (
+    Handle, LoopState, Portion, Watch, arm, close_handle, first_ready, goes_on, header_of, new_handle, opened,
+    request_nogil_tick, request_tick, start_portion, unlink_ready, uv_of)
 from ._wheel cimport Node, Wheel
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
-cdef struct Handle:
-    # Stands before a libuv handle in one allocation, so that the handle's own `data` can stay NULL.
-    LoopState *loop
-    uint64_t due              # timers: when, in ns of uv_hrtime(); 0: it is stopped
-    bint rung                 # timers: it has fired
-    bint closed               # its close callback has run
-    int fd                    # polls: -1 once closed
-    dev_t device              # polls: the file that the fd stood for when it was watched
-    ino_t inode
-    int wanted                # polls: the events that libuv watches for
-    bint started              # polls: is in the list of those to be looked at before libuv polls them
-    Handle *next_started
-    Watch *first              # polls: who watches the fd, in order
-    Watch *last
+cdef enum Phase:
+    # Of a tick, in the order in which they run.
+    NATIVE_PHASE            # native plugins: watchers, timers, give-backs; without the GIL, and first
+    POSTED_PHASE            # tasks that were posted, by any thread
+    IO_PHASE                # watchers that are ready
+    TIMER_PHASE             # timers that are due
+    TIMEOUT_PHASE           # holds that are over their timeout
+    RESUME_PHASE            # messages that were given back
+    STOP_PHASE              # timers and watchers of lifetimes that are over
+    SWEEP_PHASE             # contexts of replaced plugins, and whatever else waits to be dropped
+    PHASES
 
-cdef struct Watch:
-    # Somebody who watches an fd, together with others: see _poll.
-    Handle *poll              # NULL: it is not watched, or the fd was lost
-    Watch *next               # of the same poll
-    Watch *previous
-    Watch *next_ready         # in the ring of what is ready
-    Watch *previous_ready
-    PyObject *owner           # borrowed: the Watcher
-    int wanted                # the events that it waits for
-    int came                  # those that came
-    int lost                  # 0, or the error for which the fd cannot be watched any more: to be told
-    bint ready                # is in the ring
-    bint bare                 # its owner needs no GIL
+# Each runs for a portion (see Portion), and says whether there is more for another tick.
+ctypedef bint (*phase_function)(void *owner) noexcept
+ctypedef bint (*nogil_phase_function)(void *owner) noexcept nogil
 
-cdef struct LoopState:
-    # What libuv's callbacks touch, without the GIL and on the loop's thread only.
-    PyObject *owner           # borrowed: the Loop, which outlives its handles
-    LibUV *uv
-    uv_loop_t *pointer
-    Handle *idle
-    Handle *prepare
-    Handle *alarm             # a timer, for the next turn of the wheel
-    Handle **polls            # by fd
-    int poll_places
-    Handle *first_started     # polls
-    Watch *ready[2]           # first of each ring: of those whose owner needs the GIL, and of the bare ones
-    size_t ready_count[2]
-    size_t open_handles
-    bint awake                # `idle` is active: a turn will come
-    bint asked                # another turn was asked for since this one began
-    bint gil_needed           # and there is something in it that needs the GIL; atomic
+cdef struct PhaseRow:
+    phase_function function         # NULL: there is nothing to do in this phase
+    void *owner
 
-cdef class Due:
-    """Something to be done in a turn."""
-    cdef void in_turn(self) noexcept
+cdef class Task:
+    """An object that can be posted: to post it allocates nothing, and while it is posted to post it again does nothing."""
+    cdef Link posted
+
+    cdef void run_posted(self) noexcept
     cdef void loop_closes(self) noexcept
 
-cdef class Loop:
-    cdef readonly object loop           # the uvloop.Loop or pyuv.Loop
+cdef class Runnable:
+    """What the loop keeps for a lifetime: a timer that runs, or a watcher."""
+    cdef Link sibling               # in the lifetime's list, or in that of what is to be stopped
+
+    cdef void run(self) noexcept
+    cdef bint halt(self) noexcept
+
+cdef class Reactor:
+    cdef readonly object loop       # the uvloop.Loop or pyuv.Loop; None before open()
     cdef Library library
     cdef LoopState state
-    cdef unsigned long thread           # that of the loop; 0 once closed or forked, so that one comparison tells all
+    cdef unsigned long thread       # of the loop; 0 before open(), once closed or forked: one comparison tells all
     cdef bint closed
     cdef bint forked
-    cdef bint sees_double_polls         # its libuv does
-    cdef bint busy                      # keeps the loop running (libuv: `waker` is referenced)
-    cdef Handle *waker                  # uv_async_t: a turn asked for by another thread
-    cdef Wheel wheel                    # the timers that run
-    cdef bint (*bare_turn)(Loop) noexcept nogil  # of _bare; NULL when there are no native plugins
+    cdef object keeper              # the Dispatcher, kept alive from open() to the last close callback
+    cdef object escaped             # a KeyboardInterrupt or SystemExit that has not left through the loop yet
+    cdef bint escaping              # it has to be tried again
+    cdef PhaseRow phases[PHASES]    # that of NATIVE_PHASE has the next two in its place
+    cdef nogil_phase_function run_nogil
+    cdef void *nogil_owner
+    cdef bint (*has_pending)(void *) noexcept nogil
+    cdef void (*stop_when_idle)(void *) noexcept nogil
+    cdef void *idle_owner
+    cdef bint is_open               # its handles are: from open() to close()
+    cdef bint busy                  # keeps the loop running (libuv: `waker` is referenced)
+    cdef Handle *waker              # uv_async_t: a tick requested by another thread
+    cdef Wheel wheel                # the timers that run
     cdef size_t running_timers
-    cdef list due                       # what was given to `soon`
-    cdef object escaped                 # a KeyboardInterrupt or SystemExit that pyuv would swallow
-    cdef object __weakref__
+    cdef List posted                # owned Tasks
+    cdef size_t posted_count
+    cdef List stopping              # owned Runnables
+    cdef Link neighbours            # in the list of all that are open
 
-    cdef int open_loop(self, object loop) except -1
-    cdef int close_loop(self) except -1
+    cdef void set_phase(self, int phase, phase_function function, void *owner) noexcept
+    cdef void set_nogil_phase(self, nogil_phase_function function, void *owner) noexcept
+    cdef void set_idle(self, bint (*has_pending)(void *) noexcept nogil, void (*stop_when_idle)(void *) noexcept nogil,
+                       void *owner) noexcept
+    cdef int open(self, object loop, object keeper) except -1
+    cdef int attach(self, object keeper) except -1
+    cdef void stop_all(self) noexcept
+    cdef void close(self) noexcept
     cdef int check(self, str what) except -1
     cdef int refuse(self, str what) except -1
+    cdef void request_tick(self) noexcept nogil
     cdef void wake(self) noexcept nogil
-    cdef void soon(self, Due due) noexcept
+    cdef void post(self, Task task) noexcept
     cdef void set_busy(self, bint busy) noexcept nogil
-    cdef void turn(self) noexcept
-    cdef void drain(self) noexcept
-    cdef void come_to_rest(self) noexcept nogil
-    cdef bint engaged(self) noexcept nogil
-    cdef void rest(self) noexcept nogil
-    cdef void tell(self, object logger, int level, str text, tuple args, object error) noexcept
-    cdef void raised(self, object error, str where) noexcept
-    cdef void escape(self, object error) noexcept
-    cdef Handle *make_handle(self, int kind) except NULL
     cdef void start_node(self, Node *node, uint64_t delay) noexcept nogil
     cdef uint64_t tick_in(self, uint64_t delay) noexcept nogil
     cdef void stop_node(self, Node *node) noexcept nogil
     cdef void set_alarm(self, uint64_t tick) noexcept nogil
+    cdef void tick(self) noexcept
+    cdef void end_tick(self) noexcept nogil
+    cdef void log(self, object logger, int level, str text, tuple args, object error) noexcept
+    cdef void report(self, object error, str where) noexcept
+    cdef void raise_through_loop(self, object error) noexcept
+    cdef void report_failed(self, object error, str where) noexcept
+    cdef void keep_escaped(self, object error) noexcept
 
-cdef inline size_t header_size() noexcept nogil:
-    return (sizeof(Handle) + 15) & ~<size_t>15
-
-cdef inline uv_handle_t *uv_of(Handle *handle) noexcept nogil:
-    return <uv_handle_t *>(<char *>handle + header_size())
-
-cdef inline Handle *header_of(uv_handle_t *uv_handle) noexcept nogil:
-    return <Handle *>(<char *>uv_handle - header_size())
-
-cdef void arm(Handle *handle, uv_callback callback) noexcept nogil
-cdef void stir(LoopState *state) noexcept nogil
-cdef void ask_for_turn(LoopState *state) noexcept nogil
-cdef Handle *new_handle(LoopState *state, int kind) noexcept nogil
-cdef void opened(LoopState *state) noexcept nogil
-cdef void close_handle(Handle *handle) noexcept nogil
-cdef void free_if_unlisted(Handle *handle) noexcept nogil
-cdef Handle *take_started(LoopState *state) noexcept nogil
-cdef void unlink_ready(LoopState *state, Watch *watch) noexcept nogil
-cdef bint ends_program(object error) noexcept
+cdef list open_reactors()
+cdef Reactor new_reactor()

@@ -1,108 +1,77 @@
-"""The loop as a dispatcher sees it, and its turns, in which all that is ready is called.
+"""The loop as a dispatcher sees it, and its ticks, in which all that is ready is called.
 
 libuv calls back without the GIL. Its callbacks only note what is ready and start an idle handle; libuv runs idle handles
-once an iteration, before it polls, and the one here takes the GIL once and calls all that is ready: a *turn*. Whoever
-hands control back also only asks for a turn, so nothing ever runs nested. One timer of libuv's, the alarm, serves all
-timers: they wait in a wheel.
+once an iteration, before it polls, and the one here runs a *tick*: it goes through a table of phases. The first, native
+plugins, needs no GIL, which is only taken when another phase has something to do; then once, for all of them. Whoever hands
+control back also only requests a tick, so nothing ever runs nested. Each phase runs for 1 ms at most and goes on in the next
+tick, so that no plugin can starve the loop. One timer of libuv's, the alarm, serves all timers: they wait in a wheel.
 
-A turn begins with what needs no GIL: callbacks of native plugins, and native hooks (`bare_turn`). The GIL is only taken when
-something else is left to do.
-
-Everything here belongs to the loop's thread, except `Loop.wake` and `Loop.soon`, which any thread may call with the GIL.
+Everything here belongs to the loop's thread, except `wake` and `post`, which any thread may call with the GIL.
 """
 
 import asyncio
 import logging
 import os
-import weakref
 
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 
-from ._atomic cimport add, load_flag, store_flag
-from ._libuv cimport (
-    UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t)
-from ._wheel cimport DUE, DUE_BARE, Node, any_node, insert, next_tick, remove, turn_wheel
+from ._atomic cimport load_flag, store_flag
+from ._call cimport ends_program, take_error
+from ._libuv cimport UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t
+from ._list cimport after, append, first, init_list, is_empty, is_linked, unlink
+from ._poll cimport any_watch, close_polls, open_polls
+from ._state cimport NS_PER_MS
+from ._wheel cimport DUE, DUE_NOGIL, MOVING, Node, any_node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
 
 from ..errors import DispatcherClosed, MqError
+from ._state import handles  # noqa: F401
 
-cdef enum:
-    NS_PER_MS = 1_000_000
+cdef extern from "Python.h":
+    void PySys_WriteStderr(const char *, ...)
+    ctypedef struct TypeName "PyTypeObject":
+        const char *tp_name
+
+ctypedef int (*log_function)(object, int, str, tuple, object) noexcept
+ctypedef int (*telling_function)(Reactor, object, str) noexcept
+ctypedef int (*escape_function)(Reactor, object) noexcept
 
 log = logging.getLogger("mqcore")
 
-cdef int handles_made = 0   # atomic
-cdef int handles_freed = 0
-loops = weakref.WeakSet()  # those that are open, for the child of a fork
+cdef List reactors  # those that are open; with the GIL
+init_list(&reactors)
 
 
-def handles():
-    """How many libuv handles this process has made and freed: `(made, freed)`. Equal when every dispatcher is closed and
-    its loop has run once more. For tests; any thread."""
-    return handles_made, handles_freed
+cdef list open_reactors():
+    """All that are open, in this process. Each has a Dispatcher as its `keeper`."""
+    cdef list found = []
+    cdef Link *link = first(&reactors)
+    while link != NULL:
+        found.append(reactor_of(link))
+        link = after(&reactors, link)
+    return found
+
+
+cdef Reactor reactor_of(Link *neighbours):
+    return <Reactor><PyObject *>(<char *>neighbours - <size_t>&(<Reactor><PyObject *>NULL).neighbours)
 
 
 def after_fork_in_child():
     # The child shares the parent's epoll: whatever it told libuv, the parent would feel.
-    for loop in list(loops):
-        (<Loop>loop).thread = 0
-        (<Loop>loop).forked = True
+    cdef Reactor reactor
+    for reactor in open_reactors():
+        reactor.thread = 0
+        reactor.forked = True
+        reactor.state.forked = True
 
 
 os.register_at_fork(after_in_child=after_fork_in_child)
 
 
 # ---------------------------------------------------------------------------------------------------------- libuv's side
-
-cdef void ask_for_turn(LoopState *state) noexcept nogil:
-    store_flag(&state.gil_needed, True)
-    stir(state)
-
-
-cdef void stir(LoopState *state) noexcept nogil:
-    """Ask for a turn, in which there may be nothing to do that needs the GIL."""
-    state.asked = True
-    if not state.awake:
-        state.awake = True
-        state.uv.idle_start(uv_of(state.idle), on_idle)  # cannot fail: there is a callback
-
-
-cdef void unlink_ready(LoopState *state, Watch *watch) noexcept nogil:
-    """Take `watch` out of the ring of what is ready."""
-    cdef Watch **first = &state.ready[watch.bare]
-    watch.ready = False
-    state.ready_count[watch.bare] -= 1
-    if watch.next_ready == watch:
-        first[0] = NULL
-        return
-    watch.next_ready.previous_ready = watch.previous_ready
-    watch.previous_ready.next_ready = watch.next_ready
-    if first[0] == watch:
-        first[0] = watch.next_ready
-
-
-cdef Handle *take_started(LoopState *state) noexcept nogil:
-    cdef Handle *handle = state.first_started
-    state.first_started = handle.next_started
-    handle.started = False
-    return handle
-
-
-cdef void arm(Handle *handle, uv_callback callback) noexcept nogil:
-    """Start a timer for `handle.due`.
-
-    libuv adds the timeout to the loop's own time, which is in whole ms and as old as the loop's last look at the clock.
-    Both count from the same start as uv_hrtime(), so the due time, rounded up, less the loop's time can be late but not
-    early.
-    """
-    cdef LibUV *lib = handle.loop.uv
-    cdef uint64_t due = (handle.due + NS_PER_MS - 1) // NS_PER_MS
-    cdef uint64_t now = lib.now(handle.loop.pointer)
-    lib.timer_start(uv_of(handle), callback, due - now if due > now else 0, 0)  # cannot fail: open, with a callback
-
 
 cdef void on_alarm(uv_handle_t *uv_handle) noexcept nogil:
     cdef Handle *handle = header_of(uv_handle)
@@ -111,176 +80,277 @@ cdef void on_alarm(uv_handle_t *uv_handle) noexcept nogil:
     else:
         handle.due = 0
         handle.rung = True
-        stir(handle.loop)
+        request_nogil_tick(handle.loop)
 
 
 cdef void on_async(uv_handle_t *uv_handle) noexcept nogil:
-    stir(header_of(uv_handle).loop)
+    request_nogil_tick(header_of(uv_handle).loop)
 
 
 @cython.nonecheck(False)
 cdef void on_idle(uv_handle_t *uv_handle) noexcept nogil:
+    """A tick."""
     cdef LoopState *state = header_of(uv_handle).loop
     cdef bint more = False
     state.asked = False
     if state.alarm.rung:
-        state.alarm.rung = False
-        turn_wheel(&(<Loop>state.owner).wheel, state.uv.hrtime() // NS_PER_MS)
-        if (<Loop>state.owner).wheel.due:
+        # What becomes due later rings again, but for what had to wait since too much was to move.
+        state.alarm.rung = not turn_wheel(&(<Reactor>state.owner).wheel, state.uv.hrtime() // NS_PER_MS)
+        more = state.alarm.rung
+        if (<Reactor>state.owner).wheel.due:
             store_flag(&state.gil_needed, True)
-    if (<Loop>state.owner).bare_turn != NULL:
-        if (<Loop>state.owner).thread == PyThread_get_thread_ident():
-            more = (<Loop>state.owner).bare_turn(<Loop>state.owner)
+    if (<Reactor>state.owner).run_nogil != NULL:
+        if (<Reactor>state.owner).thread == PyThread_get_thread_ident():
+            more |= (<Reactor>state.owner).run_nogil((<Reactor>state.owner).nogil_owner)
         else:
-            more = True  # in the next turn, as this one learns that another thread runs the loop
+            more = True  # in the next tick, as this one learns that another thread runs the loop
             store_flag(&state.gil_needed, True)
     if load_flag(&state.gil_needed):
-        turn_with_gil(state)
-    elif (<Loop>state.owner).thread != 0:
-        (<Loop>state.owner).come_to_rest()
-    if more and (<Loop>state.owner).thread != 0:
-        stir(state)
+        tick_with_gil(state)
+    elif (<Reactor>state.owner).thread != 0:
+        (<Reactor>state.owner).end_tick()
+    if more and (<Reactor>state.owner).thread != 0:
+        request_nogil_tick(state)
 
 
-cdef void turn_with_gil(LoopState *state) noexcept with gil:
-    cdef Loop loop = <Loop>state.owner
-    loop.turn()
+cdef void tick_with_gil(LoopState *state) noexcept with gil:
+    cdef Reactor reactor = <Reactor>state.owner
+    reactor.tick()
 
 
-cdef void on_closed(uv_handle_t *uv_handle) noexcept nogil:
-    cdef Handle *handle = header_of(uv_handle)
-    cdef LoopState *state = handle.loop
-    add(&handles_freed, 1)
-    state.open_handles -= 1
-    handle.closed = True
-    free_if_unlisted(handle)
-    if state.open_handles == 0:
-        let_loop_go(state)
+cdef void all_closed(LoopState *state) noexcept with gil:
+    """The last close callback: libuv knows nothing of the reactor any more."""
+    cdef Reactor reactor = <Reactor>state.owner
+    keeper = reactor.keeper
+    reactor.keeper = None
+    Py_DECREF(reactor)  # the reference that open() took
 
 
-cdef void let_loop_go(LoopState *state) noexcept with gil:
-    Py_DECREF(<Loop>state.owner)  # the reference that open_loop() took
+# --------------------------------------------------------------------------------------------------------------- Phases
+
+cdef bint run_posted(void *owner) noexcept:
+    cdef Reactor reactor = <Reactor>owner
+    cdef Portion portion = start_portion(reactor.state.uv)
+    cdef size_t count = reactor.posted_count  # what is posted meanwhile has the next tick
+    cdef Task task
+    while count > 0 and reactor.posted_count > 0 and goes_on(&portion) and reactor.thread != 0:
+        count -= 1
+        task = <Task>posted_at(first(&reactor.posted))
+        take_posted(reactor, task)
+        task.run_posted()
+    return reactor.posted_count > 0
 
 
-# --------------------------------------------------------------------------------------------------------------- Handles
-
-cdef Handle *new_handle(LoopState *state, int kind) noexcept nogil:
-    """A handle that is not initialised yet; NULL when there is no memory."""
-    cdef Handle *handle = <Handle *>calloc(1, header_size() + state.uv.handle_size(kind))
-    if handle != NULL:
-        handle.loop = state
-    return handle
+cdef PyObject *posted_at(Link *posted) noexcept:
+    return <PyObject *>(<char *>posted - <size_t>&(<Task><PyObject *>NULL).posted)
 
 
-cdef void opened(LoopState *state) noexcept nogil:
-    """It was initialised: it has to be closed."""
-    add(&handles_made, 1)
-    state.open_handles += 1
+cdef void take_posted(Reactor reactor, Task task) noexcept:
+    """Out of the list, which had a reference. The caller has one, too."""
+    unlink(&task.posted)
+    reactor.posted_count -= 1
+    Py_DECREF(task)
 
 
-cdef void close_handle(Handle *handle) noexcept nogil:
-    """Its memory goes with its close callback."""
-    handle.loop.uv.close(uv_of(handle), on_closed)
+cdef bint run_ready(void *owner) noexcept:
+    cdef Reactor reactor = <Reactor>owner
+    cdef Portion portion = start_portion(reactor.state.uv)
+    cdef size_t count = reactor.state.ready_count[False]  # what becomes ready meanwhile has the next tick
+    cdef Watch *watch
+    cdef Runnable watcher
+    while count > 0 and reactor.state.ready_count[False] > 0 and goes_on(&portion) and reactor.thread != 0:
+        count -= 1
+        watch = first_ready(&reactor.state, False)
+        watcher = <Runnable>watch.owner
+        unlink_ready(&reactor.state, watch)
+        watcher.run()
+    return reactor.state.ready_count[False] > 0
 
 
-cdef void free_if_unlisted(Handle *handle) noexcept nogil:
-    if not handle.started:
-        free(handle)
+cdef bint run_due(void *owner) noexcept:
+    cdef Reactor reactor = <Reactor>owner
+    cdef Portion portion = start_portion(reactor.state.uv)
+    cdef size_t count = reactor.wheel.due  # what becomes due meanwhile has the next tick
+    cdef Runnable timer
+    while count > 0 and reactor.wheel.due > 0 and goes_on(&portion) and reactor.thread != 0:
+        count -= 1
+        timer = <Runnable>first_due(&reactor.wheel, DUE).owner
+        timer.run()
+    return reactor.wheel.due > 0
 
 
-# ------------------------------------------------------------------------------------------------------------------ Loop
+cdef bint stop_ended(void *owner) noexcept:
+    """Stop and drop timers and watchers of lifetimes that are over."""
+    cdef Reactor reactor = <Reactor>owner
+    cdef Portion portion = start_portion(reactor.state.uv)
+    cdef Runnable each
+    while not is_empty(&reactor.stopping) and goes_on(&portion) and reactor.thread != 0:
+        each = <Runnable>runnable_at(first(&reactor.stopping))
+        each.halt()
+    return not is_empty(&reactor.stopping)
 
-cdef class Due:
 
-    cdef void in_turn(self) noexcept:
-        """Its turn has come: it was given to `soon`, its fd is ready, or its time has come."""
+cdef PyObject *runnable_at(Link *sibling) noexcept:
+    return <PyObject *>(<char *>sibling - <size_t>&(<Runnable><PyObject *>NULL).sibling)
+
+
+# --------------------------------------------------------------------------------------------------------------- Reactor
+
+cdef class Task:
+
+    cdef void run_posted(self) noexcept:
+        """Its tick has come."""
 
     cdef void loop_closes(self) noexcept:
-        """The loop closes: stop."""
+        """The loop closes, or is closed: it will not be run."""
 
 
-cdef class Loop:
-    """A borrowed libuv loop, and the turns on it. The base of the dispatcher."""
+cdef class Runnable:
 
-    cdef int open_loop(self, object loop) except -1:
-        """Attach to `loop`. Keeps itself, and so the loop, alive until close_loop() and the close callbacks after it."""
-        self.library = library_of(loop)
-        self.loop = loop
-        self.sees_double_polls = self.library.owner != "pyuv"
+    cdef void run(self) noexcept:
+        """Its fd is ready, or its time has come."""
+
+    cdef bint halt(self) noexcept:
+        """Stop, and let go of the loop's reference. Whether it was active."""
+        return False
+
+
+@cython.final
+@cython.no_gc_clear  # what others find here is never None
+cdef class Reactor:
+    """A borrowed libuv loop, and the ticks on it. A dispatcher has one."""
+
+    def __cinit__(self):
         self.state.owner = <PyObject *>self
-        self.state.uv = &self.library.table
-        self.state.pointer = pointer_of(loop)
-        self.due = []
-        self.thread = PyThread_get_thread_ident()
-        cdef LibUV *lib = self.state.uv
-        self.waker = self.make_handle(UV_ASYNC)
-        cdef int failed = lib.async_init(self.state.pointer, uv_of(self.waker), on_async)
-        if failed < 0:  # the one that needs something of the system: an fd
-            free(self.waker)
-            raise OSError(-failed, f"libuv cannot make an async handle: {os.strerror(-failed)}")
-        opened(&self.state)
-        self.state.idle = self.make_handle(UV_IDLE)
-        lib.idle_init(self.state.pointer, uv_of(self.state.idle))  # cannot fail
-        opened(&self.state)
-        self.state.prepare = self.make_handle(UV_PREPARE)
-        lib.prepare_init(self.state.pointer, uv_of(self.state.prepare))  # cannot fail
-        opened(&self.state)
-        self.state.alarm = self.make_handle(UV_TIMER)
-        lib.timer_init(self.state.pointer, uv_of(self.state.alarm))  # cannot fail
-        opened(&self.state)
-        self.wheel.now = lib.hrtime() // NS_PER_MS
-        # These are no reason for the loop to go on; what is held and timers that run make the waker one.
-        lib.unref(uv_of(self.waker))
-        lib.unref(uv_of(self.state.prepare))
-        lib.unref(uv_of(self.state.alarm))
-        Py_INCREF(self)
-        loops.add(self)
-        self.wake()  # the first turn learns which thread runs the loop
-        return 0
-
-    cdef int close_loop(self) except -1:
-        """Stop all timers and watchers and close all handles. Their memory goes with their close callbacks."""
-        cdef Handle *handle
-        cdef Node *node
-        cdef Due due
-        self.closed = True
-        loops.discard(self)
-        self.thread = 0
-        if self.forked:
-            return 0
-        node = any_node(&self.wheel)
-        while node != NULL:
-            due = <Due>node.owner
-            due.loop_closes()
-            node = any_node(&self.wheel)
-        for place in range(self.state.poll_places):
-            while self.state.polls[place] != NULL:  # it is closed with its last watch
-                due = <Due>self.state.polls[place].first.owner
-                due.loop_closes()
-        while self.state.ready[0] != NULL:  # what is lost
-            due = <Due>self.state.ready[0].owner
-            due.loop_closes()
-        for due in self.due:
-            due.loop_closes()
-        self.due.clear()
-        while self.state.first_started != NULL:
-            handle = take_started(&self.state)
-            if handle.closed:
-                free_if_unlisted(handle)
-        close_handle(self.waker)
-        close_handle(self.state.idle)
-        close_handle(self.state.prepare)
-        close_handle(self.state.alarm)
-        return 0
+        self.state.on_idle = on_idle
+        self.state.all_closed = all_closed
+        init_list(&self.state.ready[False])
+        init_list(&self.state.ready[True])
+        init_list(&self.state.started)
+        init_list(&self.posted)
+        init_list(&self.stopping)
+        init_wheel(&self.wheel, 0)
+        self.set_phase(POSTED_PHASE, run_posted, <void *>self)
+        self.set_phase(IO_PHASE, run_ready, <void *>self)
+        self.set_phase(TIMER_PHASE, run_due, <void *>self)
+        self.set_phase(STOP_PHASE, stop_ended, <void *>self)
 
     def __dealloc__(self):
         free(self.state.polls)
 
-    cdef Handle *make_handle(self, int kind) except NULL:
-        cdef Handle *handle = new_handle(&self.state, kind)
-        if handle == NULL:
+    cdef void set_phase(self, int phase, phase_function function, void *owner) noexcept:
+        self.phases[phase].function = function
+        self.phases[phase].owner = owner
+
+    cdef void set_nogil_phase(self, nogil_phase_function function, void *owner) noexcept:
+        self.run_nogil = function
+        self.nogil_owner = owner
+
+    cdef void set_idle(self, bint (*has_pending)(void *) noexcept nogil, void (*stop_when_idle)(void *) noexcept nogil,
+                       void *owner) noexcept:
+        """`has_pending`: true while something pending must keep the loop alive. `stop_when_idle`: called when a tick leaves
+        nothing to do."""
+        self.has_pending = has_pending
+        self.stop_when_idle = stop_when_idle
+        self.idle_owner = owner
+
+    # -------------------------------------------------------------------------------------------------- opening, closing
+
+    cdef int open(self, object loop, object keeper) except -1:
+        """Attach to `loop`. Keeps itself, and `keeper`, alive until close() and the close callbacks after it. What raises
+        leaves nothing open."""
+        cdef Library library = library_of(loop)
+        cdef uv_loop_t *pointer = pointer_of(loop)
+        if library.owner == "uvloop" and loop.is_running() and asyncio._get_running_loop() is not loop:
+            raise MqError("the loop runs in another thread: make the dispatcher there, such as in a callback of the loop")
+        if self.is_open or self.closed:
+            raise MqError("the dispatcher has been initialised already")
+        self.library = library
+        self.loop = loop
+        self.state.uv = &library.table
+        self.state.pointer = pointer
+        self.state.sees_double_polls = library.owner != "pyuv"
+        try:
+            self.attach(keeper)
+        except BaseException:
+            free(self.waker)
+            free(self.state.idle)
+            free(self.state.prepare)
+            free(self.state.alarm)
+            self.loop = None
+            raise
+        return 0
+
+    cdef int attach(self, object keeper) except -1:
+        """Make the handles. What can fail comes first; from there on no Python code runs."""
+        cdef LibUV *uv = self.state.uv
+        self.waker = new_handle(&self.state, UV_ASYNC)
+        self.state.idle = new_handle(&self.state, UV_IDLE)
+        self.state.prepare = new_handle(&self.state, UV_PREPARE)
+        self.state.alarm = new_handle(&self.state, UV_TIMER)
+        if self.waker == NULL or self.state.idle == NULL or self.state.prepare == NULL or self.state.alarm == NULL:
             raise MemoryError()
-        return handle
+        cdef int failed = uv.async_init(self.state.pointer, uv_of(self.waker), on_async)
+        if failed < 0:  # it needs an fd
+            raise OSError(-failed, f"libuv cannot make an async handle: {os.strerror(-failed)}")
+        uv.idle_init(self.state.pointer, uv_of(self.state.idle))  # these cannot fail
+        uv.prepare_init(self.state.pointer, uv_of(self.state.prepare))
+        uv.timer_init(self.state.pointer, uv_of(self.state.alarm))
+        for failed in range(4):
+            opened(&self.state)
+        # Unref'd: only held messages and running timers keep the loop alive, and these do it by the waker.
+        uv.unref(uv_of(self.waker))
+        uv.unref(uv_of(self.state.prepare))
+        uv.unref(uv_of(self.state.alarm))
+        open_polls(&self.state)
+        self.wheel.now = uv.hrtime() // NS_PER_MS
+        self.keeper = keeper
+        self.is_open = True
+        self.thread = PyThread_get_thread_ident()
+        append(&reactors, &self.neighbours)
+        Py_INCREF(self)
+        self.wake()  # the first tick learns which thread runs the loop
+        return 0
+
+    cdef void stop_all(self) noexcept:
+        """Refuse everything from now on; stop all timers and watchers, and tell what was posted."""
+        cdef Node *node
+        cdef Watch *watch
+        cdef Runnable each
+        cdef Task task
+        self.closed = True
+        self.thread = 0
+        if self.forked or not self.is_open:
+            return
+        node = any_node(&self.wheel)
+        while node != NULL:
+            each = <Runnable>node.owner
+            each.halt()
+            node = any_node(&self.wheel)
+        watch = any_watch(&self.state)
+        while watch != NULL:
+            each = <Runnable>watch.owner
+            each.halt()
+            watch = any_watch(&self.state)
+        while self.posted_count > 0:
+            task = <Task>posted_at(first(&self.posted))
+            take_posted(self, task)
+            task.loop_closes()
+
+    cdef void close(self) noexcept:
+        """Stop all, and close the handles. Their memory goes with their close callbacks. More than once is fine."""
+        self.stop_all()
+        if not self.is_open:
+            return
+        self.is_open = False
+        unlink(&self.neighbours)
+        if self.forked:
+            return
+        close_polls(&self.state)
+        close_handle(self.waker)
+        close_handle(self.state.idle)
+        close_handle(self.state.prepare)
+        close_handle(self.state.alarm)
 
     # ------------------------------------------------------------------------------------------------------------- timers
 
@@ -288,18 +358,18 @@ cdef class Loop:
 
     @cython.nonecheck(False)
     cdef void start_node(self, Node *node, uint64_t delay) noexcept nogil:
-        """Have the owner of `node` called in the first turn that is no earlier than `delay` ns from now: with 0, the next."""
+        """Have the owner of `node` called in the first tick that is no earlier than `delay` ns from now: with 0, the next."""
         node.tick = self.tick_in(delay)
-        if node.next != NULL:
+        if is_linked(&node.link):
             remove(&self.wheel, node)
         else:
             self.running_timers += 1
             self.set_busy(True)
         insert(&self.wheel, node)
         if node.place == DUE:
-            ask_for_turn(&self.state)
-        elif node.place == DUE_BARE:
-            stir(&self.state)
+            request_tick(&self.state)
+        elif node.place == DUE_NOGIL:
+            request_nogil_tick(&self.state)
         elif self.state.alarm.due == 0 or node.tick * NS_PER_MS < self.state.alarm.due:
             self.set_alarm(node.tick)
 
@@ -307,7 +377,7 @@ cdef class Loop:
     cdef uint64_t tick_in(self, uint64_t delay) noexcept nogil:
         if delay:
             return (self.state.uv.hrtime() + delay + NS_PER_MS - 1) // NS_PER_MS
-        if self.running_timers == self.wheel.due + self.wheel.due_bare:
+        if self.running_timers == self.wheel.due + self.wheel.due_nogil:
             return self.wheel.now  # nothing else waits, so the time does not matter
         return self.state.uv.hrtime() // NS_PER_MS  # after those that are due by now
 
@@ -317,7 +387,7 @@ cdef class Loop:
         remove(&self.wheel, node)
         self.running_timers -= 1
         if self.running_timers == 0 and self.thread != 0:
-            stir(&self.state)  # to come to rest
+            request_nogil_tick(&self.state)  # to become idle
 
     cdef void set_alarm(self, uint64_t tick) noexcept nogil:
         self.state.alarm.due = tick * NS_PER_MS
@@ -337,23 +407,36 @@ cdef class Loop:
         if self.forked:
             raise MqError(f"{what}: this process was forked from the one that made the dispatcher, so only close() works "
                           f"here; make a new Dispatcher on a new loop")
+        if not self.is_open:
+            raise MqError(f"{what}: the dispatcher has not been initialised")
         if asyncio._get_running_loop() is self.loop:  # it was made, or has run, on another thread before
             self.thread = PyThread_get_thread_ident()
             return 0
         raise MqError(f"{what}: only the dispatcher's own thread may do this (thread {self.thread}, not "
                       f"{PyThread_get_thread_ident()}); giving back is what any thread may do")
 
+    cdef void request_tick(self) noexcept nogil:
+        """Ask for a tick. The loop's thread."""
+        request_tick(&self.state)
+
     cdef void wake(self) noexcept nogil:
-        """Ask for a turn. Any thread: with the GIL, which also keeps close_loop() away; without it on the loop's own."""
+        """Ask for a tick. Any thread: with the GIL, which also keeps close() away; without it on the loop's own."""
         if self.thread == PyThread_get_thread_ident():
-            ask_for_turn(&self.state)
-        elif not self.closed and not self.forked:
+            request_tick(&self.state)
+        elif self.is_open and not self.closed and not self.forked:
             store_flag(&self.state.gil_needed, True)
             self.state.uv.async_send(uv_of(self.waker))  # cannot fail: open
 
-    cdef void soon(self, Due due) noexcept:
-        """Have `due.in_turn()` called in a turn. Any thread, with the GIL."""
-        self.due.append(due)
+    cdef void post(self, Task task) noexcept:
+        """Have `task.run_posted()` called in a tick. Any thread, with the GIL."""
+        if is_linked(&task.posted):
+            return
+        if not self.is_open or self.closed or self.forked:
+            task.loop_closes()
+            return
+        Py_INCREF(task)
+        append(&self.posted, &task.posted)
+        self.posted_count += 1
         self.wake()
 
     cdef void set_busy(self, bint busy) noexcept nogil:
@@ -365,107 +448,147 @@ cdef class Loop:
         else:
             self.state.uv.unref(uv_of(self.waker))
 
-    # -------------------------------------------------------------------------------------------------------------- turns
+    # -------------------------------------------------------------------------------------------------------------- ticks
 
-    cdef void turn(self) noexcept:
-        """Call all that is ready, then drain the queue, as far as it lets itself be drained in one turn."""
-        cdef Due due
-        cdef size_t count = self.state.ready_count[0]  # what becomes ready meanwhile has the next turn
+    cdef void tick(self) noexcept:
+        """The phases that need the GIL."""
+        cdef PhaseRow *row
+        cdef bint more = False
+        cdef int phase
         if self.thread == 0:
             return
         self.thread = PyThread_get_thread_ident()
         self.state.asked = False
         store_flag(&self.state.gil_needed, False)
-        while self.due and self.thread != 0:
-            due = self.due.pop(0)
-            due.in_turn()
-        while count > 0 and self.state.ready[0] != NULL and self.thread != 0:
-            count -= 1
-            due = <Due>self.state.ready[0].owner
-            unlink_ready(&self.state, self.state.ready[0])
-            due.in_turn()
-        count = self.wheel.due
-        while count > 0 and self.wheel.due > 0 and self.thread != 0:
-            count -= 1
-            due = <Due>self.wheel.first[DUE].owner
-            due.in_turn()
-        if self.thread != 0:
-            self.drain()
-        if self.thread != 0:  # else closed, or in the child of a fork, by what was called
-            self.come_to_rest()
+        for phase in range(POSTED_PHASE, PHASES):
+            row = &self.phases[phase]
+            if row.function != NULL:
+                more |= row.function(row.owner)
+                if self.thread == 0:  # closed, or in the child of a fork, by what was called
+                    return
+        if self.escaping:
+            self.raise_through_loop(self.escaped)  # once more
+        if more:
+            request_tick(&self.state)
+        self.end_tick()
 
-    cdef void come_to_rest(self) noexcept nogil:
-        """The end of a turn: stop, unless another was asked for."""
+    cdef void end_tick(self) noexcept nogil:
+        """Stop, unless another tick was requested."""
         cdef uint64_t tick
         if self.state.alarm.due == 0 and next_tick(&self.wheel, &tick):
             self.set_alarm(tick)
-        if not self.state.asked:
-            self.state.awake = False
-            self.state.uv.idle_stop(uv_of(self.state.idle))  # cannot fail
-            self.rest()
-
-    cdef void drain(self) noexcept:
-        """What else there is to do in a turn; what is left for another turn, that asks for one. For the dispatcher to
-        override."""
-
-    cdef bint engaged(self) noexcept nogil:
-        """Whether it is waited for something that the loop has to go on for. For the dispatcher to extend."""
-        return self.running_timers > 0
-
-    cdef void rest(self) noexcept nogil:
-        """Called when a turn leaves nothing to do. For the dispatcher to extend."""
+        if self.state.asked:
+            return
+        self.state.awake = False
+        self.state.uv.idle_stop(uv_of(self.state.idle))  # cannot fail
         if self.running_timers == 0 and self.state.alarm.due:  # an idle dispatcher does not wake up
             self.state.alarm.due = 0
             self.state.uv.timer_stop(uv_of(self.state.alarm))  # cannot fail
-        if self.busy and not self.engaged():
+        if self.stop_when_idle != NULL:
+            self.stop_when_idle(self.idle_owner)
+        if self.busy and self.running_timers == 0 and (self.has_pending == NULL or not self.has_pending(self.idle_owner)):
             self.set_busy(False)
 
     # ------------------------------------------------------------------------------------------------------------- errors
 
-    cdef void tell(self, object logger, int level, str text, tuple args, object error) noexcept:
-        """Log, with the traceback of `error` unless it is None. A handler of logging that raises ends nothing here."""
-        try:
-            logger.log(level, text, *args, exc_info=error)
-        except BaseException as another:
-            self.raised(another, "a handler of logging")
+    # To tell of an error may fail in any way: see _call. What then goes wrong is told where that is possible, and in the
+    # end by one line on stderr. A KeyboardInterrupt or SystemExit that comes up meanwhile leaves through the loop.
 
-    cdef void raised(self, object error, str where) noexcept:
+    cdef void log(self, object logger, int level, str text, tuple args, object error) noexcept:
+        """Log, with the traceback of `error` unless it is None. A handler of logging that raises ends nothing here."""
+        cdef PyObject *another
+        if (<log_function>try_log)(logger, level, text, args, error) < 0:
+            another = take_error()
+            self.report(<object>another, "a handler of logging")
+            Py_DECREF(<object>another)
+
+    cdef void report(self, object error, str where) noexcept:
         """Give an error that no step can take to the loop's exception handler: `call_exception_handler` of asyncio,
         `excepthook` of pyuv."""
-        try:
-            if ends_program(error):
-                self.escape(error)
-            elif self.library.owner == "uvloop":
-                self.loop.call_exception_handler({"message": f"error in {where}", "exception": error})
-            elif self.loop.excepthook is not None:
-                self.loop.excepthook(type(error), error, error.__traceback__)
-            else:
-                log.error("error in %s", where, exc_info=error)
-        except BaseException as another:
-            log.error("error in the loop's exception handler, called for an error in %s", where, exc_info=another)
+        cdef PyObject *another
+        if ends_program(error):
+            self.raise_through_loop(error)
+        elif (<telling_function>try_report)(self, error, where) < 0:
+            another = take_error()
+            self.report_failed(<object>another, where)
+            Py_DECREF(<object>another)
 
-    cdef void escape(self, object error) noexcept:
-        """Let a KeyboardInterrupt or SystemExit out through the loop.
+    cdef void report_failed(self, object error, str where) noexcept:
+        """What was to be told of an error raised `error`."""
+        cdef PyObject *another
+        if ends_program(error):
+            self.raise_through_loop(error)
+        elif (<telling_function>log_failure)(self, error, where) < 0:
+            another = take_error()
+            if ends_program(<object>another):
+                self.raise_through_loop(<object>another)
+            PySys_WriteStderr(b"mqcore could not tell of an error of type %.200s\n", type_name(error))
+            Py_DECREF(<object>another)
+
+    cdef void raise_through_loop(self, object error) noexcept:
+        """Let a KeyboardInterrupt or SystemExit out through the loop. Any thread, with the GIL.
 
         uvloop ends run_forever() with what a callback of its own raises. pyuv prints and swallows it: there the loop is
-        stopped, and close() raises it.
+        stopped, and the dispatcher's close() raises it. Where that fails it is tried again in the next tick.
         """
-        try:
-            if self.library.owner == "pyuv":
-                self.escaped = error
-                self.loop.stop()
-            elif self.loop.is_closed():
-                log.error("the loop is closed, so nothing can end with this error", exc_info=error)
-            else:
-                self.loop.call_soon(throw, error)
-        except BaseException as another:
-            log.error("could not end the loop with %r", error, exc_info=another)
+        cdef PyObject *another
+        self.keep_escaped(error)
+        self.escaping = (<escape_function>try_escape)(self, error) < 0
+        if self.escaping:
+            another = take_error()
+            PySys_WriteStderr(b"mqcore could not end the loop yet: %.200s\n", type_name(<object>another))
+            Py_DECREF(<object>another)
+            self.wake()
+
+    cdef void keep_escaped(self, object error) noexcept:
+        before = self.escaped  # dropped when this returns, and the field is set
+        self.escaped = error
 
 
-cdef bint ends_program(object error) noexcept:
-    """Whether it has to leave through the loop."""
-    return isinstance(error, (KeyboardInterrupt, SystemExit))
+cdef const char *type_name(object error) noexcept:
+    return (<TypeName *>(<PyObject *>error).ob_type).tp_name
+
+
+cdef int try_log(object logger, int level, str text, tuple args, object error) except -1:
+    logger.log(level, text, *args, exc_info=error)
+    return 0
+
+
+cdef int try_report(Reactor reactor, object error, str where) except -1:
+    if reactor.loop is None:
+        log.error("error in %s", where, exc_info=error)
+    elif reactor.library.owner == "uvloop":
+        reactor.loop.call_exception_handler({"message": f"error in {where}", "exception": error})
+    elif reactor.loop.excepthook is not None:
+        reactor.loop.excepthook(type(error), error, error.__traceback__)
+    else:
+        log.error("error in %s", where, exc_info=error)
+    return 0
+
+
+cdef int log_failure(Reactor reactor, object error, str where) except -1:
+    log.error("error in the loop's exception handler, called for an error in %s", where, exc_info=error)
+    return 0
+
+
+cdef int try_escape(Reactor reactor, object error) except -1:
+    if reactor.library is None or reactor.loop is None:
+        log.error("there is no loop, so nothing can end with this error", exc_info=error)
+    elif reactor.library.owner == "pyuv":
+        reactor.loop.stop()
+        return 0
+    elif reactor.loop.is_closed():
+        log.error("the loop is closed, so nothing can end with this error", exc_info=error)
+    else:
+        reactor.loop.call_soon_threadsafe(throw, error)
+    reactor.keep_escaped(None)
+    return 0
 
 
 def throw(error):
     raise error
+
+
+cdef Reactor new_reactor():
+    """Whole, but not open yet."""
+    return Reactor.__new__(Reactor)

@@ -6,12 +6,15 @@ timers are timeouts, and most timeouts are stopped. A server has them by the tho
 Time is counted in ticks. Level 0 has a slot for each of the next 64 ticks, level 1 for each of the next 64 stretches of 64
 ticks, and so on. A node is on the level of the highest group of 6 bits in which its tick differs from `now`. So all on one
 level is due before all on the next, and within a level the slots are in order. When `now` comes to a slot of a higher level,
-its nodes move down. Nodes of one tick stay in the order in which they were inserted.
+its nodes move down: the whole slot in one step to the place MOVING, and from there one by one, in portions where they are
+many. Nodes of one tick stay in the order in which they were inserted, but for one that comes between two portions.
 
 No Python, and no GIL. Whoever has a wheel calls these functions one at a time.
 """
 
 from libc.stdint cimport uint64_t
+
+from ._list cimport Link, append, append_all, first, init_list, is_empty, unlink
 
 cdef extern from *:
     """
@@ -22,51 +25,42 @@ cdef extern from *:
     int highest_bit "mqcore_highest_bit"(uint64_t) noexcept nogil
 
 
+cdef void init_wheel(Wheel *wheel, uint64_t now) noexcept nogil:
+    """Make an empty wheel, at the tick `now`, of zeroed memory."""
+    cdef int place
+    wheel.now = now
+    for place in range(PLACES):
+        init_list(&wheel.places[place])
+
+
 cdef void insert(Wheel *wheel, Node *node) noexcept nogil:
     """Have `node` become due at `node.tick`, or at once when that is not after `now`. It must be in no place."""
     cdef int place
     cdef int level
-    cdef Node *first
     if node.tick > wheel.now:
         level = highest_bit(node.tick ^ wheel.now) // SLOT_BITS
         place = level * SLOTS + ((node.tick >> level * SLOT_BITS) & SLOTS - 1)
         wheel.occupied[level] |= <uint64_t>1 << place % SLOTS
-    elif node.bare:
-        place = DUE_BARE
-        wheel.due_bare += 1
+    elif node.is_nogil:
+        place = DUE_NOGIL
+        wheel.due_nogil += 1
     else:
         place = DUE
         wheel.due += 1
     node.place = place
-    first = wheel.first[place]
-    if first == NULL:
-        wheel.first[place] = node
-        node.next = node
-        node.previous = node
-    else:
-        node.next = first
-        node.previous = first.previous
-        first.previous.next = node
-        first.previous = node
+    append(&wheel.places[place], &node.link)
 
 
 cdef void remove(Wheel *wheel, Node *node) noexcept nogil:
     """Take `node` out of its place."""
     cdef int place = node.place
-    if node.next == node:
-        wheel.first[place] = NULL
-        if place < DUE:
-            wheel.occupied[place // SLOTS] &= ~(<uint64_t>1 << place % SLOTS)
-    else:
-        node.next.previous = node.previous
-        node.previous.next = node.next
-        if wheel.first[place] == node:
-            wheel.first[place] = node.next
+    unlink(&node.link)
     if place == DUE:
         wheel.due -= 1
-    elif place == DUE_BARE:
-        wheel.due_bare -= 1
-    node.next = NULL
+    elif place == DUE_NOGIL:
+        wheel.due_nogil -= 1
+    elif place < DUE and is_empty(&wheel.places[place]):
+        wheel.occupied[place // SLOTS] &= ~(<uint64_t>1 << place % SLOTS)
 
 
 cdef int first_slot(Wheel *wheel) noexcept nogil:
@@ -83,36 +77,62 @@ cdef uint64_t start_of(Wheel *wheel, int place) noexcept nogil:
     return (wheel.now >> shift + SLOT_BITS << shift + SLOT_BITS) + (<uint64_t>(place % SLOTS) << shift)
 
 
-cdef void turn_wheel(Wheel *wheel, uint64_t now) noexcept nogil:
-    """Move on to the tick `now`: what is due by then goes to the place DUE or DUE_BARE, in order."""
+cdef bint turn_wheel(Wheel *wheel, uint64_t now) noexcept nogil:
+    """Move on to the tick `now`: what is due by then goes to the place DUE or DUE_NOGIL, in order. Whether it came so far;
+    where very many nodes have to move it does not in one turn."""
+    cdef Link *link
     cdef Node *node
-    cdef uint64_t start
-    cdef int place = first_slot(wheel)
-    while place != DUE:
-        start = start_of(wheel, place)
-        if start > now:
-            break
-        wheel.now = start
-        while wheel.first[place] != NULL:  # each moves down, or becomes due
-            node = wheel.first[place]
-            remove(wheel, node)
-            insert(wheel, node)
+    cdef int place
+    cdef int left = MOST_MOVES
+    while True:
+        link = first(&wheel.places[MOVING])
+        while link != NULL:
+            if left == 0:
+                return False
+            left -= 1
+            node = node_of(link)
+            unlink(link)
+            insert(wheel, node)  # it moves down, or becomes due
+            link = first(&wheel.places[MOVING])
         place = first_slot(wheel)
+        if place == DUE or start_of(wheel, place) > now:
+            break
+        wheel.now = start_of(wheel, place)
+        begin_to_move(wheel, place)
     if now > wheel.now:
         wheel.now = now
+    return True
+
+
+cdef void begin_to_move(Wheel *wheel, int place) noexcept nogil:
+    """The wheel has come to this slot. That a node still says that it is there does no harm: see remove()."""
+    append_all(&wheel.places[MOVING], &wheel.places[place])
+    wheel.occupied[place // SLOTS] &= ~(<uint64_t>1 << place % SLOTS)
 
 
 cdef bint next_tick(Wheel *wheel, uint64_t *tick) noexcept nogil:
     """Set `tick` to when the wheel has to be turned next: when the first node is due, or has to move down. False when no
     node waits."""
-    cdef int place = first_slot(wheel)
+    cdef int place
+    if not is_empty(&wheel.places[MOVING]):
+        tick[0] = wheel.now
+        return True
+    place = first_slot(wheel)
     if place == DUE:
         return False
     tick[0] = start_of(wheel, place)
     return True
 
 
+cdef Node *first_due(Wheel *wheel, int place) noexcept nogil:
+    """The first in DUE or DUE_NOGIL, or NULL."""
+    cdef Link *link = first(&wheel.places[place])
+    return NULL if link == NULL else node_of(link)
+
+
 cdef Node *any_node(Wheel *wheel) noexcept nogil:
     """Some node, or NULL when there is none."""
     cdef int place = first_slot(wheel)
-    return wheel.first[DUE_BARE] if place == DUE and wheel.due == 0 else wheel.first[place]
+    while place < MOVING and is_empty(&wheel.places[place]):
+        place += 1
+    return first_due(wheel, place)

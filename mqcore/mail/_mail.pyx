@@ -116,16 +116,19 @@ cdef class Mail(Message):
     def recipients(self, addresses):
         self.known["recipients"] = [one_line("recipient", address) for address in addresses]
 
-    def reject(self, int code, text):
+    def reject(self, code, text):
         """Refuse the mail with an SMTP reply, as `mail.reject(550, "no such user")`.
 
         It does not go to the sink, however the step ends. At a stage of SMTP where there is no mail yet, what is refused
         is the client's command. The plugins after this one still see the mail, unless the hook returns COMPLETE. A second
         call replaces the first.
         """
-        if not 400 <= code <= 599:
-            raise ValueError(f"a mail is rejected with a code from 400 to 599, not {code}")
-        self.rejection = Rejection(code, one_line("text of a rejection", text))
+        if not isinstance(code, int) or isinstance(code, bool):
+            raise TypeError(f"a mail is rejected with an int and a text, as reject(550, 'no such user'); the code is {code!r}")
+        number = int.__index__(code)
+        if not 400 <= number <= 599:
+            raise ValueError(f"a mail is rejected with a code from 400 to 599, not {number}")
+        self.rejection = Rejection(number, one_line("text of a rejection", text))
 
     def __repr__(self):
         return f"<Mail {self.origin.id} from {self.envelope!r}, {len(self.mime)} bytes>"
@@ -149,6 +152,8 @@ cdef object address_in(object known, str key):
 
 
 cdef object one_line(str what, text):
+    if not isinstance(text, str):
+        raise TypeError(f"the {what} is a str, not {text!r}")
     if "\r" in text or "\n" in text:
         raise ValueError(f"the {what} must be one line, without CR or LF: {text!r}")
     return text

@@ -18,7 +18,9 @@ from .._context cimport Context
 from ._slots cimport (
     ADDRESS, CALLED, CONNECTION, CONTEXT, HELD_BY, LIVE, MESSAGE, RECIPIENT, STEP, TIMER, WATCHER, Slot, Table,
     generation_in, generation_of, handle_of, is_inside, live_slot, part_in, slot_of, state_of, table_of, take_slot)
-from ..loop._reactor cimport Loop, ends_program
+from .._dispatch cimport Dispatcher
+from ..loop._call cimport ends_program
+from ..loop._reactor cimport Reactor
 from .._message cimport TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message
 from ._hooks cimport OF_ADDRESS, give, keep
 from ._diagnostics cimport refuse, write_log
@@ -92,7 +94,7 @@ cdef public void MQ_setContextData(MQ_Context *context, void *data) noexcept nog
 cdef public uv_loop_s *MQ_uv(MQ_Context *context) noexcept nogil:
     if started(context, CONTEXT, b"called MQ_uv for no context, or outside of its calls", caller()) == NULL:
         return NULL
-    return <uv_loop_s *>(<Loop>table_of(context).owner).state.pointer
+    return <uv_loop_s *>(<Dispatcher>table_of(context).owner).reactor.state.pointer
 
 
 cdef public void *MQ_uvSymbol(MQ_Context *context, const char *name) noexcept nogil:
@@ -101,11 +103,11 @@ cdef public void *MQ_uvSymbol(MQ_Context *context, const char *name) noexcept no
     if name == NULL or strlen(name) < 4 or name[0] != b"u" or name[1] != b"v" or name[2] != b"_":
         return NULL
     with gil:
-        return symbol(<Loop>table_of(context).owner, name)
+        return symbol((<Dispatcher>table_of(context).owner).reactor, name)
 
 
-cdef void *symbol(Loop loop, const char *name) noexcept:
-    cdef bytes path = os.fsencode(loop.library.path)
+cdef void *symbol(Reactor reactor, const char *name) noexcept:
+    cdef bytes path = os.fsencode(reactor.library.path)
     cdef void *module = dlopen(path, RTLD_LAZY | RTLD_NOLOAD)
     return NULL if module == NULL else dlsym(module, name)
 
@@ -119,7 +121,7 @@ cdef public MQ_Timer *MQ_startTimer(
     cdef Slot *timer
     if owner == NULL:
         return NULL
-    if not is_time(seconds) or callback == NULL or (<Loop>table.owner).closed:
+    if not is_time(seconds) or callback == NULL or (<Dispatcher>table.owner).closed:
         refuse(context, b"called MQ_startTimer with no callback, no number of seconds, or while its context ends", caller())
         return NULL
     timer = take_slot(table, TIMER)
@@ -128,11 +130,11 @@ cdef public MQ_Timer *MQ_startTimer(
     timer.owner = context
     timer.callback = <void *>callback
     timer.data = data
-    timer.waiting.node.next = NULL
-    timer.waiting.node.bare = True
+    timer.waiting.node.link.next = NULL
+    timer.waiting.node.is_nogil = True
     join_context(owner, timer)
     store(&timer.word, timer.word | LIVE)
-    (<Loop>table.owner).start_node(&timer.waiting.node, <uint64_t>(<double>seconds * 1e9))
+    (<Dispatcher>table.owner).reactor.start_node(&timer.waiting.node, <uint64_t>(<double>seconds * 1e9))
     return <MQ_Timer *>handle_of(timer)
 
 
@@ -143,7 +145,7 @@ cdef bint is_time(float seconds) noexcept nogil:
 cdef public void MQ_resetTimer(MQ_Timer *timer, float seconds) noexcept nogil:
     cdef Slot *slot = started(timer, TIMER, b"reset a timer that is over, or outside of calls", caller())
     if slot != NULL and is_time(seconds):
-        (<Loop>table_of(timer).owner).start_node(&slot.waiting.node, <uint64_t>(<double>seconds * 1e9))
+        (<Dispatcher>table_of(timer).owner).reactor.start_node(&slot.waiting.node, <uint64_t>(<double>seconds * 1e9))
     elif slot != NULL:
         refuse(timer, b"reset a timer to what is no number of seconds", caller())
 
@@ -165,7 +167,7 @@ cdef public MQ_IOWatcher *MQ_ioWatch(
     cdef int failed = -ENOMEM
     if owner == NULL:
         return NULL
-    if callback == NULL or not C_READ <= events <= C_READ | C_WRITE or (<Loop>table.owner).closed:
+    if callback == NULL or not C_READ <= events <= C_READ | C_WRITE or (<Dispatcher>table.owner).closed:
         refuse(context, b"called MQ_ioWatch with no callback, no events, or while its context ends", caller())
         return NULL
     watcher = take_slot(table, WATCHER)
@@ -175,12 +177,12 @@ cdef public MQ_IOWatcher *MQ_ioWatch(
         watcher.data = data
         watcher.fd = fd
         watcher.waiting.watch.poll = NULL
-        watcher.waiting.watch.ready = False
+        watcher.waiting.watch.ready.next = NULL
         watcher.waiting.watch.lost = 0
-        watcher.waiting.watch.bare = True
+        watcher.waiting.watch.is_nogil = True
         join_context(owner, watcher)
         store(&watcher.word, watcher.word | LIVE)
-        failed = add_watch(&(<Loop>table.owner).state, &watcher.waiting.watch, fd, events)
+        failed = add_watch(&(<Dispatcher>table.owner).reactor.state, &watcher.waiting.watch, fd, events)
         if failed == 0:
             return <MQ_IOWatcher *>handle_of(watcher)
         stop(table, watcher)
@@ -190,7 +192,7 @@ cdef public MQ_IOWatcher *MQ_ioWatch(
 
 
 cdef void tell_unwatched(Context context, int fd, int error) noexcept with gil:
-    context.owner.tell(
+    context.reactor.log(
         context.log, logging.WARNING, "plugin %s: MQ_ioWatch: %s", (context.name, cannot_watch(fd, error)), None)
 
 
@@ -238,9 +240,9 @@ cdef object use(void *handle, str what, tuple values, object otherwise):
 
 cdef void tell_raised(Context context, str what, object error) noexcept:
     if ends_program(error):
-        context.owner.escape(error)
+        context.reactor.raise_through_loop(error)
     else:
-        context.owner.tell(context.log, logging.ERROR, "plugin %s: %s raised", (context.name, what), error)
+        context.reactor.log(context.log, logging.ERROR, "plugin %s: %s raised", (context.name, what), error)
 
 
 cdef bint use_bool(void *handle, str what) noexcept:

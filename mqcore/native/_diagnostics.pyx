@@ -18,8 +18,8 @@ from .._dispatch cimport Dispatcher
 from ._slots cimport (
     CONTEXT, STEP, Note, Slot, Table, any_open_table, generation_in, is_inside, live_slot, push, slot_of, table_inside,
     table_of, take_all)
-from ..loop._reactor cimport Loop, stir, uv_of
-from .._message cimport Entry, Message, Tally
+from ..loop._reactor cimport request_nogil_tick, uv_of
+from .._message cimport CounterRow, Entry, Message
 
 cdef extern from *:
     """
@@ -139,11 +139,11 @@ cdef void add_note(Table *table, int priority, const char *text, void *context, 
 cdef void wake(Table *table) noexcept nogil:
     """Ask for a turn, which looks itself whether it needs the GIL. Any thread, without it."""
     if is_inside(table):
-        stir(&(<Loop>table.owner).state)
+        request_nogil_tick(&(<Dispatcher>table.owner).reactor.state)
         return
     pthread_mutex_lock(&table.lock)
     if table.open:
-        (<Loop>table.owner).state.uv.async_send(uv_of((<Loop>table.owner).waker))  # cannot fail: open
+        (<Dispatcher>table.owner).reactor.state.uv.async_send(uv_of((<Dispatcher>table.owner).reactor.waker))  # cannot fail: open
     pthread_mutex_unlock(&table.lock)
 
 
@@ -163,7 +163,7 @@ cdef void log_notes(Table *table) noexcept:
 
 cdef void log_now(Table *table, int priority, const char *text, void *handle, void *base, PyObject *hook) noexcept:
     cdef Context context
-    cdef Tally tally
+    cdef CounterRow row
     try:
         context = context_of(table, handle, base)
         name = names.get(<size_t>base) if context is None else context.name
@@ -171,8 +171,8 @@ cdef void log_now(Table *table, int priority, const char *text, void *handle, vo
         level = LEVELS.get(priority, logging.INFO)
         if priority == MISUSE:
             if context is not None:
-                tally = context.tally_of("" if hook == NULL else <str>hook)
-                tally.counters.refused += 1
+                row = context.row_of("" if hook == NULL else <str>hook)
+                row.counters.refused += 1
             line = f"{'a native plugin' if name is None else 'plugin ' + name} {line}: ignored"
             level = logging.WARNING
         elif priority not in LEVELS:
@@ -182,7 +182,7 @@ cdef void log_now(Table *table, int priority, const char *text, void *handle, vo
         if context is None:
             log.error("could not log what a native plugin said", exc_info=True)
         else:
-            context.owner.raised(error, "a handler of logging")
+            context.reactor.report(error, "a handler of logging")
 
 
 cdef Context context_of(Table *table, void *handle, void *base):
@@ -192,7 +192,7 @@ cdef Context context_of(Table *table, void *handle, void *base):
         return <Context>slot.object
     name = names.get(<size_t>base)
     if name is not None and table != NULL and table.open:
-        for context in (<Dispatcher>table.owner).contexts.values():
+        for context in (<Dispatcher>table.owner).active.contexts.values():
             if (<Context>context).name == name:
                 return context
     return None

@@ -6,8 +6,8 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
 from ._slots cimport GENERATION, LAST_GENERATIONS, Slot, Table, generation_of
-from .._message cimport Control, Entry, Message
-from .._step cimport Steps
+from .._dispatch cimport Dispatcher
+from .._message cimport Drops, Entry, Message
 
 cdef enum Signature:
     # Of a hook's C function, in NativeFunction.kind.
@@ -46,17 +46,17 @@ cdef inline void new_generation(Slot *slot) noexcept nogil:
 
 cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil
 cdef void leave(Table *table, Inside *before) noexcept nogil
-cdef void give(void *handle, int verdict, void *caller) noexcept nogil
-cdef void keep(Slot *slot, object value) noexcept
+cdef void give(void *handle, int decision, void *caller) noexcept nogil
+cdef int keep(Slot *slot, object value) except -1
 cdef void hold_by(Message message, Slot *slot) noexcept nogil
 cdef void put_back(Table *table, Slot *slot) noexcept nogil
 cdef bint find_arguments(PyObject *values, int kind, Arguments *arguments) noexcept nogil
 cdef Entry *call_hooks(
-    Control control, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed, bint *taken) noexcept nogil
+    Dispatcher dispatcher, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed, bint *taken) noexcept nogil
 
 # Here so that the compiler keeps them out of the calls of hooks, which they would slow down.
-cdef Slot *make_ready(Steps steps, Message message, Arguments *arguments, int *verdict) noexcept
-cdef int decide(Steps steps, Message message, Slot *slot, bint taken, bint *kept) noexcept
+cdef Slot *make_ready(Dispatcher dispatcher, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept
+cdef int decide(Dispatcher dispatcher, Message message, Slot *slot, bint taken, bint *kept, Drops *drops) noexcept
 cdef Entry *call_timed(
-    Control control, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+    Dispatcher dispatcher, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
     bint *taken) noexcept nogil

@@ -24,10 +24,12 @@ from .._chain cimport Chain
 from ._slots cimport (
     CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of, handle_of,
     part_in, push, slot_of, state_of, table_of, take_slot, this_thread)
+from .._dispatch cimport Dispatcher, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
+from .._holds cimport count_given
 from .._message cimport (
-    HELD, IDLE, TO_CONTINUE, UNDECIDED, Control, Entry, Message, count_given, native_side)
+    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, UNDECIDED, Drops, Entry, HoldLists, Message, flush, move, native_side, no_drops)
+from ..loop._call cimport take_error
 from ._diagnostics cimport refuse, wake
-from .._step cimport Steps, add_sample, is_sampled
 
 from ..errors import MqError
 
@@ -57,8 +59,9 @@ cdef extern from *:
     bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, char *handle, const Arguments *) noexcept nogil
 
 cdef extern from "Python.h":
-    ctypedef struct Items "PyListObject":
-        PyObject **items "ob_item"
+    ctypedef struct Items "PyTupleObject":
+        PyObject *items "ob_item"[1]
+    int PyList_SetItem(object, Py_ssize_t, PyObject *) noexcept
     const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
     bint PyBytes_Check(PyObject *) nogil
     char *PyBytes_AS_STRING(PyObject *) nogil
@@ -70,6 +73,8 @@ cdef extern from "Python.h":
     Py_ssize_t PyTuple_GET_SIZE(PyObject *) nogil
     PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t) nogil
     PyObject *Py_None
+    PyObject *PyExc_RuntimeError
+    void PyErr_SetString(object, const char *) noexcept
 
 cdef enum:
     FEW = 16  # messages: once so many were passed on, one after the other, the GIL is let go for more
@@ -104,28 +109,29 @@ cdef void leave(Table *table, Inside *before) noexcept nogil:
     table.frame = before.frame
 
 
-cdef int call(Control control, Message message, Entry *entry, bint timed) noexcept:
+cdef int call(object of, Message message, Entry *entry, bint timed, Drops *drops) noexcept:
     """Call native hooks, from `entry` to the last before a Python one, or until one decides. What follows from it; where that
     was is left in message.entry."""
-    cdef Table *table = <Table *>control.native
+    cdef Dispatcher dispatcher = <Dispatcher>of
+    cdef Table *table = <Table *>dispatcher.holds.native
     cdef Arguments arguments
     cdef Inside before
-    cdef int verdict = TO_CONTINUE
+    cdef int decision = TO_CONTINUE
     cdef bint kept = True
     cdef bint taken = False
     cdef Slot *slot = table.spare
     if entry.kind > OF_ADDRESS or slot == NULL or is_worn(slot):
         message.entry = entry
-        slot = make_ready(<Steps>control, message, &arguments, &verdict)
+        slot = make_ready(dispatcher, message, &arguments, &decision, drops)
         if slot == NULL:
-            return verdict
+            return decision
     table.spare = NULL
     slot.object = <PyObject *>message
-    go_in(table, NULL, <PyObject *>message, control.thread, &before)
-    while verdict == TO_CONTINUE and entry != NULL:
-        entry = call_hooks(control, message, entry, slot, &arguments, timed, &taken)
+    go_in(table, NULL, <PyObject *>message, dispatcher.reactor.thread, &before)
+    while decision == TO_CONTINUE and entry != NULL:
+        entry = call_hooks(dispatcher, message, entry, slot, &arguments, timed, &taken)
         if entry != NULL:
-            verdict = decide(<Steps>control, message, slot, taken, &kept)
+            decision = decide(dispatcher, message, slot, taken, &kept, drops)
             if not kept:
                 break
             new_generation(slot)
@@ -133,124 +139,144 @@ cdef int call(Control control, Message message, Entry *entry, bint timed) noexce
     leave(table, &before)
     if kept:
         put_back(table, slot)
-    return verdict
+    return decision
 
 
 cdef Py_ssize_t begin_many(
-        Control control, object of, list messages, Py_ssize_t index, list outcomes, object done) except -1:
-    """Steps of messages, from that at `index` on, through a chain of native plugins alone: what Steps.begin() does, in one go
+        object of, object of_chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept:
+    """Steps of messages, from that at `index` on, through a chain of native plugins alone: what begin() does, in one go
     and without the GIL as long as hooks return false. `outcomes` has CONTINUE for each; others are put there. Returns how far
     it came: to the end, if nothing came between.
     """
-    cdef Steps steps = <Steps>control
-    cdef Chain chain = <Chain>of
-    cdef Table *table = <Table *>control.native
+    cdef Dispatcher dispatcher = <Dispatcher>of
+    cdef Chain chain = <Chain>of_chain
+    cdef Table *table = <Table *>dispatcher.holds.native
     cdef Arguments arguments = [NULL, NULL, 0, 0]  # the hooks here have none
     cdef Inside before
-    cdef Message message
     cdef PyObject **items = (<Items *>messages).items
-    cdef Py_ssize_t count = len(messages)
+    cdef Py_ssize_t count = PyTuple_GET_SIZE(<PyObject *>messages)
     cdef Py_ssize_t passed = 0
     cdef bint taken = False
     cdef bint kept = True
     cdef Entry *stopped = NULL
-    cdef Slot *slot = table.spare
-    if chain.entries.kind > OF_ADDRESS:  # they need arguments: that is for the hook to tell
-        outcomes[index] = <object>steps.begin(chain, <Message>messages[index], (), done)
+    cdef Slot *slot = NULL
+    if chain.entries.kind <= OF_ADDRESS:  # else they need arguments: that is for the hook to tell
+        slot = slot_for_step(table)
+    if slot == NULL:
+        begin_one(dispatcher, chain, <Message>items[index], outcomes, index, done, variables)
         return index + 1
-    if slot == NULL or is_worn(slot):
-        slot = new_slot(table)
     table.spare = NULL
     enter(table, NULL, NULL, &before)
-    try:
-        while index < count and kept and chain.route.chain is chain and not is_worn(slot):
-            stopped = NULL
-            control.passing = True
-            control.passed = 0
-            if control.closed:
-                passed = 0
-            elif passed < FEW:
+    while index < count and kept and chain.route.chain is chain and not is_worn(slot):
+        stopped = NULL
+        dispatcher.holds.passing = True
+        dispatcher.holds.passed = 0
+        if dispatcher.closed:
+            passed = 0
+        elif passed < FEW:
+            passed = pass_through(
+                dispatcher, chain.entries, &items[index], min(count - index, <Py_ssize_t>FEW), slot, &arguments, &stopped, &taken)
+        else:
+            with nogil:
                 passed = pass_through(
-                    steps, chain.entries, &items[index], min(count - index, FEW), slot, &arguments, &stopped, &taken)
-            else:
-                with nogil:
-                    passed = pass_through(
-                        steps, chain.entries, &items[index], count - index, slot, &arguments, &stopped, &taken)
-            control.passing = False
-            control.books.entered += passed
-            control.books.continued += passed
-            index += passed
-            if stopped != NULL:
-                message = <Message>messages[index]
-                control.books.entered += 1
-                control.books.running += 1
-                verdict = decide(steps, message, slot, taken, &kept)
-                if kept:
-                    new_generation(slot)
-                    drop_kept(slot)
-                outcomes[index] = <object>steps.begun(chain, message, steps.proceed(message, chain, verdict), (), done)
-                index += 1
-            elif passed == 0:
-                outcomes[index] = <object>steps.begin(chain, <Message>messages[index], (), done)
-                index += 1
-    finally:
-        leave(table, &before)
-        if kept:
-            put_back(table, slot)
+                    dispatcher, chain.entries, &items[index], count - index, slot, &arguments, &stopped, &taken)
+        dispatcher.holds.passing = False
+        dispatcher.holds.lists.books.entered += passed
+        dispatcher.holds.lists.books.continued += passed
+        index += passed
+        if stopped != NULL:
+            kept = go_on_one(dispatcher, chain, <Message>items[index], slot, taken, outcomes, index, done, variables)
+            index += 1
+        elif passed == 0:
+            begin_one(dispatcher, chain, <Message>items[index], outcomes, index, done, variables)
+            index += 1
+    leave(table, &before)
+    if kept:
+        put_back(table, slot)
     return index
 
 
+cdef void begin_one(
+        Dispatcher dispatcher, Chain chain, Message message, list outcomes, Py_ssize_t index, object done,
+        object variables) noexcept:
+    """The step of one message in the ordinary way."""
+    put_outcome(outcomes, index, begin(dispatcher, chain, message, TAKEN, NO_ARGUMENTS, done, variables))
+
+
+cdef bint go_on_one(
+        Dispatcher dispatcher, Chain chain, Message message, Slot *slot, bint taken, list outcomes, Py_ssize_t index, object done,
+        object variables) noexcept:
+    """A hook did not pass this message on, or something was ended in it: go on in the ordinary way. Whether the slot is free."""
+    cdef Drops drops
+    cdef bint kept = True
+    cdef int decision
+    no_drops(&drops)
+    move(&dispatcher.holds.lists, message, TAKEN, RUNNING)
+    decision = decide(dispatcher, message, slot, taken, &kept, &drops)
+    if kept:
+        new_generation(slot)
+        drop_kept(slot)
+    decision = proceed(dispatcher, message, chain, decision, &drops)
+    put_outcome(outcomes, index, begun(dispatcher, chain, message, decision, NO_ARGUMENTS, done, variables, &drops))
+    flush(&drops, dispatcher.reactor)
+    return kept
+
+
+cdef void put_outcome(list outcomes, Py_ssize_t index, PyObject *outcome) noexcept:
+    Py_INCREF(<object>outcome)
+    PyList_SetItem(outcomes, index, outcome)
+
+
 cdef Py_ssize_t pass_through(
-        Steps steps, Entry *entries, PyObject **messages, Py_ssize_t count, Slot *slot, Arguments *arguments, Entry **stopped,
+        Dispatcher dispatcher, Entry *entries, PyObject **messages, Py_ssize_t count, Slot *slot, Arguments *arguments, Entry **stopped,
         bint *taken) noexcept nogil:
     """Steps of messages that all hooks pass on: how many. It stops before one that needs more care; where a hook does not pass
     a message on, or something else was ended in it, the step of that one has begun, too, and `stopped` is where it is."""
-    cdef Table *table = <Table *>steps.native
+    cdef Table *table = <Table *>dispatcher.holds.native
     cdef Py_ssize_t index
     for index in range(count):
         if needs_care(<Message>messages[index]) or is_worn(slot):
             return index
         table.message = messages[index]
         slot.object = messages[index]
-        stopped[0] = pass_on(steps, <Message>messages[index], entries, slot, arguments, taken)
+        stopped[0] = pass_on(dispatcher, <Message>messages[index], entries, slot, arguments, taken)
         if stopped[0] != NULL:
             return index
     return count
 
 
 cdef inline bint needs_care(Message message) noexcept nogil:
-    return message.verdict != UNDECIDED or message.error is not None
+    return message.decision != UNDECIDED or message.failure is not None
 
 
 cdef inline Entry *pass_on(
-        Steps steps, Message message, Entry *entries, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil:
+        Dispatcher dispatcher, Message message, Entry *entries, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil:
     """The step of one message. NULL: it has ended, with outcome CONTINUE."""
     message.retries = 0
     message.last_hook = entries.hook
     cdef Entry *stopped
-    if is_sampled(&steps.until_sample):
-        stopped = call_timed(steps, message, entries, handle_of(slot), &slot.word, arguments, taken)
+    if is_sampled(&dispatcher.until_sample):
+        stopped = call_timed(dispatcher, message, entries, handle_of(slot), &slot.word, arguments, taken)
     else:
-        stopped = call_all(steps, message, entries, handle_of(slot), &slot.word, arguments, taken)
+        stopped = call_all(dispatcher, message, entries, handle_of(slot), &slot.word, arguments, taken)
     if stopped == NULL:
-        set(&steps.passed, steps.passed + 1)
+        set(&dispatcher.holds.passed, dispatcher.holds.passed + 1)
         message.entry = NULL
-        message.state = IDLE
+        move(&dispatcher.holds.lists, message, TAKEN, IDLE)
         if slot.kept != NULL:
             drop_with_gil(slot)
     return stopped
 
 
-cdef Slot *new_slot(Table *table) except NULL:
-    """A slot for a step, in place of the spare one."""
+cdef Slot *slot_for_step(Table *table) noexcept nogil:
+    """A slot for a step: the spare one, if its generations are not used up. NULL: there is none left, or no memory."""
     cdef Slot *slot = table.spare
     table.spare = NULL
+    if slot != NULL and not is_worn(slot):
+        return slot
     if slot != NULL:
         free_slot(table, slot)
-    slot = take_slot(table, STEP)
-    if slot == NULL:
-        raise MqError("there is no handle left for native hooks")
-    return slot
+    return take_slot(table, STEP)
 
 
 cdef inline Entry *following(Entry *entry) noexcept nogil:
@@ -259,22 +285,22 @@ cdef inline Entry *following(Entry *entry) noexcept nogil:
 
 
 cdef Entry *call_hooks(
-        Control control, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed,
+        Dispatcher dispatcher, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed,
         bint *taken) noexcept nogil:
     """Call native hooks as long as they return false and nothing else happens. The one where it did, or may have; NULL when
     there was none, and then the slot is free."""
     if timed:
-        return call_timed(control, message, entry, handle_of(slot), &slot.word, arguments, taken)
-    return call_all(control, message, entry, handle_of(slot), &slot.word, arguments, taken)
+        return call_timed(dispatcher, message, entry, handle_of(slot), &slot.word, arguments, taken)
+    return call_all(dispatcher, message, entry, handle_of(slot), &slot.word, arguments, taken)
 
 
 cdef inline Entry *call_all(
-        Control control, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+        Dispatcher dispatcher, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
         bint *taken) noexcept nogil:
     cdef char *each = <char *>handle
     cdef int kind = entry.kind
     cdef uint64_t called = word[0] | CALLED
-    cdef Table *table = <Table *>control.native
+    cdef Table *table = <Table *>dispatcher.holds.native
     cdef bint held
     while True:
         message.entry = entry
@@ -293,20 +319,20 @@ cdef inline Entry *call_all(
 
 
 cdef Entry *call_timed(
-        Control control, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+        Dispatcher dispatcher, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
         bint *taken) noexcept nogil:
     """The same, with a look at the clock before and after each."""
     cdef char *each = <char *>handle
     cdef uint64_t called = word[0] | CALLED
-    cdef Table *table = <Table *>control.native
+    cdef Table *table = <Table *>dispatcher.holds.native
     cdef uint64_t start
     while entry != NULL:
         message.entry = entry
         set(word, called)
         entry.counters.calls += 1
-        start = control.state.uv.hrtime()
+        start = dispatcher.reactor.state.uv.hrtime()
         taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
-        add_sample(entry.counters, control.state.uv.hrtime() - start)
+        add_sample(entry.counters, dispatcher.reactor.state.uv.hrtime() - start)
         if taken[0] or get(word) != called or table.disturbed:
             return entry
         each += GENERATION
@@ -316,23 +342,26 @@ cdef Entry *call_timed(
     return NULL
 
 
-cdef Slot *make_ready(Steps steps, Message message, Arguments *arguments, int *verdict) noexcept:
+cdef Slot *make_ready(Dispatcher dispatcher, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept:
     """A slot for the hooks of a step, and their arguments as C has them. NULL: that failed, as if the first hook had."""
-    cdef Table *table = <Table *>steps.native
-    cdef Slot *slot = table.spare
-    cdef int kind = message.entry.kind
-    try:
-        if kind > OF_ADDRESS:
-            arguments.first = bytes_of(message, 0, &arguments.first_size)
-        if kind == OF_LOGIN:
-            arguments.second = bytes_of(message, 1, &arguments.second_size)
-        if slot == NULL or is_worn(slot):
-            slot = new_slot(table)
-    except Exception as error:
+    cdef Table *table = <Table *>dispatcher.holds.native
+    cdef Slot *slot = NULL
+    if (<int (*)(Message, Arguments *) noexcept>take_arguments)(message, arguments) == 0:
+        slot = slot_for_step(table)
+        if slot == NULL:
+            PyErr_SetString(<object>PyExc_RuntimeError, b"there is no handle left for native hooks")
+    if slot == NULL:
         message.entry.counters.calls += 1
-        verdict[0] = steps.hook_raised(message, error)
-        return NULL
+        decision[0] = hook_raised(dispatcher, message, take_error(), drops)
     return slot
+
+
+cdef int take_arguments(Message message, Arguments *arguments) except -1:
+    if message.entry.kind > OF_ADDRESS:
+        arguments.first = bytes_of(message, 0, &arguments.first_size)
+    if message.entry.kind == OF_LOGIN:
+        arguments.second = bytes_of(message, 1, &arguments.second_size)
+    return 0
 
 
 cdef bint find_arguments(PyObject *values, int kind, Arguments *arguments) noexcept nogil:
@@ -376,29 +405,30 @@ cdef const char *bytes_of(Message message, Py_ssize_t number, size_t *size) exce
     return text
 
 
-cdef void disturb(Control control) noexcept:
+cdef void disturb(void *slots) noexcept:
     """A step is ended, of which a hook may just be called: from now on each hook is looked after until all have returned."""
-    (<Table *>control.native).disturbed = (<Table *>control.native).inside > 0
+    (<Table *>slots).disturbed = (<Table *>slots).inside > 0
 
 
-cdef int decide(Steps steps, Message message, Slot *slot, bint taken, bint *kept) noexcept:
+cdef int decide(Dispatcher dispatcher, Message message, Slot *slot, bint taken, bint *kept, Drops *drops) noexcept:
     """A hook returned true, or gave control back, or its step or dispatcher has ended: what follows. `kept` becomes False when
     the slot went to a hold."""
     cdef uint64_t called = slot.word >> 32 << 32 | CALLED
     cdef int early
-    cdef int verdict
+    cdef int decision
     if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
         kept[0] = False
         hold_by(message, slot)
-        verdict = steps.judge(message, True)
+        decision = interpret(dispatcher, message, True, drops)
         if message.state != HELD and message.native != NULL:  # the step or the dispatcher had ended: it was never held
-            hold_ended(steps, message)
-        return verdict
+            hold_ended(message.native)
+            message.native = NULL
+        return decision
     early = state_of(load(&slot.word)) - GIVEN
-    if early > 0 and message.verdict == UNDECIDED:
-        message.verdict = early
+    if early > 0 and message.decision == UNDECIDED:
+        message.decision = early
         count_given(message.entry.counters, early)
-    return steps.judge(message, True if taken else False)
+    return interpret(dispatcher, message, True if taken else False, drops)
 
 
 cdef void hold_by(Message message, Slot *slot) noexcept nogil:
@@ -420,13 +450,15 @@ cdef void put_back(Table *table, Slot *slot) noexcept nogil:
         free_slot(table, slot)
 
 
-cdef void keep(Slot *slot, object value) noexcept:
+cdef int keep(Slot *slot, object value) except -1:
     """What a string belongs to that was handed out: keep it as long as the handle."""
-    cdef list kept = [] if slot.kept == NULL else <list>slot.kept
+    cdef list kept
     if slot.kept == NULL:
+        kept = []
         slot.kept = <PyObject *>kept
         Py_INCREF(kept)
-    kept.append(value)
+    (<list>slot.kept).append(value)
+    return 0
 
 
 cdef void drop_with_gil(Slot *slot) noexcept with gil:
@@ -442,7 +474,7 @@ cdef void drop_kept(Slot *slot) noexcept:
 
 # ----------------------------------------------------------------------------------------------------------------- Holds
 
-cdef void give(void *handle, int verdict, void *caller) noexcept nogil:
+cdef void give(void *handle, int decision, void *caller) noexcept nogil:
     """A plugin gives control back. Any thread, without the GIL."""
     cdef Table *table = table_of(handle)
     cdef Slot *slot = slot_of(handle)
@@ -455,18 +487,17 @@ cdef void give(void *handle, int verdict, void *caller) noexcept nogil:
         if generation_of(word) != generation_in(handle) or state_of(word) != HELD_BY and state_of(word) != CALLED:
             refuse(handle, b"gave back a message that it does not hold: it gave it back already, or the step has ended", caller)
             return
-        if swap(&slot.word, word, (word >> 32 << 32) | <uint64_t>(GIVEN + verdict)):
+        if swap(&slot.word, word, (word >> 32 << 32) | <uint64_t>(GIVEN + decision)):
             break
     if state_of(word) == HELD_BY and push(&table.given, slot):
         wake(table)
 
 
-cdef void hold_ended(Control control, Message message) noexcept:
+cdef void hold_ended(void *native) noexcept:
     """The core ends a hold, however it came to that: from now on its handle is stale. Any thread, with the GIL."""
-    cdef Slot *slot = <Slot *>message.native
+    cdef Slot *slot = <Slot *>native
     cdef uint64_t word
     cdef uint64_t after
-    message.native = NULL
     drop_kept(slot)
     while True:
         word = load(&slot.word)
@@ -476,8 +507,10 @@ cdef void hold_ended(Control control, Message message) noexcept:
         if swap(&slot.word, word, after):
             break
     if state_of(word) == HELD_BY:
-        free_slot(<Table *>control.native, slot)
+        free_slot(table_of(handle_of(slot)), slot)
 
+
+cdef tuple NO_ARGUMENTS = ()
 
 native_side.call = call
 native_side.begin_many = begin_many

@@ -13,6 +13,9 @@ cdef extern from "dlfcn.h" nogil:
     void *dlopen(const char *, int)
     void *dlsym(void *, const char *)
     const char *dlerror()
+    ctypedef struct Dl_info:
+        const char *dli_fname
+    int dladdr(const void *, Dl_info *)
     int RTLD_LOCAL, RTLD_NOW
 
 cdef dict SIGNATURES = {
@@ -50,7 +53,19 @@ def open_library(str path not None, str plugin not None, hooks):
             functions[each] = new_life(each, address)
     for each in hooks:
         address = dlsym(library, <bytes>each.encode())
-        if address != NULL:
+        if address != NULL and (each.startswith("mq_") or is_in(address, path)):
             know_library(address, plugin)
             functions[each] = new_hook(address, SIGNATURES.get(each, OF_MESSAGE))
     return functions
+
+
+cdef bint is_in(const void *address, str path) except -1:
+    """Whether a function is in that shared object itself.
+
+    dlsym() looks into the libraries that it is linked to as well: for a hook named `close` it would find libc's.
+    """
+    cdef Dl_info found
+    if dladdr(address, &found) == 0 or found.dli_fname == NULL:
+        return False
+    file = os.fsdecode(found.dli_fname)
+    return file == path or (os.path.exists(file) and os.path.samefile(file, path))

@@ -11,13 +11,14 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t
 
 from ..loop._atomic cimport store
-from ._nogil cimport absorb, bare_turn, stop
-from .._chain cimport NativeFunction
+from ._nogil cimport absorb, nogil_phase, stop
+from .._chain cimport new_native_function
 from .._context cimport Context
 from ._slots cimport (
     CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, handle_of, live_slot, open_table,
     state_of, take_slot)
-from .._message cimport Control, native_side
+from .._dispatch cimport Dispatcher
+from .._message cimport native_side
 from ._hooks cimport Inside, enter, leave
 from ._diagnostics cimport set_living
 
@@ -30,17 +31,17 @@ from ..errors import MqError
 
 cdef int begin_context(Context context) except -1:
     """Give a plugin's Context its handle. The first of a dispatcher opens the table."""
-    cdef Control control = <Control>context.owner
-    cdef Table *table = <Table *>control.native
+    cdef Dispatcher dispatcher = <Dispatcher>context.reactor.keeper
+    cdef Table *table = <Table *>context.holds.native
     cdef Slot *slot
     if context.handle != NULL:
         raise MqError(f"the context of plugin {context.name} was initialized already")
     if table == NULL:
-        table = open_table(<PyObject *>control)
+        table = open_table(<PyObject *>dispatcher)
         if table == NULL:
             raise MqError("there are 255 dispatchers with native plugins already; close some")
-        control.native = table
-        control.bare_turn = bare_turn
+        context.holds.native = table
+        context.reactor.set_nogil_phase(nogil_phase, <void *>dispatcher)
     slot = take_slot(table, CONTEXT)
     if slot == NULL:
         raise MqError("there is no handle left for the context of a native plugin")
@@ -55,7 +56,7 @@ cdef int begin_context(Context context) except -1:
 
 cdef void end_context(Context context) noexcept:
     """Its timers and watchers stop, and its handle is stale."""
-    cdef Table *table = <Table *>(<Control>context.owner).native
+    cdef Table *table = <Table *>context.holds.native
     cdef Slot *slot = live_slot(context.handle, CONTEXT)
     if slot == NULL:
         return
@@ -66,15 +67,16 @@ cdef void end_context(Context context) noexcept:
     Py_DECREF(context)
 
 
-cdef void close(Control control) noexcept:
+cdef void close(object of) noexcept:
     """The dispatcher is closed: its steps have ended."""
-    cdef Table *table = <Table *>control.native
+    cdef Dispatcher dispatcher = <Dispatcher>of
+    cdef Table *table = <Table *>dispatcher.holds.native
     cdef Slot *slot
     cdef uint32_t each
-    if control.forked or table.owner != <PyObject *>control:
+    if dispatcher.reactor.forked or table.owner != <PyObject *>dispatcher:
         return
-    native_side.disturb(control)  # where this is called in a hook
-    absorb(control)
+    native_side.disturb(table)  # where this is called in a hook
+    absorb(dispatcher)
     for each in range(table.count):
         slot = &table.chunks[each >> CHUNK_BITS][each & CHUNK - 1]
         if slot.kind == CONTEXT and state_of(slot.word) == LIVE:  # nobody cleaned it up
@@ -128,8 +130,8 @@ cdef class Life:
         """The context begins or ends: its handle is valid in between, these functions included."""
         if context is None:
             raise TypeError(f"{self.name}() needs a context")
-        if not context.owner.closed:
-            context.owner.check(self.name)
+        if not context.reactor.closed:
+            context.reactor.check(self.name)
         if self.name == "mq_context_initialize":
             begin_context(context)
             self.call_with(context)
@@ -139,7 +141,7 @@ cdef class Life:
         return 0
 
     cdef void call_with(self, Context context) noexcept:
-        cdef Table *table = <Table *>(<Control>context.owner).native
+        cdef Table *table = <Table *>context.holds.native
         cdef Inside before
         cdef void *handle = context.handle
         if self.address == NULL:
@@ -160,7 +162,4 @@ cdef object new_life(str name, void *address):
 
 
 cdef object new_hook(void *address, int kind):
-    cdef NativeFunction function = NativeFunction.__new__(NativeFunction)
-    function.address = address
-    function.kind = kind
-    return function
+    return new_native_function(address, kind)

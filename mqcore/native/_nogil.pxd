@@ -1,10 +1,8 @@
-# The part of a turn that needs no GIL: native plugins' timers and watchers, and messages that they gave back.
+# The part of a tick that needs no GIL: native plugins' timers and watchers, and messages that they gave back.
 
 from ._slots cimport Slot, Table
-from ..loop._reactor cimport Loop
-from .._message cimport Control
 
-cdef bint bare_turn(Loop loop) noexcept nogil
-cdef void absorb(Control control) noexcept
+cdef bint nogil_phase(void *owner) noexcept nogil
+cdef void absorb(object dispatcher) noexcept
 cdef void join_context(Slot *context, Slot *slot) noexcept nogil
 cdef void stop(Table *table, Slot *slot) noexcept nogil

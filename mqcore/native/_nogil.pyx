@@ -16,40 +16,52 @@ from cpython.ref cimport Py_DECREF
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
-from ..loop._atomic cimport load, store, store_flag, swap
 from .._chain cimport Chain
-from ._slots cimport (
-    CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, handle_of, state_of, take_all, take_slot)
-from ..loop._reactor cimport Loop, Watch, unlink_ready
+from .._dispatch cimport Dispatcher, is_sampled, resume
+from .._holds cimport count_given
 from .._message cimport (
-    TO_CONTINUE, TO_RETRY, TURN_ENTRIES, TURN_NS, UNDECIDED, Control, Entry, Message, count_given, native_side)
+    HELD, QUEUED, RUNNING, TO_CONTINUE, TO_RETRY, UNDECIDED, Drops, Entry, Message, enter_nogil_phase, flush,
+    leave_nogil_phase, move, native_side, no_drops)
+from ..loop._atomic cimport load, store, store_flag, swap
+from ..loop._poll cimport remove_watch
+from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, goes_on, request_tick, start_portion, unlink_ready
+from ..loop._wheel cimport DUE_NOGIL, first_due
+from ._diagnostics cimport log_notes, refuse_late
 from ._hooks cimport (
     Arguments, Inside, call_hooks, decide, enter, find_arguments, hold_by, is_worn, leave, new_generation, put_back)
-from ._diagnostics cimport log_notes, refuse_late
-from ..loop._poll cimport remove_watch
-from .._step cimport Steps, is_sampled
-from ..loop._wheel cimport DUE_BARE
+from ._slots cimport (
+    CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, handle_of, state_of, take_all, take_slot)
 
 
-cdef bint bare_turn(Loop loop) noexcept nogil:
-    """Whether there is more to do that needs no GIL, in the next turn."""
-    cdef Table *table = <Table *>(<Control>loop).native
-    call_watchers(loop, table)
-    call_timers(loop, table)
-    if loop.thread == 0:  # closed by what was called: the table may be another dispatcher's by now
+cdef bint nogil_phase(void *owner) noexcept nogil:
+    """Whether there is more to do that needs no GIL, in the next tick."""
+    cdef Table *table = <Table *>(<Dispatcher>owner).holds.native
+    cdef bint more = True
+    if enter_nogil_phase(&(<Dispatcher>owner).holds.lists):
+        more = call_native(<Dispatcher>owner, (<Dispatcher>owner).reactor, table)
+        leave_nogil_phase(&(<Dispatcher>owner).holds.lists)
+    return more
+
+
+cdef bint call_native(Dispatcher dispatcher, Reactor reactor, Table *table) noexcept nogil:
+    call_watchers(reactor, table)
+    call_timers(reactor, table)
+    if reactor.thread == 0:  # closed by what was called: the table may be another dispatcher's by now
         return False
-    go_on(<Steps>loop, table, False)
+    go_on(dispatcher, table, False)
     if table.notes != NULL:
-        store_flag(&loop.state.gil_needed, True)
-    return loop.state.ready[True] != NULL or loop.wheel.due_bare > 0 or table.waiting != NULL or table.given != NULL
+        store_flag(&reactor.state.gil_needed, True)
+    return (reactor.state.ready_count[True] > 0 or reactor.wheel.due_nogil > 0 or table.waiting != NULL
+            or table.given != NULL)
 
 
-cdef void absorb(Control control) noexcept:
+cdef void absorb(object of) noexcept:
     """With the GIL: log what there is to be logged; and where a deadline has passed, or the dispatcher closes, go on with all
     that was given back by now, for it is not too late."""
-    cdef Table *table = <Table *>control.native
-    if control.deadline.rung or control.closed:
-        go_on(<Steps>control, table, True)
+    cdef Dispatcher dispatcher = <Dispatcher>of
+    cdef Table *table = <Table *>dispatcher.holds.native
+    if dispatcher.closed or dispatcher.holds.lists.deadline.rung:
+        go_on(dispatcher, table, True)
     if table.notes != NULL:
         log_notes(table)
 
@@ -59,16 +71,17 @@ native_side.absorb = absorb
 
 # --------------------------------------------------------------------------------------------------- Timers and watchers
 
-cdef void call_watchers(Loop loop, Table *table) noexcept nogil:
-    cdef size_t count = loop.state.ready_count[True]  # what becomes ready meanwhile has the next turn
+cdef void call_watchers(Reactor reactor, Table *table) noexcept nogil:
+    cdef Portion portion = start_portion(reactor.state.uv)
+    cdef size_t count = reactor.state.ready_count[True]  # what becomes ready meanwhile has the next tick
     cdef Slot *watcher
     cdef Watch *watch
     cdef int events
-    while count > 0 and loop.state.ready[True] != NULL and loop.thread != 0:
+    while count > 0 and reactor.state.ready_count[True] > 0 and reactor.thread != 0 and goes_on(&portion):
         count -= 1
-        watch = loop.state.ready[True]
+        watch = first_ready(&reactor.state, True)
         watcher = <Slot *>(<char *>watch - <size_t>&(<Slot *>NULL).waiting.watch)
-        unlink_ready(&loop.state, watch)
+        unlink_ready(&reactor.state, watch)
         events = 0 if watch.lost else watch.came & watch.wanted  # what came before it was lost is lost with it
         watch.came = 0
         if watch.lost or events:
@@ -89,15 +102,16 @@ cdef void call_watcher(Table *table, Slot *watcher, int events) noexcept nogil:
     leave(table, &before)
 
 
-cdef void call_timers(Loop loop, Table *table) noexcept nogil:
-    cdef size_t count = loop.wheel.due_bare  # those that become due meanwhile have the next turn
+cdef void call_timers(Reactor reactor, Table *table) noexcept nogil:
+    cdef Portion portion = start_portion(reactor.state.uv)
+    cdef size_t count = reactor.wheel.due_nogil  # those that become due meanwhile have the next tick
     cdef Slot *timer
     cdef void *callback
     cdef void *data
     cdef Inside before
-    while count > 0 and loop.wheel.due_bare > 0 and loop.thread != 0:
+    while count > 0 and reactor.wheel.due_nogil > 0 and reactor.thread != 0 and goes_on(&portion):
         count -= 1
-        timer = <Slot *>(<char *>loop.wheel.first[DUE_BARE] - <size_t>&(<Slot *>NULL).waiting.node)
+        timer = <Slot *>(<char *>first_due(&reactor.wheel, DUE_NOGIL) - <size_t>&(<Slot *>NULL).waiting.node)
         callback = timer.callback
         data = timer.data
         enter(table, timer.owner, NULL, &before)
@@ -118,9 +132,9 @@ cdef void join_context(Slot *context, Slot *slot) noexcept nogil:
 cdef void stop(Table *table, Slot *slot) noexcept nogil:
     """Stop a timer or watcher; its handle is stale. The dispatcher's thread."""
     if slot.kind == TIMER:
-        (<Loop>table.owner).stop_node(&slot.waiting.node)
+        (<Dispatcher>table.owner).reactor.stop_node(&slot.waiting.node)
     else:
-        remove_watch(&(<Loop>table.owner).state, &slot.waiting.watch)
+        remove_watch(&(<Dispatcher>table.owner).reactor.state, &slot.waiting.watch)
     slot.previous.first = slot.first
     if slot.first != NULL:
         slot.first.previous = slot.previous
@@ -129,26 +143,24 @@ cdef void stop(Table *table, Slot *slot) noexcept nogil:
 
 # -------------------------------------------------------------------------------------------------------------- Messages
 
-cdef void go_on(Steps steps, Table *table, bint all) noexcept nogil:
-    """Go on with messages that were given back, for a while, or with all: what is given back meanwhile has the next turn."""
-    cdef uint64_t now = steps.state.uv.hrtime()
-    cdef uint64_t until = now + TURN_NS
-    cdef int left = TURN_ENTRIES
+cdef void go_on(Dispatcher dispatcher, Table *table, bint all) noexcept nogil:
+    """Go on with messages that were given back, for a while, or with all: what is given back meanwhile has the next tick."""
+    cdef Portion portion = start_portion(dispatcher.reactor.state.uv)
+    cdef uint64_t now = dispatcher.reactor.state.uv.hrtime()
     cdef Slot *slot
-    cdef int verdict
+    cdef int decision
     if all or table.waiting == NULL:
         append_list(&table.waiting, <Slot *>take_all(&table.given))
-    while table.waiting != NULL and (all or left > 0 and now < until and not steps.closed):
-        left -= 1
+    while table.waiting != NULL and (all or not dispatcher.closed and goes_on(&portion)):
         slot = table.waiting
         table.waiting = slot.next
-        verdict = state_of(load(&slot.word)) - GIVEN
-        if verdict <= 0:
+        decision = state_of(load(&slot.word)) - GIVEN
+        if decision <= 0:
             refuse_late(table, slot)
             store(&slot.word, slot.word >> 32 << 32)
             free_slot(table, slot)
-        elif resume(steps, table, slot, <Message>slot.object, verdict, now):
-            now = steps.state.uv.hrtime()  # only hooks take time, and to look at the clock does
+        elif go_on_with(dispatcher, table, slot, <Message>slot.object, decision, now):
+            now = dispatcher.reactor.state.uv.hrtime()  # only hooks take time, and to look at the clock does
 
 
 cdef void append_list(Slot **first, Slot *more) noexcept nogil:
@@ -157,71 +169,76 @@ cdef void append_list(Slot **first, Slot *more) noexcept nogil:
     first[0] = more
 
 
-cdef bint resume(Steps steps, Table *table, Slot *slot, Message message, int verdict, uint64_t now) noexcept nogil:
+cdef bint go_on_with(
+        Dispatcher dispatcher, Table *table, Slot *slot, Message message, int decision, uint64_t now) noexcept nogil:
     """Go on with a message that its native plugin gave back, as far as native plugins go. HELD -> HELD, QUEUED, or IDLE.
     Whether any hook was called."""
     cdef Entry *entry
     cdef Arguments arguments
     cdef bint called = False
-    count_given(message.entry.counters, verdict)
-    steps.leave_lane(message, verdict)
+    count_given(message.entry.counters, decision)
+    move(&dispatcher.holds.lists, message, HELD, RUNNING)
+    message.decision = decision
     message.native = NULL
     message.strong = False  # its reference is ours now
     new_generation(slot)
-    while verdict != UNDECIDED:
+    while decision != UNDECIDED:
         if is_worn(slot):
             free_slot(table, slot)
             slot = take_slot(table, STEP)
-        entry = NULL if slot == NULL else next_native(steps, message, verdict, &arguments)
+        entry = NULL if slot == NULL else next_native(dispatcher, message, decision, &arguments)
         if entry == NULL:
-            message.verdict = verdict
-            steps.enqueue(message)
+            message.decision = decision
+            move(&dispatcher.holds.lists, message, RUNNING, QUEUED)
+            if dispatcher.reactor.thread != 0:
+                request_tick(&dispatcher.reactor.state)
             if slot != NULL:
                 put_back(table, slot)
             return called
         if message.since and message.since < now:  # else the hold was over at once
             message.entry.counters.held_ns += now - message.since
         message.since = 0
-        message.verdict = UNDECIDED
+        message.decision = UNDECIDED
         slot.object = <PyObject *>message
         called = True
-        verdict = call(steps, table, message, entry, slot, &arguments)
+        decision = call(dispatcher, table, message, entry, slot, &arguments)
     return called
 
 
-cdef Entry *next_native(Steps steps, Message message, int verdict, Arguments *arguments) noexcept nogil:
+cdef Entry *next_native(Dispatcher dispatcher, Message message, int decision, Arguments *arguments) noexcept nogil:
     """The hook to be called now, and its arguments, if that is a native one; NULL when going on needs the GIL."""
     cdef Entry *entry = NULL
-    if verdict == TO_CONTINUE:
+    if decision == TO_CONTINUE:
         entry = &message.entry[1]
-    elif verdict == TO_RETRY and message.retries < steps.max_retries \
+    elif decision == TO_RETRY and message.retries < dispatcher.max_retries \
             and (<Chain>message.chain).route.chain is <Chain>message.chain:
         entry = (<Chain>message.chain).entries
     if entry == NULL or entry.native == NULL or not find_arguments(<PyObject *>message.args, entry.kind, arguments):
         return NULL
-    if verdict == TO_RETRY:
+    if decision == TO_RETRY:
         message.retries += 1
     return entry
 
 
-cdef int call(Steps steps, Table *table, Message message, Entry *entry, Slot *slot, Arguments *arguments) noexcept nogil:
-    """Call native hooks, from `entry` on. The verdict to go on with; UNDECIDED when the message is no longer ours, nor the
+cdef int call(
+        Dispatcher dispatcher, Table *table, Message message, Entry *entry, Slot *slot, Arguments *arguments) noexcept nogil:
+    """Call native hooks, from `entry` on. The decision to go on with; UNDECIDED when the message is no longer ours, nor the
     slot."""
     cdef uint64_t called
     cdef int early
     cdef bint taken = False
     cdef Inside before
     enter(table, NULL, <PyObject *>message, &before)
-    entry = call_hooks(steps, message, entry, slot, arguments, is_sampled(&steps.until_sample), &taken)
+    entry = call_hooks(dispatcher, message, entry, slot, arguments, is_sampled(&dispatcher.until_sample), &taken)
     leave(table, &before)
     if entry == NULL:  # all returned false
         return TO_CONTINUE
-    if message.verdict == UNDECIDED and not steps.closed:
+    if message.decision == UNDECIDED and not dispatcher.closed:
         called = slot.word >> 32 << 32 | CALLED
         if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
             hold_by(message, slot)
             message.strong = True
-            steps.enter_lane(message)
+            move(&dispatcher.holds.lists, message, RUNNING, HELD)
             return UNDECIDED
         early = state_of(load(&slot.word)) - GIVEN
         if taken or early < 0 or early == TO_CONTINUE:
@@ -229,21 +246,26 @@ cdef int call(Steps steps, Table *table, Message message, Entry *entry, Slot *sl
             new_generation(slot)
             if not taken:
                 return TO_CONTINUE
-            steps.enter_lane(message)  # rule 7: a hold that is over at once
-            steps.leave_lane(message, early)
+            move(&dispatcher.holds.lists, message, RUNNING, HELD)  # rule 7: a hold that is over at once
+            move(&dispatcher.holds.lists, message, HELD, RUNNING)
+            message.decision = early
             return early
-    go_on_with_gil(steps, table, message, slot, taken)
+    go_on_with_gil(dispatcher, table, message, slot, taken)
     return UNDECIDED
 
 
-cdef void go_on_with_gil(Steps steps, Table *table, Message message, Slot *slot, bint taken) noexcept with gil:
+cdef void go_on_with_gil(Dispatcher dispatcher, Table *table, Message message, Slot *slot, bint taken) noexcept with gil:
     """The hook contradicted itself, or its step or dispatcher was ended while it was called."""
+    cdef Drops drops
     cdef bint kept = True
-    cdef int verdict = decide(steps, message, slot, taken, &kept)
+    cdef int decision
+    no_drops(&drops)
+    decision = decide(dispatcher, message, slot, taken, &kept, &drops)
     if kept:
         new_generation(slot)
         put_back(table, slot)
-    if verdict != UNDECIDED:
-        message.verdict = verdict
-        steps.resume(message)
+    if decision != UNDECIDED:
+        message.decision = decision
+        resume(dispatcher, message)
+    flush(&drops, dispatcher.reactor)
     Py_DECREF(message)

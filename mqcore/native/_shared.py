@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import PluginError
-from ..hooks import LIFECYCLE, unknown
+from ..hooks import LIFECYCLE, misspelt, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,7 @@ _PROGRAM = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _LOADED, _DYNAMIC_SYMBOLS, _SHARED_OBJECT = 1, 11, 3
+_DATA = {1, 5, 6}  # types of symbols that are variables
 _MACHINES = {3: "32-bit x86", 40: "32-bit ARM", 62: "x86-64", 183: "AArch64", 243: "RISC-V"}
 _MAILERQ_ARGUMENTS = {"mq_smtp_in_authenticate", "mq_smtp_in_mailfrom", "mq_smtp_in_rcptto", "mq_smtp_in_data"}
 
@@ -74,17 +75,23 @@ def check_distinct(paths: Mapping[str, str | None]) -> None:
 _NO_VERSION = "it exports no mq_version(), so it is no plugin; define MQ_EXPORT int mq_version(void), with C linkage"
 
 
-def _wrong(exported: set[str], hooks: Mapping[str, HookSpec]) -> str | None:
+def _wrong(exported: Mapping[str, bool], hooks: Mapping[str, HookSpec]) -> str | None:
     """What can be seen to be wrong before any code of the plugin runs."""
     if "mq_version" not in exported:
         if any(name.startswith("PyInit_") for name in exported):
             return "this is a module of Python's, not a native plugin; import it in a plugin that is a .py file"
         return _NO_VERSION
-    for name in sorted(exported):
+    missing = [name for name in hooks if name not in exported]
+    for name, is_data in sorted(exported.items()):
         if name.startswith("mq_") and name not in hooks and name not in LIFECYCLE:
             return unknown(name, [*hooks, *LIFECYCLE])
+        if is_data and (name in hooks or name in LIFECYCLE):
+            return f"{name} is a variable, and only a function can be called; define it as one, or make it static"
         if name in hooks and hooks[name].args and name not in _MAILERQ_ARGUMENTS:
             return f"{name} has arguments that native plugins cannot be given; implement it in Python"
+        wrong = None if is_data or name in hooks else misspelt(name, missing)
+        if wrong:
+            return wrong
     return None
 
 
@@ -119,8 +126,8 @@ def _folder() -> str:
 # The linker maps what the file's headers say, and a file that is shorter ends the process with SIGBUS.
 
 
-def inspect(plugin: str, path: str) -> set[str] | None:
-    """The names that an ELF file exports; None for another kind, or if it does not say.
+def inspect(plugin: str, path: str) -> dict[str, bool] | None:
+    """The names that an ELF file exports, and whether each is a variable; None for another kind, or if it does not say.
 
     Raises PluginError for what is no shared object of this machine.
     """
@@ -189,13 +196,15 @@ def _truncated(data: bytes) -> str | None:
     return None
 
 
-def _exported(data: bytes) -> set[str] | None:
+def _exported(data: bytes) -> dict[str, bool] | None:
     elf = _Elf(*_HEADER.unpack_from(data))
     sections = [_SECTION.unpack_from(data, elf.shoff + number * elf.shentsize) for number in range(elf.shnum)]
     for _, kind, _, _, offset, size, link, _, _, _ in sections:
         if kind == _DYNAMIC_SYMBOLS:
             start = sections[link][4]
             symbols = _SYMBOL.iter_unpack(data[offset : offset + size])
-            names = [start + name for name, info, _, section, _, _ in symbols if section and info >> 4]  # and is not local
-            return {data[name : data.index(b"\0", name)].decode("utf-8", "replace") for name in names}
+            found = [(start + name, info & 15) for name, info, _, section, _, _ in symbols if section and info >> 4]
+            return {  # all that are defined and not local
+                data[name : data.index(b"\0", name)].decode("utf-8", "replace"): kind in _DATA for name, kind in found
+            }
     return None

@@ -7,10 +7,11 @@ import functools
 import inspect
 import os
 import traceback
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PluginError
-from ..hooks import LIFECYCLE, HookSpec, unknown
+from ..hooks import LIFECYCLE, HookSpec, misspelt, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,11 +20,9 @@ if TYPE_CHECKING:
 def check(obj: object, plugin: str, path: str | None, hooks: Mapping[str, HookSpec]) -> dict[str, Any]:
     """The hooks and lifecycle functions of `obj`, by name; all are callable as mqcore will call them."""
     arguments = {name: ("context", "message", *spec.args) for name, spec in hooks.items()} | dict(LIFECYCLE)
-    callables = {}
     try:
-        for name in dir(obj):
-            if name.startswith("mq_"):
-                callables[name] = getattr(obj, name)
+        names = dir(obj)
+        callables = {name: getattr(obj, name) for name in names if name.startswith("mq_") or name in hooks}
     except (Exception, SystemExit) as error:
         raise raised("looking at its attributes", error, plugin, path) from error
 
@@ -34,18 +33,49 @@ def check(obj: object, plugin: str, path: str | None, hooks: Mapping[str, HookSp
                 wrong += " (this plugin is a class: did you mean an instance of it?)"
             file, line = place(value, path)
             raise PluginError(wrong, plugin=plugin, path=file, line=line)
+
+    missing = [name for name in hooks if name not in callables]
+    for name in names:
+        wrong = None if name in callables else misspelt(name, missing)
+        function = _own_function(obj, name) if wrong else None
+        if wrong and function is not None:
+            file, line = place(function, path)
+            raise PluginError(wrong, plugin=plugin, path=file, line=line)
     return callables
 
 
+def _own_function(obj: object, name: str) -> Any:
+    """The function of that name, if the plugin itself defines it.
+
+    It does not if it imports or inherits it from elsewhere: then the name is somebody else's. Nor is a class a hook whose
+    name is wrong.
+    """
+    with contextlib.suppress(Exception, SystemExit):  # anything may hide behind an attribute
+        value = inspect.getattr_static(obj, name)
+        value = _innermost(getattr(value, "__func__", value))
+        if not callable(value) or isinstance(value, type):
+            return None
+        if type(obj) is SimpleNamespace:
+            return value  # whoever made it chose all that is in it
+        if isinstance(obj, ModuleType):
+            home = obj.__name__
+            own = value.__module__ == home or value.__module__.startswith(home + ".")
+        else:
+            own = value.__module__ == (obj if isinstance(obj, type) else type(obj)).__module__
+        return value if own else None
+    return None
+
+
 def _wrong(name: str, value: object, arguments: Mapping[str, tuple[str, ...]]) -> str | None:
-    """What is wrong with an attribute whose name begins with mq_, and how to mend it."""
+    """What is wrong with an attribute that has the name of a hook, or a name that begins with mq_, and how to mend it."""
     if name not in arguments:
         return unknown(name, arguments)
     call = f"{name}({', '.join(arguments[name])})"
     if not callable(value):
         if name == "mq_version":
             return None
-        return f"{name} is of type {type(value).__name__}, which cannot be called; define it as a function, {call}"
+        other = "" if name.startswith("mq_") else ", or give it another name, since this is a hook's"
+        return f"{name} is of type {type(value).__name__}, which cannot be called; define it as a function, {call}{other}"
     if _is(inspect.isgeneratorfunction, value) or _is(inspect.isasyncgenfunction, value):
         return f"{name} is a generator, which nothing would run; return a verdict instead of yielding"
     if name in LIFECYCLE and _is(inspect.iscoroutinefunction, value):

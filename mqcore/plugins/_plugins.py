@@ -2,6 +2,10 @@
 
 A set is an immutable tuple in order of names. A change builds a new tuple beside the old one and swaps it in when
 nothing can fail any more; until then each step leaves behind how to undo it, so that a failure leaves no trace.
+
+There are two locks. A change holds `_changes` from its beginning to its end, while plugins' code runs, which may take any
+time: only other changes wait for it. `_lock` guards the tuple and the dispatchers, and no code of anybody's runs under it:
+so a dispatcher can be made, closed, and brought up to date while another thread is changing the plugins.
 """
 
 from __future__ import annotations
@@ -10,9 +14,7 @@ import functools
 import importlib.util
 import logging
 import os
-import re
 import threading
-import tomllib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,7 +26,8 @@ from ..errors import MqError, PluginError
 from ..hooks import API_VERSION, LIFECYCLE, MAILERQ_HOOKS, HookSpec, nearest
 from ..native._shared import check_distinct, load_shared
 from ._checks import check, place, raised
-from ._files import bad_line, find, import_file, line_at, unreadable
+from ._config import Config, read_config, settings_of
+from ._files import find, import_file
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("mqcore")
 
 _Path = str | os.PathLike[str]
-_Config = Mapping[str, Any]
 
 
 class _Change(Protocol):
@@ -43,6 +45,8 @@ class _Change(Protocol):
 
 
 class _Dispatcher(Protocol):
+    """What plugins ask of a dispatcher; other threads than its own ask too, and there `_prepare` neither waits nor fails."""
+
     def _prepare(self, plugins: tuple[Plugin, ...], /) -> _Change: ...
 
 
@@ -50,7 +54,7 @@ class Plugin:
     """A named unit of callbacks. `Plugins` makes them; all attributes are for reading."""
 
     def __init__(
-        self, name: str, path: str | None, config: _Config, callables: Mapping[str, Any], undo: ExitStack
+        self, name: str, path: str | None, config: Config, callables: Mapping[str, Any], undo: ExitStack
     ) -> None:
         self.name = name
         self.kind = "native" if path is not None and path.endswith(".so") else "python"
@@ -102,9 +106,9 @@ class Plugin:
             raise raised(f"{name}()", error, self.name, home) from error
 
     def _acquire(self) -> None:
-        """A dispatcher begins to use the plugin."""
+        """A dispatcher begins to use the plugin, which may have been removed if it still has another user."""
         with self._lock:
-            if self._retired:
+            if self._retired and self._users == 0:
                 raise PluginError("it was removed; load it again", plugin=self.name, path=self.path)
             self._users += 1
 
@@ -148,14 +152,15 @@ class Plugins:
     implement. `config` is a mapping or the path of a TOML file, and has a table for each plugin: at the top, or in a
     table `plugins`. Files and directories that everyone may write to are refused unless `trust_writable`.
 
-    Any thread may call the methods. One that fails raises a `PluginError` and leaves all as it was.
+    Any thread may call the methods. One that fails raises a `PluginError` and leaves all as it was. A change waits for the
+    one before it; nothing else does.
     """
 
     def __init__(
         self,
         *paths: _Path,
         hooks: Iterable[HookSpec] = MAILERQ_HOOKS,
-        config: _Config | _Path | None = None,
+        config: Config | _Path | None = None,
         trust_writable: bool = False,
     ) -> None:
         self.snapshot: tuple[Plugin, ...] = ()
@@ -164,13 +169,15 @@ class Plugins:
         self._paths = [_absolute(path) for path in paths]
         self._config_source = config if config is None or isinstance(config, Mapping) else _absolute(config)
         self._trust_writable = trust_writable
-        self._dispatchers: weakref.WeakSet[_Dispatcher] = weakref.WeakSet()
+        self._dispatchers: list[weakref.ref[_Dispatcher]] = []
         self._lock = threading.RLock()
+        self._changes = threading.RLock()
         self._changing = False
+        self._gone: list[Plugin] = []
         self._closed = False
-        self._config: _Config = {}
+        self._config: Config = {}
         with self._one_change():
-            self._change((), self._find(self._paths), _read(self._config_source))
+            self._change((), self._find(self._paths), read_config(self._config_source))
 
     def load(self, path: _Path) -> None:
         """Load the file, the package or the directory of plugins at `path`, from now on one of the set's paths."""
@@ -216,7 +223,7 @@ class Plugins:
         """
         with self._one_change():
             kept = [plugin for plugin in self.snapshot if plugin.path is None]
-            self._change(kept, self._find(self._paths), _read(self._config_source))
+            self._change(kept, self._find(self._paths), read_config(self._config_source))
 
     def order(self, hook: str) -> list[str]:
         """The names of the plugins that implement `hook`, in the order in which they are called."""
@@ -232,13 +239,10 @@ class Plugins:
 
     def close(self) -> None:
         """Clean up every plugin, as soon as the dispatchers that use it are closed. May be called again."""
-        with self._lock:
-            if self._closed:
-                return
-            with self._one_change():
-                self._closed = True
-                old, self.snapshot = self.snapshot, ()
-                _retire(old)
+        with self._one_change(closing=True), self._lock:
+            self._closed = True
+            self._gone.extend(self.snapshot)
+            self.snapshot = ()
 
     def __enter__(self) -> Self:
         return self
@@ -257,35 +261,67 @@ class Plugins:
     def __repr__(self) -> str:
         return f"<mqcore.Plugins {', '.join(plugin.name for plugin in self.snapshot) or '(none)'}>"
 
-    def _attach(self, dispatcher: _Dispatcher) -> None:
-        """From now on changes reach the dispatcher.
+    @contextmanager
+    def _attach(self, dispatcher: _Dispatcher) -> Iterator[tuple[Plugin, ...]]:
+        """For a dispatcher that is being made: the plugins that it takes, as `_current` gives them.
 
-        It holds `_lock` from its look at `snapshot` until it has called this: a change in between would pass it by.
+        From then on changes reach the dispatcher, also one that is under way, unless the block raises.
         """
-        with self._lock:
-            self._check_open()
-            self._dispatchers.add(dispatcher)
+        with ExitStack() as used:
+            with self._lock:
+                self._check_open()
+                self._dispatchers.append(weakref.ref(dispatcher))
+                plugins = self._use(used)
+            try:
+                yield plugins
+            except BaseException:
+                self._detach(dispatcher)
+                raise
 
     def _detach(self, dispatcher: _Dispatcher) -> None:
+        """Changes reach the dispatcher no more."""
         with self._lock:
-            self._dispatchers.discard(dispatcher)
+            self._dispatchers = [ref for ref in self._dispatchers if ref() is not None and ref() is not dispatcher]
+
+    @contextmanager
+    def _current(self) -> Iterator[tuple[Plugin, ...] | None]:
+        """The plugins as they are now, for a dispatcher that takes them over; None once they are closed.
+
+        Other threads may change the set meanwhile, but within the block none of these plugins ends.
+        """
+        with ExitStack() as used:
+            with self._lock:
+                plugins = None if self._closed else self._use(used)
+            yield plugins
+
+    def _use(self, used: ExitStack) -> tuple[Plugin, ...]:
+        for plugin in self.snapshot:
+            plugin._acquire()
+            used.callback(plugin._release)
+        return self.snapshot
 
     def _check_open(self) -> None:
         if self._closed:
             raise MqError("these plugins are closed; make a new Plugins")
 
     @contextmanager
-    def _one_change(self) -> Iterator[None]:
-        """One change at a time, and none from inside another: that one would overwrite it."""
-        with self._lock:
-            self._check_open()
+    def _one_change(self, *, closing: bool = False) -> Iterator[None]:
+        """One change at a time, and none from inside another: that one would overwrite it.
+
+        The plugins that are in `_gone` in the end are retired when the change is over: their `mq_cleanup` may make another.
+        """
+        with ExitStack() as afterwards, self._changes:
+            if not closing:
+                self._check_open()
             if self._changing:
                 raise MqError("a plugin cannot change the set of plugins while that is being changed; do it later")
             self._changing = True
+            gone = self._gone
+            afterwards.callback(_retire, gone)
             try:
                 yield
             finally:
-                self._changing = False
+                self._changing, self._gone = False, []
 
     def _find(self, paths: list[str]) -> list[_Candidate]:
         found = {path: name for start in paths for name, path in find(start, trust_writable=self._trust_writable)}
@@ -296,7 +332,7 @@ class Plugins:
             return lambda undo: load_shared(name, path, self.hooks)
         return functools.partial(import_file, name, path)
 
-    def _change(self, kept: Iterable[Plugin], candidates: list[_Candidate], config: _Config) -> None:
+    def _change(self, kept: Iterable[Plugin], candidates: list[_Candidate], config: Config) -> None:
         """Make the set consist of the plugins kept and of new ones."""
         kept = list(kept)
         _check_names(kept, candidates)
@@ -312,11 +348,11 @@ class Plugins:
             self._swap(tuple(sorted(kept + made, key=_order)))
             undo.pop_all()
         self._config = config
-        _retire(plugin for plugin in old if plugin not in staying)
+        self._gone.extend(plugin for plugin in old if plugin not in staying)
 
-    def _load(self, candidate: _Candidate, config: _Config) -> Plugin:
+    def _load(self, candidate: _Candidate, config: Config) -> Plugin:
         with ExitStack() as undo:
-            settings = _settings(candidate, config, self._config_source)
+            settings = settings_of(candidate.name, candidate.path, config, self._config_source)
             obj = candidate.load(undo.callback)
             callables = check(obj, candidate.name, candidate.path, self.hooks)
             if candidate.path and not callables:
@@ -326,17 +362,28 @@ class Plugins:
             return Plugin(candidate.name, candidate.path, settings, callables, undo.pop_all())
 
     def _swap(self, new: tuple[Plugin, ...]) -> None:
-        """Bring the new set into every dispatcher, or into none."""
+        """Bring the new set into every dispatcher, or into none; also into those that are made meanwhile."""
+        changes: list[_Change] = []
+        asked: list[_Dispatcher] = []
         with ExitStack() as undo:
-            changes = []
-            for dispatcher in list(self._dispatchers):
-                change = dispatcher._prepare(new)
-                undo.callback(change.discard)
-                changes.append(change)
+            while dispatchers := self._take_over(new, asked):
+                for dispatcher in dispatchers:
+                    change = dispatcher._prepare(new)
+                    undo.callback(change.discard)
+                    changes.append(change)
+                    asked.append(dispatcher)
             undo.pop_all()
-        self.snapshot = new
         for change in changes:
             change.commit()
+
+    def _take_over(self, new: tuple[Plugin, ...], asked: list[_Dispatcher]) -> list[_Dispatcher]:
+        """The dispatchers that are not ready for the new set; when there are none, it is the set from now on."""
+        with self._lock:
+            dispatchers = [reference() for reference in self._dispatchers]
+            others = [each for each in dispatchers if each is not None and not any(each is one for one in asked)]
+            if not others:
+                self.snapshot = new
+            return others
 
 
 def _retire(plugins: Iterable[Plugin]) -> None:
@@ -356,6 +403,12 @@ def _absolute(path: _Path) -> str:
 
 def _specs(hooks: Iterable[HookSpec]) -> dict[str, HookSpec]:
     specs: dict[str, HookSpec] = {}
+    if isinstance(hooks, (HookSpec, str)) or not isinstance(hooks, Iterable):
+        one = f"HookSpec({hooks.name!r}, ...)" if isinstance(hooks, HookSpec) else "HookSpec(name, ...)"
+        raise TypeError(
+            f"hooks= is a list of HookSpec, not {hooks!r}; write hooks=[{one}], "
+            f"or hooks=[*mqcore.MAILERQ_HOOKS, {one}] to have MailerQ's hooks too"
+        )
     for spec in hooks:
         if not isinstance(spec, HookSpec):
             raise TypeError(f"hooks are declared with HookSpec(name, *args), not with {spec!r}")
@@ -401,49 +454,3 @@ def _origin(module: str) -> str | None:
         if spec and spec.origin:
             return os.path.dirname(spec.origin) if spec.submodule_search_locations else spec.origin
     return None
-
-
-def _read(source: _Config | str | None) -> _Config:
-    """The config as a mapping of plugins' names to their tables."""
-    config = _read_toml(source) if isinstance(source, str) else dict(source or {})
-    plugins = config.get("plugins", config)
-    if not isinstance(plugins, Mapping):
-        path = source if isinstance(source, str) else None
-        raise PluginError(
-            f"plugins must be a table of tables, one for each plugin, and is {plugins!r}; write [plugins.NAME]",
-            path=path,
-        )
-    return plugins
-
-
-def _read_toml(path: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except (OSError, ValueError) as error:
-        raise unreadable(error, path) from error
-    try:
-        return tomllib.loads(data.decode())
-    except UnicodeDecodeError as error:
-        raise PluginError(f"{error}; save the file as UTF-8", path=path, line=bad_line(data)) from error
-    except tomllib.TOMLDecodeError as error:
-        found = re.fullmatch(r"(.*) \(at line (\d+), (column \d+)\)", str(error), re.DOTALL)
-        what, line = (f"{found[1]}, at {found[3]}", int(found[2])) if found else (str(error), line_at(data, len(data)))
-        raise PluginError(f"not valid TOML: {what}", path=path, line=line) from error
-
-
-def _settings(plugin: _Candidate, config: _Config, source: _Config | str | None) -> _Config:
-    """The plugin's table; the keys that are the core's own are checked here, all others are the plugin's affair."""
-    table = config.get(plugin.name, {})
-    wrong = None
-    if not isinstance(table, Mapping):
-        wrong = f"its config must be a table, and is {table!r}"
-    else:
-        timeout, on_error = table.get("hold_timeout", 0), table.get("on_error", "fail")
-        if type(timeout) not in (int, float) or not 0 <= timeout <= 1e9:
-            wrong = f"hold_timeout in its config must be a number of seconds, or 0 for none, and is {timeout!r}"
-        elif on_error not in ("fail", "continue"):
-            wrong = f'on_error in its config must be "fail" or "continue", and is {on_error!r}'
-    if wrong:
-        raise PluginError(wrong, plugin=plugin.name, path=source if isinstance(source, str) else plugin.path)
-    return MappingProxyType(dict(table))

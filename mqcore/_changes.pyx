@@ -1,0 +1,286 @@
+"""The plugins of one dispatcher, and how changes of them reach it between steps.
+
+A change is made ready beside what there is: a context for each plugin that is new, and a chain for each hook. Then it is
+committed, which nothing can refuse any more. Contexts of plugins that are gone are cleaned up in a tick, outside of any change,
+as soon as no step can reach them.
+"""
+
+import inspect
+import logging
+
+cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
+
+from ._chain cimport Chain, Route, new_chain
+from ._context cimport Context, new_context
+from ._holds cimport HoldTable
+from ._message cimport CounterRow, native_side, report_raised
+from .loop._call cimport ends_program, take_error
+from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, Task, goes_on, start_portion
+from .loop._seal cimport seal
+
+from .errors import DispatcherClosed, PluginError
+from .stats import HookStats
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class ActivePlugins:
+
+    def __cinit__(self):
+        self.hooks = {}
+        self.contexts = {}
+        self.retired = []
+        self.rows = {}
+
+    cdef object prepare(self, tuple plugins):
+        """Make ready for another list of plugins: an object with `commit` and `discard`. From another thread, and while a list
+        is taken over, nothing can be made ready: there `commit` leaves the change to a later tick."""
+        cdef Change change
+        if self.reactor.thread != PyThread_get_thread_ident() or self.taking_over:
+            return new_later_change(self)
+        change = new_change(self, plugins)
+        change.prepare()
+        return change
+
+    cdef int take_over(self, tuple plugins) except -1:
+        """Change to these plugins, which are the set's by now."""
+        cdef Change change
+        self.taking_over = True
+        try:
+            change = new_change(self, plugins)
+            change.prepare()
+            change.commit()
+        finally:
+            self.taking_over = False
+        return 0
+
+    cdef bint sweep(self) noexcept:
+        """Clean up the contexts of replaced plugins that no step can reach any more, for a while. Whether there are more."""
+        cdef int more = (<int (*)(ActivePlugins) noexcept>sweep_some)(self)
+        if more < 0:
+            report_raised(self.reactor, "the end of replaced plugins")
+        return more > 0
+
+    cdef void close(self) noexcept:
+        """Clean up every context, the last first. More than once is fine."""
+        self.closed = True
+        if (<int (*)(ActivePlugins) noexcept>clean_up_all)(self) < 0:
+            report_raised(self.reactor, "the end of a dispatcher's plugins")
+
+    cdef tuple stats(self):
+        """A HookStats for each plugin and hook: hook by hook, the plugins of now first, in order."""
+        cdef CounterRow row
+        cdef list rows = list(self.rows.values())
+        order = {(<Context>context).name: place for place, context in enumerate(self.contexts.values())}
+        hooks = {name: place for place, name in enumerate([*self.hooks, ""])}
+        rows.sort(key=lambda row: (hooks.get((<CounterRow>row).hook, 0), order.get((<CounterRow>row).plugin, len(order))))
+        return tuple([stats_of(row) for row in rows])
+
+
+cdef ActivePlugins new_active_plugins(HoldTable holds):
+    cdef ActivePlugins active = ActivePlugins.__new__(ActivePlugins)
+    active.holds = holds
+    active.reactor = holds.reactor
+    return active
+
+
+cdef int sweep_some(ActivePlugins active) except -1:
+    cdef Portion portion
+    cdef Context context
+    cdef Py_ssize_t index = 0
+    portion = start_portion(active.reactor.state.uv)
+    while index < len(active.retired) and not active.closed:
+        context = <Context>active.retired[index]
+        if context.uses:
+            index += 1
+            continue
+        if not goes_on(&portion):
+            return 1
+        del active.retired[index]
+        clean_up(context)
+        index = 0  # whatever it did to the list
+    return 0
+
+
+cdef int clean_up_all(ActivePlugins active) except -1:
+    while active.retired:
+        clean_up(<Context>active.retired.pop())
+    while active.contexts:
+        clean_up(<Context>active.contexts.popitem()[1])
+    return 0
+
+
+cdef int take_over_current(ActivePlugins active) except -1:
+    """Change to the plugins as they are by now. Waits for no change: where another one is under way, it announces itself."""
+    with active.plugins._current() as plugins:
+        if plugins is not None and not active.closed:
+            active.take_over(plugins)
+    return 0
+
+
+cdef object stats_of(CounterRow row):
+    seconds = row.counters.sampled_ns / 1e9 * row.counters.calls / row.counters.samples if row.counters.samples else 0.0
+    return HookStats(
+        row.plugin, row.hook, row.counters.calls, row.counters.holds, row.counters.continues, row.counters.completes,
+        row.counters.retries, row.counters.failures, row.counters.timeouts, row.counters.abandoned, row.counters.refused,
+        seconds, row.counters.longest_ns / 1e9, row.counters.held_ns / 1e9)
+
+
+# --------------------------------------------------------------------------------------------------------------- Changes
+
+@cython.final
+cdef class Change:
+    """A change of a dispatcher's plugins, made ready on its thread."""
+    cdef ActivePlugins active
+    cdef tuple plugins
+    cdef dict contexts
+    cdef list fresh
+    cdef dict chains
+    cdef bint is_ready              # it may be committed
+
+    cdef int prepare(self) except -1:
+        """Make the contexts that are new, and all chains. What raises leaves nothing behind."""
+        cdef Route route
+        try:
+            for plugin in self.plugins:
+                context = self.active.contexts.get(plugin)
+                if context is None:
+                    context = self.start(plugin)
+                self.contexts[plugin] = context
+            for route in self.active.hooks.values():
+                self.chains[route.name] = new_chain(
+                    route, [context for plugin, context in self.contexts.items() if route.name in plugin.hooks])
+            if self.active.closed:
+                raise DispatcherClosed("a plugin closed the dispatcher while its plugins were being changed")
+            self.is_ready = True
+        except BaseException:
+            self.discard()
+            raise
+        return 0
+
+    cdef Context start(self, plugin):
+        cdef Context context = new_context(self.active.holds, self.active.rows, plugin, self.active.hold_timeout)
+        if self.active.reactor.library.owner != "uvloop":
+            for name, function in plugin.hooks.items():
+                if inspect.iscoroutinefunction(function):
+                    raise PluginError(f"{name} is a coroutine function, which needs a uvloop loop; this one is pyuv's",
+                                      plugin=plugin.name, path=plugin.path)
+        plugin._acquire()
+        if plugin.context_initialize is not None:
+            try:
+                plugin._call("mq_context_initialize", context)
+            except BaseException:
+                context.end()
+                plugin._release()
+                raise
+        self.fresh.append(context)
+        return context
+
+    def commit(self):
+        """Swap it in. Nothing of the old is dropped before all of the new is there."""
+        cdef ActivePlugins active = self.active
+        cdef Context context
+        cdef Route route
+        cdef Chain chain
+        cdef list old = [route.chain for route in active.hooks.values()]
+        cdef list gone = [context for plugin, context in active.contexts.items() if plugin not in self.contexts]
+        if active.closed or not self.is_ready:
+            self.discard()
+            return
+        self.is_ready = False
+        old.append(active.contexts)
+        for context in gone:
+            context.retired = True
+        active.retired.extend(gone)
+        active.contexts = self.contexts
+        for route in active.hooks.values():
+            chain = self.chains[route.name]
+            route.chain = chain
+        self.fresh = []
+        self.chains = {}
+        self.contexts = {}
+        if active.holds.native != NULL:
+            native_side.disturb(active.holds.native)
+        active.reactor.wake()  # for the sweep
+
+    def discard(self):
+        """It is not wanted: clean up what was made ready."""
+        self.chains.clear()
+        while self.fresh:
+            clean_up(<Context>self.fresh.pop())
+
+
+cdef Change new_change(ActivePlugins active, tuple plugins):
+    cdef Change change = Change.__new__(Change)
+    change.active = active
+    change.plugins = plugins
+    change.contexts = {}
+    change.fresh = []
+    change.chains = {}
+    return change
+
+
+@cython.final
+cdef class LaterChange(Task):
+    """A change of plugins that a later tick takes over: it was made on another thread, or while the dispatcher was made."""
+    cdef ActivePlugins active
+
+    def commit(self):
+        if not self.active.closed and not self.active.reactor.forked:
+            self.active.reactor.post(self)
+
+    def discard(self):
+        """Nothing was made ready."""
+
+    cdef void run_posted(self) noexcept:
+        if (<int (*)(ActivePlugins) noexcept>take_over_current)(self.active) < 0:
+            report_raised(self.active.reactor, "a change of plugins, which left this dispatcher as it was")
+
+
+cdef LaterChange new_later_change(ActivePlugins active):
+    cdef LaterChange change = LaterChange.__new__(LaterChange)
+    change.active = active
+    return change
+
+
+# ----------------------------------------------------------------------------------------------------------- End of life
+
+cdef void clean_up(Context context) noexcept:
+    """Rule 17: the end of a context."""
+    if (<int (*)(Context) noexcept>call_cleanup)(context) < 0:
+        cleanup_raised(context)
+    context.end()
+    if (<int (*)(Context) noexcept>release_plugin)(context) < 0:
+        report_raised(context.reactor, "the end of a plugin")
+
+
+cdef void cleanup_raised(Context context) noexcept:
+    cdef PyObject *error = take_error()
+    if ends_program(<object>error):
+        context.reactor.raise_through_loop(<object>error)
+    if (<int (*)(Context, object) noexcept>log_cleanup)(context, <object>error) < 0:
+        report_raised(context.reactor, "the cleanup of a plugin")
+    Py_DECREF(<object>error)
+
+
+cdef int log_cleanup(Context context, object error) except -1:
+    context.reactor.log(context.log, logging.ERROR, "plugin %s: mq_context_cleanup raised", (context.name,), error)
+    return 0
+
+
+cdef int call_cleanup(Context context) except -1:
+    if context.plugin.context_cleanup is not None:
+        context.plugin.context_cleanup(context)
+    return 0
+
+
+cdef int release_plugin(Context context) except -1:
+    context.plugin._release()
+    return 0
+
+
+seal(ActivePlugins)
+seal(Change)
+seal(LaterChange)

@@ -1,0 +1,33 @@
+# Who has control of which message: the held ones by timeout, those that were given back, and the books.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
+
+from .loop._reactor cimport Reactor
+from ._message cimport Books, Counters, HoldLists, Message, TimeoutBucket
+
+cdef class HoldTable:
+    """The messages of one dispatcher that are held or were given back; a part of the dispatcher."""
+    cdef HoldLists lists
+    cdef Reactor reactor
+    cdef void *native               # the slot table of native plugins, or NULL when there are none
+    cdef bint passing               # messages are just passed through native plugins, one after the other: so many are through
+    cdef uint64_t passed
+
+    cdef int open(self) except -1
+    cdef void close(self) noexcept
+    cdef TimeoutBucket *bucket_of(self, double seconds) except NULL
+    cdef Books snapshot(self) noexcept
+    cdef bint collect_given(self) noexcept
+    cdef PyObject *take_queued(self) noexcept
+    cdef PyObject *take_due(self, uint64_t now) noexcept
+    cdef PyObject *take_held(self, PyObject *each) noexcept
+    cdef PyObject *take_any(self) noexcept
+    cdef void arm_next(self) noexcept
+    cdef void refill(self) noexcept
+    cdef list oldest(self, Py_ssize_t limit, str plugin, str hook)
+
+cdef void count_given(Counters *counters, int decision) noexcept nogil
+cdef bint has_pending(void *table) noexcept nogil
+cdef void stop_when_idle(void *table) noexcept nogil
+cdef HoldTable new_hold_table(Reactor reactor)

@@ -1,0 +1,347 @@
+# cython: nonecheck=False
+# (None checks need the GIL, and what is called without it has no None to check.)
+"""Who has control of which message: the held ones in buckets by their timeout, and the queue of those that were given back.
+
+A give-back claims the message in the thread that makes it, and all that follows happens on the dispatcher's thread. Another
+thread only changes HELD to GIVEN_BACK, with the GIL, and puts the message into a list, from which that thread takes it.
+"""
+
+cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+
+from .loop._atomic cimport fence, get, load_version
+from .loop._call cimport take_error
+from .loop._libuv cimport UV_TIMER
+from .loop._reactor cimport Reactor, close_handle, new_handle, opened, uv_of
+from .loop._seal cimport seal
+from ._message cimport GIVEN_BACK, HELD, QUEUED, RUNNING, TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message, arm_deadline, move
+
+cdef extern from "Python.h":
+    PyObject *Py_None
+    int PyUnicode_Compare(PyObject *, PyObject *) noexcept
+
+cdef uint64_t holds_begun = 0  # of dispatchers that are closed
+cdef uint64_t holds_ended = 0
+cdef HoldLists *first_open = NULL  # those of the others
+
+
+def holds():
+    """How many holds this process has begun and ended: `(begun, ended)`. For tests; any thread."""
+    cdef HoldLists *lists = first_open
+    cdef uint64_t begun = holds_begun
+    cdef uint64_t ended = holds_ended
+    while lists != NULL:
+        begun += lists.holds_begun
+        ended += lists.holds_ended
+        lists = lists.next_open
+    return begun, ended
+
+
+cdef void add_open(HoldLists *lists) noexcept:
+    global first_open
+    lists.next_open = first_open
+    first_open = lists
+
+
+cdef void remove_open(HoldLists *lists) noexcept:
+    """It is closed; it need not have been open."""
+    global first_open, holds_begun, holds_ended
+    cdef HoldLists **place = &first_open
+    while place[0] != NULL and place[0] != lists:
+        place = &place[0].next_open
+    if place[0] != NULL:
+        place[0] = lists.next_open
+        holds_begun += lists.holds_begun
+        holds_ended += lists.holds_ended
+
+
+@cython.final
+@cython.no_gc_clear  # its reactor is needed as long as it is there
+cdef class HoldTable:
+
+    cdef int open(self) except -1:
+        """Its reactor is open, and from now on messages may be held. What raises leaves nothing open."""
+        self.refill()
+        if self.lists.stand_in == NULL:
+            raise MemoryError()
+        add_open(&self.lists)
+        self.lists.deadline = new_handle(&self.reactor.state, UV_TIMER)
+        if self.lists.deadline == NULL:
+            raise MemoryError()
+        self.reactor.state.uv.timer_init(self.reactor.state.pointer, uv_of(self.lists.deadline))  # cannot fail
+        self.reactor.state.uv.unref(uv_of(self.lists.deadline))  # what is held keeps the loop going, not its deadline
+        opened(&self.reactor.state)
+        return 0
+
+    cdef void close(self) noexcept:
+        """Nothing is held any more. More than once is fine."""
+        remove_open(&self.lists)
+        if self.lists.deadline != NULL and not self.reactor.forked:
+            close_handle(self.lists.deadline)
+        self.lists.deadline = NULL
+
+    def __dealloc__(self):
+        cdef TimeoutBucket *bucket
+        remove_open(&self.lists)
+        while self.lists.buckets != NULL:
+            bucket = self.lists.buckets
+            self.lists.buckets = bucket.next
+            free(bucket)
+        if self.lists.stand_in != NULL:
+            Py_DECREF(<Message>self.lists.stand_in)
+
+    cdef TimeoutBucket *bucket_of(self, double seconds) except NULL:
+        cdef uint64_t timeout = <uint64_t>(seconds * 1e9)
+        cdef TimeoutBucket *bucket = self.lists.buckets
+        while bucket != NULL:
+            if bucket.timeout == timeout:
+                return bucket
+            bucket = bucket.next
+        bucket = <TimeoutBucket *>calloc(1, sizeof(TimeoutBucket))
+        if bucket == NULL:
+            raise MemoryError()
+        bucket.timeout = timeout
+        bucket.next = self.lists.buckets
+        self.lists.buckets = bucket
+        return bucket
+
+    cdef Books snapshot(self) noexcept:
+        """The books as they are at one moment. Any thread, with the GIL."""
+        cdef Books books
+        cdef uint32_t version
+        cdef uint64_t passed
+        while True:
+            version = load_version(&self.lists.books_version)
+            books = self.lists.books
+            fence()
+            if version % 2 == 0 and version == load_version(&self.lists.books_version):
+                break
+        books.held -= self.lists.given_count
+        books.running += self.lists.given_count
+        if self.passing:
+            passed = get(&self.passed)
+            books.entered += passed + 1
+            books.continued += passed
+            books.running += 1
+        return books
+
+    cdef bint collect_given(self) noexcept:
+        """GIVEN_BACK -> QUEUED, for all that was given back elsewhere. Whether there was any. The dispatcher's thread."""
+        cdef PyObject *each = self.lists.first_given
+        if each == NULL:
+            return False
+        self.lists.first_given = NULL
+        self.lists.last_given = NULL
+        self.lists.given_count = 0
+        while each != NULL:
+            move(&self.lists, <Message>each, GIVEN_BACK, QUEUED)
+            each = (<Message>each).next_given
+        return True
+
+    cdef PyObject *take_queued(self) noexcept:
+        """QUEUED -> RUNNING, for the first in the queue: with the queue's reference, or NULL when it is empty."""
+        cdef PyObject *each = self.lists.first_queued
+        if each != NULL:
+            move(&self.lists, <Message>each, QUEUED, RUNNING)
+        return each
+
+    cdef PyObject *take_due(self, uint64_t now) noexcept:
+        """HELD -> RUNNING, for one that is held for longer than its timeout: a new reference, or NULL when there is none. The
+        caller ends the hold."""
+        cdef TimeoutBucket *bucket = self.lists.buckets
+        cdef PyObject *each
+        while bucket != NULL:
+            each = oldest_in(bucket) if bucket.timeout else NULL
+            if each != NULL and (<Message>each).since + bucket.timeout <= now:
+                return self.take_held(each)
+            bucket = bucket.next
+        return NULL
+
+    cdef PyObject *take_held(self, PyObject *each) noexcept:
+        Py_INCREF(<Message>each)
+        move(&self.lists, <Message>each, HELD, RUNNING)
+        return each
+
+    cdef PyObject *take_any(self) noexcept:
+        """HELD or QUEUED -> RUNNING, for any message that there is: with a reference, or NULL when there is none."""
+        cdef TimeoutBucket *bucket = self.lists.buckets
+        cdef PyObject *each
+        self.collect_given()
+        while bucket != NULL:
+            each = oldest_in(bucket)
+            if each != NULL:
+                return self.take_held(each)
+            bucket = bucket.next
+        return self.take_queued()
+
+    cdef void arm_next(self) noexcept:
+        """Have the timer fire for the next that is due."""
+        cdef TimeoutBucket *bucket = self.lists.buckets
+        cdef PyObject *each
+        cdef uint64_t due = 0
+        self.lists.deadline.rung = False
+        self.lists.deadline.due = 0
+        while bucket != NULL:
+            each = oldest_in(bucket) if bucket.timeout else NULL
+            if each != NULL and (due == 0 or (<Message>each).since + bucket.timeout < due):
+                due = (<Message>each).since + bucket.timeout
+            bucket = bucket.next
+        if due:
+            arm_deadline(&self.lists, due)
+
+    cdef void refill(self) noexcept:
+        """Have a message ready to stand in for another one."""
+        if self.lists.stand_in == NULL and (<int (*)(HoldTable) noexcept>make_stand_in)(self) < 0:
+            Py_DECREF(<object>take_error())  # MemoryError: tried again with the next
+
+    cdef list oldest(self, Py_ssize_t limit, str plugin, str hook):
+        """Held messages, oldest first: at most `limit`, of one plugin or hook where these are not None, as tuples of message,
+        plugin, hook and when the hold began. O(limit x log of the timeouts), and as much again for what is filtered out."""
+        cdef Py_ssize_t most = <Py_ssize_t>self.lists.books.held
+        cdef Py_ssize_t found = 0
+        cdef Py_ssize_t index
+        cdef PyObject **messages
+        cdef list result = []
+        if limit >= 0 and limit < most:
+            most = limit
+        if most == 0:
+            return result
+        messages = <PyObject **>malloc(most * sizeof(PyObject *))
+        if messages == NULL:
+            raise MemoryError()
+        found = collect_oldest(&self.lists, messages, most, <PyObject *>plugin, <PyObject *>hook)
+        if found < 0:
+            free(messages)
+            raise MemoryError()
+        try:
+            for index in range(found):  # now memory may be made: by that a message may go on, and then it is left out
+                if (<Message>messages[index]).state == HELD:
+                    message = <Message>messages[index]
+                    result.append((message, <str>(<Message>message).entry.plugin, <str>(<Message>message).entry.hook,
+                                   (<Message>message).since))
+        finally:
+            for index in range(found):
+                Py_DECREF(<Message>messages[index])
+            free(messages)
+        return result
+
+
+cdef HoldTable new_hold_table(Reactor reactor):
+    cdef HoldTable table = HoldTable.__new__(HoldTable)
+    table.reactor = reactor
+    table.lists.reactor = <PyObject *>reactor
+    return table
+
+
+cdef int make_stand_in(HoldTable table) except -1:
+    message = Message()
+    if table.lists.stand_in == NULL:
+        Py_INCREF(message)
+        table.lists.stand_in = <PyObject *>message
+    return 0
+
+
+cdef void count_given(Counters *counters, int decision) noexcept nogil:
+    """Control was given back; with fail, that counts when the step ends."""
+    if decision == TO_CONTINUE:
+        counters.continues += 1
+    elif decision == TO_COMPLETE:
+        counters.completes += 1
+    elif decision == TO_RETRY:
+        counters.retries += 1
+
+
+cdef bint has_pending(void *table) noexcept nogil:
+    """Whether something is held, for which the loop must go on."""
+    return (<HoldLists *>table).books.held > 0
+
+
+cdef void stop_when_idle(void *table) noexcept nogil:
+    """An idle dispatcher does not wake up."""
+    cdef HoldLists *lists = <HoldLists *>table
+    if lists.books.held == 0 and lists.deadline != NULL and lists.deadline.due:
+        lists.deadline.due = 0
+        lists.deadline.loop.uv.timer_stop(uv_of(lists.deadline))  # cannot fail
+
+
+# --------------------------------------------------------------------------------------------------------- By age
+
+cdef PyObject *alive_from(PyObject *each) noexcept:
+    """This message or the first after it whose deallocation was not put off before its finalizer ran, as that of deeply nested
+    objects is."""
+    while each != NULL and each.ob_refcnt <= 0:
+        each = (<Message>each).following
+    return each
+
+
+cdef PyObject *oldest_in(TimeoutBucket *bucket) noexcept:
+    return alive_from(bucket.first)
+
+
+cdef inline bint is_wanted(PyObject *message, PyObject *plugin, PyObject *hook) noexcept:
+    return (message.ob_refcnt > 0 and (<Message>message).state == HELD
+            and (plugin == Py_None or PyUnicode_Compare((<Message>message).entry.plugin, plugin) == 0)
+            and (hook == Py_None or PyUnicode_Compare((<Message>message).entry.hook, hook) == 0))
+
+
+cdef void sift_down(PyObject **heap, Py_ssize_t count, Py_ssize_t place) noexcept:
+    """Put heap[place] where it belongs in a binary heap by `since`."""
+    cdef PyObject *moved = heap[place]
+    cdef Py_ssize_t child = 2 * place + 1
+    while child < count:
+        if child + 1 < count and (<Message>heap[child + 1]).since < (<Message>heap[child]).since:
+            child += 1
+        if (<Message>moved).since <= (<Message>heap[child]).since:
+            break
+        heap[place] = heap[child]
+        place = child
+        child = 2 * place + 1
+    heap[place] = moved
+
+
+cdef Py_ssize_t collect_oldest(
+        HoldLists *lists, PyObject **messages, Py_ssize_t most, PyObject *plugin, PyObject *hook) noexcept:
+    """Merge the buckets, each of which is in order, by a heap of their heads. How many were found, each with a reference; -1:
+    there is no memory. No Python code runs."""
+    cdef Py_ssize_t count = 0
+    cdef Py_ssize_t found = 0
+    cdef Py_ssize_t place
+    cdef TimeoutBucket *bucket = lists.buckets
+    cdef PyObject *each
+    cdef PyObject **heap
+    while bucket != NULL:
+        count += 1
+        bucket = bucket.next
+    heap = <PyObject **>malloc((count + 1) * sizeof(PyObject *))
+    if heap == NULL:
+        return -1
+    count = 0
+    bucket = lists.buckets
+    while bucket != NULL:
+        if bucket.first != NULL:
+            heap[count] = bucket.first
+            count += 1
+        bucket = bucket.next
+    for place in range(count // 2 - 1, -1, -1):
+        sift_down(heap, count, place)
+    while count > 0 and found < most:
+        each = heap[0]
+        if is_wanted(each, plugin, hook):
+            Py_INCREF(<Message>each)
+            messages[found] = each
+            found += 1
+        if (<Message>each).following == NULL:
+            count -= 1
+            heap[0] = heap[count]
+        else:
+            heap[0] = (<Message>each).following
+        if count > 0:
+            sift_down(heap, count, 0)
+    free(heap)
+    return found
+
+
+seal(HoldTable)

@@ -1,0 +1,78 @@
+"""Plugins in Cython whose hooks are C functions: the example of docs/cython.md, and what c_hook checks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from cython_tools import build
+
+import mqcore
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "cython.md"
+MORE = """
+
+cdef object on_step(Context context, Message message):
+    told.append((context.plugin.name, message, message.args))
+    value = answers.pop()
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+told = []
+answers = []
+mq_step = c_hook(on_step, Message)
+
+
+def make(kind):
+    return c_hook(on_step, kind)
+"""
+
+
+@pytest.fixture(scope="module")
+def size(tmp_path_factory):
+    """The module of the example, with a hook for tests beside its own."""
+    source = re.findall(r"^```cython\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)[1]
+    return build(tmp_path_factory.mktemp("size"), "size", source + MORE)
+
+
+def test_the_example(owner, size):
+    plugins = owner.plugins({"10-size": SimpleNamespace(mq_step=size.mq_smtp_in_message)})
+    hook = owner.dispatcher(plugins).hook("mq_step")
+    assert hook.run(size.Mail(10)) is mqcore.CONTINUE
+    big = size.Mail(2_000_000)
+    assert hook.run(big) is mqcore.FAIL and str(big.error) == "too big"
+    other = mqcore.Message()
+    assert hook.run(other) is mqcore.FAIL
+    assert isinstance(other.error, TypeError) and str(other.error) == "this hook takes a Context and a size.Mail"
+
+
+def test_it_may_return_and_raise_what_any_hook_may(owner, size):
+    dispatcher = owner.dispatcher(owner.plugins({"10-size": SimpleNamespace(mq_step=size.mq_step, mq_other=size.mq_step)}))
+    hook = dispatcher.hook("mq_step")
+    for answer, outcome in ((None, mqcore.CONTINUE), (mqcore.COMPLETE, mqcore.COMPLETE), (ValueError("x"), mqcore.FAIL)):
+        size.answers.append(answer)
+        assert hook.run(mqcore.Message()) is outcome
+    size.answers.append(True)
+    message = mqcore.Message()
+    assert hook.run(message) is None
+    assert message.holder == "10-size"
+    size.told.clear()
+    size.answers.append(False)
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_other").run(message, "extra") is mqcore.CONTINUE
+    assert size.told.pop() == ("10-size", message, ("extra",))
+
+
+def test_what_it_refuses(size):
+    for kind in (None, int, 7):
+        with pytest.raises(TypeError):
+            size.make(kind)
+    for arguments in ((), (None,), (None, mqcore.Message()), (1, 2, 3)):
+        with pytest.raises(TypeError, match="this hook takes a Context and a"):
+            size.mq_step(*arguments)
+    with pytest.raises(TypeError):
+        type(size.mq_step)()

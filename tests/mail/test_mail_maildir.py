@@ -1,0 +1,279 @@
+"""A Maildir as a source and as a sink."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mail_tools import make_maildir, read_maildir, real_mails, small_disk
+
+from mqcore.mail import Mail, Origin, SinkError, SourceError, maildir, sync
+from mqcore.mail.maildir_sink import MaildirSink
+from mqcore.mail.maildir_source import MaildirSource
+
+
+def read(path: Path) -> list[Origin]:
+    with contextlib.closing(MaildirSource(str(path))) as source:
+        return list(source)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[MaildirSink]:
+    with contextlib.closing(MaildirSink(str(path))) as sink:
+        yield sink
+
+
+def mail(text: str, number: int = 0, **known: object) -> Mail:
+    return Mail.read(Origin(text.encode(), f"{number:032x}", number, **known))
+
+
+# The source
+
+
+def test_mails_of_new_and_cur_in_the_order_of_their_names(tmp_path):
+    path = make_maildir(tmp_path / "in", [b"a", b"b", b"c"])
+    (path / "cur" / "1700000000.M0000005.example:2,RS").write_bytes(b"between a and b")
+    (path / "new" / ".hidden").write_bytes(b"no mail")
+    (path / "new" / "folder").mkdir()
+    (path / "tmp" / "half").write_bytes(b"being delivered")
+    os.utime(path / "new" / "1700000000.M000000.example", (1.5, 1.5))
+    origins = read(path)
+    assert [origin.mime for origin in origins] == [b"a", b"between a and b", b"b", b"c"]
+    assert [origin.flags for origin in origins] == [None, "RS", None, None]
+    assert origins[0].received == 1.5
+    assert len({origin.id for origin in origins}) == 4
+
+
+def test_the_id_stays_when_a_reader_moves_and_flags_the_mail(tmp_path):
+    path = make_maildir(tmp_path / "in", [b"a"])
+    (before,) = read(path)
+    os.rename(path / "new" / "1700000000.M000000.example", path / "cur" / "1700000000.M000000.example:2,S")
+    (after,) = read(path)
+    assert (before.id, before.flags, after.flags) == (after.id, None, "S")
+
+
+def test_the_id_tells_two_maildirs_apart(tmp_path):
+    assert read(make_maildir(tmp_path / "a", [b"x"]))[0].id != read(make_maildir(tmp_path / "b", [b"x"]))[0].id
+
+
+def test_a_mail_that_is_moved_between_the_listing_and_its_turn(tmp_path):
+    path = make_maildir(tmp_path / "in", [b"a", b"b", b"c"])
+    with contextlib.closing(MaildirSource(str(path))) as source:
+        os.rename(path / "new" / "1700000000.M000001.example", path / "cur" / "1700000000.M000001.example:2,F")
+        os.unlink(path / "new" / "1700000000.M000002.example")
+        assert [(origin.mime, origin.flags) for origin in source] == [(b"a", None), (b"b", "F")]
+
+
+def test_a_mail_that_is_listed_in_both_folders_is_one_mail(tmp_path):
+    path = make_maildir(tmp_path / "in", [b"a"])
+    os.link(path / "new" / "1700000000.M000000.example", path / "cur" / "1700000000.M000000.example:2,")
+    assert len(read(path)) == 1
+
+
+@pytest.mark.parametrize("missing", ["cur", "new", "tmp"])
+def test_a_folder_may_be_missing(tmp_path, missing):
+    path = make_maildir(tmp_path / "in", [b"a"])
+    (path / "cur" / "b:2,").write_bytes(b"b")
+    shutil.rmtree(path / missing)
+    assert [origin.mime for origin in read(path)] == {"cur": [b"a"], "new": [b"b"], "tmp": [b"a", b"b"]}[missing]
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: None, "there is no such folder"),
+        (lambda path: path.mkdir(), "it has neither new/ nor cur/"),
+        (lambda path: path.write_bytes(b"From a"), "it has neither new/ nor cur/"),
+    ],
+)
+def test_what_is_no_maildir(tmp_path, make, why):
+    make(tmp_path / "in")
+    with pytest.raises(SourceError, match=f"maildir:.*in is no Maildir: {why}"):
+        MaildirSource(str(tmp_path / "in"))
+
+
+def test_a_maildir_that_vanishes(tmp_path):
+    path = make_maildir(tmp_path / "in", [b"a", b"b"])
+    with contextlib.closing(MaildirSource(str(path))) as source:
+        origins = iter(source)
+        next(origins)
+        shutil.rmtree(path)
+        with pytest.raises(SourceError, match=r"maildir:.*in is gone"):
+            next(origins)
+
+
+def test_a_mail_that_cannot_be_read(tmp_path, monkeypatch):
+    path = make_maildir(tmp_path / "in", [b"a"])
+    unreadable = path / "new" / "1700000000.M000000.example"
+    unreadable.unlink()
+    with contextlib.closing(MaildirSource(str(path))) as source:
+        source._names = ["new/1700000000.M000000.example"]
+        unreadable.mkdir()
+        with pytest.raises(SourceError, match=r"new/1700.*: Is a directory; make it readable or move it away"):
+            list(source)
+
+
+# The sink
+
+
+def test_it_makes_the_maildir(tmp_path):
+    with opened(tmp_path / "some" / "out") as sink:
+        sink.store([mail("one", 1)])
+    assert read_maildir(tmp_path / "some" / "out") == [b"one"]
+    assert stat.S_IMODE((tmp_path / "some" / "out" / "new").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("in_one", [True, False])
+def test_a_group_is_stored_byte_for_byte(tmp_path, monkeypatch, in_one):
+    monkeypatch.setattr("mqcore.mail.maildir_sink.syncs_in_one", lambda files: in_one and sync.syncs_in_one(files))
+    real = [text for _, text in real_mails()]
+    with opened(tmp_path / "out") as sink:
+        sink.store([Mail.read(Origin(text, f"{number:032x}", number)) for number, text in enumerate(real)])
+    assert read_maildir(tmp_path / "out") == real
+    assert list((tmp_path / "out" / "tmp").iterdir()) == []
+
+
+def test_what_a_maildir_has_no_place_for_is_in_the_name(tmp_path):
+    with opened(tmp_path / "out") as sink:
+        sink.store([mail("x", 7, envelope="a,b/c:d@example.org", received=1795498307.5)])
+    (file,) = (tmp_path / "out" / "new").iterdir()
+    assert file.name == f"1795498307.M000000000007Q{7:032x}.mqcore,E=a%2Cb%2Fc%3Ad@example.org"
+    assert file.stat().st_mtime == 1795498307.5
+    (origin,) = read(tmp_path / "out")
+    assert (origin.envelope, origin.received) == ("a,b/c:d@example.org", 1795498307.5)
+
+
+@pytest.mark.parametrize("envelope", ["", None, "\udcff@example.org", "élan@example.org"])
+def test_any_sender_survives(tmp_path, envelope):
+    with opened(tmp_path / "out") as sink:
+        sink.store([mail("x", envelope=envelope)])
+    assert read(tmp_path / "out")[0].envelope == envelope
+
+
+def test_a_sender_too_long_for_a_name_is_left_out():
+    assert maildir.make_name(mail("x", envelope="a" * 300)).endswith(".mqcore")
+
+
+def test_flags_are_kept(tmp_path):
+    with opened(tmp_path / "out") as sink:
+        sink.store([mail("read", 1, flags="RS"), mail("old", 2, flags=""), mail("new", 3)])
+    assert sorted(file.name.partition(":")[2] for file in (tmp_path / "out" / "cur").iterdir()) == ["2,", "2,RS"]
+    assert [origin.flags for origin in read(tmp_path / "out")] == ["RS", "", None]
+
+
+def test_a_second_run_knows_what_is_there_whatever_readers_did_with_it(tmp_path):
+    path = tmp_path / "out"
+    with opened(path) as sink:
+        sink.store([mail("a", 1), mail("b", 2), mail("c", 3)])
+        assert f"{1:032x}" not in sink  # for this run's own source yields each mail once
+    names = sorted(file.name for file in (path / "new").iterdir())
+    os.rename(path / "new" / names[1], path / "cur" / f"{names[1]}:2,S")
+    os.unlink(path / "new" / names[2])
+    with opened(path) as sink:
+        assert [f"{number:032x}" in sink for number in range(5)] == [False, True, True, False, False]
+
+
+def test_a_run_that_was_killed_leaves_nothing_half_written(tmp_path):
+    path = make_maildir(tmp_path / "out", [])
+    (path / "tmp" / maildir.make_name(mail("half", 1))).write_bytes(b"ha")
+    (path / "tmp" / "another's").write_bytes(b"half")
+    with opened(path) as sink:
+        assert f"{1:032x}" not in sink
+    assert [file.name for file in (path / "tmp").iterdir()] == ["another's"]
+
+
+def test_two_runs_at_once(tmp_path):
+    with (
+        opened(tmp_path / "out"),
+        pytest.raises(SinkError, match=r"another mqcore writes to maildir:.*out; wait until"),
+    ):
+        MaildirSink(str(tmp_path / "out"))
+    with opened(tmp_path / "out"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda path: make_maildir(path / "other", []),
+            "maildir:{path} is no Maildir but a folder of other things; name a new or an empty folder",
+        ),
+        (lambda path: path.write_bytes(b"x"), "cannot write to maildir:{path}: Not a directory"),
+    ],
+)
+def test_what_cannot_be_written_to(tmp_path, make, message):
+    path = tmp_path / "out"
+    make(path)
+    with pytest.raises(SinkError) as raised:
+        MaildirSink(str(path))
+    assert str(raised.value) == message.format(path=path)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+def test_a_group_that_fails_is_undone_as_a_whole(tmp_path, monkeypatch, call):
+    def fail(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(*args, **options)
+
+    calls, real = 0, getattr(os, call)
+    path = tmp_path / "out"
+    with opened(path) as sink:
+        sink.store([mail("before", 0)])
+        monkeypatch.setattr(os, call, fail)
+        with pytest.raises(SinkError, match=r"cannot write to maildir:.*out: Input/output error"):
+            sink.store([mail(f"mail {number}", number) for number in range(1, 6)])
+        monkeypatch.undo()
+    assert read_maildir(path) == [b"before"]
+    assert list((path / "tmp").iterdir()) == []
+
+
+def test_a_sync_of_the_whole_file_system_that_fails(tmp_path, monkeypatch):
+    if not sync.syncs_in_one(100):
+        pytest.skip("needs syncfs that tells of errors: Linux 5.8")
+    assert sync.syncs_in_one(1) is False
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        sync.sync_filesystem(-1)
+    path = tmp_path / "out"
+    with opened(path) as sink:
+        monkeypatch.setattr(sync, "_syncfs", lambda fd: -1)
+        with pytest.raises(SinkError):
+            sink.store([mail(f"mail {number}", number) for number in range(100)])
+    assert read_maildir(path) == []
+
+
+def test_the_order_of_things_on_the_disk(tmp_path, monkeypatch):
+    """Each file is on the disk before it is seen under its name, and the names are before the group counts."""
+    calls: list[str] = []
+    for name in ("write", "fsync", "rename"):
+        monkeypatch.setattr(os, name, spy(name, getattr(os, name), calls))
+    with opened(tmp_path / "out") as sink:
+        calls.clear()
+        sink.store([mail("a", 1), mail("b", 2, flags="S")])
+    assert calls == ["write", "fsync", "write", "fsync", "rename", "rename", "fsync", "fsync"]
+
+
+def spy(name, function, calls):
+    def call(*args, **options):
+        calls.append(name)
+        return function(*args, **options)
+
+    return call
+
+
+def test_a_full_disk(tmp_path):
+    with small_disk(tmp_path / "disk") as disk, opened(disk / "out") as sink:
+        sink.store([mail("x" * 10_000, 1)])
+        with pytest.raises(SinkError, match=r"cannot write to maildir:.*out: No space left on device"):
+            sink.store([mail("x" * 400_000, number) for number in range(2, 12)])
+        sink.store([mail("y" * 10_000, 20)])  # what failed takes no room
+        assert [len(text) for text in read_maildir(disk / "out")] == [10_000, 10_000]

@@ -1,0 +1,206 @@
+"""The example plugins in C, compiled as their authors would, at work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from native_tools import compile_plugin
+
+import mqcore
+from mqcore.mail import Mail
+from mqcore.native import accessors
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "native"
+
+
+@pytest.fixture
+def plugins(tmp_path):
+    """Makes the Plugins with one of the examples; a shorter timeout makes tests short."""
+    made = []
+
+    def make(name, seconds="0.1f"):
+        source = (EXAMPLES / f"{name}.c").read_text().replace("#define SECONDS 5.0f", f"#define SECONDS {seconds}")
+        made.append(mqcore.Plugins(compile_plugin(tmp_path / f"{name}.so", source)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "native.md"
+
+
+def test_the_example_of_the_guide(tmp_path):
+    (source,) = re.findall(r"^```c\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    path = compile_plugin(tmp_path / "20-slow.so", source.replace("2.0f", "0.01f"))
+
+    async def main():
+        mails = [Mail(b"", envelope=f"me@{host}.example") for host in ("slow", "fast")]
+        with mqcore.Plugins(path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+            outcomes = [await dispatcher.hook("mq_smtp_in_message")(mail) for mail in mails]
+            assert dispatcher.stats().hooks[0].holds == 1
+        return outcomes
+
+    assert uvloop.run(main()) == [mqcore.CONTINUE] * 2
+
+
+def test_the_accessors_of_the_guide():
+    (source,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)
+    assert type(accessors.accessors_of(namespace["Session"])) is namespace["SessionAccessors"]
+
+
+def test_minimal(plugins, caplog):
+    caplog.set_level("INFO")
+
+    async def main():
+        mail = Mail(b"x")
+        with plugins("10-minimal") as loaded, mqcore.Dispatcher(loaded) as dispatcher:
+            assert await dispatcher.hook("mq_smtp_in_message")(mail) is mqcore.CONTINUE
+        return mail
+
+    assert uvloop.run(main()).json["local"] is True
+    assert said(caplog, "10-minimal") == ["loaded", "unloaded"]
+
+
+def said(caplog, plugin):
+    """What the plugin has logged."""
+    return [record.getMessage() for record in caplog.records if record.name == f"mqcore.plugins.{plugin}"]
+
+
+class Session(mqcore.Message):
+    user: bool = False
+
+
+class SessionAccessors(accessors.Accessors):
+    def set_authenticated(self, message, authenticated):
+        message.user = authenticated
+
+
+accessors.register(Session, SessionAccessors())
+
+
+@pytest.mark.parametrize("password", ["right", "wrong", "hang up", "silence", "late"])
+def test_login(plugins, tmp_path, monkeypatch, password, caplog):
+    path = str(tmp_path / "socket")
+    monkeypatch.setenv("LOGIN_SOCKET", path)
+    too_late = password in ("silence", "late")
+
+    async def serve(reader, writer):
+        login, _, given = (await reader.readline()).decode().strip().partition(" ")
+        if too_late:
+            await reader.read()  # until the plugin has had enough
+        if given in ("right", "wrong", "late"):
+            await asyncio.sleep(0.01)
+            writer.write(b"yes" if (login, given) == ("me", "right") else b"no")
+        writer.close()
+        with contextlib.suppress(ConnectionError):  # the plugin may have hung up first
+            await writer.wait_closed()
+        served.append(given)
+
+    served = []
+
+    async def main():
+        async with await asyncio.start_unix_server(serve, path):
+            # Where an answer is expected, a slow machine may take its time.
+            with plugins("20-login", "0.1f" if too_late else "30.0f") as loaded, mqcore.Dispatcher(loaded) as dispatcher:
+                hook = dispatcher.hook("mq_smtp_in_authenticate")
+                sessions = [Session() for _ in range(20)]
+                outcomes = await asyncio.gather(*(hook(session, "me", password) for session in sessions))
+                stats = dispatcher.stats()
+            async with asyncio.timeout(30):
+                while len(served) < 20:
+                    await asyncio.sleep(0.001)
+        assert set(outcomes) == {mqcore.CONTINUE}
+        assert sum(each.refused for each in stats.hooks) == 0
+        assert sum(each.holds for each in stats.hooks) == 20
+        return {session.user for session in sessions}
+
+    assert uvloop.run(main()) == {password == "right"}
+    assert ("no answer of the login server" in caplog.text) == too_late
+
+
+def test_login_without_a_server(plugins, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("LOGIN_SOCKET", str(tmp_path / "nothing"))
+
+    async def main():
+        with plugins("20-login") as loaded, mqcore.Dispatcher(loaded) as dispatcher:
+            session = Session()
+            assert await dispatcher.hook("mq_smtp_in_authenticate")(session, "me", "right") is mqcore.CONTINUE
+            return session.user
+
+    assert uvloop.run(main()) is False
+    assert "no connection to the login server" in caplog.text
+
+
+def test_login_with_a_server_that_takes_no_connections(plugins, tmp_path, monkeypatch, caplog):
+    """More wait for it than it lets wait: another one is not waited for."""
+    path = str(tmp_path / "socket")
+    monkeypatch.setenv("LOGIN_SOCKET", path)
+
+    async def main():
+        with plugins("20-login") as loaded, mqcore.Dispatcher(loaded) as dispatcher:
+            return dispatcher.hook("mq_smtp_in_authenticate").run(Session(), "me", "right")
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind(path)
+        server.listen(0)
+        for _ in range(2):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(path)
+        assert uvloop.run(main()) is mqcore.CONTINUE
+    assert "no connection to the login server" in caplog.text
+
+
+def test_login_that_is_still_asked_when_the_dispatcher_is_closed(plugins, tmp_path, monkeypatch):
+    """The plugin keeps no connection to the server."""
+    path = str(tmp_path / "socket")
+    monkeypatch.setenv("LOGIN_SOCKET", path)
+
+    async def main():
+        with plugins("20-login") as loaded, mqcore.Dispatcher(loaded) as dispatcher:
+            for _ in range(3):
+                dispatcher.hook("mq_smtp_in_authenticate").run(Session(), "me", "right")
+            assert dispatcher.stats().held == 3
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind(path)
+        server.listen(3)
+        uvloop.run(main())
+        for _ in range(3):
+            connection = stack.enter_context(server.accept()[0])
+            connection.settimeout(10)
+            assert [connection.recv(100), connection.recv(100)] == [b"me right\n", b""]
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["until silence", "closed before"])
+def test_watch(plugins, tmp_path, monkeypatch, caplog, early):
+    caplog.set_level("INFO")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setenv("WATCH_PIPE", str(pipe))
+
+    async def main():
+        with plugins("30-watch") as loaded, mqcore.Dispatcher(loaded):
+            for number in range(4):
+                await asyncio.sleep(0.05)  # again and again within the timeout
+                pipe.write_text(f"line {number}")
+            await asyncio.sleep(0.02 if early else 0.3)
+
+    uvloop.run(main())
+    lines = [f"line {number}" for number in range(4)]
+    assert said(caplog, "30-watch") == lines + ([] if early else ["nothing came for a while"])

@@ -626,9 +626,12 @@ def close_interrupted(owner: Owner) -> None:
         messages = [mqcore.Message() for _ in range(3)]
         assert dispatcher.hook("mq_step").run_many(messages, done=owner.done) == [None] * 3
         sys.settrace(trace)
-        error = raised(dispatcher.close)
-        sys.settrace(None)
-        assert error is None or isinstance(error, KeyboardInterrupt), repr(error)
+        try:
+            dispatcher.close()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
         with contextlib.suppress(KeyboardInterrupt):  # on pyuv close() says what pyuv swallowed
             dispatcher.close()
         with contextlib.suppress(KeyboardInterrupt):
@@ -667,7 +670,8 @@ def close_from_done_and_from_a_finalizer(owner: Owner) -> None:
             if way == "timer":
                 message.data["x"] = close
             if way == "args":
-                assert dispatcher.hook("mq_other").run(message, Finalizer(close), done=done) in (None, mqcore.CONTINUE)
+                with contextlib.suppress(mqcore.DispatcherClosed):
+                    dispatcher.hook("mq_other").run(message, Finalizer(close), done=done)
             else:
                 assert dispatcher.hook("mq_step").run(message, done=done) is None
         if way == "finalizer":

@@ -196,6 +196,7 @@ cdef int proceed(Dispatcher dispatcher, Message message, Chain chain, int decisi
         if decision == UNDECIDED:
             return advance(dispatcher, message, chain, (<Chain>message.chain).entries, drops)
     elif decision == TO_FAIL and message.reason == ABANDONED:
+        end_hold(message, drops)  # the finalizer only queued it
         return log_reason(dispatcher, message)
     return decision
 
@@ -276,7 +277,7 @@ cdef int settle(Message message, object value, int meaning, int early) except -1
         return TO_FAIL
     if meaning == UNKNOWN or early != UNDECIDED and early != meaning:
         message.decision = TO_FAIL
-        refuse_result(message, value, early)
+        refuse_result(message, value, UNDECIDED if meaning == UNKNOWN else early)
     if early == UNDECIDED:
         if meaning == TO_COMPLETE:
             message.entry.counters.completes += 1
@@ -782,6 +783,18 @@ cdef void let_go(Message message, Hook hook) noexcept:
         move(&hook.holds.lists, message, TAKEN, IDLE)
 
 
+cdef unsigned int as_retries(object value) except? 0:
+    cdef long long number = -1
+    if isinstance(value, int):
+        try:
+            number = value
+        except OverflowError:
+            pass
+    if not 0 <= number < 2**31:
+        raise ValueError(f"max_retries is a number of retries, not {value!r}")
+    return <unsigned int>number
+
+
 cdef str in_step(Message message):
     if message.state == HELD:
         return (f"the message is in a step of {<str>message.last_hook} that has not ended: "
@@ -845,21 +858,19 @@ cdef class Dispatcher:
 
     def __init__(self, plugins, loop=None, *, hold_timeout=30.0, max_retries=16):
         cdef double seconds = hold_timeout
-        cdef long long retries = max_retries
+        cdef unsigned int retries = as_retries(max_retries)
         if self.life != NEW:
             raise MqError("the dispatcher has been initialised already")
         if not isinstance(plugins, Plugins):
             raise TypeError(f"Dispatcher needs Plugins, not {plugins!r}")
         if not 0 <= seconds <= 1e9:
             raise ValueError(f"hold_timeout is in seconds, 0 for none, not {hold_timeout!r}")
-        if not 0 <= retries < 2**31:
-            raise ValueError(f"max_retries is a number of retries, not {max_retries!r}")
         if loop is None:
             try:
                 loop = asyncio.get_running_loop()
             except RuntimeError:
                 raise MqError("no loop is running: make the dispatcher inside uvloop.run(), or give it loop=") from None
-        self.max_retries = <unsigned int>retries
+        self.max_retries = retries
         self.active.plugins = plugins
         self.active.hold_timeout = seconds
         for name, spec in plugins.hooks.items():
@@ -917,10 +928,12 @@ cdef class Dispatcher:
         While a hook of the step is being called, the step ends when that hook returns. A late give-back is NotHeld. Raises
         MqError on another thread than the dispatcher's.
         """
-        if self.reactor.forked or self.life == NEW:
+        if self.life == NEW:
             return False
         if not self.closed:
             self.reactor.check("cancel()")
+        elif self.reactor.forked:
+            return False
         return cancel_step(self, message)
 
     def stats(self):

@@ -2,10 +2,10 @@ from typing import Any
 
 from typing_extensions import disjoint_base
 
-def holds() -> tuple[int, int]: ...
-
 @disjoint_base
 class Message:
+    payload: Any
+    def __init__(self, payload: Any = None) -> None: ...
     @property
     def data(self) -> dict[str, Any]: ...
     @property

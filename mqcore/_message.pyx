@@ -142,7 +142,9 @@ cdef class Message:
         """The step fails, or will, for a reason of the core's: at the plugin and hook of `row`, or with NULL at none."""
         if self.failure is not None:
             drop_later(drops, self.failure)
-        self.failure = <object>self.last_hook if row == NULL else <object>row
+        if row == NULL:
+            row = self.last_hook if self.entry == NULL else self.entry.hook
+        self.failure = <object>row
         self.reason = reason
 
     @property

@@ -8,6 +8,8 @@ How many is set in mqcore.toml:
 
 import time
 
+from mqcore import HOLD
+
 
 def mq_smtp_in_message(context, message):
     domain = (message.envelope or "").rpartition("@")[2].lower()
@@ -18,4 +20,4 @@ def mq_smtp_in_message(context, message):
     if start == now:
         return False
     context.start_timer(start - now, context.continue_, message)
-    return True
+    return HOLD

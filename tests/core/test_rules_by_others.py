@@ -88,6 +88,7 @@ def test_a_clean_up_that_raises_ends_a_plugin_though_it_cannot_be_logged(owner, 
     plugins = owner.plugins({"a": Ends()})
     owner.dispatcher(plugins)
     plugins.remove("a")
+    owner.turn()
     assert ended
     assert told(owner) == [OSError]
 

@@ -43,14 +43,14 @@ class Plugin:
             return mqcore.RETRY
         return message.text == "no verdict" or None
 
-    def mq_timer(self, context: mqcore.Context, message: Mail) -> bool:
+    def mq_timer(self, context: mqcore.Context, message: Mail) -> mqcore.Verdict:
         timer = context.start_timer(0, context.continue_, message)  # a callback of Message takes a Mail
         assert_type(timer, mqcore.Timer)
         assert_type(timer.reset(0.001), None)
         assert_type(context.start_timer(1, print, "anything", 1).stop(), bool)
         with pytest.raises(TypeError):
             context.start_timer("1", context.complete, message)  # type: ignore[arg-type]
-        return True
+        return mqcore.HOLD
 
     def mq_watch(self, context: mqcore.Context, message: Mail) -> mqcore.Hold:
         hold = context.hold(message)
@@ -76,6 +76,9 @@ class Plugin:
         os.close(watcher.fd)
         hold.fail("with a str")
 
+    def mq_retry(self, context: mqcore.Context, message: Mail) -> mqcore.HookResult:
+        return mqcore.RETRY
+
     async def mq_coroutine(self, context: mqcore.Context, message: Mail) -> bool:
         with pytest.raises(TypeError):
             context.fail(message, 1)  # type: ignore[arg-type]
@@ -85,7 +88,7 @@ class Plugin:
         return True
 
 
-HOOKS = [mqcore.HookSpec(name) for name in ("mq_verdict", "mq_timer", "mq_watch", "mq_coroutine")]
+HOOKS = [mqcore.HookSpec(name) for name in ("mq_verdict", "mq_timer", "mq_watch", "mq_coroutine", "mq_retry")]
 
 
 async def outcomes() -> list[mqcore.Outcome]:
@@ -122,12 +125,24 @@ async def outcomes() -> list[mqcore.Outcome]:
 
         assert_type(dispatcher.held(), list[Held])
         assert [(each.message, each.plugin) for each in dispatcher.held()] == [(held, "plugin")]
+        assert len(dispatcher.held(1, "plugin", "mq_verdict")) == len(dispatcher.held(limit=1, plugin="plugin")) == 1
+        assert dispatcher.held(0) == dispatcher.held(hook="mq_timer") == []
+        with pytest.raises(TypeError):
+            dispatcher.held("1")  # type: ignore[arg-type]
         assert_type((held.holder, held.retries, held.data), tuple[str | None, int, dict[str, Any]])
         assert (held.holder, held.retries, held.data) == ("plugin", 0, {})
         assert_type(dispatcher.cancel(held), bool)
         assert told == [("no verdict", mqcore.FAIL)]
         assert_type(held.error, BaseException | None)
         assert isinstance(held.error, mqcore.Cancelled)
+
+        assert_type(await hook.checked(Mail("complete")), mqcore.Outcome)
+        with pytest.raises(mqcore.RetryLimit):
+            await dispatcher.hook("mq_retry").checked(Mail(""))
+        loaded = mqcore.Message(["anything"])
+        assert_type(loaded.payload, Any)
+        loaded.payload = mqcore.Message(payload=1).payload
+        assert (loaded.payload, Mail("").payload) == (1, None)
 
         assert_type(dispatcher.stats(), Stats)
         assert_type(dispatcher.stats().hooks, tuple[HookStats, ...])

@@ -405,3 +405,42 @@ def test_a_hook_of_any_name(name):
             assert {row.hook for row in dispatcher.stats().hooks} == {name}
 
     uvloop.run(main())
+
+
+def test_counters_go_on_over_a_reload_and_stay_when_the_plugin_goes(tmp_path, life):
+    async def main():
+        with mqcore.Plugins(tmp_path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+            hook = dispatcher.hook("mq_smtp_in_message")
+            rows = []
+            for source in (GO_ON, COMPLETE, None, GO_ON):
+                if source is None:
+                    (tmp_path / "a.py").unlink()
+                else:
+                    (tmp_path / "a.py").write_text(LIFE.format("a") + source)
+                plugins.reload()
+                hook.run(Message())
+                await drained()
+                (row,) = dispatcher.stats().hooks
+                rows.append((row.plugin, row.hook, row.calls, row.completes))
+        return rows
+
+    expected = [("a", "mq_smtp_in_message", calls, completes) for calls, completes in [(1, 0), (2, 1), (2, 1), (3, 1)]]
+    assert uvloop.run(main()) == expected
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_plugin_that_is_removed_may_change_the_plugins_in_its_cleanup(life, thread):
+    async def main():
+        plugins = mqcore.Plugins()
+        plugins.add("a", SimpleNamespace(mq_context_cleanup=lambda context: plugins.remove("b")))
+        plugins.add("b", SimpleNamespace(mq_context_cleanup=lambda context: plugins.add("c", SimpleNamespace())))
+        with mqcore.Dispatcher(plugins):
+            if thread:
+                await asyncio.to_thread(plugins.remove, "a")
+            else:
+                plugins.remove("a")
+            await drained()
+            assert [plugin.name for plugin in plugins] == ["c"]
+        plugins.close()
+
+    uvloop.run(main())

@@ -26,7 +26,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        faulthandler.dump_traceback_later(120, exit=True)
+        faulthandler.dump_traceback_later(60, exit=True)
         os.write(2, b"\na world\n")
         self.world: machine.World | None = machine.World(OWNER[0], 0)
 

@@ -44,6 +44,9 @@ cdef enum:
 
 log = logging.getLogger("mqcore")
 
+cdef enum:
+    FEW_TO_STOP = 16  # timers and watchers, in one go outside of a tick
+
 cdef List reactors  # those that are open; with the GIL
 init_list(&reactors)
 

@@ -186,7 +186,11 @@ cdef class Dispatcher(Steps):
             self.close_loop()
             raise
         if self.reactor.library.owner == "uvloop":
-            self.ending = Ending(loop, self._loop_ends)
+            try:
+                self.ending = Ending(loop, self._loop_ends)
+            except BaseException:
+                self.close()
+                raise
 
     # ------------------------------------------------------------------------------------------------------------ lifetime
 

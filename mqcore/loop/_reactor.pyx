@@ -24,6 +24,7 @@ from ._call cimport ends_program, take_error
 from ._libuv cimport UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t
 from ._list cimport after, append, first, init_list, is_empty, is_linked, unlink
 from ._poll cimport any_watch, close_polls, open_polls, poll_again
+from ._seal cimport seal_base
 from ._state cimport NS_PER_MS
 from ._wheel cimport DUE, DUE_NOGIL, MOVING, Node, any_node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
 
@@ -600,3 +601,7 @@ cdef int try_escape(Reactor reactor, object error) except -1:
 
 def throw(error):
     raise error
+
+
+seal_base(Task)
+seal_base(Runnable)

@@ -20,6 +20,7 @@ cdef extern from *:
     static inline void mqcore_seal(PyObject *type)
     {
         ((PyTypeObject *)type)->tp_new = mqcore_sealed_new;
+        ((PyTypeObject *)type)->tp_vectorcall = NULL;  /* a call goes through the slot */
         PyType_Modified((PyTypeObject *)type);
     }
 
@@ -43,6 +44,7 @@ cdef extern from *:
                 mqcore_bases[each].type = (PyTypeObject *)type;
                 mqcore_bases[each].make = ((PyTypeObject *)type)->tp_new;
                 ((PyTypeObject *)type)->tp_new = mqcore_sealed_base_new;
+                ((PyTypeObject *)type)->tp_vectorcall = NULL;
                 PyType_Modified((PyTypeObject *)type);
                 return 0;
             }

@@ -1,6 +1,7 @@
 # Types whose objects are made by mqcore alone.
 #
-# Cython's own `X.__new__(X)` in the module that defines X calls the C function, not the type's slot: so the slot may refuse.
+# Cython's own `X.__new__(X)` in the module that defines X calls the C function, not the type's slot: so the slot may refuse. A
+# call of the type itself would go past that slot where Cython gave it a faster one.
 
 cdef extern from *:
     """
@@ -20,6 +21,7 @@ cdef extern from *:
     static inline void mqcore_seal(PyObject *type)
     {
         ((PyTypeObject *)type)->tp_new = mqcore_sealed_new;
+        ((PyTypeObject *)type)->tp_vectorcall = NULL;
         PyType_Modified((PyTypeObject *)type);
     }
 
@@ -43,6 +45,7 @@ cdef extern from *:
                 mqcore_bases[each].type = (PyTypeObject *)type;
                 mqcore_bases[each].make = ((PyTypeObject *)type)->tp_new;
                 ((PyTypeObject *)type)->tp_new = mqcore_sealed_base_new;
+                ((PyTypeObject *)type)->tp_vectorcall = NULL;
                 PyType_Modified((PyTypeObject *)type);
                 return 0;
             }

@@ -17,6 +17,8 @@ cdef class Driver:
     def __cinit__(self):
         self.owner = object()
         self.table = open_table(<PyObject *>self.owner)
+        if self.table == NULL:
+            raise MemoryError("there are 255 tables already, each of which somebody has used")
 
     def close(self):
         close_table(self.table)

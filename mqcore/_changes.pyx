@@ -109,7 +109,14 @@ cdef int clean_up_all(ActivePlugins active) except -1:
         clean_up(<Context>active.retired.pop())
     while active.contexts:
         clean_up(<Context>active.contexts.popitem()[1])
+    for route in active.hooks.values():  # a chain and its hook refer to each other
+        drop_chain(<Route>route)
     return 0
+
+
+cdef void drop_chain(Route route) noexcept:
+    chain = route.chain  # dropped when this returns, and the field is set
+    route.chain = None
 
 
 cdef int take_over_current(ActivePlugins active) except -1:

@@ -31,16 +31,12 @@ def _nothing(sentinel: _Sentinel) -> None:
 
 
 class Ending:
-    """Calls `close` when `loop` ends, unless `cancel` came first."""
+    """Calls `close` when `loop` ends, unless `cancel` came first. Raises OSError where there are too many open files."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, close: Callable[[], object]) -> None:
         self._close = close
         self._loop = loop
-        try:
-            self._silent = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()  # without a name: nobody writes to it
-        except OSError:  # too many open files
-            close()
-            raise
+        self._silent = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()  # without a name: nobody writes to it
         loop.add_reader(self._silent, _nothing, _Sentinel(close))
         self._generator: AsyncGenerator[None, None] | None = self._suspended()
         self._start: asyncio.Handle | None = None

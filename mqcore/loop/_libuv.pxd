@@ -33,6 +33,8 @@ cdef struct LibUV:
     void (*close)(uv_handle_t *, uv_callback) noexcept nogil
     void (*walk)(uv_loop_t *, uv_walk_callback, void *) noexcept nogil
     int (*fileno)(const uv_handle_t *, int *fd) noexcept nogil
+    int (*is_active)(const uv_handle_t *) noexcept nogil
+    int (*backend_fd)(const uv_loop_t *) noexcept nogil
     void (*ref)(uv_handle_t *) noexcept nogil
     void (*unref)(uv_handle_t *) noexcept nogil
     int (*timer_init)(uv_loop_t *, uv_handle_t *) noexcept nogil

@@ -18,6 +18,7 @@ from ..errors import MqError
 
 cdef tuple SYMBOLS = (
     "uv_run", "uv_version_string", "uv_handle_size", "uv_hrtime", "uv_now", "uv_close", "uv_walk", "uv_fileno",
+    "uv_is_active", "uv_backend_fd",
     "uv_ref", "uv_unref",
     "uv_timer_init", "uv_timer_start", "uv_timer_stop",
     "uv_poll_init", "uv_poll_start", "uv_poll_stop",

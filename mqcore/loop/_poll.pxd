@@ -1,6 +1,5 @@
-# The polls of a loop: one uv_poll_t for each fd that is watched, shared by all who watch it.
+# The polls of a loop: one for each fd that is watched, shared by all who watch it.
 
-from ._list cimport is_linked
 from ._state cimport LoopState, Watch
 
 cdef enum:      # libuv's UV_READABLE and UV_WRITABLE
@@ -9,6 +8,7 @@ cdef enum:      # libuv's UV_READABLE and UV_WRITABLE
 
 cdef void open_polls(LoopState *state) noexcept nogil
 cdef void close_polls(LoopState *state) noexcept nogil
+cdef bint poll_again(LoopState *state) noexcept nogil
 cdef Watch *any_watch(LoopState *state) noexcept nogil
 cdef int add_watch(LoopState *state, Watch *watch, int fd, int wanted) noexcept nogil
 cdef int change_watch(Watch *watch, int wanted) noexcept nogil

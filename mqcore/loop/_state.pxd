@@ -1,7 +1,7 @@
 # What libuv's callbacks touch, without the GIL and on the loop's thread only: handles, and the state of one reactor.
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from posix.types cimport dev_t, ino_t
 
 from ._atomic cimport store_flag
@@ -18,19 +18,26 @@ cdef struct Handle:
     LoopState *loop
     uint64_t due              # timers: when, in ns of uv_hrtime(); 0: it is stopped
     bint rung                 # timers: it has fired
-    bint closed               # its close callback has run
-    int fd                    # polls: -1 once closed
-    dev_t device              # polls: the file that the fd stood for when it was watched
-    ino_t inode
-    int wanted                # polls: the events that libuv watches for
-    Link started              # polls: in the list of those to be looked at before libuv polls them
-    List watches              # polls: who watches the fd, in order
-    int readers               # polls: how many of them want to read,
+    Poll *poll                # uv_poll_t of one fd
+
+cdef struct Poll:
+    # One fd that is watched, for all who watch it: see _poll.
+    LoopState *loop
+    Link link                 # in the list of all
+    Link started              # in the list of those to be looked at before libuv polls
+    List watches              # who watches the fd, in order
+    int readers               # how many of them want to read,
     int writers               # and to write
+    int wanted                # the events that it is polled for
+    int fd
+    uint32_t generation       # tells events of this poll from those of another one with the same fd
+    dev_t device              # the file that the fd stood for when it was watched
+    ino_t inode
+    Handle *handle            # its uv_poll_t; NULL: it is in the epoll
 
 cdef struct Watch:
     # Somebody who watches an fd, together with others: see _poll.
-    Handle *poll              # NULL: it is not watched, or the fd was lost
+    Poll *poll                # NULL: it is not watched, or the fd was lost
     Link link                 # in the poll's list
     Link ready                # in the list of what is ready
     PyObject *owner           # borrowed: the Watcher
@@ -48,17 +55,23 @@ cdef struct LoopState:
     Handle *idle
     Handle *prepare
     Handle *alarm             # a timer, for the next turn of the wheel
-    Handle **polls            # by fd
+    List polls
+    Poll **poll_of            # by fd
     int poll_places
     List started              # polls
+    uint32_t generation       # of the newest poll
+    Handle *epoll_handle      # uv_poll_t of the epoll; NULL before the first poll
+    int epoll
+    int fruitless             # ticks since it last did not pay to look at the epoll again; 0: it may
+    int looks_left            # how many new polls need no walk over all handles
     List ready[2]             # watches: of those whose owner needs the GIL, and of those whose owner does not
     size_t ready_count[2]
     size_t open_handles
     bint awake                # `idle` is active: a tick will come
     bint asked                # another tick was requested since this one began
     bint gil_needed           # and there is something in it that needs the GIL; atomic
+    bint sees_double_polls    # its libuv does, in uv_poll_init()
     bint forked               # this is the child of a fork: libuv's side is the parent's
-    bint sees_double_polls    # its libuv does
 
 cdef struct Portion:
     # How long one phase of a tick may go on.
@@ -121,5 +134,4 @@ cdef inline void request_tick(LoopState *state) noexcept nogil:
 cdef Handle *new_handle(LoopState *state, int kind) noexcept nogil
 cdef void opened(LoopState *state) noexcept nogil
 cdef void close_handle(Handle *handle) noexcept nogil
-cdef void free_if_unlisted(Handle *handle) noexcept nogil
 cdef void arm(Handle *handle, uv_callback callback) noexcept nogil

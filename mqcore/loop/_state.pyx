@@ -5,7 +5,6 @@ from libc.stdlib cimport calloc, free
 
 from ._atomic cimport add
 from ._libuv cimport LibUV, uv_callback, uv_handle_t
-from ._list cimport is_linked
 
 cdef int handles_made = 0   # atomic
 cdef int handles_freed = 0
@@ -41,15 +40,9 @@ cdef void on_closed(uv_handle_t *uv_handle) noexcept nogil:
     cdef LoopState *state = handle.loop
     add(&handles_freed, 1)
     state.open_handles -= 1
-    handle.closed = True
-    free_if_unlisted(handle)
+    free(handle)
     if state.open_handles == 0:
         state.all_closed(state)
-
-
-cdef void free_if_unlisted(Handle *handle) noexcept nogil:
-    if not is_linked(&handle.started):
-        free(handle)
 
 
 cdef void arm(Handle *handle, uv_callback callback) noexcept nogil:

@@ -167,7 +167,6 @@ def test_no_give_back_is_lost_while_the_hook_returns(owner, switching, returned)
         assert outcomes.count(mqcore.COMPLETE) == 2000
 
 
-@pytest.mark.slow
 def test_a_thread_gives_back_a_million_times(owner):
     given_back = finished = 0
     work = queue.SimpleQueue()
@@ -374,7 +373,7 @@ class Closing:
 
 @pytest.mark.parametrize("end", ["complete", "cancel", "deadline"])
 def test_a_finalizer_closes_the_dispatcher_while_the_hold_ends(owner, end):
-    """The step ends all the same, once."""
+    """The step ends all the same, once: what a hold had is only dropped when its step has gone on."""
     kept = []
 
     def hook(context, message):
@@ -392,7 +391,7 @@ def test_a_finalizer_closes_the_dispatcher_while_the_hold_ends(owner, end):
         dispatcher.cancel(message)
     owner.run_until(lambda: owner.finished)
     owner.turn()
-    assert owner.finished == [(message, mqcore.FAIL)]
+    assert owner.finished == [(message, mqcore.COMPLETE if end == "complete" else mqcore.FAIL)]
     assert_conserved(dispatcher)
 
 

@@ -1,6 +1,7 @@
 # Types whose objects are made by mqcore alone.
 #
-# Cython's own `X.__new__(X)` in the module that defines X calls the C function, not the type's slot: so the slot may refuse.
+# Cython's own `X.__new__(X)` in the module that defines X calls the C function, not the type's slot: so the slot may refuse. A
+# call of the type itself would go past that slot where Cython gave it a faster one.
 
 cdef extern from *:
     """

@@ -3,13 +3,12 @@
 Whoever iterates has a `Stream`; behind it stands a `Flow`, which has all that goes on: so when the last reference to the
 Stream goes, what is in flight can be cancelled, whoever else knows the flow.
 
-A message is read only when the next outcome is asked for, and run at once. Where nobody holds it, its outcome is what the
-awaitable, a `Next`, gives at once: a source that never waits, and plugins that never hold, are run without a task or a future
-in between. A message that is held has a `Place`, which is the `done` of its step; the flow refers to the message weakly, and
-the place brings it when the step has ended.
+A message is read when the next outcome is asked for and there is none yet, and run at once. Where nobody holds it, its outcome
+is what the awaitable, a `Next`, gives without waiting. A message that is held has a `Place`, which is the `done` of its step;
+the flow refers to the message weakly, and the place brings it when the step has ended.
 
-An asynchronous source is read by a task of its own. What it does is then all done in one task, so that `asyncio.timeout` and the
-like in it mean itself, and a source that waits keeps no outcome back.
+An asynchronous source is read by a task of its own. So a source that waits keeps no outcome back, and `asyncio.timeout` and
+the like in it mean itself, not whoever iterates the stream.
 """
 
 import asyncio
@@ -92,6 +91,7 @@ cdef extern from "Python.h":
     PyObject *PyExc_StopAsyncIteration
     PyObject *PyExc_RuntimeError
     PyObject *PyIter_Next(object) except? NULL
+    Py_ssize_t clamped "PyNumber_AsSsize_t"(object, PyObject *) except? -1
     int PyIter_Send(object, PyObject *, PyObject **) noexcept
     PyObject *PyWeakref_NewRef(object, PyObject *) noexcept
     PyObject *item_of "PyTuple_GET_ITEM"(PyObject *, Py_ssize_t) noexcept
@@ -257,7 +257,8 @@ cdef class Flow(Task):
 
     cdef void wake(self) noexcept:
         """There may be something to yield, or nothing more to wait for, or room."""
-        if self.waiter is not None and (self.closed or self.first_ended() != NULL or self.source is None and self.in_flight == 0):
+        cdef bint over = self.closed or self.source is None and self.in_flight == 0
+        if self.waiter is not None and (over or self.first_ended() != NULL):
             waiter, self.waiter = self.waiter, None
             if not resolve(waiter):
                 self.waiter = waiter
@@ -752,8 +753,8 @@ cdef PyObject *next_of(PyObject *awaited) noexcept:
 cdef class Stream:
     """What `hook.stream(messages)` gives: an asynchronous iterator of tuples of a message and its outcome.
 
-    To be iterated once, by one task at a time, on the dispatcher's thread. `await stream.aclose()` cancels what is in flight and
-    closes the source; so does the cancellation of whoever waits for the next, and the end of the last reference to the stream.
+    To be iterated once, by one task at a time, on the dispatcher's thread. `await stream.aclose()` cancels what is in flight
+    and closes the source; so does the cancellation of whoever waits for the next, and the end of the last reference to it.
     """
 
     def __aiter__(self):
@@ -782,7 +783,7 @@ def new_stream(Hook hook not None, messages, tuple args not None, max_in_flight,
     cdef Stream stream
     flow.hook = hook
     flow.args = args
-    flow.most = max_in_flight
+    flow.most = clamped(max_in_flight, NULL)
     if flow.most < 1:
         raise ValueError(f"max_in_flight is a number of messages, at least 1, not {max_in_flight!r}")
     flow.ordered = ordered

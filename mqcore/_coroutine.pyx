@@ -18,8 +18,13 @@ cdef bint EAGER_TASKS = sys.version_info >= (3, 12)
 
 
 cdef bint is_coroutine(object value) except -1:
-    """Whether it has to be run in a task. May run anybody's code, as `__class__` may be a property."""
-    return PyCoro_CheckExact(value) or asyncio.iscoroutine(value)
+    """Whether it has to be run in a task. Runs anybody's code, as `__class__` may be a property: what cannot tell is none."""
+    if PyCoro_CheckExact(value):
+        return True
+    try:
+        return asyncio.iscoroutine(value)
+    except Exception:
+        return False
 
 
 cdef object start_task(object coroutine, object loop, str name, object variables):

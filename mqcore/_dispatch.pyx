@@ -654,9 +654,13 @@ cdef void add_sample(Counters *counters, uint64_t ns) noexcept nogil:
 
 
 cdef str describe(object value):
+    """An object that somebody gave, for an error: whatever its repr does."""
     if isinstance(value, Hold):
         return "a Hold that is over or belongs to another message"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"an object of class {type(value).__name__}, whose repr raises"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -753,7 +757,7 @@ cdef class Hook(Route):
             let_go(<Message>taken[index], self)
         each = taken[count]
         if not isinstance(each, Message):
-            raise TypeError(f"{self.name}: run_many() needs messages, not {each!r}")
+            raise TypeError(f"{self.name}: run_many() needs messages, not {describe(each)}")
         raise MqError(f"{self.name}: message {count} of run_many(): {in_step(each)}")
 
     def stream(self, messages, *args, max_in_flight=1000, ordered=False):
@@ -777,7 +781,7 @@ cdef class Hook(Route):
         if len(args) != self.extra:
             raise TypeError(f"{self.spec.signature}: {len(args)} extra arguments were given, {self.extra} are needed")
         if done is not None and done is not AWAITED and not PyCallable_Check(done):
-            raise TypeError(f"{self.name}: done must be callable, not {done!r}")
+            raise TypeError(f"{self.name}: done must be callable, not {describe(done)}")
         return 0
 
     def __repr__(self):
@@ -876,7 +880,7 @@ cdef class Dispatcher:
         if self.life != NEW:
             raise MqError("the dispatcher has been initialised already")
         if not isinstance(plugins, Plugins):
-            raise TypeError(f"Dispatcher needs Plugins, not {plugins!r}")
+            raise TypeError(f"Dispatcher needs Plugins, not {describe(plugins)}")
         if not 0 <= seconds <= 1e9:
             raise ValueError(f"hold_timeout is in seconds, 0 for none, not {hold_timeout!r}")
         if loop is None:

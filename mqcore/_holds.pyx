@@ -17,7 +17,9 @@ from .loop._call cimport take_error
 from .loop._libuv cimport UV_TIMER
 from .loop._reactor cimport Reactor, close_handle, new_handle, opened, uv_of
 from .loop._seal cimport seal
-from ._message cimport GIVEN_BACK, HELD, QUEUED, RUNNING, TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message, arm_deadline, move
+from ._message cimport (
+    GIVEN_BACK, HELD, QUEUED, RUNNING, TO_COMPLETE, TO_CONTINUE, TO_RETRY, HoldLists, Message, TimeoutBucket,
+    arm_deadline, make_stand_in, move)
 
 cdef extern from "Python.h":
     PyObject *Py_None
@@ -194,7 +196,7 @@ cdef class HoldTable:
 
     cdef void refill(self) noexcept:
         """Have a message ready to stand in for another one."""
-        if self.lists.stand_in == NULL and (<int (*)(HoldTable) noexcept>make_stand_in)(self) < 0:
+        if self.lists.stand_in == NULL and (<int (*)(HoldLists *) noexcept>make_stand_in)(&self.lists) < 0:
             Py_DECREF(<object>take_error())  # MemoryError: tried again with the next
 
     cdef list oldest(self, Py_ssize_t limit, str plugin, str hook):
@@ -234,14 +236,6 @@ cdef HoldTable new_hold_table(Reactor reactor):
     table.reactor = reactor
     table.lists.reactor = <PyObject *>reactor
     return table
-
-
-cdef int make_stand_in(HoldTable table) except -1:
-    message = Message()
-    if table.lists.stand_in == NULL:
-        Py_INCREF(message)
-        table.lists.stand_in = <PyObject *>message
-    return 0
 
 
 cdef void count_given(Counters *counters, int decision) noexcept nogil:

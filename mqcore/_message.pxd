@@ -206,6 +206,7 @@ cdef inline void report_raised(Reactor reactor, str where) noexcept:
 
 cdef void flush_all(Drops *drops, Reactor reactor) noexcept
 cdef CounterRow new_row(str plugin, str hook)
+cdef int make_stand_in(HoldLists *lists) except -1
 cdef void end_hold(Message message, Drops *drops) noexcept
 cdef void end_token(Message message, Drops *drops) noexcept
 cdef bint finalizer_is_trusted(Message message) noexcept

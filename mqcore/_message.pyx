@@ -21,6 +21,7 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 
+from .loop._call cimport take_error
 from .loop._lifetime cimport Lifetime
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor, arm, header_of, uv_handle_t
 from .loop._seal cimport seal, seal_base
@@ -301,6 +302,7 @@ cdef void flush_all(Drops *drops, Reactor reactor) noexcept:
         Py_DECREF(task)
         if (<int (*)(Reactor, object) noexcept>cancel_task)(reactor, task) < 0:
             report_raised(reactor, "the cancellation of a coroutine hook's task")
+    reactor.stop_some()
     while index < drops.count:
         index += 1
         Py_DECREF(<object>drops.items[index - 1])
@@ -329,6 +331,11 @@ cdef void bury(Message dead) noexcept:
     """A message that is held is deallocated unseen: another one is abandoned in its place."""
     cdef HoldLists *lists = dead.entry.lists
     cdef Message stand_in
+    cdef bint collects = PyGC_Disable()  # nobody's code may run in here
+    if lists.stand_in == NULL and (<int (*)(HoldLists *) noexcept>make_stand_in)(lists) < 0:
+        Py_DECREF(<object>take_error())
+    if collects:
+        PyGC_Enable()
     wait_for_lists(lists)
     if lists.stand_in != NULL:
         stand_in = <Message>lists.stand_in
@@ -342,6 +349,15 @@ cdef void bury(Message dead) noexcept:
         move(lists, dead, HELD, RUNNING)
         move(lists, dead, RUNNING, IDLE)
     store_strongly(&lists.wanted_by_others, 0)
+
+
+cdef int make_stand_in(HoldLists *lists) except -1:
+    """Have a message ready to stand in for another one."""
+    message = Message.__new__(Message)
+    if lists.stand_in == NULL:
+        Py_INCREF(message)
+        lists.stand_in = <PyObject *>message
+    return 0
 
 
 cdef void replace(Message dead, Message stand_in) noexcept:

@@ -24,7 +24,9 @@ class Server:
         self.process = process
         self.code = code
         line = process.stderr.readline()
-        assert line.startswith("mqcore: listening on smtp"), line + process.stderr.read()
+        if not line.startswith("mqcore: listening on smtp"):
+            process.kill()
+            pytest.fail(line + process.stderr.read())
         self.url = line.removeprefix("mqcore: listening on ").strip()
         self.port = int(self.url.rpartition(":")[2])
         self.figures: dict[str, Any] = {}

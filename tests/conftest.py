@@ -16,7 +16,9 @@ and as many libuv handles and holds must have ended as were begun.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
+import itertools
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -208,15 +210,33 @@ def _nothing(*args: Any) -> None:
 OWNERS: dict[str, type[Owner]] = {"uvloop": UvloopOwner, "pyuv": PyuvOwner, "reference": ReferenceOwner}
 
 
-def pytest_collection_finish() -> None:
-    """Each test ends with a garbage collection: spare it all that was made before the first."""
-    gc.collect()
-    gc.freeze()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest goes first: where tests run side by side, nobody waits for it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_packaging.py")
+
+
+def pytest_unconfigure() -> None:
+    """What a failed test has left, a thread that waits for ever, must not keep the process: as for tests, see faulthandler."""
+    faulthandler.dump_traceback_later(60, exit=True)
+
+
+tests_begun = itertools.count()
+
+
+def spare_the_collector() -> None:
+    """Each test ends with a garbage collection: spare it all that is there before.
+
+    Not once only, as pytest keeps something of each test, and not before each test, as what is spared is kept for good.
+    """
+    if next(tests_begun) % 100 == 0 or gc.get_freeze_count() == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """After every test: each libuv handle that it made is freed, and each hold that it began is over."""
+    spare_the_collector()
     handles, holds = mqcore.loop._reactor.handles(), mqcore._holds.holds()
     yield
     gc.collect()

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pytest
@@ -22,20 +23,31 @@ EXAMPLES = ROOT / "examples"
 COMMAND = [sys.executable, "-P", "-X", "faulthandler", "-W", "error", "-m", "mqcore"]
 
 
-def start(*arguments: object, under: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+class Process(subprocess.Popen[str]):
+    """In a `with` whose test fails it is killed: it would be waited for, perhaps forever."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.kill()
+        super().__exit__(kind, error, traceback)
+
+
+def start(*arguments: object, under: Sequence[str] = (), **options: Any) -> Process:
     """The command, running; `under`: a command that is given it, and runs it."""
     # The package under test is the one that this process imports, wherever it is.
     path = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment = os.environ | {"PYTHONPATH": path, "PYTHONMALLOC": "debug"}
     environment.pop("PYTHONUNBUFFERED", None)  # users have buffers, and what cannot be written shows late
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment, **options}
-    return subprocess.Popen([*under, *COMMAND, *map(str, arguments)], **options)
+    return Process([*under, *COMMAND, *map(str, arguments)], **options)
 
 
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """The command, when it is done."""
-    process = start(*arguments, **options)
-    out, err = process.communicate(timeout=120)
+    with start(*arguments, **options) as process:
+        out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -20,6 +21,7 @@ STRICT = ("-std=gnu11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fvisibili
 VERSION = "MQ_EXPORT int mq_version(void) { return MQ_API_VERSION; }\n"
 
 _built = Path(tempfile.mkdtemp(prefix="mqcore-tests-"))
+atexit.register(shutil.rmtree, _built, ignore_errors=True)
 
 
 def compile_plugin(target: Path, source: str, *options: str) -> Path:

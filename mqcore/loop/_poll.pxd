@@ -8,6 +8,7 @@ cdef enum:      # libuv's UV_READABLE and UV_WRITABLE
 
 cdef void open_polls(LoopState *state) noexcept nogil
 cdef void close_polls(LoopState *state) noexcept nogil
+cdef bint poll_again(LoopState *state) noexcept nogil
 cdef Watch *any_watch(LoopState *state) noexcept nogil
 cdef int add_watch(LoopState *state, Watch *watch, int fd, int wanted) noexcept nogil
 cdef int change_watch(Watch *watch, int wanted) noexcept nogil

@@ -32,6 +32,7 @@ from ._state cimport (
 
 cdef enum:
     MOST_EVENTS = 1_024   # from the epoll at once
+    FRUITLESS = 16        # ticks, from one look at the epoll again that did not pay to the next
     FEW_HANDLES = 64      # so many may be looked at for each new poll
 
 
@@ -310,7 +311,26 @@ cdef int set_in_epoll(Poll *poll, int wanted) noexcept nogil:
 
 cdef void on_epoll(uv_handle_t *uv_handle, int status, int events) noexcept nogil:
     """Something in the epoll is ready."""
-    cdef LoopState *state = header_of(uv_handle).loop
+    look_into_epoll(header_of(uv_handle).loop)
+
+
+cdef bint poll_again(LoopState *state) noexcept nogil:
+    """In a tick that has called all that was ready: whether something is by now, for owners that need the GIL.
+
+    That saves an iteration of the loop where one answer brings the next question. Where it does not it costs a system call: so
+    after a look that did not pay, only one tick in 16 tries it.
+    """
+    cdef bint asked = state.asked
+    if state.epoll_handle == NULL or state.fruitless != 0:
+        state.fruitless = (state.fruitless + 1) % FRUITLESS
+        return False
+    look_into_epoll(state)
+    state.asked = asked or state.ready_count[True] > 0  # what needs the GIL is called in this tick
+    state.fruitless = 0 if state.ready_count[False] > 0 else 1
+    return state.ready_count[False] > 0
+
+
+cdef void look_into_epoll(LoopState *state) noexcept nogil:
     cdef epoll_event came[MOST_EVENTS]
     cdef Poll *poll
     cdef int each

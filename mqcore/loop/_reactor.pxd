@@ -87,6 +87,7 @@ cdef class Reactor:
     cdef void request_tick(self) noexcept nogil
     cdef void wake(self) noexcept nogil
     cdef void post(self, Task task) noexcept
+    cdef void stop_some(self) noexcept
     cdef void set_busy(self, bint busy) noexcept nogil
     cdef void start_node(self, Node *node, uint64_t delay) noexcept nogil
     cdef uint64_t tick_in(self, uint64_t delay) noexcept nogil

@@ -23,7 +23,7 @@ from ._atomic cimport load_flag, store_flag
 from ._call cimport ends_program, take_error
 from ._libuv cimport UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t
 from ._list cimport after, append, first, init_list, is_empty, is_linked, unlink
-from ._poll cimport any_watch, close_polls, open_polls
+from ._poll cimport any_watch, close_polls, open_polls, poll_again
 from ._state cimport NS_PER_MS
 from ._wheel cimport DUE, DUE_NOGIL, MOVING, Node, any_node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
 
@@ -38,6 +38,9 @@ cdef extern from "Python.h":
 ctypedef int (*log_function)(object, int, str, tuple, object) noexcept
 ctypedef int (*telling_function)(Reactor, object, str) noexcept
 ctypedef int (*escape_function)(Reactor, object) noexcept
+
+cdef enum:
+    MOST_LOOKS = 8  # of one tick, at what is ready
 
 log = logging.getLogger("mqcore")
 
@@ -155,16 +158,25 @@ cdef void take_posted(Reactor reactor, Task task) noexcept:
 cdef bint run_ready(void *owner) noexcept:
     cdef Reactor reactor = <Reactor>owner
     cdef Portion portion = start_portion(reactor.state.uv)
-    cdef size_t count = reactor.state.ready_count[False]  # what becomes ready meanwhile has the next tick
+    cdef int looks = MOST_LOOKS if reactor.state.ready_count[False] > 0 else 0
+    while looks > 0:
+        call_ready(reactor, &portion)
+        looks -= 1
+        if looks == 0 or reactor.thread == 0 or reactor.state.ready_count[False] > 0 or not poll_again(&reactor.state):
+            break
+    return reactor.state.ready_count[False] > 0
+
+
+cdef void call_ready(Reactor reactor, Portion *portion) noexcept:
+    cdef size_t count = reactor.state.ready_count[False]  # what becomes ready meanwhile waits
     cdef Watch *watch
     cdef Runnable watcher
-    while count > 0 and reactor.state.ready_count[False] > 0 and goes_on(&portion) and reactor.thread != 0:
+    while count > 0 and reactor.state.ready_count[False] > 0 and goes_on(portion) and reactor.thread != 0:
         count -= 1
         watch = first_ready(&reactor.state, False)
         watcher = <Runnable>watch.owner
         unlink_ready(&reactor.state, watch)
         watcher.run()
-    return reactor.state.ready_count[False] > 0
 
 
 cdef bint run_due(void *owner) noexcept:
@@ -188,6 +200,16 @@ cdef bint stop_ended(void *owner) noexcept:
         each = <Runnable>runnable_at(first(&reactor.stopping))
         each.halt()
     return not is_empty(&reactor.stopping)
+
+
+cdef void stop_few(Reactor reactor) noexcept:
+    """Stop what ended just now, if it is not much: then it is over when whoever ended it goes on."""
+    cdef int left = FEW_TO_STOP
+    cdef Runnable each
+    while left > 0 and not is_empty(&reactor.stopping):
+        left -= 1
+        each = <Runnable>runnable_at(first(&reactor.stopping))
+        each.halt()
 
 
 cdef PyObject *runnable_at(Link *sibling) noexcept:
@@ -439,6 +461,12 @@ cdef class Reactor:
         append(&self.posted, &task.posted)
         self.posted_count += 1
         self.wake()
+
+    cdef void stop_some(self) noexcept:
+        """Stop and drop a few of the timers and watchers of lifetimes that are over, if this is the loop's thread: Python code may
+        run. The others are for a tick."""
+        if not is_empty(&self.stopping) and self.thread == PyThread_get_thread_ident():
+            stop_few(self)
 
     cdef void set_busy(self, bint busy) noexcept nogil:
         if busy == self.busy or self.thread == 0:

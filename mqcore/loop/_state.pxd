@@ -62,6 +62,7 @@ cdef struct LoopState:
     uint32_t generation       # of the newest poll
     Handle *epoll_handle      # uv_poll_t of the epoll; NULL before the first poll
     int epoll
+    int fruitless             # ticks since it last did not pay to look at the epoll again; 0: it may
     int looks_left            # how many new polls need no walk over all handles
     List ready[2]             # watches: of those whose owner needs the GIL, and of those whose owner does not
     size_t ready_count[2]

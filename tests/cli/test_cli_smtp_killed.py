@@ -71,8 +71,9 @@ async def load(sink: str) -> list[Persistent]:
 
     async def wait_for(count: int) -> None:
         wanted = acknowledged(clients) + count
-        while acknowledged(clients) < wanted:
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(60):
+            while acknowledged(clients) < wanted:
+                await asyncio.sleep(0.001)
 
     running = [asyncio.create_task(client.run()) for client in clients]
     for _ in range(KILLS):
@@ -84,7 +85,8 @@ async def load(sink: str) -> list[Persistent]:
         await wait_for(100)
         for client in clients:
             client.enough = True
-        await asyncio.gather(*running)
+        async with asyncio.timeout(60):
+            await asyncio.gather(*running)
     return clients
 
 

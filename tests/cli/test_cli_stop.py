@@ -35,7 +35,7 @@ def read_sink(sink: str, path: Path) -> list[bytes]:
 @pytest.mark.parametrize("sink", ["mbox", "maildir"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_in_the_middle(tmp_path, sink, number, code):
-    mbox, out = write_mbox(tmp_path / "mbox", 40_000), tmp_path / "out"
+    mbox, out = write_mbox(tmp_path / "mbox", 20_000), tmp_path / "out"
     with start("run", "--from", f"mbox:{mbox}", "--to", f"{sink}:{out}", "--json") as process:
         wait_until(sink_holds(sink, out), process)
         process.send_signal(number)
@@ -47,9 +47,9 @@ def test_stopped_in_the_middle(tmp_path, sink, number, code):
     figures = report(result)
     assert (figures["stopped"], figures["exit_code"]) == (number.name, code)
     stored = figures["messages"]["stored"]
-    assert 0 < stored < 40_000
+    assert 0 < stored < 20_000
     assert len(read_sink(sink, out)) == stored
-    assert counted(move(f"mbox:{mbox}", f"{sink}:{out}")) == {"present": stored, "continued": 40_000 - stored}
+    assert counted(move(f"mbox:{mbox}", f"{sink}:{out}")) == {"present": stored, "continued": 20_000 - stored}
     assert read_sink(sink, out) == read_mbox(mbox)
 
 
@@ -102,7 +102,7 @@ def test_a_second_signal_stops_at_once_even_a_plugin_that_never_returns(tmp_path
 
 
 @pytest.mark.parametrize("sink", ["mbox", "maildir"])
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("delay", [0.02, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0.0, 0.1))])
 def test_killed_in_the_middle(tmp_path, sink, delay):
     mbox, out = write_mbox(tmp_path / "mbox", 40_000), tmp_path / "out"
     with start("run", "--from", f"mbox:{mbox}", "--to", f"{sink}:{out}") as process:

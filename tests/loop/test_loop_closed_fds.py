@@ -700,7 +700,6 @@ os._exit(0)
     assert said == "0 EBADF\n"
 
 
-@pytest.mark.slow
 def test_random_orders(owner, tmp_path):
     """Watch, change, stop, close, open again and turn the loop in any order: never an abort."""
     chance = random.Random(11)

@@ -389,7 +389,6 @@ time.sleep(0.02)
 # Memory
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["idle", "busy"])
 def test_a_thousand_dispatchers_leave_no_memory(name, kind):
     python(PROLOGUE + """
@@ -435,7 +434,6 @@ assert made == freed
 """, name, kind)
 
 
-@pytest.mark.slow
 def test_three_hundred_loops_that_close_with_a_dispatcher_open():
     python(PROLOGUE + """
 import resource
@@ -465,7 +463,6 @@ assert grown < 1_500_000, f"{grown} bytes more"
 """, "uvloop")
 
 
-@pytest.mark.slow
 def test_timers_and_watchers_leave_no_memory(name):
     python(PROLOGUE + """
 import resource

@@ -167,7 +167,6 @@ def test_no_give_back_is_lost_while_the_hook_returns(owner, switching, returned)
         assert outcomes.count(mqcore.COMPLETE) == 2000
 
 
-@pytest.mark.slow
 def test_a_thread_gives_back_a_million_times(owner):
     given_back = finished = 0
     work = queue.SimpleQueue()

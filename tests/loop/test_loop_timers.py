@@ -279,7 +279,6 @@ def test_a_deadline_is_never_early(owner):
 # Many
 
 
-@pytest.mark.slow
 def test_a_hundred_thousand_timers_fire_in_order(owner):
     _, context = borrow(owner)
     chance = random.Random(3)
@@ -308,7 +307,6 @@ def test_timers_that_are_started_alike_fire_in_the_order_they_were_started(owner
     assert fired == list(range(1000))
 
 
-@pytest.mark.slow
 def test_a_million_timers_started_and_stopped_are_one_handle(owner):
     _, context = borrow(owner)
     made, _ = mqcore.loop._reactor.handles()
@@ -401,7 +399,6 @@ def test_stop_of_another_that_is_due_in_the_same_turn(owner):
     assert said == [True]
 
 
-@pytest.mark.slow
 def test_stop_of_a_hundred_thousand_due_timers(owner):
     _, context = borrow(owner)
     stopped = []

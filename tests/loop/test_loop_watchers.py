@@ -282,7 +282,6 @@ def test_two_watchers_of_a_socket_with_an_error(owner):
 # Many
 
 
-@pytest.mark.slow
 def test_a_thousand_fds_at_once(owner):
     """A token goes round: each fd that is read wakes the next."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

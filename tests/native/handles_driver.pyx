@@ -17,6 +17,8 @@ cdef class Driver:
     def __cinit__(self):
         self.owner = object()
         self.table = open_table(<PyObject *>self.owner)
+        if self.table == NULL:
+            raise MemoryError("every table is open")
 
     def close(self):
         close_table(self.table)

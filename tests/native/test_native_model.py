@@ -10,9 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import tempfile
 import threading
-from pathlib import Path
 
 import pytest
 from conftest import OWNERS, ReferenceOwner, assert_conserved
@@ -256,9 +254,9 @@ def machine(name, names, later, folder):
 
 @pytest.mark.parametrize(("chain", "later"), [("mixed", ""), ("native", ""), ("native", "timer"), ("native", "watcher")])
 @pytest.mark.parametrize("name", ["uvloop", "pyuv"])
-def test_against_the_reference(name, chain, later):
+def test_against_the_reference(tmp_path, name, chain, later):
     run_state_machine_as_test(
-        machine(name, CHAINS[chain], later, Path(tempfile.mkdtemp(prefix="mqcore-tests-"))),
+        machine(name, CHAINS[chain], later, tmp_path),
         settings=settings(
             max_examples=60, stateful_step_count=40, deadline=None, phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),

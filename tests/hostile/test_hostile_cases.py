@@ -1,0 +1,19 @@
+"""Rules 21 and 22: programs that broke the core once give the right value now. Each runs in a process of its own."""
+
+from __future__ import annotations
+
+import case_programs
+import hostile_tools
+import pytest
+
+CASES = [
+    (name, owner)
+    for name in case_programs.CASES
+    for owner in ("uvloop", "pyuv")
+    if owner == "uvloop" or name not in case_programs.UVLOOP_ONLY
+]
+
+
+@pytest.mark.parametrize(("name", "owner"), CASES)
+def test_case(name: str, owner: str) -> None:
+    assert hostile_tools.run("case_programs", name, owner).endswith("passed\n")

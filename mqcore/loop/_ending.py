@@ -31,7 +31,7 @@ def _nothing(sentinel: _Sentinel) -> None:
 
 
 class Ending:
-    """Calls `close` when `loop` ends, unless `cancel` came first. Where it cannot be made, it calls `close` at once and raises."""
+    """Calls `close` when `loop` ends, unless `cancel` came first. Where it cannot be made, it does so at once, and raises."""
 
     _silent = -1
     _start: asyncio.Handle | None = None

@@ -55,7 +55,9 @@ def extension(source: Path) -> Extension:
 setup(
     ext_modules=[extension(source) for source in sorted(Path("mqcore").rglob("_*.pyx"))],
     options={
-        "build": {"build_base": f"build/{'threads' if THREADS else 'sanitize' if SANITIZE else 'debug' if DEBUG else 'release'}"},
+        "build": {
+            "build_base": f"build/{'threads' if THREADS else 'sanitize' if SANITIZE else 'debug' if DEBUG else 'release'}"
+        },
         "build_ext": {"cython_c_in_temp": True, "parallel": os.cpu_count()},
     },
 )

@@ -10,14 +10,14 @@ import logging
 
 cimport cython
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from ._chain cimport Chain, Route, new_chain
 from ._context cimport Context, new_context
 from ._holds cimport HoldTable
 from ._message cimport CounterRow, native_side, report_raised
 from .loop._call cimport ends_program, take_error
-from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, Task, goes_on, start_portion
+from .loop._reactor cimport Portion, PyThread_get_thread_ident, Task, goes_on, start_portion
 from .loop._seal cimport seal
 
 from .errors import DispatcherClosed, PluginError
@@ -115,8 +115,10 @@ cdef int clean_up_all(ActivePlugins active) except -1:
 
 
 cdef void drop_chain(Route route) noexcept:
-    chain = route.chain  # dropped when this returns, and the field is set
+    cdef PyObject *chain = <PyObject *>route.chain  # dropped when the field is set
+    Py_INCREF(<object>chain)
     route.chain = None
+    Py_DECREF(<object>chain)
 
 
 cdef int take_over_current(ActivePlugins active) except -1:

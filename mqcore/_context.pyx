@@ -9,8 +9,8 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from ._holds cimport HoldTable, count_given
 from ._message cimport (
-    GIVEN_BACK, HELD, IDLE, NO_REASON, QUEUED, RUNNING, TAKEN, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, CounterRow,
-    Drops, HoldLists, Message, abandon, end_hold, flush, move, new_row, no_drops)
+    GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, CounterRow, Drops,
+    Message, abandon, end_hold, flush, move, new_row, no_drops)
 from .loop._call cimport ends_program, take_error
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor
 from .loop._seal cimport seal

@@ -70,6 +70,7 @@ cdef PyObject *begin(
     caller must own `chain`."""
     cdef Drops drops
     cdef PyObject *outcome
+    cdef int decision
     no_drops(&drops)
     move(&dispatcher.holds.lists, message, before, RUNNING)
     message.retries = 0
@@ -80,13 +81,13 @@ cdef PyObject *begin(
         message.args = args
     if variables is not None:
         message.variables = variables
-    outcome = begun(dispatcher, chain, message, advance(dispatcher, message, chain, chain.entries, &drops), args, done, variables,
-                    &drops)
+    decision = advance(dispatcher, message, chain, chain.entries, &drops)
+    outcome = begun(dispatcher, chain, message, decision, args, done, variables, &drops)
     flush(&drops, dispatcher.reactor)
     return outcome
 
 
-cdef inline PyObject *begun(
+cdef PyObject *begun(
         Dispatcher dispatcher, Chain chain, Message message, int decision, tuple args, object done, object variables,
         Drops *drops) noexcept:
     """What `begin` returns, once the plugins have been called."""
@@ -126,7 +127,7 @@ cdef int advance(Dispatcher dispatcher, Message message, Chain chain, Entry *ent
         if entry.function == NULL:
             if entry.native == NULL:
                 return TO_CONTINUE
-            decision = native_side.call(dispatcher, message, entry, timed, drops)  # and those that follow, as long as they are native
+            decision = native_side.call(dispatcher, message, entry, timed, drops)  # and those that follow, if they are native
             entry = message.entry
         else:
             message.entry = entry
@@ -155,7 +156,8 @@ cdef int advance(Dispatcher dispatcher, Message message, Chain chain, Entry *ent
     return decision
 
 
-cdef list begin_all(Dispatcher dispatcher, Route route, tuple messages, tuple args, object done, list outcomes, object variables):
+cdef list begin_all(
+        Dispatcher dispatcher, Route route, tuple messages, tuple args, object done, list outcomes, object variables):
     """`begin` for messages that are TAKEN, each with the chain as it is by then. `outcomes` has CONTINUE for each."""
     cdef PyObject *outcome
     cdef Py_ssize_t count = len(messages)
@@ -687,8 +689,8 @@ cdef class Hook(Route):
         return outcome_of(self, message, args)
 
     def checked(self, Message message not None, *args):
-        """As `await hook(message, *args)`, but where that gives FAIL this raises `message.error`: if that is an Exception, and no
-        StopIteration; else an MqError from it."""
+        """As `await hook(message, *args)`, but where that gives FAIL this raises `message.error`: if that is an Exception, and
+        no StopIteration; else an MqError from it."""
         self.check_awaitable()
         return checked_outcome_of(self, message, args)
 
@@ -763,8 +765,8 @@ cdef class Hook(Route):
     def stream(self, messages, *args, max_in_flight=1000, ordered=False):
         """Run each of an iterable of messages, sync or async: an asynchronous iterator of tuples of a message and its outcome.
 
-        `max_in_flight`: at most so many are read and not yielded yet. `ordered`: they come in the order in which they were read,
-        else as they end. A step that fails is yielded with FAIL. What the iterable raises, or a message of it that is in a step
+        `max_in_flight`: at most so many are read and not yielded yet. `ordered`: they come in the order in which they were
+        read, else as they end. A step that fails is yielded with FAIL. What the iterable raises, or a message of it that is in a step
         already, is raised once all that was in flight has been yielded. uvloop only: on pyuv an MqError.
         """
         from ._stream import new_stream  # it is built on this module

@@ -130,6 +130,7 @@ cdef struct HoldLists:
     int in_nogil_phase      # the dispatcher's thread may be changing the lists without the GIL; atomic
     int wanted_by_others    # another thread waits until it does not; atomic
 
+
 @cython.final
 cdef class CounterRow:
     """The counters of one plugin and hook in one dispatcher: for its whole life, whatever code of that name comes and goes."""
@@ -214,6 +215,7 @@ cdef void abandon(Message message) noexcept
 
 # --------------------------------------------------------------------------------------------------------------- States
 
+
 @cython.nonecheck(False)
 cdef inline void move(HoldLists *lists, Message message, int before, int after) noexcept nogil:
     """Change a message's state: the only place where that is done (rule 21).
@@ -240,6 +242,7 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
         append_given(lists, message)
     message.state = after
 
+
 @cython.nonecheck(False)
 cdef inline void count_end(HoldLists *lists, Message message) noexcept nogil:
     lists.books.running -= 1
@@ -251,6 +254,7 @@ cdef inline void count_end(HoldLists *lists, Message message) noexcept nogil:
         lists.books.cancelled += 1
     else:
         lists.books.failed += 1
+
 
 @cython.nonecheck(False)
 cdef inline void enter_bucket(HoldLists *lists, Message message) noexcept nogil:
@@ -264,11 +268,13 @@ cdef inline void enter_bucket(HoldLists *lists, Message message) noexcept nogil:
         arm_deadline(lists, message.since + bucket.timeout)
     (<Reactor>lists.reactor).set_busy(True)
 
+
 @cython.nonecheck(False)
 cdef inline void leave_bucket(HoldLists *lists, Message message) noexcept nogil:
     lists.holds_ended += 1
     count_held(lists, -1)
     unlink(message, &message.entry.bucket.first, &message.entry.bucket.last)
+
 
 @cython.nonecheck(False)
 cdef inline void append_given(HoldLists *lists, Message message) noexcept nogil:
@@ -280,6 +286,7 @@ cdef inline void append_given(HoldLists *lists, Message message) noexcept nogil:
     lists.last_given = <PyObject *>message
     lists.given_count += 1
 
+
 @cython.nonecheck(False)
 cdef inline void append(Message message, PyObject **first, PyObject **last) noexcept nogil:
     message.following = NULL
@@ -289,6 +296,7 @@ cdef inline void append(Message message, PyObject **first, PyObject **last) noex
     else:
         (<Message>last[0]).following = <PyObject *>message
     last[0] = <PyObject *>message
+
 
 @cython.nonecheck(False)
 cdef inline void unlink(Message message, PyObject **first, PyObject **last) noexcept nogil:

@@ -85,8 +85,8 @@ cdef extern from "Python.h":
 cdef class Message:
     """What passes through the hooks. Subclass it freely; no method needs to be called by a subclass.
 
-    `Message(payload=None)`: `payload` is any object, for those who need no subclass; by keyword where a subclass takes arguments
-    of its own, which are ignored here.
+    `Message(payload=None)`: `payload` is any object, for those who need no subclass; by keyword where a subclass takes
+    arguments of its own, which are ignored here.
 
     A message is in one step at a time. While a plugin holds it the dispatcher refers to it weakly: drop the last
     reference and the step fails with `Abandoned`. (A subclass with a `__del__` of its own is referred to

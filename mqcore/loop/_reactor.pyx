@@ -468,8 +468,8 @@ cdef class Reactor:
         self.wake()
 
     cdef void stop_some(self) noexcept:
-        """Stop and drop a few of the timers and watchers of lifetimes that are over, if this is the loop's thread: Python code may
-        run. The others are for a tick."""
+        """Stop and drop a few of the timers and watchers of lifetimes that are over, if this is the loop's thread: Python code
+        may run. The others are for a tick."""
         if not is_empty(&self.stopping) and self.thread == PyThread_get_thread_ident():
             stop_few(self)
 

@@ -23,7 +23,7 @@ from .._chain cimport Chain
 from .._dispatch cimport Dispatcher, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
 from .._holds cimport count_given
 from .._message cimport (
-    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, UNDECIDED, Drops, Entry, HoldLists, Message, flush, move, native_side, no_drops)
+    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, UNDECIDED, Drops, Entry, Message, flush, move, native_side, no_drops)
 from ..loop._atomic cimport get, load, set, swap
 from ..loop._call cimport take_error
 from ..loop._reactor cimport request_nogil_tick

@@ -38,11 +38,11 @@ _MAPPINGS = 8  # of one shared object, at the most that is usual
 _HARMLESS = frozenset(
     """
     malloc calloc realloc free memcpy memmove memset memcmp memchr memrchr memmem mempcpy
-    strlen strnlen strcmp strncmp strcasecmp strncasecmp strcpy strncpy strcat strncat strchr strrchr strchrnul strstr strcasestr
-    strspn strcspn strpbrk strsep strtok_r strdup strndup stpcpy stpncpy strerror strerror_r
+    strlen strnlen strcmp strncmp strcasecmp strncasecmp strcpy strncpy strcat strncat strchr strrchr strchrnul strstr
+    strcasestr strspn strcspn strpbrk strsep strtok_r strdup strndup stpcpy stpncpy strerror strerror_r
     strtol strtoul strtoll strtoull strtod strtof atoi atol atoll atof abs labs
-    snprintf vsnprintf sprintf vsprintf asprintf vasprintf sscanf printf vprintf fprintf vfprintf dprintf puts putchar putc fputc
-    fputs fwrite fflush fopen fclose fread fgets fgetc getc getline fseek ftell feof ferror perror stdin stdout stderr
+    snprintf vsnprintf sprintf vsprintf asprintf vasprintf sscanf printf vprintf fprintf vfprintf dprintf puts putchar putc
+    fputc fputs fwrite fflush fopen fclose fread fgets fgetc getc getline fseek ftell feof ferror perror stdin stdout stderr
     open open64 close read write pread pwrite lseek fcntl fcntl64 fstat stat unlink access pipe pipe2 eventfd socket socketpair
     connect send recv sendto recvfrom sendmsg recvmsg getsockopt setsockopt getpeername getsockname shutdown htons htonl ntohs
     ntohl inet_pton inet_ntop poll

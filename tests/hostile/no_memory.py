@@ -38,7 +38,8 @@ class Scenario:
         self.owner = owner
         self.holds: list[Any] = []
         self.contexts: list[Any] = []
-        self.plugins = owner.plugins({"10-plugin": SimpleNamespace(mq_step=self.hook, mq_context_initialize=self.contexts.append)})
+        plugin = SimpleNamespace(mq_step=self.hook, mq_context_initialize=self.contexts.append)
+        self.plugins = owner.plugins({"10-plugin": plugin})
         self.dispatcher: Any = owner.dispatcher(self.plugins, hold_timeout=self.hold_timeout)
         self.step = self.dispatcher.hook("mq_step")
         self.messages = [mqcore.Message() for _ in range(4)]
@@ -104,7 +105,8 @@ class Scenario:
         failed = sum(isinstance(error, MemoryError) for error in loop_errors)
         assert missing <= min(failed, 1), (self.returned, list(self.told.values()), loop_errors)
         s = self.dispatcher.stats()
-        assert s.held == s.running == 0 and s.entered == len([each for each in self.returned if each not in ("nothing", "raised")])
+        begun = [each for each in self.returned if each not in ("nothing", "raised")]
+        assert s.held == s.running == 0 and s.entered == len(begun)
 
     def _turn(self) -> None:
         for _ in range(5):

@@ -116,7 +116,7 @@ def test_what_mqcore_alone_makes(owner, socket_pair):
         assert each.stop() is True
 
 
-@pytest.mark.parametrize("other", [1, None, object(), mqcore.Message()], ids=repr)
+@pytest.mark.parametrize("other", [1, None, object(), mqcore.Message()], ids=["int", "None", "object", "message"])
 def test_methods_with_another_self(owner, socket_pair, other):
     _, context = borrow(owner)
     timer, watcher = handles_of(context, socket_pair[0])
@@ -193,7 +193,8 @@ turn(20)
 dispatcher.close()
 turn()
 loop.close()
-""".replace("loop.call_exception_handler = None\n", ""), "uvloop", stderr="mqcore could not tell of an error of type MemoryError\n")
+""".replace("loop.call_exception_handler = None\n", ""), "uvloop",
+                  stderr="mqcore could not tell of an error of type MemoryError\n")
     assert said == "goes on\n"
 
 
@@ -208,8 +209,9 @@ def test_no_error_is_dropped_by_generated_code(tmp_path):
     for source in sorted(room.glob("_*.pyx")):
         made = tmp_path / f"{source.stem}.c"
         subprocess.run(
-            [sys.executable, "-m", "cython", "-3", "-X", "cdivision=True,boundscheck=False,wraparound=False,initializedcheck=False",
-             "-X", "binding=False,auto_pickle=False", source, "-o", made], check=True, timeout=120, capture_output=True)
+            [sys.executable, "-m", "cython", "-3", "-X", "cdivision=True,boundscheck=False,wraparound=False",
+             "-X", "initializedcheck=False,binding=False,auto_pickle=False", source, "-o", made],
+            check=True, timeout=120, capture_output=True)
         assert "__Pyx_WriteUnraisable" not in made.read_text(), source.name
 
 

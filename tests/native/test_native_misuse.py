@@ -462,7 +462,13 @@ def test_functions_of_a_context_s_life_called_again(owner, puppet):
     with pytest.raises(mqcore.MqError, match="initialized already"):
         native.context_initialize(context)
     errors = []
-    thread = threading.Thread(target=lambda: errors.append(pytest.raises(mqcore.MqError, native.context_cleanup, context)))
+
+    def elsewhere():
+        with pytest.raises(mqcore.MqError) as caught:
+            native.context_cleanup(context)
+        errors.append(caught)
+
+    thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
     assert errors

@@ -129,7 +129,7 @@ cdef enum Awaited:
 
 @cython.final
 @cython.no_gc_clear
-@cython.freelist(64)
+@cython.freelist(1024)
 cdef class Place:
 
     def __call__(self, Message message not None, outcome):

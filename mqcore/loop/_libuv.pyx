@@ -9,6 +9,7 @@ libuv.so.1.
 import asyncio
 import sys
 
+cimport cython
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
@@ -31,9 +32,10 @@ assert sizeof(LibUV) == len(SYMBOLS) * sizeof(void *)
 cdef dict libraries = {}  # owner -> Library
 
 
+@cython.final
 cdef class Library:
 
-    def __init__(self, str owner, str path):
+    def __cinit__(self, str owner not None, str path not None):
         self.owner = owner
         self.path = path
         # RTLD_NOLOAD: the owner has loaded it. Never RTLD_GLOBAL: two libuvs in the global scope take each other's calls.

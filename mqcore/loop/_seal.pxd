@@ -21,7 +21,7 @@ cdef extern from *:
     static inline void mqcore_seal(PyObject *type)
     {
         ((PyTypeObject *)type)->tp_new = mqcore_sealed_new;
-        ((PyTypeObject *)type)->tp_vectorcall = NULL;
+        ((PyTypeObject *)type)->tp_vectorcall = NULL;  /* a call goes through the slot */
         PyType_Modified((PyTypeObject *)type);
     }
 
@@ -31,7 +31,8 @@ cdef extern from *:
 
     static PyObject *mqcore_sealed_base_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     {
-        for (PyTypeObject *base = type->tp_base; base != NULL && !PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE); base = base->tp_base)
+        PyTypeObject *base = PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE) ? NULL : type->tp_base;
+        for (; base != NULL; base = base->tp_base)
             for (int each = 0; each < MQCORE_MOST_BASES && mqcore_bases[each].type != NULL; each++)
                 if (mqcore_bases[each].type == base)
                     return mqcore_bases[each].make(type, args, kwargs);

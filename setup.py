@@ -12,13 +12,14 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-SANITIZE = os.environ.get("MQCORE_SANITIZE", "0") not in ("", "0")
-DEBUG = SANITIZE or os.environ.get("MQCORE_DEBUG", "0") not in ("", "0")
+SANITIZE = os.environ.get("MQCORE_SANITIZE", "0")
+THREADS = SANITIZE == "thread"
+MEMORY = SANITIZE not in ("", "0", "thread")
+DEBUG = MEMORY or THREADS or os.environ.get("MQCORE_DEBUG", "0") not in ("", "0")
+KIND = "threads" if THREADS else "sanitize" if MEMORY else "debug" if DEBUG else "release"
 FLAGS = ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if SANITIZE else []
-THREADS = os.environ.get("MQCORE_SANITIZE") == "thread"
-if THREADS:
-    SANITIZERS = ["-fsanitize=thread"]
+SANITIZERS = {"threads": ["-fsanitize=thread"], "sanitize": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]}
+FLAGS += SANITIZERS.get(KIND, [])
 
 DIRECTIVES = {
     "language_level": 3,
@@ -44,8 +45,8 @@ def extension(source: Path) -> Extension:
         define_macros=[("MQCORE_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
         include_dirs=["mqcore/native/include"],
         # Hidden: what modules share they share by capsules, and native plugins must find nothing but the functions for them.
-        extra_compile_args=["-fvisibility=hidden", *FLAGS, *SANITIZERS],
-        extra_link_args=SANITIZERS,
+        extra_compile_args=["-fvisibility=hidden", *FLAGS],
+        extra_link_args=SANITIZERS.get(KIND, []),
     )
     # Read by Cython's build_ext, which setuptools uses when Cython is installed.
     module.cython_directives = DIRECTIVES
@@ -55,9 +56,7 @@ def extension(source: Path) -> Extension:
 setup(
     ext_modules=[extension(source) for source in sorted(Path("mqcore").rglob("_*.pyx"))],
     options={
-        "build": {
-            "build_base": f"build/{'threads' if THREADS else 'sanitize' if SANITIZE else 'debug' if DEBUG else 'release'}"
-        },
+        "build": {"build_base": f"build/{KIND}"},
         "build_ext": {"cython_c_in_temp": True, "parallel": os.cpu_count()},
     },
 )

@@ -24,8 +24,8 @@ from ._diagnostics cimport is_of_another, refuse, write_log
 from ._hooks cimport give
 from ._nogil cimport join_context, stop
 from ._slots cimport (
-    ADDRESS, CONNECTION, CONTEXT, LIVE, MESSAGE, RECIPIENT, TIMER, WATCHER, Slot, Table, handle_of, is_inside, live_slot, part_in,
-    slot_of, table_of, take_slot)
+    ADDRESS, CONNECTION, CONTEXT, LIVE, MESSAGE, RECIPIENT, TIMER, WATCHER, Slot, Table, handle_of, is_inside, live_slot,
+    part_in, slot_of, table_of, take_slot)
 
 import os
 

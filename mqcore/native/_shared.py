@@ -35,24 +35,21 @@ _MAPPINGS = 8  # of one shared object, at the most that is usual
 
 # Functions that nobody can have the plugin's code called with later, in another thread, or by a signal: memory, strings,
 # numbers, the clock, files, and what mqcore ends itself. A plugin that needs no others can be taken out of memory.
-_HARMLESS = frozenset(
-    """
-    malloc calloc realloc free memcpy memmove memset memcmp memchr memrchr memmem mempcpy
-    strlen strnlen strcmp strncmp strcasecmp strncasecmp strcpy strncpy strcat strncat strchr strrchr strchrnul strstr
-    strcasestr strspn strcspn strpbrk strsep strtok_r strdup strndup stpcpy stpncpy strerror strerror_r
-    strtol strtoul strtoll strtoull strtod strtof atoi atol atoll atof abs labs
-    snprintf vsnprintf sprintf vsprintf asprintf vasprintf sscanf printf vprintf fprintf vfprintf dprintf puts putchar putc
-    fputc fputs fwrite fflush fopen fclose fread fgets fgetc getc getline fseek ftell feof ferror perror stdin stdout stderr
-    open open64 close read write pread pwrite lseek fcntl fcntl64 fstat stat unlink access pipe pipe2 eventfd socket socketpair
-    connect send recv sendto recvfrom sendmsg recvmsg getsockopt setsockopt getpeername getsockname shutdown htons htonl ntohs
-    ntohl inet_pton inet_ntop poll
-    time clock_gettime gettimeofday gmtime_r localtime_r mktime timegm strftime usleep nanosleep sleep
-    getenv getpid rand rand_r srand random srandom abort qsort bsearch toupper tolower isalpha isdigit isalnum isspace
-    pthread_self pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_trylock pthread_mutex_unlock
-    __errno_location __ctype_b_loc __ctype_tolower_loc __ctype_toupper_loc __assert_fail __stack_chk_fail __tls_get_addr
-    __cxa_finalize __gmon_start__ _ITM_deregisterTMCloneTable _ITM_registerTMCloneTable
-    """.split()
-)
+_HARMLESS_NAMES = """
+malloc calloc realloc free memcpy memmove memset memcmp memchr memrchr memmem mempcpy strlen strnlen strcmp strncmp
+strcasecmp strncasecmp strcpy strncpy strcat strncat strchr strrchr strchrnul strstr strcasestr strspn strcspn strpbrk
+strsep strtok_r strdup strndup stpcpy stpncpy strerror strerror_r strtol strtoul strtoll strtoull strtod strtof atoi atol
+atoll atof abs labs snprintf vsnprintf sprintf vsprintf asprintf vasprintf sscanf printf vprintf fprintf vfprintf dprintf
+puts putchar putc fputc fputs fwrite fflush fopen fclose fread fgets fgetc getc getline fseek ftell feof ferror perror stdin
+stdout stderr open open64 close read write pread pwrite lseek fcntl fcntl64 fstat stat unlink access pipe pipe2 eventfd
+socket socketpair connect send recv sendto recvfrom sendmsg recvmsg getsockopt setsockopt getpeername getsockname shutdown
+htons htonl ntohs ntohl inet_pton inet_ntop poll time clock_gettime gettimeofday gmtime_r localtime_r mktime timegm strftime
+usleep nanosleep sleep getenv getpid rand rand_r srand random srandom abort qsort bsearch toupper tolower isalpha isdigit
+isalnum isspace pthread_self pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_trylock
+pthread_mutex_unlock __errno_location __ctype_b_loc __ctype_tolower_loc __ctype_toupper_loc __assert_fail __stack_chk_fail
+__tls_get_addr __cxa_finalize __gmon_start__ _ITM_deregisterTMCloneTable _ITM_registerTMCloneTable
+"""
+_HARMLESS = frozenset(_HARMLESS_NAMES.split())
 _LASTING = {"MQ_uv", "MQ_uvSymbol"}  # with these a plugin may start handles of its own on the loop
 
 _numbers = itertools.count(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -9,6 +10,7 @@ import logging
 import os
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from loop_tools import PROLOGUE, python
 from native_tools import SIGNATURES, TIMER_CALLBACK, WATCH_CALLBACK, Puppet, compile_plugin, mq, refused, start
 
 import mqcore
+from mqcore.native import accessors
 
 GIVE_BACKS = [mq.MQ_continue, mq.MQ_complete, mq.MQ_retry]
 
@@ -329,7 +332,7 @@ DEADLOCK = """
 #include <pthread.h>
 #include <unistd.h>
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static volatile int locked, misused;
+static _Atomic int locked, misused;
 static MQ_Connection *held;
 
 static void *misuse(void *data)
@@ -461,17 +464,8 @@ def test_functions_of_a_context_s_life_called_again(owner, puppet):
     context = next(each for each in gc.get_objects() if type(each) is mqcore.Context and each.plugin is native)
     with pytest.raises(mqcore.MqError, match="initialized already"):
         native.context_initialize(context)
-    errors = []
-
-    def elsewhere():
-        with pytest.raises(mqcore.MqError) as caught:
-            native.context_cleanup(context)
-        errors.append(caught)
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert errors
+    with ThreadPoolExecutor(1) as pool, pytest.raises(mqcore.MqError):
+        pool.submit(native.context_cleanup, context).result()
     for _ in range(2):
         native.context_cleanup(context)
     assert dispatcher.hook("mq_step").run(mqcore.Message()) is mqcore.CONTINUE  # with a handle that is stale
@@ -481,3 +475,46 @@ def test_functions_of_a_context_s_life_called_again(owner, puppet):
     native.context_cleanup(context)
     with pytest.raises(mqcore.MqError):
         native.context_initialize(context)
+
+
+def test_an_accessor_that_ends_the_program(uvloop_owner, tmp_path):
+    """It leaves through the loop; the plugin gets what it would have got without a mail."""
+
+    class Ends(mqcore.Message):
+        pass
+
+    class EndsAccessors(accessors.Accessors):
+        def json(self, message):
+            raise KeyboardInterrupt
+
+    accessors.register(Ends, EndsAccessors())
+    puppet, seen = Puppet(tmp_path / "10-puppet.so"), []
+    puppet.step = lambda context, connection, message: seen.append(mq.MQ_json(message))
+    dispatcher = start(uvloop_owner, [puppet])
+    assert dispatcher.hook("mq_step").run(Ends()) is mqcore.CONTINUE
+    with pytest.raises(KeyboardInterrupt):
+        uvloop_owner.turn()
+    assert seen == [None] and not puppet.errors
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_a_handler_of_logging_that_raises_in_a_plugin_s_life(tmp_path, error, capfd):
+    """No loop is there. What ends the program is raised when the plugin's function returns."""
+
+    class Raises(logging.Handler):
+        def emit(self, record):
+            raise error("of the handler")
+
+    path = compile_plugin(tmp_path / "10-says.so", """
+        MQ_EXPORT void mq_initialize(void) { MQ_log(MQ_ERROR, "begins"); MQ_log(MQ_ERROR, "again"); }
+    """)
+    logger, handler = logging.getLogger("mqcore.plugins.10-says"), Raises()
+    logger.addHandler(handler)
+    try:
+        with contextlib.nullcontext() if error is ValueError else pytest.raises((error, mqcore.PluginError)) as told:
+            mqcore.Plugins(path).close()
+        if told is not None:
+            assert "of the handler" in str(told.value)
+    finally:
+        logger.removeHandler(handler)
+    assert "could not log what a native plugin said" in capfd.readouterr().err

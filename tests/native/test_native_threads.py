@@ -1,0 +1,100 @@
+"""Threads of a plugin that give back whatever they find, against each other, while dispatchers come, reload and go.
+
+Here a crash or a wrong count would show; `scripts/dev tsan` runs the same and reports every race.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import threading
+
+from conftest import assert_conserved
+from native_tools import compile_plugin
+
+import mqcore
+import mqcore.native._abi
+
+# What the threads share: the newest handles, live or stale. In a library of its own, as a plugin that is reloaded has new ones.
+STORM = """
+enum { MOST = 64 };
+static _Atomic uint64_t handles[MOST];
+static _Atomic unsigned kept;
+static _Atomic int over;
+
+MQ_EXPORT void keep_handle(void *handle) { handles[kept++ % MOST] = (uint64_t)(uintptr_t)handle; }
+MQ_EXPORT void stop_storm(int stop) { over = stop; }
+
+MQ_EXPORT unsigned storm(unsigned seed)
+{
+    unsigned given = 0;
+    while (!over) {
+        seed = seed * 1103515245 + 12345;
+        uint64_t handle = handles[seed >> 16 & (MOST - 1)];
+        if ((seed >> 8 & 31) == 0)
+            handle ^= 1ull << (seed >> 24 & 63);
+        switch (seed >> 12 & 3) {
+            case 0: MQ_complete((MQ_Connection *)(uintptr_t)handle); break;
+            case 1: MQ_json((MQ_Message *)(uintptr_t)(handle + 1)); break;
+            default: MQ_continue((MQ_Connection *)(uintptr_t)handle);
+        }
+        given++;
+    }
+    return given;
+}
+"""
+
+HOLDS = """
+void keep_handle(void *handle);
+static void later(void *connection) { MQ_continue(connection); }
+static _Atomic unsigned calls;
+MQ_EXPORT bool mq_step(MQ_Context *context, MQ_Connection *connection, MQ_Message *message)
+{
+    (void)message;
+    keep_handle(connection);
+    unsigned call = calls++;
+    if (call % 4 == 3)
+        return false;
+    if (call % 4 == 2)
+        MQ_startTimer(context, 0, later, connection);
+    return true;
+}
+"""
+
+
+def test_threads_against_each_other(owner, tmp_path):
+    mqcore.native._abi.make_global()
+    library = ctypes.CDLL(str(compile_plugin(tmp_path / "storm.so", STORM)), ctypes.RTLD_GLOBAL)
+    library.stop_storm(0)
+    threads = [threading.Thread(target=library.storm, args=(seed,)) for seed in range(2)]
+    chance = random.Random(1)
+    plugins = owner.plugins({})
+    plugins.load(compile_plugin(tmp_path / "plugins" / "10-holds.so", HOLDS))
+    plugins.load(compile_plugin(tmp_path / "plugins" / "20-holds.so", HOLDS + "/* another */"))
+    for thread in threads:
+        thread.start()
+    try:
+        count = waiting = 0
+        for number in range(12):
+            dispatcher = owner.dispatcher(plugins)
+            hook = dispatcher.hook("mq_step")
+            for _ in range(3):
+                messages = [mqcore.Message() for _ in range(chance.randrange(1, 60))]
+                waiting += hook.run_many(messages, done=owner.done).count(None)
+                owner.turn()
+                for message in messages[::7]:
+                    dispatcher.cancel(message)
+            if number % 3 == 0:
+                plugins.reload()
+            if number % 2:
+                for _ in range(20):
+                    owner.turn()
+            count += dispatcher.stats().entered
+            assert_conserved(dispatcher)
+            dispatcher.close()
+            owner.turn()
+    finally:
+        library.stop_storm(1)
+        for thread in threads:
+            thread.join()
+    assert count > 100 and len(owner.finished) == waiting

@@ -168,7 +168,8 @@ class ByHold(Scenario):
         self.run()
         yield from self.turns()
         for hold in self.holds:
-            hold.complete()
+            if hold.message is not None:
+                hold.complete()
         yield from self.turns()
 
 
@@ -442,10 +443,11 @@ def assert_want_of_memory(error: BaseException) -> None:
     while each is not None:
         if isinstance(each, MemoryError):
             return
-        assert not isinstance(each, SystemError), repr(each)
+        # CPython's own functions may fail without an error when they have no memory; ours may not.
+        assert not isinstance(each, SystemError) or "mqcore" not in str(each), repr(each)
         each = each.__cause__ or each.__context__
     # uvloop's and asyncio's own errors, for what they could not make, and those that say what was not begun.
-    assert isinstance(error, mqcore.NotHeld | mqcore.PluginError | RuntimeError | asyncio.TimeoutError), repr(error)
+    assert isinstance(error, SystemError | mqcore.NotHeld | mqcore.PluginError | RuntimeError | asyncio.TimeoutError), repr(error)
 
 
 def one(owner_name: str, name: str, nth: int) -> int:

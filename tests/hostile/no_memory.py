@@ -175,7 +175,7 @@ class ByHold(Scenario):
 
 class Early(Scenario):
     def hook(self, context: Any, message: Any) -> Any:
-        context.start_timer(0, print, end="")
+        context.start_timer(0, int)
         context.continue_(message)
         return True
 
@@ -290,7 +290,7 @@ class Coroutine(Scenario):
 class Changes(Scenario):
     def body(self) -> Iterator[None]:
         self.run()
-        self.plugins.add("20-new", SimpleNamespace(mq_step=lambda context, message: False, mq_context_cleanup=print))
+        self.plugins.add("20-new", SimpleNamespace(mq_step=lambda context, message: False, mq_context_cleanup=bool))
         self.plugins.reload()
         self.plugins.remove("20-new")
         self.contexts[0].retry(self.messages[0])
@@ -305,7 +305,7 @@ class Closes(Scenario):
     def body(self) -> Iterator[None]:
         self.run()
         for context in self.contexts:
-            context.start_timer(0, print, end="")
+            context.start_timer(0, int)
         self.dispatcher.close()
         yield from self.turns()
 

@@ -1,8 +1,8 @@
 """The extension modules: every ``mqcore/**/_*.pyx``.
 
 ``MQCORE_DEBUG=1`` in the environment builds them for tests: bounds and None checks and assertions on. ``MQCORE_SANITIZE=1``
-does that with AddressSanitizer and UndefinedBehaviorSanitizer. Each keeps its files in a build folder of its own, so the
-kinds of build never mix.
+does that with AddressSanitizer and UndefinedBehaviorSanitizer, ``MQCORE_SANITIZE=thread`` with ThreadSanitizer. Each keeps its
+files in a build folder of its own, so the kinds of build never mix.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ SANITIZE = os.environ.get("MQCORE_SANITIZE", "0") not in ("", "0")
 DEBUG = SANITIZE or os.environ.get("MQCORE_DEBUG", "0") not in ("", "0")
 FLAGS = ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if SANITIZE else []
+THREADS = os.environ.get("MQCORE_SANITIZE") == "thread"
+if THREADS:
+    SANITIZERS = ["-fsanitize=thread"]
 
 DIRECTIVES = {
     "language_level": 3,
@@ -52,7 +55,7 @@ def extension(source: Path) -> Extension:
 setup(
     ext_modules=[extension(source) for source in sorted(Path("mqcore").rglob("_*.pyx"))],
     options={
-        "build": {"build_base": f"build/{'sanitize' if SANITIZE else 'debug' if DEBUG else 'release'}"},
+        "build": {"build_base": f"build/{'threads' if THREADS else 'sanitize' if SANITIZE else 'debug' if DEBUG else 'release'}"},
         "build_ext": {"cython_c_in_temp": True, "parallel": os.cpu_count()},
     },
 )

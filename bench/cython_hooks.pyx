@@ -1,9 +1,7 @@
 # cython: language_level=3
 """Hooks of a plugin in Cython that does nothing: called as Python functions are, and as C functions."""
 
-from mqcore._context cimport Context
-from mqcore._cfunction cimport c_hook
-from mqcore._message cimport Message
+from mqcore cimport Context, Message, c_hook
 
 
 def as_def(Context context, Message message):

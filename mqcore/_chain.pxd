@@ -7,6 +7,7 @@ cdef class NativeFunction:
     """The C function of a native plugin, for a hook."""
     cdef void *address
     cdef int kind                   # how it is called: for native/ to know
+    cdef object library             # keeps the code in memory
 
 cdef class Route:
     """The base of Hook: where the chain of a hook is found as it is now."""
@@ -25,5 +26,5 @@ cdef class Chain:
     cdef Route route
 
 cdef Chain new_chain(Route route, list contexts)
-cdef NativeFunction new_native_function(void *address, int kind)
+cdef NativeFunction new_native_function(void *address, int kind, object library)
 cdef int open_route(Route route, str name, HoldTable holds) except -1

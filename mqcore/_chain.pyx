@@ -42,14 +42,16 @@ cdef class Route:
 
 
 @cython.final
+@cython.no_gc  # a library refers to nothing
 cdef class NativeFunction:
 
     def __call__(self, context, message, *args):
         raise TypeError("a native plugin's hook is called by a dispatcher alone")
 
 
-cdef NativeFunction new_native_function(void *address, int kind):
+cdef NativeFunction new_native_function(void *address, int kind, object library):
     cdef NativeFunction function = NativeFunction.__new__(NativeFunction)
+    function.library = library
     function.address = address
     function.kind = kind
     return function

@@ -53,7 +53,7 @@ cdef inline bint is_sampled(unsigned int *until_sample) noexcept nogil:
     until_sample[0] -= 1
     return False
 
-# For native/, which calls hooks in its own way.
+# For streams, and for native/, which calls hooks in its own way.
 cdef PyObject *begin(
     Dispatcher dispatcher, Chain chain, Message message, int before, tuple args, object done, object variables) noexcept
 cdef PyObject *begun(
@@ -64,3 +64,5 @@ cdef void resume(Dispatcher dispatcher, Message message) noexcept
 cdef int interpret(Dispatcher dispatcher, Message message, object value, Drops *drops) noexcept
 cdef int hook_raised(Dispatcher dispatcher, Message message, PyObject *raised, Drops *drops) noexcept
 cdef void add_sample(Counters *counters, uint64_t ns) noexcept nogil
+cdef bint cancel_step(Dispatcher dispatcher, Message message) noexcept
+cdef str in_step(Message message)

@@ -1,11 +1,12 @@
 from asyncio import Future
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
 from ._message import Message
+from ._stream import Stream
 from .hooks import HookSpec
 from .plugins import Plugins
 from .stats import Held, Stats
@@ -29,6 +30,13 @@ class Hook:
     def run_many(
         self, messages: Iterable[_Message], *args: Any, done: Callable[[_Message, Outcome], object] | None = None
     ) -> list[Outcome | None]: ...
+    def stream(
+        self,
+        messages: Iterable[_Message] | AsyncIterable[_Message],
+        *args: Any,
+        max_in_flight: int = 1000,
+        ordered: bool = False,
+    ) -> Stream[_Message]: ...
     def run_one(
         self, message: _Message, args: tuple[Any, ...], done: Callable[[_Message, Outcome], object] | None
     ) -> Outcome | None: ...

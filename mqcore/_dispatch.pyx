@@ -760,6 +760,20 @@ cdef class Hook(Route):
             raise TypeError(f"{self.name}: run_many() needs messages, not {describe(each)}")
         raise MqError(f"{self.name}: message {count} of run_many(): {in_step(each)}")
 
+    def stream(self, messages, *args, max_in_flight=1000, ordered=False):
+        """Run each of an iterable of messages, sync or async: an asynchronous iterator of tuples of a message and its outcome.
+
+        `max_in_flight`: at most so many are read and not yielded yet. `ordered`: they come in the order in which they were read,
+        else as they end. A step that fails is yielded with FAIL. What the iterable raises, or a message of it that is in a step
+        already, is raised once all that was in flight has been yielded. uvloop only: on pyuv an MqError.
+        """
+        from ._stream import new_stream  # it is built on this module
+
+        if self.dispatcher.reactor.library.owner != "uvloop":
+            raise MqError(f"{self.name}: stream() needs a uvloop loop; on pyuv use run() with done=")
+        self.check_call(args, None)
+        return new_stream(self, messages, args, max_in_flight, ordered)
+
     cdef int check_call(self, tuple args, object done) except -1:
         self.dispatcher.reactor.check(self.name)
         if self.chain is None:

@@ -26,7 +26,10 @@ atexit.register(shutil.rmtree, _built, ignore_errors=True)
 
 def compile_plugin(target: Path, source: str, *options: str) -> Path:
     """The C source of a plugin as a shared object at `target`. What was compiled before is only copied."""
-    if os.environ.get("MQCORE_SANITIZE", "0") not in ("", "0"):
+    sanitize = os.environ.get("MQCORE_SANITIZE", "0")
+    if sanitize == "thread":
+        options = (*options, "-fsanitize=thread")
+    elif sanitize not in ("", "0"):
         options = (*options, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
     source = f"#include <mqcore.h>\n#include <stdint.h>\n{VERSION if 'mq_version' not in source else ''}{source}"
     digest = hashlib.sha256("\0".join((source, *options)).encode()).hexdigest()[:24]

@@ -157,9 +157,7 @@ import uvloop
 
 import mqcore
 
-from mqcore._context cimport Context
-from mqcore._dispatch cimport Dispatcher, Hook
-from mqcore._message cimport TO_COMPLETE, Message, give_back
+from mqcore cimport TO_COMPLETE, Context, Dispatcher, Hook, Message, give_back
 
 
 cdef class Mail(Message):
@@ -189,9 +187,9 @@ async def run():
         hook = dispatcher.hook("mq_smtp_in_message")
         future = asyncio.get_running_loop().create_future()
         assert hook.run_one(mail, (), lambda message, outcome: future.set_result(outcome)) is None
-        assert dispatcher.books.held == 1
+        assert dispatcher.counts().held == 1
         outcome = await future
-        assert dispatcher.books.completed == 1
+        assert dispatcher.counts().completed == 1
     print(outcome.name, mail.size)
 
 

@@ -31,19 +31,26 @@ def _nothing(sentinel: _Sentinel) -> None:
 
 
 class Ending:
-    """Calls `close` when `loop` ends, unless `cancel` came first. Raises OSError where there are too many open files."""
+    """Calls `close` when `loop` ends, unless `cancel` came first. What cannot be made raises, and leaves nothing behind."""
+
+    _silent = -1
+    _start: asyncio.Handle | None = None
+    _generator: AsyncGenerator[None, None] | None = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop, close: Callable[[], object]) -> None:
         self._close = close
         self._loop = loop
-        self._silent = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()  # without a name: nobody writes to it
-        loop.add_reader(self._silent, _nothing, _Sentinel(close))
-        self._generator: AsyncGenerator[None, None] | None = self._suspended()
-        self._start: asyncio.Handle | None = None
-        if loop.is_running():
-            self._suspend()
-        else:
-            self._start = loop.call_soon(self._suspend)
+        try:
+            self._silent = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()  # without a name: nobody writes to it
+            loop.add_reader(self._silent, _nothing, _Sentinel(close))
+            self._generator = self._suspended()
+            if loop.is_running():
+                self._suspend()
+            else:
+                self._start = loop.call_soon(self._suspend)
+        except BaseException:  # too many open files, no memory
+            self.cancel()
+            raise
 
     async def _suspended(self) -> AsyncGenerator[None, None]:
         try:
@@ -59,12 +66,15 @@ class Ending:
             _step(self._generator.__anext__())
 
     def cancel(self) -> None:
-        self._loop.remove_reader(self._silent)
-        os.close(self._silent)
+        """May be called again where it was interrupted."""
+        generator, self._generator = self._generator, None
+        if self._silent >= 0:
+            self._loop.remove_reader(self._silent)
+            silent, self._silent = self._silent, -1
+            os.close(silent)
         if self._start is not None:
             self._start.cancel()
             self._start = None
-        generator, self._generator = self._generator, None
         if generator is not None:
             _step(generator.aclose())
 

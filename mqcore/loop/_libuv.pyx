@@ -9,19 +9,13 @@ libuv.so.1.
 import asyncio
 import sys
 
+cimport cython
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
-from ..errors import MqError
+from ._dl cimport RTLD_DEFAULT, RTLD_LAZY, RTLD_NOLOAD, Dl_info, dladdr, dlopen, dlsym
 
-cdef extern from "dlfcn.h" nogil:
-    ctypedef struct Dl_info:
-        const char *dli_fname
-    void *dlopen(const char *, int)
-    void *dlsym(void *, const char *)
-    int dladdr(const void *, Dl_info *)
-    int RTLD_LAZY, RTLD_NOLOAD
-    void *RTLD_DEFAULT
+from ..errors import MqError
 
 cdef tuple SYMBOLS = (
     "uv_run", "uv_version_string", "uv_handle_size", "uv_hrtime", "uv_now", "uv_close", "uv_walk", "uv_fileno",
@@ -38,9 +32,10 @@ assert sizeof(LibUV) == len(SYMBOLS) * sizeof(void *)
 cdef dict libraries = {}  # owner -> Library
 
 
+@cython.final
 cdef class Library:
 
-    def __init__(self, str owner, str path):
+    def __cinit__(self, str owner not None, str path not None):
         self.owner = owner
         self.path = path
         # RTLD_NOLOAD: the owner has loaded it. Never RTLD_GLOBAL: two libuvs in the global scope take each other's calls.

@@ -110,13 +110,12 @@ cdef class Lifetime:
         such as a refused connection, makes all asked for events ready, so that the next read or write meets it. Several
         watchers may share one fd.
 
-        Stop the watcher before you close the fd: until then libuv takes the number for the old file, also for a connection
-        of asyncio's own. When the fd was closed under a watcher, the watcher is stopped, and called once more with events 0
+        Stop the watcher before you close the fd. When the fd was closed under a watcher, the watcher is stopped, and called once more with events 0
         and the OSError in `watcher.error` as soon as that shows: at the latest when the watcher is changed or the number is
         watched again.
 
         Returns a `Watcher`. Raises OSError for an fd that is not open (EBADF), that cannot be polled, such as a file
-        (EPERM), or that asyncio polls already (EEXIST); ValueError for other events; TypeError for a callback that cannot
+        (EPERM), or that asyncio polls already (EEXIST; on Linux asyncio may begin to poll it later, and both get the events); ValueError for other events; TypeError for a callback that cannot
         be called; and what `start_timer` raises for threads and closing.
         """
         cdef int number = PyObject_AsFileDescriptor(fd)
@@ -233,7 +232,8 @@ cdef class Timer(WatchHandle):
         self.start(delay)
 
     def __repr__(self):
-        return f"<mqcore.Timer {'running' if is_linked(&self.node.link) and not self.lifetime.over else 'stopped'}, calls {self.callback!r}>"
+        cdef bint running = is_linked(&self.node.link) and not self.lifetime.over
+        return f"<mqcore.Timer {'running' if running else 'stopped'}, calls {self.callback!r}>"
 
 
 # --------------------------------------------------------------------------------------------------------------- Watcher

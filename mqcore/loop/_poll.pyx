@@ -22,7 +22,7 @@ from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport close
 
 from ._epoll cimport (
-    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, HAS_EPOLL, epoll_create, epoll_ctl,
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLIN, EPOLLOUT, HAS_EPOLL, epoll_create, epoll_ctl,
     epoll_event, epoll_wait, replace_fd, set_nonblocking)
 from ._libuv cimport UV_POLL, LibUV, uv_handle_t
 from ._list cimport Link, after, append, first, init_list, is_empty, is_linked, unlink

@@ -24,11 +24,12 @@ from ._call cimport ends_program, take_error
 from ._libuv cimport UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t
 from ._list cimport after, append, first, init_list, is_empty, is_linked, unlink
 from ._poll cimport any_watch, close_polls, open_polls, poll_again
+from ._seal cimport seal_base
 from ._state cimport NS_PER_MS
-from ._wheel cimport DUE, DUE_NOGIL, MOVING, Node, any_node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
+from ._wheel cimport DUE, Node, any_node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
 
 from ..errors import DispatcherClosed, MqError
-from ._state import handles  # noqa: F401
+from ._state import handles  # no-cython-lint
 
 cdef extern from "Python.h":
     void PySys_WriteStderr(const char *, ...)
@@ -43,6 +44,9 @@ cdef enum:
     MOST_LOOKS = 8  # of one tick, at what is ready
 
 log = logging.getLogger("mqcore")
+
+cdef enum:
+    FEW_TO_STOP = 16  # timers and watchers, in one go outside of a tick
 
 cdef List reactors  # those that are open; with the GIL
 init_list(&reactors)
@@ -124,7 +128,7 @@ cdef void tick_with_gil(LoopState *state) noexcept with gil:
 cdef void all_closed(LoopState *state) noexcept with gil:
     """The last close callback: libuv knows nothing of the reactor any more."""
     cdef Reactor reactor = <Reactor>state.owner
-    keeper = reactor.keeper
+    _keeper = reactor.keeper  # dropped when this returns
     reactor.keeper = None
     Py_DECREF(reactor)  # the reference that open() took
 
@@ -307,6 +311,7 @@ cdef class Reactor:
     cdef int attach(self, object keeper) except -1:
         """Make the handles. What can fail comes first; from there on no Python code runs."""
         cdef LibUV *uv = self.state.uv
+        cdef int _each
         self.waker = new_handle(&self.state, UV_ASYNC)
         self.state.idle = new_handle(&self.state, UV_IDLE)
         self.state.prepare = new_handle(&self.state, UV_PREPARE)
@@ -319,7 +324,7 @@ cdef class Reactor:
         uv.idle_init(self.state.pointer, uv_of(self.state.idle))  # these cannot fail
         uv.prepare_init(self.state.pointer, uv_of(self.state.prepare))
         uv.timer_init(self.state.pointer, uv_of(self.state.alarm))
-        for failed in range(4):
+        for _each in range(4):
             opened(&self.state)
         # Unref'd: only held messages and running timers keep the loop alive, and these do it by the waker.
         uv.unref(uv_of(self.waker))
@@ -570,7 +575,7 @@ cdef class Reactor:
             self.wake()
 
     cdef void keep_escaped(self, object error) noexcept:
-        before = self.escaped  # dropped when this returns, and the field is set
+        _before = self.escaped  # dropped when this returns, and the field is set
         self.escaped = error
 
 
@@ -621,3 +626,7 @@ def throw(error):
 cdef Reactor new_reactor():
     """Whole, but not open yet."""
     return Reactor.__new__(Reactor)
+
+
+seal_base(Task)
+seal_base(Runnable)

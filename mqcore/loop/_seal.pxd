@@ -1,6 +1,7 @@
 # Types whose objects are made by mqcore alone.
 #
-# Cython's own `X.__new__(X)` in the module that defines X calls the C function, not the type's slot: so the slot may refuse.
+# Cython's own `X.__new__(X)` in the module that defines X calls the C function, not the type's slot: so the slot may refuse. A
+# call of the type itself would go past that slot where Cython gave it a faster one.
 
 cdef extern from *:
     """
@@ -20,6 +21,7 @@ cdef extern from *:
     static inline void mqcore_seal(PyObject *type)
     {
         ((PyTypeObject *)type)->tp_new = mqcore_sealed_new;
+        ((PyTypeObject *)type)->tp_vectorcall = NULL;  /* a call goes through the slot */
         PyType_Modified((PyTypeObject *)type);
     }
 
@@ -29,7 +31,8 @@ cdef extern from *:
 
     static PyObject *mqcore_sealed_base_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     {
-        for (PyTypeObject *base = type->tp_base; base != NULL && !PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE); base = base->tp_base)
+        PyTypeObject *base = PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE) ? NULL : type->tp_base;
+        for (; base != NULL; base = base->tp_base)
             for (int each = 0; each < MQCORE_MOST_BASES && mqcore_bases[each].type != NULL; each++)
                 if (mqcore_bases[each].type == base)
                     return mqcore_bases[each].make(type, args, kwargs);
@@ -43,6 +46,7 @@ cdef extern from *:
                 mqcore_bases[each].type = (PyTypeObject *)type;
                 mqcore_bases[each].make = ((PyTypeObject *)type)->tp_new;
                 ((PyTypeObject *)type)->tp_new = mqcore_sealed_base_new;
+                ((PyTypeObject *)type)->tp_vectorcall = NULL;
                 PyType_Modified((PyTypeObject *)type);
                 return 0;
             }

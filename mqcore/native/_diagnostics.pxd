@@ -1,11 +1,33 @@
 # What native plugins have to say, and what has to be said of them: to be logged by the dispatcher.
 
-from ._slots cimport Slot, Table
+from ._slots cimport Slot, Table, get_pointer
+
+cdef extern from *:
+    """
+    #include <dlfcn.h>
+
+    /* Where in memory the file is that has this address; NULL: in none. */
+    static inline void *mqcore_base(void *address)
+    {
+        Dl_info info;
+        return address != NULL && dladdr(address, &info) ? info.dli_fbase : NULL;
+    }
+    """
+    void *base_of "mqcore_base"(void *address) noexcept nogil
+
+cdef inline bint is_of_another(Table *table, void *context) noexcept nogil:
+    """Whether this thread is in a call of another plugin than that with this MQ_Context. Whose other threads are nobody knows."""
+    return get_pointer(&table.current) != context and is_in_another(table, context)
 
 cdef void refuse(void *handle, const char *what, void *caller) noexcept nogil
 cdef void refuse_late(Table *table, Slot *slot) noexcept nogil
 cdef void write_log(int priority, const char *text, void *caller) noexcept nogil
+cdef bint is_in_another(Table *table, void *context) noexcept nogil
+cdef void *caller_in(Table *table) noexcept nogil
 cdef void wake(Table *table) noexcept nogil
-cdef void log_notes(Table *table) noexcept
+cdef void log_records(Table *table) noexcept
 cdef void set_living(int change) noexcept nogil
-cdef void know_library(void *address, str plugin)
+cdef bint is_any_living() noexcept nogil
+cdef int raise_escaped() except -1
+cdef void know_library(void *address, str plugin) except *
+cdef void forget_library(void *base) noexcept

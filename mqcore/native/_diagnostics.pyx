@@ -2,87 +2,113 @@
 # (None checks need the GIL, and what is called without it has no None to check.)
 """What native plugins have to say (MQ_log), and what has to be said of them: a misuse of a function.
 
-A misuse may happen on any thread, in code that holds any lock, so it is only noted, without the GIL: the dispatcher logs it
-and counts it in its next turn. Only where no dispatcher is open is it logged at once.
+A misuse may happen on any thread, in code that holds any lock, or in a signal handler. So it is only recorded, without the GIL,
+locks and memory: the dispatcher logs it and counts it in its next tick. Only where no dispatcher is open is it logged at once.
 """
 
 import logging
 
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc.errno cimport errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen
 
-from ..loop._atomic cimport add
 from .._context cimport Context
 from .._dispatch cimport Dispatcher
+from .._message cimport CounterRow, Entry, Message, report_raised
+from ..loop._atomic cimport add
+from ..loop._call cimport ends_program, take_error
+from ..loop._reactor cimport Reactor, uv_of
 from ._slots cimport (
-    CONTEXT, STEP, Note, Slot, Table, any_open_table, generation_in, is_inside, live_slot, push, slot_of, table_inside,
-    table_of, take_all)
-from ..loop._reactor cimport request_nogil_tick, uv_of
-from .._message cimport CounterRow, Entry, Message
+    CONTEXT, MOST_RECORDS, STEP, Record, Slot, Table, any_open_table, begin_use, end_use, free_record, generation_in, get_kind,
+    get_number, get_object, get_pointer, is_inside, is_open, live_slot, load_int, push, slot_of, table_inside, table_of, take_all,
+    take_record)
 
 cdef extern from *:
     """
-    #include <dlfcn.h>
-
-    /* Whether this thread is in a function of a plugin's life, called by Python. */
+    /* Whether this thread is in a function of a plugin's life, called by Python; and what is to be raised when it returns. */
     static __thread int mqcore_living;
-
-    static inline void *mqcore_base(void *address)
-    {
-        Dl_info info;
-        return address != NULL && dladdr(address, &info) ? info.dli_fbase : NULL;
-    }
+    static __thread PyObject *mqcore_escaped;
     """
     int living "mqcore_living"
-    void *base_of "mqcore_base"(void *address) noexcept nogil
+    PyObject *escaped "mqcore_escaped"
 
-cdef extern from *:
-    int pthread_mutex_lock(void *) nogil
-    int pthread_mutex_unlock(void *) nogil
+cdef extern from "Python.h":
     bint Py_IsInitialized() nogil
+    void PyErr_Clear() noexcept
+    void PySys_WriteStderr(const char *) noexcept
 
 cdef enum:
-    MOST_NOTES = 1_000  # that wait for one dispatcher: beyond, they are dropped
     MISUSE = 0          # a priority
 
 log = logging.getLogger("mqcore")
 
 cdef dict LEVELS = {2: logging.CRITICAL, 3: logging.ERROR, 4: logging.WARNING, 6: logging.INFO, 7: logging.DEBUG}
+cdef int lives = 0   # threads that are in a function of a plugin's life; atomic
 cdef dict names = {}  # where a plugin's file is in memory -> its name
 
 
 cdef void set_living(int change) noexcept nogil:
     global living
     living += change
+    add(&lives, change)
 
 
-cdef void know_library(void *address, str plugin):
+cdef bint is_any_living() noexcept nogil:
+    """Whether any thread is in a function of a plugin's life."""
+    return load_int(&lives) > 0
+
+
+cdef int raise_escaped() except -1:
+    """Raise what has to end the program, and was raised by logging, in a function of a plugin's life that has just returned."""
+    global escaped
+    cdef PyObject *error = escaped
+    if error == NULL:
+        return 0
+    escaped = NULL
+    held = <object>error
+    Py_DECREF(held)
+    raise held
+
+
+cdef void know_library(void *address, str plugin) except *:
     """Code at this address is this plugin's."""
     names[<size_t>base_of(address)] = plugin
 
 
-# ---------------------------------------------------------------------------------------------------------------- Noting
+cdef void forget_library(void *base) noexcept:
+    """Other code may be at this address from now on."""
+    if (<int (*)(void *) noexcept>try_forget)(base) < 0:
+        PyErr_Clear()  # no memory: what that code logs may bear the old name
+
+
+cdef int try_forget(void *base) except -1:
+    names.pop(<size_t>base, None)
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------------- Recording
 
 cdef void refuse(void *handle, const char *what, void *caller) noexcept nogil:
     """A function was called, by the code at `caller`, with a handle that is not valid for it or where it may not be called. Any
-    thread."""
+    thread. When it is called in the instant in which its slot's next hold begins, it may be counted for the plugin of that."""
     cdef Table *table = table_inside()
     cdef Slot *slot = slot_of(handle)
     cdef void *context = caller_in(table)
     cdef PyObject *hook = NULL
     if table == NULL:
         table = table_of(handle)
-    if slot != NULL and slot.kind == STEP and slot.held == generation_in(handle):
-        hook = slot.hook
+    if slot != NULL and get_kind(&slot.kind) == STEP and get_number(&slot.held) == generation_in(handle):
+        hook = get_object(&slot.hook)
         if context == NULL:
-            context = slot.owner
-    add_note(table, MISUSE, what, context, base_of(caller), hook)
+            context = get_pointer(&slot.owner)
+    record_misuse(table, what, context, caller, hook)
 
 
 cdef void refuse_late(Table *table, Slot *slot) noexcept nogil:
     """The step of a message ended between its being given back and its going on."""
-    add_note(table, MISUSE, b"gave back a message in the instant in which its step was ended", slot.owner, NULL, slot.hook)
+    record_misuse(table, b"gave back a message in the instant in which its step was ended", slot.owner, NULL, slot.hook)
 
 
 cdef void *caller_in(Table *table) noexcept nogil:
@@ -96,93 +122,156 @@ cdef void *caller_in(Table *table) noexcept nogil:
     return NULL if entry == NULL else entry.handle  # its step has ended: the thread is between two messages of run_many()
 
 
+cdef bint is_in_another(Table *table, void *context) noexcept nogil:
+    cdef void *other
+    if not is_inside(table):
+        return False
+    other = caller_in(table)
+    return other != NULL and other != context
+
+
 cdef void write_log(int priority, const char *text, void *caller) noexcept nogil:
     """MQ_log, called from the code at `caller`. Any thread."""
     cdef Table *table = table_inside()
     cdef void *context = caller_in(table)
-    cdef void *base = base_of(caller)
     if priority == MISUSE:
         priority = -1
-    if living or table != NULL:
-        with gil:
-            log_now(table, priority, text, context, base, NULL)
+    if living or table != NULL or any_open_table() == NULL:
+        log_with_gil(table, priority, text, context, caller, NULL)
     else:
-        add_note(NULL, priority, text, context, base, NULL)
+        record_line(any_open_table(), priority, text, caller)
 
 
-cdef void add_note(Table *table, int priority, const char *text, void *context, void *base, PyObject *hook) noexcept nogil:
-    """Have it logged by the table's dispatcher, or by any other that is open; where there is none, at once."""
-    cdef size_t size = strlen(text)
-    cdef Note *note
-    if table == NULL or not table.open:
+cdef void record_misuse(Table *table, const char *what, void *context, void *caller, PyObject *hook) noexcept nogil:
+    """Have it logged by the table's dispatcher, or by any other that is open; where there is none, at once. `what` is kept."""
+    cdef Record *record
+    if table == NULL or not is_open(table):
         table = any_open_table()
     if table == NULL:
-        if Py_IsInitialized():
-            with gil:
-                log_now(NULL, priority, text, context, base, hook)
+        log_with_gil(NULL, MISUSE, what, context, caller, hook)
         return
-    note = <Note *>malloc(sizeof(Note) + size)
-    if note == NULL:
+    record = take_record(table)
+    if record == NULL:
         return
-    note.priority = priority
-    note.context = context
-    note.base = base
-    note.hook = hook
-    memcpy(note.text, text, size + 1)
-    if add(&table.note_count, 1) > MOST_NOTES:
-        add(&table.note_count, -1)
-        free(note)
-    elif push(&table.notes, note):
+    record.priority = MISUSE
+    record.context = context
+    record.caller = caller
+    record.hook = hook
+    record.text = what
+    if push(&table.records, record):
+        wake(table)
+
+
+cdef void record_line(Table *table, int priority, const char *text, void *caller) noexcept nogil:
+    """The same for a line that another thread logs, which is copied."""
+    cdef size_t size = strlen(text) + 1
+    cdef Record *record
+    cdef char *copy
+    if table == NULL or add(&table.record_count, 1) > MOST_RECORDS:
+        record = NULL
+    else:
+        record = <Record *>malloc(sizeof(Record) + size)
+    if record == NULL:
+        if table != NULL:
+            add(&table.record_count, -1)
+        return
+    copy = <char *>record + sizeof(Record)
+    memcpy(copy, text, size)
+    record.priority = priority
+    record.context = NULL
+    record.caller = caller
+    record.hook = NULL
+    record.text = copy
+    if push(&table.records, record):
         wake(table)
 
 
 cdef void wake(Table *table) noexcept nogil:
-    """Ask for a turn, which looks itself whether it needs the GIL. Any thread, without it."""
+    """Ask for a tick, which looks itself whether it needs the GIL. Any thread, and signal handlers; without the GIL."""
+    cdef int before
     if is_inside(table):
-        request_nogil_tick(&(<Dispatcher>table.owner).reactor.state)
-        return
-    pthread_mutex_lock(&table.lock)
-    if table.open:
+        return  # leave() looks
+    if begin_use(table):
+        before = errno
         (<Dispatcher>table.owner).reactor.state.uv.async_send(uv_of((<Dispatcher>table.owner).reactor.waker))  # cannot fail: open
-    pthread_mutex_unlock(&table.lock)
+        (&errno)[0] = before
+        end_use(table)
 
 
 # --------------------------------------------------------------------------------------------------------------- Logging
 
-cdef void log_notes(Table *table) noexcept:
-    """In a turn: log what was noted."""
-    cdef Note *note = <Note *>take_all(&table.notes)
-    cdef Note *next
-    while note != NULL:
-        next = note.next
-        add(&table.note_count, -1)
-        log_now(table, note.priority, note.text, note.context, note.base, note.hook)
-        free(note)
-        note = next
+cdef void log_records(Table *table) noexcept:
+    """In a tick: log what was recorded."""
+    cdef Record *record = <Record *>take_all(&table.records)
+    cdef Record *next
+    while record != NULL:
+        next = record.next
+        log_now(table, record.priority, record.text, record.context, record.caller, record.hook)
+        if record.priority == MISUSE:
+            free_record(table, record)
+        else:
+            add(&table.record_count, -1)
+            free(record)
+        record = next
 
 
-cdef void log_now(Table *table, int priority, const char *text, void *handle, void *base, PyObject *hook) noexcept:
+cdef void log_with_gil(
+        Table *table, int priority, const char *text, void *context, void *caller, PyObject *hook) noexcept nogil:
+    if Py_IsInitialized():
+        with gil:
+            log_now(table, priority, text, context, caller, hook)
+
+
+cdef void log_now(Table *table, int priority, const char *text, void *handle, void *caller, PyObject *hook) noexcept:
+    """Log it. Whatever handlers of logging raise ends here, or leaves through the loop."""
+    cdef PyObject *reactor = NULL
+    if (<int (*)(Table *, int, const char *, void *, void *, PyObject *, PyObject **) noexcept>try_log)(
+            table, priority, text, handle, base_of(caller), hook, &reactor) < 0:
+        if reactor != NULL:
+            report_raised(<Reactor>reactor, "a handler of logging")
+        else:
+            keep_escaped(take_error())
+    Py_XDECREF(reactor)
+
+
+cdef void keep_escaped(PyObject *error) noexcept:
+    """There is no loop: what ends the program is raised by the function of a plugin's life that this thread is in, if any."""
+    global escaped
+    if living and escaped == NULL and ends_program(<object>error):
+        escaped = error
+        return
+    PySys_WriteStderr(b"mqcore could not log what a native plugin said\n")
+    Py_DECREF(<object>error)
+
+
+cdef int try_log(
+        Table *table, int priority, const char *text, void *handle, void *base, PyObject *hook, PyObject **reactor) except -1:
+    """`reactor`: where errors go, a new reference; or NULL."""
     cdef Context context
     cdef CounterRow row
-    try:
-        context = context_of(table, handle, base)
-        name = names.get(<size_t>base) if context is None else context.name
-        line = text.decode("utf-8", "replace")
-        level = LEVELS.get(priority, logging.INFO)
-        if priority == MISUSE:
-            if context is not None:
-                row = context.row_of("" if hook == NULL else <str>hook)
-                row.counters.refused += 1
-            line = f"{'a native plugin' if name is None else 'plugin ' + name} {line}: ignored"
-            level = logging.WARNING
-        elif priority not in LEVELS:
-            line = f"(invalid priority) {line}"
-        logging.getLogger("mqcore.plugins" if name is None else f"mqcore.plugins.{name}").log(level, "%s", line)
-    except BaseException as error:
-        if context is None:
-            log.error("could not log what a native plugin said", exc_info=True)
-        else:
-            context.reactor.report(error, "a handler of logging")
+    if table != NULL and is_open(table):
+        refer(reactor, (<Dispatcher>table.owner).reactor)
+    context = context_of(table, handle, base)
+    if context is not None and reactor[0] == NULL:
+        refer(reactor, context.reactor)
+    name = names.get(<size_t>base) if context is None else context.name
+    line = text.decode("utf-8", "replace")
+    level = LEVELS.get(priority, logging.INFO)
+    if priority == MISUSE:
+        if context is not None:
+            row = context.row_of("" if hook == NULL else <str>hook)
+            row.counters.refused += 1
+        line = f"{'a native plugin' if name is None else 'plugin ' + name} {line}: ignored"
+        level = logging.WARNING
+    elif priority not in LEVELS:
+        line = f"(invalid priority) {line}"
+    logging.getLogger("mqcore.plugins" if name is None else f"mqcore.plugins.{name}").log(level, "%s", line)
+    return 0
+
+
+cdef void refer(PyObject **place, object reactor) noexcept:
+    Py_INCREF(reactor)
+    place[0] = <PyObject *>reactor
 
 
 cdef Context context_of(Table *table, void *handle, void *base):
@@ -191,8 +280,8 @@ cdef Context context_of(Table *table, void *handle, void *base):
     if slot != NULL:
         return <Context>slot.object
     name = names.get(<size_t>base)
-    if name is not None and table != NULL and table.open:
-        for context in (<Dispatcher>table.owner).active.contexts.values():
+    if name is not None and table != NULL and is_open(table):
+        for context in list((<Dispatcher>table.owner).active.contexts.values()):
             if (<Context>context).name == name:
                 return context
     return None

@@ -6,6 +6,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
 from ._slots cimport GENERATION, LAST_GENERATIONS, Slot, Table, generation_of
+from ..loop._atomic cimport get, set
 from .._dispatch cimport Dispatcher
 from .._message cimport Drops, Entry, Message
 
@@ -39,10 +40,10 @@ cdef struct Inside:
 
 cdef inline bint is_worn(Slot *slot) noexcept nogil:
     """Whether its generations are used up: let go, it is retired when its turn comes."""
-    return generation_of(slot.word) >> 24 == LAST_GENERATIONS
+    return generation_of(get(&slot.word)) >> 24 == LAST_GENERATIONS
 
 cdef inline void new_generation(Slot *slot) noexcept nogil:
-    slot.word = ((slot.word >> 32) + GENERATION) << 32
+    set(&slot.word, ((get(&slot.word) >> 32) + GENERATION) << 32)
 
 cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil
 cdef void leave(Table *table, Inside *before) noexcept nogil

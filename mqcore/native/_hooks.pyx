@@ -19,23 +19,25 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
-from ..loop._atomic cimport get, load, set, swap
 from .._chain cimport Chain
-from ._slots cimport (
-    CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of, handle_of,
-    part_in, push, slot_of, state_of, table_of, take_slot, this_thread)
 from .._dispatch cimport Dispatcher, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
 from .._holds cimport count_given
 from .._message cimport (
     HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, UNDECIDED, Drops, Entry, HoldLists, Message, flush, move, native_side, no_drops)
+from ..loop._atomic cimport get, load, set, swap
 from ..loop._call cimport take_error
-from ._diagnostics cimport refuse, wake
-
-from ..errors import MqError
+from ..loop._reactor cimport request_nogil_tick
+from ._diagnostics cimport is_of_another, refuse, wake
+from ._slots cimport (
+    CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of, get_kind,
+    get_pointer, handle_of, has_any, is_open, load_int, part_in, push, set_number, set_object, set_pointer, set_thread, slot_of,
+    state_of, store_int, table_of, take_slot, this_thread)
 
 cdef extern from *:
     """
     #include <stdbool.h>
+    /* For the compiler alone: what a signal handler does is seen by the thread that it interrupts. */
+    #define mqcore_signal_fence() __atomic_signal_fence(__ATOMIC_SEQ_CST)
     #define mqcore_unlikely(condition) __builtin_expect((condition) != 0, 0)
 
     /* The part of a handle that says what it stands for is in its low bits. No pointer to a function for each kind of hook:
@@ -55,6 +57,9 @@ cdef extern from *:
             context, handle, arguments->first, arguments->first_size, arguments->second, arguments->second_size);
     }
     """
+    void signal_fence "mqcore_signal_fence"() noexcept nogil
+    void set_int "mqcore_set"(int *, int) noexcept nogil
+    int get_int "mqcore_get"(int *) noexcept nogil
     bint unlikely "mqcore_unlikely"(uint64_t condition) noexcept nogil
     bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, char *handle, const Arguments *) noexcept nogil
 
@@ -93,20 +98,27 @@ cdef inline void go_in(
     before.current = table.current
     before.message = table.message
     before.frame = table.frame
-    table.current = context
+    set_pointer(&table.current, context)
     table.message = message
     table.frame = before
-    table.thread = thread
-    table.inside += 1
+    set_thread(&table.thread, thread)
+    store_int(&table.inside, table.inside + 1)
 
 
 cdef void leave(Table *table, Inside *before) noexcept nogil:
-    table.inside -= 1
-    if table.inside == 0:
-        table.disturbed = False
-    table.current = before.current
+    """Back from it. What was given back or recorded in it, be it by a signal handler, needs a tick."""
+    cdef int inside = table.inside - 1
+    cdef bint open = is_open(table)
+    set_pointer(&table.current, before.current)
     table.message = before.message
     table.frame = before.frame
+    if inside == 0:
+        set_int(&table.disturbed, False)
+    store_int(&table.inside, inside)
+    signal_fence()
+    # From here on a table that was closed may be another dispatcher's.
+    if open and inside == 0 and (has_any(&table.given) or has_any(&table.records)):
+        request_nogil_tick(&(<Dispatcher>table.owner).reactor.state)
 
 
 cdef int call(object of, Message message, Entry *entry, bint timed, Drops *drops) noexcept:
@@ -299,7 +311,7 @@ cdef inline Entry *call_all(
         bint *taken) noexcept nogil:
     cdef char *each = <char *>handle
     cdef int kind = entry.kind
-    cdef uint64_t called = word[0] | CALLED
+    cdef uint64_t called = get(word) | CALLED
     cdef Table *table = <Table *>dispatcher.holds.native
     cdef bint held
     while True:
@@ -307,7 +319,7 @@ cdef inline Entry *call_all(
         set(word, called)
         entry.counters.calls += 1
         held = call_hook(entry.native, kind, entry.handle, each, arguments)
-        if unlikely(<uint64_t>held | get(word) ^ called | <uint64_t>table.disturbed):
+        if unlikely(<uint64_t>held | get(word) ^ called | <uint64_t>get_int(&table.disturbed)):
             taken[0] = held
             return entry
         each += GENERATION
@@ -323,7 +335,7 @@ cdef Entry *call_timed(
         bint *taken) noexcept nogil:
     """The same, with a look at the clock before and after each."""
     cdef char *each = <char *>handle
-    cdef uint64_t called = word[0] | CALLED
+    cdef uint64_t called = get(word) | CALLED
     cdef Table *table = <Table *>dispatcher.holds.native
     cdef uint64_t start
     while entry != NULL:
@@ -333,7 +345,7 @@ cdef Entry *call_timed(
         start = dispatcher.reactor.state.uv.hrtime()
         taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
         add_sample(entry.counters, dispatcher.reactor.state.uv.hrtime() - start)
-        if taken[0] or get(word) != called or table.disturbed:
+        if taken[0] or get(word) != called or get_int(&table.disturbed):
             return entry
         each += GENERATION
         called += <uint64_t>GENERATION << 32
@@ -407,13 +419,13 @@ cdef const char *bytes_of(Message message, Py_ssize_t number, size_t *size) exce
 
 cdef void disturb(void *slots) noexcept:
     """A step is ended, of which a hook may just be called: from now on each hook is looked after until all have returned."""
-    (<Table *>slots).disturbed = (<Table *>slots).inside > 0
+    set_int(&(<Table *>slots).disturbed, load_int(&(<Table *>slots).inside) > 0)
 
 
 cdef int decide(Dispatcher dispatcher, Message message, Slot *slot, bint taken, bint *kept, Drops *drops) noexcept:
     """A hook returned true, or gave control back, or its step or dispatcher has ended: what follows. `kept` becomes False when
     the slot went to a hold."""
-    cdef uint64_t called = slot.word >> 32 << 32 | CALLED
+    cdef uint64_t called = get(&slot.word) >> 32 << 32 | CALLED
     cdef int early
     cdef int decision
     if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
@@ -433,9 +445,9 @@ cdef int decide(Dispatcher dispatcher, Message message, Slot *slot, bint taken, 
 
 cdef void hold_by(Message message, Slot *slot) noexcept nogil:
     """The plugin at message.entry has control, by the slot's handle."""
-    slot.held = generation_of(slot.word)
-    slot.owner = message.entry.handle
-    slot.hook = message.entry.hook
+    set_pointer(&slot.owner, message.entry.handle)
+    set_object(&slot.hook, message.entry.hook)
+    set_number(&slot.held, generation_of(get(&slot.word)))
     message.native = slot
 
 
@@ -479,13 +491,16 @@ cdef void give(void *handle, int decision, void *caller) noexcept nogil:
     cdef Table *table = table_of(handle)
     cdef Slot *slot = slot_of(handle)
     cdef uint64_t word
-    if slot == NULL or slot.kind != STEP or part_in(handle) != CONNECTION:
+    if slot == NULL or get_kind(&slot.kind) != STEP or part_in(handle) != CONNECTION:
         refuse(handle, b"gave back what is no connection", caller)
         return
     while True:
         word = load(&slot.word)
         if generation_of(word) != generation_in(handle) or state_of(word) != HELD_BY and state_of(word) != CALLED:
             refuse(handle, b"gave back a message that it does not hold: it gave it back already, or the step has ended", caller)
+            return
+        if state_of(word) == HELD_BY and is_of_another(table, get_pointer(&slot.owner)):
+            refuse(handle, b"gave back a message that another plugin holds", caller)
             return
         if swap(&slot.word, word, (word >> 32 << 32) | <uint64_t>(GIVEN + decision)):
             break

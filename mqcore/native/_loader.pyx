@@ -2,21 +2,14 @@
 
 import os
 
-from ._native_context cimport new_hook, new_life
-from ._hooks cimport OF_ADDRESS, OF_CONNECTION, OF_DATA, OF_LOGIN, OF_MESSAGE
+from ..loop._dl cimport Dl_info, dladdr
 from ._diagnostics cimport know_library
+from ._hooks cimport OF_ADDRESS, OF_CONNECTION, OF_DATA, OF_LOGIN, OF_MESSAGE
+from ._library cimport Library, open_object
+from ._native_context cimport new_hook, new_life
 
 from ._abi import make_global
 from ..hooks import LIFECYCLE
-
-cdef extern from "dlfcn.h" nogil:
-    void *dlopen(const char *, int)
-    void *dlsym(void *, const char *)
-    const char *dlerror()
-    ctypedef struct Dl_info:
-        const char *dli_fname
-    int dladdr(const void *, Dl_info *)
-    int RTLD_LOCAL, RTLD_NOW
 
 cdef dict SIGNATURES = {
     "mq_smtp_in_connect": OF_CONNECTION,
@@ -29,33 +22,28 @@ cdef dict SIGNATURES = {
 }
 
 
-def open_library(str path not None, str plugin not None, hooks):
+def open_library(str path not None, str plugin not None, hooks, bint may_close):
     """The functions of the plugin in the shared object at `path`, by name: a dict of callables.
 
-    `hooks`: names of hooks. It is never closed again. Raises OSError with what the dynamic linker says. The constructors of
-    the object are run, and nothing else.
+    `hooks`: names of hooks. `may_close`: the object leaves memory when nothing refers to these functions any more. Raises OSError
+    with what the dynamic linker says. The constructors of the object are run, and nothing else.
     """
-    cdef bytes file = os.fsencode(path)
-    cdef const char *name = file
-    cdef void *library
+    cdef Library library
     cdef void *address
     make_global()
-    with nogil:
-        library = dlopen(name, RTLD_NOW | RTLD_LOCAL)
-    if library == NULL:
-        raise OSError(os.fsdecode(dlerror()))
+    library = open_object(path, may_close)
     functions = {}
     for each in LIFECYCLE:
-        address = dlsym(library, <bytes>each.encode())
+        address = library.find(each)
         if address != NULL:
             know_library(address, plugin)
         if address != NULL or each.startswith("mq_context_"):  # a context needs a handle, whatever the plugin has
-            functions[each] = new_life(each, address)
+            functions[each] = new_life(each, address, library)
     for each in hooks:
-        address = dlsym(library, <bytes>each.encode())
+        address = library.find(each)
         if address != NULL and (each.startswith("mq_") or is_in(address, path)):
             know_library(address, plugin)
-            functions[each] = new_hook(address, SIGNATURES.get(each, OF_MESSAGE))
+            functions[each] = new_hook(address, SIGNATURES.get(each, OF_MESSAGE), library)
     return functions
 
 

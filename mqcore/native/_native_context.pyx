@@ -10,17 +10,19 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t
 
-from ..loop._atomic cimport store
-from ._nogil cimport absorb, nogil_phase, stop
 from .._chain cimport new_native_function
 from .._context cimport Context
-from ._slots cimport (
-    CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, handle_of, live_slot, open_table,
-    state_of, take_slot)
 from .._dispatch cimport Dispatcher
 from .._message cimport native_side
+from ..loop._atomic cimport get, store
+from ..loop._seal cimport seal
+from ._diagnostics cimport raise_escaped, set_living
 from ._hooks cimport Inside, enter, leave
-from ._diagnostics cimport set_living
+from ._library cimport Library
+from ._nogil cimport absorb, nogil_phase, stop
+from ._slots cimport (
+    CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, get_kind, handle_of, live_slot,
+    open_table, state_of, take_slot)
 
 import os
 
@@ -49,7 +51,7 @@ cdef int begin_context(Context context) except -1:
     Py_INCREF(context)
     slot.first = NULL
     slot.data = NULL
-    store(&slot.word, slot.word | LIVE)
+    store(&slot.word, get(&slot.word) | LIVE)
     context.handle = handle_of(slot)
     return 0
 
@@ -79,7 +81,7 @@ cdef void close(object of) noexcept:
     absorb(dispatcher)
     for each in range(table.count):
         slot = &table.chunks[each >> CHUNK_BITS][each & CHUNK - 1]
-        if slot.kind == CONTEXT and state_of(slot.word) == LIVE:  # nobody cleaned it up
+        if get_kind(&slot.kind) == CONTEXT and state_of(get(&slot.word)) == LIVE:  # nobody cleaned it up
             end_context(<Context>slot.object)
     close_table(table)
 
@@ -97,48 +99,57 @@ os.register_at_fork(after_in_child=after_fork_in_child)
 # ------------------------------------------------------------------------------------------------------------------ Life
 
 @cython.final
+@cython.no_gc  # a library refers to nothing
 cdef class Life:
     """A function of a native plugin's own life, callable from Python. It is called without the GIL, as it may block."""
     cdef str name
     cdef void *address  # NULL where the plugin has none
+    cdef Library library
 
-    def __cinit__(self):
-        self.name = ""
-
-    def __call__(self, Context context=None):
+    def __call__(self, context=None):
         if self.name.startswith("mq_context_"):
             self.call_in(context)
-        elif self.address == NULL:
-            raise TypeError("it is made by mqcore alone")
-        elif self.name == "mq_version":
+            return None
+        if self.name == "mq_version":
             return self.version()
-        else:
-            set_living(1)
-            with nogil:
-                (<void (*)() noexcept nogil>self.address)()
-            set_living(-1)
+        self.call()
+        self.library.begun = self.name == "mq_initialize" and self.library.find("mq_cleanup") != NULL
+        return None
 
-    cdef int version(self) noexcept:
+    cdef int call(self) except -1:
+        set_living(1)
+        with nogil:
+            (<void (*)() noexcept nogil>self.address)()
+        set_living(-1)
+        return raise_escaped()
+
+    cdef int version(self) except? -1:
         cdef int number
         set_living(1)
         with nogil:
             number = (<int (*)() noexcept nogil>self.address)()
         set_living(-1)
+        raise_escaped()
         return number
 
-    cdef int call_in(self, Context context) except -1:
+    cdef int call_in(self, object given) except -1:
         """The context begins or ends: its handle is valid in between, these functions included."""
-        if context is None:
+        cdef Context context
+        cdef bint begins = self.name == "mq_context_initialize"
+        if type(given) is not Context:
             raise TypeError(f"{self.name}() needs a context")
-        if not context.reactor.closed:
+        context = given
+        if (context.plugin.context_initialize if begins else context.plugin.context_cleanup) is not self:
+            raise TypeError(f"{self.name}() of another plugin than {context.name} needs a context of its own")
+        if begins or not context.reactor.closed:
             context.reactor.check(self.name)
-        if self.name == "mq_context_initialize":
+        if begins:
             begin_context(context)
             self.call_with(context)
         elif context.handle != NULL:
             self.call_with(context)
             end_context(context)
-        return 0
+        return raise_escaped()
 
     cdef void call_with(self, Context context) noexcept:
         cdef Table *table = <Table *>context.holds.native
@@ -154,12 +165,16 @@ cdef class Life:
         leave(table, &before)
 
 
-cdef object new_life(str name, void *address):
+cdef object new_life(str name, void *address, Library library):
     cdef Life life = Life.__new__(Life)
     life.name = name
     life.address = address
+    life.library = library
     return life
 
 
-cdef object new_hook(void *address, int kind):
-    return new_native_function(address, kind)
+cdef object new_hook(void *address, int kind, Library library):
+    return new_native_function(address, kind, library)
+
+
+seal(Life)

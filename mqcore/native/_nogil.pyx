@@ -1,10 +1,10 @@
 # cython: nonecheck=False
 # (None checks need the GIL, and what is called without it has no None to check.)
-"""What a turn begins with: the part of it that needs no GIL, which is native plugins.
+"""What a tick begins with: the part of it that needs no GIL, which is native plugins.
 
 The callbacks of their watchers and timers are called, and messages that they gave back go on, from one native hook to the
 next. Where a Python plugin comes next, or the end of the step, which `done` is told, the message is queued as if it had just
-been given back: the turn takes the GIL once for all of these. Nothing else of Python is touched in between. The hold's
+been given back: the tick takes the GIL once for all of these. Nothing else of Python is touched in between. The hold's
 reference to the message goes from one native hold to the next, and then to the queue.
 
 What is rare takes the GIL where it comes up: letting go of strings that a plugin was handed out, and a hook that contradicts
@@ -22,15 +22,15 @@ from .._holds cimport count_given
 from .._message cimport (
     HELD, QUEUED, RUNNING, TO_CONTINUE, TO_RETRY, UNDECIDED, Drops, Entry, Message, enter_nogil_phase, flush,
     leave_nogil_phase, move, native_side, no_drops)
-from ..loop._atomic cimport load, store, store_flag, swap
+from ..loop._atomic cimport get, load, store, store_flag, swap
 from ..loop._poll cimport remove_watch
 from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, goes_on, request_tick, start_portion, unlink_ready
 from ..loop._wheel cimport DUE_NOGIL, first_due
-from ._diagnostics cimport log_notes, refuse_late
+from ._diagnostics cimport log_records, refuse_late
 from ._hooks cimport (
     Arguments, Inside, call_hooks, decide, enter, find_arguments, hold_by, is_worn, leave, new_generation, put_back)
 from ._slots cimport (
-    CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, handle_of, state_of, take_all, take_slot)
+    CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, get_kind, handle_of, has_any, state_of, take_all, take_slot)
 
 
 cdef bint nogil_phase(void *owner) noexcept nogil:
@@ -49,10 +49,10 @@ cdef bint call_native(Dispatcher dispatcher, Reactor reactor, Table *table) noex
     if reactor.thread == 0:  # closed by what was called: the table may be another dispatcher's by now
         return False
     go_on(dispatcher, table, False)
-    if table.notes != NULL:
+    if has_any(&table.records):
         store_flag(&reactor.state.gil_needed, True)
     return (reactor.state.ready_count[True] > 0 or reactor.wheel.due_nogil > 0 or table.waiting != NULL
-            or table.given != NULL)
+            or has_any(&table.given))
 
 
 cdef void absorb(object of) noexcept:
@@ -62,8 +62,8 @@ cdef void absorb(object of) noexcept:
     cdef Table *table = <Table *>dispatcher.holds.native
     if dispatcher.closed or dispatcher.holds.lists.deadline.rung:
         go_on(dispatcher, table, True)
-    if table.notes != NULL:
-        log_notes(table)
+    if has_any(&table.records):
+        log_records(table)
 
 
 native_side.absorb = absorb
@@ -131,7 +131,7 @@ cdef void join_context(Slot *context, Slot *slot) noexcept nogil:
 
 cdef void stop(Table *table, Slot *slot) noexcept nogil:
     """Stop a timer or watcher; its handle is stale. The dispatcher's thread."""
-    if slot.kind == TIMER:
+    if get_kind(&slot.kind) == TIMER:
         (<Dispatcher>table.owner).reactor.stop_node(&slot.waiting.node)
     else:
         remove_watch(&(<Dispatcher>table.owner).reactor.state, &slot.waiting.watch)
@@ -157,7 +157,7 @@ cdef void go_on(Dispatcher dispatcher, Table *table, bint all) noexcept nogil:
         decision = state_of(load(&slot.word)) - GIVEN
         if decision <= 0:
             refuse_late(table, slot)
-            store(&slot.word, slot.word >> 32 << 32)
+            store(&slot.word, get(&slot.word) >> 32 << 32)
             free_slot(table, slot)
         elif go_on_with(dispatcher, table, slot, <Message>slot.object, decision, now):
             now = dispatcher.reactor.state.uv.hrtime()  # only hooks take time, and to look at the clock does
@@ -234,7 +234,7 @@ cdef int call(
     if entry == NULL:  # all returned false
         return TO_CONTINUE
     if message.decision == UNDECIDED and not dispatcher.closed:
-        called = slot.word >> 32 << 32 | CALLED
+        called = get(&slot.word) >> 32 << 32 | CALLED
         if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
             hold_by(message, slot)
             message.strong = True

@@ -31,8 +31,33 @@ _DATA = {1, 5, 6}  # types of symbols that are variables
 _MACHINES = {3: "32-bit x86", 40: "32-bit ARM", 62: "x86-64", 183: "AArch64", 243: "RISC-V"}
 _MAILERQ_ARGUMENTS = {"mq_smtp_in_authenticate", "mq_smtp_in_mailfrom", "mq_smtp_in_rcptto", "mq_smtp_in_data"}
 
+_MAPPINGS = 8  # of one shared object, at the most that is usual
+
+# Functions that nobody can have the plugin's code called with later, in another thread, or by a signal: memory, strings,
+# numbers, the clock, files, and what mqcore ends itself. A plugin that needs no others can be taken out of memory.
+_HARMLESS = frozenset(
+    """
+    malloc calloc realloc free memcpy memmove memset memcmp memchr memrchr memmem mempcpy
+    strlen strnlen strcmp strncmp strcasecmp strncasecmp strcpy strncpy strcat strncat strchr strrchr strchrnul strstr strcasestr
+    strspn strcspn strpbrk strsep strtok_r strdup strndup stpcpy stpncpy strerror strerror_r
+    strtol strtoul strtoll strtoull strtod strtof atoi atol atoll atof abs labs
+    snprintf vsnprintf sprintf vsprintf asprintf vasprintf sscanf printf vprintf fprintf vfprintf dprintf puts putchar putc fputc
+    fputs fwrite fflush fopen fclose fread fgets fgetc getc getline fseek ftell feof ferror perror stdin stdout stderr
+    open open64 close read write pread pwrite lseek fcntl fcntl64 fstat stat unlink access pipe pipe2 eventfd socket socketpair
+    connect send recv sendto recvfrom sendmsg recvmsg getsockopt setsockopt getpeername getsockname shutdown htons htonl ntohs
+    ntohl inet_pton inet_ntop poll
+    time clock_gettime gettimeofday gmtime_r localtime_r mktime timegm strftime usleep nanosleep sleep
+    getenv getpid rand rand_r srand random srandom abort qsort bsearch toupper tolower isalpha isdigit isalnum isspace
+    pthread_self pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_trylock pthread_mutex_unlock
+    __errno_location __ctype_b_loc __ctype_tolower_loc __ctype_toupper_loc __assert_fail __stack_chk_fail __tls_get_addr
+    __cxa_finalize __gmon_start__ _ITM_deregisterTMCloneTable _ITM_registerTMCloneTable
+    """.split()
+)
+_LASTING = {"MQ_uv", "MQ_uvSymbol"}  # with these a plugin may start handles of its own on the loop
+
 _numbers = itertools.count(1)
-_opened: set[object] = set()  # paths and files that were opened: the dynamic linker would give them out again as they were
+# What was opened and has not left memory: path -> file. The dynamic linker would give these out again as they were.
+_opened: dict[str, tuple[int, int]] = {}
 
 
 def load_shared(plugin: str, path: str, hooks: Mapping[str, HookSpec]) -> SimpleNamespace:
@@ -40,14 +65,19 @@ def load_shared(plugin: str, path: str, hooks: Mapping[str, HookSpec]) -> Simple
 
     One that is opened again, in a reload or for another set of plugins, is opened as a private copy of itself.
     """
-    exported = inspect(plugin, path)
-    wrong = None if exported is None else _wrong(exported, hooks)
+    symbols = inspect(plugin, path)
+    wrong = None if symbols is None else _wrong(symbols.exported, hooks)
     if wrong:
         raise PluginError(wrong, plugin=plugin, path=path)
+    from ._library import close_idle, count_open
     from ._loader import open_library
 
+    _forget(close_idle())
+    if count_open() >= most_open():
+        raise PluginError(_TOO_MANY.format(count_open()), plugin=plugin, path=path)
+    may_close = symbols is not None and all(map(_is_harmless, symbols.imported))
     try:
-        functions = open_library(_new_name(path), plugin, hooks)
+        functions = open_library(_new_name(path), plugin, hooks, may_close)
     except OSError as error:
         raise PluginError(f"it cannot be loaded: {error}{_hint(str(error))}", plugin=plugin, path=path) from error
     if "mq_version" not in functions:
@@ -72,6 +102,10 @@ def check_distinct(paths: Mapping[str, str | None]) -> None:
                     )
 
 
+_TOO_MANY = (
+    "{} shared objects of plugins are in memory already, most of them older versions: one that may have threads, or handles of "
+    "its own on the loop, is never taken out; start the process anew"
+)
 _NO_VERSION = "it exports no mq_version(), so it is no plugin; define MQ_EXPORT int mq_version(void), with C linkage"
 
 
@@ -103,16 +137,46 @@ def _hint(error: str) -> str:
     return "; build it again, on this machine"
 
 
+def most_open() -> int:
+    """How many shared objects of plugins there may be: half of the mappings that the system allows a process."""
+    try:
+        with open("/proc/sys/vm/max_map_count") as file:
+            mappings = int(file.read())
+    except (OSError, ValueError):
+        mappings = 65_530
+    return mappings // 2 // _MAPPINGS
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether a function can leave nothing behind that calls the plugin's code later."""
+    if name.startswith("MQ_"):
+        return name not in _LASTING
+    name = name.removeprefix("__isoc99_").removeprefix("__isoc23_")  # as glibc has the functions of newer standards
+    return name in _HARMLESS or name.removeprefix("__").removesuffix("_chk") in _HARMLESS  # and those that check sizes
+
+
 def _new_name(path: str) -> str:
     """A name by which the dynamic linker does not know the file yet."""
     path = os.path.realpath(path)
-    status = os.stat(path)
-    file = (status.st_dev, status.st_ino)
-    if path in _opened or file in _opened:
+    if path in _opened or _file(path) in _opened.values():
         path = shutil.copyfile(path, os.path.join(_folder(), f"{next(_numbers)}-{os.path.basename(path)}"))
         os.chmod(path, 0o700)
-    _opened.update((path, file))
+    _opened[path] = _file(path)
     return path
+
+
+def _file(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _forget(paths: list[str]) -> None:
+    """These have left memory: their private copies are of no more use."""
+    for path in paths:
+        _opened.pop(path, None)
+        if os.path.dirname(path) == _folder():
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 @functools.cache
@@ -126,8 +190,16 @@ def _folder() -> str:
 # The linker maps what the file's headers say, and a file that is shorter ends the process with SIGBUS.
 
 
-def inspect(plugin: str, path: str) -> dict[str, bool] | None:
-    """The names that an ELF file exports, and whether each is a variable; None for another kind, or if it does not say.
+class Symbols(NamedTuple):
+    """The names in an ELF file that the dynamic linker knows."""
+
+    exported: dict[str, bool]
+    """And whether each is a variable."""
+    imported: list[str]
+
+
+def inspect(plugin: str, path: str) -> Symbols | None:
+    """The symbols of an ELF file; None for another kind, or if it does not say.
 
     Raises PluginError for what is no shared object of this machine.
     """
@@ -140,7 +212,7 @@ def inspect(plugin: str, path: str) -> dict[str, bool] | None:
     try:
         wrong = _wrong_header(data, ours) or _truncated(data)
         if wrong is None:
-            return _exported(data)
+            return _symbols(data)
     except (struct.error, IndexError, OverflowError, ValueError):
         wrong = "its headers make no sense, so it is damaged; build or copy it again"
     raise PluginError(wrong, plugin=plugin, path=path)
@@ -196,15 +268,19 @@ def _truncated(data: bytes) -> str | None:
     return None
 
 
-def _exported(data: bytes) -> dict[str, bool] | None:
+def _symbols(data: bytes) -> Symbols | None:
     elf = _Elf(*_HEADER.unpack_from(data))
     sections = [_SECTION.unpack_from(data, elf.shoff + number * elf.shentsize) for number in range(elf.shnum)]
     for _, kind, _, _, offset, size, link, _, _, _ in sections:
         if kind == _DYNAMIC_SYMBOLS:
             start = sections[link][4]
-            symbols = _SYMBOL.iter_unpack(data[offset : offset + size])
-            found = [(start + name, info & 15) for name, info, _, section, _, _ in symbols if section and info >> 4]
-            return {  # all that are defined and not local
-                data[name : data.index(b"\0", name)].decode("utf-8", "replace"): kind in _DATA for name, kind in found
-            }
+            exported, imported = {}, []
+            for name, info, _, section, _, _ in _SYMBOL.iter_unpack(data[offset : offset + size]):
+                if name and info >> 4:  # it has a name, and is not local
+                    text = data[start + name : data.index(b"\0", start + name)].decode("utf-8", "replace")
+                    if section:
+                        exported[text] = info & 15 in _DATA
+                    else:
+                        imported.append(text)
+            return Symbols(exported, imported)
     return None

@@ -3,6 +3,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from ..loop._atomic cimport get
 from ..loop._reactor cimport Watch
 from ..loop._wheel cimport Node
 
@@ -17,9 +18,24 @@ cdef extern from *:
     /* As PyThread_get_thread_ident() has it. */
     #define mqcore_thread() ((unsigned long)pthread_self())
     """
-    ctypedef struct pthread_mutex_t:
-        pass
     unsigned long this_thread "mqcore_thread"() noexcept nogil
+
+cdef extern from *:
+    # Of loop/_atomic.pxd, for the types here. get and set: in no order; load and store: what was stored before is seen after.
+    uint8_t get_kind "mqcore_get"(uint8_t *) noexcept nogil
+    void set_kind "mqcore_set"(uint8_t *, uint8_t) noexcept nogil
+    uint32_t get_number "mqcore_get"(uint32_t *) noexcept nogil
+    void set_number "mqcore_set"(uint32_t *, uint32_t) noexcept nogil
+    void *get_pointer "mqcore_get"(void **) noexcept nogil
+    void set_pointer "mqcore_set"(void **, void *) noexcept nogil
+    PyObject *get_object "mqcore_get"(PyObject **) noexcept nogil
+    void set_object "mqcore_set"(PyObject **, PyObject *) noexcept nogil
+    PyObject *load_object "mqcore_load"(PyObject **) noexcept nogil
+    void store_object "mqcore_store"(PyObject **, PyObject *) noexcept nogil
+    unsigned long get_thread "mqcore_get"(unsigned long *) noexcept nogil
+    void set_thread "mqcore_set"(unsigned long *, unsigned long) noexcept nogil
+    int load_int "mqcore_load"(int *) noexcept nogil
+    void store_int "mqcore_store"(int *, int) noexcept nogil
 
 cdef enum Kind:
     NOTHING = 0
@@ -56,9 +72,10 @@ cdef union Waiting:
     Watch watch             # watchers
 
 cdef struct Slot:
-    # What one handle at a time stands for.
+    # What one handle at a time stands for. Atomic, as any thread may look: `word`, `kind`, `held`, `owner` and `hook`. The rest
+    # belongs to the dispatcher's thread; or, of a step that is held, to whoever has the GIL.
     Slot *next              # in the list of free slots, or of those that were given back
-    uint64_t word           # generation << 32 | state; atomic, as any thread may look at it and give back
+    uint64_t word           # generation << 32 | state
     uint64_t place          # what all its handles have: number << 56 | index << 32
     uint8_t kind
     uint32_t held           # steps: the generation of the last hold; `owner` and `hook` are those of it
@@ -73,28 +90,37 @@ cdef struct Slot:
     void *data              # of the plugin's own
     Waiting waiting         # timers, watchers
 
-cdef struct Note:
+cdef enum:
+    MOST_RECORDS = 1_000    # that wait for one dispatcher: beyond, they are dropped
+
+cdef struct Record:
     # Something to be logged by the dispatcher.
-    Note *next
+    Record *next
+    int taken               # of a table's own: it is in use; atomic
     int priority            # of MQ_log; 0: a misuse, which counts as refused
-    void *context           # the MQ_Context of the plugin,
-    void *base              # or else where its file is in memory; both may be NULL
+    void *context           # the MQ_Context of the plugin, or NULL
+    void *caller            # an address in the code that called, or NULL
     PyObject *hook          # the name of a hook, kept for ever, or NULL
-    char text[1]
+    const char *text
+
+cdef enum Use:
+    # In `Table.users`.
+    OPEN = 1                # the dispatcher is open
+    IN_USE = 2              # once for each thread that is just waking it up
 
 cdef struct Table:
     # The handles of one dispatcher. Made once, never freed, and used again by another one when it is closed.
     uint8_t number
-    bint open               # guarded by `lock`, except on the dispatcher's own thread
-    PyObject *owner         # borrowed: the dispatcher
-    pthread_mutex_t lock    # keeps wake-ups from other threads and closing apart
-    unsigned long thread    # that is in native code of this dispatcher, as long as it is in it
-    int inside              # how deep
-    bint disturbed          # a step, or the dispatcher, was ended in it
-    void *current           # the MQ_Context whose callback is being called, or NULL
+    int users               # atomic: see Use
+    PyObject *owner         # borrowed: the dispatcher, as long as `users` is not 0; atomic
+    unsigned long thread    # that is in native code of this dispatcher, as long as it is in it; atomic
+    int inside              # how deep; atomic
+    int disturbed           # a step, or the dispatcher, was ended in it; atomic
+    # These three are looked at by the thread that is inside alone.
+    void *current           # the MQ_Context whose callback is being called, or NULL; atomic
     PyObject *message       # borrowed: the Message whose hook is being called, or NULL
     void *frame             # where on the thread's stack it went in last
-    uint32_t count          # slots that there are
+    uint32_t count          # slots that there are; atomic
     uint32_t retired
     Slot *spare             # for the next step, whose hooks have it one after the other
     Slot *first_free[2]     # of steps, [True], and of others: so that both keep the order that they have in memory
@@ -102,8 +128,10 @@ cdef struct Table:
     Slot *returned          # atomic: slots that any thread let go, last first
     Slot *given             # atomic: steps that were given back, last first
     Slot *waiting           # those that were taken from there and have not gone on yet, first first
-    Note *notes             # atomic: last first
-    int note_count          # atomic
+    Record *records         # atomic: last first
+    int record_count        # atomic
+    int next_record         # atomic: where in `own_records` to look for one that is free
+    Record own_records[MOST_RECORDS]  # a misuse may be met where no memory can be had
     Slot *chunks[MOST_CHUNKS]
 
 cdef inline uint32_t generation_of(uint64_t word) noexcept nogil:
@@ -114,7 +142,7 @@ cdef inline int state_of(uint64_t word) noexcept nogil:
 
 cdef inline void *handle_of(Slot *slot) noexcept nogil:
     """The handle that stands for the slot now."""
-    return <void *>(slot.place | slot.word >> 32)
+    return <void *>(slot.place | get(&slot.word) >> 32)
 
 cdef inline uint32_t generation_in(void *handle) noexcept nogil:
     return <uint32_t><uint64_t>handle & ~<uint32_t>3
@@ -122,17 +150,29 @@ cdef inline uint32_t generation_in(void *handle) noexcept nogil:
 cdef inline int part_in(void *handle) noexcept nogil:
     return <uint64_t>handle & 3
 
+cdef inline bint has_any(void *place) noexcept nogil:
+    """Whether the list at `place`, which any thread may extend, has an item."""
+    return get_pointer(<void **>place) != NULL
+
+cdef inline bint is_open(Table *table) noexcept nogil:
+    return load_int(&table.users) & OPEN
+
 cdef Table *open_table(PyObject *owner) noexcept nogil
 cdef void close_table(Table *table) noexcept nogil
 cdef void forget_tables() noexcept nogil
 cdef Table *table_of(void *handle) noexcept nogil
 cdef Slot *slot_of(void *handle) noexcept nogil
 cdef Slot *live_slot(void *handle, int kind) noexcept nogil
+cdef bint begin_use(Table *table) noexcept nogil
+cdef void end_use(Table *table) noexcept nogil
 cdef bint is_inside(Table *table) noexcept nogil
 cdef Table *table_inside() noexcept nogil
 cdef Table *any_open_table() noexcept nogil
+cdef bint is_any_inside() noexcept nogil
 cdef Slot *take_slot(Table *table, int kind) noexcept nogil
 cdef void end_slot(Table *table, Slot *slot) noexcept nogil
 cdef void free_slot(Table *table, Slot *slot) noexcept nogil
+cdef Record *take_record(Table *table) noexcept nogil
+cdef void free_record(Table *table, Record *record) noexcept nogil
 cdef bint push(void *place, void *item) noexcept nogil
 cdef void *take_all(void *place) noexcept nogil

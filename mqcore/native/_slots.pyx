@@ -6,7 +6,7 @@ whether a handle is valid takes one comparison, and a stale one is never taken f
 whose generations are used up is retired.
 
 Slots are taken on the dispatcher's thread, in the order in which they were let go; any thread may look at them, let them go
-and give steps back. Tables and their chunks never move and are never freed, so whatever number a plugin comes with, looking
+and give steps back, a signal handler too: so nothing of that takes a lock or memory. Tables and their chunks never move and are never freed, so whatever number a plugin comes with, looking
 it up is safe. Number 0 is not used: every real pointer belongs to it.
 
 No Python, and no GIL.
@@ -16,12 +16,20 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc
 
-from ..loop._atomic cimport load, store, swap_pointer
+from ..loop._atomic cimport add, get, load, store, swap_pointer
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+
+cdef extern from "sched.h" nogil:
+    int sched_yield()
 
 cdef extern from *:
-    int pthread_mutex_init(pthread_mutex_t *, void *) nogil
-    int pthread_mutex_lock(pthread_mutex_t *) nogil
-    int pthread_mutex_unlock(pthread_mutex_t *) nogil
+    int exchange_int "mqcore_exchange"(int *, int) noexcept nogil
     Table *load_table "mqcore_load"(Table **) noexcept nogil
     void store_table "mqcore_store"(Table **, Table *) noexcept nogil
     uint32_t load_count "mqcore_load"(uint32_t *) noexcept nogil
@@ -41,7 +49,7 @@ cdef Table *open_table(PyObject *owner) noexcept nogil:
     cdef Table *table = NULL
     cdef int number = 1
     pthread_mutex_lock(&opening)
-    while number < MOST_TABLES and tables[number] != NULL and (tables[number].owner != NULL or tables[number].inside):
+    while number < MOST_TABLES and tables[number] != NULL and is_used(tables[number]):
         number += 1
     if number < MOST_TABLES:
         table = tables[number]
@@ -49,31 +57,48 @@ cdef Table *open_table(PyObject *owner) noexcept nogil:
             table = <Table *>calloc(1, sizeof(Table))
             if table != NULL:
                 table.number = number
-                pthread_mutex_init(&table.lock, NULL)
         if table != NULL:
-            table.owner = owner
-            table.open = True
+            set_object(&table.owner, owner)
+            store_int(&table.users, OPEN)
             store_table(&tables[number], table)
     pthread_mutex_unlock(&opening)
     return table
 
 
+cdef bint is_used(Table *table) noexcept nogil:
+    return load_object(&table.owner) != NULL or load_int(&table.inside) > 0
+
+
 cdef void close_table(Table *table) noexcept nogil:
-    """Nothing of the owner is touched any more when this returns."""
-    pthread_mutex_lock(&table.lock)
-    table.open = False
-    table.owner = NULL
-    pthread_mutex_unlock(&table.lock)
+    """Nothing of the owner is touched any more when this returns: it waits for threads that are just waking it up, which is
+    one call of uv_async_send()."""
+    if not is_open(table):
+        return
+    add(&table.users, -OPEN)
+    while load_int(&table.users) != 0:
+        sched_yield()
+    store_object(&table.owner, NULL)
+
+
+cdef bint begin_use(Table *table) noexcept nogil:
+    """Whether the table is open; then its owner is there until end_use(). Any thread."""
+    if add(&table.users, IN_USE) & OPEN:
+        return True
+    end_use(table)
+    return False
+
+
+cdef void end_use(Table *table) noexcept nogil:
+    add(&table.users, -IN_USE)
 
 
 cdef void forget_tables() noexcept nogil:
-    """In the child of a fork: all belongs to the parent, and its locks are as they were."""
+    """In the child of a fork: all belongs to the parent, and its threads are not there."""
     cdef int number
     pthread_mutex_init(&opening, NULL)
     for number in range(MOST_TABLES):
         if tables[number] != NULL:
-            pthread_mutex_init(&tables[number].lock, NULL)
-            tables[number].open = False
+            store_int(&tables[number].users, 0)
 
 
 cdef Table *table_of(void *handle) noexcept nogil:
@@ -83,7 +108,7 @@ cdef Table *table_of(void *handle) noexcept nogil:
 
 cdef bint is_inside(Table *table) noexcept nogil:
     """Whether this thread is in native code that the table's dispatcher called."""
-    return table.inside > 0 and table.thread == this_thread() and table.open
+    return load_int(&table.inside) > 0 and get_thread(&table.thread) == this_thread() and is_open(table)
 
 
 cdef Table *table_inside() noexcept nogil:
@@ -104,9 +129,20 @@ cdef Table *any_open_table() noexcept nogil:
     cdef int number
     for number in range(1, MOST_TABLES):
         table = load_table(&tables[number])
-        if table != NULL and table.open:
+        if table != NULL and is_open(table):
             return table
     return NULL
+
+
+cdef bint is_any_inside() noexcept nogil:
+    """Whether any thread is in native code that a dispatcher called."""
+    cdef Table *table
+    cdef int number
+    for number in range(1, MOST_TABLES):
+        table = load_table(&tables[number])
+        if table != NULL and load_int(&table.inside) > 0:
+            return True
+    return False
 
 
 # ----------------------------------------------------------------------------------------------------------------- Slots
@@ -124,7 +160,7 @@ cdef Slot *live_slot(void *handle, int kind) noexcept nogil:
     """The slot of a context, timer or watcher, if the handle stands for it; else NULL."""
     cdef Slot *slot = slot_of(handle)
     cdef uint64_t live = <uint64_t>generation_in(handle) << 32 | LIVE
-    if slot == NULL or load(&slot.word) != live or slot.kind != kind or part_in(handle) != 0:
+    if slot == NULL or load(&slot.word) != live or get_kind(&slot.kind) != kind or part_in(handle) != 0:
         return NULL
     return slot
 
@@ -162,7 +198,7 @@ cdef void collect(Table *table) noexcept nogil:
     cdef Slot *next
     while slot != NULL:
         next = slot.next
-        append(table, slot, slot.kind == STEP)
+        append(table, slot, get_kind(&slot.kind) == STEP)
         slot = next
 
 
@@ -176,17 +212,17 @@ cdef Slot *take_slot(Table *table, int kind) noexcept nogil:
             return NULL
         slot = table.first_free[steps]
         table.first_free[steps] = slot.next
-        if generation_of(slot.word) >> 24 != LAST_GENERATIONS:
+        if generation_of(get(&slot.word)) >> 24 != LAST_GENERATIONS:
             break
         table.retired += 1
     slot.next = NULL
-    slot.kind = kind
+    set_kind(&slot.kind, kind)
     return slot
 
 
 cdef void end_slot(Table *table, Slot *slot) noexcept nogil:
     """Its handle stands for nothing any more; then let it go."""
-    store(&slot.word, <uint64_t>(generation_of(slot.word) + GENERATION) << 32)
+    store(&slot.word, <uint64_t>(generation_of(get(&slot.word)) + GENERATION) << 32)
     free_slot(table, slot)
 
 
@@ -194,6 +230,28 @@ cdef void free_slot(Table *table, Slot *slot) noexcept nogil:
     """Let a slot go whose handle stands for nothing any more. Any thread."""
     slot.object = NULL
     push(&table.returned, slot)
+
+
+# --------------------------------------------------------------------------------------------------------------- Records
+
+cdef Record *take_record(Table *table) noexcept nogil:
+    """A record of the table's own; NULL when too many wait already. Any thread."""
+    cdef Record *record
+    cdef int each
+    cdef int start
+    if add(&table.record_count, 1) <= MOST_RECORDS:
+        start = add(&table.next_record, 1)
+        for each in range(MOST_RECORDS):
+            record = &table.own_records[<uint32_t>(start + each) % MOST_RECORDS]
+            if exchange_int(&record.taken, True) == 0:
+                return record
+    add(&table.record_count, -1)
+    return NULL
+
+
+cdef void free_record(Table *table, Record *record) noexcept nogil:
+    add(&table.record_count, -1)
+    store_int(&record.taken, False)
 
 
 # --------------------------------------------------------------------------------------------- Lists that any thread extends

@@ -76,3 +76,77 @@ def test_what_it_refuses(size):
             size.mq_step(*arguments)
     with pytest.raises(TypeError):
         type(size.mq_step)()
+
+
+# Each name that docs/cython.md promises, by the one cimport that it shows.
+PUBLIC = """
+# cython: language_level=3
+from mqcore cimport (
+    TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, Books, Context, Dispatcher, Hold, Hook, HookFunction, Message, c_hook,
+    give_back)
+
+
+cdef class Mail(Message):
+    cdef readonly int decision
+
+    def __init__(self, int decision):
+        self.decision = decision
+
+
+cdef object takes(Context context, Mail message):
+    cdef Hold hold = context.hold(message)
+    context.data[message] = hold
+    return hold
+
+
+cdef object another(Context context, Message message):
+    give_back(context, message, TO_COMPLETE, None)
+    return True
+
+
+def back(Context context not None, Mail message not None, error):
+    give_back(context, message, message.decision, error)
+
+
+def counts(Dispatcher dispatcher not None):
+    cdef Books books = dispatcher.counts()
+    return books.entered, books.held, dispatcher.counts().completed
+
+
+def run(Hook hook not None, Message message not None, done):
+    return hook.run_one(message, (), done)
+
+
+cdef HookFunction function = another
+hooks = c_hook(<HookFunction>takes, Mail), c_hook(function, Message)
+decisions = TO_CONTINUE, TO_COMPLETE, TO_RETRY, TO_FAIL
+"""
+
+
+def test_all_that_may_be_cimported(owner, tmp_path):
+    module = build(tmp_path, "public", PUBLIC)
+    takes, another = module.hooks
+    contexts = []
+    dispatcher = owner.start(
+        {
+            "10-takes": SimpleNamespace(mq_step=takes, mq_context_initialize=contexts.append),
+            "20-another": SimpleNamespace(mq_step=another),
+        }
+    )
+    hook = dispatcher.hook("mq_step")
+    to_continue, to_complete, to_retry, to_fail = module.decisions
+    mails = [module.Mail(decision) for decision in (to_continue, to_complete, to_fail)]
+    for mail in mails:
+        assert module.run(hook, mail, owner.done) is None
+        assert mail.holder == "10-takes"
+    assert module.counts(dispatcher) == (3, 3, 0)
+    with pytest.raises(mqcore.NotHeld):
+        module.back(contexts[0], module.Mail(to_retry), None)
+    error = ValueError("in C")
+    for mail in mails:
+        module.back(contexts[0], mail, error if mail is mails[2] else None)
+    owner.run_until(lambda: len(owner.finished) == 3)
+    assert dict(owner.finished) == dict(zip(mails, (mqcore.COMPLETE, mqcore.COMPLETE, mqcore.FAIL), strict=True))
+    assert mails[2].error is error
+    assert module.counts(dispatcher) == (3, 0, 2)
+    contexts[0].data.clear()

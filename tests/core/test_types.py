@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import typing
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, assert_type
 
 import pytest
@@ -91,6 +91,10 @@ class Plugin:
 HOOKS = [mqcore.HookSpec(name) for name in ("mq_verdict", "mq_timer", "mq_watch", "mq_coroutine", "mq_retry")]
 
 
+async def asynchronous() -> AsyncIterator[Mail]:
+    yield Mail("complete")
+
+
 async def outcomes() -> list[mqcore.Outcome]:
     plugin = Plugin()
     plugins = mqcore.Plugins(hooks=HOOKS)
@@ -143,6 +147,13 @@ async def outcomes() -> list[mqcore.Outcome]:
         assert_type(loaded.payload, Any)
         loaded.payload = mqcore.Message(payload=1).payload
         assert (loaded.payload, Mail("").payload) == (1, None)
+
+        async for mail, outcome in hook.stream([Mail("complete")], max_in_flight=10, ordered=True):
+            assert_type((mail, outcome), tuple[Mail, mqcore.Outcome])
+            assert (mail.text, outcome) == ("complete", mqcore.COMPLETE)
+        stream = hook.stream(asynchronous())
+        assert (await anext(stream))[1] is mqcore.COMPLETE
+        assert_type(await stream.aclose(), None)  # type: ignore[func-returns-value]
 
         assert_type(dispatcher.stats(), Stats)
         assert_type(dispatcher.stats().hooks, tuple[HookStats, ...])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import gc
 import logging
 import os
 import random
@@ -90,6 +92,33 @@ def test_given_back_by_the_plugin_before(owner, tmp_path, puppet, held, caplog):
     assert message.holder == "20-puppet"
     mq.MQ_continue(held[0])
     owner.run_until(lambda: owner.finished)
+
+
+def test_a_handle_that_is_used_by_another_plugin(owner, tmp_path, puppet, held, caplog):
+    """In a callback of its own, and in a hook: that is refused, and counted for the one that did it."""
+    thief = Puppet(tmp_path / "30-thief.so")
+    dispatcher = start(owner, [puppet, thief])
+    (message,) = hold(owner, dispatcher)
+    used = []
+
+    def use(data):
+        mq.MQ_complete(held[0])
+        mq.MQ_setConnectionData(held[0], 1)
+        mq.MQ_setContextData(puppet.context, 1)
+        used.append((mq.MQ_connectionData(held[0]), mq.MQ_contextData(puppet.context),
+                     puppet.timer(puppet.context, 0, lambda data: None)))
+
+    puppet.step = lambda context, connection, message: False
+    thief.step = lambda context, connection, message: use(0)
+    other = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(other) is mqcore.CONTINUE
+    owner.run_until(lambda: refused(dispatcher) == 6)
+    assert used == [(None, None, 0)] and message.holder == "20-puppet"
+    assert {hook.plugin for hook in dispatcher.stats().hooks if hook.refused} == {"30-thief"}
+    assert "plugin 30-thief gave back a message that another plugin holds" in caplog.text
+    mq.MQ_continue(held[0])
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished[0][1] is mqcore.CONTINUE and not puppet.errors + thief.errors
 
 
 def test_given_back_by_a_python_plugin(owner, puppet, held):
@@ -414,16 +443,35 @@ def test_functions_of_native_plugins_are_no_trapdoor_for_python(owner, tmp_path,
     other = start(owner, [], {"10-thief": hook, "20-python": lambda context, message: contexts.append(context)})
     message = mqcore.Message()
     assert other.hook("mq_step").run(message) is mqcore.FAIL and isinstance(message.error, TypeError)
-    made = start(owner, [], {"10-made-up": mqcore._chain.NativeFunction()})
-    assert made.hook("mq_step").run(mqcore.Message()) is mqcore.FAIL
+    for kind in (mqcore._chain.NativeFunction, mqcore.native._native_context.Life, mqcore.native._access.Pointer):
+        for make in (kind, functools.partial(kind.__new__, kind), functools.partial(object.__new__, kind)):
+            with pytest.raises(TypeError, match="made by mqcore alone|not safe"):
+                make()
     start(owner, [], {"20-python": lambda context, message: contexts.append(context)}).hook("mq_step").run(message)
-    for function in (mqcore.native._native_context.Life(), native.context_initialize, native.context_cleanup):
-        for arguments in ((), (None,), (1,)):
-            with pytest.raises(TypeError):
+    for function in (native.context_initialize, native.context_cleanup):
+        for arguments in ((), (None,), (1,), (contexts[0],)):  # a context of another plugin
+            with pytest.raises(TypeError, match="needs a context"):
                 function(*arguments)
-    native.context_cleanup(contexts[0])  # which is none of its own
-    native.context_initialize(contexts[0])
+
+
+def test_functions_of_a_context_s_life_called_again(owner, puppet):
+    dispatcher = start(owner, [puppet], {"20-python": lambda context, message: seen.append(context)})
+    seen: list[mqcore.Context] = []
+    (native, _) = dispatcher.plugins
+    context = next(each for each in gc.get_objects() if type(each) is mqcore.Context and each.plugin is native)
     with pytest.raises(mqcore.MqError, match="initialized already"):
-        native.context_initialize(contexts[0])
-    native.context_cleanup(contexts[0])
-    native.context_cleanup(contexts[0])
+        native.context_initialize(context)
+    errors = []
+    thread = threading.Thread(target=lambda: errors.append(pytest.raises(mqcore.MqError, native.context_cleanup, context)))
+    thread.start()
+    thread.join()
+    assert errors
+    for _ in range(2):
+        native.context_cleanup(context)
+    assert dispatcher.hook("mq_step").run(mqcore.Message()) is mqcore.CONTINUE  # with a handle that is stale
+    native.context_initialize(context)
+    dispatcher.close()
+    owner.turn()
+    native.context_cleanup(context)
+    with pytest.raises(mqcore.MqError):
+        native.context_initialize(context)

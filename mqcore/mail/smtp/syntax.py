@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from typing import NamedTuple
 
@@ -99,7 +98,7 @@ def decode_base64(text: str) -> str:
         return ""
     try:
         return base64.b64decode(text, validate=True).decode()
-    except (binascii.Error, UnicodeError):
+    except ValueError:  # not base64, which is ASCII, or not UTF-8
         raise Wrong("501 5.5.2 this is not base64 of UTF-8") from None
 
 

@@ -20,6 +20,9 @@
  *   MQ_Timer       from MQ_startTimer until it is stopped or its callback is called.
  *   MQ_IOWatcher   from MQ_ioWatch until MQ_ioUnwatch; or until the callback that is told 0 events is called.
  * Timers and watchers also end with their context. No callback comes after that.
+ * A handle is for the plugin that it was given to. Where another plugin uses it, in a hook or a callback of its own, that
+ * is a misuse like any other. Only on other threads nobody knows whose code is running: a live connection that is given
+ * back there is given back, and its owner, coming later, is told that it had done so already.
  *
  * STRINGS that come from mqcore are UTF-8 and end with a 0. They belong to mqcore and are valid as long as the
  * MQ_Connection of that call of a hook. Strings that a plugin gives are copied. NULL, or a size that no memory has, is
@@ -29,6 +32,10 @@
  * dispatchers call the same plugin at the same time. Every function below belongs to the dispatcher's thread, where it
  * is called in a hook, in a callback, in mq_context_initialize or in mq_context_cleanup. On another thread it is
  * ignored. "Any thread" says what other threads may do: give back, and log.
+ *
+ * SIGNAL HANDLERS may call MQ_continue, MQ_complete and MQ_retry, and nothing else, on whatever thread they run: these take
+ * no lock and no memory, and leave errno as it was; nor does what they have to say of a misuse, as long as a dispatcher that
+ * has native plugins is open. (Without one no connection can be given back, and the line is logged at once, in Python.)
  *
  * THE GIL, Python's global lock. Callbacks are called without it; hooks are when a native callback gave the message back,
  * so that a chain of native plugins never waits for Python. So neither ever calls Python's API.
@@ -81,8 +88,10 @@ MQ_EXPORT int mq_version(void);
 /* After that, once. */
 MQ_EXPORT void mq_initialize(void);
 
-/* Once, by any thread, after the last mq_context_cleanup. The plugin's code stays in memory, so threads of its own may
- * still be in it, but must not rely on any handle. */
+/* Once, by any thread, after the last mq_context_cleanup. Threads of the plugin's own may still be in its code, but must
+ * not rely on any handle. For a plugin that could have such threads, signal handlers, or handles of its own on the loop,
+ * which is judged by the functions that it is linked to, the code stays in memory for good. That of any other is taken
+ * out of it (dlclose) some time after this. */
 MQ_EXPORT void mq_cleanup(void);
 
 /* On each dispatcher, before the first message and after the last. In mq_context_cleanup the handles of that context

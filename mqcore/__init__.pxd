@@ -1,0 +1,6 @@
+# What other Cython code may `cimport`: see docs/cython.md. All else in the .pxd files is for mqcore itself.
+
+from ._cfunction cimport HookFunction, c_hook
+from ._context cimport Context, Hold, give_back
+from ._dispatch cimport Dispatcher, Hook
+from ._message cimport TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, Books, Message

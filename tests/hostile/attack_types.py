@@ -25,7 +25,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import hostile_tools as tools
@@ -100,7 +99,8 @@ class Broken:
 
 
 def odd_values() -> list[Any]:
-    return [None, 1, -1, 2**70, Number(15), 0.5, float("nan"), "text", "\ud800", b"", (), [], {}, object(), Broken(), int, print]
+    numbers = [1, -1, 2**70, Number(15), 0.5, float("nan")]
+    return [None, *numbers, "text", "\ud800", b"", (), [], {}, object(), Broken(), int, print]
 
 
 # ------------------------------------------------------------------------------------------------------------ the scenario
@@ -280,7 +280,8 @@ def operators(thing: Any, what: str) -> None:
         for other in (thing, None, 1, Broken()):
             attempt(f"{what}: {name}", function, thing, other)
             attempt(f"{what}: {name}, the other way", function, other, thing)
-    for unary in (hash, repr, str, bool, len, iter, next, aiter, dir, vars, sys.getsizeof, weakref.ref, format, reversed, callable):
+    looks = (hash, repr, str, bool, len, iter, next, aiter, dir, vars, sys.getsizeof, weakref.ref, format, reversed, callable)
+    for unary in looks:
         attempt(f"{what}: {unary.__name__}", unary, thing)
     attempt(f"{what}: setitem", operator.setitem, thing, 0, 0)
     attempt(f"{what}: delitem", operator.delitem, thing, 0)

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import mqcore
 from conftest import OWNERS, Owner, assert_conserved
+
+import mqcore
 
 HERE = Path(__file__).resolve().parent
 

@@ -38,7 +38,8 @@ class Scenario:
         self.owner = owner
         self.holds: list[Any] = []
         self.contexts: list[Any] = []
-        self.plugins = owner.plugins({"10-plugin": SimpleNamespace(mq_step=self.hook, mq_context_initialize=self.contexts.append)})
+        plugin = SimpleNamespace(mq_step=self.hook, mq_context_initialize=self.contexts.append)
+        self.plugins = owner.plugins({"10-plugin": plugin})
         self.dispatcher: Any = owner.dispatcher(self.plugins, hold_timeout=self.hold_timeout)
         self.step = self.dispatcher.hook("mq_step")
         self.messages = [mqcore.Message() for _ in range(4)]
@@ -104,7 +105,8 @@ class Scenario:
         failed = sum(isinstance(error, MemoryError) for error in loop_errors)
         assert missing <= min(failed, 1), (self.returned, list(self.told.values()), loop_errors)
         s = self.dispatcher.stats()
-        assert s.held == s.running == 0 and s.entered == len([each for each in self.returned if each not in ("nothing", "raised")])
+        entered = [each for each in self.returned if each not in ("nothing", "raised")]
+        assert s.held == s.running == 0 and s.entered == len(entered), s
 
     def _turn(self) -> None:
         for _ in range(5):
@@ -375,7 +377,7 @@ class Attempt:
             self.error = error
         try:
             for _ in range(self.nth + 1000):
-                [0] * 100
+                bytes(1000)
         except MemoryError:
             self.enough = True
         _testcapi.remove_mem_hooks()
@@ -447,7 +449,8 @@ def assert_want_of_memory(error: BaseException) -> None:
         assert not isinstance(each, SystemError) or "mqcore" not in str(each), repr(each)
         each = each.__cause__ or each.__context__
     # uvloop's and asyncio's own errors, for what they could not make, and those that say what was not begun.
-    assert isinstance(error, SystemError | mqcore.NotHeld | mqcore.PluginError | RuntimeError | asyncio.TimeoutError), repr(error)
+    allowed = SystemError | mqcore.NotHeld | mqcore.PluginError | RuntimeError | asyncio.TimeoutError
+    assert isinstance(error, allowed), repr(error)
 
 
 def one(owner_name: str, name: str, nth: int) -> int:

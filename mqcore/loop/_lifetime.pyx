@@ -110,13 +110,14 @@ cdef class Lifetime:
         such as a refused connection, makes all asked for events ready, so that the next read or write meets it. Several
         watchers may share one fd.
 
-        Stop the watcher before you close the fd. When the fd was closed under a watcher, the watcher is stopped, and called once more with events 0
-        and the OSError in `watcher.error` as soon as that shows: at the latest when the watcher is changed or the number is
-        watched again.
+        Stop the watcher before you close the fd. When the fd was closed under a watcher, by any thread, the watcher is
+        stopped, and called once more with events 0 and the OSError in `watcher.error` as soon as that shows: at the latest
+        when the watcher is changed or the number is watched again.
 
         Returns a `Watcher`. Raises OSError for an fd that is not open (EBADF), that cannot be polled, such as a file
-        (EPERM), or that asyncio polls already (EEXIST; on Linux asyncio may begin to poll it later, and both get the events); ValueError for other events; TypeError for a callback that cannot
-        be called; and what `start_timer` raises for threads and closing.
+        (EPERM), or that asyncio polls already (EEXIST; on Linux asyncio may begin to poll it later, and both get the
+        events); ValueError for other events; TypeError for a callback that cannot be called; and what `start_timer` raises
+        for threads and closing.
         """
         cdef int number = PyObject_AsFileDescriptor(fd)
         cdef int wanted = as_events(events)

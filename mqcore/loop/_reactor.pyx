@@ -26,7 +26,7 @@ from ._list cimport after, append, first, init_list, is_empty, is_linked, unlink
 from ._poll cimport any_watch, close_polls, open_polls, poll_again
 from ._seal cimport seal_base
 from ._state cimport NS_PER_MS
-from ._wheel cimport DUE, Node, any_node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
+from ._wheel cimport DUE, DUE_NOGIL, Node, any_node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
 
 from ..errors import DispatcherClosed, MqError
 from ._state import handles  # no-cython-lint

@@ -128,7 +128,7 @@ cdef class SmtpConnection:
 
     cdef double time(self) noexcept:
         """What `loop.time()` gave when the loop last looked at the clock."""
-        return self.dispatcher.state.uv.now(self.dispatcher.state.pointer) / 1e3
+        return self.dispatcher.reactor.state.uv.now(self.dispatcher.reactor.state.pointer) / 1e3
 
     def is_late(self, double now):
         """Whether the client keeps us waiting for too long."""

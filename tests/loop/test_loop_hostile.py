@@ -120,7 +120,8 @@ def test_what_mqcore_alone_makes(owner, socket_pair):
 def test_methods_with_another_self(owner, socket_pair, other):
     _, context = borrow(owner)
     timer, watcher = handles_of(context, socket_pair[0])
-    for function in (mqcore.Timer.stop, mqcore.Timer.reset, mqcore.Watcher.stop, type(context).start_timer, type(context).watch):
+    methods = (mqcore.Timer.stop, mqcore.Timer.reset, mqcore.Watcher.stop, type(context).start_timer, type(context).watch)
+    for function in methods:
         with pytest.raises(TypeError):
             function(other)
         with pytest.raises(TypeError):

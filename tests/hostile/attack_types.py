@@ -99,8 +99,8 @@ class Broken:
 
 
 def odd_values() -> list[Any]:
-    texts = ["text", "\ud800", b""]
-    return [None, 1, -1, 2**70, Number(15), 0.5, float("nan"), *texts, (), [], {}, object(), Broken(), int, print]
+    numbers = [1, -1, 2**70, Number(15), 0.5, float("nan")]
+    return [None, *numbers, "text", "\ud800", b"", (), [], {}, object(), Broken(), int, print]
 
 
 # ------------------------------------------------------------------------------------------------------------ the scenario
@@ -257,11 +257,11 @@ def attack(thing: Any, what: str) -> None:
             call_oddly(method, f"{what}.{name}")
 
 
-def call_oddly(function: Any, what: str) -> None:
+def call_oddly(function: Any, what: str, most: int = 2, every: int = 1) -> None:
     first = finish_awaitable(attempt(f"{what}()", function))
     del first
-    for count in (1, 2, 3):
-        for odd in odd_values():
+    for count in range(1, most + 1):
+        for odd in odd_values()[::every]:
             attempt(f"{what}({', '.join([type(odd).__name__] * count)})", function, *[odd] * count)
     attempt(f"{what}(1, 'text', print)", function, 1, "text", print)
     attempt(f"{what}(odd=1)", function, odd=1)
@@ -280,8 +280,8 @@ def operators(thing: Any, what: str) -> None:
         for other in (thing, None, 1, Broken()):
             attempt(f"{what}: {name}", function, thing, other)
             attempt(f"{what}: {name}, the other way", function, other, thing)
-    unaries = (hash, repr, str, bool, len, iter, next, aiter, dir, vars, sys.getsizeof, weakref.ref, format, reversed, callable)
-    for unary in unaries:
+    looks = (hash, repr, str, bool, len, iter, next, aiter, dir, vars, sys.getsizeof, weakref.ref, format, reversed, callable)
+    for unary in looks:
         attempt(f"{what}: {unary.__name__}", unary, thing)
     attempt(f"{what}: setitem", operator.setitem, thing, 0, 0)
     attempt(f"{what}: delitem", operator.delitem, thing, 0)
@@ -322,7 +322,7 @@ def attack_made(made: Any, what: str) -> None:
     for name in sorted(set(dir(type(made))) - LEFT_ALONE):
         value = attempt(f"{what}: get {name}", getattr, made, name)
         if callable(value) and type(value) is not type:
-            call_oddly(value, f"{what}.{name}")
+            call_oddly(value, f"{what}.{name}", 1, 4)
         else:
             attempt(f"{what}: set {name}", setattr, made, name, None)
     attempt(f"{what}: traverse", gc.get_referents, made)

@@ -105,8 +105,8 @@ class Scenario:
         failed = sum(isinstance(error, MemoryError) for error in loop_errors)
         assert missing <= min(failed, 1), (self.returned, list(self.told.values()), loop_errors)
         s = self.dispatcher.stats()
-        begun = [each for each in self.returned if each not in ("nothing", "raised")]
-        assert s.held == s.running == 0 and s.entered == len(begun)
+        entered = [each for each in self.returned if each not in ("nothing", "raised")]
+        assert s.held == s.running == 0 and s.entered == len(entered), s
 
     def _turn(self) -> None:
         for _ in range(5):
@@ -170,13 +170,14 @@ class ByHold(Scenario):
         self.run()
         yield from self.turns()
         for hold in self.holds:
-            hold.complete()
+            if hold.message is not None:
+                hold.complete()
         yield from self.turns()
 
 
 class Early(Scenario):
     def hook(self, context: Any, message: Any) -> Any:
-        context.start_timer(0, print, end="")
+        context.start_timer(0, int)
         context.continue_(message)
         return True
 
@@ -291,7 +292,7 @@ class Coroutine(Scenario):
 class Changes(Scenario):
     def body(self) -> Iterator[None]:
         self.run()
-        self.plugins.add("20-new", SimpleNamespace(mq_step=lambda context, message: False, mq_context_cleanup=print))
+        self.plugins.add("20-new", SimpleNamespace(mq_step=lambda context, message: False, mq_context_cleanup=bool))
         self.plugins.reload()
         self.plugins.remove("20-new")
         self.contexts[0].retry(self.messages[0])
@@ -306,7 +307,7 @@ class Closes(Scenario):
     def body(self) -> Iterator[None]:
         self.run()
         for context in self.contexts:
-            context.start_timer(0, print, end="")
+            context.start_timer(0, int)
         self.dispatcher.close()
         yield from self.turns()
 
@@ -376,7 +377,7 @@ class Attempt:
             self.error = error
         try:
             for _ in range(self.nth + 1000):
-                [0] * 100
+                bytes(1000)
         except MemoryError:
             self.enough = True
         _testcapi.remove_mem_hooks()
@@ -444,10 +445,12 @@ def assert_want_of_memory(error: BaseException) -> None:
     while each is not None:
         if isinstance(each, MemoryError):
             return
-        assert not isinstance(each, SystemError), repr(each)
+        # CPython's own functions may fail without an error when they have no memory; ours may not.
+        assert not isinstance(each, SystemError) or "mqcore" not in str(each), repr(each)
         each = each.__cause__ or each.__context__
     # uvloop's and asyncio's own errors, for what they could not make, and those that say what was not begun.
-    assert isinstance(error, mqcore.NotHeld | mqcore.PluginError | RuntimeError | asyncio.TimeoutError), repr(error)
+    allowed = SystemError | mqcore.NotHeld | mqcore.PluginError | RuntimeError | asyncio.TimeoutError
+    assert isinstance(error, allowed), repr(error)
 
 
 def one(owner_name: str, name: str, nth: int) -> int:

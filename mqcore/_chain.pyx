@@ -72,13 +72,18 @@ cdef Chain new_chain(Route route, list contexts):
     cdef CounterRow row
     cdef Entry *entry
     chain.route = route
-    chain.functions = tuple([(<Context>each).plugin.hooks[route.name] for each in contexts])
-    rows = [(<Context>each).row_of(route.name) for each in contexts]
+    cdef list functions = []
+    cdef list rows = []
+    for each in contexts:  # no comprehensions: what Cython makes of them drops twice what there is no memory for
+        function = (<Context>each).plugin.hooks[route.name]
+        functions.append(function)
+        rows.append((<Context>each).row_of(route.name))
+        chain.coroutines |= inspect.iscoroutinefunction(function)
+    chain.functions = tuple(functions)
     chain.entries = <Entry *>calloc(len(contexts) + 1, sizeof(Entry))
     if chain.entries == NULL:
         raise MemoryError()
     made = tuple(contexts)
-    chain.coroutines = any([inspect.iscoroutinefunction(function) for function in chain.functions])
     entry = chain.entries
     for function, each, row in zip(chain.functions, made, rows):
         context = each

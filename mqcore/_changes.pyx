@@ -71,12 +71,18 @@ cdef class ActivePlugins:
 
     cdef tuple stats(self):
         """A HookStats for each plugin and hook: hook by hook, the plugins of now first, in order."""
-        cdef CounterRow row
         cdef list rows = list(self.rows.values())
-        order = {(<Context>context).name: place for place, context in enumerate(self.contexts.values())}
-        hooks = {name: place for place, name in enumerate([*self.hooks, ""])}
+        cdef list stats = []
+        cdef dict order = {}
+        cdef dict hooks = {"": len(self.hooks)}
+        for context in self.contexts.values():
+            order[(<Context>context).name] = len(order)
+        for name in self.hooks:
+            hooks[name] = len(hooks) - 1
         rows.sort(key=lambda row: (hooks.get((<CounterRow>row).hook, 0), order.get((<CounterRow>row).plugin, len(order))))
-        return tuple([stats_of(row) for row in rows])
+        for row in rows:
+            stats.append(stats_of(<CounterRow>row))
+        return tuple(stats)
 
 
 cdef ActivePlugins new_active_plugins(HoldTable holds):
@@ -159,8 +165,7 @@ cdef class Change:
                     context = self.start(plugin)
                 self.contexts[plugin] = context
             for route in self.active.hooks.values():
-                self.chains[route.name] = new_chain(
-                    route, [context for plugin, context in self.contexts.items() if route.name in plugin.hooks])
+                self.chains[route.name] = new_chain(route, self.contexts_with(route.name))
             if self.active.closed:
                 raise DispatcherClosed("a plugin closed the dispatcher while its plugins were being changed")
             self.is_ready = True
@@ -168,6 +173,14 @@ cdef class Change:
             self.discard()
             raise
         return 0
+
+    cdef list contexts_with(self, str hook):
+        """The contexts of plugins that implement the hook, in order."""
+        cdef list found = []
+        for plugin, context in self.contexts.items():
+            if hook in plugin.hooks:
+                found.append(context)
+        return found
 
     cdef Context start(self, plugin):
         cdef Context context = new_context(self.active.holds, self.active.rows, plugin, self.active.hold_timeout)
@@ -193,13 +206,17 @@ cdef class Change:
         cdef Context context
         cdef Route route
         cdef Chain chain
-        cdef list old = [route.chain for route in active.hooks.values()]
-        cdef list gone = [context for plugin, context in active.contexts.items() if plugin not in self.contexts]
+        cdef list old = [active.contexts]
+        cdef list gone = []
+        for route in active.hooks.values():
+            old.append(route.chain)
+        for plugin, each in active.contexts.items():
+            if plugin not in self.contexts:
+                gone.append(each)
         if active.closed or not self.is_ready:
             self.discard()
             return
         self.is_ready = False
-        old.append(active.contexts)
         for context in gone:
             context.retired = True
         active.retired.extend(gone)

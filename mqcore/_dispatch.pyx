@@ -977,9 +977,12 @@ cdef class Dispatcher:
         if self.closed or self.life == NEW:
             return []
         self.reactor.check("held()")
+        cdef list found = []
         rows = self.holds.oldest(most, plugin, hook)
         cdef uint64_t now = self.reactor.state.uv.hrtime()
-        return [Held(message, by, where, (now - <uint64_t>since) / 1e9) for message, by, where, since in rows]
+        for message, by, where, since in rows:
+            found.append(Held(message, by, where, (now - <uint64_t>since) / 1e9))
+        return found
 
     def close(self):
         """End all: every open step fails with DispatcherClosed and its `done` is called, then each plugin's
@@ -1028,6 +1031,8 @@ cdef class Dispatcher:
         return 0
 
     def _loop_ends(self):
+        if self.life == OPENING:
+            return  # what made the dispatcher fails, and closes it
         if self.reactor.thread != 0 and not self.reactor.loop.is_running():
             self.reactor.thread = PyThread_get_thread_ident()  # a loop that does not run may be closed on any thread
         self.close()

@@ -26,6 +26,7 @@ cdef class Hook(Route):
     cdef Py_ssize_t extra           # how many arguments it has after context and message
 
     cdef int check_awaitable(self) except -1
+    cdef object variables_for(self, Chain chain)
     cdef int check_call(self, tuple args, object done) except -1
     cpdef object run_one(self, Message message, tuple args, object done)
 

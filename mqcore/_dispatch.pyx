@@ -164,7 +164,8 @@ cdef list begin_all(
     cdef Py_ssize_t index = 0
     cdef Chain chain
     while index < count:
-        chain = route.chain
+        if route.chain is not None:  # else a hook has closed the dispatcher
+            chain = route.chain
         if chain.native and not args:
             index = native_side.begin_many(dispatcher, chain, messages, index, outcomes, done, variables)
         else:
@@ -321,6 +322,8 @@ cdef int hook_raised(Dispatcher dispatcher, Message message, PyObject *raised, D
 cdef int start_over(Dispatcher dispatcher, Message message, Route route, Drops *drops) noexcept:
     """Rules 5 and 11: from now on the chain is the one that there is now. UNDECIDED, or how the step ends when there were
     too many retries."""
+    if dispatcher.closed:
+        return closed_meanwhile(message, drops)
     if message.retries >= dispatcher.max_retries:
         message.decision = TO_FAIL  # nobody has control while this is logged
         message.fail_for(TOO_MANY_RETRIES, message.entry.row, drops)
@@ -730,11 +733,11 @@ cdef class Hook(Route):
         """`run`, for callers in C: the same with `args` as a tuple and `done` as a callable or None."""
         if message is None or args is None:
             raise TypeError(f"{self.name}: run_one() needs a message and a tuple of arguments")
+        chain = self.chain  # the step's own, as plugins may change meanwhile
+        variables = self.variables_for(chain)  # first: memory is made, by which anybody's code may run
         self.check_call(args, done)
-        variables = contextvars.copy_context() if self.chain.coroutines else None
         if message.state != IDLE:
             raise MqError(f"{self.name}: {in_step(message)}")
-        chain = self.chain  # the step's own, as plugins may change meanwhile
         return <object>begin(self.dispatcher, chain, message, IDLE, args, done, variables)
 
     def run_many(self, messages, *args, done=None):
@@ -746,8 +749,8 @@ cdef class Hook(Route):
         cdef tuple taken = tuple(messages)
         cdef list outcomes = [OUTCOME_CONTINUE] * len(taken)
         cdef Py_ssize_t count = 0
+        variables = self.variables_for(self.chain)
         self.check_call(args, done)
-        variables = contextvars.copy_context() if self.chain.coroutines else None
         for each in taken:  # no memory is made in here, so nobody's code runs
             if not isinstance(each, Message) or (<Message>each).state != IDLE:
                 break
@@ -775,6 +778,10 @@ cdef class Hook(Route):
             raise MqError(f"{self.name}: stream() needs a uvloop loop; on pyuv use run() with done=")
         self.check_call(args, None)
         return new_stream(self, messages, args, max_in_flight, ordered)
+
+    cdef object variables_for(self, Chain chain):
+        """The context variables of now, where coroutine hooks may need them."""
+        return contextvars.copy_context() if chain is not None and chain.coroutines else None
 
     cdef int check_call(self, tuple args, object done) except -1:
         self.dispatcher.reactor.check(self.name)

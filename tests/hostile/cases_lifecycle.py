@@ -318,7 +318,7 @@ def close_in_a_hook_of_run_many(owner: Owner) -> None:
     for verdict in (False, True, mqcore.RETRY, mqcore.COMPLETE):
 
         def hook(context: Any, message: Any, verdict: Any = verdict) -> Any:
-            dispatcher.close()
+            owner.dispatchers[-1].close()
             return verdict
 
         dispatcher = owner.start({"10-close": hook, "20-after": lambda context, message: False})

@@ -313,6 +313,24 @@ def close_interrupted(owner: Owner) -> None:
 
 
 @case
+def close_in_a_hook_of_run_many(owner: Owner) -> None:
+    """The messages that wait for their turn fail as the one in the hook does."""
+    for verdict in (False, True, mqcore.RETRY, mqcore.COMPLETE):
+
+        def hook(context: Any, message: Any, verdict: Any = verdict) -> Any:
+            owner.dispatchers[-1].close()
+            return verdict
+
+        dispatcher = owner.start({"10-close": hook, "20-after": lambda context, message: False})
+        step = dispatcher.hook("mq_step")
+        messages = [mqcore.Message() for _ in range(3)]
+        assert step.run_many(messages, done=owner.done) == [mqcore.FAIL] * 3
+        assert all(isinstance(message.error, mqcore.DispatcherClosed) for message in messages)
+        assert isinstance(raised(step.run, messages[0]), mqcore.DispatcherClosed)
+        assert books(dispatcher) == (0, 0, 3, 0, 0, 0) and owner.finished == []
+
+
+@case
 def close_from_done_and_from_a_finalizer(owner: Owner) -> None:
     for way in ("done", "finalizer", "args", "timer"):
         dispatcher = owner.start({"10-hold": _hold_with_timer if way == "timer" else lambda context, message, *args: True})

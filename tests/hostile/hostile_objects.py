@@ -264,10 +264,13 @@ class CoroutinePlug:
 
 # Where a signal handler or a trace function may raise: in the code above, and in what the core calls to tell of errors.
 SAFE = {Done.__call__.__code__}
+LOGGING = {"log", "_log", "makeRecord", "getMessage", "error", "warning", "callHandlers"}  # which hold no lock
 
 
 def may_raise_in(frame: FrameType | None) -> bool:
     if frame is None or frame.f_code in SAFE:
         return False
     name = frame.f_code.co_filename
-    return name == __file__ or name.endswith(("logging/__init__.py", "mqcore/_waiting.py"))
+    if name.endswith("logging/__init__.py"):
+        return frame.f_code.co_name in LOGGING
+    return name == __file__ or name.endswith("mqcore/_waiting.py")

@@ -167,8 +167,10 @@ class World:
     # ------------------------------------------------------------------------------------ operations, also within another
 
     def pick(self, among: list[Any]) -> Any:
-        those = tuple(among)  # finalizers and other threads take some away
-        return self.random.choice(those) if those else None
+        try:
+            return among[self.random.randrange(len(among))]
+        except (IndexError, ValueError):  # there is none, or a finalizer or another thread has just taken some away
+            return None
 
     def dispatcher(self) -> Any:
         return self.dispatchers[self.random.random() < 0.2]

@@ -338,6 +338,10 @@ class Makes(Scenario):
 class Streams(Scenario):
     only_uvloop = True
 
+    def prepare(self) -> None:
+        if hasattr(self.step, "stream"):
+            self.step.stream([])  # imports what it needs
+
     def hook(self, context: Any, message: Any) -> Any:
         context.start_timer(0, context.continue_, message)
         return True

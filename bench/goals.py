@@ -43,6 +43,9 @@ class Goal:
 GOALS = {
     "run_many, 10 plugins": Goal("floor", 1.10),
     "run, 1 plugin": Goal("floor", plus=45),
+    "stream, 10 plugins": Goal("run_many + async for", 1.3),
+    "stream, 10 plugins, ordered": Goal("run_many + async for", 1.3),
+    "stream, a source that waits for the loop": Goal("source + run_many", 1.1, room=2.0),
     "100k held": Goal(plus=400, room=2.0),
     "100k held, Python subclass": Goal(plus=400, room=2.0),
     "100k held, beyond the message": Goal(plus=64),

@@ -529,14 +529,16 @@ cdef void reading_failed(Flow flow, object error) noexcept:
 
 async def wait(Flow flow, bint turn):
     """Let the loop have a turn, or wait until there may be something to yield. Whoever is cancelled here cancels the rest."""
+    waiter = None
+    if not turn:
+        if flow.asynchronous and flow.reader is None and flow.source is not None:
+            start_reader(flow)
+        flow.waiter = waiter = flow.hook.dispatcher.reactor.loop.create_future()
+        flow.wake()  # what came while memory was made
     try:
         if turn:
             await asyncio.sleep(0)
         else:
-            if flow.asynchronous and flow.reader is None and flow.source is not None:
-                start_reader(flow)
-            flow.waiter = waiter = flow.hook.dispatcher.reactor.loop.create_future()
-            flow.wake()  # what came while memory was made
             await waiter
     except GeneratorExit:
         flow.leave()
@@ -605,12 +607,12 @@ cdef class Next:
         """Go on: what is awaited, to be given to the task; or StopIteration with a message and its outcome."""
         cdef PyObject *result = NULL
         cdef int sent = send_to(<PyObject *>self, <PyObject *>value, &result)
-        if sent == RAISED:
+        if sent == RETURNED:
+            stop_or_keep(self.stream.flow, result)
+        if sent != YIELDED:
             raise_current()
         given = <object>result
         Py_DECREF(given)
-        if sent == RETURNED:
-            raise StopIteration(given)
         return given
 
     def throw(self, *error):
@@ -734,14 +736,19 @@ cdef void raise_end(Flow flow) noexcept:
         raise_object(<object>(<PyObject *>error).ob_type, error)
 
 
+cdef void stop_or_keep(Flow flow, PyObject *pair) noexcept:
+    """Raise StopIteration with what is yielded. Takes the reference over."""
+    if not stop_with(pair):
+        keep_back(flow, item_of(pair, 0), item_of(pair, 1))
+    Py_DECREF(<object>pair)
+
+
 cdef PyObject *next_of(PyObject *awaited) noexcept:
     """The same by `tp_iternext`: NULL, with StopIteration, for what it returns."""
     cdef PyObject *result = NULL
     cdef int sent = send_to(awaited, Py_None, &result)
     if sent == RETURNED:
-        if not stop_with(result):
-            keep_back((<Next>awaited).stream.flow, item_of(result, 0), item_of(result, 1))
-        Py_DECREF(<object>result)
+        stop_or_keep((<Next>awaited).stream.flow, result)
         return NULL
     return result
 

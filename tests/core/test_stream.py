@@ -10,6 +10,7 @@ import threading
 import weakref
 
 import pytest
+from loop_tools import python
 
 import mqcore
 
@@ -719,3 +720,82 @@ def test_a_million_messages_take_no_memory(uvloop_owner, hook, kind, ordered):
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - at_first < 4_000  # KB
 
     uvloop_owner.run(run())
+
+
+# Memory runs out at the n-th allocation, for each n: no message is lost, and nothing is left open.
+NO_MEMORY = """
+import asyncio, gc
+import _testcapi
+import uvloop
+import mqcore
+
+taken = []
+
+def mq_step(context, message):
+    if message.payload % 3:
+        return False
+    context.start_timer(0, context.continue_, message)
+    return True
+
+async def asynchronous(mails):
+    for mail in mails:
+        yield mail
+
+async def rest(stream):
+    while True:
+        try:
+            async for pair in stream:
+                taken.append(pair)
+            return
+        except (MemoryError, KeyError):
+            pass
+
+got = [None]
+
+async def first(stream):
+    got[0] = await stream.__anext__()
+
+async def scenario(dispatcher, source, ordered, n):
+    mails = [mqcore.Message(number) for number in range(6)]
+    stream = dispatcher.hook("mq_step").stream(source(mails), ordered=ordered)
+    coroutine = first(stream)
+    before = dispatcher.counts()["entered"]
+    got[0] = None
+    _testcapi.set_nomemory(n, n + 1)
+    try:
+        waits = True
+        coroutine.send(None)
+    except BaseException:
+        waits = False
+    _testcapi.remove_mem_hooks()
+    coroutine.close()  # where it waits, that closes the stream
+    coroutine = None
+    taken.clear()
+    if got[0]:
+        taken.append(got[0])
+    await rest(stream)
+    books = dispatcher.counts()
+    assert waits or books["held"] == books["running"] == 0, (n, books)
+    assert waits or len(taken) == books["entered"] - before, (n, source, ordered, taken, books)  # what was run is yielded
+    assert len(taken) == len({id(mail) for mail, _ in taken}), (n, taken)
+    stream = None
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert dispatcher.counts()["held"] == dispatcher.counts()["running"] == 0, n
+
+async def main():
+    plugins = mqcore.Plugins(hooks=[mqcore.HookSpec("mq_step")])
+    plugins.add("p", type("P", (), {"mq_step": staticmethod(mq_step)}))
+    with mqcore.Dispatcher(plugins) as dispatcher:
+        for source in (iter, asynchronous):
+            for ordered in (False, True):
+                for n in range(100):
+                    await scenario(dispatcher, source, ordered, n)
+
+uvloop.run(main())
+print("ok")
+"""
+
+
+def test_memory_that_runs_out():
+    assert python(NO_MEMORY, stderr=None) == "ok\n"

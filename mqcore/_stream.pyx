@@ -12,7 +12,6 @@ the like in it mean itself, not whoever iterates the stream.
 """
 
 import asyncio
-import contextvars
 
 cimport cython
 from cpython.object cimport PyObject
@@ -182,13 +181,13 @@ cdef class Flow(Task):
         cdef Place place = self.spare
         cdef Message message
         cdef PyObject *outcome
-        hook.dispatcher.reactor.check(hook.name)
         if not isinstance(candidate, Message):
             raise TypeError(f"{hook.name}: stream() needs messages, not {candidate!r}")
         message = candidate
         if place is None:
             place = Place.__new__(Place)
-        variables = contextvars.copy_context() if hook.chain.coroutines else None
+        variables = hook.variables_for(hook.chain)
+        hook.dispatcher.reactor.check(hook.name)  # now: by memory that is made the dispatcher may be closed
         if message.state != IDLE:
             raise MqError(f"{hook.name}: a message of stream(): {in_step(message)}")
         chain = hook.chain

@@ -166,7 +166,7 @@ cdef list begin_all(
     while index < count:
         if route.chain is not None:  # else a hook has closed the dispatcher
             chain = route.chain
-        if chain.native and not args:
+        if chain.native and not args and not dispatcher.closed:
             index = native_side.begin_many(dispatcher, chain, messages, index, outcomes, done, variables)
         else:
             outcome = begin(dispatcher, chain, <Message>messages[index], TAKEN, args, done, variables)

@@ -84,7 +84,9 @@ class Context:
     def __init__(self, dispatcher: Dispatcher, plugin: Any) -> None:
         self.dispatcher, self.plugin, self.config, self.data = dispatcher, plugin, plugin.config, {}
         counts = "calls holds continues completes retries failures timeouts abandoned refused"
-        self.rows = {hook: dict.fromkeys(counts.split(), 0) for hook in plugin.hooks}
+        self.rows = {  # one for a plugin's name and hook, for the dispatcher's life
+            hook: dispatcher.rows.setdefault((plugin.name, hook), dict.fromkeys(counts.split(), 0)) for hook in plugin.hooks
+        }
 
     def continue_(self, message: Message) -> None:
         self._give_back(message, None, CONTINUE)
@@ -191,6 +193,7 @@ class Dispatcher:
         self.in_loop = False  # `drain` or `advance` is at work
         self.counts = dict.fromkeys("entered continued completed failed cancelled".split(), 0)
         self.leaving: BaseException | None = None
+        self.rows: dict[tuple[str, str], dict[str, int]] = {}
         self.contexts: dict[Any, Context] = {}
         self.snapshot: tuple[Any, ...] = ()
         self.plugins = plugins
@@ -450,9 +453,8 @@ class Dispatcher:
     def stats(self) -> Stats:
         held = sum(step.state is HELD for step in self.open)
         rows = [
-            HookStats(context.plugin.name, hook, **row, seconds=0.0, longest=0.0, held_seconds=0.0)
-            for context in self.contexts.values()
-            for hook, row in context.rows.items()
+            HookStats(plugin, hook, **row, seconds=0.0, longest=0.0, held_seconds=0.0)
+            for (plugin, hook), row in self.rows.items()
         ]
         return Stats(**self.counts, held=held, running=len(self.open) - held, hooks=tuple(rows))
 

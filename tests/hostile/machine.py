@@ -24,9 +24,9 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]  # run as a script
 
-import hostile_objects as objects  # noqa: E402
-import hostile_tools as tools  # noqa: E402
-from hostile_world import TOP, World  # noqa: E402
+import hostile_objects as objects
+import hostile_tools as tools
+from hostile_world import TOP, World
 
 
 def prepare() -> None:

@@ -18,11 +18,7 @@ cdef class Driver:
         self.owner = object()
         self.table = open_table(<PyObject *>self.owner)
         if self.table == NULL:
-<<<<<<< HEAD
-            raise MemoryError("there are 255 tables already, each of which somebody has used")
-=======
             raise MemoryError("every table is open")
->>>>>>> main
 
     def close(self):
         close_table(self.table)

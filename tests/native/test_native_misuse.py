@@ -116,7 +116,7 @@ def test_a_handle_that_is_used_by_another_plugin(owner, tmp_path, puppet, held, 
     other = mqcore.Message()
     assert dispatcher.hook("mq_step").run(other) is mqcore.CONTINUE
     owner.run_until(lambda: refused(dispatcher) == 6)
-    assert used == [(None, None, 0)] and message.holder == "20-puppet"
+    assert used == [(0, 0, 0)] and message.holder == "20-puppet"
     assert {hook.plugin for hook in dispatcher.stats().hooks if hook.refused} == {"30-thief"}
     assert "plugin 30-thief gave back a message that another plugin holds" in caplog.text
     mq.MQ_continue(held[0])

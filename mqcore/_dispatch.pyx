@@ -199,6 +199,7 @@ cdef int proceed(Dispatcher dispatcher, Message message, Chain chain, int decisi
         if decision == UNDECIDED:
             return advance(dispatcher, message, chain, (<Chain>message.chain).entries, drops)
     elif decision == TO_FAIL and message.reason == ABANDONED:
+        message.entry.counters.abandoned += 1
         end_hold(message, drops)  # the finalizer only queued it
         return log_reason(dispatcher, message)
     return decision

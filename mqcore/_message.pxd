@@ -181,11 +181,13 @@ cdef enum:
 cdef struct Drops:
     # What is to be dropped when the books are in order: on the stack of each entry point, whose last line is flush().
     int count
+    bint stops                      # timers and watchers of a hold that is over are to be stopped, if they are few
     PyObject *items[MOST_DROPS]     # owned
     PyObject *task                  # owned, or NULL: to be cancelled first
 
 cdef inline void no_drops(Drops *drops) noexcept nogil:
     drops.count = 0
+    drops.stops = False
     drops.task = NULL
 
 cdef inline void drop_later(Drops *drops, object reference) noexcept:
@@ -196,7 +198,7 @@ cdef inline void drop_later(Drops *drops, object reference) noexcept:
 
 cdef inline void flush(Drops *drops, Reactor reactor) noexcept:
     """Drop what was put aside. Anybody's code may run: the caller must have changed all that it had to change."""
-    if drops.count or drops.task != NULL:
+    if drops.count or drops.task != NULL or drops.stops:
         flush_all(drops, reactor)
 
 cdef inline void report_raised(Reactor reactor, str where) noexcept:

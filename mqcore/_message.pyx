@@ -23,6 +23,7 @@ from libc.stdint cimport uint64_t
 
 from .loop._call cimport take_error
 from .loop._lifetime cimport Lifetime
+from .loop._list cimport is_empty
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor, arm, header_of, uv_handle_t
 from .loop._seal cimport seal, seal_base
 
@@ -288,6 +289,7 @@ cdef void end_token(Message message, Drops *drops) noexcept:
     """The Hold that there is becomes stale, and what was started on it ends."""
     cdef HoldBase token = <HoldBase>message.token
     message.token = NULL
+    drops.stops = is_empty(&token.reactor.stopping)  # else they are for a tick, as what waits there already is
     token.detach()
     if token.message_held is not None:
         drop_later(drops, token.message_held)
@@ -302,7 +304,9 @@ cdef void flush_all(Drops *drops, Reactor reactor) noexcept:
         Py_DECREF(task)
         if (<int (*)(Reactor, object) noexcept>cancel_task)(reactor, task) < 0:
             report_raised(reactor, "the cancellation of a coroutine hook's task")
-    reactor.stop_some()
+    if drops.stops:
+        drops.stops = False
+        reactor.stop_some()
     while index < drops.count:
         index += 1
         Py_DECREF(<object>drops.items[index - 1])
@@ -318,7 +322,6 @@ cdef int cancel_task(Reactor reactor, object task) except -1:
 cdef void abandon(Message message) noexcept:
     """Nobody can give it back any more. HELD -> GIVEN_BACK. Any thread, with the GIL, inside any allocation: it only queues."""
     cdef HoldLists *lists = message.entry.lists
-    message.entry.counters.abandoned += 1
     message.decision = TO_FAIL
     message.failure = <object>message.entry.row  # there was none: the step has not ended
     message.reason = ABANDONED

@@ -315,13 +315,14 @@ class Plugins:
                 self._check_open()
             if self._changing:
                 raise MqError("a plugin cannot change the set of plugins while that is being changed; do it later")
-            self._changing = True
-            gone = self._gone
-            afterwards.callback(_retire, gone)
+            none: list[Plugin] = []
+            afterwards.callback(_retire, self._gone)
+            self._changing = True  # nothing that takes memory stands between this and its end
             try:
                 yield
             finally:
-                self._changing, self._gone = False, []
+                self._changing = False
+                self._gone = none
 
     def _find(self, paths: list[str]) -> list[_Candidate]:
         found = {path: name for start in paths for name, path in find(start, trust_writable=self._trust_writable)}

@@ -390,7 +390,9 @@ class Attempt:
     def run(self, owner: Owner) -> None:
         if owner.name == "pyuv":
             for _ in self.steps:
-                for _ in range(3):
+                tries = 0
+                while tries < 3:  # no range(): that takes memory, too
+                    tries += 1
                     try:
                         owner.spin(wait=False)
                     except MemoryError:  # pyuv's own
@@ -409,7 +411,9 @@ class Attempt:
         except StopIteration:
             self.loop.stop()
             return
-        for _ in range(3):
+        tries = 0
+        while tries < 3:
+            tries += 1
             try:
                 self.loop.call_soon(self._step)
             except MemoryError:

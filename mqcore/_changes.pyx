@@ -185,8 +185,8 @@ cdef class Change:
     cdef Context start(self, plugin):
         cdef Context context = new_context(self.active.holds, self.active.rows, plugin, self.active.hold_timeout)
         if self.active.reactor.library.owner != "uvloop":
-            for name, function in plugin.hooks.items():
-                if inspect.iscoroutinefunction(function):
+            for name in plugin.hooks:  # CPython's items() of such a mapping crashes where there is no memory
+                if inspect.iscoroutinefunction(plugin.hooks[name]):
                     raise PluginError(f"{name} is a coroutine function, which needs a uvloop loop; this one is pyuv's",
                                       plugin=plugin.name, path=plugin.path)
         plugin._acquire()

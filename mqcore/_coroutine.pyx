@@ -55,7 +55,7 @@ cdef object result_of(object task):
 cdef class TaskEnd:
 
     def __call__(self, task):
-        if self.message.task is task:
+        if task is not None and self.message.task is task:
             self.ended(self.dispatcher, self.message, task)
         elif not task.cancelled():
             task.exception()  # the step ended without it: nobody is left to be told

@@ -576,6 +576,8 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
     cdef Dispatcher dispatcher = <Dispatcher>owner
     cdef Drops drops
     cdef int decision
+    if dispatcher.reactor.thread != PyThread_get_thread_ident() and not dispatcher.closed:
+        return  # asyncio does not call it there
     cdef PyObject *result = (<PyObject *(*)(object) noexcept>fetch_result)(task)
     no_drops(&drops)
     if result == NULL:
@@ -901,8 +903,8 @@ cdef class Dispatcher:
         self.max_retries = retries
         self.active.plugins = plugins
         self.active.hold_timeout = seconds
-        for name, spec in plugins.hooks.items():
-            self.active.hooks[name] = new_hook(self, name, spec)
+        for name in plugins.hooks:
+            self.active.hooks[name] = new_hook(self, name, plugins.hooks[name])
         self.reactor.open(loop, self)
         self.life = OPENING
         try:

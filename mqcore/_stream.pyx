@@ -616,6 +616,8 @@ cdef class Next:
 
     def throw(self, *error):
         """Raise this where the stream waits. A CancelledError, or any other error, closes the stream."""
+        if not 0 < len(error) < 4:
+            raise TypeError("throw() takes an exception, or as before its type, value and traceback")
         if self.running:
             raise RuntimeError("anext(): already executing")
         if self.inner is not None:

@@ -392,7 +392,7 @@ def other_selves(kind: type, what: str, others: list[Any]) -> None:
                 continue
             for args in ((), (None,), (1, 2), (mqcore.Message(),)):
                 result = attempt(f"{label}, {len(args)} arguments", method, other, *args)
-                if not isinstance(result, Raised) or not issubclass(result.kind, TypeError):
+                if not isinstance(result, Raised) or not issubclass(result.kind, (TypeError, AttributeError)):
                     if result is not NotImplemented:
                         VIOLATIONS.append(f"{label}: {result!r} and no TypeError")
 

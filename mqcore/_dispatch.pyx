@@ -20,7 +20,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 
 from ._chain cimport Chain, Route, open_route
-from ._changes cimport ActivePlugins, new_active_plugins
+from ._changes cimport new_active_plugins
 from ._context cimport Context, Hold, log_failure
 from ._coroutine cimport is_coroutine, result_of, start_task, watch_task
 from ._holds cimport HoldTable, has_pending, new_hold_table, stop_when_idle
@@ -30,7 +30,7 @@ from ._message cimport (
     end_token, finalizer_is_trusted, flush, move, native_side, no_drops, report_raised)
 from .loop._call cimport call_function, ends_program, take_error
 from .loop._reactor cimport (
-    RESUME_PHASE, SWEEP_PHASE, TIMEOUT_PHASE, Portion, PyThread_get_thread_ident, Reactor, goes_on, new_reactor, start_portion)
+    RESUME_PHASE, SWEEP_PHASE, TIMEOUT_PHASE, Portion, PyThread_get_thread_ident, goes_on, new_reactor, start_portion)
 from .loop._seal cimport seal
 
 from ._waiting import checked_outcome_of, outcome_of
@@ -772,8 +772,8 @@ cdef class Hook(Route):
         """Run each of an iterable of messages, sync or async: an asynchronous iterator of tuples of a message and its outcome.
 
         `max_in_flight`: at most so many are read and not yielded yet. `ordered`: they come in the order in which they were
-        read, else as they end. A step that fails is yielded with FAIL. What the iterable raises, or a message of it that is in a step
-        already, is raised once all that was in flight has been yielded. uvloop only: on pyuv an MqError.
+        read, else as they end. A step that fails is yielded with FAIL. What the iterable raises, or a message of it that is
+        in a step already, is raised once all that was in flight has been yielded. uvloop only: on pyuv an MqError.
         """
         from ._stream import new_stream  # it is built on this module
 

@@ -16,7 +16,7 @@ cdef extern from *:
     void *base_of "mqcore_base"(void *address) noexcept nogil
 
 cdef inline bint is_of_another(Table *table, void *context) noexcept nogil:
-    """Whether this thread is in a call of another plugin than that with this MQ_Context. Whose other threads are nobody knows."""
+    """Whether this thread is in a call of another plugin than that with this MQ_Context. Other threads are not known."""
     return get_pointer(&table.current) != context and is_in_another(table, context)
 
 cdef void refuse(void *handle, const char *what, void *caller) noexcept nogil

@@ -22,8 +22,8 @@ from ..loop._call cimport ends_program, take_error
 from ..loop._reactor cimport Reactor, uv_of
 from ._slots cimport (
     CONTEXT, MOST_RECORDS, STEP, Record, Slot, Table, any_open_table, begin_use, end_use, free_record, generation_in, get_kind,
-    get_number, get_object, get_pointer, is_inside, is_open, live_slot, load_int, push, slot_of, table_inside, table_of, take_all,
-    take_record)
+    get_number, get_object, get_pointer, is_inside, is_open, live_slot, load_int, push, slot_of, table_inside, table_of,
+    take_all, take_record)
 
 cdef extern from *:
     """
@@ -193,7 +193,8 @@ cdef void wake(Table *table) noexcept nogil:
         return  # leave() looks
     if begin_use(table):
         before = errno
-        (<Dispatcher>table.owner).reactor.state.uv.async_send(uv_of((<Dispatcher>table.owner).reactor.waker))  # cannot fail: open
+        # It cannot fail: the handle is open.
+        (<Dispatcher>table.owner).reactor.state.uv.async_send(uv_of((<Dispatcher>table.owner).reactor.waker))
         (&errno)[0] = before
         end_use(table)
 

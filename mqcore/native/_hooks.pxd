@@ -53,7 +53,8 @@ cdef void hold_by(Message message, Slot *slot) noexcept nogil
 cdef void put_back(Table *table, Slot *slot) noexcept nogil
 cdef bint find_arguments(PyObject *values, int kind, Arguments *arguments) noexcept nogil
 cdef Entry *call_hooks(
-    Dispatcher dispatcher, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed, bint *taken) noexcept nogil
+    Dispatcher dispatcher, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed,
+    bint *taken) noexcept nogil
 
 # Here so that the compiler keeps them out of the calls of hooks, which they would slow down.
 cdef Slot *make_ready(Dispatcher dispatcher, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept

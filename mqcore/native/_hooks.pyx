@@ -187,7 +187,8 @@ cdef Py_ssize_t begin_many(
             passed = 0
         elif passed < FEW:
             passed = pass_through(
-                dispatcher, chain.entries, &items[index], min(count - index, <Py_ssize_t>FEW), slot, &arguments, &stopped, &taken)
+                dispatcher, chain.entries, &items[index], min(count - index, <Py_ssize_t>FEW), slot, &arguments, &stopped,
+                &taken)
         else:
             with nogil:
                 passed = pass_through(
@@ -216,9 +217,9 @@ cdef void begin_one(
 
 
 cdef bint go_on_one(
-        Dispatcher dispatcher, Chain chain, Message message, Slot *slot, bint taken, list outcomes, Py_ssize_t index, object done,
-        object variables) noexcept:
-    """A hook did not pass this message on, or something was ended in it: go on in the ordinary way. Whether the slot is free."""
+        Dispatcher dispatcher, Chain chain, Message message, Slot *slot, bint taken, list outcomes, Py_ssize_t index,
+        object done, object variables) noexcept:
+    """A hook did not pass this message on, or something was ended in it: go on as usual. Whether the slot is free."""
     cdef Drops drops
     cdef bint kept = True
     cdef int decision
@@ -240,8 +241,8 @@ cdef void put_outcome(list outcomes, Py_ssize_t index, PyObject *outcome) noexce
 
 
 cdef Py_ssize_t pass_through(
-        Dispatcher dispatcher, Entry *entries, PyObject **messages, Py_ssize_t count, Slot *slot, Arguments *arguments, Entry **stopped,
-        bint *taken) noexcept nogil:
+        Dispatcher dispatcher, Entry *entries, PyObject **messages, Py_ssize_t count, Slot *slot, Arguments *arguments,
+        Entry **stopped, bint *taken) noexcept nogil:
     """Steps of messages that all hooks pass on: how many. It stops before one that needs more care; where a hook does not pass
     a message on, or something else was ended in it, the step of that one has begun, too, and `stopped` is where it is."""
     cdef Table *table = <Table *>dispatcher.holds.native

@@ -25,8 +25,8 @@ cdef dict SIGNATURES = {
 def open_library(str path not None, str plugin not None, hooks, bint may_close):
     """The functions of the plugin in the shared object at `path`, by name: a dict of callables.
 
-    `hooks`: names of hooks. `may_close`: the object leaves memory when nothing refers to these functions any more. Raises OSError
-    with what the dynamic linker says. The constructors of the object are run, and nothing else.
+    `hooks`: names of hooks. `may_close`: the object leaves memory when nothing refers to these functions any more. Raises
+    OSError with what the dynamic linker says. The constructors of the object are run, and nothing else.
     """
     cdef Library library
     cdef void *address

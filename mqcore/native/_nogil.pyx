@@ -30,7 +30,8 @@ from ._diagnostics cimport log_records, refuse_late
 from ._hooks cimport (
     Arguments, Inside, call_hooks, decide, enter, find_arguments, hold_by, is_worn, leave, new_generation, put_back)
 from ._slots cimport (
-    CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, get_kind, handle_of, has_any, state_of, take_all, take_slot)
+    CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, get_kind, handle_of, has_any, state_of, take_all,
+    take_slot)
 
 
 cdef bint nogil_phase(void *owner) noexcept nogil:

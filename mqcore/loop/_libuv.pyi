@@ -2,7 +2,6 @@ from typing import final
 
 @final
 class Library:
-    def __init__(self, owner: str, path: str) -> None: ...
     @property
     def owner(self) -> str: ...
     @property

@@ -6,8 +6,9 @@ whether a handle is valid takes one comparison, and a stale one is never taken f
 whose generations are used up is retired.
 
 Slots are taken on the dispatcher's thread, in the order in which they were let go; any thread may look at them, let them go
-and give steps back, a signal handler too: so nothing of that takes a lock or memory. Tables and
-their chunks never move and are never freed, so whatever number a plugin comes with, looking it up is safe. Number 0 is not used: every real pointer belongs to it.
+and give steps back, a signal handler too: so nothing of that takes a lock or memory. Tables and their chunks never move and
+are never freed, so whatever number a plugin comes with, looking it up is safe. Number 0 is not used: every real pointer
+belongs to it.
 
 No Python, and no GIL.
 """

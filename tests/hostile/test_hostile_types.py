@@ -15,7 +15,7 @@ def test_all_types_are_found() -> None:
     assert len(TYPES) > 15
 
 
-@pytest.mark.parametrize("owner", ["uvloop", "pyuv"])
+@pytest.mark.parametrize("owner", ["uvloop", pytest.param("pyuv", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TYPES)
 def test_attacked(name: str, owner: str) -> None:
     hostile_tools.run("attack_types", owner, name, timeout=240)

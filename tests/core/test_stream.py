@@ -652,7 +652,7 @@ def test_throw_close_and_send(uvloop_owner, hook, sorter):
         other = hook.stream([Mail(2, "hold")]).__anext__()
         other.send(None)
         with pytest.raises(KeyError):
-            other.throw(KeyError, KeyError("y"))
+            other.throw(KeyError("y"))
         assert isinstance(sorter.held[2].error, mqcore.Cancelled)
 
     uvloop_owner.run(run())
@@ -798,4 +798,4 @@ print("ok")
 
 
 def test_memory_that_runs_out():
-    assert python(NO_MEMORY, stderr=None) == "ok\n"
+    assert python(NO_MEMORY, stderr=None, dev=False) == "ok\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ from native_tools import compile_plugin
 
 import mqcore
 from mqcore.native import _library, _shared, accessors
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("MQCORE_SANITIZE", "0") not in ("", "0"),
+    reason="what a sanitizer puts into a plugin keeps its code in memory",
+)
 
 HOLDS = """
 #include <stdlib.h>

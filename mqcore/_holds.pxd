@@ -21,6 +21,7 @@ cdef class HoldTable:
     cdef bint collect_given(self) noexcept
     cdef PyObject *take_queued(self) noexcept
     cdef PyObject *take_due(self, uint64_t now) noexcept
+    cdef PyObject *next_due(self, uint64_t *due) noexcept
     cdef PyObject *take_held(self, PyObject *each) noexcept
     cdef PyObject *take_any(self) noexcept
     cdef void arm_next(self) noexcept

@@ -151,16 +151,24 @@ cdef class HoldTable:
         return each
 
     cdef PyObject *take_due(self, uint64_t now) noexcept:
-        """HELD -> RUNNING, for one that is held for longer than its timeout: a new reference, or NULL when there is none. The
+        """HELD -> RUNNING, for the one whose timeout was over first by now: a new reference, or NULL when there is none. The
         caller ends the hold."""
+        cdef uint64_t due = 0
+        cdef PyObject *next = self.next_due(&due)
+        return self.take_held(next) if next != NULL and due <= now else NULL
+
+    cdef PyObject *next_due(self, uint64_t *due) noexcept:
+        """The message whose timeout is over first, borrowed, and when; NULL when there is none."""
         cdef TimeoutBucket *bucket = self.lists.buckets
+        cdef PyObject *found = NULL
         cdef PyObject *each
         while bucket != NULL:
             each = oldest_in(bucket) if bucket.timeout else NULL
-            if each != NULL and (<Message>each).since + bucket.timeout <= now:
-                return self.take_held(each)
+            if each != NULL and (found == NULL or (<Message>each).since + bucket.timeout < due[0]):
+                found = each
+                due[0] = (<Message>each).since + bucket.timeout
             bucket = bucket.next
-        return NULL
+        return found
 
     cdef PyObject *take_held(self, PyObject *each) noexcept:
         Py_INCREF(<Message>each)
@@ -181,17 +189,10 @@ cdef class HoldTable:
 
     cdef void arm_next(self) noexcept:
         """Have the timer fire for the next that is due."""
-        cdef TimeoutBucket *bucket = self.lists.buckets
-        cdef PyObject *each
         cdef uint64_t due = 0
         self.lists.deadline.rung = False
         self.lists.deadline.due = 0
-        while bucket != NULL:
-            each = oldest_in(bucket) if bucket.timeout else NULL
-            if each != NULL and (due == 0 or (<Message>each).since + bucket.timeout < due):
-                due = (<Message>each).since + bucket.timeout
-            bucket = bucket.next
-        if due:
+        if self.next_due(&due) != NULL:
             arm_deadline(&self.lists, due)
 
     cdef void refill(self) noexcept:

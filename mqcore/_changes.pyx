@@ -94,18 +94,15 @@ cdef ActivePlugins new_active_plugins(HoldTable holds):
 
 cdef int sweep_some(ActivePlugins active) except -1:
     cdef Portion portion
-    cdef Context context
     cdef Py_ssize_t index = 0
     portion = start_portion(active.reactor.state.uv)
     while index < len(active.retired) and not active.closed:
-        context = <Context>active.retired[index]
-        if context.uses:
+        if (<Context>active.retired[index]).uses:
             index += 1
             continue
         if not goes_on(&portion):
             return 1
-        del active.retired[index]
-        clean_up(context)
+        clean_up(<Context>active.retired.pop(index))  # in no variable: it is dropped here, and no later
         index = 0  # whatever it did to the list
     return 0
 

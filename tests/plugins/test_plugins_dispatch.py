@@ -444,3 +444,30 @@ def test_a_plugin_that_is_removed_may_change_the_plugins_in_its_cleanup(life, th
         plugins.close()
 
     uvloop.run(main())
+
+
+def test_a_removed_plugin_whose_context_closes_the_dispatcher_as_it_is_dropped(life):
+    class Last:
+        def __del__(self):
+            dispatcher.close()
+
+    def keep_last(context):
+        context.data["last"] = Last()
+
+    cleaned = []
+    plugins = mqcore.Plugins()
+    plugins.add("a", SimpleNamespace(mq_context_initialize=keep_last))
+    plugins.add("b", SimpleNamespace(mq_context_cleanup=lambda context: cleaned.append("b")))
+
+    async def main():
+        nonlocal dispatcher
+        dispatcher = mqcore.Dispatcher(plugins)
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+        plugins.remove("a")
+        plugins.remove("b")
+        await drained()
+
+    dispatcher, errors = None, []
+    uvloop.run(main())
+    plugins.close()
+    assert (cleaned, errors) == (["b"], [])

@@ -290,8 +290,9 @@ cdef class Flow(Task):
         cdef Portion portion = start_portion(self.hook.dispatcher.reactor.state.uv)
         cdef Link *link
         cdef PyObject *message
-        cdef Place place
+        cdef Place place = None
         while goes_on(&portion):
+            place = None  # the last one, before another is looked up: anybody's code may run
             link = first(&self.flight)
             if link == NULL:
                 link = first(&self.ended)

@@ -139,24 +139,34 @@ cdef bint run_posted(void *owner) noexcept:
     cdef Reactor reactor = <Reactor>owner
     cdef Portion portion = start_portion(reactor.state.uv)
     cdef size_t count = reactor.posted_count  # what is posted meanwhile has the next tick
-    cdef Task task
+    cdef PyObject *task
     while count > 0 and reactor.posted_count > 0 and goes_on(&portion) and reactor.thread != 0:
         count -= 1
-        task = <Task>posted_at(first(&reactor.posted))
-        take_posted(reactor, task)
-        task.run_posted()
+        task = take_posted(reactor)
+        (<Task>task).run_posted()
+        Py_DECREF(<Task>task)
     return reactor.posted_count > 0
 
 
-cdef PyObject *posted_at(Link *posted) noexcept:
+cdef PyObject *take_posted(Reactor reactor) noexcept:
+    """The first in the list, with the list's reference."""
+    cdef Link *posted = first(&reactor.posted)
+    unlink(posted)
+    reactor.posted_count -= 1
     return <PyObject *>(<char *>posted - <size_t>&(<Task><PyObject *>NULL).posted)
 
 
-cdef void take_posted(Reactor reactor, Task task) noexcept:
-    """Out of the list, which had a reference. The caller has one, too."""
-    unlink(&task.posted)
-    reactor.posted_count -= 1
-    Py_DECREF(task)
+# A variable that refers to a timer or watcher ends with one of these two. In a loop's own variable it would be dropped when
+# the next one was looked up already: by that anybody's code may run, and stop the next one.
+
+cdef void run_one(PyObject *owner) noexcept:
+    cdef Runnable each = <Runnable>owner
+    each.run()
+
+
+cdef void halt_one(PyObject *owner) noexcept:
+    cdef Runnable each = <Runnable>owner
+    each.halt()
 
 
 cdef bint run_ready(void *owner) noexcept:
@@ -174,24 +184,20 @@ cdef bint run_ready(void *owner) noexcept:
 cdef void call_ready(Reactor reactor, Portion *portion) noexcept:
     cdef size_t count = reactor.state.ready_count[False]  # what becomes ready meanwhile waits
     cdef Watch *watch
-    cdef Runnable watcher
     while count > 0 and reactor.state.ready_count[False] > 0 and goes_on(portion) and reactor.thread != 0:
         count -= 1
         watch = first_ready(&reactor.state, False)
-        watcher = <Runnable>watch.owner
         unlink_ready(&reactor.state, watch)
-        watcher.run()
+        run_one(watch.owner)
 
 
 cdef bint run_due(void *owner) noexcept:
     cdef Reactor reactor = <Reactor>owner
     cdef Portion portion = start_portion(reactor.state.uv)
     cdef size_t count = reactor.wheel.due  # what becomes due meanwhile has the next tick
-    cdef Runnable timer
     while count > 0 and reactor.wheel.due > 0 and goes_on(&portion) and reactor.thread != 0:
         count -= 1
-        timer = <Runnable>first_due(&reactor.wheel, DUE).owner
-        timer.run()
+        run_one(first_due(&reactor.wheel, DUE).owner)
     return reactor.wheel.due > 0
 
 
@@ -199,21 +205,17 @@ cdef bint stop_ended(void *owner) noexcept:
     """Stop and drop timers and watchers of lifetimes that are over."""
     cdef Reactor reactor = <Reactor>owner
     cdef Portion portion = start_portion(reactor.state.uv)
-    cdef Runnable each
     while not is_empty(&reactor.stopping) and goes_on(&portion) and reactor.thread != 0:
-        each = <Runnable>runnable_at(first(&reactor.stopping))
-        each.halt()
+        halt_one(runnable_at(first(&reactor.stopping)))
     return not is_empty(&reactor.stopping)
 
 
 cdef void stop_few(Reactor reactor) noexcept:
     """Stop what ended just now, if it is not much: then it is over when whoever ended it goes on."""
     cdef int left = FEW_TO_STOP
-    cdef Runnable each
     while left > 0 and not is_empty(&reactor.stopping):
         left -= 1
-        each = <Runnable>runnable_at(first(&reactor.stopping))
-        each.halt()
+        halt_one(runnable_at(first(&reactor.stopping)))
 
 
 cdef PyObject *runnable_at(Link *sibling) noexcept:
@@ -344,26 +346,23 @@ cdef class Reactor:
         """Refuse everything from now on; stop all timers and watchers, and tell what was posted."""
         cdef Node *node
         cdef Watch *watch
-        cdef Runnable each
-        cdef Task task
+        cdef PyObject *task
         self.closed = True
         self.thread = 0
         if self.forked or not self.is_open:
             return
         node = any_node(&self.wheel)
         while node != NULL:
-            each = <Runnable>node.owner
-            each.halt()
+            halt_one(node.owner)
             node = any_node(&self.wheel)
         watch = any_watch(&self.state)
         while watch != NULL:
-            each = <Runnable>watch.owner
-            each.halt()
+            halt_one(watch.owner)
             watch = any_watch(&self.state)
         while self.posted_count > 0:
-            task = <Task>posted_at(first(&self.posted))
-            take_posted(self, task)
-            task.loop_closes()
+            task = take_posted(self)
+            (<Task>task).loop_closes()
+            Py_DECREF(<Task>task)
 
     cdef void close(self) noexcept:
         """Stop all, and close the handles. Their memory goes with their close callbacks. More than once is fine."""

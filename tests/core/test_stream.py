@@ -8,6 +8,7 @@ import contextvars
 import gc
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 from loop_tools import python
@@ -507,6 +508,28 @@ def test_the_last_reference_goes_on_another_thread(uvloop_owner, hook, sorter, k
         assert source.closed == 1 and isinstance(sorter.held[0].error, mqcore.Cancelled)
 
     uvloop_owner.run(run())
+
+
+def test_the_end_of_one_stream_closes_the_dispatcher_before_that_of_another(uvloop_owner):
+    dispatcher = uvloop_owner.start({"10-holds": SimpleNamespace(mq_other=lambda context, message, extra: mqcore.HOLD)})
+
+    class Last:
+        def __del__(self):
+            dispatcher.close()
+
+    def begin(extra):
+        coroutine = dispatcher.hook("mq_other").stream([mqcore.Message()], extra).__anext__()
+        coroutine.send(None)
+        return coroutine
+
+    async def main():
+        coroutines = [begin(Last()), begin(None)]
+        while coroutines:
+            coroutines.pop(0).close()
+
+    uvloop_owner.run(main())
+    uvloop_owner.turn()
+    assert not uvloop_owner.loop_errors
 
 
 def test_a_timeout_of_the_source_means_the_source(uvloop_owner, hook, sorter):

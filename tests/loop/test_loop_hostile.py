@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import logging
 import pickle
 import socket
@@ -86,6 +87,47 @@ def test_an_fd_that_closes_the_dispatcher(owner, socket_pair):
 
     with pytest.raises(mqcore.DispatcherClosed):
         context.watch(File(), READ, print)
+
+
+class Finalizer:
+    """Calls a function when its last reference goes."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __del__(self):
+        self.function()
+
+
+# What was called last in a turn is dropped: by that the next one may be stopped.
+
+
+def test_a_watcher_that_is_stopped_as_the_one_before_it_is_dropped(owner):
+    _, context = borrow(owner)
+    called, watchers = [], {}
+
+    def ready(watcher, events, number, *args):
+        called.append(number)
+        watcher.stop()
+
+    pairs = [socket.socketpair() for _ in range(3)]
+    context.watch(pairs[0][0], WRITE, ready, 0, Finalizer(lambda: watchers.pop(1).stop()))
+    for number in (1, 2):
+        watchers[number] = context.watch(pairs[number][0], WRITE, ready, number)
+    owner.run_until(lambda: 2 in called)
+    assert called == [0, 2]
+    for each in itertools.chain(*pairs):
+        each.close()
+
+
+def test_a_timer_that_is_stopped_as_the_one_before_it_is_dropped(owner):
+    _, context = borrow(owner)
+    called, timers = [], []
+    context.start_timer(0, lambda finalizer: called.append(0), Finalizer(lambda: timers.pop().stop()))
+    timers.append(context.start_timer(0, called.append, 1))
+    context.start_timer(0, called.append, 2)
+    owner.run_until(lambda: 2 in called)
+    assert called == [0, 2]
 
 
 # Types

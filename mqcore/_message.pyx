@@ -54,24 +54,38 @@ cdef extern from *:
         return mqcore_may_clear(self) ? mqcore_full_clear(self) : 0;
     }
 
-    static void mqcore_guard(PyTypeObject *type, int (*may_clear)(PyObject *))
+    /* What the collector sees of a message, whose own members are Cython's code's to visit. */
+    static traverseproc mqcore_full_traverse;
+    static int (*mqcore_shows_members)(PyObject *);
+
+    static int mqcore_traverse(PyObject *self, visitproc visit, void *argument)
+    {
+        return mqcore_shows_members(self) ? mqcore_full_traverse(self, visit, argument) : 0;
+    }
+
+    static void mqcore_guard(PyTypeObject *type, int (*may_clear)(PyObject *), int (*shows_members)(PyObject *))
     {
         mqcore_full_init = type->tp_init;
         type->tp_init = mqcore_quick_init;
         mqcore_may_clear = may_clear;
         mqcore_full_clear = type->tp_clear;
         type->tp_clear = mqcore_clear;
+        mqcore_shows_members = shows_members;
+        mqcore_full_traverse = type->tp_traverse;
+        type->tp_traverse = mqcore_traverse;
     }
     """
     void store_strongly "mqcore_store_strongly"(int *, int) noexcept nogil
     int load_strongly "mqcore_load_strongly"(int *) noexcept nogil
-    void guard "mqcore_guard"(PyTypeObject *, int (*may_clear)(PyObject *) noexcept)
+    void guard "mqcore_guard"(
+        PyTypeObject *, int (*may_clear)(PyObject *) noexcept, int (*shows_members)(PyObject *) noexcept)
     int usleep(unsigned int) noexcept nogil
 
 cdef extern from "Python.h":
     void PyObject_GC_Track(object)
     void PyObject_GC_UnTrack(object)
     bint PyObject_GC_IsTracked(object)
+    bint PyObject_GC_IsFinalized(PyObject *)
     bint PyObject_IS_GC(object)
     int PyGC_Disable()
     int PyGC_Enable()
@@ -228,7 +242,14 @@ cdef int may_clear(PyObject *message) noexcept:
     return (<Message>message).state == IDLE
 
 
-guard(<PyTypeObject *><PyObject *>Message, may_clear)
+cdef int shows_members(PyObject *message) noexcept:
+    """Not while it is held weakly and its finalizer, which would bring it back, will not be called: its class has gained another
+    one meanwhile, or it was called before. The collector would clear what the step still needs, such as its `done`."""
+    return (<Message>message).state != HELD or (
+        slots_of(<Message>message).tp_finalize == MESSAGE.tp_finalize and not PyObject_GC_IsFinalized(message))
+
+
+guard(<PyTypeObject *><PyObject *>Message, may_clear, shows_members)
 seal(CounterRow)
 seal_base(HoldBase)
 

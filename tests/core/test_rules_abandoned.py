@@ -7,6 +7,7 @@ import gc
 import logging
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 
@@ -407,6 +408,50 @@ def test_rule_12_resurrected_by_a_finalizer_of_its_own(engine):
     del message
     engine.run_until(lambda: told)
     assert told == [mqcore.CONTINUE]
+
+
+@pytest.mark.parametrize("cyclic", ["data", "attribute", "argument", "done"])
+@pytest.mark.parametrize("way", ["finalizer", "class"])
+def test_rule_12_garbage_whose_finalizer_came_while_it_was_held(owner, way, cyclic):
+    """The collector does not see its end coming. Of what its step needs it clears nothing."""
+
+    class Mine(mqcore.Message):
+        pass
+
+    class Final(mqcore.Message):
+        def __del__(self):
+            pass
+
+    class Done:
+        def __init__(self):
+            self.told = told
+
+        def __call__(self, message, outcome):
+            self.told.append(outcome)
+
+    told: list[mqcore.Outcome] = []
+    hold = SimpleNamespace(mq_step=lambda context, message: True, mq_other=lambda context, message, extra: True)
+    dispatcher = owner.start({"a": hold}, hold_timeout=0.02)
+    message, extra, done = Mine(), [], Done()
+    if cyclic == "data":
+        message.data["me"] = message
+    elif cyclic == "attribute":
+        message.me = message
+    elif cyclic == "argument":
+        extra.append(message)
+    else:
+        done.message = message
+    assert dispatcher.hook("mq_other").run(message, extra, done=done) is None
+    if way == "finalizer":
+        Mine.__del__ = lambda self: None
+    else:
+        message.__class__ = Final
+    del message, extra, done
+    gc.collect()
+    owner.run_until(lambda: told)
+    owner.turn()
+    assert told == [mqcore.FAIL]
+    assert dispatcher.stats().held == 0
 
 
 def test_rule_12_done_may_keep_an_abandoned_message(engine):

@@ -187,14 +187,13 @@ def late_mail() -> type[mqcore.Message]:
 
 
 class Done:
-    """The `done` of one run: counts first, then misbehaves."""
+    """The `done` of one run or run_many: counts first, then misbehaves."""
 
     def __init__(self, world: Any, record: Any) -> None:
         self.world, self.record = world, record
 
     def __call__(self, message: Any, outcome: Any) -> None:
-        self.record.told += 1
-        self.record.outcome = outcome
+        self.record.note(message)
         self.misbehave()
 
     def misbehave(self) -> None:

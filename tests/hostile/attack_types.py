@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +201,13 @@ class Scenario:
         plugins.remove("10-coroutine")
 
     def instances(self, kind: type) -> list[Any]:
-        """Of exactly this type: what the collector knows, and what can be reached from what is kept."""
-        found: dict[int, Any] = {}
+        """Of exactly this type."""
+        return self.instances_of({kind})[kind]
+
+    def instances_of(self, kinds: Collection[type]) -> dict[type, list[Any]]:
+        """A few of each type: of what the collector knows, and of what can be reached from what is kept. One walk for all types,
+        as it takes longer than most attacks."""
+        found: dict[type, list[Any]] = {kind: [] for kind in kinds}
         waiting: list[Any] = [self, *gc.get_objects()]
         seen: set[int] = set()
         while waiting:
@@ -210,11 +215,11 @@ class Scenario:
             if id(each) in seen:
                 continue
             seen.add(id(each))
-            if type(each) is kind:
-                found[id(each)] = each
+            if type(each) in found:
+                found[type(each)].append(each)
             if str(type(each).__module__).startswith(("mqcore", __name__, "_asyncio", "builtins")):
                 waiting.extend(gc.get_referents(each))
-        return list(found.values())[:4]
+        return {kind: some[:4] for kind, some in found.items()}
 
     def finish(self) -> None:
         """The dispatcher's books are in order, and it closes."""
@@ -399,8 +404,8 @@ def other_selves(kind: type, what: str, others: list[Any]) -> None:
 
 def others_than(scenario: Scenario, kinds: dict[str, type]) -> list[Any]:
     """An object of each type of mqcore that has one, and some that are none."""
-    found = (scenario.instances(each)[:1] for each in kinds.values())
-    return [1, None, object(), "text", mqcore.Message, *itertools.chain.from_iterable(found)]
+    found = scenario.instances_of(list(kinds.values()))
+    return [1, None, object(), "text", mqcore.Message, *(some[0] for some in found.values() if some)]
 
 
 # ------------------------------------------------------------------------------------------------------------------- a run

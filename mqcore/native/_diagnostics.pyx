@@ -19,7 +19,7 @@ from .._dispatch cimport Dispatcher
 from .._message cimport CounterRow, Entry, Message, report_raised
 from ..loop._atomic cimport add
 from ..loop._call cimport ends_program, take_error
-from ..loop._reactor cimport Reactor, uv_of
+from ..loop._reactor cimport Handle, Portion, Reactor, goes_on, start_portion, uv_of
 from ._slots cimport (
     CONTEXT, MOST_RECORDS, STEP, Record, Slot, Table, any_open_table, begin_use, end_use, free_record, generation_in, get_kind,
     get_number, get_object, get_pointer, is_inside, is_open, live_slot, load_int, push, slot_of, table_inside, table_of,
@@ -188,6 +188,7 @@ cdef void record_line(Table *table, int priority, const char *text, void *caller
 
 cdef void wake(Table *table) noexcept nogil:
     """Ask for a tick, which looks itself whether it needs the GIL. Any thread, and signal handlers; without the GIL."""
+    cdef Handle *waker
     cdef int before
     if is_inside(table):
         return  # leave() looks
@@ -201,19 +202,28 @@ cdef void wake(Table *table) noexcept nogil:
 
 # --------------------------------------------------------------------------------------------------------------- Logging
 
-cdef void log_records(Table *table) noexcept:
-    """In a tick: log what was recorded."""
-    cdef Record *record = <Record *>take_all(&table.records)
-    cdef Record *next
-    while record != NULL:
-        next = record.next
+cdef void log_records(Dispatcher dispatcher) noexcept:
+    """In a tick: log what was recorded, for a while; or all, where the dispatcher closes."""
+    cdef Table *table = <Table *>dispatcher.holds.native
+    cdef Portion portion = start_portion(dispatcher.reactor.state.uv)
+    cdef bint all = dispatcher.closed
+    cdef Record *record
+    cdef Record **end = &table.unlogged
+    if all or table.unlogged == NULL:
+        while end[0] != NULL:
+            end = &end[0].next
+        end[0] = <Record *>take_all(&table.records)
+    while table.unlogged != NULL and (all or not dispatcher.closed and goes_on(&portion)):
+        record = table.unlogged
+        table.unlogged = record.next
         log_now(table, record.priority, record.text, record.context, record.caller, record.hook)
         if record.priority == MISUSE:
             free_record(table, record)
         else:
             add(&table.record_count, -1)
             free(record)
-        record = next
+    if not dispatcher.closed and table.unlogged != NULL:
+        dispatcher.reactor.request_tick()
 
 
 cdef void log_with_gil(

@@ -63,8 +63,8 @@ cdef void absorb(object of) noexcept:
     cdef Table *table = <Table *>dispatcher.holds.native
     if dispatcher.closed or dispatcher.holds.lists.deadline.rung:
         go_on(dispatcher, table, True)
-    if has_any(&table.records):
-        log_records(table)
+    if table.unlogged != NULL or has_any(&table.records):
+        log_records(dispatcher)
 
 
 native_side.absorb = absorb

@@ -19,7 +19,7 @@ from .._dispatch cimport Dispatcher
 from .._message cimport CounterRow, Entry, Message, report_raised
 from ..loop._atomic cimport add
 from ..loop._call cimport ends_program, take_error
-from ..loop._reactor cimport Handle, Portion, Reactor, goes_on, start_portion, uv_of
+from ..loop._reactor cimport Portion, Reactor, goes_on, start_portion, uv_of
 from ._slots cimport (
     CONTEXT, MOST_RECORDS, STEP, Record, Slot, Table, any_open_table, begin_use, end_use, free_record, generation_in, get_kind,
     get_number, get_object, get_pointer, is_inside, is_open, live_slot, load_int, push, slot_of, table_inside, table_of,
@@ -188,7 +188,6 @@ cdef void record_line(Table *table, int priority, const char *text, void *caller
 
 cdef void wake(Table *table) noexcept nogil:
     """Ask for a tick, which looks itself whether it needs the GIL. Any thread, and signal handlers; without the GIL."""
-    cdef Handle *waker
     cdef int before
     if is_inside(table):
         return  # leave() looks

@@ -8,7 +8,8 @@
 import os
 
 from ._context import Context, Hold
-from ._dispatch import Dispatcher, Hook
+from ._dispatcher import Dispatcher
+from ._hook import Hook
 from ._message import Message
 from ._typing import HookResult
 from .errors import (

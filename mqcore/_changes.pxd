@@ -25,3 +25,4 @@ cdef class ActivePlugins:
     cdef tuple stats(self)
 
 cdef ActivePlugins new_active_plugins(HoldTable holds)
+cdef bint sweep_phase(void *owner) noexcept

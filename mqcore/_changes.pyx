@@ -92,6 +92,10 @@ cdef ActivePlugins new_active_plugins(HoldTable holds):
     return active
 
 
+cdef bint sweep_phase(void *owner) noexcept:
+    return (<ActivePlugins>owner).sweep()
+
+
 cdef int sweep_some(ActivePlugins active) except -1:
     cdef Portion portion
     cdef Py_ssize_t index = 0

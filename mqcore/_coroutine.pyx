@@ -33,10 +33,10 @@ cdef object start_task(object coroutine, object loop, str name, object variables
     return asyncio.Task(coroutine, loop=loop, name=name, context=variables, **options)
 
 
-cdef int watch_task(object task, object variables, object dispatcher, Message message, task_ended ended) except -1:
+cdef int watch_task(object task, object variables, object runner, Message message, task_ended ended) except -1:
     """Have `ended` called when the task ends, in a tick of its loop."""
     cdef TaskEnd end = TaskEnd.__new__(TaskEnd)
-    end.dispatcher = dispatcher
+    end.runner = runner
     end.message = message
     end.ended = ended
     task.add_done_callback(end, context=variables)
@@ -56,7 +56,7 @@ cdef class TaskEnd:
 
     def __call__(self, task):
         if task is not None and self.message.task is task:
-            self.ended(self.dispatcher, self.message, task)
+            self.ended(self.runner, self.message, task)
         elif not task.cancelled():
             task.exception()  # the step ended without it: nobody is left to be told
 

@@ -3,7 +3,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t
 
-from ._dispatch cimport Hook
+from ._hook cimport Hook
 from ._message cimport Message
 from .loop._list cimport Link, List
 from .loop._reactor cimport Portion, Task

@@ -17,7 +17,8 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
-from ._dispatch cimport Hook, begin, cancel_step, in_step
+from ._dispatch cimport begin, cancel_step
+from ._hook cimport Hook, in_step
 from ._message cimport IDLE, Message, report_raised
 from .loop._call cimport ends_program, is_a, take_error
 from .loop._list cimport Link, List, append, first, init_list, is_linked, unlink
@@ -153,7 +154,7 @@ cdef class Place:
         # Where there was no memory to tell of a step's end, it comes here.
         if self.waiting and self.flow is not None and is_linked(&self.link):
             self.flow.remove(self)
-            self.flow.hook.dispatcher.reactor.post(self.flow)
+            self.flow.hook.runner.reactor.post(self.flow)
 
 
 cdef PyObject *place_at(Link *link) noexcept:
@@ -187,7 +188,7 @@ cdef class Flow(Task):
         if place is None:
             place = Place.__new__(Place)
         variables = hook.variables_for(hook.chain)
-        hook.dispatcher.reactor.check(hook.name)  # now: by memory that is made the dispatcher may be closed
+        hook.runner.reactor.check(hook.name)  # now: by memory that is made the dispatcher may be closed
         if message.state != IDLE:
             raise MqError(f"{hook.name}: a message of stream(): {in_step(message)}")
         chain = hook.chain
@@ -197,7 +198,7 @@ cdef class Flow(Task):
         place.waiting = True
         append(&self.flight, &place.link)
         self.in_flight += 1
-        outcome = begin(hook.dispatcher, chain, message, IDLE, self.args, place, variables)
+        outcome = begin(hook.runner, chain, message, IDLE, self.args, place, variables)
         place.running = NULL
         if outcome != Py_None:
             place.waiting = False
@@ -207,7 +208,7 @@ cdef class Flow(Task):
         elif place.waiting:
             refer_weakly(place, message)
             if self.closed and place.waiting:  # closed while its hook was called, or memory was made
-                cancel_step(hook.dispatcher, message)
+                cancel_step(hook.runner, message)
         return outcome
 
     cdef void keep(self, Message message, object outcome, bint first_of_all) noexcept:
@@ -261,7 +262,7 @@ cdef class Flow(Task):
             waiter, self.waiter = self.waiter, None
             if not resolve(waiter):
                 self.waiter = waiter
-                self.hook.dispatcher.reactor.post(self)  # to be tried again
+                self.hook.runner.reactor.post(self)  # to be tried again
         if self.room is not None and (self.closed or self.in_flight < self.most and self.first_ended() == NULL):
             self.make_room()
 
@@ -269,7 +270,7 @@ cdef class Flow(Task):
         room, self.room = self.room, None
         if not resolve(room):
             self.room = room
-            self.hook.dispatcher.reactor.post(self)
+            self.hook.runner.reactor.post(self)
 
     cdef void source_failed(self, object error) noexcept:
         """The source raised, or gave what cannot be run: told when nothing is in flight any more."""
@@ -287,7 +288,7 @@ cdef class Flow(Task):
 
     cdef bint cancel_some(self) noexcept:
         """Cancel what is in flight, and drop what was to be yielded, for a while. Whether there is more."""
-        cdef Portion portion = start_portion(self.hook.dispatcher.reactor.state.uv)
+        cdef Portion portion = start_portion(self.hook.runner.reactor.state.uv)
         cdef Link *link
         cdef PyObject *message
         cdef Place place = None
@@ -309,14 +310,14 @@ cdef class Flow(Task):
             else:
                 message = NULL if place.referent is None else referent_of(place.referent)
             if message != NULL:
-                cancel_step(self.hook.dispatcher, <Message>message)
+                cancel_step(self.hook.runner, <Message>message)
                 Py_DECREF(<object>message)
         return True
 
     cdef void leave(self) noexcept:
         """Nobody iterates any more: close, in a tick. Any thread."""
         self.left = True
-        self.hook.dispatcher.reactor.post(self)
+        self.hook.runner.reactor.post(self)
 
     cdef void run_posted(self) noexcept:
         if not self.left:
@@ -324,14 +325,14 @@ cdef class Flow(Task):
             return
         close(self)
         if self.cancel_some():
-            self.hook.dispatcher.reactor.post(self)
+            self.hook.runner.reactor.post(self)
         elif (<int (*)(Flow) noexcept>close_left)(self) < 0:
-            report_raised(self.hook.dispatcher.reactor, "the source of a stream that nobody iterates any more")
+            report_raised(self.hook.runner.reactor, "the source of a stream that nobody iterates any more")
 
     cdef void loop_closes(self) noexcept:
         # The dispatcher has ended all steps. The source is dropped; whoever reads it ends by that.
         if self.reader is not None and (<int (*)(Flow) noexcept>cancel_reader_soon)(self) < 0:
-            report_raised(self.hook.dispatcher.reactor, "the source of a stream whose dispatcher is closed")
+            report_raised(self.hook.runner.reactor, "the source of a stream whose dispatcher is closed")
 
 
 cdef void drop_all(Flow flow, List *list) noexcept:
@@ -493,13 +494,13 @@ async def read(Flow flow, source):
                 take(flow, message)
                 message = None  # a held one is nobody's here
                 while flow.in_flight >= flow.most and not flow.closed:
-                    flow.room = room = flow.hook.dispatcher.reactor.loop.create_future()
+                    flow.room = room = flow.hook.runner.reactor.loop.create_future()
                     await room
                 if flow.closed:
                     break
                 if flow.reading_portion.entries >= MOST_IN_A_TURN or not goes_on(&flow.reading_portion):
                     await asyncio.sleep(0)
-                    flow.reading_portion = start_portion(flow.hook.dispatcher.reactor.state.uv)
+                    flow.reading_portion = start_portion(flow.hook.runner.reactor.state.uv)
             else:
                 ended = True
         finally:
@@ -520,7 +521,7 @@ cdef void reading_failed(Flow flow, object error) noexcept:
         flow.source_failed(error)
     elif not is_a(error, <PyObject *>CANCELLED_ERROR):
         if flow.left:
-            flow.hook.dispatcher.reactor.report(error, "the source of a stream that nobody iterates any more")
+            flow.hook.runner.reactor.report(error, "the source of a stream that nobody iterates any more")
         else:
             flow.close_error = error
 
@@ -533,7 +534,7 @@ async def wait(Flow flow, bint turn):
     if not turn:
         if flow.asynchronous and flow.reader is None and flow.source is not None:
             start_reader(flow)
-        flow.waiter = waiter = flow.hook.dispatcher.reactor.loop.create_future()
+        flow.waiter = waiter = flow.hook.runner.reactor.loop.create_future()
         flow.wake()  # what came while memory was made
     try:
         if turn:
@@ -546,13 +547,13 @@ async def wait(Flow flow, bint turn):
     except BaseException:
         await end(flow)
         raise
-    flow.portion = start_portion(flow.hook.dispatcher.reactor.state.uv)
+    flow.portion = start_portion(flow.hook.runner.reactor.state.uv)
 
 
 cdef int start_reader(Flow flow) except -1:
-    flow.reading_portion = start_portion(flow.hook.dispatcher.reactor.state.uv)
+    flow.reading_portion = start_portion(flow.hook.runner.reactor.state.uv)
     flow.reader = asyncio.Task(
-        read(flow, flow.source), loop=flow.hook.dispatcher.reactor.loop, name=f"stream of {flow.hook.name}")
+        read(flow, flow.source), loop=flow.hook.runner.reactor.loop, name=f"stream of {flow.hook.name}")
     return 0
 
 
@@ -581,7 +582,7 @@ async def end(Flow flow):
 
 
 cdef int check_thread(Flow flow) except -1:
-    cdef Reactor reactor = flow.hook.dispatcher.reactor
+    cdef Reactor reactor = flow.hook.runner.reactor
     if reactor.thread != PyThread_get_thread_ident() and (not reactor.closed or reactor.forked):
         reactor.check(flow.hook.name)
     return 0
@@ -797,7 +798,7 @@ def new_stream(Hook hook not None, messages, tuple args not None, max_in_flight,
         raise ValueError(f"max_in_flight is a number of messages, at least 1, not {max_in_flight!r}")
     flow.ordered = ordered
     flow.asynchronous = hasattr(type(messages), "__aiter__")
-    flow.portion = start_portion(hook.dispatcher.reactor.state.uv)
+    flow.portion = start_portion(hook.runner.reactor.state.uv)
     flow.source = aiter(messages) if flow.asynchronous else iter(messages)
     stream = Stream.__new__(Stream)
     stream.flow = flow

@@ -12,9 +12,13 @@ from .errors import MqError
 from .verdicts import FAIL
 
 if TYPE_CHECKING:
-    from ._dispatch import Hook
+    from ._hook import Hook
     from ._message import Message
     from .verdicts import Outcome
+
+
+def nobody_waits_yet(message: Message, outcome: Outcome) -> None:
+    """Stand in for the Waiter of a step that has just begun: it is the step's ``done`` until there is a Waiter."""
 
 
 async def outcome_of(hook: Hook, message: Message, args: tuple[Any, ...]) -> Outcome:

@@ -11,7 +11,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport strlen
 
 from .._context cimport Context
-from .._dispatch cimport Dispatcher
+from .._dispatch cimport Runner
 from .._message cimport TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message
 from ..loop._atomic cimport get, store
 from ..loop._dl cimport RTLD_GLOBAL, RTLD_LAZY, RTLD_NOLOAD, dlopen
@@ -83,7 +83,7 @@ cdef public void MQ_setContextData(MQ_Context *context, void *data) noexcept nog
 cdef public uv_loop_s *MQ_uv(MQ_Context *context) noexcept nogil:
     if started(context, CONTEXT, b"called MQ_uv for no context, or outside of its calls", caller()) == NULL:
         return NULL
-    return <uv_loop_s *>(<Dispatcher>table_of(context).owner).reactor.state.pointer
+    return <uv_loop_s *>(<Runner>table_of(context).owner).reactor.state.pointer
 
 
 cdef public void *MQ_uvSymbol(MQ_Context *context, const char *name) noexcept nogil:
@@ -105,7 +105,7 @@ cdef public MQ_Timer *MQ_startTimer(
     cdef Slot *timer
     if owner == NULL:
         return NULL
-    if not is_time(seconds) or callback == NULL or (<Dispatcher>table.owner).closed:
+    if not is_time(seconds) or callback == NULL or (<Runner>table.owner).closed:
         refuse(context, b"called MQ_startTimer with no callback, no number of seconds, or while its context ends", caller())
         return NULL
     timer = take_slot(table, TIMER)
@@ -118,7 +118,7 @@ cdef public MQ_Timer *MQ_startTimer(
     timer.waiting.node.is_nogil = True
     join_context(owner, timer)
     store(&timer.word, get(&timer.word) | LIVE)
-    (<Dispatcher>table.owner).reactor.start_node(&timer.waiting.node, <uint64_t>(<double>seconds * 1e9))
+    (<Runner>table.owner).reactor.start_node(&timer.waiting.node, <uint64_t>(<double>seconds * 1e9))
     return <MQ_Timer *>handle_of(timer)
 
 
@@ -129,7 +129,7 @@ cdef bint is_time(float seconds) noexcept nogil:
 cdef public void MQ_resetTimer(MQ_Timer *timer, float seconds) noexcept nogil:
     cdef Slot *slot = started(timer, TIMER, b"reset a timer that is over, or outside of calls", caller())
     if slot != NULL and is_time(seconds):
-        (<Dispatcher>table_of(timer).owner).reactor.start_node(&slot.waiting.node, <uint64_t>(<double>seconds * 1e9))
+        (<Runner>table_of(timer).owner).reactor.start_node(&slot.waiting.node, <uint64_t>(<double>seconds * 1e9))
     elif slot != NULL:
         refuse(timer, b"reset a timer to what is no number of seconds", caller())
 
@@ -151,7 +151,7 @@ cdef public MQ_IOWatcher *MQ_ioWatch(
     cdef int failed = -ENOMEM
     if owner == NULL:
         return NULL
-    if callback == NULL or not C_READ <= events <= C_READ | C_WRITE or (<Dispatcher>table.owner).closed:
+    if callback == NULL or not C_READ <= events <= C_READ | C_WRITE or (<Runner>table.owner).closed:
         refuse(context, b"called MQ_ioWatch with no callback, no events, or while its context ends", caller())
         return NULL
     watcher = take_slot(table, WATCHER)
@@ -166,7 +166,7 @@ cdef public MQ_IOWatcher *MQ_ioWatch(
         watcher.waiting.watch.is_nogil = True
         join_context(owner, watcher)
         store(&watcher.word, get(&watcher.word) | LIVE)
-        failed = add_watch(&(<Dispatcher>table.owner).reactor.state, &watcher.waiting.watch, fd, events)
+        failed = add_watch(&(<Runner>table.owner).reactor.state, &watcher.waiting.watch, fd, events)
         if failed == 0:
             return <MQ_IOWatcher *>handle_of(watcher)
         stop(table, watcher)

@@ -1,5 +1,6 @@
 # What native plugins have to say, and what has to be said of them: to be logged by the dispatcher.
 
+from .._dispatch cimport Runner
 from ._slots cimport Slot, Table, get_pointer
 
 cdef extern from *:
@@ -25,7 +26,7 @@ cdef void write_log(int priority, const char *text, void *caller) noexcept nogil
 cdef bint is_in_another(Table *table, void *context) noexcept nogil
 cdef void *caller_in(Table *table) noexcept nogil
 cdef void wake(Table *table) noexcept nogil
-cdef void log_records(Table *table) noexcept
+cdef void log_records(Runner runner) noexcept
 cdef void set_living(int change) noexcept nogil
 cdef bint is_any_living() noexcept nogil
 cdef int raise_escaped() except -1

@@ -15,14 +15,15 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen
 
 from .._context cimport Context
-from .._dispatch cimport Dispatcher
+from .._dispatch cimport Runner
+from .._dispatcher cimport Dispatcher
 from .._message cimport CounterRow, Entry, Message, report_raised
 from ..loop._atomic cimport add
 from ..loop._call cimport ends_program, take_error
-from ..loop._reactor cimport Reactor, uv_of
+from ..loop._reactor cimport Portion, Reactor, goes_on, start_portion, uv_of
 from ._slots cimport (
     CONTEXT, MOST_RECORDS, STEP, Record, Slot, Table, any_open_table, begin_use, end_use, free_record, generation_in, get_kind,
-    get_number, get_object, get_pointer, is_inside, is_open, live_slot, load_int, push, slot_of, table_inside, table_of,
+    get_number, get_object, get_pointer, has_any, is_inside, is_open, live_slot, load_int, push, slot_of, table_inside, table_of,
     take_all, take_record)
 
 cdef extern from *:
@@ -194,26 +195,35 @@ cdef void wake(Table *table) noexcept nogil:
     if begin_use(table):
         before = errno
         # It cannot fail: the handle is open.
-        (<Dispatcher>table.owner).reactor.state.uv.async_send(uv_of((<Dispatcher>table.owner).reactor.waker))
+        (<Runner>table.owner).reactor.state.uv.async_send(uv_of((<Runner>table.owner).reactor.waker))
         (&errno)[0] = before
         end_use(table)
 
 
 # --------------------------------------------------------------------------------------------------------------- Logging
 
-cdef void log_records(Table *table) noexcept:
-    """In a tick: log what was recorded."""
-    cdef Record *record = <Record *>take_all(&table.records)
-    cdef Record *next
-    while record != NULL:
-        next = record.next
+cdef void log_records(Runner runner) noexcept:
+    """In a tick: log what was recorded, for a while; or all, where the dispatcher closes."""
+    cdef Table *table = <Table *>runner.holds.native
+    cdef Portion portion = start_portion(runner.reactor.state.uv)
+    cdef bint all = runner.closed
+    cdef Record *record
+    cdef Record **end = &table.unlogged
+    if all or table.unlogged == NULL:
+        while end[0] != NULL:
+            end = &end[0].next
+        end[0] = <Record *>take_all(&table.records)
+    while table.unlogged != NULL and (all or not runner.closed and goes_on(&portion)):
+        record = table.unlogged
+        table.unlogged = record.next
         log_now(table, record.priority, record.text, record.context, record.caller, record.hook)
         if record.priority == MISUSE:
             free_record(table, record)
         else:
             add(&table.record_count, -1)
             free(record)
-        record = next
+    if not runner.closed and (table.unlogged != NULL or has_any(&table.records)):
+        runner.reactor.request_tick()
 
 
 cdef void log_with_gil(
@@ -251,7 +261,7 @@ cdef int try_log(
     cdef Context context
     cdef CounterRow row
     if table != NULL and is_open(table):
-        refer(reactor, (<Dispatcher>table.owner).reactor)
+        refer(reactor, (<Runner>table.owner).reactor)
     context = context_of(table, handle, base)
     if context is not None and reactor[0] == NULL:
         refer(reactor, context.reactor)
@@ -282,7 +292,7 @@ cdef Context context_of(Table *table, void *handle, void *base):
         return <Context>slot.object
     name = names.get(<size_t>base)
     if name is not None and table != NULL and is_open(table):
-        for context in list((<Dispatcher>table.owner).active.contexts.values()):
+        for context in list((<Dispatcher>(<Runner>table.owner).reactor.keeper).active.contexts.values()):
             if (<Context>context).name == name:
                 return context
     return None

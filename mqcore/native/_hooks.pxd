@@ -7,7 +7,7 @@ from libc.stdint cimport uint64_t
 
 from ._slots cimport GENERATION, LAST_GENERATIONS, Slot, Table, generation_of
 from ..loop._atomic cimport get, set
-from .._dispatch cimport Dispatcher
+from .._dispatch cimport Runner
 from .._message cimport Drops, Entry, Message
 
 cdef enum Signature:
@@ -53,12 +53,12 @@ cdef void hold_by(Message message, Slot *slot) noexcept nogil
 cdef void put_back(Table *table, Slot *slot) noexcept nogil
 cdef bint find_arguments(PyObject *values, int kind, Arguments *arguments) noexcept nogil
 cdef Entry *call_hooks(
-    Dispatcher dispatcher, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed,
+    Runner runner, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed,
     bint *taken) noexcept nogil
 
 # Here so that the compiler keeps them out of the calls of hooks, which they would slow down.
-cdef Slot *make_ready(Dispatcher dispatcher, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept
-cdef int decide(Dispatcher dispatcher, Message message, Slot *slot, bint taken, bint *kept, Drops *drops) noexcept
+cdef Slot *make_ready(Runner runner, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept
+cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *kept, Drops *drops) noexcept
 cdef Entry *call_timed(
-    Dispatcher dispatcher, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+    Runner runner, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
     bint *taken) noexcept nogil

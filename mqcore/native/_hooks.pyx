@@ -20,7 +20,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
 from .._chain cimport Chain
-from .._dispatch cimport Dispatcher, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
+from .._dispatch cimport Runner, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
 from .._holds cimport count_given
 from .._message cimport (
     HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, UNDECIDED, Drops, Entry, Message, flush, move, native_side, no_drops)
@@ -118,14 +118,14 @@ cdef void leave(Table *table, Inside *before) noexcept nogil:
     signal_fence()
     # From here on a table that was closed may be another dispatcher's.
     if open and inside == 0 and (has_any(&table.given) or has_any(&table.records)):
-        request_nogil_tick(&(<Dispatcher>table.owner).reactor.state)
+        request_nogil_tick(&(<Runner>table.owner).reactor.state)
 
 
 cdef int call(object of, Message message, Entry *entry, bint timed, Drops *drops) noexcept:
     """Call native hooks, from `entry` to the last before a Python one, or until one decides. What follows from it; where that
     was is left in message.entry."""
-    cdef Dispatcher dispatcher = <Dispatcher>of
-    cdef Table *table = <Table *>dispatcher.holds.native
+    cdef Runner runner = <Runner>of
+    cdef Table *table = <Table *>runner.holds.native
     cdef Arguments arguments
     cdef Inside before
     cdef int decision = TO_CONTINUE
@@ -134,16 +134,16 @@ cdef int call(object of, Message message, Entry *entry, bint timed, Drops *drops
     cdef Slot *slot = table.spare
     if entry.kind > OF_ADDRESS or slot == NULL or is_worn(slot):
         message.entry = entry
-        slot = make_ready(dispatcher, message, &arguments, &decision, drops)
+        slot = make_ready(runner, message, &arguments, &decision, drops)
         if slot == NULL:
             return decision
     table.spare = NULL
     slot.object = <PyObject *>message
-    go_in(table, NULL, <PyObject *>message, dispatcher.reactor.thread, &before)
+    go_in(table, NULL, <PyObject *>message, runner.reactor.thread, &before)
     while decision == TO_CONTINUE and entry != NULL:
-        entry = call_hooks(dispatcher, message, entry, slot, &arguments, timed, &taken)
+        entry = call_hooks(runner, message, entry, slot, &arguments, timed, &taken)
         if entry != NULL:
-            decision = decide(dispatcher, message, slot, taken, &kept, drops)
+            decision = decide(runner, message, slot, taken, &kept, drops)
             if not kept:
                 break
             new_generation(slot)
@@ -160,9 +160,9 @@ cdef Py_ssize_t begin_many(
     and without the GIL as long as hooks return false. `outcomes` has CONTINUE for each; others are put there. Returns how far
     it came: to the end, if nothing came between.
     """
-    cdef Dispatcher dispatcher = <Dispatcher>of
+    cdef Runner runner = <Runner>of
     cdef Chain chain = <Chain>of_chain
-    cdef Table *table = <Table *>dispatcher.holds.native
+    cdef Table *table = <Table *>runner.holds.native
     cdef Arguments arguments = [NULL, NULL, 0, 0]  # the hooks here have none
     cdef Inside before
     cdef PyObject **items = (<Items *>messages).items
@@ -175,33 +175,33 @@ cdef Py_ssize_t begin_many(
     if chain.entries.kind <= OF_ADDRESS:  # else they need arguments: that is for the hook to tell
         slot = slot_for_step(table)
     if slot == NULL:
-        begin_one(dispatcher, chain, <Message>items[index], outcomes, index, done, variables)
+        begin_one(runner, chain, <Message>items[index], outcomes, index, done, variables)
         return index + 1
     table.spare = NULL
     enter(table, NULL, NULL, &before)
     while index < count and kept and chain.route.chain is chain and not is_worn(slot):
         stopped = NULL
-        dispatcher.holds.passing = True
-        dispatcher.holds.passed = 0
-        if dispatcher.closed:
+        runner.holds.passing = True
+        runner.holds.passed = 0
+        if runner.closed:
             passed = 0
         elif passed < FEW:
             passed = pass_through(
-                dispatcher, chain.entries, &items[index], min(count - index, <Py_ssize_t>FEW), slot, &arguments, &stopped,
+                runner, chain.entries, &items[index], min(count - index, <Py_ssize_t>FEW), slot, &arguments, &stopped,
                 &taken)
         else:
             with nogil:
                 passed = pass_through(
-                    dispatcher, chain.entries, &items[index], count - index, slot, &arguments, &stopped, &taken)
-        dispatcher.holds.passing = False
-        dispatcher.holds.lists.books.entered += passed
-        dispatcher.holds.lists.books.continued += passed
+                    runner, chain.entries, &items[index], count - index, slot, &arguments, &stopped, &taken)
+        runner.holds.passing = False
+        runner.holds.lists.books.entered += passed
+        runner.holds.lists.books.continued += passed
         index += passed
         if stopped != NULL:
-            kept = go_on_one(dispatcher, chain, <Message>items[index], slot, taken, outcomes, index, done, variables)
+            kept = go_on_one(runner, chain, <Message>items[index], slot, taken, outcomes, index, done, variables)
             index += 1
         elif passed == 0:
-            begin_one(dispatcher, chain, <Message>items[index], outcomes, index, done, variables)
+            begin_one(runner, chain, <Message>items[index], outcomes, index, done, variables)
             index += 1
     leave(table, &before)
     if kept:
@@ -210,28 +210,28 @@ cdef Py_ssize_t begin_many(
 
 
 cdef void begin_one(
-        Dispatcher dispatcher, Chain chain, Message message, list outcomes, Py_ssize_t index, object done,
+        Runner runner, Chain chain, Message message, list outcomes, Py_ssize_t index, object done,
         object variables) noexcept:
     """The step of one message in the ordinary way."""
-    put_outcome(outcomes, index, begin(dispatcher, chain, message, TAKEN, NO_ARGUMENTS, done, variables))
+    put_outcome(outcomes, index, begin(runner, chain, message, TAKEN, NO_ARGUMENTS, done, variables))
 
 
 cdef bint go_on_one(
-        Dispatcher dispatcher, Chain chain, Message message, Slot *slot, bint taken, list outcomes, Py_ssize_t index,
+        Runner runner, Chain chain, Message message, Slot *slot, bint taken, list outcomes, Py_ssize_t index,
         object done, object variables) noexcept:
     """A hook did not pass this message on, or something was ended in it: go on as usual. Whether the slot is free."""
     cdef Drops drops
     cdef bint kept = True
     cdef int decision
     no_drops(&drops)
-    move(&dispatcher.holds.lists, message, TAKEN, RUNNING)
-    decision = decide(dispatcher, message, slot, taken, &kept, &drops)
+    move(&runner.holds.lists, message, TAKEN, RUNNING)
+    decision = decide(runner, message, slot, taken, &kept, &drops)
     if kept:
         new_generation(slot)
         drop_kept(slot)
-    decision = proceed(dispatcher, message, chain, decision, &drops)
-    put_outcome(outcomes, index, begun(dispatcher, chain, message, decision, NO_ARGUMENTS, done, variables, &drops))
-    flush(&drops, dispatcher.reactor)
+    decision = proceed(runner, message, chain, decision, &drops)
+    put_outcome(outcomes, index, begun(runner, chain, message, decision, NO_ARGUMENTS, done, variables, &drops))
+    flush(&drops, runner.reactor)
     return kept
 
 
@@ -241,18 +241,18 @@ cdef void put_outcome(list outcomes, Py_ssize_t index, PyObject *outcome) noexce
 
 
 cdef Py_ssize_t pass_through(
-        Dispatcher dispatcher, Entry *entries, PyObject **messages, Py_ssize_t count, Slot *slot, Arguments *arguments,
+        Runner runner, Entry *entries, PyObject **messages, Py_ssize_t count, Slot *slot, Arguments *arguments,
         Entry **stopped, bint *taken) noexcept nogil:
     """Steps of messages that all hooks pass on: how many. It stops before one that needs more care; where a hook does not pass
     a message on, or something else was ended in it, the step of that one has begun, too, and `stopped` is where it is."""
-    cdef Table *table = <Table *>dispatcher.holds.native
+    cdef Table *table = <Table *>runner.holds.native
     cdef Py_ssize_t index
     for index in range(count):
         if needs_care(<Message>messages[index]) or is_worn(slot):
             return index
         table.message = messages[index]
         slot.object = messages[index]
-        stopped[0] = pass_on(dispatcher, <Message>messages[index], entries, slot, arguments, taken)
+        stopped[0] = pass_on(runner, <Message>messages[index], entries, slot, arguments, taken)
         if stopped[0] != NULL:
             return index
     return count
@@ -263,19 +263,19 @@ cdef inline bint needs_care(Message message) noexcept nogil:
 
 
 cdef inline Entry *pass_on(
-        Dispatcher dispatcher, Message message, Entry *entries, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil:
+        Runner runner, Message message, Entry *entries, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil:
     """The step of one message. NULL: it has ended, with outcome CONTINUE."""
     message.retries = 0
     message.last_hook = entries.hook
     cdef Entry *stopped
-    if is_sampled(&dispatcher.until_sample):
-        stopped = call_timed(dispatcher, message, entries, handle_of(slot), &slot.word, arguments, taken)
+    if is_sampled(&runner.until_sample):
+        stopped = call_timed(runner, message, entries, handle_of(slot), &slot.word, arguments, taken)
     else:
-        stopped = call_all(dispatcher, message, entries, handle_of(slot), &slot.word, arguments, taken)
+        stopped = call_all(runner, message, entries, handle_of(slot), &slot.word, arguments, taken)
     if stopped == NULL:
-        set(&dispatcher.holds.passed, dispatcher.holds.passed + 1)
+        set(&runner.holds.passed, runner.holds.passed + 1)
         message.entry = NULL
-        move(&dispatcher.holds.lists, message, TAKEN, IDLE)
+        move(&runner.holds.lists, message, TAKEN, IDLE)
         if slot.kept != NULL:
             drop_with_gil(slot)
     return stopped
@@ -298,22 +298,22 @@ cdef inline Entry *following(Entry *entry) noexcept nogil:
 
 
 cdef Entry *call_hooks(
-        Dispatcher dispatcher, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed,
+        Runner runner, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint timed,
         bint *taken) noexcept nogil:
     """Call native hooks as long as they return false and nothing else happens. The one where it did, or may have; NULL when
     there was none, and then the slot is free."""
     if timed:
-        return call_timed(dispatcher, message, entry, handle_of(slot), &slot.word, arguments, taken)
-    return call_all(dispatcher, message, entry, handle_of(slot), &slot.word, arguments, taken)
+        return call_timed(runner, message, entry, handle_of(slot), &slot.word, arguments, taken)
+    return call_all(runner, message, entry, handle_of(slot), &slot.word, arguments, taken)
 
 
 cdef inline Entry *call_all(
-        Dispatcher dispatcher, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+        Runner runner, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
         bint *taken) noexcept nogil:
     cdef char *each = <char *>handle
     cdef int kind = entry.kind
     cdef uint64_t called = get(word) | CALLED
-    cdef Table *table = <Table *>dispatcher.holds.native
+    cdef Table *table = <Table *>runner.holds.native
     cdef bint held
     while True:
         message.entry = entry
@@ -332,20 +332,20 @@ cdef inline Entry *call_all(
 
 
 cdef Entry *call_timed(
-        Dispatcher dispatcher, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
+        Runner runner, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
         bint *taken) noexcept nogil:
     """The same, with a look at the clock before and after each."""
     cdef char *each = <char *>handle
     cdef uint64_t called = get(word) | CALLED
-    cdef Table *table = <Table *>dispatcher.holds.native
+    cdef Table *table = <Table *>runner.holds.native
     cdef uint64_t start
     while entry != NULL:
         message.entry = entry
         set(word, called)
         entry.counters.calls += 1
-        start = dispatcher.reactor.state.uv.hrtime()
+        start = runner.reactor.state.uv.hrtime()
         taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
-        add_sample(entry.counters, dispatcher.reactor.state.uv.hrtime() - start)
+        add_sample(entry.counters, runner.reactor.state.uv.hrtime() - start)
         if taken[0] or get(word) != called or get_int(&table.disturbed):
             return entry
         each += GENERATION
@@ -355,9 +355,9 @@ cdef Entry *call_timed(
     return NULL
 
 
-cdef Slot *make_ready(Dispatcher dispatcher, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept:
+cdef Slot *make_ready(Runner runner, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept:
     """A slot for the hooks of a step, and their arguments as C has them. NULL: that failed, as if the first hook had."""
-    cdef Table *table = <Table *>dispatcher.holds.native
+    cdef Table *table = <Table *>runner.holds.native
     cdef Slot *slot = NULL
     if (<int (*)(Message, Arguments *) noexcept>take_arguments)(message, arguments) == 0:
         slot = slot_for_step(table)
@@ -365,7 +365,7 @@ cdef Slot *make_ready(Dispatcher dispatcher, Message message, Arguments *argumen
             PyErr_SetString(<object>PyExc_RuntimeError, b"there is no handle left for native hooks")
     if slot == NULL:
         message.entry.counters.calls += 1
-        decision[0] = hook_raised(dispatcher, message, take_error(), drops)
+        decision[0] = hook_raised(runner, message, take_error(), drops)
     return slot
 
 
@@ -423,7 +423,7 @@ cdef void disturb(void *slots) noexcept:
     set_int(&(<Table *>slots).disturbed, load_int(&(<Table *>slots).inside) > 0)
 
 
-cdef int decide(Dispatcher dispatcher, Message message, Slot *slot, bint taken, bint *kept, Drops *drops) noexcept:
+cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *kept, Drops *drops) noexcept:
     """A hook returned true, or gave control back, or its step or dispatcher has ended: what follows. `kept` becomes False when
     the slot went to a hold."""
     cdef uint64_t called = get(&slot.word) >> 32 << 32 | CALLED
@@ -432,7 +432,7 @@ cdef int decide(Dispatcher dispatcher, Message message, Slot *slot, bint taken, 
     if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
         kept[0] = False
         hold_by(message, slot)
-        decision = interpret(dispatcher, message, True, drops)
+        decision = interpret(runner, message, True, drops)
         if message.state != HELD and message.native != NULL:  # the step or the dispatcher had ended: it was never held
             hold_ended(message.native)
             message.native = NULL
@@ -441,7 +441,7 @@ cdef int decide(Dispatcher dispatcher, Message message, Slot *slot, bint taken, 
     if early > 0 and message.decision == UNDECIDED:
         message.decision = early
         count_given(message.entry.counters, early)
-    return interpret(dispatcher, message, True if taken else False, drops)
+    return interpret(runner, message, True if taken else False, drops)
 
 
 cdef void hold_by(Message message, Slot *slot) noexcept nogil:

@@ -12,7 +12,8 @@ from libc.stdint cimport uint32_t
 
 from .._chain cimport new_native_function
 from .._context cimport Context
-from .._dispatch cimport Dispatcher
+from .._dispatch cimport Runner
+from .._dispatcher cimport Dispatcher
 from .._message cimport native_side
 from ..loop._atomic cimport get, store
 from ..loop._seal cimport seal
@@ -33,17 +34,17 @@ from ..errors import MqError
 
 cdef int begin_context(Context context) except -1:
     """Give a plugin's Context its handle. The first of a dispatcher opens the table."""
-    cdef Dispatcher dispatcher = <Dispatcher>context.reactor.keeper
+    cdef Runner runner = (<Dispatcher>context.reactor.keeper).runner
     cdef Table *table = <Table *>context.holds.native
     cdef Slot *slot
     if context.handle != NULL:
         raise MqError(f"the context of plugin {context.name} was initialized already")
     if table == NULL:
-        table = open_table(<PyObject *>dispatcher)
+        table = open_table(<PyObject *>runner)
         if table == NULL:
             raise MqError("there are 255 dispatchers with native plugins already; close some")
         context.holds.native = table
-        context.reactor.set_nogil_phase(nogil_phase, <void *>dispatcher)
+        context.reactor.set_nogil_phase(nogil_phase, <void *>runner)
     slot = take_slot(table, CONTEXT)
     if slot == NULL:
         raise MqError("there is no handle left for the context of a native plugin")
@@ -71,14 +72,14 @@ cdef void end_context(Context context) noexcept:
 
 cdef void close(object of) noexcept:
     """The dispatcher is closed: its steps have ended."""
-    cdef Dispatcher dispatcher = <Dispatcher>of
-    cdef Table *table = <Table *>dispatcher.holds.native
+    cdef Runner runner = <Runner>of
+    cdef Table *table = <Table *>runner.holds.native
     cdef Slot *slot
     cdef uint32_t each
-    if dispatcher.reactor.forked or table.owner != <PyObject *>dispatcher:
+    if runner.reactor.forked or table.owner != <PyObject *>runner:
         return
     native_side.disturb(table)  # where this is called in a hook
-    absorb(dispatcher)
+    absorb(runner)
     for each in range(table.count):
         slot = &table.chunks[each >> CHUNK_BITS][each & CHUNK - 1]
         if get_kind(&slot.kind) == CONTEXT and state_of(get(&slot.word)) == LIVE:  # nobody cleaned it up

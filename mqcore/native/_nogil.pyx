@@ -17,7 +17,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
 from .._chain cimport Chain
-from .._dispatch cimport Dispatcher, is_sampled, resume
+from .._dispatch cimport Runner, is_sampled, resume
 from .._holds cimport count_given
 from .._message cimport (
     HELD, QUEUED, RUNNING, TO_CONTINUE, TO_RETRY, UNDECIDED, Drops, Entry, Message, enter_nogil_phase, flush,
@@ -36,20 +36,20 @@ from ._slots cimport (
 
 cdef bint nogil_phase(void *owner) noexcept nogil:
     """Whether there is more to do that needs no GIL, in the next tick."""
-    cdef Table *table = <Table *>(<Dispatcher>owner).holds.native
+    cdef Table *table = <Table *>(<Runner>owner).holds.native
     cdef bint more = True
-    if enter_nogil_phase(&(<Dispatcher>owner).holds.lists):
-        more = call_native(<Dispatcher>owner, (<Dispatcher>owner).reactor, table)
-        leave_nogil_phase(&(<Dispatcher>owner).holds.lists)
+    if enter_nogil_phase(&(<Runner>owner).holds.lists):
+        more = call_native(<Runner>owner, (<Runner>owner).reactor, table)
+        leave_nogil_phase(&(<Runner>owner).holds.lists)
     return more
 
 
-cdef bint call_native(Dispatcher dispatcher, Reactor reactor, Table *table) noexcept nogil:
+cdef bint call_native(Runner runner, Reactor reactor, Table *table) noexcept nogil:
     call_watchers(reactor, table)
     call_timers(reactor, table)
     if reactor.thread == 0:  # closed by what was called: the table may be another dispatcher's by now
         return False
-    go_on(dispatcher, table, False)
+    go_on(runner, table, False)
     if has_any(&table.records):
         store_flag(&reactor.state.gil_needed, True)
     return (reactor.state.ready_count[True] > 0 or reactor.wheel.due_nogil > 0 or table.waiting != NULL
@@ -59,12 +59,12 @@ cdef bint call_native(Dispatcher dispatcher, Reactor reactor, Table *table) noex
 cdef void absorb(object of) noexcept:
     """With the GIL: log what there is to be logged; and where a deadline has passed, or the dispatcher closes, go on with all
     that was given back by now, for it is not too late."""
-    cdef Dispatcher dispatcher = <Dispatcher>of
-    cdef Table *table = <Table *>dispatcher.holds.native
-    if dispatcher.closed or dispatcher.holds.lists.deadline.rung:
-        go_on(dispatcher, table, True)
-    if has_any(&table.records):
-        log_records(table)
+    cdef Runner runner = <Runner>of
+    cdef Table *table = <Table *>runner.holds.native
+    if runner.closed or runner.holds.lists.deadline.rung:
+        go_on(runner, table, True)
+    if table.unlogged != NULL or has_any(&table.records):
+        log_records(runner)
 
 
 native_side.absorb = absorb
@@ -133,9 +133,9 @@ cdef void join_context(Slot *context, Slot *slot) noexcept nogil:
 cdef void stop(Table *table, Slot *slot) noexcept nogil:
     """Stop a timer or watcher; its handle is stale. The dispatcher's thread."""
     if get_kind(&slot.kind) == TIMER:
-        (<Dispatcher>table.owner).reactor.stop_node(&slot.waiting.node)
+        (<Runner>table.owner).reactor.stop_node(&slot.waiting.node)
     else:
-        remove_watch(&(<Dispatcher>table.owner).reactor.state, &slot.waiting.watch)
+        remove_watch(&(<Runner>table.owner).reactor.state, &slot.waiting.watch)
     slot.previous.first = slot.first
     if slot.first != NULL:
         slot.first.previous = slot.previous
@@ -144,15 +144,15 @@ cdef void stop(Table *table, Slot *slot) noexcept nogil:
 
 # -------------------------------------------------------------------------------------------------------------- Messages
 
-cdef void go_on(Dispatcher dispatcher, Table *table, bint all) noexcept nogil:
+cdef void go_on(Runner runner, Table *table, bint all) noexcept nogil:
     """Go on with messages that were given back, for a while, or with all: what is given back meanwhile has the next tick."""
-    cdef Portion portion = start_portion(dispatcher.reactor.state.uv)
-    cdef uint64_t now = dispatcher.reactor.state.uv.hrtime()
+    cdef Portion portion = start_portion(runner.reactor.state.uv)
+    cdef uint64_t now = runner.reactor.state.uv.hrtime()
     cdef Slot *slot
     cdef int decision
     if all or table.waiting == NULL:
         append_list(&table.waiting, <Slot *>take_all(&table.given))
-    while table.waiting != NULL and (all or not dispatcher.closed and goes_on(&portion)):
+    while table.waiting != NULL and (all or not runner.closed and goes_on(&portion)):
         slot = table.waiting
         table.waiting = slot.next
         decision = state_of(load(&slot.word)) - GIVEN
@@ -160,8 +160,8 @@ cdef void go_on(Dispatcher dispatcher, Table *table, bint all) noexcept nogil:
             refuse_late(table, slot)
             store(&slot.word, get(&slot.word) >> 32 << 32)
             free_slot(table, slot)
-        elif go_on_with(dispatcher, table, slot, <Message>slot.object, decision, now):
-            now = dispatcher.reactor.state.uv.hrtime()  # only hooks take time, and to look at the clock does
+        elif go_on_with(runner, table, slot, <Message>slot.object, decision, now):
+            now = runner.reactor.state.uv.hrtime()  # only hooks take time, and to look at the clock does
 
 
 cdef void append_list(Slot **first, Slot *more) noexcept nogil:
@@ -171,14 +171,14 @@ cdef void append_list(Slot **first, Slot *more) noexcept nogil:
 
 
 cdef bint go_on_with(
-        Dispatcher dispatcher, Table *table, Slot *slot, Message message, int decision, uint64_t now) noexcept nogil:
+        Runner runner, Table *table, Slot *slot, Message message, int decision, uint64_t now) noexcept nogil:
     """Go on with a message that its native plugin gave back, as far as native plugins go. HELD -> HELD, QUEUED, or IDLE.
     Whether any hook was called."""
     cdef Entry *entry
     cdef Arguments arguments
     cdef bint called = False
     count_given(message.entry.counters, decision)
-    move(&dispatcher.holds.lists, message, HELD, RUNNING)
+    move(&runner.holds.lists, message, HELD, RUNNING)
     message.decision = decision
     message.native = NULL
     message.strong = False  # its reference is ours now
@@ -187,12 +187,12 @@ cdef bint go_on_with(
         if is_worn(slot):
             free_slot(table, slot)
             slot = take_slot(table, STEP)
-        entry = NULL if slot == NULL else next_native(dispatcher, message, decision, &arguments)
+        entry = NULL if slot == NULL else next_native(runner, message, decision, &arguments)
         if entry == NULL:
             message.decision = decision
-            move(&dispatcher.holds.lists, message, RUNNING, QUEUED)
-            if dispatcher.reactor.thread != 0:
-                request_tick(&dispatcher.reactor.state)
+            move(&runner.holds.lists, message, RUNNING, QUEUED)
+            if runner.reactor.thread != 0:
+                request_tick(&runner.reactor.state)
             if slot != NULL:
                 put_back(table, slot)
             return called
@@ -202,16 +202,16 @@ cdef bint go_on_with(
         message.decision = UNDECIDED
         slot.object = <PyObject *>message
         called = True
-        decision = call(dispatcher, table, message, entry, slot, &arguments)
+        decision = call(runner, table, message, entry, slot, &arguments)
     return called
 
 
-cdef Entry *next_native(Dispatcher dispatcher, Message message, int decision, Arguments *arguments) noexcept nogil:
+cdef Entry *next_native(Runner runner, Message message, int decision, Arguments *arguments) noexcept nogil:
     """The hook to be called now, and its arguments, if that is a native one; NULL when going on needs the GIL."""
     cdef Entry *entry = NULL
     if decision == TO_CONTINUE:
         entry = &message.entry[1]
-    elif decision == TO_RETRY and message.retries < dispatcher.max_retries \
+    elif decision == TO_RETRY and message.retries < runner.max_retries \
             and (<Chain>message.chain).route.chain is <Chain>message.chain:
         entry = (<Chain>message.chain).entries
     if entry == NULL or entry.native == NULL or not find_arguments(<PyObject *>message.args, entry.kind, arguments):
@@ -222,7 +222,7 @@ cdef Entry *next_native(Dispatcher dispatcher, Message message, int decision, Ar
 
 
 cdef int call(
-        Dispatcher dispatcher, Table *table, Message message, Entry *entry, Slot *slot, Arguments *arguments) noexcept nogil:
+        Runner runner, Table *table, Message message, Entry *entry, Slot *slot, Arguments *arguments) noexcept nogil:
     """Call native hooks, from `entry` on. The decision to go on with; UNDECIDED when the message is no longer ours, nor the
     slot."""
     cdef uint64_t called
@@ -230,16 +230,16 @@ cdef int call(
     cdef bint taken = False
     cdef Inside before
     enter(table, NULL, <PyObject *>message, &before)
-    entry = call_hooks(dispatcher, message, entry, slot, arguments, is_sampled(&dispatcher.until_sample), &taken)
+    entry = call_hooks(runner, message, entry, slot, arguments, is_sampled(&runner.until_sample), &taken)
     leave(table, &before)
     if entry == NULL:  # all returned false
         return TO_CONTINUE
-    if message.decision == UNDECIDED and not dispatcher.closed:
+    if message.decision == UNDECIDED and not runner.closed:
         called = get(&slot.word) >> 32 << 32 | CALLED
         if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
             hold_by(message, slot)
             message.strong = True
-            move(&dispatcher.holds.lists, message, RUNNING, HELD)
+            move(&runner.holds.lists, message, RUNNING, HELD)
             return UNDECIDED
         early = state_of(load(&slot.word)) - GIVEN
         if taken or early < 0 or early == TO_CONTINUE:
@@ -247,26 +247,26 @@ cdef int call(
             new_generation(slot)
             if not taken:
                 return TO_CONTINUE
-            move(&dispatcher.holds.lists, message, RUNNING, HELD)  # rule 7: a hold that is over at once
-            move(&dispatcher.holds.lists, message, HELD, RUNNING)
+            move(&runner.holds.lists, message, RUNNING, HELD)  # rule 7: a hold that is over at once
+            move(&runner.holds.lists, message, HELD, RUNNING)
             message.decision = early
             return early
-    go_on_with_gil(dispatcher, table, message, slot, taken)
+    go_on_with_gil(runner, table, message, slot, taken)
     return UNDECIDED
 
 
-cdef void go_on_with_gil(Dispatcher dispatcher, Table *table, Message message, Slot *slot, bint taken) noexcept with gil:
+cdef void go_on_with_gil(Runner runner, Table *table, Message message, Slot *slot, bint taken) noexcept with gil:
     """The hook contradicted itself, or its step or dispatcher was ended while it was called."""
     cdef Drops drops
     cdef bint kept = True
     cdef int decision
     no_drops(&drops)
-    decision = decide(dispatcher, message, slot, taken, &kept, &drops)
+    decision = decide(runner, message, slot, taken, &kept, &drops)
     if kept:
         new_generation(slot)
         put_back(table, slot)
     if decision != UNDECIDED:
         message.decision = decision
-        resume(dispatcher, message)
-    flush(&drops, dispatcher.reactor)
+        resume(runner, message)
+    flush(&drops, runner.reactor)
     Py_DECREF(message)

@@ -129,6 +129,7 @@ cdef struct Table:
     Slot *given             # atomic: steps that were given back, last first
     Slot *waiting           # those that were taken from there and have not gone on yet, first first
     Record *records         # atomic: last first
+    Record *unlogged        # those that were taken from there and have not been logged yet, first first
     int record_count        # atomic
     int next_record         # atomic: where in `own_records` to look for one that is free
     Record own_records[MOST_RECORDS]  # a misuse may be met where no memory can be had

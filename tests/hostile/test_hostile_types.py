@@ -10,7 +10,7 @@ TYPES = sorted(attack_types.extension_types())
 
 
 def test_all_types_are_found() -> None:
-    known = {"mqcore._message.Message", "mqcore._context.Context", "mqcore._context.Hold", "mqcore._dispatch.Dispatcher"}
+    known = {"mqcore._message.Message", "mqcore._context.Context", "mqcore._context.Hold", "mqcore._dispatcher.Dispatcher"}
     assert known <= set(TYPES)
     assert len(TYPES) > 15
 

@@ -1,6 +1,7 @@
 # One client of the SMTP server.
 
-from ..._dispatch cimport Dispatcher, Hook
+from ..._dispatcher cimport Dispatcher
+from ..._hook cimport Hook
 from .._mail cimport Connection, Mail
 from ._dialogue cimport Dialogue
 from ._transaction cimport Desk, Transaction

@@ -4,7 +4,7 @@ import copy
 import logging
 
 cimport cython
-from ..._dispatch cimport Hook
+from ..._hook cimport Hook
 from .._mail cimport Connection, address_in, new_mail
 from ._dialogue cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, Dialogue
 from ._transaction cimport Transaction

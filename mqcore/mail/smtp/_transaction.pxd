@@ -1,6 +1,7 @@
 # One message that came in by SMTP, on its way through the plugins to the sink.
 
-from ..._dispatch cimport Dispatcher, Hook
+from ..._dispatcher cimport Dispatcher
+from ..._hook cimport Hook
 from .._writer cimport Writer
 
 cdef class Transaction:

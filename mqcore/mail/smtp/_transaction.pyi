@@ -1,7 +1,8 @@
 from collections.abc import Callable
 from typing import Self, final
 
-from ..._dispatch import Dispatcher, Hook
+from ..._dispatcher import Dispatcher
+from ..._hook import Hook
 from .._mail import Mail
 from .._writer import Writer
 from ..message import Rejection

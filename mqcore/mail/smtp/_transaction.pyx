@@ -5,7 +5,8 @@ from collections import deque
 
 cimport cython
 from cpython.time cimport time
-from ..._dispatch cimport Dispatcher, Hook
+from ..._dispatcher cimport Dispatcher
+from ..._hook cimport Hook
 from .._mail cimport Mail
 from .._writer cimport Writer
 

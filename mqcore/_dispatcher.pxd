@@ -1,0 +1,27 @@
+# One worker's engine, and its parts.
+
+from ._changes cimport ActivePlugins
+from ._dispatch cimport Runner
+from ._holds cimport HoldTable
+from ._message cimport Books
+from .loop._reactor cimport Reactor
+
+cdef enum Life:
+    NEW = 0
+    OPENING = 1                     # its plugins are being initialized
+    OPEN = 2
+    ENDED = 3
+
+cdef class Dispatcher:
+    cdef Reactor reactor
+    cdef HoldTable holds
+    cdef Runner runner
+    cdef ActivePlugins active
+    cdef int life                   # Life
+    cdef bint ending_now            # close() is under way
+    cdef object ending
+    cdef object __weakref__
+
+    cpdef Books counts(self)
+    cdef int open(self) except -1
+    cdef int end(self) except -1

@@ -1,0 +1,19 @@
+# What a host runs messages through.
+
+from ._chain cimport Chain, Route
+from ._dispatch cimport Runner
+from ._message cimport Message
+
+cdef class Hook(Route):
+    cdef readonly object spec
+    cdef readonly object dispatcher
+    cdef Runner runner
+    cdef Py_ssize_t extra           # how many arguments it has after context and message
+
+    cdef int check_awaitable(self) except -1
+    cdef object variables_for(self, Chain chain)
+    cdef int check_call(self, tuple args, object done) except -1
+    cpdef object run_one(self, Message message, tuple args, object done)
+
+cdef Hook new_hook(Runner runner, object dispatcher, str name, object spec)
+cdef str in_step(Message message)

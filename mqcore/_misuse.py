@@ -1,0 +1,33 @@
+"""What plugins and callers are told when they gave what is not wanted."""
+
+from __future__ import annotations
+
+from ._context import Hold
+from .errors import MqError
+
+# The decisions of a give-back, by their number in `_message.pxd`.
+SPELT = {1: "continue", 2: "complete", 3: "retry", 4: "fail"}
+
+
+def wrong_result(plugin: str, hook: str, value: object, early: int) -> Exception:
+    """The error for what a hook returned. ``early``: the decision by which it had given the message back before, or 0."""
+    if early:
+        return MqError(
+            f"plugin {plugin} gave the message back in {hook} ({SPELT[early]}), but then returned "
+            f"{describe(value)}; return HOLD after giving back"
+        )
+    return TypeError(
+        f"plugin {plugin} returned {describe(value)} from {hook}; a hook returns False, None, CONTINUE, COMPLETE, "
+        f"RETRY, HOLD (or True), or the Hold of this message"
+    )
+
+
+def describe(value: object) -> str:
+    """Describe an object that somebody gave, whatever its repr does."""
+    if isinstance(value, Hold):
+        return "a Hold that is over or belongs to another message"
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"an object of class {type(value).__name__}, whose repr raises"
+    return text if len(text) <= 80 else f"{text[:77]}..."

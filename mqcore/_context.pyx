@@ -6,6 +6,7 @@ import logging
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.string cimport strcmp
 
 from ._holds cimport HoldTable, count_given
 from ._message cimport (
@@ -83,6 +84,13 @@ cdef int refuse_give_back(Context context, Message message, str what) except -1:
         why = f"plugin {<str>message.entry.plugin} had it last, and gave it back"
     where = f" of {hook}" if hook else ""
     raise NotHeld(f"plugin {context.name} {what} a message{where} that it does not hold: {why}")
+
+
+cdef Py_ssize_t arguments_of(const char *method, Py_ssize_t least, Py_ssize_t count) noexcept:
+    """How many arguments a method that gives back takes, of which the others take `least`; `count` for other methods."""
+    if strcmp(method, b"continue_") == 0 or strcmp(method, b"complete") == 0 or strcmp(method, b"retry") == 0:
+        return least
+    return least + 1 if strcmp(method, b"fail") == 0 else count
 
 
 cdef object as_error(object error):
@@ -237,6 +245,9 @@ cdef class Context(Lifetime):
             self.reactor.refuse(f"plugin {self.name}: {what}")
         return 0
 
+    cdef Py_ssize_t arguments_of(self, const char *method, Py_ssize_t count) noexcept:
+        return arguments_of(method, 1, count)
+
     cdef void callback_raised(self, object error) noexcept:
         if ends_program(error):
             self.reactor.raise_through_loop(error)
@@ -313,6 +324,9 @@ cdef class Hold(HoldBase):
         if self.over or self.message_held is None:
             raise NotHeld(f"plugin {self.context.name}: {what}: the hold, in {<str>self.hook}, is over")
         return 0
+
+    cdef Py_ssize_t arguments_of(self, const char *method, Py_ssize_t count) noexcept:
+        return arguments_of(method, 0, count)
 
     cdef void callback_raised(self, object error) noexcept:
         """Rule 13: the step fails, or goes on when the plugin's config says so."""

@@ -28,6 +28,7 @@ from .mail.places import SINKS, SOURCES, STORES, Place, parse_sink, parse_source
 from .mail.progress import progress_bar
 from .mail.report import BAD_PLUGIN, OK, UNREACHABLE, Report
 from .mail.smtp.source import SmtpSource
+from .plugins._tasks import names_plugins
 
 T = TypeVar("T")
 SERVERS = ("smtp", "smtps")
@@ -275,6 +276,7 @@ def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:
 async def _move(
     plugins: Plugins, source: Source | SmtpSource, sink: Sink, failed: FailedSink | None, max_in_flight: int
 ) -> Report:
+    asyncio.get_running_loop().set_exception_handler(names_plugins(plugins))
     with Dispatcher(plugins) as dispatcher:
         run: Run
         if isinstance(source, SmtpSource):

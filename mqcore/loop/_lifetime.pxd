@@ -14,7 +14,8 @@ cdef class Lifetime:
     cdef bint over
 
     cdef int check_open(self, str what) except -1
-    cdef int check_start(self, str what, object callback) except -1
+    cdef int check_start(self, str what, object callback, Py_ssize_t count) except -1
+    cdef Py_ssize_t arguments_of(self, const char *method, Py_ssize_t count) noexcept
     cdef void callback_raised(self, object error) noexcept
     cdef void detach(self) noexcept
     cdef void end(self) noexcept

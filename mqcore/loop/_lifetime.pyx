@@ -14,21 +14,30 @@ from cpython.object cimport PyObject, PyObject_AsFileDescriptor
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
 from libc.stdint cimport uint64_t
 
-from ._call cimport call_function, take_error
+from ._call cimport call_function, is_a, take_error
 from ._list cimport append, append_all, init_list, is_empty, is_linked, unlink
 from ._poll cimport C_READ, C_WRITE, add_watch, change_watch, is_active, remove_watch
 from ._seal cimport seal, seal_base
 
 from ..errors import MqError
 
+cdef extern from *:
+    """
+    #define mqcore_name_of(function) (((PyCFunctionObject *)(function))->m_ml->ml_name)
+    """
+    const char *name_of "mqcore_name_of"(object) noexcept
+
 cdef extern from "Python.h":
     void PyObject_GC_Track(object)
     void PyObject_GC_UnTrack(object)
     bint PyCallable_Check(object)
+    bint PyCFunction_Check(object)
+    PyObject *PyCFunction_GET_SELF(object)  # borrowed; NULL for a static method
     bint PyLong_Check(object)
     long PyLong_AsLongAndOverflow(object, int *overflow) except? -1
     PyObject *PyObject_Call(PyObject *, PyObject *, PyObject *) noexcept
     PyObject *PyTuple_New(Py_ssize_t) noexcept
+    Py_ssize_t size_of "PyTuple_GET_SIZE"(tuple) noexcept
     Py_ssize_t tuple_size "PyTuple_GET_SIZE"(PyObject *) noexcept
     PyObject *tuple_item "PyTuple_GET_ITEM"(PyObject *, Py_ssize_t) noexcept  # borrowed
     void PyTuple_SET_ITEM(PyObject *, Py_ssize_t, object) noexcept  # steals the reference
@@ -61,13 +70,20 @@ cdef class Lifetime:
             raise MqError(f"{what}: it has ended")
         return self.reactor.check(what)
 
+    cdef Py_ssize_t arguments_of(self, const char *method, Py_ssize_t count) noexcept:
+        """How many arguments a method of this takes that is likely to be a callback; else `count`. For subclasses to override."""
+        return count
+
     cdef void callback_raised(self, object error) noexcept:
         """A callback of a timer or watcher raised `error`. For subclasses to override."""
         self.reactor.report(error, "a callback of a timer or watcher")
 
-    cdef int check_start(self, str what, object callback) except -1:
+    cdef int check_start(self, str what, object callback, Py_ssize_t count) except -1:
+        """`count`: how many arguments the callback will get."""
         if not PyCallable_Check(callback):
             raise TypeError(f"{what} needs a callable, not {callback!r}")
+        if wanted_by(callback, count) != count:
+            refuse_count(what, callback, count)
         return self.check_open(what)
 
     cdef void detach(self) noexcept:
@@ -90,15 +106,16 @@ cdef class Lifetime:
         `callback` and `args` by the timer.
 
         Returns a `Timer`. Raises ValueError for seconds that are negative, not finite or beyond 100 years, TypeError for
-        a callback that cannot be called, DispatcherClosed after close(), MqError on another thread than the dispatcher's.
-        On a `Hold` also NotHeld, when it is over.
+        a callback that cannot be called, or is a method of a context or hold that gives back and takes another number of
+        arguments, DispatcherClosed after close(), MqError on another thread than the dispatcher's. On a `Hold` also
+        NotHeld, when it is over.
         """
         cdef double delay = as_seconds(seconds)
         cdef Timer timer = Timer.__new__(Timer)
         timer.lifetime = self
         timer.callback = callback
         timer.args = args
-        self.check_start("start_timer()", callback)
+        self.check_start("start_timer()", callback, size_of(args))
         timer.start(delay)
         return timer
 
@@ -127,13 +144,29 @@ cdef class Lifetime:
         watcher.watch.owner = <PyObject *>watcher
         watcher.callback = callback
         watcher.args = args
-        self.check_start("watch()", callback)
+        self.check_start("watch()", callback, 2 + size_of(args))
         cdef int failed = add_watch(&self.reactor.state, &watcher.watch, number, wanted)
         if failed < 0:
             raise cannot_watch(number, -failed)
         append(&self.running, &watcher.sibling)
         Py_INCREF(watcher)  # the loop keeps it as long as it is active
         return watcher
+
+
+cdef inline Py_ssize_t wanted_by(object callback, Py_ssize_t count) noexcept:
+    """How many arguments it takes, where it is a method of a lifetime that gives back; else `count`."""
+    cdef PyObject *owner = PyCFunction_GET_SELF(callback) if PyCFunction_Check(callback) else NULL
+    if owner == NULL or not is_a(<object>owner, <PyObject *>Lifetime):
+        return count
+    return (<Lifetime>owner).arguments_of(name_of(callback), count)
+
+
+cdef int refuse_count(str what, object callback, Py_ssize_t count) except -1:
+    """Here there is a line to look at, which there is not when the callback is called."""
+    cdef Py_ssize_t wanted = wanted_by(callback, count)
+    takes = "no arguments" if wanted == 0 else f"{wanted} argument{'s' if wanted > 1 else ''}"
+    gets = "the watcher, the events and what follows the callback" if what == "watch()" else "what follows the callback"
+    raise TypeError(f"{what}: {callback.__qualname__}() takes {takes}, and would get {count}: {gets}")
 
 
 cdef double as_seconds(object seconds) except -1:

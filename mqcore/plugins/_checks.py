@@ -109,18 +109,18 @@ def place(value: Any, path: str | None) -> tuple[str | None, int | None]:
     with contextlib.suppress(Exception):  # anything may hide behind an attribute
         value = inspect.unwrap(_innermost(value))
         code = getattr(value, "__code__", None) or type(value).__call__.__code__
-        if path is None or _inside(code.co_filename, path):
+        if path is None or is_inside(code.co_filename, path):
             return code.co_filename, code.co_firstlineno
     return path, None
 
 
 def raised(doing: str, error: BaseException, plugin: str, path: str | None) -> PluginError:
     """The error for a plugin's code that raised, placed at the deepest line that is in the plugin's own files."""
-    if isinstance(error, SyntaxError) and error.filename and _inside(error.filename, path):
+    if isinstance(error, SyntaxError) and error.filename and is_inside(error.filename, path):
         return PluginError(f"syntax error: {error.msg}", plugin=plugin, path=error.filename, line=error.lineno)
     file, line = path, None
     for frame, number in traceback.walk_tb(error.__traceback__):
-        if _inside(frame.f_code.co_filename, path):
+        if is_inside(frame.f_code.co_filename, path):
             file, line = frame.f_code.co_filename, number
     if isinstance(error, SystemExit):
         what = f"{doing} called sys.exit({error.code!r}); a plugin that cannot work raises an error that says why"
@@ -137,6 +137,6 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _inside(file: str, path: str | None) -> bool:
+def is_inside(file: str, path: str | None) -> bool:
     """Whether `file` is the plugin at `path`, or belongs to it."""
     return path is not None and (file == path or file.startswith(path + os.sep))

@@ -229,6 +229,39 @@ def test_a_failed_mail_is_reported_on_standard_error(tmp_path, plugins):
     assert "10-odd" in result.stderr
 
 
+def test_a_plugins_own_task_that_fails_is_told_with_its_name(tmp_path, plugins):
+    write_plugin(
+        plugins,
+        "10-tasks",
+        """
+        import asyncio
+        import json
+
+        async def work(function):
+            function()
+
+        async def mq_smtp_in_message(context, message):
+            for function in (lambda: 1 / 0, lambda: json.loads("?")):
+                asyncio.create_task(work(function))
+            asyncio.get_running_loop().call_soon(lambda: 1 + "")
+            for _ in range(3):
+                await asyncio.sleep(0)
+            asyncio.get_running_loop().call_exception_handler({"message": "of no plugin"})
+        """,
+    )
+    result = run("run", "--from", f"mbox:{write_mbox(tmp_path / 'mbox', 1)}", "--to", "null:", "--plugins", plugins)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+    own = [line.removeprefix("ERROR mqcore.plugins.10-tasks: plugin 10-tasks: ").partition(" <")[0] for line in lines]
+    assert sorted(own) == [
+        "ERROR asyncio: of no plugin",
+        "Exception in callback",
+        "Task exception was never retrieved",
+        "Task exception was never retrieved",
+    ]
+    for error in ("ZeroDivisionError", "JSONDecodeError", "TypeError: unsupported operand"):
+        assert error in result.stderr
+
+
 def test_a_thousand_failures_of_one_kind_are_not_told_a_thousand_times(tmp_path, plugins):
     write_plugin(plugins, "10-odd", FAILS_ON_ODD)
     mbox = write_mbox(tmp_path / "mbox", 2000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import threading
 import time
 import weakref
@@ -17,6 +18,31 @@ import mqcore.loop._reactor
 
 class Anything:
     """What can be referred to weakly."""
+
+
+# What they refuse
+
+
+def test_a_give_back_as_a_callback_that_takes_another_number_of_arguments_is_refused_there(owner):
+    def hook(context, message):
+        hold = context.hold(message)
+        told = "Hold.continue_() takes no arguments, and would get"
+        with pytest.raises(TypeError, match=re.escape(f"start_timer(): {told} 1: what follows the callback")):
+            hold.start_timer(0.001, hold.continue_, message)
+        with pytest.raises(TypeError, match=re.escape(f"watch(): {told} 2: the watcher, the events")):
+            hold.watch(0, mqcore.READ, hold.continue_)
+        with pytest.raises(TypeError, match=re.escape("Hold.fail() takes 1 argument, and would get 0")):
+            hold.start_timer(0.001, hold.fail)
+        with pytest.raises(TypeError, match=re.escape("Context.complete() takes 1 argument, and would get 2")):
+            context.start_timer(0.001, context.complete, message, 1)
+        context.start_timer(0.001, context.fail, message, "this one fits")
+        return mqcore.HOLD
+
+    dispatcher = owner.start({"a": hook})
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message) is None
+    owner.run_until(lambda: message.holder is None)
+    assert str(message.error) == "this one fits"
 
 
 # What they keep alive

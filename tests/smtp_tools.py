@@ -24,12 +24,12 @@ import mqcore
 from mqcore.mail import Mail, SinkError
 from mqcore.mail.base import Sink
 from mqcore.mail.failed import FailedSink
-from mqcore.mail.smtp._dialogue import Dialogue
-from mqcore.mail.smtp.events import Event, Service, StartTls
 from mqcore.mail.smtp.server import SmtpServer
 from mqcore.mail.smtp.source import SmtpSource, SmtpsSource
+from mqcore.smtp._protocol import ServerProtocol
+from mqcore.smtp.events import Event, Service, StartTls
 
-Answer = Callable[[Dialogue, Event], None]
+Answer = Callable[[ServerProtocol, Event], None]
 
 EHLO = b"EHLO client.example\r\n"
 OPEN = EHLO + b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n"
@@ -41,29 +41,29 @@ TEXT = b"Subject: hello\r\n\r\nhello\r\n"
 ALL = OPEN + TEXT + b".\r\n"
 
 
-def accept(dialogue: Dialogue, event: Event) -> None:
+def accept(protocol: ServerProtocol, event: Event) -> None:
     if isinstance(event, StartTls):
-        dialogue.secured()
-    dialogue.accept()
+        protocol.secured()
+    protocol.accept()
 
 
 class Talk:
-    """A dialogue whose events are answered at once."""
+    """A protocol whose events are answered at once."""
 
     def __init__(self, answer: Answer = accept, *, secure: bool = False, **service: Any) -> None:
-        self.dialogue = Dialogue(Service(name="mx.example", **service), secure=secure)
+        self.protocol = ServerProtocol(Service(name="mx.example", **service), secure=secure)
         self.answer = answer
         self.events: list[Event] = []
-        self.dialogue.accept()
-        self.out = self.dialogue.take_output()
+        self.protocol.accept()
+        self.out = self.protocol.take_output()
 
     def say(self, data: bytes) -> list[str]:
         """The replies to it, without line ends."""
-        self.dialogue.receive(data)
-        while (event := self.dialogue.next_event()) is not None:
+        self.protocol.receive(data)
+        while (event := self.protocol.next_event()) is not None:
             self.events.append(event)
-            self.answer(self.dialogue, event)
-        out = self.dialogue.take_output()
+            self.answer(self.protocol, event)
+        out = self.protocol.take_output()
         self.out += out
         assert out.endswith(b"\r\n") or not out
         return out.decode("ascii").split("\r\n")[:-1]
@@ -78,10 +78,10 @@ def converse(pieces: Iterable[bytes], **options: Any) -> tuple[list[Event], byte
     """The events, all that the server said, and whether it closed the connection."""
     talk = Talk(**options)
     for piece in pieces:
-        if talk.dialogue.closed:
+        if talk.protocol.closed:
             break
         talk.say(piece)
-    return talk.events, talk.out, talk.dialogue.closed
+    return talk.events, talk.out, talk.protocol.closed
 
 
 def codes(replies: Iterable[str]) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 from .base import Sink, Source
-from .maildir_sink import MaildirSink
-from .maildir_source import MaildirSource
-from .mbox_sink import MboxSink
-from .mbox_source import MboxSource
+from .maildir.sink import MaildirSink
+from .maildir.source import MaildirSource
+from .mbox.sink import MboxSink
+from .mbox.source import MboxSource
 from .null_sink import NullSink
 from .smtp.sink import SmtpSink, SmtpsSink
 from .smtp.source import SmtpSource, SmtpsSource, split_host

@@ -67,7 +67,7 @@ async def test_a_reply_that_comes_when_the_connection_is_gone_and_nobody_has_sai
         (connection,) = it.server._connections
         connection.transport.abort()
         connection.shut_down()
-        assert connection.dialogue.closed
+        assert connection.protocol.closed
         await it.until(lambda: not it.server._connections)
 
 
@@ -203,7 +203,7 @@ async def test_what_a_client_sends_while_its_step_is_held_is_not_read_without_en
         client.send(b"NOOP\r\n" * 1_000_000)
         await it.until(lambda: connection.is_paused)
         await asyncio.sleep(0.05)
-        assert connection.dialogue.buffered < 1 << 20
+        assert connection.protocol.buffered < 1 << 20
         holds.release()
         assert codes([await client.reply(), await client.reply()]) == ["250 2.1.0", "250 2.0.0"]
         assert await client.is_closed()
@@ -218,7 +218,7 @@ async def test_a_client_that_does_not_read_gets_no_more_replies(monkeypatch):
         connection.pause_writing()
         client.send(b"NOOP\r\n" * 50_000)
         await it.until(lambda: connection.is_paused)
-        assert connection.dialogue.buffered > 0
+        assert connection.protocol.buffered > 0
         connection.resume_writing()
         assert await client.reply() == "250 2.0.0 ok"
 
@@ -282,7 +282,7 @@ async def test_big_messages_beyond_what_memory_is_for(monkeypatch):
         first.send(big * 8_000)
         await it.until(lambda: it.server._kept > 500_000)
         second.send(big * 8_000)
-        await it.until(lambda: any(one.dialogue.incoming.fault for one in it.server._connections))
+        await it.until(lambda: any(one.protocol.receiver.fault for one in it.server._connections))
         await it.until(lambda: it.server._kept < 1_000_000)
         assert await second.ask(b".\r\n") == "452 4.3.1 too many big messages at once; try again later"
         assert codes([await first.ask(b".\r\n")]) == ["250 2.6.0"]

@@ -2,7 +2,7 @@
 
 from ..._dispatch cimport Dispatcher, Hook
 from .._mail cimport Connection, Mail
-from ._dialogue cimport Dialogue
+from ...smtp._protocol cimport ServerProtocol
 from ._transaction cimport Desk, Transaction
 
 cdef enum Stage:
@@ -24,7 +24,7 @@ cdef class SmtpConnection:
     cdef Desk desk
     cdef readonly object transport
     cdef readonly Connection info   # what plugins see of it
-    cdef readonly Dialogue dialogue
+    cdef readonly ServerProtocol protocol
     cdef Mail message               # what all stages but `mq_smtp_in_message` get
     cdef object resume              # `_resume`, made once
     cdef str address                # the recipient that a step is about, whatever plugins make of it
@@ -48,7 +48,7 @@ cdef class SmtpConnection:
     cdef int run(self, Hook hook, Stage stage, tuple arguments) except -1
     cdef int finish(self, outcome) except -1
     cdef bint answer(self, outcome, failed=*) except -1
-    cdef int begin_stage(self, subject) except -1
+    cdef int begin_stage(self, payload) except -1
     cdef int start_tls(self) except -1
     cdef int after_login(self, outcome) except -1
     cdef int mail_from(self, str address) except -1

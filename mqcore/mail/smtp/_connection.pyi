@@ -1,8 +1,8 @@
 import asyncio
 from typing import Self, final
 
+from ...smtp._protocol import ServerProtocol
 from .._mail import Connection
-from ._dialogue import Dialogue
 from .host import Host
 
 IDLE_TIMEOUT: float
@@ -17,7 +17,7 @@ class SmtpConnection(asyncio.Protocol):
     @property
     def info(self) -> Connection: ...
     @property
-    def dialogue(self) -> Dialogue: ...
+    def protocol(self) -> ServerProtocol: ...
     @property
     def is_paused(self) -> bool: ...
     def connection_made(self, transport: asyncio.BaseTransport) -> None: ...

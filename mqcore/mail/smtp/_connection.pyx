@@ -6,7 +6,7 @@ import logging
 cimport cython
 from ..._dispatch cimport Hook
 from .._mail cimport Connection, address_in, new_mail
-from ._dialogue cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, Dialogue
+from ...smtp._protocol cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, ServerProtocol
 from ._transaction cimport Transaction
 
 from ... import FAIL
@@ -47,7 +47,7 @@ cdef class SmtpConnection:
         self.data = self.hooks.data
         self.desk = host.desk
         self.dispatcher = self.desk.dispatcher
-        self.dialogue = Dialogue(host.service, secure=host.implicit_tls)
+        self.protocol = ServerProtocol(host.service, secure=host.implicit_tls)
         self.since = self.time()
         self.recipients = []
         self.received = b""
@@ -65,28 +65,28 @@ cdef class SmtpConnection:
         cdef unsigned long long number = entered
         self.resume = self._resume
         peer = transport.get_extra_info("peername")
-        self.info = Connection(number, peer[0] if peer else "", tls=self.dialogue.secure, transport=transport)
+        self.info = Connection(number, peer[0] if peer else "", tls=self.protocol.secure, transport=transport)
         origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None))
         self.message = new_mail(b"", {}, self.info, origin)
         self.run(self.hooks.connect, CONNECT, ())
         self.proceed()
 
     def data_received(self, bytes data not None):
-        cdef Dialogue dialogue = self.dialogue
-        dialogue.receive(data)
-        if dialogue.due != NOTHING or self.is_blocked:
-            if dialogue.buffered > MAX_BUFFERED and self.tls_task is None:
+        cdef ServerProtocol protocol = self.protocol
+        protocol.receive(data)
+        if protocol.due != NOTHING or self.is_blocked:
+            if protocol.buffered > MAX_BUFFERED and self.tls_task is None:
                 self.is_paused = True
                 self.transport.pause_reading()
             return
         self.proceed()
-        incoming = dialogue.incoming
-        if incoming is None:
-            if self.kept and dialogue.due == NOTHING:  # it was refused
+        receiver = protocol.receiver
+        if receiver is None:
+            if self.kept and protocol.due == NOTHING:  # it was refused
                 self.keep(0)
-        elif max(len(incoming.text), self.kept) > BIG and not self.keep(len(incoming.text)):
-            incoming.refuse(NO_ROOM)
-            self.keep(len(incoming.text))
+        elif max(len(receiver.text), self.kept) > BIG and not self.keep(len(receiver.text)):
+            receiver.refuse(NO_ROOM)
+            self.keep(len(receiver.text))
 
     def eof_received(self):
         """The client sends no more: the transport closes."""
@@ -97,7 +97,7 @@ cdef class SmtpConnection:
 
     def resume_writing(self):
         self.is_blocked = False
-        if self.dialogue.due == NOTHING:
+        if self.protocol.due == NOTHING:
             self.proceed()
 
     def connection_lost(self, error):
@@ -132,16 +132,16 @@ cdef class SmtpConnection:
 
     def is_late(self, double now):
         """Whether the client keeps us waiting for too long."""
-        if self.is_lost or self.dialogue.due != NOTHING:
+        if self.is_lost or self.protocol.due != NOTHING:
             return False
-        incoming = self.dialogue.incoming
-        return now - self.since > IDLE_TIMEOUT + (incoming.size / MIN_RATE if incoming is not None else 0.0)
+        receiver = self.protocol.receiver
+        return now - self.since > IDLE_TIMEOUT + (receiver.size / MIN_RATE if receiver is not None else 0.0)
 
     def shut_down(self):
         """Say goodbye when the transaction that is open is over; within a handshake there is no way to say it."""
         if self.tls_task is not None:
             self.tls_task.cancel()
-        self.dialogue.shut_down()
+        self.protocol.shut_down()
         self.proceed()
 
     def end(self, int code, str text not None):
@@ -149,13 +149,13 @@ cdef class SmtpConnection:
         if self.is_lost:
             self.dispatcher.cancel(self.message)  # a plugin holds it at `mq_smtp_in_close`
         elif self.transaction is not None and self.transaction.is_storing:
-            self.dialogue.shut_down()
+            self.protocol.shut_down()
         elif self.tls_task is not None:
             self.tls_task.cancel()
-        elif self.dialogue.closed:
+        elif self.protocol.closed:
             self.transport.abort()  # it does not take the reply
         else:
-            self.dialogue.give_up(code, text)
+            self.protocol.give_up(code, text)
             self.take_back()
             self.flush()
 
@@ -172,22 +172,22 @@ cdef class SmtpConnection:
             return 0
         self.is_proceeding = True
         try:
-            while (subject := self.dialogue.next_subject()) is not None:
-                self.begin_stage(subject)
+            while (payload := self.protocol.next_payload()) is not None:
+                self.begin_stage(payload)
         finally:
             self.is_proceeding = False
         return self.flush()
 
     cdef int flush(self) except -1:
-        out = self.dialogue.take_output()
+        out = self.protocol.take_output()
         if self.transport.is_closing():
             return 0  # we closed it, or the client did, which will be told to us in a moment
         if out:
             self.since = self.time()
             self.transport.write(out)
-        if self.dialogue.closed:
+        if self.protocol.closed:
             self.transport.close()
-        elif self.is_paused and self.dialogue.due == NOTHING:
+        elif self.is_paused and self.protocol.due == NOTHING:
             self.is_paused = False
             self.transport.resume_reading()
         return 0
@@ -205,7 +205,7 @@ cdef class SmtpConnection:
     def _resume(self, message, outcome):
         """A plugin has given back what it held."""
         self.is_stepping = False
-        if not (self.is_lost or self.dialogue.closed):
+        if not (self.is_lost or self.protocol.closed):
             self.finish(outcome)
             self.proceed()
 
@@ -213,28 +213,28 @@ cdef class SmtpConnection:
         """Tell the client how a step ended; whether it ended well."""
         rejection = failed if outcome is FAIL else self.message.rejection
         if rejection is None:
-            self.dialogue.accept()
+            self.protocol.accept()
             return True
         code, text = rejection
-        self.dialogue.reject(code, text)
+        self.protocol.reject(code, text)
         return False
 
     # Stages
 
-    cdef int begin_stage(self, subject) except -1:
-        cdef int due = self.dialogue.due
+    cdef int begin_stage(self, payload) except -1:
+        cdef int due = self.protocol.due
         if due == MAIL_FROM:
-            self.mail_from(subject)
+            self.mail_from(payload)
         elif due == RCPT_TO:
-            self.rcpt_to(subject)
+            self.rcpt_to(payload)
         elif due == START_TLS:
             self.start_tls()
         elif due == AUTHENTICATE:
-            self.info.helo = self.dialogue.helo
+            self.info.helo = self.protocol.helo
             self.info.authenticated = False
-            self.run(self.hooks.authenticate, LOGIN, subject)
+            self.run(self.hooks.authenticate, LOGIN, payload)
         else:
-            self.take_message(subject)
+            self.take_message(payload)
         return 0
 
     cdef int finish(self, outcome) except -1:
@@ -280,7 +280,7 @@ cdef class SmtpConnection:
         self.info.tls = True
         self.info.helo = None
         self.info.authenticated = False
-        self.dialogue.secured()
+        self.protocol.secured()
         self.run(self.hooks.secure, SECURE, ())
         self.proceed()
 
@@ -292,7 +292,7 @@ cdef class SmtpConnection:
         return 0
 
     cdef int mail_from(self, str address) except -1:
-        self.info.helo = self.dialogue.helo
+        self.info.helo = self.protocol.helo
         self.recipients = []
         self.message.known = {"envelope": address}
         return self.run(self.mailfrom, SENDER, (address,))
@@ -339,10 +339,10 @@ cdef class SmtpConnection:
 
     def _after_transaction(self, refusal):
         if refusal is None:
-            self.dialogue.accept(self.transaction.success())
+            self.protocol.accept(self.transaction.success())
         else:
             code, text = refusal
-            self.dialogue.reject(code, text)
+            self.protocol.reject(code, text)
         self.transaction = None
         self.forget_message()
         self.proceed()

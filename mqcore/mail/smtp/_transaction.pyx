@@ -11,7 +11,7 @@ from .._writer cimport Writer
 
 from ... import FAIL
 from ..message import Origin, Rejection
-from .syntax import printable
+from ...smtp.syntax import printable
 
 FAILED = Rejection(451, "4.3.0 this server has a problem; try again later")
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ... import FAIL, Hook, Outcome
+from ...smtp.content import make_content
+from ...smtp.syntax import is_safe
 from .._mail import Mail
 from .._writer import Finished
 from ..errors import SinkError
 from .client import Answer, Lost, Unreachable
-from .content import make_content
-from .syntax import is_safe
 
 if TYPE_CHECKING:
     from .sender import Sender

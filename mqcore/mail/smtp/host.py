@@ -7,9 +7,9 @@ import ssl
 from typing import NamedTuple, Protocol
 
 from ... import Dispatcher, Hook
+from ...smtp.events import Service
 from ._connection import SmtpConnection
 from ._transaction import Desk
-from .events import Service
 
 
 class Hooks(NamedTuple):

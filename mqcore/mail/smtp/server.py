@@ -12,13 +12,13 @@ import time
 from dataclasses import replace
 
 from ... import Dispatcher
+from ...smtp.events import Service
 from .._writer import Writer
 from ..base import Sink
 from ..failed import FailedSink
 from ..report import Counts, Report
 from ._connection import HANDSHAKE_TIMEOUT, SmtpConnection
 from ._transaction import Desk
-from .events import Service
 from .host import Hooks
 from .sink import make_sender
 from .source import SmtpSource

@@ -6,7 +6,7 @@ from libc.string cimport memchr, memcmp, memcpy
 
 import re
 
-from .syntax import Wrong
+from .syntax import ReplyError
 
 cdef enum:
     MAX_HOPS = 100          # so many servers a message may have passed (RFC 5321, 6.3): in more there is a loop
@@ -15,7 +15,7 @@ cdef object HOPS = re.compile(rb"\r\nreceived[ \t]*:", re.IGNORECASE)
 
 
 @cython.final
-cdef class Incoming:
+cdef class DataReceiver:
     """Collects the message, finds its end, and then gives it as it was before it was made ready for SMTP.
 
     Only CR LF, dot, CR LF ends it. Whatever else another server could take for its end (SMTP smuggling) has a CR or LF
@@ -99,18 +99,18 @@ cdef class Incoming:
         return self.size > 3 * self.max_size
 
     cpdef bytes finish(self):
-        """The message, once `take` has found its end. Raises Wrong, with the reply, if it is not to be taken."""
+        """The message, once `take` has found its end. Raises ReplyError, with the reply, if it is not to be taken."""
         if self.fault is not None:
-            raise Wrong(self.fault)
+            raise ReplyError(self.fault)
         if self.stray:
-            raise Wrong("554 5.6.0 lines of a message end in CR LF, and neither may stand alone")
+            raise ReplyError("554 5.6.0 lines of a message end in CR LF, and neither may stand alone")
         cdef const char *text = PyByteArray_AS_STRING(self.text)
         if memchr(text, 0, len(self.text)) != NULL:
-            raise Wrong("554 5.6.0 a message may not have NUL in it")
+            raise ReplyError("554 5.6.0 a message may not have NUL in it")
         if self.longest > self.max_line:
-            raise Wrong("554 5.6.0 a line of this message is too long")
+            raise ReplyError("554 5.6.0 a line of this message is too long")
         if self.lines > MAX_HOPS and goes_round(self.text):
-            raise Wrong(f"554 5.4.6 this mail goes round in a loop: it has more than {MAX_HOPS} Received lines")
+            raise ReplyError(f"554 5.4.6 this mail goes round in a loop: it has more than {MAX_HOPS} Received lines")
         if self.dots:
             return bytes(self.text.replace(b"\r\n.", b"\r\n"))[2:]
         return text[2 : len(self.text)]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqcore.mail.smtp._incoming import Incoming
-from mqcore.mail.smtp.content import make_content
+from mqcore.smtp._data import DataReceiver
+from mqcore.smtp.content import make_content
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,10 @@ def test_smuggling(before, after):
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"a", b"\r\n.\r\n"])).map(b"".join))
 def test_what_our_own_server_makes_of_it(mime):
-    incoming = Incoming(1 << 20, 1 << 16)
+    receiver = DataReceiver(1 << 20, 1 << 16)
     content = make_content(mime)
-    assert incoming.take(content) == len(content)
+    assert receiver.take(content) == len(content)
     lines = mime.replace(b"\r\n", b"\n").replace(b"\r", b" ")
     if lines and not lines.endswith(b"\n"):
         lines += b"\n"
-    assert incoming.finish() == lines.replace(b"\n", b"\r\n")
+    assert receiver.finish() == lines.replace(b"\n", b"\r\n")

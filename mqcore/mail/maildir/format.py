@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, unquote
 
-from ._mail import Mail
-from .message import encode
+from .._mail import Mail
+from ..message import encode
 
 OURS = re.compile(r"Q([0-9a-f]{32})\.mqcore\b")
 ENVELOPE = re.compile(r",E=([^,:]*)")

@@ -19,15 +19,15 @@ from typing import TypeVar
 
 import uvloop
 
-from . import Dispatcher, PluginError, Plugins, get_include
-from .mail.base import Run, Sink, Source
-from .mail.errors import SinkError, SourceError
-from .mail.failed import FailedSink
-from .mail.pipeline import Pipeline
-from .mail.places import SINKS, SOURCES, STORES, Place, parse_sink, parse_source, parse_store
-from .mail.progress import progress_bar
-from .mail.report import BAD_PLUGIN, OK, UNREACHABLE, Report
-from .mail.smtp.source import SmtpSource
+from .. import Dispatcher, PluginError, Plugins, get_include
+from ..mail.base import Run, Sink, Source
+from ..mail.errors import SinkError, SourceError
+from ..mail.failed import FailedSink
+from ..mail.pipeline import Pipeline
+from ..mail.places import SINKS, SOURCES, STORES, Place, parse_sink, parse_source, parse_store
+from ..mail.report import BAD_PLUGIN, OK, UNREACHABLE, Report
+from ..mail.smtp.source import SmtpSource
+from .progress import progress_bar
 
 T = TypeVar("T")
 SERVERS = ("smtp", "smtps")
@@ -234,7 +234,7 @@ def _print(report: Report, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
-        from .mail.tables import print_report  # takes rich with it, which takes a while
+        from .tables import print_report  # takes rich with it, which takes a while
 
         print_report(report)
     sys.stdout.flush()
@@ -278,7 +278,7 @@ async def _move(
     with Dispatcher(plugins) as dispatcher:
         run: Run
         if isinstance(source, SmtpSource):
-            from .mail.smtp.server import SmtpServer  # takes its time, which a mailbox need not wait for
+            from ..mail.smtp.server import SmtpServer  # takes its time, which a mailbox need not wait for
 
             run = SmtpServer(dispatcher, source, sink, failed, max_in_flight=max_in_flight)
             _complain(f"listening on {source.url}", OK)

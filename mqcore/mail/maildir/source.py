@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-from ..mail import maildir
-from .errors import SourceError, describe
-from .message import Origin
+from ..errors import SourceError, describe
+from ..message import Origin
+from . import format
 
 
 class MaildirSource:
@@ -71,8 +71,8 @@ class MaildirSource:
         digest = blake2b(self._identity, digest_size=16)
         digest.update(os.fsencode(unique) + b"\0")
         digest.update(mime)
-        flags = maildir.split_flags(name)[1] if name.startswith("cur/") else None
-        return Origin(mime, digest.hexdigest(), number, maildir.parse_envelope(unique), received, flags=flags)
+        flags = format.split_flags(name)[1] if name.startswith("cur/") else None
+        return Origin(mime, digest.hexdigest(), number, format.parse_envelope(unique), received, flags=flags)
 
     def _find_moved(self, unique: str) -> str | None:
         """Where a mail is that is not under the name it was listed by; None if its owner removed it."""
@@ -90,4 +90,4 @@ class MaildirSource:
 
 def _unique(name: str) -> str:
     """The part of folder/name that stays when a mail reader moves or flags the mail."""
-    return maildir.split_flags(name.partition("/")[2])[0]
+    return format.split_flags(name.partition("/")[2])[0]

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .report import Report
+from ..mail.report import Report
 
 
 def print_report(report: Report) -> None:

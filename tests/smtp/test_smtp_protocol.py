@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from smtp_tools import EHLO, MAIL, OPEN, RCPT, TEXT, Talk, codes, converse
 
-from mqcore.mail.smtp._dialogue import Dialogue
-from mqcore.mail.smtp.events import Authenticate, MailFrom, Message, RcptTo, Service
+from mqcore.smtp._protocol import ServerProtocol
+from mqcore.smtp.events import Authenticate, MailFrom, Message, RcptTo, Service
 
 # A conversation
 
@@ -22,13 +22,13 @@ def test_a_whole_conversation():
         "250-SMTPUTF8",
         "250 ENHANCEDSTATUSCODES",
     ]
-    assert talk.dialogue.helo == "client.example"
+    assert talk.protocol.helo == "client.example"
     assert talk.ask(MAIL) == "250 2.1.0 sender ok"
     assert talk.ask(RCPT) == "250 2.1.5 recipient ok"
     assert talk.ask(b"DATA\r\n") == "354 end with CR LF . CR LF"
     assert talk.ask(TEXT + b".\r\n") == "250 2.6.0 message accepted"
     assert talk.ask(b"QUIT\r\n") == "221 2.0.0 bye"
-    assert talk.dialogue.closed
+    assert talk.protocol.closed
     assert talk.events == [MailFrom("a@example.org"), RcptTo("b@example.org"), Message(TEXT)]
 
 
@@ -51,18 +51,18 @@ def test_all_in_one_piece_is_answered_in_order():
 
 
 def test_commands_wait_behind_an_event_that_is_not_answered_yet():
-    dialogue = Dialogue(Service(name="mx.example"))
-    dialogue.receive(EHLO + MAIL + RCPT + b"NOOP\r\n")
-    assert dialogue.next_event() is None
-    assert dialogue.take_output() == b""
-    dialogue.accept()
-    assert dialogue.next_event() == MailFrom("a@example.org")
-    assert dialogue.next_event() is None
-    assert dialogue.take_output().endswith(b"ENHANCEDSTATUSCODES\r\n")
-    dialogue.reject(550, "not you")
-    assert dialogue.next_event() is None
-    assert codes(dialogue.take_output().decode().split("\r\n")[:-1]) == ["550 5.7.1", "503 5.5.1", "250 2.0.0"]
-    assert dialogue.buffered == 0
+    protocol = ServerProtocol(Service(name="mx.example"))
+    protocol.receive(EHLO + MAIL + RCPT + b"NOOP\r\n")
+    assert protocol.next_event() is None
+    assert protocol.take_output() == b""
+    protocol.accept()
+    assert protocol.next_event() == MailFrom("a@example.org")
+    assert protocol.next_event() is None
+    assert protocol.take_output().endswith(b"ENHANCEDSTATUSCODES\r\n")
+    protocol.reject(550, "not you")
+    assert protocol.next_event() is None
+    assert codes(protocol.take_output().decode().split("\r\n")[:-1]) == ["550 5.7.1", "503 5.5.1", "250 2.0.0"]
+    assert protocol.buffered == 0
 
 
 EVERYTHING = (
@@ -236,7 +236,7 @@ def test_a_line_that_is_too_long():
     assert talk.ask(b"NOOP " + b"x" * 94 + b"\r\n") == "500 5.5.2 this line is too long"
     for _ in range(1000):
         assert talk.say(b"x" * 1000) == []
-        assert talk.dialogue.buffered == 0
+        assert talk.protocol.buffered == 0
     assert talk.say(b"x\r\nNOOP\r\n") == ["500 5.5.2 this line is too long", "250 2.0.0 ok"]
 
 
@@ -265,7 +265,7 @@ def test_a_message_that_is_too_big(pieces):
     talk.say(MAIL + RCPT + b"DATA\r\n")
     for _ in range(pieces):
         assert talk.say(b"x" * 100 + b"\r\n") == []
-    assert talk.dialogue.incoming.size == pieces * 102 - 2
+    assert talk.protocol.receiver.size == pieces * 102 - 2
     assert talk.say(fits[pieces * 102 - 1 :] + b"\r\n.\r\nMAIL FROM:<>\r\n")[0] == "552 5.3.4 a message may have 1000 octets"
     assert talk.events[-1] == MailFrom("")
 
@@ -275,10 +275,10 @@ def test_of_a_message_that_is_too_big_nothing_is_kept_and_one_without_an_end_is_
     talk.say(OPEN)
     for _ in range(29):
         assert talk.say(b"x" * 1000) == []
-        assert talk.dialogue.incoming.kept <= 10_010
-    assert talk.dialogue.incoming.kept < 10
+        assert talk.protocol.receiver.kept <= 10_010
+    assert talk.protocol.receiver.kept < 10
     assert codes(talk.say(b"x" * 1003)) == ["552 5.3.4"]
-    assert talk.dialogue.closed
+    assert talk.protocol.closed
 
 
 def test_a_line_of_a_message_that_is_too_long():
@@ -294,7 +294,7 @@ def test_a_line_of_a_message_that_is_too_long():
 def test_too_many_errors_end_the_connection():
     talk = Talk(max_errors=3)
     assert codes(talk.say(b"BAD\r\n" * 10)) == ["500 5.5.1"] * 4 + ["421 4.7.0"]
-    assert talk.dialogue.closed
+    assert talk.protocol.closed
     assert talk.say(b"NOOP\r\n") == []
 
 

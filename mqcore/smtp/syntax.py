@@ -32,7 +32,7 @@ _LONGEST_TEXT = 500
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\s=]+))?")
 
 
-class Wrong(Exception):
+class ReplyError(Exception):
     """What the client said is refused, with this reply (without its line end)."""
 
 
@@ -44,37 +44,37 @@ class Parameters(NamedTuple):
 
 
 def parse_mail(text: str, *, auth: bool) -> Parameters:
-    """The parameters of MAIL; AUTH is one only where that is offered. Raises Wrong for what is no parameter."""
+    """The parameters of MAIL; AUTH is one only where that is offered. Raises ReplyError for what is no parameter."""
     known = ("SIZE", "BODY", "SMTPUTF8", "AUTH") if auth else ("SIZE", "BODY", "SMTPUTF8")
     values: dict[str, str | None] = {}
     for word in text.split():
         match = _PARAMETER.fullmatch(word)
         name = match[1].upper() if match else ""
         if match is None or name in values:
-            raise Wrong("501 5.5.4 this parameter is malformed, or given twice")
+            raise ReplyError("501 5.5.4 this parameter is malformed, or given twice")
         if name not in known:
-            raise Wrong("555 5.5.4 this parameter is not known here")
+            raise ReplyError("555 5.5.4 this parameter is not known here")
         values[name] = match[2]
     size = values.get("SIZE", "0")
     if size is None or not (size.isascii() and size.isdecimal() and len(size) <= 20):
-        raise Wrong("501 5.5.4 SIZE takes a number of octets")
+        raise ReplyError("501 5.5.4 SIZE takes a number of octets")
     body = values.get("BODY", "7BIT")
     if body is None or body.upper() not in ("7BIT", "8BITMIME"):
-        raise Wrong("501 5.5.4 BODY takes 7BIT or 8BITMIME")
+        raise ReplyError("501 5.5.4 BODY takes 7BIT or 8BITMIME")
     if values.get("SMTPUTF8") is not None:
-        raise Wrong("501 5.5.4 SMTPUTF8 takes no value")
+        raise ReplyError("501 5.5.4 SMTPUTF8 takes no value")
     return Parameters(int(size), "SMTPUTF8" in values)
 
 
 def check_address(address: str, *, utf8: bool) -> None:
-    """Raises Wrong for an address that is too long, or not in ASCII when the client did not say SMTPUTF8."""
+    """Raises ReplyError for an address that is too long, or not in ASCII when the client did not say SMTPUTF8."""
     if len(address) > MAX_ADDRESS:
-        raise Wrong("553 5.1.0 this address is too long")
+        raise ReplyError("553 5.1.0 this address is too long")
     if not address.isascii():
         if not utf8:
-            raise Wrong("553 5.6.7 an address like this needs SMTPUTF8 in MAIL")
+            raise ReplyError("553 5.6.7 an address like this needs SMTPUTF8 in MAIL")
         if len(address.encode()) > MAX_ADDRESS:
-            raise Wrong("553 5.1.0 this address is too long")
+            raise ReplyError("553 5.1.0 this address is too long")
 
 
 def is_safe(address: str) -> bool:
@@ -91,24 +91,24 @@ def _is_text(address: str) -> bool:
 
 
 def decode_base64(text: str) -> str:
-    """The text that a client sends in an AUTH exchange, where `=` stands for an empty one. Raises Wrong."""
+    """The text that a client sends in an AUTH exchange, where `=` stands for an empty one. Raises ReplyError."""
     if text == "*":
-        raise Wrong("501 5.7.0 AUTH is cancelled")
+        raise ReplyError("501 5.7.0 AUTH is cancelled")
     if text == "=":
         return ""
     try:
         return base64.b64decode(text, validate=True).decode()
     except ValueError:  # not base64, which is ASCII, or not UTF-8
-        raise Wrong("501 5.5.2 this is not base64 of UTF-8") from None
+        raise ReplyError("501 5.5.2 this is not base64 of UTF-8") from None
 
 
 def parse_plain(text: str) -> tuple[str, str]:
-    """Login and password from what AUTH PLAIN sends. Raises Wrong."""
+    """Login and password from what AUTH PLAIN sends. Raises ReplyError."""
     parts = decode_base64(text).split("\0")
     if len(parts) != 3:
-        raise Wrong("501 5.5.2 AUTH PLAIN takes base64 of NUL, login, NUL, password")
+        raise ReplyError("501 5.5.2 AUTH PLAIN takes base64 of NUL, login, NUL, password")
     if parts[0] not in ("", parts[1]):
-        raise Wrong("535 5.7.8 nobody may act for another here")
+        raise ReplyError("535 5.7.8 nobody may act for another here")
     return parts[1], parts[2]
 
 

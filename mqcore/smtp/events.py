@@ -1,4 +1,4 @@
-"""What a dialogue is about: the service that is offered, and the events that come of what a client says."""
+"""What the protocol is about: the service that is offered, and the events that come of what a client says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """What a server offers, and where it draws the line; one for all its dialogues. Sizes are in octets."""
+    """What a server offers, and where it draws the line; one for all its protocols. Sizes are in octets."""
 
     name: str
     """Its host name, for the greeting."""
@@ -23,7 +23,7 @@ class Service:
     max_message_line: int = 1 << 16
     """RFC 5321 allows 1,000, which real mail does not keep to."""
     max_errors: int = 20
-    """Wrong commands and refused logins in one connection."""
+    """ReplyError commands and refused logins in one connection."""
     max_idle_commands: int = 100
     """Commands that move no mail, such as NOOP, from one mail to the next; more of them count as errors."""
 

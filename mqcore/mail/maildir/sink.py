@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..mail import maildir
-from ._mail import Mail
-from .errors import SinkError, describe
-from .files import sync_folder, write_all
+from .._mail import Mail
+from ..errors import SinkError, describe
+from ..files import sync_folder, write_all
+from . import format
 from .sync import sync_filesystem, syncs_in_one
 
 FOLDERS = ("tmp", "new", "cur")
@@ -21,7 +21,7 @@ class MaildirSink:
     """Mails become files in new/, or in cur/ if the source had flags for them.
 
     A group is written to tmp/ and brought to the disk, then renamed, and the folders brought to the disk: so a file in
-    new/ or cur/ is whole, whenever the power fails. Names are the same in every run (see `maildir.make_name`). One run
+    new/ or cur/ is whole, whenever the power fails. Names are the same in every run (see `format.make_name`). One run
     at a time writes to a Maildir; readers and other deliveries need not care.
     """
 
@@ -66,7 +66,7 @@ class MaildirSink:
     def _clean(self) -> None:
         """Remove what a run that was killed left half written."""
         for entry in os.scandir(self._folders["tmp"]):
-            if maildir.parse_id(entry.name):
+            if format.parse_id(entry.name):
                 os.unlink(entry.name, dir_fd=self._folders["tmp"])
 
     def _find_stored(self) -> Iterator[bytes]:
@@ -74,7 +74,7 @@ class MaildirSink:
         for name in ("new", "cur"):
             os.fsync(self._folders[name])
             for entry in os.scandir(self._folders[name]):
-                if id := maildir.parse_id(entry.name):
+                if id := format.parse_id(entry.name):
                     yield bytes.fromhex(id)
 
     def __contains__(self, id: object) -> bool:
@@ -92,7 +92,7 @@ class MaildirSink:
             raise SinkError(f"cannot write to {self.url}: {describe(error)}") from error
 
     def _place(self, mail: Mail) -> tuple[str, str]:
-        name = maildir.make_name(mail)
+        name = format.make_name(mail)
         flags = mail.origin.flags
         return ("new", name) if flags is None else ("cur", f"{name}:2,{flags}")
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from .base import Run
+from ..mail.base import Run
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -1,6 +1,6 @@
 # One message as it comes in by SMTP.
 
-cdef class Incoming:
+cdef class DataReceiver:
     cdef Py_ssize_t max_size
     cdef Py_ssize_t max_line
     cdef bytearray text

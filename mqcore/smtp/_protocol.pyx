@@ -6,11 +6,11 @@ cimport cython
 from cpython.unicode cimport PyUnicode_AsUTF8, PyUnicode_AsUTF8AndSize
 from libc.string cimport memchr, strlen
 
-from ._incoming cimport Incoming
+from ._data cimport DataReceiver
 
-from ..smtp import syntax
+from . import syntax
 from .events import Authenticate, MailFrom, Message, RcptTo, StartTls
-from .syntax import Wrong
+from .syntax import ReplyError
 
 cdef extern from "Python.h":
     bint Py_ISALNUM(char character) noexcept
@@ -25,7 +25,7 @@ cdef object is_http = re.compile(
 
 
 @cython.final
-cdef class Dialogue:
+cdef class ServerProtocol:
     """The server's side of one connection.
 
     It begins by waiting for `accept`, which greets the client, or `reject`. From then on: give it what arrived with
@@ -35,7 +35,7 @@ cdef class Dialogue:
     Whatever the client sends, it gets a reply of SMTP.
 
     `helo`: what the client calls itself; None until it said HELO or EHLO.
-    `incoming`: the message that is coming in.
+    `receiver`: the message that is coming in.
     `in_transaction`: from an accepted MAIL to the reply to its message.
     """
 
@@ -71,28 +71,28 @@ cdef class Dialogue:
 
     cpdef object next_event(self):
         """What the client wants next; None when more must arrive, or the event before must be answered first."""
-        subject = self.next_subject()
-        if subject is None:
+        payload = self.next_payload()
+        if payload is None:
             return None
         if self.due == MAIL_FROM:
-            return MailFrom(subject)
+            return MailFrom(payload)
         if self.due == RCPT_TO:
-            return RcptTo(subject)
+            return RcptTo(payload)
         if self.due == AUTHENTICATE:
-            return Authenticate(*subject)
-        return Message(subject) if self.due == MESSAGE else StartTls()
+            return Authenticate(*payload)
+        return Message(payload) if self.due == MESSAGE else StartTls()
 
-    cdef object next_subject(self):
+    cdef object next_payload(self):
         """`next_event`, for callers that look at `due`: only what the event has, which is an address, the mail, login and
         password, or of StartTls nothing but True."""
         while self.due == NOTHING and not self.closed:
             if self.at == len(self.buffer) and not self.shutting_down:
                 return None  # as after nearly every command
             try:
-                if self.incoming is not None:
+                if self.receiver is not None:
                     if not self.collect():
                         return None
-                    subject = self.finish()
+                    payload = self.finish()
                 elif self.shutting_down and not self.in_transaction:
                     self.close("421 4.3.2 this server is shutting down")
                     return None
@@ -100,13 +100,13 @@ cdef class Dialogue:
                     line = self.take_line()
                     if line is None:
                         return None
-                    subject = self.obey(line)
-            except Wrong as error:
+                    payload = self.obey(line)
+            except ReplyError as error:
                 self.expected = COMMAND
                 self.complain(str(error))
                 continue
-            if subject is not None:
-                return subject
+            if payload is not None:
+                return payload
         return None
 
     cpdef bytes take_output(self):
@@ -210,14 +210,14 @@ cdef class Dialogue:
         self.say(reply)
         self.buffer = b""
         self.at = 0
-        self.incoming = None
+        self.receiver = None
         self.closed = True
         return 0
 
     # What it takes
 
     cdef str take_line(self):
-        """The next line, without its end; None if there is no whole line yet. Raises Wrong for what is no line."""
+        """The next line, without its end; None if there is no whole line yet. Raises ReplyError for what is no line."""
         cdef const char *data = self.buffer
         cdef const char *start = data + self.at
         cdef const char *end = <const char *>memchr(start, c"\n", len(self.buffer) - self.at)
@@ -230,25 +230,25 @@ cdef class Dialogue:
         self.at += size
         if self.skipping or size > self.max_line:
             self.skipping = False
-            raise Wrong("500 5.5.2 this line is too long")
+            raise ReplyError("500 5.5.2 this line is too long")
         return decode(start, size)
 
     cdef bint collect(self) except -1:
         """Whether the message is all there."""
         cdef const char *data = self.buffer
-        cdef Py_ssize_t taken = self.incoming.collect(data + self.at, len(self.buffer) - self.at)
+        cdef Py_ssize_t taken = self.receiver.collect(data + self.at, len(self.buffer) - self.at)
         self.at = self.at + taken if taken else len(self.buffer)
-        if self.incoming.is_endless:
-            self.close(self.incoming.fault)
+        if self.receiver.is_endless:
+            self.close(self.receiver.fault)
             return False
         return taken > 0
 
     cdef object finish(self):
-        incoming = self.incoming
-        self.incoming = None
+        receiver = self.receiver
+        self.receiver = None
         try:
-            mime = incoming.finish()
-        except Wrong:
+            mime = receiver.finish()
+        except ReplyError:
             self.reset()
             raise
         self.due = MESSAGE
@@ -262,7 +262,7 @@ cdef class Dialogue:
             if self.refusal.startswith("421"):
                 self.close(self.refusal)
                 return None
-            raise Wrong(self.refusal)
+            raise ReplyError(self.refusal)
         if says(text, b"MAIL"):
             return self.mail(line)
         if says(text, b"RCPT"):
@@ -298,14 +298,14 @@ cdef class Dialogue:
         elif is_http(line):
             self.close("421 4.7.0 this is no web server")
         else:
-            raise Wrong("500 5.5.1 no such command")
+            raise ReplyError("500 5.5.1 no such command")
         return None
 
     # Commands
 
     cdef int greet(self, str name) except -1:
         if not name or " " in name or not name.isascii():
-            raise Wrong("501 5.5.4 say who you are: EHLO your.host.name")
+            raise ReplyError("501 5.5.4 say who you are: EHLO your.host.name")
         self.helo = name
         self.reset()
         return 0
@@ -321,9 +321,9 @@ cdef class Dialogue:
 
     cdef object mail(self, str line):
         if self.helo is None:
-            raise Wrong("503 5.5.1 say EHLO first")
+            raise ReplyError("503 5.5.1 say EHLO first")
         if self.in_transaction:
-            raise Wrong("503 5.5.1 a transaction is open; RSET ends it")
+            raise ReplyError("503 5.5.1 a transaction is open; RSET ends it")
         address = plain_address(line, b"MAIL FROM:<", 11)
         self.utf8 = False
         if address is None:
@@ -334,12 +334,12 @@ cdef class Dialogue:
     cdef str take_sender(self, str argument):
         match = syntax.parse_from(argument)
         if match is None:
-            raise Wrong("501 5.1.7 say MAIL FROM:<address>")
+            raise ReplyError("501 5.1.7 say MAIL FROM:<address>")
         address, text = match.groups()
         if text is not None:
             parameters = syntax.parse_mail(text, auth=self.takes_passwords())
             if parameters.size > self.service.max_message:
-                raise Wrong(f"552 5.3.4 a message may have {self.service.max_message} octets")
+                raise ReplyError(f"552 5.3.4 a message may have {self.service.max_message} octets")
             self.utf8 = parameters.utf8
         if address is None:
             return ""
@@ -348,7 +348,7 @@ cdef class Dialogue:
 
     cdef object rcpt(self, str line):
         if not self.in_transaction:
-            raise Wrong("503 5.5.1 say MAIL first")
+            raise ReplyError("503 5.5.1 say MAIL first")
         address = plain_address(line, b"RCPT TO:<", 9)
         if address is None:
             address = self.take_recipient(argument_of(line))
@@ -361,29 +361,29 @@ cdef class Dialogue:
     cdef str take_recipient(self, str argument):
         match = syntax.parse_to(argument)
         if match is None:
-            raise Wrong("501 5.1.3 say RCPT TO:<address>")
+            raise ReplyError("501 5.1.3 say RCPT TO:<address>")
         address, parameters = match.groups()
         if parameters:
-            raise Wrong("555 5.5.4 this parameter is not known here")
+            raise ReplyError("555 5.5.4 this parameter is not known here")
         syntax.check_address(address, utf8=self.utf8)
         return address
 
     cdef int data(self, str line) except -1:
         if len(line) > 4 and argument_of(line):
-            raise Wrong("501 5.5.4 DATA has no arguments")
+            raise ReplyError("501 5.5.4 DATA has no arguments")
         if not self.in_transaction:
-            raise Wrong("503 5.5.1 say MAIL first")
+            raise ReplyError("503 5.5.1 say MAIL first")
         if not self.recipients:
-            raise Wrong("554 5.5.1 no valid recipients")
+            raise ReplyError("554 5.5.1 no valid recipients")
         self.out.append(b"354 end with CR LF . CR LF\r\n")
-        self.incoming = Incoming(self.service.max_message, self.service.max_message_line)
+        self.receiver = DataReceiver(self.service.max_message, self.service.max_message_line)
         return 0
 
     cdef object starttls(self, str argument):
         if argument:
-            raise Wrong("501 5.5.4 STARTTLS has no arguments")
+            raise ReplyError("501 5.5.4 STARTTLS has no arguments")
         if self.secure or not self.service.starttls:
-            raise Wrong("503 5.5.1 STARTTLS is not offered")
+            raise ReplyError("503 5.5.1 STARTTLS is not offered")
         if self.at < len(self.buffer):
             # It came in the clear, from whoever was able to put it there, and would pass for what came by TLS.
             self.close("554 5.5.1 nothing may follow STARTTLS before its reply")
@@ -397,11 +397,11 @@ cdef class Dialogue:
 
     cdef object auth(self, str argument):
         if not self.service.auth:
-            raise Wrong("503 5.5.1 AUTH is not offered")
+            raise ReplyError("503 5.5.1 AUTH is not offered")
         if not self.takes_passwords():
-            raise Wrong("538 5.7.11 say STARTTLS first")
+            raise ReplyError("538 5.7.11 say STARTTLS first")
         if self.helo is None or self.authenticated or self.in_transaction:
-            raise Wrong("503 5.5.1 AUTH comes once, after EHLO and before MAIL")
+            raise ReplyError("503 5.5.1 AUTH comes once, after EHLO and before MAIL")
         mechanism, _, initial = argument.partition(" ")
         mechanism = mechanism.upper()
         if mechanism == "PLAIN":
@@ -409,7 +409,7 @@ cdef class Dialogue:
         elif mechanism == "LOGIN":
             self.expected = LOGIN
         else:
-            raise Wrong("504 5.5.4 PLAIN and LOGIN are known here")
+            raise ReplyError("504 5.5.4 PLAIN and LOGIN are known here")
         if initial:
             return self.take_login(initial)
         self.say("334 VXNlcm5hbWU6" if self.expected == LOGIN else "334 ")
@@ -433,7 +433,7 @@ cdef class Dialogue:
 
 
 cdef str decode(const char *text, Py_ssize_t size):
-    """A line as text, without its end. Raises Wrong."""
+    """A line as text, without its end. Raises ReplyError."""
     cdef Py_ssize_t at = 0
     while c" " <= text[at] <= c"~":
         at += 1
@@ -443,12 +443,12 @@ cdef str decode(const char *text, Py_ssize_t size):
     try:
         line = text[:size].decode()
     except UnicodeDecodeError:
-        raise Wrong("501 5.5.2 this is not UTF-8") from None
+        raise ReplyError("501 5.5.2 this is not UTF-8") from None
     if not line.endswith("\r\n"):
-        raise Wrong("500 5.5.2 lines must end in CR LF")
+        raise ReplyError("500 5.5.2 lines must end in CR LF")
     line = line[: len(line) - 2]
     if not line.isprintable() and syntax.find_control(line):
-        raise Wrong("500 5.5.2 control characters are not allowed")
+        raise ReplyError("500 5.5.2 control characters are not allowed")
     return line
 
 

@@ -1,10 +1,10 @@
 from typing import Self, final
 
-from ._incoming import Incoming
+from ._data import DataReceiver
 from .events import Event, Service
 
 @final
-class Dialogue:
+class ServerProtocol:
     def __new__(cls, service: Service, *, secure: bool = False) -> Self: ...
     @property
     def secure(self) -> bool: ...
@@ -17,7 +17,7 @@ class Dialogue:
     @property
     def in_transaction(self) -> bool: ...
     @property
-    def incoming(self) -> Incoming | None: ...
+    def receiver(self) -> DataReceiver | None: ...
     @property
     def buffered(self) -> int: ...
     @property

@@ -1,6 +1,6 @@
 """Whatever bytes a client sends, in whatever pieces: replies of SMTP, within limits, and the same for every split.
 
-The stored inputs in `smtp_corpus/` are what attackers send, and what was found by fuzzing; each is tried whole and byte by
+The stored inputs in `corpus/` are what attackers send, and what was found by fuzzing; each is tried whole and byte by
 byte. The rest is made up, of pieces that clients do send.
 """
 
@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from smtp_tools import EHLO, OPEN, converse
 
-from mqcore.mail.smtp.events import Event, MailFrom, Message, RcptTo
-from mqcore.mail.smtp.syntax import parse_from, parse_to
+from mqcore.smtp.events import Event, MailFrom, Message, RcptTo
+from mqcore.smtp.syntax import parse_from, parse_to
 
-CORPUS = sorted((Path(__file__).parent / "smtp_corpus").glob("*.smtp"))
+CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.smtp"))
 REPLIES = re.compile(rb"(?:[2345]\d\d[ -][ -~]*\r\n)*")
 LIMITS = {"max_message": 300, "max_line": 120, "max_message_line": 60, "max_recipients": 3, "max_errors": 8}
 MODES: list[dict[str, Any]] = [LIMITS, {"auth": True, "auth_without_tls": True}, {"auth": True, "secure": True}]

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-from ..mail import mbox
-from .errors import SourceError, describe
+from ..errors import SourceError, describe
+from ..message import Origin
+from . import format
 from .locks import Locked, lock_shared, unlock
-from .message import Origin
 
 BLOCK = 1 << 20
 DIVIDER = b"\nFrom "
@@ -58,15 +58,15 @@ class MboxSource:
     def _find_start(self) -> int:
         """Where the first mail begins: some programs leave empty lines before it."""
         begin = self._read(0, min(64, self.total))
-        if fault := mbox.find_fault(begin):
+        if fault := format.find_fault(begin):
             raise SourceError(f"{self.url} {fault}")
         return len(begin) - len(begin.lstrip(b"\r\n"))
 
     def __iter__(self) -> Iterator[Origin]:
         for start, raw in self._pieces():
             end = start + len(raw)
-            postmark, mime = mbox.split(raw, last=end == self.total)
-            sender, received = mbox.parse_postmark(postmark)
+            postmark, mime = format.split(raw, last=end == self.total)
+            sender, received = format.parse_postmark(postmark)
             digest = blake2b(self._identity, digest_size=16)
             digest.update(b"%d\0" % start)
             digest.update(raw)

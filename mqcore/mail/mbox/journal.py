@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from .errors import SinkError
-from .files import write_all
+from ..errors import SinkError
+from ..files import write_all
 
 HEAD = 40
 

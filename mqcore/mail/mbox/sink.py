@@ -8,12 +8,12 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..mail import mbox
-from ._mail import Mail
-from .errors import SinkError, describe
-from .files import sync_folder, write_all
+from .._mail import Mail
+from ..errors import SinkError, describe
+from ..files import sync_folder, write_all
+from . import format
+from .journal import Group, Journal
 from .locks import Locked, MailboxLock
-from .mbox_journal import Group, Journal
 
 
 class MboxSink:
@@ -45,7 +45,7 @@ class MboxSink:
             raise SinkError(f"cannot write to {self.url}: it is no regular file")
         lock = MailboxLock(self._fd, self.path)
         opened.callback(lock.release)
-        if fault := mbox.find_fault(self._read(0, 64)):
+        if fault := format.find_fault(self._read(0, 64)):
             raise SinkError(f"{self.url} {fault}")
         self._journal = Journal(self.path, self._fd)
         opened.callback(self._journal.close)
@@ -60,7 +60,7 @@ class MboxSink:
 
     def store(self, mails: Sequence[Mail]) -> None:
         size = os.lseek(self._fd, 0, os.SEEK_END)
-        pieces = list(mbox.join(mails, tail=self._read(max(size - 3, 0), 3)))
+        pieces = list(format.join(mails, tail=self._read(max(size - 3, 0), 3)))
         if not self._is_there():
             # What is written to a file without a name is lost; a server would tell its clients otherwise.
             raise SinkError(f"cannot write to {self.url}: somebody moved or removed it while it was locked; run again")

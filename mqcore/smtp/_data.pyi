@@ -1,7 +1,7 @@
 from typing import Self, final
 
 @final
-class Incoming:
+class DataReceiver:
     def __new__(cls, max_size: int, max_line: int) -> Self: ...
     @property
     def size(self) -> int: ...

@@ -7,9 +7,9 @@ import base64
 import pytest
 from smtp_tools import EHLO, MAIL, OPEN, RCPT, Talk, codes, converse
 
-from mqcore.mail.smtp._dialogue import Dialogue
-from mqcore.mail.smtp.events import Authenticate, MailFrom, Message, RcptTo, Service, StartTls
-from mqcore.mail.smtp.syntax import format_reply
+from mqcore.smtp._protocol import ServerProtocol
+from mqcore.smtp.events import Authenticate, MailFrom, Message, RcptTo, Service, StartTls
+from mqcore.smtp.syntax import format_reply
 
 
 def b64(text: str) -> bytes:
@@ -89,9 +89,9 @@ def test_a_refused_message_ends_its_transaction():
 def test_the_host_may_refuse_a_message_while_it_comes():
     talk = Talk()
     talk.say(OPEN + b"a" * 1000)
-    talk.dialogue.incoming.refuse("452 4.3.1 no room")
+    talk.protocol.receiver.refuse("452 4.3.1 no room")
     talk.say(b"a" * 1000)
-    assert (talk.dialogue.incoming.size, talk.dialogue.incoming.kept) == (1998, 5)
+    assert (talk.protocol.receiver.size, talk.protocol.receiver.kept) == (1998, 5)
     assert talk.say(b"\r\n.\r\n") == ["452 4.3.1 no room"]
 
 
@@ -99,16 +99,16 @@ def test_the_host_may_refuse_a_message_while_it_comes():
 
 
 def test_a_client_that_is_refused_in_place_of_the_greeting():
-    dialogue = Dialogue(Service(name="mx.example"))
-    dialogue.reject(554, "not from your address")
-    dialogue.receive(EHLO + MAIL + b"QUIT\r\n")
-    assert dialogue.next_event() is None
-    assert dialogue.take_output() == b"554 5.7.1 not from your address\r\n" * 3 + b"221 2.0.0 bye\r\n"
+    protocol = ServerProtocol(Service(name="mx.example"))
+    protocol.reject(554, "not from your address")
+    protocol.receive(EHLO + MAIL + b"QUIT\r\n")
+    assert protocol.next_event() is None
+    assert protocol.take_output() == b"554 5.7.1 not from your address\r\n" * 3 + b"221 2.0.0 bye\r\n"
 
 
 def test_421_closes_the_connection_at_any_stage():
-    def answer(dialogue, event):
-        dialogue.reject(421, "4.3.2 try another server")
+    def answer(protocol, event):
+        protocol.reject(421, "4.3.2 try another server")
 
     events, out, closed = converse([EHLO + MAIL + b"NOOP\r\n"], answer=answer)
     assert (len(events), closed) == (1, True)
@@ -116,11 +116,11 @@ def test_421_closes_the_connection_at_any_stage():
 
 
 def test_a_rejected_recipient_does_not_count():
-    def answer(dialogue, event):
+    def answer(protocol, event):
         if isinstance(event, RcptTo) and event.address.startswith("no"):
-            dialogue.reject(550, "5.1.1 no such user")
+            protocol.reject(550, "5.1.1 no such user")
         else:
-            dialogue.accept()
+            protocol.accept()
 
     talk = Talk(answer)
     talk.say(EHLO + MAIL)
@@ -129,11 +129,11 @@ def test_a_rejected_recipient_does_not_count():
 
 
 def test_a_rejected_message_ends_its_transaction():
-    def answer(dialogue, event):
+    def answer(protocol, event):
         if isinstance(event, Message):
-            dialogue.reject(451, "4.3.0 later")
+            protocol.reject(451, "4.3.0 later")
         else:
-            dialogue.accept()
+            protocol.accept()
 
     talk = Talk(answer)
     assert talk.say(OPEN + b".\r\n" + RCPT + MAIL)[-3:] == [
@@ -160,22 +160,22 @@ def test_the_text_of_a_reply(code, text, reply):
 def test_shutting_down_waits_for_the_end_of_the_transaction():
     idle = Talk()
     idle.say(EHLO)
-    idle.dialogue.shut_down()
+    idle.protocol.shut_down()
     assert idle.say(b"") == ["421 4.3.2 this server is shutting down"]
     busy = Talk()
     busy.say(OPEN)
-    busy.dialogue.shut_down()
+    busy.protocol.shut_down()
     assert busy.say(b"") == []
     assert codes(busy.say(b".\r\n" + MAIL)) == ["250 2.6.0", "421 4.3.2"]
-    assert busy.dialogue.closed
+    assert busy.protocol.closed
 
 
 def test_giving_up():
     talk = Talk()
     talk.say(OPEN)
-    talk.dialogue.give_up(421, "4.4.2 you are too slow")
-    assert talk.dialogue.take_output() == b"421 4.4.2 you are too slow\r\n"
-    assert talk.dialogue.closed
+    talk.protocol.give_up(421, "4.4.2 you are too slow")
+    assert talk.protocol.take_output() == b"421 4.4.2 you are too slow\r\n"
+    assert talk.protocol.closed
 
 
 # TLS and AUTH
@@ -205,28 +205,28 @@ def test_what_is_sent_behind_starttls_in_the_clear_is_refused():
 
 
 def test_what_comes_while_tls_is_being_accepted_waits():
-    dialogue = Dialogue(Service(name="mx.example", starttls=True))
-    dialogue.accept()
-    dialogue.receive(EHLO + b"STARTTLS\r\n")
-    assert dialogue.next_event() == StartTls()
-    assert dialogue.take_output().endswith(b"220 2.0.0 go ahead\r\n")
-    dialogue.secured()
-    dialogue.receive(EHLO + MAIL)
-    assert dialogue.next_event() is None and dialogue.waiting
-    dialogue.accept()
-    assert dialogue.next_event() == MailFrom("a@example.org")
+    protocol = ServerProtocol(Service(name="mx.example", starttls=True))
+    protocol.accept()
+    protocol.receive(EHLO + b"STARTTLS\r\n")
+    assert protocol.next_event() == StartTls()
+    assert protocol.take_output().endswith(b"220 2.0.0 go ahead\r\n")
+    protocol.secured()
+    protocol.receive(EHLO + MAIL)
+    assert protocol.next_event() is None and protocol.waiting
+    protocol.accept()
+    assert protocol.next_event() == MailFrom("a@example.org")
 
 
 @pytest.mark.parametrize(("code", "closed"), [(554, False), (421, True)])
 def test_a_client_that_is_refused_when_tls_has_begun(code, closed):
-    def answer(dialogue, event):
-        dialogue.secured()
-        dialogue.reject(code, "no certificate of yours is known")
+    def answer(protocol, event):
+        protocol.secured()
+        protocol.reject(code, "no certificate of yours is known")
 
     talk = Talk(answer, starttls=True)
     assert talk.say(EHLO + b"STARTTLS\r\n")[-1] == "220 2.0.0 go ahead"
     assert codes(talk.say(EHLO)) == [f"{code} {code // 100}.7.1"]
-    assert talk.dialogue.closed is closed
+    assert talk.protocol.closed is closed
 
 
 PLAIN = b64("\0login\0secret")
@@ -259,7 +259,7 @@ def test_auth(sent, says):
     assert codes(talk.say(sent + b"\r\n")) == says
     accepted = says[-1] == "235 2.7.0"
     assert talk.events == [Authenticate("login", "secret")] * accepted
-    assert talk.dialogue.authenticated is accepted
+    assert talk.protocol.authenticated is accepted
 
 
 def test_the_prompts_of_auth_login_are_what_clients_know():
@@ -272,7 +272,7 @@ def test_the_prompts_of_auth_login_are_what_clients_know():
 
 
 def test_auth_that_is_refused_counts_as_an_error_and_may_be_tried_again():
-    talk = Talk(lambda dialogue, event: dialogue.reject(535, "5.7.8 wrong"), auth=True, secure=True, max_errors=2)
+    talk = Talk(lambda protocol, event: protocol.reject(535, "5.7.8 wrong"), auth=True, secure=True, max_errors=2)
     talk.say(EHLO)
     assert codes(talk.say((b"AUTH PLAIN " + PLAIN + b"\r\n") * 4)) == ["535 5.7.8"] * 3 + ["421 4.7.0"]
 

@@ -1,6 +1,6 @@
 # SMTP as a server speaks it, without any I/O.
 
-from ._incoming cimport Incoming
+from ._data cimport DataReceiver
 
 cdef enum Due:
     # What `accept` or `reject` is to answer.
@@ -19,7 +19,7 @@ cdef enum Expected:
     LOGIN
     PASSWORD
 
-cdef class Dialogue:
+cdef class ServerProtocol:
     cdef object service
     cdef bytes buffer
     cdef Py_ssize_t at              # how much of the buffer was taken
@@ -41,7 +41,7 @@ cdef class Dialogue:
     cdef readonly bint closed
     cdef readonly bint in_transaction
     cdef readonly str helo
-    cdef readonly Incoming incoming
+    cdef readonly DataReceiver receiver
 
     # What the host calls
     cpdef int receive(self, bytes data) except -1
@@ -59,7 +59,7 @@ cdef class Dialogue:
     cdef int reset(self) except -1
 
     # What it takes
-    cdef object next_subject(self)
+    cdef object next_payload(self)
     cdef str take_line(self)
     cdef bint collect(self) except -1
     cdef object finish(self)

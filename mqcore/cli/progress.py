@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from ..mail.base import Run
+from ..mail import Gateway
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -17,7 +17,7 @@ INTERVAL = 0.2
 
 
 @contextlib.asynccontextmanager
-async def progress_bar(run: Run) -> AsyncIterator[None]:
+async def progress_bar(gateway: Gateway) -> AsyncIterator[None]:
     """Show how far the run is, if standard error is a terminal."""
     if not sys.stderr.isatty():
         yield
@@ -32,16 +32,16 @@ async def progress_bar(run: Run) -> AsyncIterator[None]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=run.total, read=0, stored=0)
-        updates = asyncio.create_task(_update(bar, task, run))
+        task = bar.add_task("", total=gateway.total, read=0, stored=0)
+        updates = asyncio.create_task(_update(bar, task, gateway))
         try:
             yield
         finally:
             updates.cancel()
 
 
-async def _update(bar: Progress, task: TaskID, run: Run) -> None:
-    counts = run.report.counts
+async def _update(bar: Progress, task: TaskID, gateway: Gateway) -> None:
+    counts = gateway.report.counts
     while True:
-        bar.update(task, completed=run.done, read=counts.read, stored=counts.stored)
+        bar.update(task, completed=gateway.done, read=counts.read, stored=counts.stored)
         await asyncio.sleep(INTERVAL)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .._mail import Mail
+from ..base import Store
 from ..errors import SinkError, describe
 from ..files import sync_folder, write_all
 from . import format
@@ -17,15 +18,13 @@ from .sync import sync_filesystem, syncs_in_one
 FOLDERS = ("tmp", "new", "cur")
 
 
-class MaildirSink:
+class MaildirSink(Store):
     """Mails become files in new/, or in cur/ if the source had flags for them.
 
     A group is written to tmp/ and brought to the disk, then renamed, and the folders brought to the disk: so a file in
     new/ or cur/ is whole, whenever the power fails. Names are the same in every run (see `format.make_name`). One run
     at a time writes to a Maildir; readers and other deliveries need not care.
     """
-
-    waits = True
 
     def __init__(self, path: str) -> None:
         self.url = f"maildir:{path}"

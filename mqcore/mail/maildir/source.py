@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+from ..base import Reader
 from ..errors import SourceError, describe
 from ..message import Origin
 from . import format
 
 
-class MaildirSource:
+class MaildirSource(Reader):
     """The mails in new/ and cur/, as they were when it was opened, in the order of their names.
 
     The names, some 100 bytes each, are the only thing that it keeps in memory. Mail readers may move and flag mails

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .._mail import Mail
+from ..base import Store
 from ..errors import SinkError, describe
 from ..files import sync_folder, write_all
 from . import format
@@ -16,14 +17,12 @@ from .journal import Group, Journal
 from .locks import Locked, MailboxLock
 
 
-class MboxSink:
+class MboxSink(Store):
     """Mails are appended to the mbox, which is locked as long as the sink is open.
 
     Beside it, PATH.mqcore says which mails they were (see `Journal`), so that a second run knows what is there, and how
     to mend what a run that was killed left half written.
     """
-
-    waits = True
 
     def __init__(self, path: str) -> None:
         self.url = f"mbox:{path}"

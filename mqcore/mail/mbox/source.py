@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+from ..base import Reader
 from ..errors import SourceError, describe
 from ..message import Origin
 from . import format
@@ -17,7 +18,7 @@ BLOCK = 1 << 20
 DIVIDER = b"\nFrom "
 
 
-class MboxSource:
+class MboxSource(Reader):
     """The mails of an mbox, as far as it reached when it was opened: what is delivered later is for the next run.
 
     A file is read in blocks, so memory holds one block and one mail, and the file is locked only for a moment, to learn

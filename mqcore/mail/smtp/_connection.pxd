@@ -3,7 +3,10 @@
 from ..._dispatch cimport Dispatcher, Hook
 from .._mail cimport Connection, Mail
 from ...smtp._protocol cimport ServerProtocol
-from ._transaction cimport Desk, Transaction
+from .._gateway cimport Gateway
+from .._transaction cimport Transaction
+
+cdef class SmtpConnection
 
 cdef enum Stage:
     # Whose step a connection is in, or was in last.
@@ -14,6 +17,16 @@ cdef enum Stage:
     RECIPIENT
     DATA
 
+cdef class Names:
+    # Of mails.
+    cdef str name_of_run
+    cdef unsigned long long count
+
+    cdef object make_origin(self, bytes mime, envelope, recipient)
+
+cdef class SmtpTransaction(Transaction):
+    cdef SmtpConnection connection
+
 cdef class SmtpConnection:
     cdef object host
     cdef object hooks
@@ -21,7 +34,8 @@ cdef class SmtpConnection:
     cdef Hook rcptto
     cdef Hook data
     cdef Dispatcher dispatcher
-    cdef Desk desk
+    cdef Gateway gateway
+    cdef Names names
     cdef readonly object transport
     cdef readonly Connection info   # what plugins see of it
     cdef readonly ServerProtocol protocol
@@ -30,7 +44,7 @@ cdef class SmtpConnection:
     cdef str address                # the recipient that a step is about, whatever plugins make of it
     cdef list recipients
     cdef bytes received             # the message as it came, whatever plugins make of it
-    cdef Transaction transaction
+    cdef SmtpTransaction transaction
     cdef object tls_task
     cdef double since               # when the client was last told something
     cdef Py_ssize_t kept
@@ -56,5 +70,6 @@ cdef class SmtpConnection:
     cdef int take_message(self, bytes mime) except -1
     cdef int after_data(self, outcome) except -1
     cdef list make_mails(self)
+    cdef int settled(self, verdict) except -1
     cdef int forget_message(self) except -1
     cdef bint keep(self, Py_ssize_t size) except -1

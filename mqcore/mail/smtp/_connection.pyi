@@ -3,11 +3,21 @@ from typing import Self, final
 
 from ...smtp._protocol import ServerProtocol
 from .._mail import Connection
+from .._transaction import Transaction
+from ..verdicts import Verdict
 from .host import Host
 
 IDLE_TIMEOUT: float
 MIN_RATE: int
 HANDSHAKE_TIMEOUT: float
+
+@final
+class Names:
+    def __new__(cls) -> Self: ...
+
+@final
+class SmtpTransaction(Transaction):
+    def settle(self, verdicts: list[Verdict]) -> object: ...
 
 @final
 class SmtpConnection(asyncio.Protocol):

@@ -2,16 +2,19 @@
 
 import copy
 import logging
+import os
 
 cimport cython
+from cpython.time cimport time as wall_time
 from ..._dispatch cimport Hook
-from .._mail cimport Connection, address_in, new_mail
+from .._mail cimport Connection, Mail, address_in, new_mail
+from .._transaction cimport Transaction
 from ...smtp._protocol cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, ServerProtocol
-from ._transaction cimport Transaction
 
 from ... import FAIL
+from ...smtp.syntax import printable
 from ..message import Origin, Rejection
-from ._transaction import FAILED
+from ..verdicts import ACCEPTED, UNAVAILABLE
 
 cdef enum:
     MAX_BUFFERED = 1 << 16  # while a step waits, no more than about so many octets are read ahead
@@ -26,9 +29,31 @@ HANDSHAKE_TIMEOUT = 30.0
 log = logging.getLogger(__name__)
 
 cdef str NO_ROOM = "452 4.3.1 too many big messages at once; try again later"
-cdef object UNAVAILABLE = Rejection(421, FAILED.text)
+cdef object GO_AWAY = Rejection(421, UNAVAILABLE.text)
 cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
 cdef object REFUSED_LOGIN = Rejection(535, "5.7.8 login or password is wrong")
+
+
+@cython.final
+cdef class Names:
+    """Names mails, each as no other of any run."""
+
+    def __cinit__(self):
+        self.name_of_run = os.urandom(8).hex()
+
+    cdef object make_origin(self, bytes mime, envelope, recipient):
+        self.count += 1
+        id = f"{self.name_of_run}{self.count:016x}"
+        return tuple.__new__(Origin, (mime, id, self.count, envelope, wall_time(), None, None, recipient))
+
+
+@cython.final
+cdef class SmtpTransaction(Transaction):
+    """A message that came in, for one or more recipients; one reply is for all."""
+
+    cpdef object settle(self, list verdicts):
+        connection, self.connection = self.connection, None
+        connection.settled(verdicts[0])
 
 
 @cython.final
@@ -45,8 +70,9 @@ cdef class SmtpConnection:
         self.mailfrom = self.hooks.mailfrom
         self.rcptto = self.hooks.rcptto
         self.data = self.hooks.data
-        self.desk = host.desk
-        self.dispatcher = self.desk.dispatcher
+        self.gateway = host.gateway
+        self.names = host.names
+        self.dispatcher = self.gateway.dispatcher
         self.protocol = ServerProtocol(host.service, secure=host.implicit_tls)
         self.since = self.time()
         self.recipients = []
@@ -148,7 +174,7 @@ cdef class SmtpConnection:
         """Close the connection with this reply, unless a message is being stored: then its client must learn of that."""
         if self.is_lost:
             self.dispatcher.cancel(self.message)  # a plugin holds it at `mq_smtp_in_close`
-        elif self.transaction is not None and self.transaction.is_storing:
+        elif self.transaction is not None and self.transaction.committing:
             self.protocol.shut_down()
         elif self.tls_task is not None:
             self.tls_task.cancel()
@@ -209,7 +235,7 @@ cdef class SmtpConnection:
             self.finish(outcome)
             self.proceed()
 
-    cdef bint answer(self, outcome, failed=FAILED) except -1:
+    cdef bint answer(self, outcome, failed=UNAVAILABLE) except -1:
         """Tell the client how a step ended; whether it ended well."""
         rejection = failed if outcome is FAIL else self.message.rejection
         if rejection is None:
@@ -251,7 +277,7 @@ cdef class SmtpConnection:
         elif self.stage == CONNECT and self.info.tls and outcome is not FAIL and self.message.rejection is None:
             self.run(self.hooks.secure, SECURE, ())
         else:
-            self.answer(outcome, UNAVAILABLE)
+            self.answer(outcome, GO_AWAY)
         return 0
 
     cdef int start_tls(self) except -1:
@@ -318,11 +344,13 @@ cdef class SmtpConnection:
                 log.exception("what plugins put into the json of a mail cannot be copied")
                 outcome = FAIL
         if not mails:
-            self.desk.turn_away(len(self.recipients), outcome is FAIL)
+            self.gateway.turn_away(len(self.recipients), outcome is FAIL)
             self.answer(outcome)
             return self.forget_message()
-        self.transaction = Transaction(self.desk, mails, self._after_transaction)
-        return self.desk.submit(self.transaction)
+        self.transaction = SmtpTransaction.__new__(SmtpTransaction)
+        self.transaction.mails = mails
+        self.transaction.connection = self
+        return self.gateway.submit(self.transaction)
 
     cdef list make_mails(self):
         """One for each recipient, with all that the plugins know so far."""
@@ -331,21 +359,26 @@ cdef class SmtpConnection:
         envelope = address_in(known, "envelope") or ""
         cdef list mails = []
         for recipient in self.recipients:
-            origin = self.desk.next_origin(self.received, envelope, recipient)
+            origin = self.names.make_origin(self.received, envelope, recipient)
             json = copy.deepcopy(known) if mails else known.copy()
             json["recipient"] = recipient
             mails.append(new_mail(self.message.content, json, self.info, origin))
         return mails
 
-    def _after_transaction(self, refusal):
-        if refusal is None:
-            self.protocol.accept(self.transaction.success())
+    cdef int settled(self, verdict) except -1:
+        """The reply to a message is known."""
+        transaction, self.transaction = self.transaction, None
+        if self.is_lost:
+            return 0
+        if verdict is ACCEPTED:
+            self.protocol.accept(f"stored as {(<Mail>transaction.mails[0]).origin.id}")
+        elif verdict.is_good:
+            self.protocol.accept(printable(verdict.text))
         else:
-            code, text = refusal
+            code, text = verdict.reply
             self.protocol.reject(code, text)
-        self.transaction = None
         self.forget_message()
-        self.proceed()
+        return self.proceed()
 
     cdef int forget_message(self) except -1:
         self.message.content = self.received = b""

@@ -21,15 +21,14 @@ import trustme
 import uvloop
 
 import mqcore
-from mqcore.mail import Mail, SinkError
-from mqcore.mail.base import Sink
-from mqcore.mail.failed import FailedSink
-from mqcore.mail.smtp._dialogue import Dialogue
-from mqcore.mail.smtp.events import Event, Service, StartTls
+from mqcore.mail import FailedSink, Gateway, Mail, SinkError, Store
+from mqcore.mail.base import BaseSink
 from mqcore.mail.smtp.server import SmtpServer
 from mqcore.mail.smtp.source import SmtpSource, SmtpsSource
+from mqcore.smtp._protocol import ServerProtocol
+from mqcore.smtp.events import Event, Service, StartTls
 
-Answer = Callable[[Dialogue, Event], None]
+Answer = Callable[[ServerProtocol, Event], None]
 
 EHLO = b"EHLO client.example\r\n"
 OPEN = EHLO + b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n"
@@ -41,29 +40,29 @@ TEXT = b"Subject: hello\r\n\r\nhello\r\n"
 ALL = OPEN + TEXT + b".\r\n"
 
 
-def accept(dialogue: Dialogue, event: Event) -> None:
+def accept(protocol: ServerProtocol, event: Event) -> None:
     if isinstance(event, StartTls):
-        dialogue.secured()
-    dialogue.accept()
+        protocol.secured()
+    protocol.accept()
 
 
 class Talk:
-    """A dialogue whose events are answered at once."""
+    """A protocol whose events are answered at once."""
 
     def __init__(self, answer: Answer = accept, *, secure: bool = False, **service: Any) -> None:
-        self.dialogue = Dialogue(Service(name="mx.example", **service), secure=secure)
+        self.protocol = ServerProtocol(Service(name="mx.example", **service), secure=secure)
         self.answer = answer
         self.events: list[Event] = []
-        self.dialogue.accept()
-        self.out = self.dialogue.take_output()
+        self.protocol.accept()
+        self.out = self.protocol.take_output()
 
     def say(self, data: bytes) -> list[str]:
         """The replies to it, without line ends."""
-        self.dialogue.receive(data)
-        while (event := self.dialogue.next_event()) is not None:
+        self.protocol.receive(data)
+        while (event := self.protocol.next_event()) is not None:
             self.events.append(event)
-            self.answer(self.dialogue, event)
-        out = self.dialogue.take_output()
+            self.answer(self.protocol, event)
+        out = self.protocol.take_output()
         self.out += out
         assert out.endswith(b"\r\n") or not out
         return out.decode("ascii").split("\r\n")[:-1]
@@ -78,10 +77,10 @@ def converse(pieces: Iterable[bytes], **options: Any) -> tuple[list[Event], byte
     """The events, all that the server said, and whether it closed the connection."""
     talk = Talk(**options)
     for piece in pieces:
-        if talk.dialogue.closed:
+        if talk.protocol.closed:
             break
         talk.say(piece)
-    return talk.events, talk.out, talk.dialogue.closed
+    return talk.events, talk.out, talk.protocol.closed
 
 
 def codes(replies: Iterable[str]) -> list[str]:
@@ -100,12 +99,10 @@ def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     return wrapper
 
 
-class ListSink:
+class ListSink(Store):
     """Keeps mails in memory. While `gate` is clear, storing waits; while `error` is set, it fails."""
 
     url = "list:"
-    notes = None
-    waits = True
 
     def __init__(self) -> None:
         self.mails: list[Mail] = []
@@ -115,9 +112,6 @@ class ListSink:
         self.waits = threading.Event()
         self.error: str | None = None
 
-    def __contains__(self, id: object) -> bool:
-        return False
-
     def store(self, mails: Sequence[Mail]) -> None:
         self.waits.set()
         assert self.gate.wait(30)
@@ -125,9 +119,6 @@ class ListSink:
             raise SinkError(self.error)
         self.mails += mails
         self.groups.append(len(mails))
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 class Client:
@@ -181,12 +172,16 @@ class Client:
 class Serving:
     """A server that runs."""
 
-    def __init__(self, server: SmtpServer, sink: ListSink, failed: ListSink) -> None:
-        self.server = server
+    def __init__(self, gateway: Gateway, sink: ListSink, failed: ListSink) -> None:
+        self.gateway = gateway
         self.sink = sink
         self.failed = failed
-        self.port = server._source.listeners[0].getsockname()[1]
+        self.port = gateway.source.listeners[0].getsockname()[1]
         self._clients: list[Client] = []
+
+    @property
+    def server(self) -> SmtpServer:
+        return self.gateway.source._server
 
     async def connect(self, **options: Any) -> Client:
         client = Client(*await asyncio.open_connection("127.0.0.1", self.port, **options))
@@ -228,25 +223,25 @@ async def serving(
         loaded.add(name, plugin)
     listening = {name: options.pop(name) for name in ("auth_without_tls",) if name in options}
     if tls is not None:
-        listening["certificate"] = str(certificate().file)
+        listening["tls_certificate"] = str(certificate().file)
     stored, failed = ListSink(), ListSink()
-    sink: Sink = options.pop("sink", stored)
+    sink: BaseSink = options.pop("sink", stored)
     kind = SmtpsSource if tls == "implicit" else SmtpSource
     with contextlib.closing(kind("//127.0.0.1:0", **listening)) as source, mqcore.Dispatcher(loaded) as dispatcher:
-        server = SmtpServer(dispatcher, source, sink, FailedSink(failed, source.url) if mixed else None, **options)
-        running = asyncio.create_task(server.run())
-        it = Serving(server, stored, failed)
+        gateway = Gateway(dispatcher, source, sink, FailedSink(failed, source.url) if mixed else None, **options)
+        running = asyncio.create_task(gateway.run())
+        it = Serving(gateway, stored, failed)
         try:
             yield it
         finally:
             stored.gate.set()
-            server.stop()
+            gateway.stop()
             await it.leave()
         counts = (await running).counts
         ends = (counts.continued, counts.completed, counts.failed, counts.rejected, counts.unfinished)
         assert counts.read == sum(ends), counts
         assert counts.stored == len(stored.mails) or sink is not stored
-        assert server._kept == server.desk.in_flight == 0
+        assert it.server._kept == gateway.in_flight == gateway.bytes == 0
 
 
 class Certificate(NamedTuple):

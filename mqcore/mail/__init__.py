@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+from ._gateway import Gateway
 from ._mail import Connection, Mail
+from ._transaction import Transaction
 from .accessors import MailAccessors
+from .base import Reader, Sink, Source, Store
 from .errors import SinkError, SourceError
+from .failed import FailedSink
 from .message import Origin, Rejection
+from .report import Report
+from .verdicts import ACCEPTED, CANCELLED, DISCARDED, Verdict
 
-__all__ = ["Connection", "Mail", "MailAccessors", "Origin", "Rejection", "SinkError", "SourceError"]
+__all__ = [
+    "ACCEPTED",
+    "CANCELLED",
+    "DISCARDED",
+    "Connection",
+    "FailedSink",
+    "Gateway",
+    "Mail",
+    "MailAccessors",
+    "Origin",
+    "Reader",
+    "Rejection",
+    "Report",
+    "Sink",
+    "SinkError",
+    "Source",
+    "SourceError",
+    "Store",
+    "Transaction",
+    "Verdict",
+]

@@ -18,6 +18,7 @@ cdef class Mail(Message):
     cdef public object connection
     cdef public object rejection
     cdef public object results
+    cdef object transaction         # that it is of, while a step of `mq_smtp_in_message` runs
 
 cdef object address_in(object known, str key)
 cdef Mail new_mail(bytes mime, object json, object connection, object origin)

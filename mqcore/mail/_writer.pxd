@@ -1,24 +1,19 @@
-# What the plugins are done with, on its way to the sinks.
+# Storing what is good, and what failed where that goes, in groups.
 
-cdef class Job:
-    cdef object mails               # a sequence of pairs, each of a Mail and its outcome
-    cdef object done
-    cdef list good                  # such pairs
-    cdef list bad                   # Mails
+from ._transaction cimport Transaction
 
 cdef class Writer:
-    cdef object sink
+    cdef object store               # None where mails are not stored but delivered
     cdef object failed
-    cdef object report
-    cdef object counts
+    cdef object done                # called with a transaction, and whether its bad ones are set aside and its good stored
     cdef object on_error
-    cdef object jobs                # a deque
+    cdef object waiting             # a deque of transactions
     cdef object work                # an asyncio.Event
-    cdef set broken                 # sinks
-    cdef bint waits
+    cdef set broken                 # stores
+    cdef bint blocks
     cdef bint closed
 
-    cpdef int add(self, mails, done) except -1
+    cdef bint add(self, Transaction transaction) except -1
     cdef list next_group(self)
-    cdef int count_set_aside(self, list bad) except -1
-    cdef int count_stored(self, list good) except -1
+    cdef int close(self) except -1
+    cdef int give_up(self, store, error) except -1

@@ -1,20 +1,19 @@
-from collections.abc import Callable, Sequence
-from typing import Self, TypeAlias, final
+from collections.abc import Callable
+from typing import Self, final
 
-from .. import Outcome
-from ._mail import Mail
-from .base import Sink
-from .failed import FailedSink
-from .report import Report
+from ._transaction import Transaction
+from .base import Store
 
 BATCH: int
 BATCH_BYTES: int
-Finished: TypeAlias = tuple[Mail, Outcome]
-Done: TypeAlias = Callable[[Sequence[Finished], bool], object]
 
 @final
 class Writer:
-    def __new__(cls, sink: Sink, failed: FailedSink | None, report: Report, on_error: Callable[[], object]) -> Self: ...
-    def add(self, mails: Sequence[Finished], done: Done) -> None: ...
-    def close(self) -> None: ...
+    def __new__(
+        cls,
+        store: Store | None,
+        failed: Store | None,
+        done: Callable[[Transaction, bool, bool], object],
+        on_error: Callable[[str], object],
+    ) -> Self: ...
     async def run(self) -> None: ...

@@ -1,77 +1,188 @@
-"""What the command asks of a source and of a sink."""
+"""What a kind of place is made of: a source offers mails and is told what became of them, a sink takes mails."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from ._mail import Mail
+from ._transaction import Transaction
+from .errors import SourceError
 from .message import Origin
-from .report import Report
+from .verdicts import Verdict
+
+if TYPE_CHECKING:
+    from ._gateway import Gateway
+
+BATCH = 256
+"""At most so many mails are read at once."""
+BATCH_BYTES = 8 << 20
 
 
-class Run(Protocol):
-    """Mail on its way from a source to a sink, as the command sees it."""
+class Option(NamedTuple):
+    """An option of the command that is for some kinds of places only."""
 
-    report: Report
-    ends_when: str
-    """What it waits for after `stop`, for the person who stopped it."""
-
-    @property
-    def total(self) -> int | None:
-        """What there is to do, for the progress bar; None if nobody knows."""
-        ...
-
-    @property
-    def done(self) -> int:
-        """How much of it is done."""
-        ...
-
-    async def run(self) -> Report: ...
-
-    def stop(self, why: signal.Signals | None = None) -> None: ...
+    name: str
+    """Without its dashes."""
+    help: str
+    metavar: str | None = None
+    """None for one that is given or not."""
 
 
-class Source(Protocol):
-    """Where mail is read from. It is never changed.
+class Place:
+    """What sources and sinks have in common. Opened by being made; raises SourceError or SinkError."""
 
-    Opened by being made, and read once, in a thread. Everything raises SourceError.
+    options: ClassVar[Sequence[Option]] = ()
+    """What `mqcore run` takes for places of this kind, and gives to the constructor by name."""
+    url: str
+
+    @classmethod
+    def check(cls, given: Mapping[str, Any]) -> None:
+        """Raise ValueError for options that do not go together, before anything is opened."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Source(Place, ABC):
+    """Where mails come from.
+
+    `run` offers transactions to the gateway, and ends when there are no more, or after `stop` when what it had begun is
+    over. How each ended is told to `Transaction.settle`.
     """
 
-    url: str
+    finite: bool = True
+    """Whether it ends by itself."""
+    waits: bool = False
+    """Whether somebody waits for each transaction, and is told of a refusal. Otherwise what is refused goes where failed
+    mails go, and what is refused for now is tried again."""
+    each: bool = False
+    """Whether each mail of a transaction is settled alone, so that a refusal of one holds back no other."""
+    knows_recipients: bool = False
+    """Whether each mail says to whom it goes."""
+    path: Path | None = None
+    """The mailbox, if it is one."""
+    total: int | None = None
+    """What there is to do, in a unit of the source's own, for the progress bar; None if nobody knows."""
+    done: int = 0
+    ends_when: str | None = None
+    """What it waits for after `stop`, for the person who stopped it; None if only the sink is waited for."""
+
+    @abstractmethod
+    async def run(self, gateway: Gateway) -> None: ...
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Offer no more."""
+
+    def cut(self) -> None:
+        """The time that was left after `stop` is over: let go what is still open. May be called again and again."""
+
+
+class Reader(Source):
+    """A source that is read, once, in a thread: `Origin`s are what iterating over it gives. It is never changed."""
+
     path: Path
     total: int
-    """What there is to read, in a unit of the source's own, for the progress bar."""
-    done: int
+    _is_stopping = False
 
-    def __iter__(self) -> Iterator[Origin]: ...
+    @abstractmethod
+    def __iter__(self) -> Iterator[Origin]:
+        """Raises SourceError."""
 
-    def close(self) -> None: ...
+    async def run(self, gateway: Gateway) -> None:
+        origins = iter(self)
+        while room := await gateway.room():
+            mails, present, read_all, error = await asyncio.to_thread(self._take, origins, gateway, min(BATCH, room))
+            gateway.skip(present)
+            if not self._is_stopping:
+                gateway.offer([Transaction([mail]) for mail in mails])
+            if error is not None:
+                raise error
+            if read_all:
+                break
+
+    def _take(
+        self, origins: Iterator[Origin], gateway: Gateway, limit: int
+    ) -> tuple[list[Mail], int, bool, SourceError | None]:
+        """The next mails, how many the sink has already, whether that is all, and why it cannot be read any further."""
+        mails: list[Mail] = []
+        size = present = 0
+        try:
+            for origin in origins:
+                if gateway.has(origin.id):
+                    present += 1
+                else:
+                    mails.append(Mail.read(origin))
+                    size += len(origin.mime)
+                if self._is_stopping or len(mails) + present == limit or size >= BATCH_BYTES:
+                    return mails, present, False, None
+        except SourceError as error:
+            return mails, present, True, error
+        return mails, present, True, None
+
+    def stop(self) -> None:
+        self._is_stopping = True
 
 
-class Sink(Protocol):
-    """Where mail is written to.
+class BaseSink(Place):
+    """What a `Sink` and a `Store` have in common."""
 
-    Opened by being made; `store` is called in a thread, one at a time. Everything raises SinkError.
-    """
+    stores: ClassVar[bool]
+    notes: Path | None = None
+    """A file beside the mails, for the reasons why they are there; None if this sink keeps nothing."""
+    commits_in_parts: bool = False
+    """Whether it may take some mails of a transaction and then refuse others."""
+    needs_recipients: bool = False
+    """Whether it takes no mail that does not say to whom it goes."""
+    ends_when: str
 
-    url: str
-    waits: bool
-    """Whether `store` waits for a disk. One that does not never fails, and is called at once, in the loop's thread."""
-
-    @property
-    def notes(self) -> Path | None:
-        """A file beside the mail, for the reasons why it is there; None if this sink keeps nothing."""
-        ...
+    @classmethod
+    def open(cls, path: str, source: Source, **options: Any) -> Self:
+        """For mails of this source."""
+        return cls(path, **options)  # type: ignore[call-arg]
 
     def __contains__(self, id: object) -> bool:
         """Whether a mail was stored by an earlier run, by `Origin.id`. Does not change while the sink is open."""
-        ...
+        return False
 
+
+class Sink(BaseSink, ABC):
+    """Where mails go to, by a coroutine."""
+
+    stores = False
+    ends_when = "the transactions that are open are over"
+
+    def begin(self, gateway: Gateway) -> None:
+        """Called once, before the first mail."""
+
+    @abstractmethod
+    async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
+        """Give the mails of one transaction to their next owner, and return a verdict for each when it has them, on disk or
+        confirmed, or refuses them.
+
+        It is called again while it runs. SinkError ends the run, any other error fails these mails. Only when a run is
+        stopped and takes too long is it cancelled; then the mails are in doubt."""
+
+    def take_back(self, mails: Sequence[Mail]) -> None:
+        """What `deliver` was called with is not wanted any more: the client is gone, or the run is being stopped. A sink that
+        has not begun to give it away may let `deliver` return CANCELLED soon."""
+
+    async def end(self) -> None:
+        """Called once, when nothing is on the way any more."""
+
+
+class Store(BaseSink, ABC):
+    """Where mails go to, by a function that stores a group, all or nothing."""
+
+    stores = True
+    ends_when = "what the plugins are done with is stored"
+    blocks: bool = True
+    """Whether `store` waits for a disk. It is called in a thread then, one at a time; else at once, in the loop's thread."""
+
+    @abstractmethod
     def store(self, mails: Sequence[Mail]) -> None:
-        """Store a group. When this returns, its mails survive a power failure; if it raises, none of them counts."""
-        ...
-
-    def close(self) -> None: ...
+        """Store a group. When this returns, its mails survive a power failure; if it raises SinkError, none of them counts."""

@@ -10,21 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from ._mail import Mail
-from .base import Sink
+from .base import Store
 from .errors import SinkError, describe
 from .files import write_all
 
 
-class FailedSink:
+class FailedSink(Store):
     """Stores mails in a sink as the source had them, and the reasons in a file beside it, one JSON object a line.
 
     A mail that an earlier run stored there is not stored again, but the reason is: the last line for an id holds.
     """
 
-    waits = True
-
-    def __init__(self, sink: Sink, source: str) -> None:
+    def __init__(self, sink: Store, source: str) -> None:
         self._sink = sink
+        self.url = sink.url
         self._source = source
 
     def store(self, mails: Sequence[Mail]) -> None:

@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ._mail import Mail
+from .base import Store
 
 
-class NullSink:
+class NullSink(Store):
     """Drops every mail: to try plugins out, or to measure them."""
 
     url = "null:"
-    waits = False
-    notes = None
+    blocks = False
 
     def __init__(self, path: str) -> None:
         """There is no path to open."""
 
-    def __contains__(self, id: object) -> bool:
-        return False
-
     def store(self, mails: Sequence[Mail]) -> None:
         """Drop them."""
-
-    def close(self) -> None:
-        """Nothing to close."""

@@ -3,70 +3,77 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from .base import Sink, Source
-from .maildir_sink import MaildirSink
-from .maildir_source import MaildirSource
-from .mbox_sink import MboxSink
-from .mbox_source import MboxSource
+from .base import BaseSink, Option, Place, Source, Store
+from .maildir.sink import MaildirSink
+from .maildir.source import MaildirSource
+from .mbox.sink import MboxSink
+from .mbox.source import MboxSource
 from .null_sink import NullSink
 from .smtp.sink import SmtpSink, SmtpsSink
 from .smtp.source import SmtpSource, SmtpsSource, split_host
 
-T = TypeVar("T")
+P = TypeVar("P", bound=Place)
 
-SOURCES: Mapping[str, Callable[..., Source | SmtpSource]] = {
+SOURCES: Mapping[str, type[Source]] = {
     "mbox:PATH": MboxSource,
     "maildir:PATH": MaildirSource,
     "smtp://HOST:PORT": SmtpSource,
     "smtps://HOST:PORT": SmtpsSource,
 }
-STORES: dict[str, Callable[..., Sink]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
-SINKS: Mapping[str, Callable[..., Sink]] = STORES | {"smtp://HOST:PORT": SmtpSink, "smtps://HOST:PORT": SmtpsSink}
+STORES: Mapping[str, type[Store]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
+SINKS: Mapping[str, type[BaseSink]] = {**STORES, "smtp://HOST:PORT": SmtpSink, "smtps://HOST:PORT": SmtpsSink}
 
 
-class Place(NamedTuple, Generic[T]):
+class Location(NamedTuple, Generic[P]):
     """A place that is not opened yet."""
 
     scheme: str
     path: str
-    make: Callable[..., T]
+    kind: type[P]
 
     def __str__(self) -> str:
         return f"{self.scheme}:{self.path}"
 
-    def open(self, **options: object) -> T:
-        return self.make(self.path, **options)
-
-    def is_same(self, other: Place[Source | SmtpSource] | Place[Sink]) -> bool:
+    def is_same(self, other: Location[Any]) -> bool:
         """Whether both are the same mailbox."""
         return bool(self.path) and os.path.realpath(self.path) == os.path.realpath(other.path)
 
 
-def parse_source(url: str) -> Place[Source | SmtpSource]:
+def parse_source(url: str) -> Location[Source]:
     """Raises ValueError for a URL that is no source."""
     return _parse(url, SOURCES, "source")
 
 
-def parse_sink(url: str) -> Place[Sink]:
+def parse_sink(url: str) -> Location[BaseSink]:
     """Raises ValueError for a URL that is no sink."""
     return _parse(url, SINKS, "sink")
 
 
-def parse_store(url: str) -> Place[Sink]:
+def parse_store(url: str) -> Location[Store]:
     """The same, but for sinks that are no servers."""
     return _parse(url, STORES, "place for failed mails")
 
 
-def _parse(url: str, known: Mapping[str, Callable[..., T]], what: str) -> Place[T]:
+def options() -> dict[Option, list[str]]:
+    """What some kinds of places take beside a URL, and which."""
+    known: dict[Option, list[str]] = {}
+    for side, places in (("--from", SOURCES), ("--to", SINKS)):
+        for usage, kind in places.items():
+            for option in kind.options:
+                known.setdefault(option, []).append(f"{side} {usage.partition(':')[0]}:")
+    return known
+
+
+def _parse(url: str, known: Mapping[str, type[P]], what: str) -> Location[P]:
     scheme, _, path = url.partition(":")
-    for usage, make in known.items():
+    for usage, kind in known.items():
         usual_scheme, _, usual_path = usage.partition(":")
         if scheme == usual_scheme and bool(path) == bool(usual_path):
             if usual_path == "//HOST:PORT":
                 split_host(path)
-                return Place(scheme, path, make)
-            return Place(scheme, os.path.expanduser(path), make)
+                return Location(scheme, path, kind)
+            return Location(scheme, os.path.expanduser(path), kind)
     raise ValueError(f"{url!r} is no {what}; it can be {' or '.join(known)}")

@@ -29,7 +29,7 @@ from mail_tools import (
 )
 
 import mqcore
-from mqcore.cli import _StandardError
+from mqcore.cli.output import StandardError
 
 FAILS_ON_ODD = """
     def mq_smtp_in_message(context, message):
@@ -274,7 +274,7 @@ def test_what_goes_wrong_later_is_told_again(capsys, monkeypatch):
     """By a server that runs for months."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    handler = _StandardError()
+    handler = StandardError()
 
     def say(count: int) -> int:
         for _ in range(count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -341,7 +342,7 @@ class Mail:
 
 def test_the_record(tmp_path):
     with contextlib.closing(SmtpSink("//mx.example:25", source=tmp_path / "mbox")) as sink:
-        sink.store([Mail(1), Mail(2)])
+        asyncio.run(sink.note([Mail(1), Mail(2)]))
         sink.store_partly(Mail(3), ["é@example.org", "b@example.org"])
     record = tmp_path / "mbox.sent.smtp.mx.example:25"
     whole = record.read_bytes()

@@ -250,8 +250,8 @@ def test_an_address_that_is_not_ours(place, why):
         (["--from", f"smtp://{'x' * 64}.example.org:25"], ".example.org' is no name of a host"),
         (["--from", "smtps://127.0.0.1:465"], "--from smtps: needs --tls-certificate"),
         (["--from", "smtp://127.0.0.1:25", "--tls-key", "x"], "--tls-key needs --tls-certificate"),
-        (["--from", "mbox:x", "--tls-certificate", "x"], "are for --from smtp: and smtps:"),
-        (["--from", "mbox:x", "--auth-without-tls"], "are for --from smtp: and smtps:"),
+        (["--from", "mbox:x", "--tls-certificate", "x"], "--tls-certificate is for --from smtp: and --from smtps:"),
+        (["--from", "mbox:x", "--auth-without-tls"], "--auth-without-tls is for --from smtp: and --from smtps:"),
     ],
 )
 def test_wrong_usage(arguments, why):

@@ -13,10 +13,7 @@ from typing import Any
 from smtp_tools import ListSink
 
 import mqcore
-from mqcore.mail import Origin
-from mqcore.mail.failed import FailedSink
-from mqcore.mail.pipeline import Pipeline
-from mqcore.mail.report import Report
+from mqcore.mail import FailedSink, Gateway, Origin, Reader, Report
 from mqcore.mail.smtp.sink import SmtpSink
 
 DROP = "drop"
@@ -146,7 +143,7 @@ async def next_server(script: Mapping[str, Iterable[str]] | None = None) -> Asyn
             await asyncio.sleep(0.001)
 
 
-class ListSource:
+class ListSource(Reader):
     """Mails as if they came from a file."""
 
     url = "list:"
@@ -161,9 +158,6 @@ class ListSource:
     def __iter__(self) -> Iterator[Origin]:
         yield from self._origins
 
-    def close(self) -> None:
-        """Nothing is open."""
-
 
 class FailedList(ListSink):
     """Keeps also the reasons."""
@@ -176,18 +170,18 @@ class FailedList(ListSink):
 class Delivering:
     """A run from a file to a next server."""
 
-    def __init__(self, pipeline: Pipeline, failed: FailedList) -> None:
-        self.pipeline = pipeline
+    def __init__(self, gateway: Gateway, failed: FailedList) -> None:
+        self.gateway = gateway
         self.failed = failed
-        self.running = asyncio.create_task(pipeline.run())
+        self.running = asyncio.create_task(gateway.run())
 
     async def end(self) -> Report:
         report = await self.running
         counts = report.counts
         ends = (counts.present, counts.continued, counts.completed, counts.failed, counts.rejected, counts.unfinished)
         assert counts.read == sum(ends), counts
-        pool = self.pipeline._sender.pool
-        assert self.pipeline._in_flight == self.pipeline._bytes == pool._open == len(pool._waiting) == 0
+        pool = self.gateway.sink._sender.pool
+        assert self.gateway.in_flight == self.gateway.bytes == pool._open == len(pool._waiting) == 0
         return report
 
     async def until(self, condition: Any) -> None:
@@ -214,11 +208,11 @@ async def delivering(
     sink = SmtpSink(f"//127.0.0.1:{server.port}", source=folder / "mbox")
     source = ListSource(mails, envelope, recipient)
     with contextlib.closing(sink), mqcore.Dispatcher(loaded) as dispatcher:
-        it = Delivering(Pipeline(dispatcher, source, sink, FailedSink(failed, source.url), **options), failed)
+        it = Delivering(Gateway(dispatcher, source, sink, FailedSink(failed, source.url), **options), failed)
         try:
             yield it
         finally:
-            it.pipeline.stop()
+            it.gateway.stop()
             await it.end()
 
 

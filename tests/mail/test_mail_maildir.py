@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from mail_tools import make_maildir, read_maildir, real_mails, small_disk
 
-from mqcore.mail import Mail, Origin, SinkError, SourceError, maildir, sync
-from mqcore.mail.maildir_sink import MaildirSink
-from mqcore.mail.maildir_source import MaildirSource
+from mqcore.mail import Mail, Origin, SinkError, SourceError
+from mqcore.mail.maildir import format as maildir
+from mqcore.mail.maildir import sync
+from mqcore.mail.maildir.sink import MaildirSink
+from mqcore.mail.maildir.source import MaildirSource
 
 
 def read(path: Path) -> list[Origin]:
@@ -131,7 +133,7 @@ def test_it_makes_the_maildir(tmp_path):
 
 @pytest.mark.parametrize("in_one", [True, False])
 def test_a_group_is_stored_byte_for_byte(tmp_path, monkeypatch, in_one):
-    monkeypatch.setattr("mqcore.mail.maildir_sink.syncs_in_one", lambda files: in_one and sync.syncs_in_one(files))
+    monkeypatch.setattr("mqcore.mail.maildir.sink.syncs_in_one", lambda files: in_one and sync.syncs_in_one(files))
     real = [text for _, text in real_mails()]
     with opened(tmp_path / "out") as sink:
         sink.store([Mail.read(Origin(text, f"{number:032x}", number)) for number, text in enumerate(real)])

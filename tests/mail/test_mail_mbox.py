@@ -13,8 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mail_tools import read_mbox, real_mails, write_mbox
 
-from mqcore.mail import Mail, Origin, SourceError, locks, mbox, mbox_source
-from mqcore.mail.mbox_source import MboxSource
+from mqcore.mail import Mail, Origin, SourceError
+from mqcore.mail.mbox import format as mbox
+from mqcore.mail.mbox import locks
+from mqcore.mail.mbox import source as mbox_source
+from mqcore.mail.mbox.source import MboxSource
 
 FROM = b"From alice@example.org Tue Nov 24 05:31:47 2026\n"
 

@@ -16,7 +16,7 @@ from mail_tools import read_mbox, small_disk
 from test_mail_mbox import FROM, locked_elsewhere, read
 
 from mqcore.mail import Mail, Origin, SinkError
-from mqcore.mail.mbox_sink import MboxSink
+from mqcore.mail.mbox.sink import MboxSink
 
 
 @contextlib.contextmanager

@@ -95,7 +95,7 @@ async def start_tls(one: Client, reading: asyncio.Task[None]) -> None:
 @pytest.mark.parametrize("seed", range(6))
 @run
 async def test_chaos(seed, mixed, monkeypatch, caplog):
-    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.2)
+    monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.2)
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.02)
     monkeypatch.setattr("mqcore.mail.smtp._connection.IDLE_TIMEOUT", 0.3)
     caplog.set_level(logging.CRITICAL, "mqcore")
@@ -107,7 +107,7 @@ async def test_chaos(seed, mixed, monkeypatch, caplog):
     async with serving(plugins, **options) as it:
         clients = [asyncio.create_task(client(it, chance)) for _ in range(60)]
         await asyncio.wait(clients, timeout=chance.choice([0.2, 1, 5]))
-        it.server.stop()
+        it.gateway.stop()
         await asyncio.gather(*clients)
         await it.until(lambda: not it.server._connections)
     assert errors == []

@@ -32,7 +32,7 @@ async def test_a_client_that_goes_away_cancels_its_step(stage):
             context.continue_(message)
         await it.until(lambda: not it.server._connections)
         assert it.sink.mails == []
-        assert it.server.report.counts.unfinished == (stage == "message")
+        assert it.gateway.report.counts.unfinished == (stage == "message")
 
 
 @pytest.mark.parametrize("sent", [b"", b"EHLO", EHLO, EHLO + MAIL, OPEN, OPEN + b"half a mess"])
@@ -56,7 +56,7 @@ async def test_what_is_being_stored_when_the_client_goes_away_is_stored_and_coun
         client.leave()
         await it.until(lambda: not it.server._connections)
         it.sink.gate.set()
-        await it.until(lambda: it.server.report.counts.unanswered == 1)
+        await it.until(lambda: it.gateway.report.counts.unanswered == 1)
         assert len(it.sink.mails) == 1
 
 
@@ -67,7 +67,7 @@ async def test_a_reply_that_comes_when_the_connection_is_gone_and_nobody_has_sai
         (connection,) = it.server._connections
         connection.transport.abort()
         connection.shut_down()
-        assert connection.dialogue.closed
+        assert connection.protocol.closed
         await it.until(lambda: not it.server._connections)
 
 
@@ -124,15 +124,15 @@ async def test_no_more_mails_than_allowed_are_on_the_way():
         clients = [await it.greeted() for _ in range(5)]
         for client in clients:
             client.send(ALL.removeprefix(EHLO))
-        await it.until(lambda: it.server.report.counts.read == 5)
+        await it.until(lambda: it.gateway.report.counts.read == 5)
         assert len(holds.held) == 2
         clients[-1].leave()  # one that waits
         await it.until(lambda: len(it.server._connections) == 4)
-        while it.server.report.counts.stored < 4:
+        while it.gateway.report.counts.stored < 4:
             assert len(holds.held) <= 2
             holds.release()
             await asyncio.sleep(0.001)
-        assert it.server.report.counts.unfinished == 1
+        assert it.gateway.report.counts.unfinished == 1
 
 
 @run
@@ -151,10 +151,10 @@ async def test_many_that_wait_and_are_all_rejected_at_once():
         clients = [await it.greeted() for _ in range(300)]
         for client in clients:
             client.send(ALL.removeprefix(EHLO))
-        await it.until(lambda: it.server.report.counts.read == 300)
+        await it.until(lambda: it.gateway.report.counts.read == 300)
         ((context, mail),) = held
         context.continue_(mail)
-        await it.until(lambda: it.server.report.counts.rejected == 300)
+        await it.until(lambda: it.gateway.report.counts.rejected == 300)
 
 
 @run
@@ -203,7 +203,7 @@ async def test_what_a_client_sends_while_its_step_is_held_is_not_read_without_en
         client.send(b"NOOP\r\n" * 1_000_000)
         await it.until(lambda: connection.is_paused)
         await asyncio.sleep(0.05)
-        assert connection.dialogue.buffered < 1 << 20
+        assert connection.protocol.buffered < 1 << 20
         holds.release()
         assert codes([await client.reply(), await client.reply()]) == ["250 2.1.0", "250 2.0.0"]
         assert await client.is_closed()
@@ -218,7 +218,7 @@ async def test_a_client_that_does_not_read_gets_no_more_replies(monkeypatch):
         connection.pause_writing()
         client.send(b"NOOP\r\n" * 50_000)
         await it.until(lambda: connection.is_paused)
-        assert connection.dialogue.buffered > 0
+        assert connection.protocol.buffered > 0
         connection.resume_writing()
         assert await client.reply() == "250 2.0.0 ok"
 
@@ -282,7 +282,7 @@ async def test_big_messages_beyond_what_memory_is_for(monkeypatch):
         first.send(big * 8_000)
         await it.until(lambda: it.server._kept > 500_000)
         second.send(big * 8_000)
-        await it.until(lambda: any(one.dialogue.incoming.fault for one in it.server._connections))
+        await it.until(lambda: any(one.protocol.receiver.fault for one in it.server._connections))
         await it.until(lambda: it.server._kept < 1_000_000)
         assert await second.ask(b".\r\n") == "452 4.3.1 too many big messages at once; try again later"
         assert codes([await first.ask(b".\r\n")]) == ["250 2.6.0"]
@@ -300,7 +300,7 @@ async def test_stopping_lets_transactions_end_and_takes_no_more():
         idle, held, sending = await it.greeted(), await it.greeted(), await it.opened()
         held.send(ALL.removeprefix(EHLO) + MAIL)
         await it.until(lambda: holds.held)
-        it.server.stop()
+        it.gateway.stop()
         assert await idle.reply() == "421 4.3.2 this server is shutting down"
         assert await idle.is_closed()
         with pytest.raises(ConnectionError):
@@ -316,13 +316,13 @@ async def test_stopping_lets_transactions_end_and_takes_no_more():
 
 @run
 async def test_stopping_does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.05)
+    monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.05)
     holds = Holds("message")
     async with serving({"10-hold": holds}) as it:
         held, sending = await it.greeted(), await it.opened()
         held.send(ALL.removeprefix(EHLO))
         await it.until(lambda: holds.held)
-        it.server.stop()
+        it.gateway.stop()
         assert await sending.reply() == "421 4.3.2 this server is shutting down"
         assert codes([await held.reply() for _ in range(4)])[-1] == "421 4.3.2"
         await it.until(lambda: holds.closed == 2)
@@ -332,7 +332,7 @@ async def test_stopping_does_not_wait_for_ever(monkeypatch):
 @pytest.mark.parametrize("sent", [b"", ALL.removeprefix(EHLO)])
 @run
 async def test_stopping_takes_back_what_plugins_hold_at_the_very_end(monkeypatch, sent):
-    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.01)
+    monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.01)
     held = []
 
     def close(context, message):
@@ -352,13 +352,13 @@ async def test_stopping_takes_back_what_plugins_hold_at_the_very_end(monkeypatch
 
 @run
 async def test_stopping_waits_for_what_is_being_stored(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.01)
+    monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.01)
     async with serving() as it:
         it.sink.gate.clear()
         client = await it.opened()
         client.send(TEXT + b".\r\n")
         await it.until(it.sink.waits.is_set)
-        it.server.stop()
+        it.gateway.stop()
         await asyncio.sleep(0.1)
         it.sink.gate.set()
         assert codes([await client.reply(), await client.reply()]) == ["250 2.6.0", "421 4.3.2"]
@@ -371,9 +371,9 @@ async def test_a_sink_that_fails_ends_the_server_and_loses_nothing():
         client, idle = await it.opened(), await it.greeted()
         assert codes([await client.ask(TEXT + b".\r\n")]) == ["451 4.3.0"]
         assert codes([await client.reply(), await idle.reply()]) == ["421 4.3.2", "421 4.3.2"]
-        await it.until(lambda: it.server.report.error == "no space")
-        assert it.server.report.counts.unfinished == 1
-        assert it.server.report.exit_code == 4
+        await it.until(lambda: it.gateway.report.error == "no space")
+        assert it.gateway.report.counts.unfinished == 1
+        assert it.gateway.report.exit_code == 4
 
 
 def reject_no(context, message):
@@ -394,13 +394,13 @@ async def test_a_place_for_failed_mails_that_breaks_concerns_those_mails_alone()
         it.failed.error = "no space"
         good.send(TEXT + b".\r\n")
         mixed.send(MAIL + RCPT + b"RCPT TO:<no@example.org>\r\nDATA\r\n" + TEXT + b".\r\n")
-        await it.until(lambda: it.server.report.counts.read == 4)
+        await it.until(lambda: it.gateway.report.counts.read == 4)
         it.sink.gate.set()  # and what came meanwhile is one group
         assert codes([await first.reply(), await good.reply()]) == ["250 2.6.0"] * 2
         assert codes([await mixed.reply() for _ in range(5)])[-1] == "451 4.3.0"
         assert [mail.mime for mail in it.sink.mails] == [TEXT] * 2
-        assert it.server.report.error == "no space"
-        assert (it.server.report.counts.continued, it.server.report.counts.unfinished) == (2, 2)
+        assert it.gateway.report.error == "no space"
+        assert (it.gateway.report.counts.continued, it.gateway.report.counts.unfinished) == (2, 2)
 
 
 @run
@@ -411,7 +411,7 @@ async def test_a_sink_that_breaks_when_the_rejected_are_set_aside_makes_doubles_
         client.send(MAIL + RCPT + b"RCPT TO:<no@example.org>\r\nRCPT TO:<nor@example.org>\r\nDATA\r\n" + TEXT + b".\r\n")
         assert codes([await client.reply() for _ in range(6)])[-1] == "451 4.3.0"
         assert [mail.recipient for mail in it.failed.mails] == ["no@example.org", "nor@example.org"]
-        counts = it.server.report.counts
+        counts = it.gateway.report.counts
         assert (counts.rejected, counts.unfinished, counts.in_doubt) == (2, 1, 2)
 
 
@@ -422,7 +422,7 @@ async def test_what_comes_while_the_disk_is_slow_is_stored_in_one_group():
         clients = [await it.opened() for _ in range(20)]
         for client in clients:
             client.send(TEXT + b".\r\n")
-        await it.until(lambda: it.server.report.counts.read == 20)
+        await it.until(lambda: it.gateway.report.counts.read == 20)
         it.sink.gate.set()
         for client in clients:
             assert codes([await client.reply()]) == ["250 2.6.0"]

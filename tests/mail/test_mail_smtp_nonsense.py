@@ -12,8 +12,8 @@ from sending_tools import next_server
 from smtp_tools import ALL, EHLO, codes, run, serving
 from test_mail_smtp_server import THREE
 
-from mqcore.mail.maildir_sink import MaildirSink
-from mqcore.mail.mbox_sink import MboxSink
+from mqcore.mail.maildir.sink import MaildirSink
+from mqcore.mail.mbox.sink import MboxSink
 from mqcore.mail.smtp.sink import SmtpSink
 
 NONSENSE = {

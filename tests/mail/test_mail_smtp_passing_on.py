@@ -34,7 +34,7 @@ async def answer(it: Serving, *recipients: bytes) -> str:
 
 def counts(it: Serving) -> dict[str, int]:
     names = ("continued", "failed", "rejected", "unfinished", "in_doubt", "unanswered")
-    return {name: count for name in names if (count := getattr(it.server.report.counts, name))}
+    return {name: count for name in names if (count := getattr(it.gateway.report.counts, name))}
 
 
 @run
@@ -278,7 +278,7 @@ async def test_a_place_for_failed_mails_that_breaks_after_the_next_server_took_a
         it.failed.error = "no space"
         assert codes([await answer(it, b"b", b"no", b"c")]) == ["451 4.3.0"]
         assert len(server.mails) == 1
-        await it.until(lambda: it.server.report.error == "no space")
+        await it.until(lambda: it.gateway.report.error == "no space")
     assert counts(it) == {"unfinished": 3, "in_doubt": 2}
 
 
@@ -345,7 +345,7 @@ async def test_a_client_that_goes_away_before_its_mail_goes_out():
         client.send(MESSAGE)
         await it.until(lambda: held)
         client.leave()
-        await it.until(lambda: it.server.report.counts.unfinished)
+        await it.until(lambda: it.gateway.report.counts.unfinished)
         assert server.connections == 0
     assert counts(it) == {"unfinished": 1}
 
@@ -359,7 +359,7 @@ async def test_a_client_that_goes_away_while_its_mail_goes_out():
         client.leave()
         await it.until(lambda: not it.server._connections)
         server.speak.set()
-        await it.until(lambda: it.server.report.counts.stored)
+        await it.until(lambda: it.gateway.report.counts.stored)
         assert len(server.mails) == 1
     assert counts(it) == {"continued": 1, "unanswered": 1}
 
@@ -370,7 +370,7 @@ async def test_stopped_while_a_mail_goes_out():
         client = await it.opened()
         client.send(MESSAGE)
         await server.silent.wait()
-        it.server.stop()
+        it.gateway.stop()
         await asyncio.sleep(0.01)
         server.speak.set()
         assert codes([await client.reply(), await client.reply()]) == ["250 2.6.0", "421 4.3.2"]
@@ -379,12 +379,12 @@ async def test_stopped_while_a_mail_goes_out():
 
 @run
 async def test_stopped_while_the_next_server_takes_too_long(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp.server.PATIENCE", 0.05)
+    monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.05)
     async with next_server({"message": [SILENCE]}) as server, relaying(server) as it:
         client = await it.opened()
         client.send(MESSAGE)
         await server.silent.wait()
-        it.server.stop()
+        it.gateway.stop()
         assert codes([await client.reply(), await client.reply()]) == ["451 4.3.0", "421 4.3.2"]
         assert server.mails == []
     assert counts(it) == {"unfinished": 1, "in_doubt": 1}

@@ -291,10 +291,10 @@ async def test_a_second_run_sends_what_is_new(tmp_path):
 async def test_a_record_that_cannot_be_written(tmp_path, monkeypatch):
     """What was on its way is delivered, which the next run does not know."""
 
-    def store(sink, mails):
+    async def note(sink, mails):
         raise SinkError("the disk is full")
 
-    monkeypatch.setattr(SmtpSink, "store", store)
+    monkeypatch.setattr(SmtpSink, "note", note)
     async with next_server() as server:
         report, _ = await deliver(server, tmp_path, MANY)
         assert report.counts.in_doubt == len(server.mails) > 0
@@ -381,7 +381,7 @@ async def test_a_server_that_comes_back(tmp_path, monkeypatch):
     async with next_server() as server:
         await server.stop()
         async with delivering(server, tmp_path, MANY) as it:
-            await it.until(lambda: it.pipeline.report.counts.read == 100)
+            await it.until(lambda: it.gateway.report.counts.read == 100)
             await server.start()
             report = await it.end()
         assert len(server.mails) == 100
@@ -492,7 +492,7 @@ async def test_stopped_while_a_plugin_holds_what_goes_out(tmp_path):
     async with next_server() as server:
         async with delivering(server, tmp_path, MANY, {"10-hold": SimpleNamespace(mq_smtp_out_data=hold)}) as it:
             await it.until(lambda: len(held) == 100)
-            it.pipeline.stop()
+            it.gateway.stop()
             report = await it.end()
         assert server.connections == 0
     assert counts(report) == {"unfinished": 100}
@@ -505,7 +505,7 @@ async def test_stopped_while_mails_wait_to_be_tried_again(tmp_path, monkeypatch)
     async with next_server(script) as server:
         async with delivering(server, tmp_path, MANY) as it:
             await it.until(lambda: len(server.mails) == 50)
-            it.pipeline.stop()
+            it.gateway.stop()
             report = await it.end()
         assert counts(report) == {"continued": 50, "unfinished": 50}
         report, _ = await deliver(server, tmp_path, MANY)
@@ -518,7 +518,7 @@ async def test_stopped_while_mails_wait_to_be_tried_again(tmp_path, monkeypatch)
 async def test_stopped_within_a_transaction_it_is_finished(tmp_path, stage):
     async with next_server({stage: [SILENCE]}) as server, delivering(server, tmp_path, MANY[:3], max_in_flight=1) as it:
         await server.silent.wait()
-        it.pipeline.stop()
+        it.gateway.stop()
         await asyncio.sleep(0.01)
         assert not it.running.done()
         server.speak.set()
@@ -529,11 +529,11 @@ async def test_stopped_within_a_transaction_it_is_finished(tmp_path, stage):
 @pytest.mark.parametrize("stage", STAGES)
 @run
 async def test_stopped_within_a_transaction_that_takes_too_long(tmp_path, stage, monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp.sender.PATIENCE", 0.05)
+    monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.05)
     async with next_server({stage: [SILENCE]}) as server:
         async with delivering(server, tmp_path) as it:
             await server.silent.wait()
-            it.pipeline.stop()
+            it.gateway.stop()
             report = await it.end()
         assert server.mails == []
     assert counts(report) == {"unfinished": 1} | ({"in_doubt": 1} if stage == "message" else {})

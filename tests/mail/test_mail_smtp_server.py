@@ -143,7 +143,7 @@ async def test_a_rejection_at_any_stage(stage, how):
         assert replies[REPLIES[stage]] == "550 5.7.0 I do not like you"
         assert it.sink.mails == []
         if REPLIES[stage] == 5:
-            assert it.server.report.counts.rejected == 1
+            assert it.gateway.report.counts.rejected == 1
             assert codes([await client.ask(MAIL)]) == ["250 2.1.0"]
         elif stage == "connect":
             assert await client.ask(b"QUIT\r\n") == "221 2.0.0 bye"
@@ -163,7 +163,7 @@ async def test_a_failure_at_any_stage_is_temporary(stage, caplog):
         code = 421 if stage == "connect" else 451
         assert replies[REPLIES[stage]] == f"{code} 4.3.0 this server has a problem; try again later"
         assert it.sink.mails == []
-        assert it.server.report.counts.failed == (REPLIES[stage] == 5)
+        assert it.gateway.report.counts.failed == (REPLIES[stage] == 5)
     assert "a bug" in caplog.text
 
 
@@ -300,7 +300,7 @@ async def test_any_number_of_mails_in_one_go_to_a_sink_that_does_not_wait(gives_
         client = await it.greeted()
         sending = asyncio.create_task(client.asks(ALL.removeprefix(EHLO) * 3000, 12_000))
         assert (await sending)[3::4] == ["250 2.6.0"] * 3000
-        assert it.server.report.counts.continued == 3000
+        assert it.gateway.report.counts.continued == 3000
 
 
 @run
@@ -310,4 +310,4 @@ async def test_with_a_sink_that_does_not_wait_the_place_for_rejected_mails_fails
         it.failed.error = "no space"
         assert (await first.asks(THREE, 6))[-1] == "451 4.3.0"
         assert (await second.ask(TEXT + b".\r\n")).startswith("250 2.6.0 stored as ")
-        assert (it.server.report.counts.unfinished, it.server.report.counts.continued) == (3, 1)
+        assert (it.gateway.report.counts.unfinished, it.gateway.report.counts.continued) == (3, 1)

@@ -149,7 +149,7 @@ async def test_stopping_in_the_middle_of_a_handshake(tls):
         client = await it.connect() if tls == "implicit" else await it.greeted()
         if tls == "starttls":
             await client.ask(b"STARTTLS\r\n")
-        it.server.stop()
+        it.gateway.stop()
         assert await client.is_closed()
 
 
@@ -200,7 +200,7 @@ async def test_a_client_that_goes_away_under_tls_cancels_its_step():
         await it.until(lambda: holds.held)
         client.leave()
         await it.until(lambda: holds.closed)
-        assert it.server.report.counts.unfinished == 1
+        assert it.gateway.report.counts.unfinished == 1
 
 
 @run
@@ -333,7 +333,7 @@ async def test_a_login_is_forgotten_when_tls_begins():
 def test_a_certificate_that_cannot_be_used(tmp_path):
     def complaint(certificate, key=None):
         with pytest.raises(SourceError) as raised:
-            SmtpsSource("//127.0.0.1:0", certificate=str(certificate), key=key and str(key))
+            SmtpsSource("//127.0.0.1:0", tls_certificate=str(certificate), tls_key=key and str(key))
         return str(raised.value)
 
     good, junk, missing = certificate().file, tmp_path / "junk.pem", tmp_path / "missing.pem"
@@ -361,7 +361,7 @@ def test_a_key_with_a_password_is_not_asked_for(tmp_path):
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
     )
     with pytest.raises(SourceError, match="the key has a password; take it away with `openssl pkey`"):
-        SmtpSource("//127.0.0.1:0", certificate=str(certificate().file), key=str(locked))
+        SmtpSource("//127.0.0.1:0", tls_certificate=str(certificate().file), tls_key=str(locked))
 
 
 @pytest.mark.parametrize("end", [lambda one: one.shut_down(), lambda one: one.end(421, "4.3.2 no more")])

@@ -3,8 +3,11 @@
 from ..._dispatcher cimport Dispatcher
 from ..._hook cimport Hook
 from .._mail cimport Connection, Mail
-from ._dialogue cimport Dialogue
-from ._transaction cimport Desk, Transaction
+from ...smtp._protocol cimport ServerProtocol
+from .._gateway cimport Gateway
+from .._transaction cimport Transaction
+
+cdef class SmtpConnection
 
 cdef enum Stage:
     # Whose step a connection is in, or was in last.
@@ -15,6 +18,16 @@ cdef enum Stage:
     RECIPIENT
     DATA
 
+cdef class Names:
+    # Of mails.
+    cdef str name_of_run
+    cdef unsigned long long count
+
+    cdef object make_origin(self, bytes mime, envelope, recipient)
+
+cdef class SmtpTransaction(Transaction):
+    cdef SmtpConnection connection
+
 cdef class SmtpConnection:
     cdef object host
     cdef object hooks
@@ -22,16 +35,17 @@ cdef class SmtpConnection:
     cdef Hook rcptto
     cdef Hook data
     cdef Dispatcher dispatcher
-    cdef Desk desk
+    cdef Gateway gateway
+    cdef Names names
     cdef readonly object transport
     cdef readonly Connection info   # what plugins see of it
-    cdef readonly Dialogue dialogue
+    cdef readonly ServerProtocol protocol
     cdef Mail message               # what all stages but `mq_smtp_in_message` get
     cdef object resume              # `_resume`, made once
     cdef str address                # the recipient that a step is about, whatever plugins make of it
     cdef list recipients
     cdef bytes received             # the message as it came, whatever plugins make of it
-    cdef Transaction transaction
+    cdef SmtpTransaction transaction
     cdef object tls_task
     cdef double since               # when the client was last told something
     cdef Py_ssize_t kept
@@ -49,7 +63,7 @@ cdef class SmtpConnection:
     cdef int run(self, Hook hook, Stage stage, tuple arguments) except -1
     cdef int finish(self, outcome) except -1
     cdef bint answer(self, outcome, failed=*) except -1
-    cdef int begin_stage(self, subject) except -1
+    cdef int begin_stage(self, payload) except -1
     cdef int start_tls(self) except -1
     cdef int after_login(self, outcome) except -1
     cdef int mail_from(self, str address) except -1
@@ -57,5 +71,6 @@ cdef class SmtpConnection:
     cdef int take_message(self, bytes mime) except -1
     cdef int after_data(self, outcome) except -1
     cdef list make_mails(self)
+    cdef int settled(self, verdict) except -1
     cdef int forget_message(self) except -1
     cdef bint keep(self, Py_ssize_t size) except -1

@@ -1,13 +1,23 @@
 import asyncio
 from typing import Self, final
 
+from ...smtp._protocol import ServerProtocol
 from .._mail import Connection
-from ._dialogue import Dialogue
+from .._transaction import Transaction
+from ..verdicts import Verdict
 from .host import Host
 
 IDLE_TIMEOUT: float
 MIN_RATE: int
 HANDSHAKE_TIMEOUT: float
+
+@final
+class Names:
+    def __new__(cls) -> Self: ...
+
+@final
+class SmtpTransaction(Transaction):
+    def settle(self, verdicts: list[Verdict]) -> object: ...
 
 @final
 class SmtpConnection(asyncio.Protocol):
@@ -17,7 +27,7 @@ class SmtpConnection(asyncio.Protocol):
     @property
     def info(self) -> Connection: ...
     @property
-    def dialogue(self) -> Dialogue: ...
+    def protocol(self) -> ServerProtocol: ...
     @property
     def is_paused(self) -> bool: ...
     def connection_made(self, transport: asyncio.BaseTransport) -> None: ...

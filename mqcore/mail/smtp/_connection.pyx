@@ -2,16 +2,19 @@
 
 import copy
 import logging
+import os
 
 cimport cython
+from cpython.time cimport time as wall_time
 from ..._hook cimport Hook
-from .._mail cimport Connection, address_in, new_mail
-from ._dialogue cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, Dialogue
-from ._transaction cimport Transaction
+from .._mail cimport Connection, Mail, address_in, new_mail
+from .._transaction cimport Transaction
+from ...smtp._protocol cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, ServerProtocol
 
 from ... import FAIL
+from ...smtp.syntax import printable
 from ..message import Origin, Rejection
-from ._transaction import FAILED
+from ..verdicts import ACCEPTED, UNAVAILABLE
 
 cdef enum:
     MAX_BUFFERED = 1 << 16  # while a step waits, no more than about so many octets are read ahead
@@ -26,9 +29,31 @@ HANDSHAKE_TIMEOUT = 30.0
 log = logging.getLogger(__name__)
 
 cdef str NO_ROOM = "452 4.3.1 too many big messages at once; try again later"
-cdef object UNAVAILABLE = Rejection(421, FAILED.text)
+cdef object GO_AWAY = Rejection(421, UNAVAILABLE.text)
 cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
 cdef object REFUSED_LOGIN = Rejection(535, "5.7.8 login or password is wrong")
+
+
+@cython.final
+cdef class Names:
+    """Names mails, each as no other of any run."""
+
+    def __cinit__(self):
+        self.name_of_run = os.urandom(8).hex()
+
+    cdef object make_origin(self, bytes mime, envelope, recipient):
+        self.count += 1
+        id = f"{self.name_of_run}{self.count:016x}"
+        return tuple.__new__(Origin, (mime, id, self.count, envelope, wall_time(), None, None, recipient))
+
+
+@cython.final
+cdef class SmtpTransaction(Transaction):
+    """A message that came in, for one or more recipients; one reply is for all."""
+
+    cpdef object settle(self, list verdicts):
+        connection, self.connection = self.connection, None
+        connection.settled(verdicts[0])
 
 
 @cython.final
@@ -45,9 +70,10 @@ cdef class SmtpConnection:
         self.mailfrom = self.hooks.mailfrom
         self.rcptto = self.hooks.rcptto
         self.data = self.hooks.data
-        self.desk = host.desk
-        self.dispatcher = self.desk.dispatcher
-        self.dialogue = Dialogue(host.service, secure=host.implicit_tls)
+        self.gateway = host.gateway
+        self.names = host.names
+        self.dispatcher = self.gateway.dispatcher
+        self.protocol = ServerProtocol(host.service, secure=host.implicit_tls)
         self.since = self.time()
         self.recipients = []
         self.received = b""
@@ -65,28 +91,28 @@ cdef class SmtpConnection:
         cdef unsigned long long number = entered
         self.resume = self._resume
         peer = transport.get_extra_info("peername")
-        self.info = Connection(number, peer[0] if peer else "", tls=self.dialogue.secure, transport=transport)
+        self.info = Connection(number, peer[0] if peer else "", tls=self.protocol.secure, transport=transport)
         origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None))
         self.message = new_mail(b"", {}, self.info, origin)
         self.run(self.hooks.connect, CONNECT, ())
         self.proceed()
 
     def data_received(self, bytes data not None):
-        cdef Dialogue dialogue = self.dialogue
-        dialogue.receive(data)
-        if dialogue.due != NOTHING or self.is_blocked:
-            if dialogue.buffered > MAX_BUFFERED and self.tls_task is None:
+        cdef ServerProtocol protocol = self.protocol
+        protocol.receive(data)
+        if protocol.due != NOTHING or self.is_blocked:
+            if protocol.buffered > MAX_BUFFERED and self.tls_task is None:
                 self.is_paused = True
                 self.transport.pause_reading()
             return
         self.proceed()
-        incoming = dialogue.incoming
-        if incoming is None:
-            if self.kept and dialogue.due == NOTHING:  # it was refused
+        receiver = protocol.receiver
+        if receiver is None:
+            if self.kept and protocol.due == NOTHING:  # it was refused
                 self.keep(0)
-        elif max(len(incoming.text), self.kept) > BIG and not self.keep(len(incoming.text)):
-            incoming.refuse(NO_ROOM)
-            self.keep(len(incoming.text))
+        elif max(len(receiver.text), self.kept) > BIG and not self.keep(len(receiver.text)):
+            receiver.refuse(NO_ROOM)
+            self.keep(len(receiver.text))
 
     def eof_received(self):
         """The client sends no more: the transport closes."""
@@ -97,7 +123,7 @@ cdef class SmtpConnection:
 
     def resume_writing(self):
         self.is_blocked = False
-        if self.dialogue.due == NOTHING:
+        if self.protocol.due == NOTHING:
             self.proceed()
 
     def connection_lost(self, error):
@@ -132,30 +158,30 @@ cdef class SmtpConnection:
 
     def is_late(self, double now):
         """Whether the client keeps us waiting for too long."""
-        if self.is_lost or self.dialogue.due != NOTHING:
+        if self.is_lost or self.protocol.due != NOTHING:
             return False
-        incoming = self.dialogue.incoming
-        return now - self.since > IDLE_TIMEOUT + (incoming.size / MIN_RATE if incoming is not None else 0.0)
+        receiver = self.protocol.receiver
+        return now - self.since > IDLE_TIMEOUT + (receiver.size / MIN_RATE if receiver is not None else 0.0)
 
     def shut_down(self):
         """Say goodbye when the transaction that is open is over; within a handshake there is no way to say it."""
         if self.tls_task is not None:
             self.tls_task.cancel()
-        self.dialogue.shut_down()
+        self.protocol.shut_down()
         self.proceed()
 
     def end(self, int code, str text not None):
         """Close the connection with this reply, unless a message is being stored: then its client must learn of that."""
         if self.is_lost:
             self.dispatcher.cancel(self.message)  # a plugin holds it at `mq_smtp_in_close`
-        elif self.transaction is not None and self.transaction.is_storing:
-            self.dialogue.shut_down()
+        elif self.transaction is not None and self.transaction.committing:
+            self.protocol.shut_down()
         elif self.tls_task is not None:
             self.tls_task.cancel()
-        elif self.dialogue.closed:
+        elif self.protocol.closed:
             self.transport.abort()  # it does not take the reply
         else:
-            self.dialogue.give_up(code, text)
+            self.protocol.give_up(code, text)
             self.take_back()
             self.flush()
 
@@ -172,22 +198,22 @@ cdef class SmtpConnection:
             return 0
         self.is_proceeding = True
         try:
-            while (subject := self.dialogue.next_subject()) is not None:
-                self.begin_stage(subject)
+            while (payload := self.protocol.next_payload()) is not None:
+                self.begin_stage(payload)
         finally:
             self.is_proceeding = False
         return self.flush()
 
     cdef int flush(self) except -1:
-        out = self.dialogue.take_output()
+        out = self.protocol.take_output()
         if self.transport.is_closing():
             return 0  # we closed it, or the client did, which will be told to us in a moment
         if out:
             self.since = self.time()
             self.transport.write(out)
-        if self.dialogue.closed:
+        if self.protocol.closed:
             self.transport.close()
-        elif self.is_paused and self.dialogue.due == NOTHING:
+        elif self.is_paused and self.protocol.due == NOTHING:
             self.is_paused = False
             self.transport.resume_reading()
         return 0
@@ -205,36 +231,36 @@ cdef class SmtpConnection:
     def _resume(self, message, outcome):
         """A plugin has given back what it held."""
         self.is_stepping = False
-        if not (self.is_lost or self.dialogue.closed):
+        if not (self.is_lost or self.protocol.closed):
             self.finish(outcome)
             self.proceed()
 
-    cdef bint answer(self, outcome, failed=FAILED) except -1:
+    cdef bint answer(self, outcome, failed=UNAVAILABLE) except -1:
         """Tell the client how a step ended; whether it ended well."""
         rejection = failed if outcome is FAIL else self.message.rejection
         if rejection is None:
-            self.dialogue.accept()
+            self.protocol.accept()
             return True
         code, text = rejection
-        self.dialogue.reject(code, text)
+        self.protocol.reject(code, text)
         return False
 
     # Stages
 
-    cdef int begin_stage(self, subject) except -1:
-        cdef int due = self.dialogue.due
+    cdef int begin_stage(self, payload) except -1:
+        cdef int due = self.protocol.due
         if due == MAIL_FROM:
-            self.mail_from(subject)
+            self.mail_from(payload)
         elif due == RCPT_TO:
-            self.rcpt_to(subject)
+            self.rcpt_to(payload)
         elif due == START_TLS:
             self.start_tls()
         elif due == AUTHENTICATE:
-            self.info.helo = self.dialogue.helo
+            self.info.helo = self.protocol.helo
             self.info.authenticated = False
-            self.run(self.hooks.authenticate, LOGIN, subject)
+            self.run(self.hooks.authenticate, LOGIN, payload)
         else:
-            self.take_message(subject)
+            self.take_message(payload)
         return 0
 
     cdef int finish(self, outcome) except -1:
@@ -251,7 +277,7 @@ cdef class SmtpConnection:
         elif self.stage == CONNECT and self.info.tls and outcome is not FAIL and self.message.rejection is None:
             self.run(self.hooks.secure, SECURE, ())
         else:
-            self.answer(outcome, UNAVAILABLE)
+            self.answer(outcome, GO_AWAY)
         return 0
 
     cdef int start_tls(self) except -1:
@@ -280,7 +306,7 @@ cdef class SmtpConnection:
         self.info.tls = True
         self.info.helo = None
         self.info.authenticated = False
-        self.dialogue.secured()
+        self.protocol.secured()
         self.run(self.hooks.secure, SECURE, ())
         self.proceed()
 
@@ -292,7 +318,7 @@ cdef class SmtpConnection:
         return 0
 
     cdef int mail_from(self, str address) except -1:
-        self.info.helo = self.dialogue.helo
+        self.info.helo = self.protocol.helo
         self.recipients = []
         self.message.known = {"envelope": address}
         return self.run(self.mailfrom, SENDER, (address,))
@@ -318,11 +344,13 @@ cdef class SmtpConnection:
                 log.exception("what plugins put into the json of a mail cannot be copied")
                 outcome = FAIL
         if not mails:
-            self.desk.turn_away(len(self.recipients), outcome is FAIL)
+            self.gateway.turn_away(len(self.recipients), outcome is FAIL)
             self.answer(outcome)
             return self.forget_message()
-        self.transaction = Transaction(self.desk, mails, self._after_transaction)
-        return self.desk.submit(self.transaction)
+        self.transaction = SmtpTransaction.__new__(SmtpTransaction)
+        self.transaction.mails = mails
+        self.transaction.connection = self
+        return self.gateway.submit(self.transaction)
 
     cdef list make_mails(self):
         """One for each recipient, with all that the plugins know so far."""
@@ -331,21 +359,26 @@ cdef class SmtpConnection:
         envelope = address_in(known, "envelope") or ""
         cdef list mails = []
         for recipient in self.recipients:
-            origin = self.desk.next_origin(self.received, envelope, recipient)
+            origin = self.names.make_origin(self.received, envelope, recipient)
             json = copy.deepcopy(known) if mails else known.copy()
             json["recipient"] = recipient
             mails.append(new_mail(self.message.content, json, self.info, origin))
         return mails
 
-    def _after_transaction(self, refusal):
-        if refusal is None:
-            self.dialogue.accept(self.transaction.success())
+    cdef int settled(self, verdict) except -1:
+        """The reply to a message is known."""
+        transaction, self.transaction = self.transaction, None
+        if self.is_lost:
+            return 0
+        if verdict is ACCEPTED:
+            self.protocol.accept(f"stored as {(<Mail>transaction.mails[0]).origin.id}")
+        elif verdict.is_good:
+            self.protocol.accept(printable(verdict.text))
         else:
-            code, text = refusal
-            self.dialogue.reject(code, text)
-        self.transaction = None
+            code, text = verdict.reply
+            self.protocol.reject(code, text)
         self.forget_message()
-        self.proceed()
+        return self.proceed()
 
     cdef int forget_message(self) except -1:
         self.message.content = self.received = b""

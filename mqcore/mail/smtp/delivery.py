@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from ... import FAIL, Hook, Outcome
+from ...smtp.content import make_content
+from ...smtp.syntax import is_safe
 from .._mail import Mail
-from .._writer import Finished
 from ..errors import SinkError
+from ..verdicts import CANCELLED, Verdict
 from .client import Answer, Lost, Unreachable
-from .content import make_content
-from .syntax import is_safe
 
 if TYPE_CHECKING:
     from .sender import Sender
-
-Sent: TypeAlias = Callable[[Sequence[Finished], bool, bool], object]
-"""Called as `sent(mails, finished, delivered)`. The mails that the server refused have a `rejection` now. If not
-`finished`, they were taken back, or there is no server. `delivered`: it has at least one of them."""
 
 NOBODY = "5.1.3 it is not known to whom to send this; a plugin must set message.recipient"
 NO_SENDER = "5.1.7 it is not known from whom this is; a plugin must set message.envelope, to '' for a bounce"
@@ -43,72 +39,67 @@ class Delivery:
     """The mails of one transaction of a client, or one mail from a file. What goes to several recipients, and is the same,
     is sent once. See `Sender`."""
 
-    task: asyncio.Task[None]
-    """Runs `run`."""
-
-    def __init__(self, sender: Sender, mails: Sequence[Finished]) -> None:
-        self.mails = mails
-        self.is_finished = False
+    def __init__(self, sender: Sender, mails: Sequence[Mail]) -> None:
         self._sender = sender
+        self._mails = mails
+        self._failed: set[Mail] = set()
         self._answers: dict[Mail, dict[str, Answer]] = {}
-        self._is_sending = False
+        self._is_finished = False
+        self._is_busy = False
+        """Whether the server is being talked to, or what it said is being noted."""
+        self._task: asyncio.Task[list[Verdict]] | None = None
 
     @property
-    def is_delivered(self) -> bool:
+    def _is_delivered(self) -> bool:
         """Whether the server has any of it."""
-        return self.delivered > 0
-
-    @property
-    def delivered(self) -> int:
-        """How many of the mails the server has, for some recipient."""
-        return sum(any(answer.is_delivered for answer in answers.values()) for answers in self._answers.values())
-
-    @property
-    def success(self) -> Answer:
-        """What the server said first to something that it has, when `is_delivered`."""
-        return next(answer for answer in self._all_answers() if answer.is_delivered)
+        return any(answer.is_delivered for answer in self._all_answers())
 
     def _all_answers(self) -> Iterable[Answer]:
         return (answer for answers in self._answers.values() for answer in answers.values())
 
     def take_back(self) -> None:
         """End it, unless the server is being talked to, or has a part of it already and the client must learn of that."""
-        if not self._is_sending and (self._sender.pauses or not self.is_delivered):
-            self.task.cancel()
+        if self._task is not None and not self._is_busy and (self._sender.pauses or not self._is_delivered):
+            self._task.cancel()
 
-    def cut(self) -> None:
-        """End it."""
-        self.task.cancel()
-
-    async def run(self) -> None:
+    async def run(self) -> list[Verdict]:
+        """Also when it is cancelled it says what became of the mails."""
+        self._task = asyncio.current_task()
         try:
             await self._prepare()
             await self._send(self._parcels())
-            self.is_finished = True
+            self._is_finished = True
         except Unreachable as error:
-            self._sender.give_up(f"cannot reach {self._sender.sink.url}: {error}")
-        finally:
-            self._conclude()
-        if self.is_finished:
-            await self._tell()
+            self._sender.gateway.fail(f"cannot reach {self._sender.sink.url}: {error}")
+        except asyncio.CancelledError:
+            _stay_alive()
+        self._conclude()
+        try:
+            if self._is_finished:
+                await self._note()
+            if self._is_finished:
+                await self._tell()
+        except asyncio.CancelledError:
+            _stay_alive()
+        return [self._verdict(mail) for mail in self._mails]
 
     # Before
 
     def _good(self) -> list[Mail]:
-        return [mail for mail, outcome in self.mails if outcome is not FAIL and mail.rejection is None]
+        return [mail for mail in self._mails if mail not in self._failed and mail.rejection is None]
 
     async def _prepare(self) -> None:
         """Run `mq_smtp_out_data`."""
-        going = self._good()
-        outcomes = await _run_all(self._sender.data_hook, going)
-        failed = {mail for mail, outcome in zip(going, outcomes, strict=True) if outcome is FAIL}
-        self.mails = [(mail, FAIL if mail in failed else outcome) for mail, outcome in self.mails]
+        if self._sender.is_stopping:
+            raise asyncio.CancelledError
+        outcomes = await _run_all(self._sender.data_hook, self._mails)
+        self._failed = {mail for mail, outcome in zip(self._mails, outcomes, strict=True) if outcome is FAIL}
         for mail in self._good():
             _check(mail)
 
     def _parcels(self) -> list[Parcel]:
         """What to send: nothing if the client is to come again, as far as is known now."""
-        if not self._sender.pauses and any(_is_put_off(*one) for one in self.mails):
+        if self._sender.together and any(mail in self._failed or _is_put_off(mail) for mail in self._mails):
             return []
         parcels = []
         for mail in self._good():
@@ -125,13 +116,13 @@ class Delivery:
         for pause in (*self._sender.pauses, None):
             for group in _group(parcels):
                 await self._send_group(group)
-                if not self.is_delivered and any(map(self._sender.blocks, self._all_answers())):
+                if not self._is_delivered and any(map(self._sender.blocks, self._all_answers())):
                     return
             parcels = [parcel for parcel in parcels if self._answers[parcel.mail][parcel.recipient].is_temporary]
             if not parcels or pause is None:
                 return
             if self._sender.is_stopping:
-                self.take_back()
+                raise asyncio.CancelledError
             await asyncio.sleep(pause)
 
     async def _send_group(self, group: Sequence[Parcel]) -> None:
@@ -149,11 +140,11 @@ class Delivery:
 
     async def _transact(self, envelope: str, recipients: list[str], content: bytes, mails: int) -> Mapping[str, Answer]:
         fresh = False
-        blocks = _never if self.is_delivered else self._sender.blocks
+        blocks = _never if self._is_delivered else self._sender.blocks
         while True:
             try:
                 async with self._sender.pool.client(fresh=fresh) as client:
-                    self._is_sending = True
+                    self._is_busy = True
                     try:
                         return await client.send(envelope, recipients, content, blocks=blocks)
                     except Lost as lost:
@@ -161,7 +152,7 @@ class Delivery:
                             return dict.fromkeys(recipients, lost.answer)
                         fresh = True  # the server had enough of that connection, which is no fault of the mail's
                     finally:
-                        self._is_sending = False
+                        self._is_busy = False
                         if client.is_in_doubt:
                             self._sender.counts.in_doubt += mails
             except Unreachable as error:
@@ -181,7 +172,7 @@ class Delivery:
             refused = [answer for answer in answers.values() if not answer.is_positive]
             if refused:
                 mail.reject(*next((answer for answer in refused if answer.is_final), refused[0]).as_rejection())
-            if delivered and (refused or not self.is_finished):
+            if delivered and (refused or not self._is_finished):
                 self._keep(mail, delivered)
 
     def _keep(self, mail: Mail, delivered: Sequence[str]) -> None:
@@ -189,12 +180,28 @@ class Delivery:
         try:
             self._sender.sink.store_partly(mail, delivered)
         except SinkError as error:
-            self.is_finished = False
-            self._sender.give_up(str(error))
+            self._is_finished = False
+            self._sender.gateway.fail(str(error))
         else:
-            if self.is_finished or self._sender.pauses:
+            if self._is_finished or self._sender.pauses:
                 return
         self._sender.counts.in_doubt += 1  # it is sent again, by its client or the next run
+
+    async def _note(self) -> None:
+        """Let the sink remember those that all their recipients have."""
+        mails = [mail for mail in self._answers if mail.rejection is None]
+        noted = False
+        self._is_busy = True
+        try:
+            await self._sender.sink.note(mails)
+            noted = True
+        except SinkError as error:
+            self._sender.gateway.fail(str(error))
+        finally:
+            self._is_busy = False
+            if not noted:  # the next run does not know of it, and sends it again
+                self._is_finished = False
+                self._sender.counts.in_doubt += len(mails)
 
     async def _tell(self) -> None:
         """Run `mq_smtp_out_sent`, which changes nothing any more."""
@@ -204,6 +211,24 @@ class Delivery:
         finally:
             for mail, rejection in rejections.items():
                 mail.rejection = rejection
+
+    def _verdict(self, mail: Mail) -> Verdict:
+        if not self._is_finished:
+            return CANCELLED
+        if mail in self._failed:
+            return Verdict.failed(mail.error)
+        success = next((answer for answer in self._answers.get(mail, {}).values() if answer.is_delivered), None)
+        if mail.rejection is not None:
+            verdict = Verdict.refused(mail.rejection)
+            return verdict if success is None else verdict._replace(partly=True)
+        return CANCELLED if success is None else Verdict.accepted(f"passed on: {success}")
+
+
+def _stay_alive() -> None:
+    """The task was cancelled; it ends in good order now."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
 
 
 async def _run_all(hook: Hook, mails: Sequence[Mail]) -> list[Outcome]:
@@ -229,8 +254,8 @@ def _check(mail: Mail) -> None:
                 mail.reject(553, f"5.1.3 this is no address: {address!a}")
 
 
-def _is_put_off(mail: Mail, outcome: object) -> bool:
-    return outcome is FAIL or (mail.rejection is not None and mail.rejection.code < 500)
+def _is_put_off(mail: Mail) -> bool:
+    return mail.rejection is not None and mail.rejection.code < 500
 
 
 def _never(answer: Answer) -> bool:

@@ -7,9 +7,9 @@ import ssl
 from typing import NamedTuple, Protocol
 
 from ... import Dispatcher, Hook
-from ._connection import SmtpConnection
-from ._transaction import Desk
-from .events import Service
+from ...smtp.events import Service
+from .._gateway import Gateway
+from ._connection import Names, SmtpConnection
 
 
 class Hooks(NamedTuple):
@@ -33,7 +33,8 @@ class Host(Protocol):
     loop: asyncio.AbstractEventLoop
     hooks: Hooks
     service: Service
-    desk: Desk
+    gateway: Gateway
+    names: Names
     tls: ssl.SSLContext | None
     implicit_tls: bool
 

@@ -3,108 +3,78 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ... import Dispatcher
-from .._writer import Finished
-from ..report import Report
+from .._mail import Mail
+from ..verdicts import Verdict
 from .client import Answer
-from .delivery import Delivery, Sent
+from .delivery import Delivery
 from .pool import Pool
-from .sink import SmtpSink
+
+if TYPE_CHECKING:
+    from .._gateway import Gateway
+    from .sink import SmtpSink
 
 PAUSES = (1.0, 5.0, 30.0, 60.0, 120.0, 300.0, 300.0)
-"""Seconds until a mail from a file is tried again, time after time. Servers that greylist ask for up to five minutes."""
-PATIENCE = 30.0
-"""Seconds that transactions have when a run is stopped."""
+"""Seconds until a mail that nobody waits for is tried again, time after time. Servers that greylist ask for five minutes."""
+GOODBYE = 3.0
+"""Seconds that the next server has for all goodbyes."""
 
 
 class Sender:
     """Sends mails to the next server, with the hooks `mq_smtp_out_data` before and `mq_smtp_out_sent` after it.
 
-    If it is `patient`, as for mails from a file, a mail goes to those recipients whom the server takes now, and
-    what has a temporary error is tried again after each of `PAUSES`. When there is no server to talk to, the run ends:
-    `on_error` is called, and the error is in the report.
+    If nobody waits, as for mails from a file, a mail goes to those recipients whom the server takes now, and what has a
+    temporary error is tried again after each of `PAUSES`. When there is no server to talk to, the run ends.
 
-    Otherwise it passes on what the server says, as for a client that waits: mails that are sent together go to
-    those recipients whom the server takes, but to none if it has a temporary error for any. The others are rejected, and
-    with `mixed` there is a place for them; without it nothing is sent unless the server takes all.
-
-    To be used in `async with`, which ends when all is sent and the connections are closed.
+    Otherwise it passes on what the server says: mails that are sent together go to those recipients whom the server takes, but
+    to none if it has a temporary error for any. The others are rejected, where there is a place for failed mails; without
+    it nothing is sent unless the server takes all. Where each is told its own, what it says to one holds back no other.
     """
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        sink: SmtpSink,
-        report: Report,
-        on_error: Callable[[], object],
-        *,
-        patient: bool = False,
-        mixed: bool = False,
-    ) -> None:
-        self.data_hook = dispatcher.hook("mq_smtp_out_data")
-        self.sent_hook = dispatcher.hook("mq_smtp_out_sent")
+    def __init__(self, gateway: Gateway, sink: SmtpSink) -> None:
+        self.data_hook = gateway.dispatcher.hook("mq_smtp_out_data")
+        self.sent_hook = gateway.dispatcher.hook("mq_smtp_out_sent")
+        self.gateway = gateway
         self.sink = sink
-        self.counts = report.counts
-        self.pauses = PAUSES if patient else ()
+        self.counts = gateway.report.counts
+        self.pauses = () if gateway.source.waits else PAUSES
+        self.together = gateway.source.waits and not gateway.source.each
         self.pool = Pool(sink.server, self.pauses)
-        self.is_stopping = False
-        self._report = report
-        self._on_error = on_error
-        self._mixed = mixed
-        self._deliveries: set[Delivery] = set()
-        self._tasks = asyncio.TaskGroup()
+        self._mixed = gateway.failed is not None
+        self._deliveries: dict[int, Delivery] = {}
 
-    async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
-        return self
+    @property
+    def is_stopping(self) -> bool:
+        """Whether what nobody waits for stays where it is."""
+        return self.gateway.is_stopping and not self.gateway.source.waits
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            await self._tasks.__aexit__(kind, error, traceback)
-        finally:
-            await self.pool.close()
-
-    def send(self, mails: Sequence[Finished], sent: Sent) -> Delivery:
-        """Send those that no plugin failed or rejected, together; then `sent` is called, in a later turn of the loop."""
+    async def send(self, mails: Sequence[Mail]) -> list[Verdict]:
+        """Send these together."""
         delivery = Delivery(self, mails)
-        self._deliveries.add(delivery)
-        delivery.task = self._tasks.create_task(delivery.run())
-        delivery.task.add_done_callback(lambda task: self._finish(delivery, sent))
-        if self.is_stopping:
-            delivery.take_back()
-        return delivery
+        self._deliveries[id(mails)] = delivery
+        try:
+            return await delivery.run()
+        finally:
+            del self._deliveries[id(mails)]
 
-    def _finish(self, delivery: Delivery, sent: Sent) -> None:
-        self._deliveries.discard(delivery)
-        sent(delivery.mails, delivery.is_finished, delivery.is_delivered)
+    def take_back(self, mails: Sequence[Mail]) -> None:
+        """End it, unless the server is being talked to, or has a part of it already and whoever waits must learn of that."""
+        if (delivery := self._deliveries.get(id(mails))) is not None:
+            delivery.take_back()
 
     def blocks(self, answer: Answer) -> bool:
         """Whether nothing is sent to the others either, when the server says this to one recipient."""
-        if self.pauses:
+        if not self.together:
             return False
         if self._mixed:
             return answer.is_temporary and not answer.is_too_many
         return not answer.is_positive
 
-    def give_up(self, reason: str) -> None:
-        """End the run."""
-        self._report.error = reason
-        self._on_error()
-
-    def stop(self) -> None:
-        """Take back what is not being sent now, and the rest when it takes too long."""
-        self.is_stopping = True
-        for delivery in list(self._deliveries):
-            delivery.take_back()
-        asyncio.get_running_loop().call_later(PATIENCE, self.cut)
-
-    def cut(self) -> None:
-        """Break off all transactions."""
-        for delivery in list(self._deliveries):
-            delivery.cut()
+    async def close(self) -> None:
+        try:
+            async with asyncio.timeout(GOODBYE):
+                await self.pool.close()
+        except TimeoutError:
+            pass  # it keeps silent

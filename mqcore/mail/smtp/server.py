@@ -1,4 +1,4 @@
-"""From SMTP clients, through the plugins, to a sink."""
+"""The server that an SMTP source runs."""
 
 from __future__ import annotations
 
@@ -6,21 +6,13 @@ import asyncio
 import contextlib
 import functools
 import resource
-import signal
 import socket
-import time
 from dataclasses import replace
 
-from ... import Dispatcher
-from .._writer import Writer
-from ..base import Sink
-from ..failed import FailedSink
-from ..report import Counts, Report
-from ._connection import HANDSHAKE_TIMEOUT, SmtpConnection
-from ._transaction import Desk
-from .events import Service
+from ...smtp.events import Service
+from .._gateway import Gateway
+from ._connection import HANDSHAKE_TIMEOUT, Names, SmtpConnection
 from .host import Hooks
-from .sink import make_sender
 from .source import SmtpSource
 
 MAX_CONNECTIONS = 20_000
@@ -28,8 +20,6 @@ MAX_MESSAGE_BYTES = 256 << 20
 """While messages in memory have so many octets, no further big ones are taken."""
 SWEEP = 5.0
 """Seconds from one look for clients that are late to the next."""
-PATIENCE = 30.0
-"""Seconds that open transactions have when the server stops."""
 BACKLOG = 1024
 ACCEPT_AGAIN = 1.0
 """Seconds until a client is waited for again when the system does not let another one in."""
@@ -38,38 +28,21 @@ SPARE_FILES = 64
 
 
 class SmtpServer:
-    """Listens until it is stopped, and moves each mail through the plugins to `sink`. It is a connection's `Host`.
+    """Listens for a source until it is stopped, and submits what its clients send to the gateway. It is a connection's `Host`.
 
-    If the sink is a server too, what that says is passed on to the client.
-
-    What plugins reject goes to `failed` where others of the same transaction are accepted; without `failed` a
-    transaction has one recipient.
+    Without a place for what plugins reject where others of the same transaction are accepted, a transaction has one
+    recipient.
     """
 
-    ends_when = "the transactions that are open are over"
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        source: SmtpSource,
-        sink: Sink,
-        failed: FailedSink | None = None,
-        *,
-        max_in_flight: int = 1000,
-    ) -> None:
-        self.report = Report(Counts())
+    def __init__(self, source: SmtpSource, gateway: Gateway) -> None:
         self.loop = asyncio.get_running_loop()
-        self.dispatcher = dispatcher
-        self.hooks = Hooks.of(dispatcher)
+        self.gateway = gateway
+        self.hooks = Hooks.of(gateway.dispatcher)
+        self.names = Names()
         self.tls = source.tls
         self.implicit_tls = source.implicit_tls
-        self.service = self._make_service(source, one_recipient=failed is None)
-        self._source = source
-        self._writer = Writer(sink, failed, self.report, self.stop)
-        self._sender = make_sender(dispatcher, sink, self.report, self.stop, mixed=failed is not None)
-        self.desk = Desk(
-            dispatcher, self.hooks.message, self._writer, self._sender, self.report.counts, max_in_flight
-        )
+        self.service = self._make_service(source, one_recipient=gateway.failed is None)
+        self._listeners = source.listeners
         self._connections: set[SmtpConnection] = set()
         self._handshakes: set[asyncio.Task[bool]] = set()
         self._max_connections = MAX_CONNECTIONS
@@ -82,43 +55,34 @@ class SmtpServer:
         service = Service(
             name=socket.gethostname(),
             starttls=source.tls is not None and not source.implicit_tls,
-            auth=bool(self.dispatcher.plugins.order("mq_smtp_in_authenticate")),
+            auth=bool(self.gateway.dispatcher.plugins.order("mq_smtp_in_authenticate")),
             auth_without_tls=source.auth_without_tls,
         )
         return replace(service, max_recipients=1) if one_recipient else service
 
-    # What the command calls
+    # What the source calls
 
-    total = None
-    """Nobody knows how much will come."""
-
-    @property
-    def done(self) -> int:
-        return self.report.counts.read
-
-    async def run(self) -> Report:
-        """Once. Ends after `stop`, or when the sink failed: see the report."""
-        begin = time.perf_counter()
+    async def run(self) -> None:
+        """Ends after `stop`, when no client is left."""
         self._max_connections = min(MAX_CONNECTIONS, raise_file_limit() - SPARE_FILES)
-        async with self._sender or contextlib.nullcontext(), asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._writer.run())
-            try:
-                await self._serve()
-            finally:
-                for connection in list(self._connections):  # none, unless the loop is being stopped
-                    connection.abandon()
-            self._writer.close()
-        self.report.seconds = time.perf_counter() - begin
-        self.report.hooks = self.dispatcher.stats().hooks
-        return self.report
+        try:
+            await self._serve()
+        finally:
+            for connection in list(self._connections):  # none, unless the loop is being stopped
+                connection.abandon()
 
-    def stop(self, why: signal.Signals | None = None) -> None:
-        """Take no more connections, and end when the transactions that are open are over. For a server it is no early end."""
+    def stop(self) -> None:
+        """Take no more connections, and end when the transactions that are open are over."""
         self._stop.set()
+
+    def cut(self) -> None:
+        """Say goodbye to those who are still there."""
+        for connection in list(self._connections):
+            connection.end(421, "4.3.2 this server is shutting down")
 
     async def _serve(self) -> None:
         async with contextlib.AsyncExitStack() as listening:
-            for listener in self._source.listeners:
+            for listener in self._listeners:
                 if self.implicit_tls:
                     listener.setblocking(False)
                     listener.listen(BACKLOG)
@@ -133,7 +97,9 @@ class SmtpServer:
             handshake.cancel()
         for connection in list(self._connections):
             connection.shut_down()
-        await self._wait_until_empty()
+        while self._connections:
+            self._empty.clear()
+            await self._empty.wait()
         sweeping.cancel()
 
     # With implicit TLS, where `create_server` would not tell how many clients have not shaken hands yet
@@ -171,19 +137,6 @@ class SmtpServer:
         self._handshakes.discard(handshake)
         if handshake.cancelled() or not handshake.result():
             client.close()
-
-    async def _wait_until_empty(self) -> None:
-        give_up = self.loop.time() + PATIENCE
-        while self._connections:
-            self._empty.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(give_up - self.loop.time(), 1.0)):
-                    await self._empty.wait()
-            if self.loop.time() >= give_up:
-                if self._sender is not None:
-                    self._sender.cut()
-                for connection in list(self._connections):
-                    connection.end(421, "4.3.2 this server is shutting down")
 
     async def _sweep(self) -> None:
         """One timer for all connections."""

@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
-from ... import Dispatcher
 from .._mail import Mail
-from ..base import Sink
+from ..base import Sink, Source
 from ..errors import SinkError, describe
 from ..files import sync_folder, write_all
-from ..report import Report
+from ..verdicts import Verdict
 from .source import split_host
 
 if TYPE_CHECKING:
+    from .._gateway import Gateway
     from .client import NextServer
     from .sender import Sender
 
 _LINE = re.compile(rb"([0-9a-f]{32})(?: ([^\n]+))?\n")
 
 
-class SmtpSink:
-    """The next server. A `Sender` delivers to it; as a sink it remembers what was delivered.
+class SmtpSink(Sink):
+    """The next server, to which a `Sender` delivers.
 
     For a source that a second run reads again, `record` is a file with the id of each mail that is delivered, a line
     each. Where some recipients of a mail have it and others do not, each of the former has a line with the id and the
     recipient. For a source that is a server there is nothing to remember, as clients know what they have sent.
     """
 
+    needs_recipients = True
     implicit_tls = False
     scheme = "smtp"
-    notes = None
+    _sender: Sender
+
+    @classmethod
+    def open(cls, path: str, source: Source, **options: Any) -> Self:
+        return cls(path, source=source.path, **options)
 
     def __init__(self, path: str, *, source: Path | None = None) -> None:
         """`source` is where the mailbox lies that mails come from."""
         self.url = f"{self.scheme}:{path}"
         self._path = path
         self.record = None if source is None else self._beside(source)
-        self.waits = self.record is not None
+        self._group = _Group()
+        self._writing = asyncio.Lock()
         self._delivered: set[bytes] = set()
         self._partly: dict[str, set[str]] = {}
         self._fd = -1
@@ -100,9 +107,35 @@ class SmtpSink:
         """Those that have the mail by an earlier run, which has others that do not."""
         return frozenset(self._partly.get(id, ()))
 
-    def store(self, mails: Sequence[Mail]) -> None:
-        """Remember that these are delivered, to all their recipients."""
-        self._append(f"{mail.origin.id}\n" for mail in mails)
+    def begin(self, gateway: Gateway) -> None:
+        from .sender import Sender  # takes its time, as it takes the client with it
+
+        self._sender = Sender(gateway, self)
+
+    async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
+        return await self._sender.send(mails)
+
+    def take_back(self, mails: Sequence[Mail]) -> None:
+        self._sender.take_back(mails)
+
+    async def end(self) -> None:
+        await self._sender.close()
+
+    async def note(self, mails: Iterable[Mail]) -> None:
+        """Remember that these are delivered, to all their recipients. Raises SinkError."""
+        if self.record is None:
+            return
+        group = self._group
+        group.lines += [f"{mail.origin.id}\n" for mail in mails]
+        async with self._writing:
+            if group is self._group:  # with what came while the one before was written
+                self._group = _Group()
+                try:
+                    await asyncio.to_thread(self._append, group.lines)
+                except SinkError as error:
+                    group.error = error
+        if group.error is not None:
+            raise group.error
 
     def store_partly(self, mail: Mail, recipients: Iterable[str]) -> None:
         """Remember that these recipients have the mail. Raises SinkError."""
@@ -131,19 +164,16 @@ def _opportunistic() -> ssl.SSLContext:
     return tls
 
 
+class _Group:
+    """What is written to the record at once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.error: SinkError | None = None
+
+
 class SmtpsSink(SmtpSink):
     """TLS from the first byte, to a server whose certificate is checked."""
 
     implicit_tls = True
     scheme = "smtps"
-
-
-def make_sender(
-    dispatcher: Dispatcher, sink: Sink, report: Report, on_error: Callable[[], object], **options: bool
-) -> Sender | None:
-    """What delivers to a sink that is a server; None for any other. The options are those of `Sender`."""
-    if not isinstance(sink, SmtpSink):
-        return None
-    from .sender import Sender  # takes aiosmtplib with it, which need not be there
-
-    return Sender(dispatcher, sink, report, on_error, **options)

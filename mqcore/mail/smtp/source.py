@@ -5,27 +5,47 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from ..base import Option, Source
 from ..errors import SourceError, describe
 
+if TYPE_CHECKING:
+    from .._gateway import Gateway
+    from .server import SmtpServer
 
-class SmtpSource:
-    """Sockets that listen, and what is offered to those who connect.
 
-    Opened by being made. It is no iterator: an `SmtpServer` runs it. With `implicit_tls` (smtps) TLS begins at once,
-    otherwise with STARTTLS, if there is a certificate. `key` is None if it is in the same file as the certificate.
+class SmtpSource(Source):
+    """Sockets that listen, and what is offered to those who connect; an `SmtpServer` does the rest.
+
+    With `implicit_tls` (smtps) TLS begins at once, otherwise with STARTTLS, if there is a certificate. `tls_key` is None if it
+    is in the same file as the certificate.
     """
 
+    finite = False
+    waits = True
+    knows_recipients = True
+    ends_when = "the transactions that are open are over"
     implicit_tls = False
     scheme = "smtp"
+    options = (
+        Option("tls-certificate", "certificate, in PEM, with those that it depends on", "FILE"),
+        Option("tls-key", "its key, if that is not in the same file", "FILE"),
+        Option("auth-without-tls", "let passwords be sent in the clear"),
+    )
+    _server: SmtpServer | None = None
 
     def __init__(
-        self, path: str, *, certificate: str | None = None, key: str | None = None, auth_without_tls: bool = False
+        self,
+        path: str,
+        *,
+        tls_certificate: str | None = None,
+        tls_key: str | None = None,
+        auth_without_tls: bool = False,
     ) -> None:
         self.auth_without_tls = auth_without_tls
-        self.tls = None if certificate is None else _load(certificate, key)
+        self.tls = None if tls_certificate is None else _load(tls_certificate, tls_key)
         host, port = split_host(path)
         self.listeners: list[socket.socket] = []
         try:
@@ -35,6 +55,29 @@ class SmtpSource:
             raise SourceError(f"cannot listen on {self.scheme}:{path}: {_explain(error, port)}") from error
         port = self.listeners[0].getsockname()[1]
         self.url = f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    @classmethod
+    def check(cls, given: Mapping[str, Any]) -> None:
+        if cls.implicit_tls and "tls_certificate" not in given:
+            raise ValueError(f"--from {cls.scheme}: needs --tls-certificate")
+        if "tls_key" in given and "tls_certificate" not in given:
+            raise ValueError("--tls-key needs --tls-certificate")
+
+    async def run(self, gateway: Gateway) -> None:
+        from .server import SmtpServer  # takes its time, which a mailbox need not wait for
+
+        self._server = SmtpServer(self, gateway)
+        if gateway.is_stopping:
+            self._server.stop()
+        await self._server.run()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+
+    def cut(self) -> None:
+        if self._server is not None:
+            self._server.cut()
 
     def _listen(self, host: str, port: int) -> None:
         """On each address of the host that this machine has: `localhost` may be ::1 too, where IPv6 is turned off."""

@@ -1,0 +1,60 @@
+"""The command `mqcore`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from .. import PluginError
+from ..mail.errors import SinkError, SourceError
+from ..mail.report import BAD_PLUGIN, UNREACHABLE
+from . import check, include, order, run
+from .output import StandardError, complain, drop, open_standard_files
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    open_standard_files()
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[StandardError()]
+    )
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        code = command(options)
+        sys.stdout.flush()  # here, where it is seen when nobody reads it
+        return code
+    except PluginError as error:
+        return complain(error, BAD_PLUGIN)
+    except (SourceError, SinkError) as error:
+        return complain(error, UNREACHABLE)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        drop(1)  # as in `mqcore order | head`
+        return 128 + signal.SIGPIPE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mqcore", description="Move mail through plugins.", epilog=run.EXIT_CODES)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (run, order, check, include):
+        command.add_to(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version  # takes its time
+
+        print(f"mqcore {version('mqcore')}")
+        parser.exit()

@@ -1,0 +1,184 @@
+"""`mqcore run`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import uvloop
+
+from .. import Dispatcher, Plugins
+from ..mail._gateway import HOOK, Gateway
+from ..mail.base import BaseSink, Place, Source
+from ..mail.failed import FailedSink
+from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
+from ..mail.places import options as options_of_places
+from ..mail.report import OK, UNREACHABLE, Report
+from ..plugins._tasks import names_plugins
+from .output import complain, drop
+from .plugins import choosing, load
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from . import Commands
+
+P = TypeVar("P", bound=Place)
+
+EXIT_CODES = """\
+exit codes: 0 all mails are in the sink; 1 some failed or were rejected; 2 wrong usage; 3 a plugin did not load;
+4 source or sink cannot be used; 130 after Ctrl-C, 143 after SIGTERM"""
+
+
+def add_to(commands: Commands) -> None:
+    run = commands.add_parser("run", parents=[choosing()], help="move mail from a source to a sink", epilog=EXIT_CODES)
+    sources, sinks = (", ".join(known) for known in (SOURCES, SINKS))
+    run.add_argument("--from", dest="source", metavar="SOURCE", type=_place(parse_source), required=True, help=sources)
+    run.add_argument("--to", dest="sink", metavar="SINK", type=_place(parse_sink), required=True, help=sinks)
+    run.add_argument(
+        "--failed",
+        metavar="SINK",
+        type=_place(parse_store),
+        help=f"where mails go that failed or were rejected, as they were: {', '.join(STORES)}",
+    )
+    run.add_argument(
+        "--max-in-flight",
+        metavar="N",
+        type=_count,
+        default=1000,
+        help="most mails between source and sink (default: 1000)",
+    )
+    for option, places in options_of_places().items():
+        how: dict[str, Any] = {"action": "store_true"} if option.metavar is None else {"metavar": option.metavar}
+        run.add_argument(f"--{option.name}", help=f"{option.help} ({', '.join(places)})", **how)
+    run.add_argument("--json", action="store_true", help="print the closing figures as JSON")
+    run.set_defaults(command=move, parser=run)
+
+
+def _place(parse: Callable[[str], Location[P]]) -> Callable[[str], Location[P]]:
+    """`parse` in the way that argparse wants to be told of mistakes."""
+
+    def convert(url: str) -> Location[P]:
+        try:
+            return parse(url)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return min(int(text), sys.maxsize)
+
+
+def move(options: argparse.Namespace) -> int:
+    source, sink, failed = options.source, options.sink, options.failed
+    for one, other in itertools.combinations(filter(None, (source, sink, failed)), 2):
+        if one.is_same(other):
+            options.parser.error(f"{one} and {other} are the same mailbox")
+    reading, writing = _options_for(options, source, sink)
+    with contextlib.ExitStack() as opened:
+        plugins = opened.enter_context(load(options, *options.plugins))
+        for name in plugins.unused_config:
+            complain(f"{options.config} has {name}, and there is no plugin of that name; write [plugins.NAME]", OK)
+        from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
+        _check_recipients(options, plugins)
+        to = opened.enter_context(contextlib.closing(sink.kind.open(sink.path, from_, **writing)))
+        aside = FailedSink(failed.kind.open(failed.path, from_), from_.url) if failed else None
+        if aside is not None:
+            opened.enter_context(contextlib.closing(aside))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            report = runner.run(_run(plugins, from_, to, aside, options.max_in_flight))
+    try:
+        _print(report, as_json=options.json)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # the disk is full, which may be what the report tells of
+        complain(f"cannot write to standard output: {error.strerror}", OK)
+        drop(1)
+    if report.error is not None:
+        complain(report.error, UNREACHABLE)
+    return report.exit_code
+
+
+def _options_for(options: argparse.Namespace, *places: Location[Any]) -> list[dict[str, Any]]:
+    """Those that each place takes. An option for places that are not there is wrong usage."""
+    given: dict[str, Any] = {}
+    for option, kinds in options_of_places().items():
+        name = option.name.replace("-", "_")
+        if value := getattr(options, name):
+            given[name] = value
+            if not any(option in place.kind.options for place in places):
+                options.parser.error(f"--{option.name} is for {' and '.join(kinds)}")
+    chosen = []
+    for place in places:
+        names = [option.name.replace("-", "_") for option in place.kind.options]
+        chosen.append({name: given[name] for name in names if name in given})
+        try:
+            place.kind.check(chosen[-1])
+        except ValueError as error:
+            options.parser.error(str(error))
+    return chosen
+
+
+def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:
+    hooks = (HOOK, "mq_smtp_out_data")
+    if options.sink.kind.needs_recipients and not (
+        options.source.kind.knows_recipients or any(plugins.order(hook) for hook in hooks)
+    ):
+        options.parser.error(
+            f"{options.source} does not say to whom its mails are to be sent: a plugin must set message.recipient, "
+            f"in {' or '.join(hooks)}"
+        )
+
+
+async def _run(
+    plugins: Plugins, source: Source, sink: BaseSink, failed: FailedSink | None, max_in_flight: int
+) -> Report:
+    asyncio.get_running_loop().set_exception_handler(names_plugins(plugins))
+    with Dispatcher(plugins) as dispatcher:
+        gateway = Gateway(dispatcher, source, sink, failed, max_in_flight=max_in_flight)
+        if not source.finite:
+            complain(f"listening on {source.url}", OK)
+        async with progress_bar(gateway):
+            with _stopped_by_signals(gateway):
+                return await gateway.run()
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(gateway: Gateway) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run in good order, the second ends the process."""
+    loop = asyncio.get_running_loop()
+
+    # Not the loop's own handlers: those wait for a turn of the loop, which a plugin may never give back.
+    def handle(number: int, frame: FrameType | None) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_DFL)
+        loop.call_soon_threadsafe(gateway.stop, signal.Signals(number))
+        complain(f"stopping when {gateway.ends_when}; once more to stop at once", OK)
+
+    before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _print(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        from .tables import print_report  # takes rich with it, which takes a while
+
+        print_report(report)
+    sys.stdout.flush()

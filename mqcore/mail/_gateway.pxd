@@ -1,0 +1,52 @@
+# The way of mails from a source through the plugins to a sink.
+
+from .._dispatcher cimport Dispatcher
+from .._hook cimport Hook
+from ._mail cimport Mail
+from ._transaction cimport Transaction
+from ._writer cimport Writer
+
+cdef class Gateway:
+    cdef readonly Dispatcher dispatcher
+    cdef readonly object source
+    cdef readonly object sink
+    cdef readonly object failed
+    cdef readonly object report
+    cdef readonly object ends_when
+    cdef readonly Py_ssize_t in_flight  # mails that are with plugins or the sink
+    cdef readonly Py_ssize_t bytes      # what they have
+    cdef readonly bint is_stopping
+    cdef bint waits                     # somebody waits for what becomes of each transaction
+    cdef bint each                      # and is told so of each of its mails
+    cdef Hook hook
+    cdef Writer writer
+    cdef object counts
+    cdef object loop
+    cdef object tasks                   # an asyncio.TaskGroup
+    cdef set deliveries                 # tasks
+    cdef set open                       # transactions
+    cdef object waiting                 # a deque of transactions
+    cdef object take                    # `_take`, made once
+    cdef object change                  # an asyncio.Event
+    cdef object timer
+    cdef Py_ssize_t max_in_flight
+    cdef bint is_starting
+    cdef bint is_awaited                # `change` is
+    cdef bint is_cut
+
+    cdef int enter(self, Transaction transaction) except -1
+    cdef int submit(self, Transaction transaction) except -1
+    cdef int turn_away(self, Py_ssize_t count, bint failed) except -1
+    cdef int start(self) except -1
+    cdef list begin(self)
+    cdef int ended(self, Mail mail, outcome) except -1
+    cdef int judge(self, Transaction transaction) except -1
+    cdef int write(self, Transaction transaction) except -1
+    cdef int delivered(self, Transaction transaction, list verdicts) except -1
+    cdef int committed(self, Transaction transaction, bint set_aside, bint stored) except -1
+    cdef int refuse(self, Transaction transaction, verdict) except -1
+    cdef int finish(self, Transaction transaction, verdict) except -1
+    cdef int release(self, Transaction transaction) except -1
+    cdef Py_ssize_t count_bad(self, Transaction transaction) except -1
+    cdef int count_good(self, list steps) except -1
+    cdef int wake(self) except -1

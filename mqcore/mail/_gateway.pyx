@@ -1,0 +1,427 @@
+"""The way of mails from a source through the plugins to a sink, and what becomes of them there."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+
+cimport cython
+from .._dispatcher cimport Dispatcher
+from ._mail cimport Mail
+from ._transaction cimport Transaction
+from ._writer cimport Writer
+
+from .. import COMPLETE, FAIL
+from .errors import SinkError, SourceError
+from .report import Counts, Report
+from .verdicts import ACCEPTED, CANCELLED, FAILED, Kind, Verdict
+
+HOOK = "mq_smtp_in_message"
+IN_FLIGHT_BYTES = 64 << 20
+"""No more is read while the mails in flight have so many bytes: a thousand big ones must not fill the memory."""
+PATIENCE = 25.0
+"""Seconds that what is open has when the run is stopped."""
+CUT_AGAIN = 1.0
+"""Seconds until what is open even after that is broken off once more."""
+
+cdef enum:
+    BATCH = 256             # mails whose steps begin at once
+
+log = logging.getLogger(__name__)
+
+cdef object NO_ANSWER = "4.4.2 this took too long"
+
+
+@cython.final
+cdef class Gateway:
+    """Moves each mail of `source` through the hook `mq_smtp_in_message` to `sink`. The promise is kept here: a source is told
+    that a mail is accepted only when the sink has it.
+
+    At most `max_in_flight` mails are on the way: in a plugin's hands, or with the sink.
+
+    Where a source has one verdict for all mails of a transaction, any failure or temporary rejection is the verdict, and
+    nothing is stored; so is the rejection of all. Otherwise the rejected go to `failed`, as the source had them, and the
+    good ones to the sink. Once a sink has one of them nothing can be taken back: then whatever it refuses, if only for
+    now, goes to `failed`. Where nobody waits for a verdict, all that failed or was rejected goes there. Without `failed` it is
+    only counted.
+
+    Made in a coroutine, and run once.
+    """
+
+    def __init__(self, Dispatcher dispatcher not None, source not None, sink not None, failed=None, *,
+                 Py_ssize_t max_in_flight=1000):
+        self.dispatcher = dispatcher
+        self.source = source
+        self.sink = sink
+        self.failed = failed
+        self.waits = source.waits
+        self.each = source.each
+        self.report = Report(Counts())
+        self.counts = self.report.counts
+        self.ends_when = source.ends_when or sink.ends_when
+        self.hook = dispatcher.hook(HOOK)
+        self.writer = Writer(sink if sink.stores else None, failed, self._stored, self.fail)
+        self.loop = asyncio.get_running_loop()
+        self.deliveries = set()
+        self.open = set()
+        self.waiting = deque()
+        self.take = self._take
+        self.change = asyncio.Event()
+        self.max_in_flight = max_in_flight
+
+    @property
+    def total(self):
+        """What there is to do, for a progress bar; None if nobody knows."""
+        return self.source.total
+
+    @property
+    def done(self):
+        """How much of it is done."""
+        return self.counts.read if self.source.total is None else self.source.done
+
+    async def run(self):
+        """Ends when all mails of the source are settled, after `stop`, or when the source or a sink failed: see the report."""
+        begin = time.perf_counter()
+        if not self.sink.stores:
+            self.sink.begin(self)
+        try:
+            async with asyncio.TaskGroup() as self.tasks:
+                self.tasks.create_task(self.writer.run())
+                try:
+                    await self.source.run(self)
+                except SourceError as error:
+                    self.report.error = self.report.error or str(error)
+                while self.in_flight or self.waiting:
+                    await self._wait()
+                self.writer.close()
+        finally:
+            if self.timer is not None:
+                self.timer.cancel()
+            if not self.sink.stores:
+                await self.sink.end()
+        self.report.seconds = time.perf_counter() - begin
+        self.report.hooks = self.dispatcher.stats().hooks
+        return self.report
+
+    def stop(self, why=None):
+        """Take no more mail, and end when what is open is over. What nobody waits for is taken back from plugins."""
+        cdef Transaction transaction
+        if self.is_stopping:
+            return
+        self.is_stopping = True
+        if self.source.finite:
+            self.report.stopped = why
+        self.source.stop()
+        if not self.waits:
+            for transaction in [*self.open, *self.waiting]:
+                transaction.cancelled = not transaction.committing
+                self.take_back(transaction)
+        self.start()
+        self.wake()
+        self.timer = self.loop.call_later(PATIENCE, self._cut)
+
+    def _cut(self):
+        """Break off what is still open."""
+        cdef Transaction transaction
+        self.is_cut = True
+        for task in self.deliveries:
+            if not task.cancelling():
+                task.cancel()
+        self.source.cut()
+        for transaction in list(self.open):
+            if not transaction.committing:
+                self.take_back(transaction)
+        self.timer = self.loop.call_later(CUT_AGAIN, self._cut)
+
+    def fail(self, str reason not None):
+        """End the run, as there is no going on."""
+        self.report.error = self.report.error or reason
+        self.stop()
+
+    # What a source calls
+
+    async def room(self):
+        """Wait until there is room for more mails, and return for how many. 0: the run is being stopped."""
+        while not self.is_stopping and (self.in_flight >= self.max_in_flight or self.bytes >= IN_FLIGHT_BYTES):
+            await self._wait()
+        return 0 if self.is_stopping else self.max_in_flight - self.in_flight
+
+    def offer(self, transactions):
+        """Take these. What there is no room for waits."""
+        cdef Transaction transaction
+        for one in transactions:
+            transaction = one
+            self.enter(transaction)
+        self.start()
+
+    def has(self, id):
+        """Whether the sink has a mail with this `Origin.id` from an earlier run. Any thread."""
+        return id in self.sink
+
+    def skip(self, Py_ssize_t count):
+        """So many mails were read that the sink has."""
+        self.counts.read += count
+        self.counts.present += count
+
+    cdef int submit(self, Transaction transaction) except -1:
+        self.enter(transaction)
+        return self.start()
+
+    cdef int enter(self, Transaction transaction) except -1:
+        if transaction is None or transaction.mails is None or transaction.gateway is not None:
+            raise TypeError("what is offered is a transaction that is offered for the first time")
+        transaction.gateway = self
+        transaction.open = len(transaction.mails)
+        transaction.steps = []
+        self.counts.read += transaction.open
+        self.waiting.append(transaction)
+        return 0
+
+    cdef int turn_away(self, Py_ssize_t count, bint failed) except -1:
+        """So many mails were refused before they existed."""
+        self.counts.read += count
+        if failed:
+            self.counts.failed += count
+        else:
+            self.counts.rejected += count
+        return 0
+
+    def take_back(self, Transaction transaction not None):
+        """See `Transaction.cancel`."""
+        if transaction.delivering is not None:
+            self.sink.take_back(transaction.delivering)
+        elif not transaction.committing and transaction in self.open:
+            for mail in transaction.mails:
+                self.dispatcher.cancel(mail)
+
+    # Through the plugins
+
+    cdef int start(self) except -1:
+        """Let what waits begin, as far as there is room."""
+        cdef list mails
+        if self.is_starting:  # what is over at once comes back here, and must not nest
+            return 0
+        self.is_starting = True
+        try:
+            while self.waiting:
+                mails = self.begin()
+                if not mails:
+                    break
+                if len(mails) == 1:
+                    outcome = self.hook.run_one(<Mail>mails[0], (), self.take)
+                    if outcome is not None:
+                        self.ended(<Mail>mails[0], outcome)
+                else:
+                    for mail, outcome in zip(mails, self.hook.run_many(mails, done=self.take)):
+                        if outcome is not None:
+                            self.ended(mail, outcome)
+        finally:
+            self.is_starting = False
+        return 0
+
+    cdef list begin(self):
+        """The mails of the transactions that begin now."""
+        cdef Transaction transaction
+        cdef list mails = []
+        while self.waiting and len(mails) < BATCH:
+            transaction = self.waiting[0]
+            if transaction.cancelled:
+                self.waiting.popleft()
+                self.counts.unfinished += len(transaction.mails)
+                transaction.gateway = None
+                self.wake()
+                continue
+            if self.in_flight >= self.max_in_flight:
+                break
+            self.waiting.popleft()
+            self.open.add(transaction)
+            self.in_flight += len(transaction.mails)
+            transaction.size = len((<Mail>transaction.mails[0]).origin.mime)  # which all of them share
+            self.bytes += transaction.size
+            for mail in transaction.mails:
+                (<Mail>mail).transaction = transaction
+                mails.append(mail)
+        return mails
+
+    def _take(self, Mail mail not None, outcome):
+        self.ended(mail, outcome)
+
+    cdef int ended(self, Mail mail, outcome) except -1:
+        """The step of a mail is over."""
+        cdef Transaction transaction = mail.transaction
+        mail.transaction = None
+        transaction.steps.append((mail, outcome))
+        transaction.open -= 1
+        return self.judge(transaction) if transaction.open == 0 else 0
+
+    # What is to become of it
+
+    cdef int judge(self, Transaction transaction) except -1:
+        if transaction.cancelled:
+            self.counts.unfinished += len(transaction.mails)
+            return self.release(transaction)
+        if self.waits and not self.each:
+            refusal = find_refusal(transaction.steps)
+            if refusal is not None:
+                return self.refuse(transaction, refusal)
+        transaction.committing = True
+        transaction.sort(self.waits and self.each)
+        if self.sink.stores or not transaction.good:
+            return self.write(transaction)
+        transaction.delivering = [mail for mail, _ in transaction.good]
+        task = self.tasks.create_task(self._deliver(transaction))
+        self.deliveries.add(task)
+        task.add_done_callback(self.deliveries.discard)
+        return 0
+
+    cdef int write(self, Transaction transaction) except -1:
+        """Store what is to be stored."""
+        if not (transaction.good or transaction.bad) or self.writer.add(transaction):
+            return self.committed(transaction, True, True)
+        return 0
+
+    async def _deliver(self, Transaction transaction):
+        cdef list mails = transaction.delivering
+        try:
+            verdicts = list(await self.sink.deliver(mails))
+            if len(verdicts) != len(mails):
+                raise ValueError(f"{self.sink.url} has {len(verdicts)} verdicts for {len(mails)} mails")
+        except asyncio.CancelledError:
+            if not self.is_cut:
+                raise
+            verdicts = [Verdict.in_doubt(NO_ANSWER)] * len(mails)
+        except SinkError as error:
+            self.fail(str(error))
+            verdicts = [CANCELLED] * len(mails)
+        except Exception as error:
+            log.exception("%s failed", self.sink.url)
+            verdicts = [Verdict.failed(error)] * len(mails)
+        self.delivered(transaction, verdicts)
+
+    cdef int delivered(self, Transaction transaction, list verdicts) except -1:
+        """The sink says so of each of the good ones."""
+        cdef dict failed = {}
+        cdef bint cancelled = False
+        for (mail, _), verdict in zip(transaction.good, verdicts):
+            kind = verdict.kind
+            if verdict.is_good or verdict.partly:
+                transaction.accepted += 1
+                transaction.receipt = transaction.receipt or verdict.text
+            if kind is Kind.CANCELLED:
+                cancelled = True
+            elif kind is Kind.FAILED:
+                failed[mail] = FAIL
+            elif not verdict.is_good:
+                self.counts.in_doubt += kind is Kind.IN_DOUBT
+                (<Mail>mail).rejection = verdict.reply
+        transaction.delivering = None
+        transaction.steps = [(mail, failed.get(mail, outcome)) for mail, outcome in transaction.steps]
+        if self.waits and not self.each and not transaction.accepted:
+            refusal = find_refusal(transaction.steps)
+            if refusal is not None:
+                return self.refuse(transaction, refusal)
+        if cancelled:
+            self.counts.unfinished += len(transaction.mails)
+            self.counts.in_doubt += transaction.accepted
+            return self.finish(transaction, FAILED)
+        transaction.sort(self.waits and self.each)
+        return self.write(transaction)
+
+    def _stored(self, Transaction transaction not None, bint set_aside, bint stored):
+        self.committed(transaction, set_aside, stored)
+
+    cdef int committed(self, Transaction transaction, bint set_aside, bint stored) except -1:
+        """`set_aside`: the bad ones are where they go. `stored`: so are the good ones."""
+        cdef list bad = transaction.bad, good = transaction.good
+        if not set_aside:
+            self.counts.unfinished += len(bad)
+        elif bad or transaction.refused is not None:
+            self.count_bad(transaction)
+        if good:
+            if stored:
+                self.count_good(good)
+            else:
+                self.counts.unfinished += len(good)
+        if (set_aside or not bad) and (stored or not good):
+            if transaction.cancelled:
+                self.counts.unanswered += len(transaction.mails)
+            return self.finish(transaction, Verdict.accepted(transaction.receipt) if transaction.receipt else ACCEPTED)
+        if self.waits:  # whoever waits sends all of it again
+            self.counts.in_doubt += transaction.accepted
+        if set_aside and good:
+            self.counts.in_doubt += len(bad)
+        return self.finish(transaction, FAILED)
+
+    cdef int refuse(self, Transaction transaction, verdict) except -1:
+        """Nothing of it is stored, and whoever waits is told why."""
+        self.counts.unfinished += len(transaction.mails) - self.count_bad(transaction)
+        return self.finish(transaction, verdict)
+
+    cdef int finish(self, Transaction transaction, verdict) except -1:
+        """Settle it, with this verdict on all mails that were not refused alone."""
+        try:
+            transaction.settle([verdict] * len(transaction.mails) if transaction.refused is None
+                               else [transaction.refused.get(mail, verdict) for mail in transaction.mails])
+        except Exception:
+            log.exception("%s failed", self.source.url)
+        return self.release(transaction)
+
+    cdef int release(self, Transaction transaction) except -1:
+        self.open.discard(transaction)
+        self.in_flight -= len(transaction.mails)
+        self.bytes -= transaction.size
+        transaction.gateway = None
+        self.wake()
+        return self.start() if self.waiting else 0
+
+    # Figures
+
+    cdef Py_ssize_t count_bad(self, Transaction transaction) except -1:
+        """Those that failed or were rejected, and how many they are."""
+        cdef Py_ssize_t failed = 0, rejected = 0
+        for mail, outcome in transaction.steps:
+            if outcome is FAIL:
+                failed += 1
+            elif (<Mail>mail).rejection is not None:
+                rejected += 1
+        if failed:
+            self.counts.failed += failed
+        if rejected:
+            self.counts.rejected += rejected
+        return failed + rejected
+
+    cdef int count_good(self, list steps) except -1:
+        cdef Py_ssize_t completed = 0
+        for _, outcome in steps:
+            completed += outcome is COMPLETE
+        if completed:
+            self.counts.completed += completed
+        self.counts.continued += len(steps) - completed
+        return 0
+
+    # Whoever waits for a change
+
+    async def _wait(self):
+        self.change.clear()
+        self.is_awaited = True
+        await self.change.wait()
+
+    cdef int wake(self) except -1:
+        if self.is_awaited:
+            self.is_awaited = False
+            self.change.set()
+        return 0
+
+
+cdef object find_refusal(list steps):
+    """The verdict on all, if not all can be accepted: the first reason to try again later, or that all are rejected."""
+    cdef Py_ssize_t rejected = 0
+    for mail, outcome in steps:
+        if outcome is FAIL:
+            return FAILED
+        rejection = (<Mail?>mail).rejection
+        if rejection is not None:
+            if rejection.code < 500:
+                return Verdict.refused(rejection)
+            rejected += 1
+    return Verdict.refused((<Mail>steps[0][0]).rejection) if rejected == len(steps) else None

@@ -1,0 +1,1 @@
+"""`maildir:PATH`: names and flags; as a source and as a sink."""

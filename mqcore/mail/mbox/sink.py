@@ -1,0 +1,85 @@
+"""`mbox:PATH` as a sink."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from .._mail import Mail
+from ..base import Store
+from ..errors import SinkError, describe
+from ..files import sync_folder, write_all
+from . import format
+from .journal import Group, Journal
+from .locks import Locked, MailboxLock
+
+
+class MboxSink(Store):
+    """Mails are appended to the mbox, which is locked as long as the sink is open.
+
+    Beside it, PATH.mqcore says which mails they were (see `Journal`), so that a second run knows what is there, and how
+    to mend what a run that was killed left half written.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.url = f"mbox:{path}"
+        self.path = Path(path)
+        self.notes = Path(f"{path}.reasons.jsonl")
+        with contextlib.ExitStack() as opened:
+            try:
+                self._open(opened)
+            except Locked as error:
+                raise SinkError(f"cannot write to {self.url}: {error}; try again when that program is done") from error
+            except OSError as error:
+                raise SinkError(f"cannot write to {self.url}: {describe(error, path)}") from error
+            self._opened = opened.pop_all()
+
+    def _open(self, opened: contextlib.ExitStack) -> None:
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        opened.callback(os.close, self._fd)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise SinkError(f"cannot write to {self.url}: it is no regular file")
+        lock = MailboxLock(self._fd, self.path)
+        opened.callback(lock.release)
+        if fault := format.find_fault(self._read(0, 64)):
+            raise SinkError(f"{self.url} {fault}")
+        self._journal = Journal(self.path, self._fd)
+        opened.callback(self._journal.close)
+        self._journal.recover()
+        sync_folder(self.path.parent)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._fd, size, offset)
+
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and bytes.fromhex(id) in self._journal.ids
+
+    def store(self, mails: Sequence[Mail]) -> None:
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        pieces = list(format.join(mails, tail=self._read(max(size - 3, 0), 3)))
+        if not self._is_there():
+            # What is written to a file without a name is lost; a server would tell its clients otherwise.
+            raise SinkError(f"cannot write to {self.url}: somebody moved or removed it while it was locked; run again")
+        try:
+            self._journal.append(Group.plan(size, [mail.origin.id for mail in mails], pieces))
+            for piece in pieces:
+                write_all(self._fd, piece)
+            os.fsync(self._fd)
+        except OSError as error:
+            # What cannot be undone either, the next run does.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, size)
+                self._journal.undo()
+            raise SinkError(f"cannot write to {self.url}: {describe(error)}") from error
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        self._opened.close()

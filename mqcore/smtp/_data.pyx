@@ -1,0 +1,121 @@
+"""One message as it comes in by SMTP, between DATA and the line that ends it."""
+
+cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
+from libc.string cimport memchr, memcmp, memcpy
+
+import re
+
+from .syntax import ReplyError
+
+cdef enum:
+    MAX_HOPS = 100          # so many servers a message may have passed (RFC 5321, 6.3): in more there is a loop
+
+cdef object HOPS = re.compile(rb"\r\nreceived[ \t]*:", re.IGNORECASE)
+
+
+@cython.final
+cdef class DataReceiver:
+    """Collects the message, finds its end, and then gives it as it was before it was made ready for SMTP.
+
+    Only CR LF, dot, CR LF ends it. Whatever else another server could take for its end (SMTP smuggling) has a CR or LF
+    that stands alone, for which the message as a whole is refused. Sizes are in octets.
+
+    `size`: what has come so far, as it was sent, without what may belong to the line that ends it.
+    `fault`: the reply that it will be refused with, as far as is known before its end.
+    """
+
+    def __cinit__(self, Py_ssize_t max_size, Py_ssize_t max_line):
+        self.max_size = max_size
+        self.max_line = max_line
+        self.text = PyByteArray_FromStringAndSize(b"\r\n", 2)  # so that its first line is like any other
+        self.line = 2
+
+    @property
+    def kept(self):
+        """What of it is in memory."""
+        return len(self.text)
+
+    def refuse(self, str reply not None):
+        """Keep nothing of it."""
+        if self.fault is None:
+            self.fault = reply
+        self.discard()
+
+    cdef int discard(self) except -1:
+        cdef Py_ssize_t most = len(self.text) - 5  # the line that ends it may have begun
+        if most > 0:
+            self.discarded += most
+            del self.text[:most]
+            self.line = max(self.line - most, 0)  # 0: a line with more before, which is too long to be the last
+        return 0
+
+    def take(self, bytes data not None):
+        """How much of `data` belongs to the message, if its end is there; None if all does, and more must come."""
+        cdef Py_ssize_t taken = self.collect(data, len(data))
+        return taken if taken > 0 else None
+
+    cdef Py_ssize_t collect(self, const char *data, Py_ssize_t size) except -1:
+        """What `take` does; 0 if more must come."""
+        cdef Py_ssize_t before = len(self.text), end
+        PyByteArray_Resize(self.text, before + size)
+        memcpy(PyByteArray_AS_STRING(self.text) + before, data, size)
+        cdef bint ended = self.look(before)
+        end = self.line + 3
+        if ended:
+            PyByteArray_Resize(self.text, self.line)
+        self.size = len(self.text) + self.discarded - (2 if ended else 4)
+        if self.size > self.max_size:
+            self.refuse(f"552 5.3.4 a message may have {self.max_size} octets")
+        if ended:
+            return end - before
+        if self.fault is not None:
+            self.discard()
+        return 0
+
+    cdef bint look(self, Py_ssize_t at) noexcept:
+        """Go through the lines whose ends are from `at` on; whether there is the one that ends the message."""
+        cdef const char *text = PyByteArray_AS_STRING(self.text)
+        cdef const char *last = text + len(self.text)
+        cdef const char *line = text + self.line
+        cdef const char *end = <const char *>memchr(text + at, c"\n", last - text - at)
+        while end != NULL:
+            end += 1
+            if end - line == 3 and memcmp(line - 2, b"\r\n.\r\n", 5) == 0:
+                break
+            if <const char *>memchr(line, c"\r", end - line) != end - 2:
+                self.stray = True
+            self.dots |= line[0] == c"."
+            self.longest = max(self.longest, end - line)
+            self.lines += 1
+            line = end
+            end = <const char *>memchr(line, c"\n", last - line)
+        self.line = line - text
+        return end != NULL
+
+    @property
+    def is_endless(self):
+        """Whether it is far beyond all limits, so that it is no use to wait for its end."""
+        return self.size > 3 * self.max_size
+
+    cpdef bytes finish(self):
+        """The message, once `take` has found its end. Raises ReplyError, with the reply, if it is not to be taken."""
+        if self.fault is not None:
+            raise ReplyError(self.fault)
+        if self.stray:
+            raise ReplyError("554 5.6.0 lines of a message end in CR LF, and neither may stand alone")
+        cdef const char *text = PyByteArray_AS_STRING(self.text)
+        if memchr(text, 0, len(self.text)) != NULL:
+            raise ReplyError("554 5.6.0 a message may not have NUL in it")
+        if self.longest > self.max_line:
+            raise ReplyError("554 5.6.0 a line of this message is too long")
+        if self.lines > MAX_HOPS and goes_round(self.text):
+            raise ReplyError(f"554 5.4.6 this mail goes round in a loop: it has more than {MAX_HOPS} Received lines")
+        if self.dots:
+            return bytes(self.text.replace(b"\r\n.", b"\r\n"))[2:]
+        return text[2 : len(self.text)]
+
+
+cdef bint goes_round(bytearray text) except -1:
+    cdef Py_ssize_t end = text.find(b"\r\n\r\n")
+    return len(HOPS.findall(text, 0, end if end >= 0 else len(text))) > MAX_HOPS

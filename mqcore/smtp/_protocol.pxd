@@ -1,0 +1,78 @@
+# SMTP as a server speaks it, without any I/O.
+
+from ._data cimport DataReceiver
+
+cdef enum Due:
+    # What `accept` or `reject` is to answer.
+    NOTHING = 0
+    GREETING
+    MAIL_FROM
+    RCPT_TO
+    MESSAGE
+    AUTHENTICATE
+    START_TLS
+
+cdef enum Expected:
+    # What the next line is: a command, or in the exchange of AUTH what was asked for.
+    COMMAND = 0
+    PLAIN
+    LOGIN
+    PASSWORD
+
+cdef class ServerProtocol:
+    cdef object service
+    cdef bytes buffer
+    cdef Py_ssize_t at              # how much of the buffer was taken
+    cdef list out
+    cdef Due due
+    cdef Expected expected
+    cdef str login                  # in the exchange of AUTH LOGIN
+    cdef str refusal                # the reply to all commands but QUIT
+    cdef Py_ssize_t max_line
+    cdef Py_ssize_t max_recipients
+    cdef unsigned int errors
+    cdef unsigned int idle_commands
+    cdef unsigned int recipients
+    cdef bint skipping              # within a line that is too long
+    cdef bint shutting_down
+    cdef bint utf8                  # the client said SMTPUTF8 in MAIL
+    cdef readonly bint secure
+    cdef readonly bint authenticated
+    cdef readonly bint closed
+    cdef readonly bint in_transaction
+    cdef readonly str helo
+    cdef readonly DataReceiver receiver
+
+    # What the host calls
+    cpdef int receive(self, bytes data) except -1
+    cpdef object next_event(self)
+    cpdef bytes take_output(self)
+    cpdef int accept(self, str text=*) except -1
+    cpdef int reject(self, int code, str text) except -1
+
+    # What it says
+    cdef int say(self, str reply) except -1
+    cdef int say_idly(self, str reply) except -1
+    cdef int complain(self, str reply) except -1
+    cdef int count_error(self) except -1
+    cdef int close(self, str reply) except -1
+    cdef int reset(self) except -1
+
+    # What it takes
+    cdef object next_payload(self)
+    cdef str take_line(self)
+    cdef bint collect(self) except -1
+    cdef object finish(self)
+    cdef object obey(self, str line)
+    cdef object obey_other(self, str line)
+    cdef int greet(self, str name) except -1
+    cdef int ehlo(self, str name) except -1
+    cdef object mail(self, str line)
+    cdef str take_sender(self, str argument)
+    cdef object rcpt(self, str line)
+    cdef str take_recipient(self, str argument)
+    cdef int data(self, str line) except -1
+    cdef object starttls(self, str argument)
+    cdef object auth(self, str argument)
+    cdef bint takes_passwords(self) except -1
+    cdef object take_login(self, str line)

@@ -1,0 +1,489 @@
+"""SMTP as a server speaks it, without any I/O: bytes in, events and replies out."""
+
+import re
+
+cimport cython
+from cpython.unicode cimport PyUnicode_AsUTF8, PyUnicode_AsUTF8AndSize
+from libc.string cimport memchr, strlen
+
+from ._data cimport DataReceiver
+
+from . import syntax
+from .events import Authenticate, MailFrom, Message, RcptTo, StartTls
+from .syntax import ReplyError
+
+cdef extern from "Python.h":
+    bint Py_ISALNUM(char character) noexcept
+    int PyOS_strnicmp(const char *one, const char *other, Py_ssize_t size) noexcept
+
+cdef Py_ssize_t max_address = syntax.MAX_ADDRESS
+
+# A browser that was made to talk to us, or a header of its request: commands may hide further down.
+cdef object is_http = re.compile(
+    r"(?:GET|POST|PUT|HEAD|OPTIONS|CONNECT|DELETE|PATCH|PRI)\b|[\w-]+:", re.IGNORECASE
+).match
+
+
+@cython.final
+cdef class ServerProtocol:
+    """The server's side of one connection.
+
+    It begins by waiting for `accept`, which greets the client, or `reject`. From then on: give it what arrived with
+    `receive`; take each event with `next_event`; answer it with `accept` or `reject`, now or later, as commands behind
+    it wait; and send what `take_output` returns. When `closed` is true, close the connection after that.
+
+    Whatever the client sends, it gets a reply of SMTP.
+
+    `helo`: what the client calls itself; None until it said HELO or EHLO.
+    `receiver`: the message that is coming in.
+    `in_transaction`: from an accepted MAIL to the reply to its message.
+    """
+
+    def __cinit__(self, service not None, *, bint secure=False):
+        self.service = service
+        self.max_line = service.max_line
+        self.max_recipients = service.max_recipients
+        self.secure = secure
+        self.buffer = b""
+        self.out = []
+        self.due = GREETING
+
+    cdef int reset(self) except -1:
+        self.in_transaction = False
+        self.utf8 = False
+        self.recipients = 0
+        return 0
+
+    # What the host calls
+
+    @property
+    def buffered(self):
+        """Octets that wait to be taken, without those of a message that is coming in."""
+        return len(self.buffer) - self.at
+
+    cpdef int receive(self, bytes data) except -1:
+        """Add what the client sent."""
+        if data is None:
+            raise TypeError("receive() needs bytes")
+        self.buffer = self.buffer[self.at :] + data if self.at < len(self.buffer) else data
+        self.at = 0
+        return 0
+
+    cpdef object next_event(self):
+        """What the client wants next; None when more must arrive, or the event before must be answered first."""
+        payload = self.next_payload()
+        if payload is None:
+            return None
+        if self.due == MAIL_FROM:
+            return MailFrom(payload)
+        if self.due == RCPT_TO:
+            return RcptTo(payload)
+        if self.due == AUTHENTICATE:
+            return Authenticate(*payload)
+        return Message(payload) if self.due == MESSAGE else StartTls()
+
+    cdef object next_payload(self):
+        """`next_event`, for callers that look at `due`: only what the event has, which is an address, the mail, login and
+        password, or of StartTls nothing but True."""
+        while self.due == NOTHING and not self.closed:
+            if self.at == len(self.buffer) and not self.shutting_down:
+                return None  # as after nearly every command
+            try:
+                if self.receiver is not None:
+                    if not self.collect():
+                        return None
+                    payload = self.finish()
+                elif self.shutting_down and not self.in_transaction:
+                    self.close("421 4.3.2 this server is shutting down")
+                    return None
+                else:
+                    line = self.take_line()
+                    if line is None:
+                        return None
+                    payload = self.obey(line)
+            except ReplyError as error:
+                self.expected = COMMAND
+                self.complain(str(error))
+                continue
+            if payload is not None:
+                return payload
+        return None
+
+    cpdef bytes take_output(self):
+        """What to send to the client, in order."""
+        cdef list out = self.out
+        if len(out) == 1:
+            return out.pop()
+        self.out = []
+        return b"".join(out)
+
+    @property
+    def waiting(self):
+        """Whether an answer is due."""
+        return self.due != NOTHING
+
+    cpdef int accept(self, str text="") except -1:
+        """Answer the event, or greet, with success; the reply to a message may have a text of its own."""
+        cdef Due due = self.due
+        self.due = NOTHING
+        if due == RCPT_TO:
+            self.recipients += 1
+            self.out.append(b"250 2.1.5 recipient ok\r\n")
+        elif due == MAIL_FROM:
+            self.in_transaction = True
+            self.out.append(b"250 2.1.0 sender ok\r\n")
+        elif due == MESSAGE:
+            self.idle_commands = 0
+            self.reset()
+            self.say(f"250 2.6.0 {text or 'message accepted'}")
+        elif due == AUTHENTICATE:
+            self.authenticated = True
+            self.say("235 2.7.0 you are logged in")
+        elif due == GREETING:
+            self.say(f"220 {self.service.name} ESMTP")
+        return 0
+
+    cpdef int reject(self, int code, str text) except -1:
+        """Answer the event, or greet, with this refusal. 421 closes the connection.
+
+        A client that is refused when it connects, or when TLS has begun, gets the same reply to all it says.
+        """
+        cdef Due due = self.due
+        self.due = NOTHING
+        reply = syntax.format_reply(code, text)
+        if due == GREETING or due == START_TLS:
+            self.refusal = reply
+        if due == START_TLS:
+            return 0  # it is the client's turn to speak
+        if code == 421:
+            self.close(reply)
+        elif due == AUTHENTICATE:
+            self.complain(reply)
+        else:
+            self.say(reply)
+            if due == MESSAGE:
+                self.reset()
+        return 0
+
+    def secured(self):
+        """TLS has begun. Whatever was said before is forgotten, as somebody else may have said it."""
+        self.secure = True
+        self.helo = None
+        self.authenticated = False
+        self.reset()
+
+    def shut_down(self):
+        """Say goodbye as soon as no transaction is open; `next_event` does."""
+        self.shutting_down = True
+
+    def give_up(self, int code, str text not None):
+        """Close the connection with this reply, whatever was going on."""
+        self.due = NOTHING
+        self.close(syntax.format_reply(code, text))
+
+    # What it says
+
+    cdef int say(self, str reply) except -1:
+        self.out.append((reply + "\r\n").encode())
+        return 0
+
+    cdef int say_idly(self, str reply) except -1:
+        """The reply to a command that moves no mail."""
+        self.say(reply)
+        self.idle_commands += 1
+        if self.idle_commands > self.service.max_idle_commands:
+            self.count_error()
+        return 0
+
+    cdef int complain(self, str reply) except -1:
+        self.say(reply)
+        self.count_error()
+        return 0
+
+    cdef int count_error(self) except -1:
+        self.errors += 1
+        if self.errors > self.service.max_errors:
+            self.close("421 4.7.0 too many errors")
+        return 0
+
+    cdef int close(self, str reply) except -1:
+        self.say(reply)
+        self.buffer = b""
+        self.at = 0
+        self.receiver = None
+        self.closed = True
+        return 0
+
+    # What it takes
+
+    cdef str take_line(self):
+        """The next line, without its end; None if there is no whole line yet. Raises ReplyError for what is no line."""
+        cdef const char *data = self.buffer
+        cdef const char *start = data + self.at
+        cdef const char *end = <const char *>memchr(start, c"\n", len(self.buffer) - self.at)
+        if end == NULL:
+            if self.skipping or len(self.buffer) - self.at > self.max_line:
+                self.skipping = True
+                self.at = len(self.buffer)
+            return None
+        cdef Py_ssize_t size = end + 1 - start
+        self.at += size
+        if self.skipping or size > self.max_line:
+            self.skipping = False
+            raise ReplyError("500 5.5.2 this line is too long")
+        return decode(start, size)
+
+    cdef bint collect(self) except -1:
+        """Whether the message is all there."""
+        cdef const char *data = self.buffer
+        cdef Py_ssize_t taken = self.receiver.collect(data + self.at, len(self.buffer) - self.at)
+        self.at = self.at + taken if taken else len(self.buffer)
+        if self.receiver.is_endless:
+            self.close(self.receiver.fault)
+            return False
+        return taken > 0
+
+    cdef object finish(self):
+        receiver = self.receiver
+        self.receiver = None
+        try:
+            mime = receiver.finish()
+        except ReplyError:
+            self.reset()
+            raise
+        self.due = MESSAGE
+        return mime
+
+    cdef object obey(self, str line):
+        if self.expected != COMMAND:
+            return self.take_login(line)
+        cdef const char *text = PyUnicode_AsUTF8(line)
+        if self.refusal is not None and not says(text, b"QUIT"):
+            if self.refusal.startswith("421"):
+                self.close(self.refusal)
+                return None
+            raise ReplyError(self.refusal)
+        if says(text, b"MAIL"):
+            return self.mail(line)
+        if says(text, b"RCPT"):
+            return self.rcpt(line)
+        if says(text, b"DATA"):
+            self.data(line)
+            return None
+        return self.obey_other(line)
+
+    cdef object obey_other(self, str line):
+        """What is not said for every mail."""
+        cdef const char *text = PyUnicode_AsUTF8(line)
+        if says(text, b"EHLO"):
+            self.ehlo(argument_of(line))
+        elif says(text, b"HELO"):
+            self.greet(argument_of(line))
+            self.say_idly(f"250 {self.service.name}")
+        elif says(text, b"RSET"):
+            self.reset()
+            self.say_idly("250 2.0.0 ok")
+        elif says(text, b"NOOP"):
+            self.say_idly("250 2.0.0 ok")
+        elif says(text, b"QUIT"):
+            self.close("221 2.0.0 bye")
+        elif says(text, b"VRFY"):
+            self.say_idly("252 2.5.0 send it some mail and see")
+        elif says(text, b"HELP"):
+            self.say_idly("214 2.0.0 see RFC 5321")
+        elif says(text, b"STARTTLS"):
+            return self.starttls(argument_of(line))
+        elif says(text, b"AUTH"):
+            return self.auth(argument_of(line))
+        elif is_http(line):
+            self.close("421 4.7.0 this is no web server")
+        else:
+            raise ReplyError("500 5.5.1 no such command")
+        return None
+
+    # Commands
+
+    cdef int greet(self, str name) except -1:
+        if not name or " " in name or not name.isascii():
+            raise ReplyError("501 5.5.4 say who you are: EHLO your.host.name")
+        self.helo = name
+        self.reset()
+        return 0
+
+    cdef int ehlo(self, str name) except -1:
+        self.greet(name)
+        starttls = "250-STARTTLS\r\n" if self.service.starttls and not self.secure else ""
+        auth = "250-AUTH PLAIN LOGIN\r\n" if self.takes_passwords() else ""
+        self.say_idly(
+            f"250-{self.service.name}\r\n250-PIPELINING\r\n250-SIZE {self.service.max_message}\r\n250-8BITMIME\r\n"
+            f"250-SMTPUTF8\r\n{starttls}{auth}250 ENHANCEDSTATUSCODES")
+        return 0
+
+    cdef object mail(self, str line):
+        if self.helo is None:
+            raise ReplyError("503 5.5.1 say EHLO first")
+        if self.in_transaction:
+            raise ReplyError("503 5.5.1 a transaction is open; RSET ends it")
+        address = plain_address(line, b"MAIL FROM:<", 11)
+        self.utf8 = False
+        if address is None:
+            address = self.take_sender(argument_of(line))
+        self.due = MAIL_FROM
+        return address
+
+    cdef str take_sender(self, str argument):
+        match = syntax.parse_from(argument)
+        if match is None:
+            raise ReplyError("501 5.1.7 say MAIL FROM:<address>")
+        address, text = match.groups()
+        if text is not None:
+            parameters = syntax.parse_mail(text, auth=self.takes_passwords())
+            if parameters.size > self.service.max_message:
+                raise ReplyError(f"552 5.3.4 a message may have {self.service.max_message} octets")
+            self.utf8 = parameters.utf8
+        if address is None:
+            return ""
+        syntax.check_address(address, utf8=self.utf8)
+        return address
+
+    cdef object rcpt(self, str line):
+        if not self.in_transaction:
+            raise ReplyError("503 5.5.1 say MAIL first")
+        address = plain_address(line, b"RCPT TO:<", 9)
+        if address is None:
+            address = self.take_recipient(argument_of(line))
+        if self.recipients >= self.max_recipients:
+            self.say("452 4.5.3 no more recipients in this transaction")
+            return None
+        self.due = RCPT_TO
+        return address
+
+    cdef str take_recipient(self, str argument):
+        match = syntax.parse_to(argument)
+        if match is None:
+            raise ReplyError("501 5.1.3 say RCPT TO:<address>")
+        address, parameters = match.groups()
+        if parameters:
+            raise ReplyError("555 5.5.4 this parameter is not known here")
+        syntax.check_address(address, utf8=self.utf8)
+        return address
+
+    cdef int data(self, str line) except -1:
+        if len(line) > 4 and argument_of(line):
+            raise ReplyError("501 5.5.4 DATA has no arguments")
+        if not self.in_transaction:
+            raise ReplyError("503 5.5.1 say MAIL first")
+        if not self.recipients:
+            raise ReplyError("554 5.5.1 no valid recipients")
+        self.out.append(b"354 end with CR LF . CR LF\r\n")
+        self.receiver = DataReceiver(self.service.max_message, self.service.max_message_line)
+        return 0
+
+    cdef object starttls(self, str argument):
+        if argument:
+            raise ReplyError("501 5.5.4 STARTTLS has no arguments")
+        if self.secure or not self.service.starttls:
+            raise ReplyError("503 5.5.1 STARTTLS is not offered")
+        if self.at < len(self.buffer):
+            # It came in the clear, from whoever was able to put it there, and would pass for what came by TLS.
+            self.close("554 5.5.1 nothing may follow STARTTLS before its reply")
+            return None
+        self.say("220 2.0.0 go ahead")
+        self.due = START_TLS
+        return True
+
+    cdef bint takes_passwords(self) except -1:
+        return self.service.auth and (self.secure or self.service.auth_without_tls)
+
+    cdef object auth(self, str argument):
+        if not self.service.auth:
+            raise ReplyError("503 5.5.1 AUTH is not offered")
+        if not self.takes_passwords():
+            raise ReplyError("538 5.7.11 say STARTTLS first")
+        if self.helo is None or self.authenticated or self.in_transaction:
+            raise ReplyError("503 5.5.1 AUTH comes once, after EHLO and before MAIL")
+        mechanism, _, initial = argument.partition(" ")
+        mechanism = mechanism.upper()
+        if mechanism == "PLAIN":
+            self.expected = PLAIN
+        elif mechanism == "LOGIN":
+            self.expected = LOGIN
+        else:
+            raise ReplyError("504 5.5.4 PLAIN and LOGIN are known here")
+        if initial:
+            return self.take_login(initial)
+        self.say("334 VXNlcm5hbWU6" if self.expected == LOGIN else "334 ")
+        return None
+
+    cdef object take_login(self, str line):
+        """What is no command but comes after AUTH."""
+        cdef Expected expected = self.expected
+        self.expected = COMMAND
+        if expected == LOGIN:
+            self.login = syntax.decode_base64(line)
+            self.expected = PASSWORD
+            self.say("334 UGFzc3dvcmQ6")
+            return None
+        if expected == PLAIN:
+            login, password = syntax.parse_plain(line)
+        else:
+            login, password = self.login, syntax.decode_base64(line)
+        self.due = AUTHENTICATE
+        return login, password
+
+
+cdef str decode(const char *text, Py_ssize_t size):
+    """A line as text, without its end. Raises ReplyError."""
+    cdef Py_ssize_t at = 0
+    while c" " <= text[at] <= c"~":
+        at += 1
+    if at == size - 2 and text[at] == c"\r":
+        return text[:at].decode("ascii")  # as nearly all are
+    cdef str line
+    try:
+        line = text[:size].decode()
+    except UnicodeDecodeError:
+        raise ReplyError("501 5.5.2 this is not UTF-8") from None
+    if not line.endswith("\r\n"):
+        raise ReplyError("500 5.5.2 lines must end in CR LF")
+    line = line[: len(line) - 2]
+    if not line.isprintable() and syntax.find_control(line):
+        raise ReplyError("500 5.5.2 control characters are not allowed")
+    return line
+
+
+cdef inline bint says(const char *line, const char *verb) noexcept:
+    """Whether this is the verb of a line."""
+    cdef size_t size = strlen(verb)
+    return PyOS_strnicmp(line, verb, size) == 0 and (line[size] == 0 or line[size] == c" ")
+
+
+cdef str argument_of(str line):
+    """What follows the verb."""
+    return line.partition(" ")[2].strip(" ")
+
+
+cdef str plain_address(str line, const char *begin, Py_ssize_t at):
+    """The address between `begin`, which has `at` characters, and a final `>`, if it is as most are; else None."""
+    cdef Py_ssize_t size, i
+    cdef const char *text = PyUnicode_AsUTF8AndSize(line, &size)
+    cdef char last = c"."
+    cdef bint in_domain = False
+    size -= 1
+    if not at < size <= at + max_address or PyOS_strnicmp(text, begin, at) != 0 or text[size] != c">":
+        return None
+    for i in range(at, size):
+        if text[i] == c"@":
+            if in_domain or i == at:
+                return None
+            in_domain = True
+            last = c"."
+        elif text[i] == c".":
+            if in_domain and last == c".":
+                return None
+            last = c"."
+        elif Py_ISALNUM(text[i]) or text[i] == c"-" or text[i] == c"_" or text[i] == c"+" or text[i] == c"=":
+            last = c"x"
+        else:
+            return None
+    return line[at:size] if in_domain and last != c"." else None

@@ -1,0 +1,56 @@
+"""What the protocol is about: the service that is offered, and the events that come of what a client says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """What a server offers, and where it draws the line; one for all its protocols. Sizes are in octets."""
+
+    name: str
+    """Its host name, for the greeting."""
+    starttls: bool = False
+    auth: bool = False
+    auth_without_tls: bool = False
+    """Let passwords be sent in the clear."""
+    max_message: int = 50 << 20
+    max_recipients: int = 1000
+    max_line: int = 4096
+    """For a command. RFC 5321 asks for 512; long addresses, their parameters and AUTH need more."""
+    max_message_line: int = 1 << 16
+    """RFC 5321 allows 1,000, which real mail does not keep to."""
+    max_errors: int = 20
+    """ReplyError commands and refused logins in one connection."""
+    max_idle_commands: int = 100
+    """Commands that move no mail, such as NOOP, from one mail to the next; more of them count as errors."""
+
+
+class MailFrom(NamedTuple):
+    """MAIL: a transaction begins. The address is empty for a bounce."""
+
+    address: str
+
+
+class RcptTo(NamedTuple):
+    address: str
+
+
+class Message(NamedTuple):
+    """All of the mail, its lines as they were before they were made ready for SMTP."""
+
+    mime: bytes
+
+
+class Authenticate(NamedTuple):
+    login: str
+    password: str
+
+
+class StartTls(NamedTuple):
+    """Read no more, send the output, and begin TLS; then call `secured`, and answer."""
+
+
+Event: TypeAlias = MailFrom | RcptTo | Message | Authenticate | StartTls

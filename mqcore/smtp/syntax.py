@@ -1,0 +1,124 @@
+"""What SMTP's commands and replies look like: addresses, parameters, codes."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import NamedTuple
+
+MAX_ADDRESS = 254
+"""In octets: a path has 256 at most, with its angle brackets (RFC 5321, 4.5.3.1.3)."""
+
+_ATOM = r'[^\s"(),:;<>@\[\\\]]+'
+_LABEL = r'[^\s"(),:;<>@\[\\\].]+'
+_DOMAIN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[^\s<>\[\\\]]+\])"
+_ADDRESS = rf'(?:{_ATOM}|"(?:[^"\\]|\\.)*")@{_DOMAIN}'
+_ROUTE = rf"(?:@{_DOMAIN}(?:,@{_DOMAIN})*:)?"  # to be taken, and to be ignored
+
+parse_from = re.compile(rf"FROM: ?<(?:{_ROUTE}({_ADDRESS})|)>(?: +(.*))?", re.IGNORECASE).fullmatch
+"""Matches what follows MAIL. The groups are the address, None if it is empty, and the parameters."""
+parse_to = re.compile(rf"TO: ?<{_ROUTE}({_ADDRESS}|postmaster)>(?: +(.*))?", re.IGNORECASE).fullmatch
+"""Matches what follows RCPT, with the same groups."""
+
+find_control = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
+"""Control characters, and others that some programs take for the end of a line."""
+
+_PATH = re.compile(r'(?:"(?:[^"\\]|\\.)*"(?:@[^\s<>"]+)?|[^\s<>"]+)').fullmatch
+
+_ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3} ").match
+_LONGEST_TEXT = 500
+"""A reply has 512 octets at most (RFC 5321, 4.5.3.1.5)."""
+
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\s=]+))?")
+
+
+class ReplyError(Exception):
+    """What the client said is refused, with this reply (without its line end)."""
+
+
+class Parameters(NamedTuple):
+    """What MAIL says about the mail that follows."""
+
+    size: int = 0
+    utf8: bool = False
+
+
+def parse_mail(text: str, *, auth: bool) -> Parameters:
+    """The parameters of MAIL; AUTH is one only where that is offered. Raises ReplyError for what is no parameter."""
+    known = ("SIZE", "BODY", "SMTPUTF8", "AUTH") if auth else ("SIZE", "BODY", "SMTPUTF8")
+    values: dict[str, str | None] = {}
+    for word in text.split():
+        match = _PARAMETER.fullmatch(word)
+        name = match[1].upper() if match else ""
+        if match is None or name in values:
+            raise ReplyError("501 5.5.4 this parameter is malformed, or given twice")
+        if name not in known:
+            raise ReplyError("555 5.5.4 this parameter is not known here")
+        values[name] = match[2]
+    size = values.get("SIZE", "0")
+    if size is None or not (size.isascii() and size.isdecimal() and len(size) <= 20):
+        raise ReplyError("501 5.5.4 SIZE takes a number of octets")
+    body = values.get("BODY", "7BIT")
+    if body is None or body.upper() not in ("7BIT", "8BITMIME"):
+        raise ReplyError("501 5.5.4 BODY takes 7BIT or 8BITMIME")
+    if values.get("SMTPUTF8") is not None:
+        raise ReplyError("501 5.5.4 SMTPUTF8 takes no value")
+    return Parameters(int(size), "SMTPUTF8" in values)
+
+
+def check_address(address: str, *, utf8: bool) -> None:
+    """Raises ReplyError for an address that is too long, or not in ASCII when the client did not say SMTPUTF8."""
+    if len(address) > MAX_ADDRESS:
+        raise ReplyError("553 5.1.0 this address is too long")
+    if not address.isascii():
+        if not utf8:
+            raise ReplyError("553 5.6.7 an address like this needs SMTPUTF8 in MAIL")
+        if len(address.encode()) > MAX_ADDRESS:
+            raise ReplyError("553 5.1.0 this address is too long")
+
+
+def is_safe(address: str) -> bool:
+    """Whether it can stand between angle brackets in a command, and be nothing else; its server may know more of it."""
+    return _PATH(address) is not None and not find_control(address) and _is_text(address)
+
+
+def _is_text(address: str) -> bool:
+    try:
+        address.encode()
+    except UnicodeEncodeError:  # from bytes that were no UTF-8
+        return False
+    return True
+
+
+def decode_base64(text: str) -> str:
+    """The text that a client sends in an AUTH exchange, where `=` stands for an empty one. Raises ReplyError."""
+    if text == "*":
+        raise ReplyError("501 5.7.0 AUTH is cancelled")
+    if text == "=":
+        return ""
+    try:
+        return base64.b64decode(text, validate=True).decode()
+    except ValueError:  # not base64, which is ASCII, or not UTF-8
+        raise ReplyError("501 5.5.2 this is not base64 of UTF-8") from None
+
+
+def parse_plain(text: str) -> tuple[str, str]:
+    """Login and password from what AUTH PLAIN sends. Raises ReplyError."""
+    parts = decode_base64(text).split("\0")
+    if len(parts) != 3:
+        raise ReplyError("501 5.5.2 AUTH PLAIN takes base64 of NUL, login, NUL, password")
+    if parts[0] not in ("", parts[1]):
+        raise ReplyError("535 5.7.8 nobody may act for another here")
+    return parts[1], parts[2]
+
+
+def format_reply(code: int, text: str) -> str:
+    """A reply of one line, with an enhanced code in front of the text unless it has one."""
+    if not _ENHANCED(text):
+        text = f"{code // 100}.7.1 {text}"
+    return f"{code} {printable(text)}"
+
+
+def printable(text: str) -> str:
+    """As it can stand in a reply, also behind an enhanced code."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:_LONGEST_TEXT])

@@ -243,8 +243,8 @@ cdef int may_clear(PyObject *message) noexcept:
 
 
 cdef int shows_members(PyObject *message) noexcept:
-    """Not while it is held weakly and its finalizer, which would bring it back, will not be called: its class has gained another
-    one meanwhile, or it was called before. The collector would clear what the step still needs, such as its `done`."""
+    """Not while it is held weakly and its finalizer, which would bring it back, will not be called: its class has gained
+    another one meanwhile, or it was called before. The collector would clear what the step still needs, such as `done`."""
     return (<Message>message).state != HELD or (
         slots_of(<Message>message).tp_finalize == MESSAGE.tp_finalize and not PyObject_GC_IsFinalized(message))
 

@@ -72,7 +72,7 @@ loop = new_loop()
 """
 
 
-def python(source: str, *arguments: object, stderr: str | None = "", dev: bool = True) -> str:
+def python(source: str, *arguments: object, stderr: str | None = "", dev: bool = True, timeout: float = 30) -> str:
     """What `source` prints, run in a process of its own with every warning an error.
 
     The process must end well, and print `stderr` there; None: anything. For what may abort, hang or fork. Where memory runs
@@ -82,7 +82,7 @@ def python(source: str, *arguments: object, stderr: str | None = "", dev: bool =
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     options = ["-P", *(["-X", "dev"] if dev else []), "-W", "error"]
     command = [sys.executable, *options, "-c", textwrap.dedent(source), *map(str, arguments)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     assert process.returncode == 0, process.stderr or f"exit code {process.returncode}"
     if stderr is not None:
         assert process.stderr == stderr

@@ -205,8 +205,8 @@ class Scenario:
         return self.instances_of({kind})[kind]
 
     def instances_of(self, kinds: Collection[type]) -> dict[type, list[Any]]:
-        """A few of each type: of what the collector knows, and of what can be reached from what is kept. One walk for all types,
-        as it takes longer than most attacks."""
+        """A few of each type: of what the collector knows, and of what can be reached from what is kept. One walk for all
+        types, as it takes longer than most attacks."""
         found: dict[type, list[Any]] = {kind: [] for kind in kinds}
         waiting: list[Any] = [self, *gc.get_objects()]
         seen: set[int] = set()

@@ -81,7 +81,7 @@ class Batch:
     def is_whole(self) -> bool:
         missing = 0
         for returned, told in zip(self.returned, self.told, strict=True):
-            if returned is not None and told or told > 1:
+            if told > (returned is None):
                 return False
             missing += returned is None and not told
         return missing == self.stand_ins

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from loop_tools import python
 from native_tools import compile_plugin
 
 import mqcore
@@ -103,6 +104,34 @@ def test_the_limit_of_versions(owner, tmp_path, monkeypatch):
         plugins.reload()
     assert list(plugins) == before
     assert dispatcher.hook("mq_step").run(mqcore.Message()) is mqcore.CONTINUE
+
+
+RELOADS = """
+import mqcore, pathlib, sys
+plugins = mqcore.Plugins(hooks=[mqcore.HookSpec("mq_step")])
+plugins.load(sys.argv[1])
+for number in range(10_000):
+    try:
+        plugins.reload()
+    except mqcore.PluginError as error:
+        assert "objects of plugins are in memory already" in str(error), error
+        assert len(list(plugins)) == 1
+        break
+else:
+    raise AssertionError("no limit")
+mapped = len(pathlib.Path("/proc/self/maps").read_text().splitlines())
+assert mapped < int(pathlib.Path("/proc/sys/vm/max_map_count").read_text()) * 3 // 4
+import json, decimal, http.client  # there is room for code of others
+print("refused after", number)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/sys/vm/max_map_count").exists(), reason="this system has no such limit")
+def test_ten_thousand_versions_that_stay_end_with_the_limit(tmp_path):
+    """Where none may leave memory, in a process of its own, which is no use afterwards."""
+    plugin = compile_plugin(tmp_path / "10-threads.so", HAS_THREADS)
+    assert python(RELOADS, str(plugin), dev=False, timeout=240).startswith("refused after ")
 
 
 def test_code_stays_as_long_as_a_call_of_it_goes_on(owner, tmp_path):

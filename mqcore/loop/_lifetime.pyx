@@ -276,8 +276,8 @@ cdef class Timer(WatchHandle):
 cdef class Watcher(WatchHandle):
     """Watches an fd; made by `context.watch` or `hold.watch`. Methods belong to the dispatcher's thread.
 
-    `fd`: int. `error`: None, or the OSError that ended it: EBADF because the fd had been closed, EEXIST because asyncio took
-    it.
+    `fd`: int. `error`: None, or the OSError that ended it: EBADF because the fd had been closed, elsewhere than on
+    Linux also EEXIST, because asyncio took it.
     """
 
     cdef bint halt(self) noexcept:

@@ -71,7 +71,7 @@ cdef class Lifetime:
         return self.reactor.check(what)
 
     cdef Py_ssize_t arguments_of(self, const char *method, Py_ssize_t count) noexcept:
-        """How many arguments a method of this takes that is likely to be a callback; else `count`. For subclasses to override."""
+        """How many arguments a method takes that is likely to be a callback; else `count`. For subclasses to override."""
         return count
 
     cdef void callback_raised(self, object error) noexcept:

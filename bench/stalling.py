@@ -11,7 +11,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from threading import Thread
-from time import thread_time_ns, sleep
+from time import sleep, thread_time_ns
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,16 +58,12 @@ class Stall:
         gc.collect()
         gc.disable()
         try:
-            self.loop.call_soon(self.start)
+            self.before = thread_time_ns()
+            self.loop.call_soon(self.turn)
             self.loop.run_forever()
         finally:
             gc.enable()
         assert self.left == 0
-
-    def start(self) -> None:
-        """The first turn."""
-        self.before = thread_time_ns()
-        self.loop.call_soon(self.turn)
 
 
 def on_uvloop(stall: Stall) -> Iterator[None]:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from ringing import TIMES, WAYS, Ring
 
-
 CASES = [("ping-pong", 2, 2_000), ("1,000 sockets in turn", 1_000, 2_000), ("1,000 sockets at once", 1_000, 0)]
 
 

@@ -68,7 +68,8 @@ def test_examples_run_and_those_that_are_plugins_load(code: str, tmp_path: Path)
 
 def test_the_moves_between_states_in_the_docs_are_those_of_the_code() -> None:
     code = (MQCORE / "_message.pxd").read_text()
-    states = {int(number): name for name, number in re.findall(r"^    ([A-Z_]+) = (\d)  ", code.partition("State:")[2], re.M)[:6]}
+    numbered = re.findall(r"^    ([A-Z_]+) = (\d)  ", code.partition("State:")[2], re.MULTILINE)[:6]
+    states = {int(number): name for name, number in numbered}
     rows = re.findall(r"^        /\* (\w+) +\*/ (.*),$", code, re.MULTILINE)
     assert [name for name, _ in rows] == [states[number] for number in range(6)]
     moves = {(name, states[int(to)]) for name, tos in rows for to in re.findall(r"1 << (\d)", tos)}

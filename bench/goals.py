@@ -40,7 +40,10 @@ class Goal:
         return f"{self.factor:.4g} x {self.than}" + (f", above the {self.above}" if self.above else "")
 
 
+PHASES = ("posted", "io", "timer", "timeout", "resume", "stop", "sweep")
+
 GOALS = {
+    **{f"{phase} phase": Goal(plus=10) for phase in PHASES},
     "run_many, 10 plugins": Goal("floor", 1.10),
     "run, 1 plugin": Goal("floor", plus=45),
     "stream, 10 plugins": Goal("run_many + async for", 1.3),
@@ -62,6 +65,9 @@ GOALS = {
     "ping-pong": Goal("uvloop", 0.7, above="floor", room=2.0),
     "1,000 sockets in turn": Goal("uvloop", 0.7, above="floor", room=2.0),
     "1,000 sockets at once": Goal("uvloop", 0.7, above="floor", room=2.0),
+    "ping-pong, beside libuv": Goal("libuv from C", 1.05),
+    "1,000 sockets in turn, beside libuv": Goal("libuv from C", 1.05),
+    "1,000 sockets at once, beside libuv": Goal("libuv from C", 1.05),
     "mbox to null:, 0 plugins": Goal("standard library", 1.1),
     "mbox to null:, 10 plugins": Goal("standard library", 1.1),
     # A disk may be ten times slower in one round than in the next.

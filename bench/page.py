@@ -47,6 +47,8 @@ GROUPS = {
     " of reach for what is built on libuv: *libuv from C*, a callback in C that takes the GIL and calls the same Python"
     " function, is the least that it can cost, and misses it too. (Calling watchers straight from libuv's callback, and keeping"
     " the GIL until all that are ready were called, gained a hundredth, which did not make up for a second way to call them.)",
+    "stalls": "The longest turn of the loop, in processor time of its thread, while 160,000 callbacks of 20 us each that are"
+    " all due at once are called in one phase of a tick. uvloop calls all in one turn.",
     "growth": "One message, with many held, many plugins that lack the hook, or many retries; the base has few.",
     "the command": "One mail of 1,000 bytes, moved by `mqcore run` from an mbox that has many; the start not included.",
     "receiving by SMTP": "One mail of 1 KB received by `mqcore run --from smtp:... --to null:`, over 16 connections at once,"

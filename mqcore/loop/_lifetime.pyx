@@ -71,7 +71,7 @@ cdef class Lifetime:
         return self.reactor.check(what)
 
     cdef Py_ssize_t arguments_of(self, const char *method, Py_ssize_t count) noexcept:
-        """How many arguments a method of this takes that is likely to be a callback; else `count`. For subclasses to override."""
+        """How many arguments a method takes that is likely to be a callback; else `count`. For subclasses to override."""
         return count
 
     cdef void callback_raised(self, object error) noexcept:
@@ -276,8 +276,8 @@ cdef class Timer(WatchHandle):
 cdef class Watcher(WatchHandle):
     """Watches an fd; made by `context.watch` or `hold.watch`. Methods belong to the dispatcher's thread.
 
-    `fd`: int. `error`: None, or the OSError that ended it: EBADF because the fd had been closed, EEXIST because asyncio took
-    it.
+    `fd`: int. `error`: None, or the OSError that ended it: EBADF because the fd had been closed, elsewhere than on
+    Linux also EEXIST, because asyncio took it.
     """
 
     cdef bint halt(self) noexcept:

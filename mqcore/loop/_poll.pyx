@@ -34,6 +34,7 @@ cdef enum:
     MOST_EVENTS = 1_024   # from the epoll at once
     FRUITLESS = 16        # ticks, from one look at the epoll again that did not pay to the next
     FEW_HANDLES = 64      # so many may be looked at for each new poll
+    MOST_TOLD = 4_096     # watches of one fd, for each time that its events come
 
 
 # --------------------------------------------------------------------------------------------------------------- Watches
@@ -103,6 +104,8 @@ cdef Watch *any_watch(LoopState *state) noexcept nogil:
 
 
 cdef void leave_poll(Watch *watch) noexcept nogil:
+    if watch.poll.next == &watch.link:
+        watch.poll.next = after(&watch.poll.watches, &watch.link)
     unlink(&watch.link)
     count_wanted(watch.poll, watch.wanted, -1)
     watch.poll = NULL
@@ -258,14 +261,18 @@ cdef bint is_same_file(Poll *poll) noexcept nogil:
 
 
 cdef void events_came(Poll *poll, int events) noexcept nogil:
-    cdef Link *link = first(&poll.watches)
+    """Tell those who want them. As long as the fd is ready its events come again: so some may wait for the next time."""
+    cdef Link *link = first(&poll.watches) if poll.next == NULL else poll.next
+    cdef int left = MOST_TOLD
     cdef Watch *watch
-    while link != NULL:
+    while link != NULL and left > 0:
+        left -= 1
         watch = watch_at(link)
         if watch.wanted & events:
             watch.came |= watch.wanted & events
             make_ready(poll.loop, watch)
         link = after(&poll.watches, link)
+    poll.next = link
 
 
 # ----------------------------------------------------------------------------------------------------- An epoll of our own

@@ -26,6 +26,7 @@ cdef struct Poll:
     Link link                 # in the list of all
     Link started              # in the list of those to be looked at before libuv polls
     List watches              # who watches the fd, in order
+    Link *next                # in that list, where there are very many: who is told next; NULL: the first
     int readers               # how many of them want to read,
     int writers               # and to write
     int wanted                # the events that it is polled for

@@ -71,6 +71,29 @@ def test_ready_watchers(owner):
         assert ticks.longest <= 2 * MOST
 
 
+def test_very_many_watchers_of_one_fd(owner):
+    """They are told in portions: each is called again and again, also when others are stopped meanwhile."""
+    _, context = borrow(owner)
+    calls = [0] * 10_000
+    ours, theirs = socket.socketpair()
+
+    def call(watcher, events, number):
+        calls[number] += 1
+        if number % 3 == 1:
+            watchers[number - 1].stop()
+            watcher.stop()
+            watchers[(number * 7) % len(calls) // 3 * 3].stop()
+
+    with ours, theirs:
+        watchers = [context.watch(ours, READ, call, number) for number in range(len(calls))]
+        theirs.send(b"x")
+        owner.run_until(lambda: min(calls[2::3]) > 2)
+        assert set(calls[1::3]) == {1}
+        ours.recv(1)
+        assert all(watchers[number].stop() for number in range(2, len(calls), 3))
+        assert not any(watchers[number].stop() for number in range(1, len(calls), 3))
+
+
 def test_timers_of_holds_that_are_over(owner):
     """They are stopped and dropped in portions, where another thread ended their holds."""
     ticks = Ticks(owner)

@@ -16,8 +16,8 @@ class Origin(NamedTuple):
     envelope: str | None = None
     received: float | None = None
     """When it arrived, in seconds since 1970, if the source knows."""
-    postmark: bytes | None = None
-    """The mbox's `From ` line, as it was read."""
+    from_line: bytes | None = None
+    """The mbox's From_ line, as it was read."""
     flags: str | None = None
     """The Maildir's flags; None means that the mail is in new/."""
     recipient: str | None = None

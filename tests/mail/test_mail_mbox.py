@@ -47,10 +47,10 @@ mails = st.lists(bits, max_size=8).map(b"".join)
 @given(st.lists(mails, min_size=1, max_size=5), st.sampled_from([FROM, FROM.replace(b"\n", b"\r\n"), None]))
 @example([b"", b"\n", b"\n\n", b"x", b"x\n", b""], None)
 @example([b"x\r\n", b"", b"x", b"\r\n"], FROM.replace(b"\n", b"\r\n"))
-def test_any_bytes_are_read_back_as_they_were_written(tmp_path_factory, written, postmark):
-    if postmark and postmark.endswith(b"\r\n"):
+def test_any_bytes_are_read_back_as_they_were_written(tmp_path_factory, written, from_line):
+    if from_line and from_line.endswith(b"\r\n"):
         written = [mail for mail in written if not mail.endswith(b"\r")]  # CR, LF would be taken for CRLF
-    mails = [Mail.read(Origin(mail, "", 0, "alice@example.org", 0, postmark)) for mail in written]
+    mails = [Mail.read(Origin(mail, "", 0, "alice@example.org", 0, from_line)) for mail in written]
     path = tmp_path_factory.getbasetemp() / "round-trip"
     tail = b""
     with path.open("wb") as file:
@@ -89,23 +89,23 @@ def test_quoting():
     ],
 )
 def test_what_a_from_line_tells(line, sender, received):
-    assert mbox.parse_postmark(line) == (sender, received)
+    assert mbox.parse_from_line(line) == (sender, received)
 
 
 def test_a_from_line_of_a_million_blanks_takes_no_time_at_all():
-    assert mbox.parse_postmark(b"From " + b" " * 1_000_000 + b"\n") == (None, None)
+    assert mbox.parse_from_line(b"From " + b" " * 1_000_000 + b"\n") == (None, None)
 
 
 def test_a_from_line_is_kept_as_it_was_until_a_plugin_changes_the_sender():
     line = b"From alice@example.org  Tue Nov 24 05:31:47 CET 2026\n"
-    mail = Mail.read(Origin(b"x\n", "", envelope="alice@example.org", received=1795498307, postmark=line))
-    assert mbox.make_postmark(mail) == line
+    mail = Mail.read(Origin(b"x\n", "", envelope="alice@example.org", received=1795498307, from_line=line))
+    assert mbox.make_from_line(mail) == line
     mail.envelope = "bob@example.org"
-    assert mbox.make_postmark(mail) == b"From bob@example.org Tue Nov 24 05:31:47 2026\n"
+    assert mbox.make_from_line(mail) == b"From bob@example.org Tue Nov 24 05:31:47 2026\n"
     mail.envelope = ""
-    assert mbox.make_postmark(mail) == b"From MAILER-DAEMON Tue Nov 24 05:31:47 2026\n"
+    assert mbox.make_from_line(mail) == b"From MAILER-DAEMON Tue Nov 24 05:31:47 2026\n"
     mail.json["envelope"] = "x\nFrom y"
-    assert mbox.make_postmark(mail).count(b"\n") == 1
+    assert mbox.make_from_line(mail).count(b"\n") == 1
 
 
 # The source

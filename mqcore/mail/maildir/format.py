@@ -17,7 +17,7 @@ def make_name(mail: Mail) -> str:
     """The name for a mail: when it arrived, its place in the source, its id, and the sender's address.
 
     So the same mail has the same name in every run, the names sort as the source does, and the sender is not lost: a
-    Maildir has no `From ` line, and a header of ours would change the mail.
+    Maildir has no From_ line, and a header of ours would change the mail.
     """
     origin = mail.origin
     name = f"{int(origin.received or 0)}.M{origin.place:012}Q{origin.id}.mqcore"

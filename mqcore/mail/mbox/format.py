@@ -22,7 +22,7 @@ QUOTED = re.compile(rb"^>(>*From )", re.MULTILINE)
 TO_QUOTE = re.compile(rb"^(>*From )", re.MULTILINE)
 MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
-POSTMARK = re.compile(
+FROM_LINE = re.compile(
     rb"From (?P<sender>.*?) +(?:%b),? +(?P<month>%b) +(?P<day>\d\d?)"
     rb" +(?P<hour>\d\d):(?P<minute>\d\d)(?::(?P<second>\d\d))?(?: +[A-Z]{3,4})? +(?P<year>[1-9]\d{3})\b"
     % (b"|".join(DAYS), b"|".join(MONTHS))
@@ -30,21 +30,21 @@ POSTMARK = re.compile(
 NOBODY = "MAILER-DAEMON"
 
 
-class Postmark(NamedTuple):
-    """What a `From ` line tells: the sender (empty for a bounce), and when, taken as UTC."""
+class FromLine(NamedTuple):
+    """What a From_ line tells: the sender (empty for a bounce), and when, taken as UTC."""
 
     sender: str | None
     received: float | None
 
 
-def parse_postmark(line: bytes) -> Postmark:
+def parse_from_line(line: bytes) -> FromLine:
     line = line[:1000]  # the pattern takes quadratic time on a line of blanks
-    match = POSTMARK.match(line)
+    match = FROM_LINE.match(line)
     if match is None:
         sender = line[5:].split(maxsplit=1)[:1]
-        return Postmark(_sender(sender[0]) if sender else None, None)
+        return FromLine(_sender(sender[0]) if sender else None, None)
     raw, month, day, hour, minute, second, year = match.groups()
-    return Postmark(_sender(raw), _midnight(year, month, day) + int(hour) * 3600 + int(minute) * 60 + int(second or 0))
+    return FromLine(_sender(raw), _midnight(year, month, day) + int(hour) * 3600 + int(minute) * 60 + int(second or 0))
 
 
 @lru_cache(maxsize=64)
@@ -57,11 +57,11 @@ def _sender(raw: bytes) -> str:
     return "" if sender == NOBODY else sender
 
 
-def make_postmark(mail: Mail) -> bytes:
-    """The `From ` line for a mail: the one that it was read with, as long as no plugin changed the sender."""
+def make_from_line(mail: Mail) -> bytes:
+    """The From_ line for a mail: the one that it was read with, as long as no plugin changed the sender."""
     origin = mail.origin
-    read = origin.postmark
-    if read and read.endswith(b"\n") and parse_postmark(read).sender == mail.envelope:
+    read = origin.from_line
+    if read and read.endswith(b"\n") and parse_from_line(read).sender == mail.envelope:
         return read
     sender = encode(mail.envelope or NOBODY)
     moment = time.gmtime(origin.received)  # now, if nobody knows
@@ -79,7 +79,7 @@ def find_fault(begin: bytes) -> str | None:
 
 
 def split(raw: bytes, *, last: bool) -> tuple[bytes, bytes]:
-    """The `From ` line and the mail, of what is between the start of one mail and that of the next."""
+    """The From_ line and the mail, of what is between the start of one mail and that of the next."""
     begin = raw.find(b"\n") + 1 or len(raw)
     end = len(raw)
     blank = b"\r\n" if raw.endswith(b"\r\n", 0, begin) else b"\n"
@@ -96,11 +96,11 @@ def split(raw: bytes, *, last: bool) -> tuple[bytes, bytes]:
 def join(mails: Sequence[Mail], tail: bytes) -> Iterator[bytes]:
     """What to append for each mail to an mbox that ends with `tail` (its last three bytes, or fewer)."""
     for mail in mails:
-        postmark = make_postmark(mail)
+        from_line = make_from_line(mail)
         mime = mail.mime
         if b"From " in mime:
             mime = TO_QUOTE.sub(rb">\1", mime)
-        blank = b"" if not mime.endswith(b"\n") else b"\r\n" if postmark.endswith(b"\r\n") else b"\n"
+        blank = b"" if not mime.endswith(b"\n") else b"\r\n" if from_line.endswith(b"\r\n") else b"\n"
         before = b"\n" if tail and not tail.endswith((b"\n\n", b"\n\r\n")) else b""
-        yield b"".join((before, postmark, mime, blank))
-        tail = (mime or postmark)[-3:] + blank
+        yield b"".join((before, from_line, mime, blank))
+        tail = (mime or from_line)[-3:] + blank

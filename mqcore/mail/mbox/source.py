@@ -65,17 +65,17 @@ class MboxSource:
     def __iter__(self) -> Iterator[Origin]:
         for start, raw in self._pieces():
             end = start + len(raw)
-            postmark, mime = format.split(raw, last=end == self.total)
-            sender, received = format.parse_postmark(postmark)
+            from_line, mime = format.split(raw, last=end == self.total)
+            sender, received = format.parse_from_line(from_line)
             digest = blake2b(self._identity, digest_size=16)
             digest.update(b"%d\0" % start)
             digest.update(raw)
             del raw  # it may be big, and the mail is a copy of most of it
             self.done = end
-            yield Origin(mime, digest.hexdigest(), start, sender, received, postmark)
+            yield Origin(mime, digest.hexdigest(), start, sender, received, from_line)
 
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
-        """Each mail with its `From ` line and what divides it from the next, and where it begins."""
+        """Each mail with its From_ line and what divides it from the next, and where it begins."""
         start = at = self._start
         while at < self.total:
             block = self._read(at, min(BLOCK, self.total - at))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._mail import Connection, Mail
 from .accessors import MailAccessors
-from .errors import SinkError, SourceError
+from .errors import SinkError, SinkFull, SourceError
 from .message import Origin, Rejection
 
-__all__ = ["Connection", "Mail", "MailAccessors", "Origin", "Rejection", "SinkError", "SourceError"]
+__all__ = ["Connection", "Mail", "MailAccessors", "Origin", "Rejection", "SinkError", "SinkFull", "SourceError"]

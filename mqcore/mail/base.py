@@ -71,7 +71,10 @@ class Sink(Protocol):
         ...
 
     def store(self, mails: Sequence[Mail]) -> None:
-        """Store a group. When this returns, its mails survive a power failure; if it raises, none of them counts."""
+        """Store a group. When this returns, its mails survive a power failure; if it raises, none of them counts.
+
+        After SinkFull the sink can be used on; after any other SinkError it must be closed.
+        """
         ...
 
     def close(self) -> None: ...

@@ -144,7 +144,7 @@ cdef class Desk:
     cdef object next_origin(self, bytes mime, envelope, recipient):
         self.mails += 1
         id = f"{self.name_of_run}{self.mails:016x}"
-        return tuple.__new__(Origin, (mime, id, self.mails, envelope, time(), None, None, recipient))
+        return tuple.__new__(Origin, (mime, id, self.mails, envelope, time(), None, None, recipient, None, None))
 
     cdef int submit(self, Transaction transaction) except -1:
         self.counts.read += len(transaction.mails)

@@ -7,7 +7,7 @@ from ._mail import Connection, Mail
 from ._transaction import Transaction
 from .accessors import MailAccessors
 from .base import Reader, Sink, Source, Store
-from .errors import SinkError, SourceError
+from .errors import SinkError, SinkFull, SourceError
 from .failed import FailedSink
 from .message import Origin, Rejection
 from .report import Report
@@ -28,6 +28,7 @@ __all__ = [
     "Report",
     "Sink",
     "SinkError",
+    "SinkFull",
     "Source",
     "SourceError",
     "Store",

@@ -185,4 +185,6 @@ class Store(BaseSink, ABC):
 
     @abstractmethod
     def store(self, mails: Sequence[Mail]) -> None:
-        """Store a group. When this returns, its mails survive a power failure; if it raises SinkError, none of them counts."""
+        """Store a group. When this returns, its mails survive a power failure; if it raises SinkError, none of them counts.
+
+        After SinkFull the sink can be used on; after any other SinkError it must be closed."""

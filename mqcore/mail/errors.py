@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from ..errors import MqError
 
 
@@ -11,6 +14,25 @@ class SourceError(MqError):
 
 class SinkError(MqError):
     """Raised when a sink cannot be opened or cannot store; then nothing of the group it was given counts as stored."""
+
+
+class SinkFull(SinkError):
+    """Raised when a sink has no room for a group, which it has undone as a whole: it can be used on, and may have room again.
+
+    Any other SinkError of `store` means that the sink can no longer be trusted, and is not to be used again.
+    """
+
+
+PASSING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE))
+"""What the system says when disk, quota, memory or files are used up, which harms nothing that is stored."""
+
+
+def not_stored(url: str, error: OSError | MemoryError) -> SinkError:
+    """What to raise when `store` met with this, and all that it had begun is undone."""
+    if isinstance(error, MemoryError):
+        return SinkFull(f"cannot write to {url}: {os.strerror(errno.ENOMEM)}")
+    kind = SinkFull if error.errno in PASSING else SinkError
+    return kind(f"cannot write to {url}: {describe(error)}")
 
 
 def describe(error: OSError, known: object = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,6 +12,16 @@ def write_all(fd: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
+
+
+def sync(fd: int) -> None:
+    """Bring a file to the disk. Any failure is an error of the disk, also one that is for lack of room: nobody knows what the
+    file is then, and the system tells of it but once.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise OSError(errno.EIO, error.strerror) from error
 
 
 def sync_folder(path: Path) -> None:

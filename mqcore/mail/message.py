@@ -16,11 +16,20 @@ class Origin(NamedTuple):
     envelope: str | None = None
     received: float | None = None
     """When it arrived, in seconds since 1970, if the source knows."""
-    postmark: bytes | None = None
-    """The mbox's `From ` line, as it was read."""
+    from_line: bytes | None = None
+    """The mbox's From_ line, as it was read."""
     flags: str | None = None
-    """The Maildir's flags; None means that the mail is in new/."""
+    """The Maildir's flags; None means that the mail is in new/ and has none."""
     recipient: str | None = None
+    file: str | None = None
+    """The mail's file in the Maildir, as `cur/1700000000.M1.example:2,S`."""
+    sort_time: int | None = None
+    """`received` in whole seconds, but no less than that of any mail before it in the source: names sort by it."""
+
+    @property
+    def comes_again(self) -> bool:
+        """Whether a second run may read it again: those whom a client sends to have ids of that one run."""
+        return self.recipient is None
 
 
 class Rejection(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import stat
@@ -13,8 +12,9 @@ from pathlib import Path
 import pytest
 from mail_tools import make_maildir, read_maildir, real_mails, small_disk
 
-from mqcore.mail import Mail, Origin, SinkError, SourceError
+from mqcore.mail import Mail, Origin, SinkError, SinkFull, SourceError
 from mqcore.mail.maildir import format as maildir
+from mqcore.mail.maildir import sink as maildir_sink
 from mqcore.mail.maildir import sync
 from mqcore.mail.maildir.sink import MaildirSink
 from mqcore.mail.maildir.source import MaildirSource
@@ -76,6 +76,62 @@ def test_a_mail_that_is_listed_in_both_folders_is_one_mail(tmp_path):
     path = make_maildir(tmp_path / "in", [b"a"])
     os.link(path / "new" / "1700000000.M000000.example", path / "cur" / "1700000000.M000000.example:2,")
     assert len(read(path)) == 1
+
+
+def test_two_mails_of_one_name_are_two_mails(tmp_path):
+    path = make_maildir(tmp_path / "in", [])
+    (path / "new" / "1.host").write_bytes(b"one")
+    (path / "cur" / "1.host:2,S").write_bytes(b"two")
+    (path / "cur" / "1.host:2,F").write_bytes(b"three")
+    (path / "cur" / "1.host:2,FS").write_bytes(b"three")
+    origins = read(path)
+    assert sorted((origin.mime, origin.flags) for origin in origins) == [(b"one", None), (b"three", "F"), (b"two", "S")]
+    with opened(tmp_path / "out") as sink:
+        sink.store([Mail.read(origin) for origin in origins])
+    assert sorted(read_maildir(tmp_path / "out")) == [b"one", b"three", b"two"]
+
+
+def test_of_two_mails_of_one_name_one_is_moved_before_its_turn(tmp_path):
+    path = make_maildir(tmp_path / "in", [])
+    (path / "cur" / "1.host:2,").write_bytes(b"one")
+    (path / "cur" / "1.host:2,T").write_bytes(b"two")
+    with contextlib.closing(MaildirSource(str(path))) as source:
+        os.rename(path / "cur" / "1.host:2,T", path / "cur" / "1.host:2,ST")
+        assert sorted(origin.mime for origin in source) == [b"one", b"two"]
+
+
+def test_a_mail_that_is_moved_while_it_is_looked_for(tmp_path, monkeypatch):
+    path = make_maildir(tmp_path / "in", [b"a"])
+    with contextlib.closing(MaildirSource(str(path))) as source:
+        find, flags = source._find_moved, iter("DFPRST")
+        (path / "new" / "1700000000.M000000.example").rename(path / "cur" / "1700000000.M000000.example:2,")
+
+        def find_and_move(unique):
+            (found,) = find(unique)
+            if flag := next(flags, None):
+                (path / found).rename(f"{path / found}{flag}")
+            return [found]
+
+        monkeypatch.setattr(source, "_find_moved", find_and_move)
+        assert [(origin.mime, origin.flags) for origin in source] == [(b"a", "DFPRST")]
+        monkeypatch.setattr(source, "_find_moved", lambda unique: ["cur/nowhere"])
+        with pytest.raises(SourceError, match=r"maildir:.*in: new/1.*example: it is moved all the time; run again when"):
+            list(source)
+
+
+def test_names_sort_by_their_time_whatever_its_number_of_digits(tmp_path):
+    path = make_maildir(tmp_path / "in", [b"2023"])
+    (path / "new" / "999999999.M1.example").write_bytes(b"2001")
+    (path / "new" / "no time").write_bytes(b"whenever")
+    assert [origin.mime for origin in read(path)] == [b"2001", b"2023", b"whenever"]
+
+
+@pytest.mark.parametrize("name", ["1.example,E=x%0Dy@z", "1.example,E=x%0Ay@z"])
+def test_a_sender_of_two_lines_is_none(tmp_path, name):
+    path = make_maildir(tmp_path / "in", [])
+    (path / "new" / name).write_bytes(b"a")
+    (origin,) = read(path)
+    assert Mail.read(origin).envelope is None
 
 
 @pytest.mark.parametrize("missing", ["cur", "new", "tmp"])
@@ -169,7 +225,54 @@ def test_flags_are_kept(tmp_path):
     assert [origin.flags for origin in read(tmp_path / "out")] == ["RS", "", None]
 
 
-def test_a_second_run_knows_what_is_there_whatever_readers_did_with_it(tmp_path):
+@pytest.mark.parametrize(
+    ("file", "flags"),
+    [
+        ("new/1.example", None),
+        ("new/1.example:2,", ""),
+        ("new/1.example:2,S", "S"),
+        ("cur/1.example", ""),
+        ("cur/1.example:", ""),
+        ("cur/1.example:2,FSab", "FSab"),
+        ("cur/1.example:1,experimental", ""),
+        ("cur/1.example:2,S:2,T", "S:2,T"),
+        ("cur/1.example:\udcff", ""),
+    ],
+)
+def test_folder_and_info_part_are_kept_as_they_are(tmp_path, file, flags):
+    path = make_maildir(tmp_path / "in", [])
+    (path / file).write_bytes(b"x")
+    (origin,) = read(path)
+    assert (origin.file, origin.flags) == (file, flags)
+    with opened(tmp_path / "out") as sink:
+        sink.store([Mail.read(origin)])
+    (stored,) = read(tmp_path / "out")
+    assert stored.file.partition("/")[0] == file.partition("/")[0]
+    assert stored.file.partition(":")[1:] == file.partition(":")[1:]
+
+
+def test_an_info_part_too_long_for_our_name_is_left_out(tmp_path):
+    path = make_maildir(tmp_path / "in", [])
+    (path / "cur" / f"1:2,{'S' * 200}").write_bytes(b"x")
+    with opened(tmp_path / "out") as sink:
+        sink.store([Mail.read(origin) for origin in read(path)])
+    assert read_maildir(tmp_path / "out") == [b"x"]
+
+
+def test_order_is_kept_whatever_the_dates(tmp_path):
+    """Of what comes from a file: a name's time is no less than that of the mail before it."""
+    path = make_maildir(tmp_path / "in", [b"a", b"b", b"c", b"d"])
+    for file, time in zip(sorted((path / "new").iterdir()), (999_999_999, 1_800_000_000, 7, -5), strict=True):
+        os.utime(file, (time, time))
+    mails = [Mail.read(origin) for origin in read(path)]
+    with opened(tmp_path / "out") as sink:
+        sink.store(mails[::-1])
+    assert [origin.mime for origin in read(tmp_path / "out")] == [b"a", b"b", b"c", b"d"]
+    assert read_maildir(tmp_path / "out") == [b"a", b"b", b"c", b"d"]
+    assert [origin.received for origin in read(tmp_path / "out")] == [999_999_999, 1_800_000_000, 7, -5]
+
+
+def test_a_second_run_knows_what_was_there_whatever_readers_did_with_it(tmp_path):
     path = tmp_path / "out"
     with opened(path) as sink:
         sink.store([mail("a", 1), mail("b", 2), mail("c", 3)])
@@ -178,7 +281,7 @@ def test_a_second_run_knows_what_is_there_whatever_readers_did_with_it(tmp_path)
     os.rename(path / "new" / names[1], path / "cur" / f"{names[1]}:2,S")
     os.unlink(path / "new" / names[2])
     with opened(path) as sink:
-        assert [f"{number:032x}" in sink for number in range(5)] == [False, True, True, False, False]
+        assert [f"{number:032x}" in sink for number in range(5)] == [False, True, True, True, False]
 
 
 def test_a_run_that_was_killed_leaves_nothing_half_written(tmp_path):
@@ -218,27 +321,6 @@ def test_what_cannot_be_written_to(tmp_path, make, message):
     assert str(raised.value) == message.format(path=path)
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
-def test_a_group_that_fails_is_undone_as_a_whole(tmp_path, monkeypatch, call):
-    def fail(*args, **options):
-        nonlocal calls
-        calls += 1
-        if calls > 3:
-            raise OSError(errno.EIO, "Input/output error")
-        return real(*args, **options)
-
-    calls, real = 0, getattr(os, call)
-    path = tmp_path / "out"
-    with opened(path) as sink:
-        sink.store([mail("before", 0)])
-        monkeypatch.setattr(os, call, fail)
-        with pytest.raises(SinkError, match=r"cannot write to maildir:.*out: Input/output error"):
-            sink.store([mail(f"mail {number}", number) for number in range(1, 6)])
-        monkeypatch.undo()
-    assert read_maildir(path) == [b"before"]
-    assert list((path / "tmp").iterdir()) == []
-
-
 def test_a_sync_of_the_whole_file_system_that_fails(tmp_path, monkeypatch):
     if not sync.syncs_in_one(100):
         pytest.skip("needs syncfs that tells of errors: Linux 5.8")
@@ -254,14 +336,16 @@ def test_a_sync_of_the_whole_file_system_that_fails(tmp_path, monkeypatch):
 
 
 def test_the_order_of_things_on_the_disk(tmp_path, monkeypatch):
-    """Each file is on the disk before it is seen under its name, and the names are before the group counts."""
+    """Each file is on the disk before it has its name, the names are before the index tells of them and the group counts."""
     calls: list[str] = []
-    for name in ("write", "fsync", "rename"):
+    for name in ("write", "fsync"):
         monkeypatch.setattr(os, name, spy(name, getattr(os, name), calls))
+    monkeypatch.setattr(maildir_sink, "publish", spy("publish", maildir_sink.publish, calls))
     with opened(tmp_path / "out") as sink:
+        sink.store([mail("makes the index", 0)])
         calls.clear()
         sink.store([mail("a", 1), mail("b", 2, flags="S")])
-    assert calls == ["write", "fsync", "write", "fsync", "rename", "rename", "fsync", "fsync"]
+        assert calls == ["write", "fsync", "write", "fsync", "publish", "publish", "fsync", "fsync", "write"]
 
 
 def spy(name, function, calls):
@@ -275,7 +359,7 @@ def spy(name, function, calls):
 def test_a_full_disk(tmp_path):
     with small_disk(tmp_path / "disk") as disk, opened(disk / "out") as sink:
         sink.store([mail("x" * 10_000, 1)])
-        with pytest.raises(SinkError, match=r"cannot write to maildir:.*out: No space left on device"):
+        with pytest.raises(SinkFull, match=r"cannot write to maildir:.*out: No space left on device"):
             sink.store([mail("x" * 400_000, number) for number in range(2, 12)])
         sink.store([mail("y" * 10_000, 20)])  # what failed takes no room
         assert [len(text) for text in read_maildir(disk / "out")] == [10_000, 10_000]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,8 @@ from mail_tools import read_mbox, real_mails, write_mbox
 
 from mqcore.mail import Mail, Origin, SourceError
 from mqcore.mail.mbox import format as mbox
-from mqcore.mail.mbox import locks
 from mqcore.mail.mbox import source as mbox_source
+from mqcore.mail.mbox.sink import MboxSink
 from mqcore.mail.mbox.source import MboxSource
 
 FROM = b"From alice@example.org Tue Nov 24 05:31:47 2026\n"
@@ -47,10 +45,10 @@ mails = st.lists(bits, max_size=8).map(b"".join)
 @given(st.lists(mails, min_size=1, max_size=5), st.sampled_from([FROM, FROM.replace(b"\n", b"\r\n"), None]))
 @example([b"", b"\n", b"\n\n", b"x", b"x\n", b""], None)
 @example([b"x\r\n", b"", b"x", b"\r\n"], FROM.replace(b"\n", b"\r\n"))
-def test_any_bytes_are_read_back_as_they_were_written(tmp_path_factory, written, postmark):
-    if postmark and postmark.endswith(b"\r\n"):
+def test_any_bytes_are_read_back_as_they_were_written(tmp_path_factory, written, from_line):
+    if from_line and from_line.endswith(b"\r\n"):
         written = [mail for mail in written if not mail.endswith(b"\r")]  # CR, LF would be taken for CRLF
-    mails = [Mail.read(Origin(mail, "", 0, "alice@example.org", 0, postmark)) for mail in written]
+    mails = [Mail.read(Origin(mail, "", 0, "alice@example.org", 0, from_line)) for mail in written]
     path = tmp_path_factory.getbasetemp() / "round-trip"
     tail = b""
     with path.open("wb") as file:
@@ -60,6 +58,30 @@ def test_any_bytes_are_read_back_as_they_were_written(tmp_path_factory, written,
                 tail = (tail + piece)[-3:]
     assert [origin.mime for origin in read(path)] == written
     assert b"".join(mbox.join(mails, b"")) == path.read_bytes()
+
+
+from_lines = st.sampled_from(
+    [FROM, FROM.replace(b"\n", b"\r\n"), FROM.replace(b"\n", b"\r"), b"From ???@???\r", b"From \rsent Mon Jul 11 12:08:34 2011\n", None]
+)
+
+
+@given(st.lists(st.tuples(mails, from_lines, st.booleans()), min_size=1, max_size=6))
+@example([(b"", FROM.replace(b"\n", b"\r"), True), (b"", FROM, True), (b"x", None, False)])
+@example([(b"x\n\r", FROM.replace(b"\n", b"\r"), False), (b"\r", b"From ???@???\r", True), (b"\n", b"From ???@???\r", False)])
+@example([(b"sent Mon Jul 11 12:08:34 2011", b"From ???@???\r", False), (b"x", None, False)])
+def test_mails_of_all_line_ends_are_read_back_as_they_were_written(tmp_path_factory, written):
+    """`known`: whether it is known how the lines of the mail before end, as within a run; as over several it is not."""
+    path = tmp_path_factory.getbasetemp() / "line-ends"
+    written = [(mail + b"." if (line or b"").endswith(b"\r\n") and mail.endswith(b"\r") else mail, line, known)
+               for mail, line, known in written]  # CR, LF would be taken for CRLF
+    content, cr = b"", False
+    for mail, line, known in written:
+        sender = mbox.parse_from_line(line or b"").sender
+        (piece,) = mbox.join([Mail.read(Origin(mail, "", 0, sender, 0, line))], content[-3:], cr=cr and known)
+        cr = mbox.find_cr(piece.lstrip(b"\r\n")) > 0
+        content += piece
+    path.write_bytes(content)
+    assert [origin.mime for origin in read(path)] == [mail for mail, _, _ in written]
 
 
 def test_quoting():
@@ -74,38 +96,60 @@ def test_quoting():
     [
         (b"From alice@example.org Tue Nov 24 05:31:47 2026\n", "alice@example.org", 1795498307),
         (b"From alice@example.org  Tue Nov  3 05:31:47 2026\r\n", "alice@example.org", 1793683907),
-        (b"From - Tue Nov 24 05:31:47 2026\n", "-", 1795498307),
+        (b"From - Tue Nov 24 05:31:47 2026\n", None, 1795498307),
         (b"From alice at example.org  Tue Nov 24 05:31:47 2026\n", "alice at example.org", 1795498307),
         (b"From a@example.org Tue Nov 24 05:31:47 CET 2026\n", "a@example.org", 1795498307),
-        (b"From a@example.org Tue Nov 24 05:31:47 2026 +0100\n", "a@example.org", 1795498307),
+        (b"From a@example.org Tue Nov 24 05:31:47 2026 +0100\n", "a@example.org", 1795494707),
         (b"From a@example.org Tue Nov 24 05:31 2026\n", "a@example.org", 1795498260),
         (b"From MAILER-DAEMON Tue Nov 24 05:31:47 2026\n", "", 1795498307),
         (b"From alice@example.org\n", "alice@example.org", None),
+        # Thunderbird, Google Takeout, Eudora, git, public-inbox
+        (b"From \n", None, None),
+        (b"From - Thu, 26 Nov 2026 05:31:47 GMT\r\n", None, 1795671107),
+        (b"From 1798765432101234567@xxx Tue Nov 24 05:31:47 +0000 2026\r\n", None, 1795498307),
+        (b"From x@xxx Tue Nov 24 05:31:47 2026\n", None, 1795498307),
+        (b"From ???@??? Tue Nov 24 05:31:47 2026\r", None, 1795498307),
+        (b"From 0123456789abcdef0123456789abcdef01234567 Mon Sep 17 00:00:00 2001\n", None, 1000684800),
+        (b"From mboxrd@z Thu Jan  1 00:00:00 1970\n", None, 0),
+        (b"From 12@xxx.example Tue Nov 24 05:31:47 2026\n", "12@xxx.example", 1795498307),
+        # pipermail, RFC 5322
+        (b"From alice at example.org  Tue, 24 Nov 2026 05:31:47 +0100\n", "alice at example.org", 1795494707),
+        (b"From a@example.org Tue, 24 Nov 2026 05:31:47 +0530 (IST)\n", "a@example.org", 1795478507),
+        (b"From a@example.org 24 Nov 2026 05:31:47 -0800\n", "a@example.org", 1795527107),
+        (b"From a@example.org 4 Nov 98 5:31 PST\n", "a@example.org", 910186260),
+        (b"From a@example.org Tue Nov 24 05:31:47 EST 2026\n", "a@example.org", 1795516307),
+        (b"From a@example.org Tue Nov 24 05:31:47 2026 remote from host\n", "a@example.org", 1795498307),
+        (b"From Tue Nov 24 05:31:47 2026\n", None, 1795498307),
+        (b"From <> Tue Nov 24 05:31:47 2026\n", "", 1795498307),
+        (b"From \rsent Mon Jul 11 12:08:34 2011\n", "sent", 1310386114),
         (b"From now on we meet on Tuesdays\n", "now", None),
         (b"From a@example.org Tue Nov 24 05:31:47 0000\n", "a@example.org", None),
-        (b"From \n", None, None),
         (b"From ", None, None),
         (b"From \xff@example.org Tue Nov 24 05:31:47 2026\n", "\udcff@example.org", 1795498307),
     ],
 )
 def test_what_a_from_line_tells(line, sender, received):
-    assert mbox.parse_postmark(line) == (sender, received)
+    assert mbox.parse_from_line(line) == (sender, received)
 
 
-def test_a_from_line_of_a_million_blanks_takes_no_time_at_all():
-    assert mbox.parse_postmark(b"From " + b" " * 1_000_000 + b"\n") == (None, None)
+@pytest.mark.parametrize("text", [b" ", b"\r ", b"Mon ", b"1 ", b"Mon Jan ", b"1 Jan ", b"Mon Jan 1 "])
+def test_a_from_line_of_a_million_words_takes_no_time_at_all(text):
+    line = b"From " + text * 1_000_000 + b"\n"
+    assert mbox.parse_from_line(line).received is None
+    mbox.find_cr(line[: mbox.HEAD])
+    mbox.find_cr(b"From \r" + line[5 : mbox.HEAD] + b"\nx")
 
 
 def test_a_from_line_is_kept_as_it_was_until_a_plugin_changes_the_sender():
     line = b"From alice@example.org  Tue Nov 24 05:31:47 CET 2026\n"
-    mail = Mail.read(Origin(b"x\n", "", envelope="alice@example.org", received=1795498307, postmark=line))
-    assert mbox.make_postmark(mail) == line
+    mail = Mail.read(Origin(b"x\n", "", envelope="alice@example.org", received=1795498307, from_line=line))
+    assert mbox.make_from_line(mail) == line
     mail.envelope = "bob@example.org"
-    assert mbox.make_postmark(mail) == b"From bob@example.org Tue Nov 24 05:31:47 2026\n"
+    assert mbox.make_from_line(mail) == b"From bob@example.org Tue Nov 24 05:31:47 2026\n"
     mail.envelope = ""
-    assert mbox.make_postmark(mail) == b"From MAILER-DAEMON Tue Nov 24 05:31:47 2026\n"
+    assert mbox.make_from_line(mail) == b"From MAILER-DAEMON Tue Nov 24 05:31:47 2026\n"
     mail.json["envelope"] = "x\nFrom y"
-    assert mbox.make_postmark(mail).count(b"\n") == 1
+    assert mbox.make_from_line(mail).count(b"\n") == 1
 
 
 # The source
@@ -160,6 +204,50 @@ def test_crlf_stays_crlf(tmp_path):
         b"a: b\r\n\r\nFrom x\r\n",
         b"c\r\n",
     ]
+
+
+CR = FROM.replace(b"\n", b"\r")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (CR + b"a: b\r\r>From x\r\r" + CR + b"c\r", [b"a: b\r\rFrom x\r", b"c\r"]),
+        (b"From ???@???\ra: b\r\rhello\r\r" + CR + b"c\r\r", [b"a: b\r\rhello\r", b"c\r"]),
+        (FROM + b"1\n\n" + CR + b"2\r\rtext\r\n" + FROM + b"3\rFrom 3\n\n", [b"1\n", b"2\r\rtext\r", b"3\rFrom 3\n"]),
+        (CR + b"1\r\r" + FROM + b"2\n\n" + CR + b"3", [b"1\r", b"2\n", b"3"]),
+        (FROM + b"1\n\nFrom \rsent Mon Jul 11 12:08:34 2011\n2\n\n" + FROM + b"3\n", [b"1\n", b"2\n", b"3\n"]),
+        (b"From \rsent Mon Jul 11 12:08:34 2011\n\n" + FROM + b"2\n", [b"sent Mon Jul 11 12:08:34 2011\n", b"2\n"]),
+        (b"From a\rFrom b Mon Jul 11 12:08:34 2011\n2\n", [b"", b"2\n"]),
+        (FROM.replace(b"\n", b"\r\r\n") + b"1\r\r\n\r\r\n", [b"1\r\r\n\r\r\n"]),
+        (b"From x\rSubject: 1\r\rtext\n\n" + FROM + b"2\n", [b"Subject: 1\r\rtext\n", b"2\n"]),
+    ],
+    ids=["all", "no date", "one", "some", "in the middle", "no mail", "in a row", "twice", "then LF"],
+)
+def test_where_a_cr_ends_the_from_line(tmp_path, content, expected):
+    assert mimes(tmp_path, content) == expected
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_an_mbox_of_cr_becomes_the_same_mbox(tmp_path, groups):
+    content = b"".join(CR + b"Subject: %d\r\r>From x\r\r" % number for number in range(9)) + b"From ???@???\r\r"
+    (tmp_path / "mbox").write_bytes(content)
+    mails = [Mail.read(origin) for origin in read(tmp_path / "mbox")]
+    assert len(mails) == 10
+    with contextlib.closing(MboxSink(str(tmp_path / "out"))) as sink:
+        for number in range(groups):
+            sink.store(mails[number * 10 // groups : (number + 1) * 10 // groups])
+    assert (tmp_path / "out").read_bytes() == content
+
+
+def test_memory_holds_no_more_of_an_mbox_of_cr_than_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(mbox_source, "BLOCK", 4096)
+    (tmp_path / "mbox").write_bytes((CR + b"x" * 1000 + b"\r\r") * 100)
+    sizes = []
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: sizes.append(size) or real(fd, size, offset))
+    assert len(read(tmp_path / "mbox")) == 100
+    assert max(sizes) <= 4096
 
 
 def test_mails_that_are_no_mail(tmp_path):
@@ -235,25 +323,3 @@ def test_a_disk_that_fails(tmp_path, monkeypatch):
         next(origins)
         with pytest.raises(SourceError, match=r"cannot read mbox:.*mbox at byte \d+: Input/output error"):
             list(origins)
-
-
-def test_a_file_that_another_program_writes_to(tmp_path, monkeypatch):
-    path = write_mbox(tmp_path / "mbox", 1)
-    monkeypatch.setattr(locks, "PATIENCE", 0.1)
-    with locked_elsewhere(path), pytest.raises(SourceError, match="another program has it locked; try again when"):
-        MboxSource(str(path))
-    assert len(read(path)) == 1
-
-
-@contextlib.contextmanager
-def locked_elsewhere(path):
-    """fcntl's locks are between processes, so this takes another process."""
-    program = (
-        "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        process.stdout.readline()
-        yield
-        process.communicate("\n")

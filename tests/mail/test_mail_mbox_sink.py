@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from mail_tools import read_mbox, small_disk
-from test_mail_mbox import FROM, locked_elsewhere, read
+from test_mail_mbox import FROM, read
+from test_mail_mbox_locks import locked_elsewhere
 
-from mqcore.mail import Mail, Origin, SinkError
+from mqcore.mail import Mail, Origin, SinkError, SinkFull
 from mqcore.mail.mbox.sink import MboxSink
 
 
@@ -238,6 +239,56 @@ def test_a_group_that_fails_is_undone_as_a_whole(path, monkeypatch, call):
         assert known(path) == {0}
 
 
+@pytest.mark.parametrize("call", ["write", "fsync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EROFS], ids=errno.errorcode.get)
+def test_where_there_is_no_room_it_can_be_used_on_unless_a_sync_failed(path, monkeypatch, call, number):
+    fill(path, [0])
+    before = path.read_bytes()
+    with opened(path) as sink:
+        for calls in range(1, 5 if call == "write" else 3):
+            monkeypatch.setattr(os, call, failing(getattr(os, call), calls, number))
+            with pytest.raises(SinkError, match=rf"cannot write to mbox:.*mbox: {os.strerror(number)}") as raised:
+                sink.store([mail(1), mail(2), mail(3)])
+            monkeypatch.undo()
+            assert isinstance(raised.value, SinkFull) == (call == "write" and number != errno.EROFS)
+            assert path.read_bytes() == before
+        sink.store([mail(1), mail(2)])
+    assert stored(path) == [0, 1, 2]
+    assert known(path) == {0, 1, 2}
+
+
+def test_what_cannot_be_undone_ends_the_run_and_the_next_one_undoes_it(path, monkeypatch):
+    fill(path, [0])
+    with opened(path) as sink:
+        monkeypatch.setattr(os, "write", failing(os.write, 3, errno.ENOSPC))
+        monkeypatch.setattr(os, "ftruncate", failing(os.ftruncate, 1, errno.ENOSPC))
+        with pytest.raises(SinkError, match="No space left") as raised:
+            sink.store([mail(1), mail(2)])
+        assert not isinstance(raised.value, SinkFull)
+        monkeypatch.undo()
+    assert known(path) == {0, 1}
+    assert stored(path) == [0, 1]
+
+
+def test_no_memory(path, monkeypatch):
+    with opened(path) as sink:
+        sink.store([mail(0)])
+        with monkeypatch.context() as fault:
+            fault.setattr("mqcore.mail.mbox.sink.Group.plan", lambda *args: bytearray(1 << 62))
+            with pytest.raises(SinkFull, match="mbox: Cannot allocate memory"):
+                sink.store([mail(1)])
+        sink.store([mail(1)])
+    assert stored(path) == [0, 1]
+
+
+def test_a_planted_link_is_not_followed(path, tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    path.with_name("mbox.mqcore").symlink_to(tmp_path / "victim")
+    with pytest.raises(SinkError, match=r"cannot write to mbox:.*mbox: .*mbox\.mqcore: Too many levels of symbolic links"):
+        MboxSink(str(path))
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
 @pytest.mark.parametrize("instead", [None, b"", FROM + b"mail 9\n\n"])
 def test_an_mbox_that_somebody_removes_takes_no_more(path, instead):
     with opened(path) as sink:
@@ -253,7 +304,7 @@ def test_an_mbox_that_somebody_removes_takes_no_more(path, instead):
     assert stored(path)[-1] == 1
 
 
-def failing(function, calls):
+def failing(function, calls, number=errno.EIO):
     """The function, which fails at that call."""
     made = 0
 
@@ -261,7 +312,7 @@ def failing(function, calls):
         nonlocal made
         made += 1
         if made == calls:
-            raise OSError(errno.EIO, "Input/output error")
+            raise OSError(number, os.strerror(number))
         return function(*args)
 
     return call
@@ -272,7 +323,7 @@ def test_a_full_disk(tmp_path):
         path = disk / "mbox"
         with opened(path) as sink:
             sink.store([mail(0)])
-            with pytest.raises(SinkError, match=r"cannot write to mbox:.*mbox: No space left on device"):
+            with pytest.raises(SinkFull, match=r"cannot write to mbox:.*mbox: No space left on device"):
                 sink.store([mail(1), mail(2, "x" * 2_000_000)])
             sink.store([mail(1)])
         assert stored(path) == [0, 1]

@@ -4,40 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
+import secrets
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .._mail import Mail
 from ..base import Store
-from ..errors import SinkError, describe
+from ..errors import SinkError, describe, not_stored
 from ..files import sync_folder, write_all
 from . import format
+from .index import Index
+from .publish import publish
 from .sync import sync_filesystem, syncs_in_one
 
 FOLDERS = ("tmp", "new", "cur")
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class MaildirSink(Store):
-    """Mails become files in new/, or in cur/ if the source had flags for them.
+    """Mails become files in new/ or cur/: where they were, if they are from a Maildir, and otherwise in new/.
 
-    A group is written to tmp/ and brought to the disk, then renamed, and the folders brought to the disk: so a file in
-    new/ or cur/ is whole, whenever the power fails. Names are the same in every run (see `format.make_name`). One run
-    at a time writes to a Maildir; readers and other deliveries need not care.
+    A group is written to tmp/ and brought to the disk, then each file gets its name, and the folders are brought to the
+    disk: so a file in new/ or cur/ is whole, whenever the power fails. Names are the same in every run (see
+    `format.make_name`), and never taken from another file: if there is one, the mail is there. An index tells which
+    mails were there that readers have removed (see `Index`). One run at a time writes to a Maildir; readers and other
+    deliveries need not care.
     """
 
     def __init__(self, path: str) -> None:
         self.url = f"maildir:{path}"
         self.path = Path(path)
         self.notes = self.path / "mqcore.reasons.jsonl"
+        # No other writer, dead or alive, has it, and nobody can guess the name of a file that is about to be made.
+        self._generation = secrets.token_hex(8)
+        self._counter = itertools.count()
+        self._to_note: deque[str] = deque()
         self._folders: dict[str, int] = {}
+        self._opened = contextlib.ExitStack()
         try:
-            self._make()
+            is_new = self._make()
             for name in FOLDERS:
-                self._folders[name] = os.open(self.path / name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._lock()
-            self._clean()
-            self._stored = frozenset(self._find_stored())
+                self._folders[name] = self._open(name)
+            if self._lock():
+                self._clean()
+            self._index = Index(self.path / "mqcore.stored")
+            self._opened.callback(self._close_index)
+            if is_new:  # what the index tells of was thrown away with its folders
+                self._index.forget()
+            self._found = frozenset(id for id in self._find_stored() if id not in self._index.ids)
         except OSError as error:
             self.close()
             raise SinkError(f"cannot write to {self.url}: {describe(error, path)}") from error
@@ -45,27 +62,35 @@ class MaildirSink(Store):
             self.close()
             raise
 
-    def _make(self) -> None:
-        is_maildir = any((self.path / name).is_dir() for name in FOLDERS)
-        if not is_maildir and self.path.exists() and any(self.path.iterdir()):
+    def _make(self) -> bool:
+        """Whether there was no Maildir."""
+        there = [name for name in FOLDERS if (self.path / name).is_dir()]
+        if not there and self.path.exists() and not all(map(_is_ours, os.listdir(self.path))):
             raise SinkError(f"{self.url} is no Maildir but a folder of other things; name a new or an empty folder")
         for name in FOLDERS:
             (self.path / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         sync_folder(self.path)
         sync_folder(self.path.parent)
+        return "new" not in there and "cur" not in there
 
-    def _lock(self) -> None:
+    def _open(self, folder: str) -> int:
+        fd = os.open(self.path / folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._opened.callback(os.close, fd)
+        return fd
+
+    def _lock(self) -> bool:
         try:
             fcntl.flock(self._folders["tmp"], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SinkError(f"another mqcore writes to {self.url}; wait until it is done") from None
         except OSError:
-            pass  # NFS locks no folders; there two runs at once from one source are the user's to avoid
+            return False  # NFS locks no folders; there two runs at once from one source are the user's to avoid
+        return True
 
     def _clean(self) -> None:
-        """Remove what a run that was killed left half written."""
+        """Remove what a run that was killed left half written: with the lock, all files of ours are of dead writers."""
         for entry in os.scandir(self._folders["tmp"]):
-            if format.parse_id(entry.name):
+            if format.parse_id(entry.name) and not entry.is_dir(follow_symlinks=False):
                 os.unlink(entry.name, dir_fd=self._folders["tmp"])
 
     def _find_stored(self) -> Iterator[bytes]:
@@ -77,38 +102,44 @@ class MaildirSink(Store):
                     yield bytes.fromhex(id)
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and bytes.fromhex(id) in self._stored
+        if not isinstance(id, str):
+            return False
+        if bytes.fromhex(id) in self._index.ids:
+            return True
+        if bytes.fromhex(id) in self._found:
+            self._to_note.append(id)  # it came again, and may once more when a reader has removed it
+            return True
+        return False
 
     def store(self, mails: Sequence[Mail]) -> None:
-        places = [self._place(mail) for mail in mails]
+        files = [f"Q{mail.origin.id}.mqcore.{self._generation}.{next(self._counter)}" for mail in mails]
+        published: list[tuple[str, str]] = []
+        used: set[str] = set()
         try:
-            self._write(mails, places)
-        except OSError as error:
+            self._write(files, mails)
+            for file, mail in zip(files, mails, strict=True):
+                folder, name = format.make_file(mail)
+                if publish(file, name, self._folders["tmp"], self._folders[folder]):
+                    published.append((folder, name))
+                used.add(folder)
+            for folder in used:
+                os.fsync(self._folders[folder])
+            self._note(mail.origin.id for mail in mails if mail.origin.comes_again)
+        except (OSError, MemoryError) as error:
             # The kernel tells of a failed sync once, so trying again would prove nothing: the whole group is undone.
-            for folder, name in places:
-                self._remove("tmp", name)
+            for folder, name in itertools.chain(published, (("tmp", file) for file in files)):
                 self._remove(folder, name)
-            raise SinkError(f"cannot write to {self.url}: {describe(error)}") from error
+            raise not_stored(self.url, error) from error
 
-    def _place(self, mail: Mail) -> tuple[str, str]:
-        name = format.make_name(mail)
-        flags = mail.origin.flags
-        return ("new", name) if flags is None else ("cur", f"{name}:2,{flags}")
-
-    def _write(self, mails: Sequence[Mail], places: Sequence[tuple[str, str]]) -> None:
-        tmp = self._folders["tmp"]
+    def _write(self, files: Sequence[str], mails: Sequence[Mail]) -> None:
         at_once = syncs_in_one(len(mails))
-        for mail, (_, name) in zip(mails, places, strict=True):
-            self._write_file(name, mail, sync=not at_once)
+        for file, mail in zip(files, mails, strict=True):
+            self._write_file(file, mail, sync=not at_once)
         if at_once:
-            sync_filesystem(tmp)
-        for folder, name in places:
-            os.rename(name, name, src_dir_fd=tmp, dst_dir_fd=self._folders[folder])
-        for folder in {folder for folder, _ in places}:
-            os.fsync(self._folders[folder])
+            sync_filesystem(self._folders["tmp"])
 
     def _write_file(self, name: str, mail: Mail, *, sync: bool) -> None:
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self._folders["tmp"])
+        fd = os.open(name, NEW_FILE, 0o600, dir_fd=self._folders["tmp"])
         try:
             write_all(fd, mail.mime)
             if (received := mail.origin.received) is not None:
@@ -118,10 +149,23 @@ class MaildirSink(Store):
         finally:
             os.close(fd)
 
+    def _note(self, ids: Iterator[str]) -> None:
+        """Into the index, with those that `__contains__`, which another thread calls, found to be missing there."""
+        self._index.add(itertools.chain((self._to_note.popleft() for _ in range(len(self._to_note))), ids))
+
     def _remove(self, folder: str, name: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=self._folders[folder])
 
+    def _close_index(self) -> None:
+        with contextlib.suppress(OSError):  # they are found again, if they are still there
+            self._note(iter(()))
+        self._index.close()
+
     def close(self) -> None:
-        while self._folders:
-            os.close(self._folders.popitem()[1])
+        self._opened.close()
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file is one that stays when somebody removes the folders of a Maildir of ours."""
+    return name.startswith("mqcore.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -11,6 +12,9 @@ from ..base import Reader
 from ..errors import SourceError, describe
 from ..message import Origin
 from . import format
+
+TRIES = 100
+"""How often to look for a mail that a mail reader moves just then."""
 
 
 class MaildirSource(Reader):
@@ -31,7 +35,7 @@ class MaildirSource(Reader):
             what = "there is no such folder" if not self.path.exists() else "it has neither new/ nor cur/"
             raise SourceError(f"{self.url} is no Maildir: {what}")
         names = (f"{folder}/{name}" for folder in folders for name in self._list(folder))
-        self._names = sorted(names, key=_unique)
+        self._names = sorted(names, key=format.sort_key)
         self.total = len(self._names)
 
     def _list(self, folder: str) -> Iterator[str]:
@@ -42,28 +46,35 @@ class MaildirSource(Reader):
             raise SourceError(f"cannot read {self.url}: {describe(error)}") from error
 
     def __iter__(self) -> Iterator[Origin]:
-        previous = None
-        for number, name in enumerate(self._names):
-            unique = _unique(name)
-            # new/ was listed before cur/, so a mail that was moved between the two was seen twice.
-            if unique != previous and (origin := self._read(name, unique, number)):
-                yield origin
-            previous = unique
-            self.done = number + 1
+        sort_time = 0
+        for unique, names in itertools.groupby(self._names, _unique):
+            # new/ was listed before cur/, so a mail that was moved between the two was seen twice; but two mails that
+            # differ may have one name, too.
+            ids = set()
+            for name in names:
+                for origin in self._read_wherever_it_is(name, unique):
+                    if origin.id not in ids:
+                        ids.add(origin.id)
+                        sort_time = max(sort_time, int(origin.received or 0))
+                        yield origin._replace(sort_time=sort_time)
+                self.done += 1
 
-    def _read(self, name: str, unique: str, number: int) -> Origin | None:
-        try:
+    def _read_wherever_it_is(self, name: str, unique: str) -> list[Origin]:
+        names = [name]
+        for _ in range(TRIES):
             try:
-                file = (self.path / name).open("rb")
+                return [self._read(name, unique) for name in names]
             except FileNotFoundError:
-                moved = self._find_moved(unique)
-                if moved is None:
-                    return None
-                name = moved
-                file = (self.path / name).open("rb")
-            with file:
+                names = self._find_moved(unique)
+        raise SourceError(f"cannot read {self.url}: {name}: it is moved all the time; run again when that is over")
+
+    def _read(self, name: str, unique: str) -> Origin:
+        try:
+            with (self.path / name).open("rb") as file:
                 received = os.fstat(file.fileno()).st_mtime
                 mime = file.read()
+        except FileNotFoundError:
+            raise
         except OSError as error:
             raise SourceError(
                 f"cannot read {self.url}: {name}: {describe(error, self.path / name)}; "
@@ -72,23 +83,22 @@ class MaildirSource(Reader):
         digest = blake2b(self._identity, digest_size=16)
         digest.update(os.fsencode(unique) + b"\0")
         digest.update(mime)
-        flags = format.split_flags(name)[1] if name.startswith("cur/") else None
-        return Origin(mime, digest.hexdigest(), number, format.parse_envelope(unique), received, flags=flags)
+        sender = format.parse_envelope(unique)
+        return Origin(
+            mime, digest.hexdigest(), self.done, sender, received, flags=format.find_flags(name), file=name
+        )
 
-    def _find_moved(self, unique: str) -> str | None:
-        """Where a mail is that is not under the name it was listed by; None if its owner removed it."""
+    def _find_moved(self, unique: str) -> list[str]:
+        """Where mails of that name are now; nowhere if the owner removed them."""
         if not self.path.exists():
             raise SourceError(f"{self.url} is gone")
-        for folder in ("cur", "new"):
-            for name in self._list(folder):
-                if _unique(f"{folder}/{name}") == unique:
-                    return f"{folder}/{name}"
-        return None
+        files = [f"{folder}/{name}" for folder in ("cur", "new") for name in self._list(folder)]
+        return [file for file in files if _unique(file) == unique]
 
     def close(self) -> None:
         """Nothing is open between two mails."""
 
 
-def _unique(name: str) -> str:
+def _unique(file: str) -> str:
     """The part of folder/name that stays when a mail reader moves or flags the mail."""
-    return format.split_flags(name.partition("/")[2])[0]
+    return format.split_file(file)[1]

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ..errors import SinkError
-from ..files import write_all
+from ..files import sync, write_all
 
 HEAD = 40
 
@@ -58,7 +58,7 @@ class Journal:
         self._mbox = mbox
         self._mbox_fd = fd
         self.path = Path(f"{mbox}.mqcore")
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._length = 0
         self.ids: set[bytes] = set()
 
@@ -127,7 +127,7 @@ class Journal:
         """Say what will be in the mbox next."""
         self._length = os.fstat(self._fd).st_size
         write_all(self._fd, json.dumps(asdict(group), separators=(",", ":")).encode() + b"\n")
-        os.fsync(self._fd)
+        sync(self._fd)
 
     def undo(self) -> None:
         """Take the last line back."""

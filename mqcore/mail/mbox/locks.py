@@ -1,62 +1,174 @@
-"""Locks on an mbox, of the two kinds that delivery agents and mail readers keep to: fcntl's, and a file PATH.lock."""
+"""Locks on an mbox, of the three kinds that delivery agents and mail readers keep to: fcntl's, flock's, and a file PATH.lock."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import time
 from pathlib import Path
 
 BUSY = (errno.EACCES, errno.EAGAIN)
-PATIENCE = 5.0
+MISSING = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+PATIENCE = 60.0
+STALE_AFTER = 600.0
+"""Seconds until a PATH.lock that names no process counts as left behind: no delivery takes so long."""
+
+log = logging.getLogger(__name__)
 
 
 class Locked(Exception):
     """Another program has the mbox; the message says which lock it is."""
 
+    hint = ""
+    """What else can be done than to wait for that program."""
 
-def lock_shared(fd: int) -> None:
-    """Wait, but not for ever, until nobody writes to the mbox. Closing the file ends the lock."""
+
+class LockFile:
+    """PATH.lock, as it was found."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileNotFoundError if nobody has the mbox."""
+        self.path = path
+        self.status = os.lstat(path)
+        self.pid = self._read_pid()
+
+    def _read_pid(self) -> int | None:
+        """Of the process that made it, if that wrote its number there, as is the custom; procmail writes 0, others nothing."""
+        try:
+            pid = int(self.path.read_bytes()[:20])
+        except (OSError, ValueError):
+            return None
+        return pid if pid > 0 else None
+
+    @property
+    def age(self) -> float:
+        return time.time() - self.status.st_mtime
+
+    def is_stale(self) -> bool:
+        """Whether the process that made it is gone; if nobody knows which it was, whether it is old."""
+        if self.pid is None:
+            return self.age > STALE_AFTER
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            pass
+        return False
+
+    def locked(self) -> Locked:
+        error = Locked(f"another program has it locked: {self.path} exists")
+        if self.pid is None:
+            error.hint = f", or remove {self.path}: it names no process, and counts no more when it is ten minutes old"
+        return error
+
+    def take_over(self) -> None:
+        if self.pid is None:
+            log.warning(
+                "%s is taken over: it names no process, and is %d minutes old; its program was killed, or never let go",
+                self.path, self.age / 60,
+            )
+        with contextlib.suppress(FileNotFoundError):
+            now = os.lstat(self.path)
+            if os.path.samestat(now, self.status) and now.st_mtime_ns == self.status.st_mtime_ns:
+                self.path.unlink()
+
+
+def measure(fd: int, mbox: Path) -> int:
+    """The size of the mbox when no delivery to it is under way. Waits for that, but not for ever."""
     give_up = time.monotonic() + PATIENCE
-    while not _lock(fd, fcntl.LOCK_SH):
+    while True:
+        size = os.fstat(fd).st_size
+        busy = _find_lock(fd, mbox)
+        # A delivery that began and ended while we looked has made it longer.
+        if busy is None and os.fstat(fd).st_size == size:
+            return size
         if time.monotonic() > give_up:
-            raise Locked("another program has it locked")
+            raise busy or Locked("another program writes to it all the time")
         time.sleep(0.05)
 
 
-def unlock(fd: int) -> None:
+def _find_lock(fd: int, mbox: Path) -> Locked | None:
+    if not _lock(fd, fcntl.LOCK_SH):
+        return Locked("another program has it locked")
     fcntl.lockf(fd, fcntl.LOCK_UN)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError as error:
+        if error.errno in BUSY:
+            return Locked("another program has it locked")
+        if error.errno not in MISSING:
+            raise
+    try:
+        file = LockFile(Path(f"{mbox}.lock"))
+    except OSError:  # in a folder that we may not search there is none for us
+        return None
+    return None if file.is_stale() or file.pid == os.getpid() else file.locked()
 
 
 class MailboxLock:
-    """Both locks on the mbox, until `release`."""
+    """fcntl's lock and PATH.lock, until `release`."""
 
     def __init__(self, fd: int, mbox: Path) -> None:
+        self._fd = fd
+        self._path = Path(f"{mbox}.lock")
+        self._made: int | None = None  # open, so that no other file can have its inode
         if not _lock(fd, fcntl.LOCK_EX):
             raise Locked("another program has it locked")
-        self._file: Path | None = Path(f"{mbox}.lock")
+        with contextlib.suppress(FileNotFoundError):
+            file = LockFile(self._path)
+            if not file.is_stale():
+                raise file.locked()
+            file.take_over()
+        self._may_make = True
         try:
-            self._make_file(self._file)
-        except FileExistsError:
-            if not _is_stale(self._file):
-                raise Locked(f"another program has it locked: {self._file} exists") from None
-            self._file.unlink(missing_ok=True)
-            self._make_file(self._file)
+            self._make()
         except PermissionError:
-            self._file = None  # as in /var/mail, where a user may make no file; programs go by fcntl's lock there
+            self._may_make = False  # as in /var/mail, where programs go by fcntl's lock
 
-    @staticmethod
-    def _make_file(path: Path) -> None:
-        with path.open("x") as file:
-            file.write(f"{os.getpid()}\n")
+    def _make(self) -> None:
+        try:
+            self._made = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            raise LockFile(self._path).locked() from None
+        try:
+            os.write(self._made, b"%d\n" % os.getpid())
+        except OSError:
+            self.release()
+            raise
+
+    def keep(self) -> None:
+        """Make sure of both: fcntl's ends when any part of this process closes the file, and others remove a PATH.lock of some
+        age. Raises Locked if another program has one of them now.
+        """
+        if not _lock(self._fd, fcntl.LOCK_EX):
+            raise Locked("another program has it locked")
+        if self._made is not None:
+            try:
+                if not self._is_ours(self._made):
+                    raise LockFile(self._path).locked()
+                os.utime(self._made)
+            except FileNotFoundError:
+                self.release()
+        if self._made is None and self._may_make:
+            self._make()
+
+    def _is_ours(self, made: int) -> bool:
+        return os.path.samestat(os.lstat(self._path), os.fstat(made))
 
     def release(self) -> None:
         """Give up PATH.lock; the other lock ends with the file's descriptor."""
-        if self._file is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self._file.unlink()
+        if self._made is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if self._is_ours(self._made):
+                self._path.unlink()
+        os.close(self._made)
+        self._made = None
 
 
 def _lock(fd: int, kind: int) -> bool:
@@ -67,14 +179,3 @@ def _lock(fd: int, kind: int) -> bool:
             return False
         raise
     return True
-
-
-def _is_stale(path: Path) -> bool:
-    """Whether the process that made the lock file, and wrote its number there as is the custom, is gone."""
-    try:
-        os.kill(int(path.read_text()), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError, OverflowError):
-        pass
-    return False

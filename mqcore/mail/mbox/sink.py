@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from pathlib import Path
 
 from .._mail import Mail
 from ..base import Store
-from ..errors import SinkError, describe
-from ..files import sync_folder, write_all
+from ..errors import SinkError, describe, not_stored
+from ..files import sync, sync_folder, write_all
 from . import format
 from .journal import Group, Journal
 from .locks import Locked, MailboxLock
@@ -32,7 +33,7 @@ class MboxSink(Store):
             try:
                 self._open(opened)
             except Locked as error:
-                raise SinkError(f"cannot write to {self.url}: {error}; try again when that program is done") from error
+                raise SinkError(f"cannot write to {self.url}: {error}; try again when that program is done{error.hint}") from error
             except OSError as error:
                 raise SinkError(f"cannot write to {self.url}: {describe(error, path)}") from error
             self._opened = opened.pop_all()
@@ -42,13 +43,14 @@ class MboxSink(Store):
         opened.callback(os.close, self._fd)
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             raise SinkError(f"cannot write to {self.url}: it is no regular file")
-        lock = MailboxLock(self._fd, self.path)
-        opened.callback(lock.release)
+        self._lock = MailboxLock(self._fd, self.path)
+        opened.callback(self._lock.release)
         if fault := format.find_fault(self._read(0, 64)):
             raise SinkError(f"{self.url} {fault}")
         self._journal = Journal(self.path, self._fd)
         opened.callback(self._journal.close)
         self._journal.recover()
+        self._end_in_cr = -1  # where the mbox ended with a mail of ours whose lines end in CR
         sync_folder(self.path.parent)
 
     def _read(self, offset: int, size: int) -> bytes:
@@ -58,22 +60,34 @@ class MboxSink(Store):
         return isinstance(id, str) and bytes.fromhex(id) in self._journal.ids
 
     def store(self, mails: Sequence[Mail]) -> None:
-        size = os.lseek(self._fd, 0, os.SEEK_END)
-        pieces = list(format.join(mails, tail=self._read(max(size - 3, 0), 3)))
-        if not self._is_there():
-            # What is written to a file without a name is lost; a server would tell its clients otherwise.
-            raise SinkError(f"cannot write to {self.url}: somebody moved or removed it while it was locked; run again")
         try:
-            self._journal.append(Group.plan(size, [mail.origin.id for mail in mails], pieces))
+            self._lock.keep()
+            size = os.lseek(self._fd, 0, os.SEEK_END)
+            if not self._is_there():
+                # What is written to a file without a name is lost; a server would tell its clients otherwise.
+                raise SinkError(f"cannot write to {self.url}: somebody moved or removed it while it was locked; run again")
+            pieces = list(format.join(mails, self._read(max(size - 3, 0), 3), cr=size == self._end_in_cr))
+            self._append(size, Group.plan(size, [mail.origin.id for mail in mails], pieces), pieces)
+        except Locked as error:
+            raise SinkError(f"cannot write to {self.url}: {error}; run again when that program is done{error.hint}") from error
+        except (OSError, MemoryError) as error:
+            raise not_stored(self.url, error) from error
+        if format.find_cr(pieces[-1][: format.HEAD].lstrip(b"\r\n")):
+            self._end_in_cr = size + sum(map(len, pieces))
+
+    def _append(self, size: int, group: Group, pieces: Sequence[bytes]) -> None:
+        try:
+            self._journal.append(group)
             for piece in pieces:
                 write_all(self._fd, piece)
-            os.fsync(self._fd)
-        except OSError as error:
-            # What cannot be undone either, the next run does.
-            with contextlib.suppress(OSError):
+            sync(self._fd)
+        except BaseException:
+            try:
                 os.ftruncate(self._fd, size)
                 self._journal.undo()
-            raise SinkError(f"cannot write to {self.url}: {describe(error)}") from error
+            except OSError as error:  # the next run undoes it
+                raise OSError(errno.EIO, error.strerror) from error
+            raise
 
     def _is_there(self) -> bool:
         try:

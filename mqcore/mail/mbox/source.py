@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from ..base import Reader
 from ..errors import SourceError, describe
 from ..message import Origin
 from . import format
-from .locks import Locked, lock_shared, unlock
+from .locks import Locked, measure
 
 BLOCK = 1 << 20
 DIVIDER = b"\nFrom "
+DIVIDER_CR = re.compile(rb"[\r\n]From ")
 
 
 class MboxSource(Reader):
@@ -49,12 +51,11 @@ class MboxSource(Reader):
         if not stat.S_ISREG(status.st_mode):
             raise SourceError(f"cannot read {self.url}: it is no regular file; save it as one first")
         try:
-            lock_shared(self._fd)
-            size = os.fstat(self._fd).st_size
-            unlock(self._fd)
-        except (Locked, OSError) as error:
-            raise SourceError(f"cannot read {self.url}: {error}; try again when that program is done") from error
-        return size
+            return measure(self._fd, self.path)
+        except Locked as error:
+            raise SourceError(f"cannot read {self.url}: {error}; try again when that program is done{error.hint}") from error
+        except OSError as error:
+            raise SourceError(f"cannot read {self.url}: {describe(error)}") from error
 
     def _find_start(self) -> int:
         """Where the first mail begins: some programs leave empty lines before it."""
@@ -64,33 +65,44 @@ class MboxSource(Reader):
         return len(begin) - len(begin.lstrip(b"\r\n"))
 
     def __iter__(self) -> Iterator[Origin]:
+        sort_time = 0
         for start, raw in self._pieces():
             end = start + len(raw)
-            postmark, mime = format.split(raw, last=end == self.total)
-            sender, received = format.parse_postmark(postmark)
+            from_line, mime = format.split(raw, last=end == self.total)
+            sender, received = format.parse_from_line(from_line)
             digest = blake2b(self._identity, digest_size=16)
             digest.update(b"%d\0" % start)
             digest.update(raw)
             del raw  # it may be big, and the mail is a copy of most of it
             self.done = end
-            yield Origin(mime, digest.hexdigest(), start, sender, received, postmark)
+            sort_time = max(sort_time, int(received or 0))
+            yield Origin(mime, digest.hexdigest(), start, sender, received, from_line, sort_time=sort_time)
 
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
-        """Each mail with its `From ` line and what divides it from the next, and where it begins."""
+        """Each mail with its From_ line and what divides it from the next, and where it begins."""
         start = at = self._start
+        find = self._choose_divider(start, b"", 0)
         while at < self.total:
             block = self._read(at, min(BLOCK, self.total - at))
-            found = block.find(DIVIDER)
+            found = find(block, 0)
             while found >= 0:
                 end = found + 1
                 yield start, block[start - at : end] if start >= at else self._read(start, at + end - start)
                 start = at + end
-                found = block.find(DIVIDER, end)
+                find = self._choose_divider(start, block, end)
+                found = find(block, end)
             if at + len(block) == self.total:
                 break
             at += len(block) - len(DIVIDER) + 1  # a divider may lie across two blocks
         if start < self.total:
             yield start, self._read(start, self.total - start)
+
+    def _choose_divider(self, start: int, block: bytes, at: int) -> Callable[[bytes, int], int]:
+        """What finds the end of the mail that begins at `start`, and at `at` in the block."""
+        head = block[at : at + format.HEAD]
+        if len(head) < format.HEAD:
+            head = self._read(start, min(format.HEAD, self.total - start))
+        return _find_any if format.find_cr(head) else _find_lf
 
     def _read(self, offset: int, size: int) -> bytes:
         parts = []
@@ -110,3 +122,12 @@ class MboxSource(Reader):
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _find_lf(block: bytes, begin: int) -> int:
+    return block.find(DIVIDER, begin)
+
+
+def _find_any(block: bytes, begin: int) -> int:
+    match = DIVIDER_CR.search(block, begin)
+    return -1 if match is None else match.start()

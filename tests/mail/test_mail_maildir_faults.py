@@ -1,0 +1,322 @@
+"""A Maildir as a sink, and what can go wrong: faults of the system, other writers, a run that is killed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from mail_tools import make_maildir, read_maildir, small_disk
+from test_mail_maildir import mail, opened, read
+
+from mqcore.mail import Mail, Origin, SinkError, SinkFull
+from mqcore.mail.maildir import format as maildir
+from mqcore.mail.maildir import publish
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE)
+
+
+@pytest.fixture(params=["renameat2", "link"])
+def way(request, monkeypatch):
+    """Both ways to give a file its name."""
+    if request.param == "link":
+        monkeypatch.setattr(publish, "_renameat2", None)
+    elif publish._renameat2 is None:
+        pytest.skip("this system has no renameat2")
+
+
+def failing(function, call, error):
+    """The function, which fails from that call on."""
+    calls = 0
+
+    def wrapped(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls >= call:
+            raise error
+        return function(*args, **options)
+
+    return wrapped
+
+
+def files_in(path: Path) -> list[str]:
+    return sorted(str(file.relative_to(path)) for folder in ("tmp", "new", "cur") for file in (path / folder).iterdir())
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "link"])
+@pytest.mark.parametrize("number", FULL + BROKEN, ids=errno.errorcode.get)
+def test_a_group_that_fails_is_undone_as_a_whole(tmp_path, monkeypatch, call, number):
+    """Where there is no room, a sink may be used on; where the disk is broken, it may not."""
+    monkeypatch.setattr(publish, "_renameat2", None)
+    path = tmp_path / "out"
+    with opened(path) as sink:
+        sink.store([mail("before", 0)])
+        before = files_in(path)
+        for at in range(1, 5):
+            if (call, at) == ("fsync", 1):
+                continue  # with syncfs there is but one more call
+            with monkeypatch.context() as fault:
+                fault.setattr(os, call, failing(getattr(os, call), at, OSError(number, os.strerror(number))))
+                with pytest.raises(SinkError, match=rf"cannot write to maildir:.*out: {os.strerror(number)}") as raised:
+                    sink.store([mail(f"mail {number}", number, flags="S" * (number % 2)) for number in range(1, 6)])
+            assert isinstance(raised.value, SinkFull) == (number in FULL)
+            assert files_in(path) == before
+        sink.store([mail(f"mail {number}", number) for number in range(1, 6)])
+    with opened(path) as sink:
+        assert [f"{number:032x}" in sink for number in range(7)] == [True] * 6 + [False]
+
+
+def test_no_memory(tmp_path, monkeypatch):
+    with opened(tmp_path / "out") as sink:
+        with monkeypatch.context() as fault:
+            fault.setattr(os, "write", failing(os.write, 2, MemoryError()))
+            with pytest.raises(SinkFull, match="out: Cannot allocate memory"):
+                sink.store([mail("a", 1), mail("b", 2)])
+        assert files_in(tmp_path / "out") == []
+        sink.store([mail("a", 1), mail("b", 2)])
+
+
+def test_few_files(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with opened(tmp_path / "out") as sink:
+        sink.store([mail("before", 1)])
+        os.close(free := os.open(tmp_path, os.O_RDONLY))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            with pytest.raises(SinkFull, match="out: .*: Too many open files"):
+                sink.store([mail("a", 2), mail("b", 3)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        sink.store([mail("a", 2), mail("b", 3)])
+    assert sorted(read_maildir(tmp_path / "out")) == [b"a", b"b", b"before"]
+
+
+def test_a_disk_with_no_room_for_the_index(tmp_path):
+    with small_disk(tmp_path / "disk") as disk, opened(disk / "out") as sink:
+        sink.store([mail("first", 1)])
+        index = (disk / "out" / "mqcore.stored").read_bytes()
+        with (disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(b"x" * 4096)
+        group = [mail("", number) for number in range(2, 500)]  # empty files take no room, but their names
+        with pytest.raises(SinkFull):
+            sink.store(group)
+        assert read_maildir(disk / "out") == [b"first"]
+        assert (disk / "out" / "mqcore.stored").read_bytes() == index
+        (disk / "filler").unlink()
+        sink.store(group)
+        assert len(read_maildir(disk / "out")) == 499
+
+
+# Other writers
+
+
+def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
+    """Nobody can guess the name; but if somebody could, he would get nothing written to where he likes."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr("secrets.token_hex", lambda size: "guessed")
+    with opened(tmp_path / "out") as sink:
+        planted = tmp_path / "out" / "tmp" / f"Q{1:032x}.mqcore.guessed.0"
+        planted.symlink_to(victim)
+        with pytest.raises(SinkError, match="File exists"):
+            sink.store([mail("evil", 1)])
+        assert victim.read_text() == "precious"
+        sink.store([mail("evil", 1)])
+    assert victim.read_text() == "precious"
+    assert read_maildir(tmp_path / "out") == [b"evil"]
+
+
+def test_the_names_in_tmp_are_no_ones_else(tmp_path, monkeypatch):
+    """They have the id, what tells one writer from another, and a counter: also where the same mail is written twice."""
+    names = []
+    real = os.open
+
+    def spy(path, flags, *args, **options):
+        if flags & os.O_CREAT and "dir_fd" in options:
+            assert flags & os.O_EXCL and flags & os.O_NOFOLLOW
+            names.append(path)
+        return real(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", spy)
+    for _ in range(2):
+        with opened(tmp_path / "out") as sink:
+            sink.store([mail("a", 1)])
+            sink.store([mail("a", 1)])
+    assert len(set(names)) == len(names) == 4
+    assert {maildir.parse_id(name) for name in names} == {f"{1:032x}"}
+
+
+@pytest.mark.usefixtures("way")
+def test_a_mail_whose_name_is_taken_is_there(tmp_path):
+    """By the same mail, as the id is in the name; what is there is not touched."""
+    with opened(tmp_path / "out") as sink:
+        sink.store([mail("a", 1), mail("b", 2)])
+        (first, second) = sorted((tmp_path / "out" / "new").iterdir())
+        first.write_bytes(b"was there first")
+        second.unlink()
+        sink.store([mail("a", 1), mail("b", 2), mail("c", 3)])
+    assert read_maildir(tmp_path / "out") == [b"was there first", b"b", b"c"]
+    assert list((tmp_path / "out" / "tmp").iterdir()) == []
+
+
+@pytest.mark.usefixtures("way")
+def test_undoing_a_group_leaves_what_was_there(tmp_path, monkeypatch):
+    with opened(tmp_path / "out") as sink:
+        sink.store([mail("a", 1)])
+        before = files_in(tmp_path / "out")
+        monkeypatch.setattr(os, "fsync", failing(os.fsync, 3, OSError(errno.EIO, "Input/output error")))
+        with pytest.raises(SinkError):
+            sink.store([mail("a", 1), mail("b", 2)])
+    assert files_in(tmp_path / "out") == before
+
+
+def test_without_a_lock_nothing_is_cleaned(tmp_path, monkeypatch):
+    """As on NFS: what is in tmp/ may be of a writer that lives."""
+    path = make_maildir(tmp_path / "out", [])
+    half = path / "tmp" / f"Q{1:032x}.mqcore.1.2"
+    half.write_bytes(b"ha")
+    with monkeypatch.context() as nfs:
+        nfs.setattr("fcntl.flock", failing(None, 1, OSError(errno.EBADF, "Bad file descriptor")))
+        with opened(path):
+            assert half.exists()
+    with opened(path):
+        assert not half.exists()
+
+
+def test_what_is_no_file_in_tmp_stays(tmp_path):
+    path = make_maildir(tmp_path / "out", [])
+    (path / "tmp" / f"Q{1:032x}.mqcore.1.2").mkdir()
+    with opened(path) as sink:
+        sink.store([mail("a", 1)])
+    assert read_maildir(path) == [b"a"]
+
+
+# The index
+
+
+def known(path: Path, count: int = 5) -> set[int]:
+    with opened(path) as sink:
+        return {number for number in range(count) if f"{number:032x}" in sink}
+
+
+def empty(path: Path) -> None:
+    for file in (path / "new").iterdir():
+        file.unlink()
+
+
+def test_wherever_the_index_is_cut_off_what_is_there_is_known(tmp_path):
+    path = tmp_path / "out"
+    with opened(path) as sink:
+        sink.store([mail(f"mail {number}", number) for number in range(4)])
+    whole = (path / "mqcore.stored").read_bytes()
+    sizes = (0, 1, 16, 32, 33, 34, 65, 66, 67, 131, 132)
+    for size in sizes:
+        (path / "mqcore.stored").write_bytes(whole[:size])
+        assert known(path) == {0, 1, 2, 3}
+    assert (path / "mqcore.stored").read_bytes() == whole  # what was asked for is noted again
+    empty(path)
+    for size in sizes:
+        (path / "mqcore.stored").write_bytes(whole[:size] + b"\0" * (size % 50))
+        assert known(path) == set(range(size // 33)), size
+
+
+def test_a_mail_without_a_line_gets_one_when_it_comes_again(tmp_path):
+    """As when a run was killed between the two, or an older mqcore wrote it."""
+    path = tmp_path / "out"
+    with opened(path) as sink:
+        sink.store([mail("a", 1), mail("b", 2)])
+    (path / "mqcore.stored").unlink()
+    assert known(path) == {1, 2}
+    empty(path)
+    assert known(path) == {1, 2}
+
+
+def test_mails_of_clients_are_in_no_index(tmp_path):
+    """Their ids never come again, and there is no end of them."""
+    with opened(tmp_path / "out") as sink:
+        sink.store([Mail.read(Origin(b"x", f"{1:032x}", 1, "a@b", 1.0, recipient="c@d"))])
+    assert not (tmp_path / "out" / "mqcore.stored").exists()
+    assert known(tmp_path / "out") == {1}
+
+
+def test_a_maildir_that_was_removed_but_for_its_index_is_a_new_one(tmp_path):
+    path = tmp_path / "out"
+    with opened(path) as sink:
+        sink.store([mail("a", 1)])
+    empty(path)
+    for folder in ("tmp", "new", "cur"):
+        (path / folder).rmdir()
+    assert known(path) == set()
+    with opened(path) as sink:
+        sink.store([mail("a", 1)])
+    assert known(path) == {1}
+
+
+def test_an_index_that_is_no_file_of_ours(tmp_path):
+    path = make_maildir(tmp_path / "out", [])
+    (tmp_path / "victim").write_text("precious")
+    (path / "mqcore.stored").symlink_to(tmp_path / "victim")
+    with pytest.raises(SinkError, match=r"cannot write to maildir:.*out: .*mqcore.stored: Too many levels of symbolic"):
+        opened(path).__enter__()
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+# A run that is killed
+
+
+KILLED = """
+    import os, sys
+    from mqcore.mail import Mail, Origin
+    from mqcore.mail.maildir import index, sink as maildir
+
+    path, killed_at = sys.argv[1], int(sys.argv[2])
+
+    def step(module, name):
+        function = getattr(module, name)
+
+        def call(*args, **options):
+            global killed_at
+            killed_at -= 1
+            if killed_at == 0:
+                if name == "write":
+                    function(args[0], args[1][: len(args[1]) // 2])
+                os._exit(9)
+            return function(*args, **options)
+
+        setattr(module, name, call)
+
+    sink = maildir.MaildirSink(path)
+    for module, name in ((os, "write"), (os, "fsync"), (os, "open"), (maildir, "publish")):
+        step(module, name)
+    for group in ((1, 2), (3, 4)):
+        sink.store([Mail.read(Origin(b"mail %d" % n, f"{n:032x}", n)) for n in group if f"{n:032x}" not in sink])
+    sink.close()
+"""
+
+
+def test_wherever_a_run_was_killed_each_mail_is_there_once_and_none_is_known_that_is_not(tmp_path):
+    program = textwrap.dedent(KILLED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    for killed_at in range(1, 100):
+        path = tmp_path / str(killed_at)
+        command = [sys.executable, "-c", program, path, str(killed_at)]
+        code = subprocess.run(command, env=environment, check=False, timeout=60).returncode
+        assert code in (0, 9)
+        there = {int(origin.mime.split()[1]) for origin in read(path)}
+        assert known(path) == there
+        with opened(path) as sink:
+            missing = [number for number in range(1, 5) if f"{number:032x}" not in sink]
+            sink.store([mail(f"mail {number}", number) for number in missing])
+        assert read_maildir(path) == [b"mail 1", b"mail 2", b"mail 3", b"mail 4"]
+        empty(path)
+        assert known(path) == {1, 2, 3, 4}
+        if code == 0:
+            break
+    assert killed_at > 20

@@ -164,8 +164,14 @@ class Client:
         if ours is not None:  # which it is not when the connection is gone
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
+    def half_close(self) -> None:
+        """Send no more, but wait for replies."""
+        self.writer.write_eof()
+
     def leave(self) -> None:
         """Without a word."""
+        if not self.writer.transport.is_closing():
+            self.reset()
         self.writer.transport.abort()
 
 
@@ -221,7 +227,7 @@ async def serving(
     loaded = mqcore.Plugins()
     for name, plugin in (plugins or {}).items():
         loaded.add(name, plugin)
-    listening = {name: options.pop(name) for name in ("auth_without_tls",) if name in options}
+    listening = {name: options.pop(name) for name in ("auth_without_tls", "one_recipient") if name in options}
     if tls is not None:
         listening["tls_certificate"] = str(certificate().file)
     stored, failed = ListSink(), ListSink()

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import uvloop
 
 from .. import Dispatcher, Plugins
-from ..mail._gateway import HOOK, Gateway
+from ..mail._gateway import HOOK, Gateway, needs_failed
 from ..mail.base import BaseSink, Place, Source
 from ..mail.failed import FailedSink
 from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
 from ..mail.places import options as options_of_places
-from ..mail.report import OK, UNREACHABLE, Report
+from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
 from .output import complain, drop
 from .plugins import choosing, load
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=Place)
 
 EXIT_CODES = """\
-exit codes: 0 all mails are in the sink; 1 some failed or were rejected; 2 wrong usage; 3 a plugin did not load;
-4 source or sink cannot be used; 130 after Ctrl-C, 143 after SIGTERM"""
+exit codes: 0 all mails are in the sink, of a server: all that it accepted; 1 some failed or were rejected, or a plugin ended
+the run; 2 wrong usage; 3 a plugin did not load; 4 source or sink cannot be used; 130 after Ctrl-C, 143 after SIGTERM"""
 
 
 def add_to(commands: Commands) -> None:
@@ -86,6 +86,8 @@ def move(options: argparse.Namespace) -> int:
         if one.is_same(other):
             options.parser.error(f"{one} and {other} are the same mailbox")
     reading, writing = _options_for(options, source, sink)
+    if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
+        options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
     with contextlib.ExitStack() as opened:
         plugins = opened.enter_context(load(options, *options.plugins))
         for name in plugins.unused_config:
@@ -97,7 +99,7 @@ def move(options: argparse.Namespace) -> int:
         if aside is not None:
             opened.enter_context(contextlib.closing(aside))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            report = runner.run(_run(plugins, from_, to, aside, options.max_in_flight))
+            report = _run(runner, plugins, from_, to, aside, options.max_in_flight)
     try:
         _print(report, as_json=options.json)
     except BrokenPipeError:
@@ -141,14 +143,44 @@ def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:
         )
 
 
-async def _run(
-    plugins: Plugins, source: Source, sink: BaseSink, failed: FailedSink | None, max_in_flight: int
+def _run(
+    runner: asyncio.Runner,
+    plugins: Plugins,
+    source: Source,
+    sink: BaseSink,
+    failed: FailedSink | None,
+    max_in_flight: int,
+) -> Report:
+    """A plugin that calls sys.exit() leaves through the loop. Its step has failed then, and the others go on."""
+    gateways: list[Gateway] = []
+    loop = runner.get_loop()
+    running = loop.create_task(_move(plugins, source, sink, failed, max_in_flight, gateways.append))
+    while True:
+        try:
+            return loop.run_until_complete(running)
+        except SystemExit as error:
+            if running.done() or not gateways:
+                raise
+            where = "; ".join(getattr(error, "__notes__", ())) or "a plugin"
+            reason = f"{where}, ended the run: sys.exit({'' if error.code is None else repr(error.code)})"
+            # In the turn after the next, when its step has failed: a coroutine that has ended gives back in the next.
+            loop.call_soon(loop.call_soon, gateways[0].fail, reason, SOME_FAILED)
+
+
+async def _move(
+    plugins: Plugins,
+    source: Source,
+    sink: BaseSink,
+    failed: FailedSink | None,
+    max_in_flight: int,
+    made: Callable[[Gateway], object],
 ) -> Report:
     asyncio.get_running_loop().set_exception_handler(names_plugins(plugins))
     with Dispatcher(plugins) as dispatcher:
         gateway = Gateway(dispatcher, source, sink, failed, max_in_flight=max_in_flight)
         if not source.finite:
             complain(f"listening on {source.url}", OK)
+        made(gateway)
         async with progress_bar(gateway):
             with _stopped_by_signals(gateway):
                 return await gateway.run()

@@ -11,9 +11,9 @@ from ._mail cimport Mail
 from ._transaction cimport Transaction
 from ._writer cimport Writer
 
-from .. import COMPLETE, FAIL
+from .. import COMPLETE, FAIL, Cancelled
 from .errors import SinkError, SourceError
-from .report import Counts, Report
+from .report import UNREACHABLE, Counts, Report
 from .verdicts import ACCEPTED, CANCELLED, FAILED, Kind, Verdict
 
 HOOK = "mq_smtp_in_message"
@@ -42,21 +42,24 @@ cdef class Gateway:
     Where a source has one verdict for all mails of a transaction, any failure or temporary rejection is the verdict, and
     nothing is stored; so is the rejection of all. Otherwise the rejected go to `failed`, as the source had them, and the
     good ones to the sink. Once a sink has one of them nothing can be taken back: then whatever it refuses, if only for
-    now, goes to `failed`. Where nobody waits for a verdict, all that failed or was rejected goes there. Without `failed` it is
-    only counted.
+    now, goes to `failed`. Where nobody waits for a verdict, all that failed or was rejected goes there; without `failed` it is
+    only counted. Where somebody waits and there is no `failed`, all is refused as soon as one is; so then a sink may not
+    commit in parts.
 
     Made in a coroutine, and run once.
     """
 
     def __init__(self, Dispatcher dispatcher not None, source not None, sink not None, failed=None, *,
                  Py_ssize_t max_in_flight=1000):
+        if failed is None and needs_failed(source, sink):
+            raise ValueError(f"{sink.url} may take a mail for some of its recipients only: a place for failed mails is needed")
         self.dispatcher = dispatcher
         self.source = source
         self.sink = sink
         self.failed = failed
         self.waits = source.waits
         self.each = source.each
-        self.report = Report(Counts())
+        self.report = Report(Counts(), finite=source.finite)
         self.counts = self.report.counts
         self.ends_when = source.ends_when or sink.ends_when
         self.hook = dispatcher.hook(HOOK)
@@ -90,7 +93,7 @@ cdef class Gateway:
                 try:
                     await self.source.run(self)
                 except SourceError as error:
-                    self.report.error = self.report.error or str(error)
+                    self.fail(str(error))
                 while self.in_flight or self.waiting:
                     await self._wait()
                 self.writer.close()
@@ -133,9 +136,11 @@ cdef class Gateway:
                 self.take_back(transaction)
         self.timer = self.loop.call_later(CUT_AGAIN, self._cut)
 
-    def fail(self, str reason not None):
-        """End the run, as there is no going on."""
-        self.report.error = self.report.error or reason
+    def fail(self, str reason not None, int code=UNREACHABLE):
+        """End the run with this exit code, as there is no going on."""
+        if self.report.error is None:
+            self.report.error = reason
+            self.report.error_code = code
         self.stop()
 
     # What a source calls
@@ -257,11 +262,12 @@ cdef class Gateway:
     # What is to become of it
 
     cdef int judge(self, Transaction transaction) except -1:
-        if transaction.cancelled:
+        if transaction.cancelled and (self.waits or was_taken_back(transaction.steps)):
             self.counts.unfinished += len(transaction.mails)
             return self.release(transaction)
+        transaction.cancelled = False  # the plugins were done with it before the run was stopped
         if self.waits and not self.each:
-            refusal = find_refusal(transaction.steps)
+            refusal = find_refusal(transaction.steps, self.failed is not None)
             if refusal is not None:
                 return self.refuse(transaction, refusal)
         transaction.committing = True
@@ -317,7 +323,7 @@ cdef class Gateway:
         transaction.delivering = None
         transaction.steps = [(mail, failed.get(mail, outcome)) for mail, outcome in transaction.steps]
         if self.waits and not self.each and not transaction.accepted:
-            refusal = find_refusal(transaction.steps)
+            refusal = find_refusal(transaction.steps, self.failed is not None)
             if refusal is not None:
                 return self.refuse(transaction, refusal)
         if cancelled:
@@ -413,9 +419,24 @@ cdef class Gateway:
         return 0
 
 
-cdef object find_refusal(list steps):
-    """The verdict on all, if not all can be accepted: the first reason to try again later, or that all are rejected."""
+cdef bint was_taken_back(list steps) except -1:
+    """Whether plugins were not done with all of these."""
+    for mail, outcome in steps:
+        if outcome is FAIL and isinstance(mail.error, Cancelled):
+            return True
+    return False
+
+
+def needs_failed(source, sink):
+    """Whether a place for failed mails is needed, as the sink may take a part, of which nobody is told. Both may be classes."""
+    return sink.commits_in_parts and source.waits and not source.each and not source.alone
+
+
+cdef object find_refusal(list steps, bint mixed):
+    """The verdict on all, if not all can be accepted: the first reason to try again later, or that all are rejected. If they
+    may not be `mixed`, one that is rejected is enough."""
     cdef Py_ssize_t rejected = 0
+    cdef object first = None
     for mail, outcome in steps:
         if outcome is FAIL:
             return FAILED
@@ -424,4 +445,10 @@ cdef object find_refusal(list steps):
             if rejection.code < 500:
                 return Verdict.refused(rejection)
             rejected += 1
-    return Verdict.refused((<Mail>steps[0][0]).rejection) if rejected == len(steps) else None
+            first = first or rejection
+    if rejected == len(steps):
+        return Verdict.refused(first)
+    if rejected == 0 or mixed:
+        return None
+    code, text = first
+    return Verdict.rejected(code, f"{text} (refused for {rejected} of {len(steps)} recipients, so nobody gets it)")

@@ -61,6 +61,8 @@ class Source(Place, ABC):
     mails go, and what is refused for now is tried again."""
     each: bool = False
     """Whether each mail of a transaction is settled alone, so that a refusal of one holds back no other."""
+    alone: bool = False
+    """Whether a transaction has one mail only."""
     knows_recipients: bool = False
     """Whether each mail says to whom it goes."""
     path: Path | None = None

@@ -46,11 +46,15 @@ class Report:
     """What a run did, as the closing table shows it."""
 
     counts: Counts
+    finite: bool = True
+    """Whether the source ends by itself. Then the exit code tells whether all of it is in the sink, otherwise whether all that
+    was accepted is."""
     seconds: float = 0.0
     stopped: signal.Signals | None = None
     """The signal that ended the run early."""
     error: str | None = None
-    """What was wrong with the source or the sink."""
+    """What was wrong with the source or the sink, or ended the run otherwise."""
+    error_code: int = UNREACHABLE
     hooks: tuple[HookStats, ...] = ()
 
     @property
@@ -61,7 +65,9 @@ class Report:
     @property
     def exit_code(self) -> int:
         if self.error is not None:
-            return UNREACHABLE
+            return self.error_code
+        if not self.finite:
+            return OK
         if self.stopped is not None:
             return 128 + self.stopped
         return SOME_FAILED if self.counts.failed or self.counts.rejected else OK

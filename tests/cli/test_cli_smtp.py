@@ -7,6 +7,7 @@ import contextlib
 import signal
 import smtplib
 import socket
+import struct
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -155,7 +156,7 @@ def test_rejected_and_failed_mails(tmp_path):
         """,
     )
     options = ("--plugins", tmp_path / "plugins", "--failed", f"maildir:{tmp_path}/failed")
-    with serve("--to", f"maildir:{tmp_path}/in", *options, code=1) as server, server.client() as client:
+    with serve("--to", f"maildir:{tmp_path}/in", *options) as server, server.client() as client:
         client.sendmail("a@example.org", [f"{name}@example.org" for name in ("wait", "done", "no", "yes")], TEXT)
         with pytest.raises(smtplib.SMTPDataError, match="5.1.1 no such user"):
             client.sendmail("a@example.org", ["no@example.org"], TEXT)
@@ -251,11 +252,12 @@ def test_an_address_that_is_not_ours(place, why):
         (["--from", "smtps://127.0.0.1:465"], "--from smtps: needs --tls-certificate"),
         (["--from", "smtp://127.0.0.1:25", "--tls-key", "x"], "--tls-key needs --tls-certificate"),
         (["--from", "mbox:x", "--tls-certificate", "x"], "--tls-certificate is for --from smtp: and --from smtps:"),
+        (["--from", "smtp://:0", "--to", "smtp://127.0.0.1:25"], "give --failed or --one-recipient"),
         (["--from", "mbox:x", "--auth-without-tls"], "--auth-without-tls is for --from smtp: and --from smtps:"),
     ],
 )
 def test_wrong_usage(arguments, why):
-    result = run("run", *arguments, "--to", "null:")
+    result = run("run", *(() if "--to" in arguments else ("--to", "null:")), *arguments)
     assert result.returncode == 2
     assert why in result.stderr
 
@@ -336,6 +338,7 @@ def test_clients_that_go_away_leave_no_traceback(tmp_path):
                 client.ehlo()
                 client.send(b"MAIL FROM:<a@example.org>\r\n")
                 time.sleep(0.02)
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
         time.sleep(0.4)
         said = server.stop().stderr
     assert said.count("gave back a message") == 10
@@ -343,13 +346,33 @@ def test_clients_that_go_away_leave_no_traceback(tmp_path):
 
 
 def test_a_plugin_that_exits(tmp_path):
-    write_plugin(tmp_path / "plugins", "10-exit", "import sys\ndef mq_smtp_in_mailfrom(*arguments): sys.exit(9)\n")
-    with serve("--to", f"mbox:{tmp_path}/in", "--plugins", tmp_path / "plugins", code=9) as server:
-        with server.client() as client:
+    """Its step fails, and those who are in the middle of a transaction finish it."""
+    write_plugin(
+        tmp_path / "plugins",
+        "10-exit",
+        """
+        import sys
+
+        def mq_smtp_in_mailfrom(context, message, address):
+            if address.startswith("exit"):
+                sys.exit(0)
+        """,
+    )
+    with serve("--to", f"mbox:{tmp_path}/in", "--plugins", tmp_path / "plugins", code=1) as server:
+        with contextlib.closing(server.client()) as busy, contextlib.closing(server.client()) as client:
+            busy.ehlo()
+            busy.mail("a@example.org")
+            busy.rcpt("b@example.org")
             client.ehlo()
-            assert client.mail("a@example.org")[0] == 451
+            assert client.mail("exit@example.org")[0] == 451
+            assert busy.data(TEXT)[0] == 250
+            assert busy.getreply()[0] == 421
         result = finish(server.process)
-        assert result.returncode == 9, result
+        assert result.returncode == 1, result
+        said = "plugin 10-exit, hook mq_smtp_in_mailfrom, ended the run: sys.exit(0)"
+        assert f"mqcore: {said}\n" in result.stderr
+        assert report(result)["error"] == said
+    assert len(read_mbox(tmp_path / "in")) == 1
     assert not (tmp_path / "in.lock").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -152,14 +151,33 @@ def test_a_full_disk_for_failed_mails_ends_the_run_too(tmp_path):
         assert figures["messages"]["rejected"] == len(read_mbox(disk / "failed"))
 
 
-def test_a_plugin_that_exits_does_not_leave_a_lock(tmp_path):
-    """Whatever ends the run, the sinks are closed."""
-    write_plugin(tmp_path / "plugins", "10-exit", "import sys\ndef mq_smtp_in_message(context, message): sys.exit(9)\n")
-    mbox = write_mbox(tmp_path / "mbox", 10)
-    with start(
-        "run", "--from", f"mbox:{mbox}", "--to", f"mbox:{tmp_path}/out", "--plugins", tmp_path / "plugins"
-    ) as process:
+EXITS = """
+    import sys
+
+    def mq_smtp_in_message(context, message):
+        if b"mail 5" in message.mime:
+            sys.exit({0})
+    """
+
+
+@pytest.mark.parametrize("code", ["", "0", "9", "'enough'"])
+@pytest.mark.parametrize("hook", ["def", "async def"])
+def test_a_plugin_that_exits_ends_the_run_in_good_order(tmp_path, code, hook):
+    """Its mail fails, what the others are done with is stored, and nobody takes it for success."""
+    write_plugin(tmp_path / "plugins", "10-exit", EXITS.format(code).replace("def", hook))
+    mbox, out = write_mbox(tmp_path / "mbox", 10), tmp_path / "out"
+    options = ("--plugins", tmp_path / "plugins", "--failed", f"mbox:{tmp_path}/failed")
+    with start("run", "--from", f"mbox:{mbox}", "--to", f"mbox:{out}", "--json", *options) as process:
         result = finish(process)
-    assert result.returncode == 9, result
+    assert result.returncode == 1, result
+    said = f"plugin 10-exit, hook mq_smtp_in_message, ended the run: sys.exit({code})"
+    assert f"mqcore: {said}\n" in result.stderr
+    figures = report(result)
+    assert figures["error"] == said
+    assert figures["messages"]["failed"] == 1
+    assert read_mbox(tmp_path / "failed") == [read_mbox(mbox)[5]]
+    assert len(read_mbox(out)) == figures["messages"]["stored"]
     assert not (tmp_path / "out.lock").exists()
-    assert os.path.getsize(tmp_path / "out") == 0
+    (tmp_path / "plugins" / "10-exit.py").unlink()
+    move(f"mbox:{mbox}", f"mbox:{out}")
+    assert sorted(read_mbox(out)) == sorted(read_mbox(mbox))

@@ -20,8 +20,9 @@ MAIL, RCPT = b"MAIL FROM:<a@example.org>\r\n", b"RCPT TO:<%b@example.org>\r\n"
 
 
 @contextlib.asynccontextmanager
-async def relaying(server: NextServer, plugins=None, **options):
-    async with serving(plugins, sink=SmtpSink(f"//127.0.0.1:{server.port}"), **options) as it:
+async def relaying(server: NextServer, plugins=None, *, mixed: bool = False, **options):
+    sink = SmtpSink(f"//127.0.0.1:{server.port}")
+    async with serving(plugins, sink=sink, mixed=mixed, one_recipient=not mixed, **options) as it:
         yield it
 
 
@@ -126,6 +127,14 @@ async def test_no_next_server(caplog):
         assert codes([await client.reply() for _ in range(3)]) == ["250 2.1.0", "250 2.1.5", "354"]
         assert codes([await client.ask(MESSAGE)]) == ["250 2.6.0"]
     assert f"cannot reach smtp://127.0.0.1:{server.port}: Connection refused" in caplog.text
+
+
+@run
+async def test_many_recipients_need_a_place_for_those_whom_the_next_server_refuses_later():
+    async with next_server() as server:
+        with pytest.raises(ValueError, match="may take a mail for some of its recipients only"):
+            async with serving(sink=SmtpSink(f"//127.0.0.1:{server.port}")):
+                pass
 
 
 # Many recipients
@@ -388,3 +397,20 @@ async def test_stopped_while_the_next_server_takes_too_long(monkeypatch):
         assert codes([await client.reply(), await client.reply()]) == ["451 4.3.0", "421 4.3.2"]
         assert server.mails == []
     assert counts(it) == {"unfinished": 1, "in_doubt": 1}
+
+
+@pytest.mark.parametrize("stage", ["greeting", "ehlo", *STAGES])
+@run
+async def test_stopped_when_the_client_is_gone_and_the_next_server_silent(stage, monkeypatch):
+    monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.05)
+    async with next_server({stage: [SILENCE]}) as server:
+        async with relaying(server) as it:
+            client = await it.opened()
+            client.send(MESSAGE)
+            await server.silent.wait()
+            client.leave()
+            await it.until(lambda: not it.server._connections)
+            it.gateway.stop()
+            await it.until(lambda: not it.gateway.in_flight)
+        assert server.mails == []
+    assert counts(it) == {"unfinished": 1} | ({"in_doubt": 1} if stage == "message" else {})

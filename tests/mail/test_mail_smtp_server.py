@@ -277,9 +277,42 @@ async def test_verdicts_that_differ(by_name, reply, stored, set_aside):
             assert (mail.mime, mail.recipient) == (b"x\r\n", "two@example.org")
 
 
+@pytest.mark.parametrize("count", [100, 1000])
 @run
-async def test_without_a_place_for_rejected_mails_a_transaction_has_one_recipient():
+async def test_many_recipients_without_a_place_for_rejected_mails(count):
+    """RFC 5321, 4.5.3.1.8: at least 100."""
+    rcpt = b"".join(b"RCPT TO:<%d@example.org>\r\n" % number for number in range(count))
     async with serving() as it:
+        client = await it.greeted()
+        replies = await client.asks(MAIL + rcpt + b"DATA\r\nx\r\n.\r\n", count + 3)
+        assert replies == ["250 2.1.0", *["250 2.1.5"] * count, "354", "250 2.6.0"]
+        assert [mail.recipient for mail in it.sink.mails] == [f"{number}@example.org" for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("by_name", "reply"),
+    [
+        ({"two": (550, "5.1.1 no such user")},
+         "550 5.1.1 no such user (refused for 1 of 3 recipients, so nobody gets it)"),
+        ({"one": (554, "5.7.1 no"), "three": (550, "5.1.1 no such user")},
+         "554 5.7.1 no (refused for 2 of 3 recipients, so nobody gets it)"),
+        ({"one": (550, "5.1.1 no"), "two": (550, "5.1.1 no"), "three": (550, "5.1.1 no")}, "550 5.1.1 no"),
+        ({"one": (550, "5.1.1 no"), "three": (450, "4.2.0 later")}, "450 4.2.0 later"),
+        ({"one": (550, "5.1.1 no"), "two": ValueError("a bug")}, "451 4.3.0 this server has a problem; try again later"),
+    ],
+)
+@run
+async def test_without_a_place_for_rejected_mails_one_that_is_refused_is_enough(by_name, reply):
+    async with serving({"10-mixed": verdicts(**by_name)}) as it:
+        client = await it.greeted()
+        client.send(THREE)
+        assert [await client.reply() for _ in range(6)][-1] == reply
+        assert it.sink.mails == []
+
+
+@run
+async def test_one_recipient_only():
+    async with serving(one_recipient=True) as it:
         client = await it.greeted()
         assert await client.asks(THREE, 6) == ["250 2.1.0", "250 2.1.5", "452 4.5.3", "452 4.5.3", "354", "250 2.6.0"]
         assert [mail.recipient for mail in it.sink.mails] == ["one@example.org"]

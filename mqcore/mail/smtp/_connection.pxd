@@ -54,10 +54,12 @@ cdef class SmtpConnection:
     cdef bint is_proceeding
     cdef bint is_blocked
     cdef bint is_lost
+    cdef bint is_ended              # the client sends no more
     cdef readonly bint is_paused
 
     cdef double time(self) noexcept
     cdef int take_back(self) except -1
+    cdef int pause(self) except -1
     cdef int proceed(self) except -1
     cdef int flush(self) except -1
     cdef int run(self, Hook hook, Stage stage, tuple arguments) except -1

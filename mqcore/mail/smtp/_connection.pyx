@@ -9,7 +9,7 @@ from cpython.time cimport time as wall_time
 from ..._hook cimport Hook
 from .._mail cimport Connection, Mail, address_in, new_mail
 from .._transaction cimport Transaction
-from ...smtp._protocol cimport AUTHENTICATE, MAIL_FROM, NOTHING, RCPT_TO, START_TLS, ServerProtocol
+from ...smtp._protocol cimport AUTHENTICATE, MAIL_FROM, MESSAGE, NOTHING, RCPT_TO, START_TLS, ServerProtocol
 
 from ... import FAIL
 from ...smtp.syntax import printable
@@ -102,10 +102,11 @@ cdef class SmtpConnection:
         protocol.receive(data)
         if protocol.due != NOTHING or self.is_blocked:
             if protocol.buffered > MAX_BUFFERED and self.tls_task is None:
-                self.is_paused = True
-                self.transport.pause_reading()
+                self.pause()
             return
         self.proceed()
+        if protocol.due == MESSAGE and self.info.tls and not self.is_lost:
+            self.pause()  # with TLS nothing can be written any more once it is read that the client closes its side
         receiver = protocol.receiver
         if receiver is None:
             if self.kept and protocol.due == NOTHING:  # it was refused
@@ -114,8 +115,19 @@ cdef class SmtpConnection:
             receiver.refuse(NO_ROOM)
             self.keep(len(receiver.text))
 
+    cdef int pause(self) except -1:
+        self.is_paused = True
+        self.transport.pause_reading()
+        return 0
+
     def eof_received(self):
-        """The client sends no more: the transport closes."""
+        """The client sends no more, but waits for its replies. Under TLS the transport closes all the same."""
+        self.is_ended = True
+        if self.is_lost or self.info.tls:
+            return None
+        if self.protocol.due == NOTHING and not self.is_blocked:
+            self.proceed()
+        return True
 
     def pause_writing(self):
         """A client that does not read its replies gets no more of them."""
@@ -211,7 +223,7 @@ cdef class SmtpConnection:
         if out:
             self.since = self.time()
             self.transport.write(out)
-        if self.protocol.closed:
+        if self.protocol.closed or self.is_ended and self.protocol.due == NOTHING and not self.is_blocked:
             self.transport.close()
         elif self.is_paused and self.protocol.due == NOTHING:
             self.is_paused = False

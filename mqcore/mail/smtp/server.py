@@ -28,11 +28,7 @@ SPARE_FILES = 64
 
 
 class SmtpServer:
-    """Listens for a source until it is stopped, and submits what its clients send to the gateway. It is a connection's `Host`.
-
-    Without a place for what plugins reject where others of the same transaction are accepted, a transaction has one
-    recipient.
-    """
+    """Listens for a source until it is stopped, and submits what clients send to the gateway. It is a connection's `Host`."""
 
     def __init__(self, source: SmtpSource, gateway: Gateway) -> None:
         self.loop = asyncio.get_running_loop()
@@ -41,7 +37,7 @@ class SmtpServer:
         self.names = Names()
         self.tls = source.tls
         self.implicit_tls = source.implicit_tls
-        self.service = self._make_service(source, one_recipient=gateway.failed is None)
+        self.service = self._make_service(source)
         self._listeners = source.listeners
         self._connections: set[SmtpConnection] = set()
         self._handshakes: set[asyncio.Task[bool]] = set()
@@ -51,14 +47,14 @@ class SmtpServer:
         self._stop = asyncio.Event()
         self._empty = asyncio.Event()
 
-    def _make_service(self, source: SmtpSource, *, one_recipient: bool) -> Service:
+    def _make_service(self, source: SmtpSource) -> Service:
         service = Service(
             name=socket.gethostname(),
             starttls=source.tls is not None and not source.implicit_tls,
             auth=bool(self.gateway.dispatcher.plugins.order("mq_smtp_in_authenticate")),
             auth_without_tls=source.auth_without_tls,
         )
-        return replace(service, max_recipients=1) if one_recipient else service
+        return replace(service, max_recipients=1) if source.alone else service
 
     # What the source calls
 

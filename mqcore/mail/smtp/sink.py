@@ -35,6 +35,7 @@ class SmtpSink(Sink):
     recipient. For a source that is a server there is nothing to remember, as clients know what they have sent.
     """
 
+    commits_in_parts = True
     needs_recipients = True
     implicit_tls = False
     scheme = "smtp"

@@ -33,6 +33,7 @@ class SmtpSource(Source):
         Option("tls-certificate", "certificate, in PEM, with those that it depends on", "FILE"),
         Option("tls-key", "its key, if that is not in the same file", "FILE"),
         Option("auth-without-tls", "let passwords be sent in the clear"),
+        Option("one-recipient", "let a transaction have one recipient, and ask clients to send to others afterwards"),
     )
     _server: SmtpServer | None = None
 
@@ -43,7 +44,9 @@ class SmtpSource(Source):
         tls_certificate: str | None = None,
         tls_key: str | None = None,
         auth_without_tls: bool = False,
+        one_recipient: bool = False,
     ) -> None:
+        self.alone = one_recipient
         self.auth_without_tls = auth_without_tls
         self.tls = None if tls_certificate is None else _load(tls_certificate, tls_key)
         host, port = split_host(path)

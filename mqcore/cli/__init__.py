@@ -26,11 +26,12 @@ from ..mail.failed import FailedSink
 from ..mail.pipeline import Pipeline
 from ..mail.places import SINKS, SOURCES, STORES, Place, parse_sink, parse_source, parse_store
 from ..mail.report import BAD_PLUGIN, OK, UNREACHABLE, Report
+from ..mail.smtp.sink import TLS_OUT
 from ..mail.smtp.source import SmtpSource
 from .progress import progress_bar
 
 T = TypeVar("T")
-SERVERS = ("smtp", "smtps")
+SERVERS = ("smtp", "smtps", "lmtp")
 """The schemes of places that are no mailboxes."""
 
 EXIT_CODES = """\
@@ -108,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     receiving.add_argument("--tls-certificate", metavar="FILE", help="certificate, in PEM, with those that it depends on")
     receiving.add_argument("--tls-key", metavar="FILE", help="its key, if that is not in the same file")
     receiving.add_argument("--auth-without-tls", action="store_true", help="let passwords be sent in the clear")
+    run.add_argument(
+        "--tls-out",
+        choices=TLS_OUT,
+        help="STARTTLS of the next server: where it is offered and works (may, the default), never (none), always (require), "
+        "always and with a trusted certificate (verify)",
+    )
     run.add_argument("--json", action="store_true", help="print the closing figures as JSON")
     run.set_defaults(command=_run, parser=run)
 
@@ -258,9 +265,14 @@ def _receiving(options: argparse.Namespace) -> dict[str, object]:
 
 def _sending(options: argparse.Namespace, source: Source | SmtpSource) -> dict[str, object]:
     """The options that only a sink that is a server takes."""
-    if options.sink.scheme not in SERVERS or isinstance(source, SmtpSource):
-        return {}
-    return {"source": source.path}
+    sending: dict[str, object] = {}
+    if options.tls_out is not None:
+        if options.sink.scheme not in ("smtp", "lmtp") or options.sink.path.startswith("unix:"):
+            options.parser.error("--tls-out is for --to smtp://HOST:PORT and lmtp://HOST:PORT")
+        sending["tls_out"] = options.tls_out
+    if options.sink.scheme in SERVERS and not isinstance(source, SmtpSource):
+        sending["source"] = source.path
+    return sending
 
 
 def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:

@@ -12,7 +12,7 @@ from .maildir.source import MaildirSource
 from .mbox.sink import MboxSink
 from .mbox.source import MboxSource
 from .null_sink import NullSink
-from .smtp.sink import SmtpSink, SmtpsSink
+from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
 from .smtp.source import SmtpSource, SmtpsSource, split_host
 
 T = TypeVar("T")
@@ -24,7 +24,13 @@ SOURCES: Mapping[str, Callable[..., Source | SmtpSource]] = {
     "smtps://HOST:PORT": SmtpsSource,
 }
 STORES: dict[str, Callable[..., Sink]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
-SINKS: Mapping[str, Callable[..., Sink]] = STORES | {"smtp://HOST:PORT": SmtpSink, "smtps://HOST:PORT": SmtpsSink}
+SINKS: Mapping[str, Callable[..., Sink]] = STORES | {
+    "smtp://HOST:PORT": SmtpSink,
+    "smtp:unix:PATH": SmtpSink,
+    "smtps://HOST:PORT": SmtpsSink,
+    "lmtp://HOST:PORT": LmtpSink,
+    "lmtp:unix:PATH": LmtpSink,
+}
 
 
 class Place(NamedTuple, Generic[T]):
@@ -64,9 +70,14 @@ def _parse(url: str, known: Mapping[str, Callable[..., T]], what: str) -> Place[
     scheme, _, path = url.partition(":")
     for usage, make in known.items():
         usual_scheme, _, usual_path = usage.partition(":")
-        if scheme == usual_scheme and bool(path) == bool(usual_path):
-            if usual_path == "//HOST:PORT":
-                split_host(path)
-                return Place(scheme, path, make)
+        if scheme != usual_scheme or bool(path) != bool(usual_path):
+            continue
+        is_socket = len(path) > len("unix:") and path.startswith("unix:")
+        if usual_path == "//HOST:PORT" and not is_socket:
+            split_host(path)
+            return Place(scheme, path, make)
+        if usual_path == "unix:PATH" and is_socket:
+            return Place(scheme, f"unix:{os.path.expanduser(path.removeprefix('unix:'))}", make)
+        if not usual_path.endswith(("//HOST:PORT", "unix:PATH")):
             return Place(scheme, os.path.expanduser(path), make)
     raise ValueError(f"{url!r} is no {what}; it can be {' or '.join(known)}")

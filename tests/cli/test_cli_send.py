@@ -12,7 +12,6 @@ import smtplib
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -322,13 +321,6 @@ def test_a_host_that_does_not_exist(tmp_path, plugins):
 def test_no_host():
     with pytest.raises(SinkError, match=r"^smtp://:25 does not say to which host mails are to be sent$"):
         SmtpSink("//:25")
-
-
-def test_without_aiosmtplib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "aiosmtplib", None)
-    monkeypatch.delitem(sys.modules, "mqcore.mail.smtp.client", raising=False)
-    with pytest.raises(SinkError, match=r"^smtp://127.0.0.1:25 needs aiosmtplib: pip install 'mqcore\[smtp\]'$"):
-        SmtpSink("//127.0.0.1:25")
 
 
 # The record of what is sent

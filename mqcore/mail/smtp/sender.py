@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Self
 
 from ... import Dispatcher
+from ...smtp.replies import Reply
 from .._writer import Finished
 from ..report import Report
-from .client import Answer
 from .delivery import Delivery, Sent
 from .pool import Pool
 from .sink import SmtpSink
@@ -50,7 +50,7 @@ class Sender:
         self.sink = sink
         self.counts = report.counts
         self.pauses = PAUSES if patient else ()
-        self.pool = Pool(sink.server, self.pauses)
+        self.pool = Pool(sink.upstream, self.pauses)
         self.is_stopping = False
         self._report = report
         self._on_error = on_error
@@ -84,13 +84,13 @@ class Sender:
         self._deliveries.discard(delivery)
         sent(delivery.mails, delivery.is_finished, delivery.is_delivered)
 
-    def blocks(self, answer: Answer) -> bool:
+    def blocks(self, reply: Reply) -> bool:
         """Whether nothing is sent to the others either, when the server says this to one recipient."""
         if self.pauses:
             return False
         if self._mixed:
-            return answer.is_temporary and not answer.is_too_many
-        return not answer.is_positive
+            return reply.is_temporary and not reply.is_too_many
+        return not reply.is_positive
 
     def give_up(self, reason: str) -> None:
         """End the run."""

@@ -1,4 +1,4 @@
-"""`smtp://HOST:PORT` and `smtps://HOST:PORT` as a sink."""
+"""Servers as a sink: `smtp://HOST:PORT`, `smtps://HOST:PORT`, `lmtp://HOST:PORT`, and Unix sockets, as in `lmtp:unix:PATH`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from ..errors import SinkError, describe
 from ..files import sync_folder, write_all
 from ..report import Report
 from .source import split_host
+from .upstream import Upstream
 
 if TYPE_CHECKING:
-    from .client import NextServer
     from .sender import Sender
+
+TLS_OUT = ("may", "none", "require", "verify")
 
 _LINE = re.compile(rb"([0-9a-f]{32})(?: ([^\n]+))?\n")
 
@@ -35,11 +37,16 @@ class SmtpSink:
     """
 
     implicit_tls = False
+    lmtp = False
     scheme = "smtp"
     notes = None
 
-    def __init__(self, path: str, *, source: Path | None = None) -> None:
-        """`source` is where the mailbox lies that mails come from."""
+    def __init__(self, path: str, *, source: Path | None = None, tls_out: str = "may") -> None:
+        """`path` is `//HOST:PORT` or `unix:PATH`; `source` is where the mailbox lies that mails come from.
+
+        With `tls_out`, STARTTLS is used `may`be (where it is offered and works), is a must (`require`), also with a
+        certificate that the system trusts (`verify`), or is not used (`none`).
+        """
         self.url = f"{self.scheme}:{path}"
         self._path = path
         self.record = None if source is None else self._beside(source)
@@ -47,7 +54,7 @@ class SmtpSink:
         self._delivered: set[bytes] = set()
         self._partly: dict[str, set[str]] = {}
         self._fd = -1
-        self.server = self._find_server()
+        self.upstream = self._find_upstream(tls_out)
         if self.record is not None:
             try:
                 self._open(self.record)
@@ -58,21 +65,20 @@ class SmtpSink:
                 self.close()
                 raise
 
-    def _find_server(self) -> NextServer:
-        try:
-            from .client import NextServer
-        except ModuleNotFoundError as error:
-            if error.name != "aiosmtplib":
-                raise
-            raise SinkError(f"{self.url} needs aiosmtplib: pip install 'mqcore[smtp]'") from None
+    def _find_upstream(self, tls_out: str) -> Upstream:
+        name = socket.getfqdn()
+        if self._path.startswith("unix:"):
+            return Upstream(self.url, self._path.removeprefix("unix:"), name, self.lmtp, tls_out="none")
         host, port = split_host(self._path)
         if not host:
             raise SinkError(f"{self.url} does not say to which host mails are to be sent")
-        tls = ssl.create_default_context() if self.implicit_tls else _opportunistic()
-        return NextServer(self.url, host, port, socket.getfqdn(), tls, self.implicit_tls)
+        verified = self.implicit_tls or tls_out == "verify"
+        tls = ssl.create_default_context() if verified else _unverified()
+        return Upstream(self.url, (host, port), name, self.lmtp, self.implicit_tls, tls_out, tls)
 
     def _beside(self, source: Path) -> Path:
-        name = f"sent.{self.scheme}.{self._path.removeprefix('//')}"
+        path = self._path.removeprefix("//").replace("%", "%25").replace("/", "%2F")
+        name = f"sent.{self.scheme}.{path}"
         return source / f"mqcore.{name}" if source.is_dir() else Path(f"{source}.{name}")
 
     def _open(self, record: Path) -> None:
@@ -123,7 +129,7 @@ class SmtpSink:
             self._fd = -1
 
 
-def _opportunistic() -> ssl.SSLContext:
+def _unverified() -> ssl.SSLContext:
     """For what was offered in the clear, so that it proves nothing; but who only listens learns nothing (RFC 7435)."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.check_hostname = False
@@ -138,12 +144,19 @@ class SmtpsSink(SmtpSink):
     scheme = "smtps"
 
 
+class LmtpSink(SmtpSink):
+    """A server that replies to each recipient when it has the mail, as those do that deliver to mailboxes (RFC 2033)."""
+
+    lmtp = True
+    scheme = "lmtp"
+
+
 def make_sender(
     dispatcher: Dispatcher, sink: Sink, report: Report, on_error: Callable[[], object], **options: bool
 ) -> Sender | None:
     """What delivers to a sink that is a server; None for any other. The options are those of `Sender`."""
     if not isinstance(sink, SmtpSink):
         return None
-    from .sender import Sender  # takes aiosmtplib with it, which need not be there
+    from .sender import Sender  # takes asyncio's TLS with it, which a mailbox need not wait for
 
     return Sender(dispatcher, sink, report, on_error, **options)

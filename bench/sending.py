@@ -1,10 +1,10 @@
 """Sending by SMTP: `mqcore run --from mbox:... --to smtp://...` beside plain loops that do the same.
 
-    pip install '.[bench,smtp]' && apt-get install postfix
+    pip install '.[bench]' && apt-get install postfix
     python bench/sending.py [--rounds N] [--mails N]
 
 Mails of 1,000 bytes go from an mbox to Postfix's smtp-sink over 20 connections, by each in turn, round after round.
-*aiosmtplib*, the library that mqcore sends with, alone on a uvloop loop, is the floor; *smtplib* is the standard library in 20
+*aiosmtplib*, a library for sending, alone on a uvloop loop, is the measure; *smtplib* is the standard library in 20
 threads; *smtp-source* is Postfix's, in C, and reads no mbox. mqcore has a plugin that says to whom, and keeps its record of
 what is delivered. A rate is that of whole processes, less the time of a run that finds the mbox empty. A figure is the median
 over the rounds of the ratio to aiosmtplib in the same round; its spread is half the range of their middle half. The last column

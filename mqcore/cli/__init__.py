@@ -214,6 +214,8 @@ def _run(options: argparse.Namespace) -> int:
         if one.is_same(other):
             options.parser.error(f"{one} and {other} are the same mailbox")
     receiving = _receiving(options)
+    if options.tls_out is not None and (sink.scheme not in ("smtp", "lmtp") or sink.path.startswith("unix:")):
+        options.parser.error("--tls-out is for --to smtp://HOST:PORT and lmtp://HOST:PORT")
     with contextlib.ExitStack() as opened:
         plugins = opened.enter_context(_plugins(options, *options.plugins))
         for name in plugins.unused_config:
@@ -267,8 +269,6 @@ def _sending(options: argparse.Namespace, source: Source | SmtpSource) -> dict[s
     """The options that only a sink that is a server takes."""
     sending: dict[str, object] = {}
     if options.tls_out is not None:
-        if options.sink.scheme not in ("smtp", "lmtp") or options.sink.path.startswith("unix:"):
-            options.parser.error("--tls-out is for --to smtp://HOST:PORT and lmtp://HOST:PORT")
         sending["tls_out"] = options.tls_out
     if options.sink.scheme in SERVERS and not isinstance(source, SmtpSource):
         sending["source"] = source.path

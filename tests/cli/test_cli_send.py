@@ -36,7 +36,7 @@ from mail_tools import (
 from smtp_tools import certificate
 
 from mqcore.mail import SinkError
-from mqcore.mail.smtp.sink import SmtpSink
+from mqcore.mail.smtp.sink import LmtpSink, SmtpSink
 
 TO_ALICE = 'def mq_smtp_in_message(context, message): message.recipient = "alice@example.org"\n'
 SAMPLE = EXAMPLES / "sample.mbox"
@@ -302,6 +302,12 @@ def test_nobody_says_to_whom(tmp_path):
         (["--to", "smtp://127.0.0.1"], "'//127.0.0.1' is not //HOST:PORT"),
         (["--to", "smtp://me:secret@127.0.0.1:25"], "a user and a password have no place in it"),
         (["--to", "smtp://mx..example.org:25"], "'mx..example.org' is no name of a host"),
+        (["--to", "lmtp:unix:"], "'unix:' is not //HOST:PORT"),
+        (["--to", "smtps:unix:/run/smtp"], "'smtps:unix:/run/smtp' is no sink"),
+        (["--to", "null:", "--tls-out", "none"], "--tls-out is for --to smtp://HOST:PORT and lmtp://HOST:PORT"),
+        (["--to", "lmtp:unix:/run/lmtp", "--tls-out", "none"], "--tls-out is for --to smtp://HOST:PORT and lmtp"),
+        (["--to", "smtps://127.0.0.1:465", "--tls-out", "verify"], "--tls-out is for --to smtp://HOST:PORT and lmtp"),
+        (["--to", "smtp://127.0.0.1:25", "--tls-out", "maybe"], "invalid choice: 'maybe'"),
         (["--to", "null:", "--failed", "smtp://127.0.0.1:25"], "'smtp://127.0.0.1:25' is no place for failed mails"),
     ],
 )
@@ -347,6 +353,8 @@ def test_the_record(tmp_path):
     (tmp_path / "maildir").mkdir()
     SmtpSink("//mx.example:25", source=tmp_path / "maildir").close()
     assert os.listdir(tmp_path / "maildir") == ["mqcore.sent.smtp.mx.example:25"]
+    LmtpSink("unix:/run/50%/lmtp", source=tmp_path / "mbox").close()
+    assert (tmp_path / "mbox.sent.lmtp.unix:%2Frun%2F50%25%2Flmtp").exists()
 
 
 def test_a_record_that_cannot_be_written(tmp_path):

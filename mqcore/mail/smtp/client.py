@@ -100,7 +100,7 @@ class Client(asyncio.Protocol):
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await client._reach()
-            hello = await client._run(None)
+            hello = await client._run()
         except BaseException as error:
             client.close()
             if isinstance(error, (OSError, Lost)):
@@ -205,8 +205,10 @@ class Client(asyncio.Protocol):
         If the reply to a RCPT `blocks`, the message is not sent to anybody; those whom the server would have taken keep
         the reply to theirs.
         """
+        if self._protocol.send(sender, recipients, content, blocks) is not None:
+            return self._protocol.replies  # nothing was asked for, as it would not be taken
         self._is_open = True
-        await self._run(self._protocol.send(sender, recipients, content, blocks))
+        await self._run()
         replies = self._protocol.replies
         self._is_open = not any(reply.is_delivered for reply in replies.values())
         if self._is_open and not self._error:
@@ -219,20 +221,19 @@ class Client(asyncio.Protocol):
         if self._error:
             raise self._lost()
         command()
-        return await self._run(None)
+        return await self._run()
 
-    async def _run(self, end: Reply | None) -> Reply:
+    async def _run(self) -> Reply:
         """Wait until what was asked for has ended. Raises Lost."""
         if self._error:
             raise self._lost()
-        if end is None:
-            if self._end is None:
-                self._end = self._loop.create_future()
-            self._write()
-            try:
-                end = await self._end
-            finally:
-                self._end = None
+        if self._end is None:
+            self._end = self._loop.create_future()
+        self._write()
+        try:
+            end = await self._end
+        finally:
+            self._end = None
         if self._protocol.closed:
             self.close()
             if end.code == 421 and end.state in ("mailfrom", "rcptto", "data", "rset"):

@@ -56,7 +56,9 @@ def add_to(commands: Commands) -> None:
         help="most mails between source and sink (default: 1000)",
     )
     for option, places in options_of_places().items():
-        how: dict[str, Any] = {"action": "store_true"} if option.metavar is None else {"metavar": option.metavar}
+        how: dict[str, Any] = {"action": "store_true"}
+        if option.metavar is not None or option.choices is not None:
+            how = {"metavar": option.metavar, "choices": option.choices}
         run.add_argument(f"--{option.name}", help=f"{option.help} ({', '.join(places)})", **how)
     run.add_argument("--json", action="store_true", help="print the closing figures as JSON")
     run.set_defaults(command=move, parser=run)
@@ -126,7 +128,7 @@ def _options_for(options: argparse.Namespace, *places: Location[Any]) -> list[di
         names = [option.name.replace("-", "_") for option in place.kind.options]
         chosen.append({name: given[name] for name in names if name in given})
         try:
-            place.kind.check(chosen[-1])
+            place.kind.check(place.path, chosen[-1])
         except ValueError as error:
             options.parser.error(str(error))
     return chosen

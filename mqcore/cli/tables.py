@@ -36,6 +36,7 @@ def _outcomes(report: Report) -> Table:
         (counts.unfinished, "not finished; the source still has them"),
         (counts.unanswered, "of those stored, not known to be so by their client, who may send them again"),
         (counts.in_doubt, "sent or set aside without an answer, so that they may be there twice"),
+        (counts.in_clear, "sent in the clear, as STARTTLS of the next server fails"),
     ]
     for number, (count, what) in enumerate(rows):
         if count or number == 0 or what == "stored":

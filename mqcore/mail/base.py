@@ -29,7 +29,8 @@ class Option(NamedTuple):
     """Without its dashes."""
     help: str
     metavar: str | None = None
-    """None for one that is given or not."""
+    """None for one that is given or not, unless it has `choices`."""
+    choices: tuple[str, ...] | None = None
 
 
 class Place:
@@ -40,7 +41,7 @@ class Place:
     url: str
 
     @classmethod
-    def check(cls, given: Mapping[str, Any]) -> None:
+    def check(cls, path: str, given: Mapping[str, Any]) -> None:
         """Raise ValueError for options that do not go together, before anything is opened."""
 
     def close(self) -> None:

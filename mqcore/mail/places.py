@@ -12,7 +12,7 @@ from .maildir.source import MaildirSource
 from .mbox.sink import MboxSink
 from .mbox.source import MboxSource
 from .null_sink import NullSink
-from .smtp.sink import SmtpSink, SmtpsSink
+from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
 from .smtp.source import SmtpSource, SmtpsSource, split_host
 
 P = TypeVar("P", bound=Place)
@@ -24,7 +24,14 @@ SOURCES: Mapping[str, type[Source]] = {
     "smtps://HOST:PORT": SmtpsSource,
 }
 STORES: Mapping[str, type[Store]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
-SINKS: Mapping[str, type[BaseSink]] = {**STORES, "smtp://HOST:PORT": SmtpSink, "smtps://HOST:PORT": SmtpsSink}
+SINKS: Mapping[str, type[BaseSink]] = {
+    **STORES,
+    "smtp://HOST:PORT": SmtpSink,
+    "smtp:unix:PATH": SmtpSink,
+    "smtps://HOST:PORT": SmtpsSink,
+    "lmtp://HOST:PORT": LmtpSink,
+    "lmtp:unix:PATH": LmtpSink,
+}
 
 
 class Location(NamedTuple, Generic[P]):
@@ -71,9 +78,14 @@ def _parse(url: str, known: Mapping[str, type[P]], what: str) -> Location[P]:
     scheme, _, path = url.partition(":")
     for usage, kind in known.items():
         usual_scheme, _, usual_path = usage.partition(":")
-        if scheme == usual_scheme and bool(path) == bool(usual_path):
-            if usual_path == "//HOST:PORT":
-                split_host(path)
-                return Location(scheme, path, kind)
+        if scheme != usual_scheme or bool(path) != bool(usual_path):
+            continue
+        is_socket = len(path) > len("unix:") and path.startswith("unix:")
+        if usual_path == "//HOST:PORT" and not is_socket:
+            split_host(path)
+            return Location(scheme, path, kind)
+        if usual_path == "unix:PATH" and is_socket:
+            return Location(scheme, f"unix:{os.path.expanduser(path.removeprefix('unix:'))}", kind)
+        if not usual_path.endswith(("//HOST:PORT", "unix:PATH")):
             return Location(scheme, os.path.expanduser(path), kind)
     raise ValueError(f"{url!r} is no {what}; it can be {' or '.join(known)}")

@@ -35,6 +35,8 @@ class Counts:
     """Times that a mail was sent to the next server and the connection broke before the answer, or the answer could not be
     noted, or not be passed on, so that it may be there twice: it is sent again, or stays with its source. And rejected mails
     that are where failed mails go, while others of their transaction could not be stored, so that all of it comes again."""
+    in_clear: int = 0
+    """Mails that the next server got in the clear because its STARTTLS had failed for long enough."""
 
     @property
     def stored(self) -> int:

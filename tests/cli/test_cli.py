@@ -542,7 +542,7 @@ def test_version():
 
 
 def test_a_start_waits_for_nothing_that_it_may_not_need():
-    slow = ["importlib.metadata", "rich", "aiosmtplib", "mqcore.mail.smtp.server"]
+    slow = ["importlib.metadata", "rich", "mqcore.mail.smtp.sender", "mqcore.mail.smtp.server"]
     code = f"import sys, mqcore.cli; print([name for name in {slow} if name in sys.modules])"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment, timeout=60)

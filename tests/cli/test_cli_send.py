@@ -13,7 +13,6 @@ import smtplib
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +37,7 @@ from mail_tools import (
 from smtp_tools import certificate
 
 from mqcore.mail import SinkError
-from mqcore.mail.smtp.sink import SmtpSink
+from mqcore.mail.smtp.sink import LmtpSink, SmtpSink
 
 TO_ALICE = 'def mq_smtp_in_message(context, message): message.recipient = "alice@example.org"\n'
 SAMPLE = EXAMPLES / "sample.mbox"
@@ -308,6 +307,12 @@ def test_nobody_says_to_whom(tmp_path):
         (["--to", "smtp://127.0.0.1"], "'//127.0.0.1' is not //HOST:PORT"),
         (["--to", "smtp://me:secret@127.0.0.1:25"], "a user and a password have no place in it"),
         (["--to", "smtp://mx..example.org:25"], "'mx..example.org' is no name of a host"),
+        (["--to", "lmtp:unix:"], "'unix:' is not //HOST:PORT"),
+        (["--to", "smtps:unix:/run/smtp"], "'smtps:unix:/run/smtp' is no sink"),
+        (["--to", "null:", "--tls-out", "none"], "--tls-out is for --to smtp://HOST:PORT and lmtp://HOST:PORT"),
+        (["--to", "lmtp:unix:/run/lmtp", "--tls-out", "none"], "--tls-out is for --to smtp://HOST:PORT and lmtp"),
+        (["--to", "smtps://127.0.0.1:465", "--tls-out", "verify"], "--tls-out is for --to smtp://HOST:PORT and lmtp"),
+        (["--to", "smtp://127.0.0.1:25", "--tls-out", "maybe"], "invalid choice: 'maybe'"),
         (["--to", "null:", "--failed", "smtp://127.0.0.1:25"], "'smtp://127.0.0.1:25' is no place for failed mails"),
     ],
 )
@@ -327,13 +332,6 @@ def test_a_host_that_does_not_exist(tmp_path, plugins):
 def test_no_host():
     with pytest.raises(SinkError, match=r"^smtp://:25 does not say to which host mails are to be sent$"):
         SmtpSink("//:25")
-
-
-def test_without_aiosmtplib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "aiosmtplib", None)
-    monkeypatch.delitem(sys.modules, "mqcore.mail.smtp.client", raising=False)
-    with pytest.raises(SinkError, match=r"^smtp://127.0.0.1:25 needs aiosmtplib: pip install 'mqcore\[smtp\]'$"):
-        SmtpSink("//127.0.0.1:25")
 
 
 # The record of what is sent
@@ -360,6 +358,8 @@ def test_the_record(tmp_path):
     (tmp_path / "maildir").mkdir()
     SmtpSink("//mx.example:25", source=tmp_path / "maildir").close()
     assert os.listdir(tmp_path / "maildir") == ["mqcore.sent.smtp.mx.example:25"]
+    LmtpSink("unix:/run/50%/lmtp", source=tmp_path / "mbox").close()
+    assert (tmp_path / "mbox.sent.lmtp.unix:%2Frun%2F50%25%2Flmtp").exists()
 
 
 def test_a_record_that_cannot_be_written(tmp_path):

@@ -198,6 +198,7 @@ async def delivering(
     *,
     envelope: str | None = "a@example.org",
     recipient: str | None = "b@example.org",
+    sink: SmtpSink | None = None,
     **options: Any,
 ) -> AsyncIterator[Delivering]:
     """Such a run, with a record in `folder`; the block may let it go on, and end by `end`."""
@@ -205,7 +206,7 @@ async def delivering(
     for name, plugin in (plugins or {}).items():
         loaded.add(name, plugin)
     failed = FailedList(folder)
-    sink = SmtpSink(f"//127.0.0.1:{server.port}", source=folder / "mbox")
+    sink = sink or SmtpSink(f"//127.0.0.1:{server.port}", source=folder / "mbox")
     source = ListSource(mails, envelope, recipient)
     with contextlib.closing(sink), mqcore.Dispatcher(loaded) as dispatcher:
         it = Delivering(Gateway(dispatcher, source, sink, FailedSink(failed, source.url), **options), failed)

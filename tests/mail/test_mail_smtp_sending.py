@@ -56,6 +56,41 @@ async def test_a_mail(tmp_path):
 
 
 @run
+async def test_a_mail_in_one_go(tmp_path):
+    """Where that is offered; and to whom the server takes."""
+    async with next_server({"rcptto": ["250 ok", "550 5.1.1 no", "250 ok"]}) as server:
+        server.extensions = ["PIPELINING"]
+        recipients = [f"{name}@example.org" for name in "bcd"]
+        report, _ = await deliver(server, tmp_path, plugins=sets(recipients=recipients))
+    assert server.mails == [("a@example.org", ["b@example.org", "d@example.org"], WIRE)]
+    asked = [command.partition(" ")[0] for command in server.commands]
+    assert asked == ["EHLO", "MAIL", "RCPT", "RCPT", "RCPT", "DATA", "QUIT"]
+    assert [result["code"] for result in reasons(tmp_path)[0]["results"]] == [250, 550, 250]
+    assert counts(report) == {"rejected": 1}
+
+
+@run
+async def test_a_mail_that_is_too_big_for_the_server(tmp_path):
+    async with next_server() as server:
+        server.extensions = ["SIZE 20"]
+        report, _ = await deliver(server, tmp_path)
+        assert [command.partition(" ")[0] for command in server.commands] == ["EHLO", "QUIT"]
+    assert counts(report) == {"rejected": 1}
+    assert reasons(tmp_path)[0]["rejected"]["code"] == 552
+
+
+@run
+async def test_over_a_unix_socket(tmp_path):
+    async with next_server() as server:
+        path = tmp_path / "socket"
+        async with await asyncio.start_unix_server(server._serve, path):
+            sink = SmtpSink(f"unix:{path}", source=tmp_path / "mbox")
+            report, _ = await deliver(server, tmp_path, sink=sink)
+    assert server.mails == [("a@example.org", ["b@example.org"], WIRE)]
+    assert counts(report) == {"continued": 1}
+
+
+@run
 async def test_eight_bits_are_announced_where_that_is_offered(tmp_path):
     async with next_server() as server:
         await deliver(server, tmp_path, ["é\n".encode()])

@@ -2,86 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import select
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Self, cast
 
-from aiosmtplib import SMTP, SMTPException, SMTPHeloError, SMTPResponseException
-
-from ..message import Rejection
+from ...smtp.client import ClientProtocol
+from ...smtp.replies import ProtocolError, Reply
+from .upstream import Health, Upstream
 
 CONNECT_TIMEOUT = 30.0
 """Seconds, for the connection, for TLS, and for each reply until the server is ready."""
 COMMAND_TIMEOUT = 300.0
 ANSWER_TIMEOUT = 600.0
-"""Seconds from the end of a message to its answer (RFC 5321, 4.5.3.2.6): who waits for less sends mails twice."""
+"""Seconds from the end of a message to its reply (RFC 5321, 4.5.3.2.6): who waits for less sends mails twice."""
 MIN_RATE = 1000
 """Octets of a message that the server takes in a second, in the long run."""
-
-
-class NextServer(NamedTuple):
-    """Where mails are delivered to, and as whom."""
-
-    url: str
-    host: str
-    port: int
-    name: str
-    """The host name that we say we are."""
-    tls: ssl.SSLContext
-    implicit_tls: bool
-
-
-class Answer(NamedTuple):
-    """What the next server said to one recipient of a mail."""
-
-    state: str
-    """How far it came: connect, mailfrom, rcptto, data (the command) or message (all of it is sent)."""
-    code: int | None
-    """None if the connection broke. If that was in the state `message`, the server may have the mail, or not."""
-    text: str
-
-    @property
-    def is_positive(self) -> bool:
-        return self.code is not None and 200 <= self.code <= 299
-
-    @property
-    def is_delivered(self) -> bool:
-        return self.state == "message" and self.is_positive
-
-    @property
-    def is_final(self) -> bool:
-        return self.code is not None and 500 <= self.code <= 599
-
-    @property
-    def is_temporary(self) -> bool:
-        """Whether it may be another one next time."""
-        return not self.is_positive and not self.is_final
-
-    @property
-    def is_too_many(self) -> bool:
-        """Whether it is the answer to a recipient for whom there is to be another transaction (RFC 5321, 4.5.3.1.10)."""
-        return self.state == "rcptto" and self.code == 452 and ("4.5.3" in self.text or "too many" in self.text.lower())
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.text}"
-
-    def as_rejection(self) -> Rejection:
-        """For whom the mail came from. Not with 421, which is about our connection and not about theirs."""
-        if self.code is None:
-            who = "" if self.state == "connect" else "the next server failed: "
-            return Rejection(451, f"4.4.2 {who}{self.text}")
-        return Rejection(self.code if 400 <= self.code <= 599 and self.code != 421 else 451, self.text)
-
-    def as_dict(self, recipient: str) -> dict[str, Any]:
-        return {"recipient": recipient, "state": self.state, "code": self.code, "description": self.text}
 
 
 class Unreachable(Exception):
     """There is no connection to the next server, or it does not want to talk to us. `final`: nor will it later."""
 
-    def __init__(self, reason: str, *, final: bool) -> None:
+    def __init__(self, reason: str, *, final: bool = False) -> None:
         super().__init__(reason)
         self.final = final
 
@@ -89,154 +34,295 @@ class Unreachable(Exception):
 class Lost(Exception):
     """The connection broke within a transaction, or the server closes it, or what it said is no reply."""
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.text)
-        self.answer = answer
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.text)
+        self.reply = reply
 
 
-class Client:
-    """One connection, for one transaction after the other."""
+class StartTlsFailed(Unreachable):
+    """The server refused TLS, or it broke."""
 
-    def __init__(self, smtp: SMTP) -> None:
-        self._smtp = smtp
+
+class Client(asyncio.Protocol):
+    """One connection, for one transaction after the other. Made by `connect`."""
+
+    def __init__(self, upstream: Upstream, health: Health) -> None:
         self.is_used = False
         """Whether there was a transaction before, so that the server may have had enough of it."""
-        self.is_in_doubt = False
-        """Whether a message is sent and not answered."""
+        self.is_clear = False
+        """Whether it is in the clear because TLS failed."""
+        self._loop = asyncio.get_running_loop()
+        self._upstream = upstream
+        self._health = health
+        self._protocol = ClientProtocol(
+            upstream.name, lmtp=upstream.lmtp, secure=upstream.implicit_tls, pipelining=health.pipelining
+        )
+        self._transport: asyncio.Transport | None = None
+        self._end: asyncio.Future[Reply] | None = self._loop.create_future()
+        """Of what is being asked for; first, of the greeting."""
+        self._error = ""
+        """Why the connection is gone."""
+        self._timeout = CONNECT_TIMEOUT
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._is_open = False
+        """Whether a transaction was left in the middle."""
+
+    # Connecting
 
     @classmethod
-    async def connect(cls, server: NextServer) -> Client:
-        """Raises Unreachable. TLS begins if the server offers it."""
-        smtp = SMTP(
-            hostname=server.host,
-            port=server.port,
-            local_hostname=server.name,
-            timeout=CONNECT_TIMEOUT,
-            use_tls=server.implicit_tls,
-            start_tls=False if server.implicit_tls else None,
-            tls_context=server.tls,
-        )
+    async def connect(cls, upstream: Upstream, health: Health) -> Self:
+        """Raises Unreachable."""
+        client = await cls._open(upstream, health)
+        if not client._wants_tls():
+            return client
+        now = client._loop.time
+        if not health.is_clear(now()):
+            try:
+                await client._start_tls()
+            except StartTlsFailed as error:
+                if upstream.tls_out != "may":
+                    raise
+                health.starttls_failed(now(), str(error))
+                if not health.is_clear(now()):
+                    raise
+            else:
+                health.starttls_worked()
+                return client
+            client = await cls._open(upstream, health)
+        client.is_clear = True
+        return client
+
+    @classmethod
+    async def _open(cls, upstream: Upstream, health: Health) -> Self:
+        """As far as the first EHLO."""
+        client = cls(upstream, health)
         try:
-            await smtp.connect()
-            if smtp.is_ehlo_or_helo_needed:
-                await _say_hello(smtp)
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await client._reach()
+            hello = await client._run()
         except BaseException as error:
-            smtp.close()
-            if isinstance(error, (SMTPException, OSError)):
+            client.close()
+            if isinstance(error, (OSError, Lost)):
                 raise _explain(error) from error
             raise
-        return cls(smtp)
+        if not hello.is_positive:
+            client.close()
+            raise Unreachable(f"it says {hello}", final=hello.is_final)
+        client._timeout = COMMAND_TIMEOUT
+        return client
+
+    async def _reach(self) -> None:
+        loop, address = self._loop, self._upstream.address
+        if isinstance(address, str):
+            await loop.create_unix_connection(lambda: self, address)
+        elif self._upstream.implicit_tls:
+            await loop.create_connection(lambda: self, *address, ssl=self._upstream.tls, server_hostname=address[0])
+        else:
+            await loop.create_connection(lambda: self, *address)
+
+    def _wants_tls(self) -> bool:
+        upstream = self._upstream
+        if upstream.implicit_tls or upstream.tls_out == "none":
+            return False
+        return upstream.tls_out != "may" or "STARTTLS" in self._protocol.extensions
+
+    async def _start_tls(self) -> None:
+        """Raises StartTlsFailed, and the connection is closed then."""
+        self._timeout = CONNECT_TIMEOUT
+        try:
+            await self._shake_hands()
+            hello = await self._ask(self._protocol.secured)
+            if not hello.is_positive:
+                raise StartTlsFailed(f"after STARTTLS it says {hello}")
+        except BaseException as error:
+            self.close()
+            if isinstance(error, (OSError, Lost)):
+                why = _explain(error)
+                raise StartTlsFailed(f"STARTTLS failed: {why}", final=why.final) from error
+            raise
+        self._timeout = COMMAND_TIMEOUT
+
+    async def _shake_hands(self) -> None:
+        if "STARTTLS" not in self._protocol.extensions:
+            raise StartTlsFailed("it does not offer STARTTLS")
+        reply = await self._ask(self._protocol.start_tls)
+        if reply.code != 220:
+            raise StartTlsFailed(f"STARTTLS is refused: {reply}")
+        if self._error:  # it said more, which somebody may have put there
+            raise self._lost()
+        assert self._transport is not None and self._upstream.tls is not None
+        transport = await self._loop.start_tls(
+            self._transport,
+            self,
+            self._upstream.tls,
+            server_hostname=self._upstream.address[0],
+            ssl_handshake_timeout=CONNECT_TIMEOUT,
+        )
+        if transport is None:
+            raise StartTlsFailed("STARTTLS failed: the server closed the connection")
+        self._transport = transport
+
+    # What the pool and deliveries ask for
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether a message is sent and not all replies to it came."""
+        return self._protocol.in_doubt
+
+    @property
+    def replies(self) -> dict[str, Reply]:
+        """Of the last transaction, to each recipient for whom it has ended."""
+        return self._protocol.replies
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the server keeps the connection open, and no transaction was left in the middle."""
-        return self._smtp.is_connected and not self._is_open
+        """Whether the server keeps the connection open, no transaction was left in the middle, and nothing came unasked: what
+        is not read yet would be taken for the reply to the next command."""
+        return not (self._error or self._is_open) and self._protocol.is_idle and not self._is_readable()
+
+    def _is_readable(self) -> bool:
+        assert self._transport is not None
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
-        self._smtp.close()
+        self._fail("the connection was closed")
 
     async def quit(self) -> None:
         """Say goodbye, and close."""
-        with contextlib.suppress(SMTPException, OSError):
-            await self._smtp.quit(timeout=CONNECT_TIMEOUT)
-        self._smtp.close()
+        self._timeout = CONNECT_TIMEOUT
+        with contextlib.suppress(Lost):
+            await self._ask(self._protocol.quit)
+        self.close()
 
     async def send(
-        self, sender: str, recipients: Sequence[str], content: bytes, *, blocks: Callable[[Answer], bool]
-    ) -> dict[str, Answer]:
-        """One transaction, and the answer to each recipient. Raises Lost.
+        self, sender: str, recipients: Sequence[str], content: bytes, *, blocks: Callable[[Reply], bool] | None = None
+    ) -> dict[str, Reply]:
+        """One transaction, and the reply to each recipient. Raises Lost; `replies` has those that came.
 
-        If the answer to a RCPT `blocks`, the message is not sent to anybody; those whom the server would have taken keep
-        the answer to theirs.
+        If the reply to a RCPT `blocks`, the message is not sent to anybody; those whom the server would have taken keep
+        the reply to theirs.
         """
+        if self._protocol.send(sender, recipients, content, blocks) is not None:
+            return self._protocol.replies  # nothing was asked for, as it would not be taken
         self._is_open = True
-        begun = await self._mail(sender, recipients, content)
-        if not begun.is_positive:
-            answers = dict.fromkeys(recipients, begun)
-        else:
-            answers = await self._rcpt(recipients)
-            accepted = [recipient for recipient, answer in answers.items() if answer.is_positive]
-            if accepted and not any(map(blocks, answers.values())):
-                answers |= dict.fromkeys(accepted, await self._message(content))
-        self._is_open = not any(answer.is_delivered for answer in answers.values())
-        if self._is_open:
-            with contextlib.suppress(Lost):  # the answers hold all the same
-                self._is_open = not (await self._command("rset", b"RSET")).is_positive
+        await self._run()
+        replies = self._protocol.replies
+        self._is_open = not any(reply.is_delivered for reply in replies.values())
+        if self._is_open and not self._error:
+            with contextlib.suppress(Lost):  # the replies hold all the same
+                self._is_open = not (await self._ask(self._protocol.reset)).is_positive
         self.is_used = True
-        return answers
+        return replies
 
-    async def _mail(self, sender: str, recipients: Sequence[str], content: bytes) -> Answer:
-        options = []
-        if self._smtp.supports_extension("size"):
-            options.append(b"SIZE=%d" % len(content))
-        if not content.isascii() and self._smtp.supports_extension("8bitmime"):
-            options.append(b"BODY=8BITMIME")
-        if not all(address.isascii() for address in (sender, *recipients)):
-            if not self._smtp.supports_extension("smtputf8"):
-                return Answer("mailfrom", 553, "5.6.7 the next server takes ASCII addresses only")
-            options.append(b"SMTPUTF8")
-        return await self._command("mailfrom", b"MAIL", b"FROM:<%b>" % sender.encode(), *options)
+    async def _ask(self, command: Callable[[], None]) -> Reply:
+        if self._error:
+            raise self._lost()
+        command()
+        return await self._run()
 
-    async def _rcpt(self, recipients: Sequence[str]) -> dict[str, Answer]:
-        answers: dict[str, Answer] = {}
-        for recipient in recipients:
-            answers[recipient] = await self._command("rcptto", b"RCPT", b"TO:<%b>" % recipient.encode())
-            if answers[recipient].is_too_many:
-                return dict.fromkeys(recipients, answers[recipient]) | answers
-        return answers
-
-    async def _message(self, content: bytes) -> Answer:
-        ready = await self._command("data", b"DATA")
-        protocol = self._smtp.protocol
-        if ready.code != 354 or protocol is None:
-            if ready.is_temporary or ready.is_final:
-                return ready
-            raise Lost(Answer("data", None, f"DATA was answered with {ready.code} {ready.text}"))
-        # In two steps, and not by `SMTP.data`, so that it is known whether the message was sent when the connection breaks.
+    async def _run(self) -> Reply:
+        """Wait until what was asked for has ended. Raises Lost."""
+        if self._error:
+            raise self._lost()
+        if self._end is None:
+            self._end = self._loop.create_future()
+        self._write()
         try:
-            protocol.write(content)
-            self.is_in_doubt = True
-            response = await protocol.read_response(timeout=ANSWER_TIMEOUT + len(content) / MIN_RATE)
-        except (SMTPException, OSError) as error:
-            raise Lost(Answer("message" if self.is_in_doubt else "data", None, _reason(error))) from error
-        self.is_in_doubt = False
-        if response.code == 421:
+            end = await self._end
+        finally:
+            self._end = None
+        if self._protocol.closed:
             self.close()
-        return Answer("message", response.code, _one_line(response.message))
+            if end.code == 421 and end.state in ("mailfrom", "rcptto", "data", "rset"):
+                raise Lost(end)
+        return end
 
-    async def _command(self, state: str, *words: bytes) -> Answer:
+    def _lost(self) -> Lost:
+        return Lost(Reply(self._protocol.state, None, self._error))
+
+    # What the loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        if self._error:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._error or self._transport is None:
+            return
+        protocol, heard = self._protocol, self._protocol.heard
+        flushed = not protocol.in_doubt or self._transport.get_write_buffer_size() == 0
         try:
-            response = await self._smtp.execute_command(*words, timeout=COMMAND_TIMEOUT)
-        except (SMTPException, OSError) as error:
-            raise Lost(Answer(state, None, _reason(error))) from error
-        answer = Answer(state, response.code, _one_line(response.message))
-        if answer.code == 421:
-            raise Lost(answer)
-        return answer
+            end = protocol.receive(data, flushed=flushed)
+        except ProtocolError as error:
+            self._fail(str(error), out_of_step=True)
+            return
+        if end is not None and self._end is not None and not self._end.done():
+            self._end.set_result(end)
+        elif protocol.heard != heard:
+            self._write()
 
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail(_reason(error) if error is not None else "the server closed the connection")
 
-async def _say_hello(smtp: SMTP) -> None:
-    """With EHLO, or with HELO to a server from before 1995."""
-    try:
-        await smtp.ehlo()
-    except SMTPHeloError:
-        await smtp.helo()
+    def _write(self) -> None:
+        """What is to be written, and the time for its reply."""
+        timeout = self._timeout
+        output = self._protocol.take_output()
+        if output and self._transport is not None:
+            if self._protocol.in_doubt:
+                timeout = ANSWER_TIMEOUT + len(output) / MIN_RATE
+            self._transport.write(output)
+        self._deadline = self._loop.time() + timeout
+        if self._timer is None or self._timer.when() > self._deadline:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadline, self._look)
+
+    def _look(self) -> None:
+        """The time may be over; a connection that is used all the time sets no timer for each command."""
+        self._timer = None
+        if self._end is None:
+            return
+        if self._loop.time() < self._deadline:
+            self._set_timer()
+        else:
+            self._fail("timed out", out_of_step=True)
+
+    def _fail(self, reason: str, *, out_of_step: bool = False) -> None:
+        """The connection is no more."""
+        if self._error:
+            return
+        self._error = reason
+        protocol = self._protocol
+        if out_of_step and protocol.pipelined and protocol.state in ("mailfrom", "rcptto", "data"):
+            self._health.pipelining = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport is not None:
+            self._transport.abort()
+        if self._end is not None and not self._end.done():
+            self._end.set_exception(self._lost())
+            self._end.exception()  # nobody may wait for it any more
 
 
 def _explain(error: Exception) -> Unreachable:
+    """Why there is no connection."""
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     no_such_host = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
     final = no_such_host or isinstance(cause, ssl.SSLCertVerificationError)
-    if isinstance(error, SMTPResponseException) and error.code > 0:
-        return Unreachable(_one_line(f"it says {error.code} {error.message}"), final=500 <= error.code <= 599)
-    return Unreachable(getattr(cause, "strerror", None) or _reason(cause) or _reason(error), final=final)
+    return Unreachable(_reason(cause), final=final)
 
 
-def _reason(error: Exception) -> str:
-    """What aiosmtplib says, or the system."""
-    return _one_line(getattr(error, "message", "") or str(error))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _reason(error: BaseException) -> str:
+    """What the system says."""
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())

@@ -6,22 +6,25 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import FAIL, Hook, Outcome
 from ...smtp.content import make_content
+from ...smtp.replies import Reply
 from ...smtp.syntax import is_safe
 from .._mail import Mail
 from ..errors import SinkError
+from ..message import Rejection
 from ..verdicts import CANCELLED, Verdict
-from .client import Answer, Lost, Unreachable
+from .client import Lost, Unreachable
 
 if TYPE_CHECKING:
+    from .client import Client
     from .sender import Sender
 
 NOBODY = "5.1.3 it is not known to whom to send this; a plugin must set message.recipient"
 NO_SENDER = "5.1.7 it is not known from whom this is; a plugin must set message.envelope, to '' for a bounce"
-DONE = Answer("message", 250, "delivered by an earlier run")
+DONE = Reply("message", 250, "delivered by an earlier run")
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ class Delivery:
         self._sender = sender
         self._mails = mails
         self._failed: set[Mail] = set()
-        self._answers: dict[Mail, dict[str, Answer]] = {}
+        self._replies: dict[Mail, dict[str, Reply]] = {}
         self._is_finished = False
         self._is_busy = False
         """Whether the server is being talked to, or what it said is being noted."""
@@ -52,10 +55,10 @@ class Delivery:
     @property
     def _is_delivered(self) -> bool:
         """Whether the server has any of it."""
-        return any(answer.is_delivered for answer in self._all_answers())
+        return any(reply.is_delivered for reply in self._all_replies())
 
-    def _all_answers(self) -> Iterable[Answer]:
-        return (answer for answers in self._answers.values() for answer in answers.values())
+    def _all_replies(self) -> Iterable[Reply]:
+        return (reply for replies in self._replies.values() for reply in replies.values())
 
     def take_back(self) -> None:
         """End it, unless the server is being talked to, or has a part of it already and the client must learn of that."""
@@ -104,7 +107,7 @@ class Delivery:
         parcels = []
         for mail in self._good():
             have = self._sender.sink.recipients_of(mail.origin.id)
-            self._answers[mail] = {recipient: DONE for recipient in mail.recipients if recipient in have}
+            self._replies[mail] = {recipient: DONE for recipient in mail.recipients if recipient in have}
             for recipient in dict.fromkeys(mail.recipients):
                 if recipient not in have:
                     parcels.append(Parcel(mail, recipient, mail.envelope or "", mail.mime))
@@ -116,9 +119,9 @@ class Delivery:
         for pause in (*self._sender.pauses, None):
             for group in _group(parcels):
                 await self._send_group(group)
-                if not self._is_delivered and any(map(self._sender.blocks, self._all_answers())):
+                if not self._is_delivered and any(map(self._sender.blocks, self._all_replies())):
                     return
-            parcels = [parcel for parcel in parcels if self._answers[parcel.mail][parcel.recipient].is_temporary]
+            parcels = [parcel for parcel in parcels if self._replies[parcel.mail][parcel.recipient].is_temporary]
             if not parcels or pause is None:
                 return
             if self._sender.is_stopping:
@@ -126,52 +129,63 @@ class Delivery:
             await asyncio.sleep(pause)
 
     async def _send_group(self, group: Sequence[Parcel]) -> None:
-        recipients = list(dict.fromkeys(parcel.recipient for parcel in group))
         content = make_content(group[0].mime)
-        while recipients:
-            mails = len({parcel.mail for parcel in group if parcel.recipient in recipients})
-            answers = await self._transact(group[0].envelope, recipients, content, mails)
-            for parcel in group:
-                if parcel.recipient in answers:
-                    self._answers[parcel.mail][parcel.recipient] = answers[parcel.recipient]
-            if not any(answer.is_delivered for answer in answers.values()):
+        while group:
+            recipients = list(dict.fromkeys(parcel.recipient for parcel in group))
+            replies = await self._transact(group, recipients, content)
+            self._take(group, replies)  # those of a transaction that came to no end too
+            if not any(reply.is_delivered for reply in replies.values()):
                 break
-            recipients = [recipient for recipient, answer in answers.items() if answer.is_too_many]
+            group = [parcel for parcel in group if replies[parcel.recipient].is_too_many]
 
-    async def _transact(self, envelope: str, recipients: list[str], content: bytes, mails: int) -> Mapping[str, Answer]:
+    def _take(self, group: Iterable[Parcel], replies: Mapping[str, Reply]) -> None:
+        for parcel in group:
+            if parcel.recipient in replies:
+                self._replies[parcel.mail][parcel.recipient] = replies[parcel.recipient]
+
+    async def _transact(self, group: Sequence[Parcel], recipients: list[str], content: bytes) -> Mapping[str, Reply]:
         fresh = False
-        blocks = _never if self._is_delivered else self._sender.blocks
+        blocks = None if self._is_delivered or not self._sender.together else self._sender.blocks
         while True:
             try:
                 async with self._sender.pool.client(fresh=fresh) as client:
                     self._is_busy = True
                     try:
-                        return await client.send(envelope, recipients, content, blocks=blocks)
+                        return await client.send(group[0].envelope, recipients, content, blocks=blocks)
                     except Lost as lost:
-                        if client.is_in_doubt or not client.is_used:
-                            return dict.fromkeys(recipients, lost.answer)
+                        if client.is_in_doubt or not client.is_used or len(client.replies) == len(recipients):
+                            return dict.fromkeys(recipients, lost.reply) | client.replies
                         fresh = True  # the server had enough of that connection, which is no fault of the mail's
                     finally:
                         self._is_busy = False
-                        if client.is_in_doubt:
-                            self._sender.counts.in_doubt += mails
+                        self._count(group, client)
             except Unreachable as error:
                 if self._sender.pauses:
                     raise
                 log.warning("cannot reach %s: %s", self._sender.sink.url, error)
-                return dict.fromkeys(recipients, Answer("connect", None, f"cannot reach the next server: {error}"))
+                return dict.fromkeys(recipients, Reply("connect", None, f"cannot reach the next server: {error}"))
+
+    def _count(self, group: Sequence[Parcel], client: Client) -> None:
+        """What became of a transaction that is over, or was broken off."""
+        counts, replies = self._sender.counts, client.replies
+        self._take(group, replies)  # also if it was broken off: some of the recipients may have the mail for certain
+        if client.is_in_doubt:
+            counts.in_doubt += len({parcel.mail for parcel in group if parcel.recipient not in replies})
+        if client.is_clear:
+            delivered = {parcel.mail for parcel in group if (reply := replies.get(parcel.recipient)) and reply.is_delivered}
+            counts.in_clear += len(delivered)
 
     # After
 
     def _conclude(self) -> None:
         """Say in each mail what became of it."""
-        for mail, answers in self._answers.items():
-            mail.results = [answer.as_dict(recipient) for recipient, answer in answers.items()]
+        for mail, replies in self._replies.items():
+            mail.results = [_as_dict(recipient, reply) for recipient, reply in replies.items()]
             mail.json["results"] = [result.copy() for result in mail.results]
-            delivered = [recipient for recipient, answer in answers.items() if answer.is_delivered]
-            refused = [answer for answer in answers.values() if not answer.is_positive]
+            delivered = [recipient for recipient, reply in replies.items() if reply.is_delivered]
+            refused = [reply for reply in replies.values() if not reply.is_positive]
             if refused:
-                mail.reject(*next((answer for answer in refused if answer.is_final), refused[0]).as_rejection())
+                mail.reject(*_as_rejection(next((reply for reply in refused if reply.is_final), refused[0])))
             if delivered and (refused or not self._is_finished):
                 self._keep(mail, delivered)
 
@@ -189,7 +203,7 @@ class Delivery:
 
     async def _note(self) -> None:
         """Let the sink remember those that all their recipients have."""
-        mails = [mail for mail in self._answers if mail.rejection is None]
+        mails = [mail for mail in self._replies if mail.rejection is None]
         noted = False
         self._is_busy = True
         try:
@@ -205,7 +219,7 @@ class Delivery:
 
     async def _tell(self) -> None:
         """Run `mq_smtp_out_sent`, which changes nothing any more."""
-        rejections = {mail: mail.rejection for mail in self._answers}
+        rejections = {mail: mail.rejection for mail in self._replies}
         try:
             await _run_all(self._sender.sent_hook, list(rejections))
         finally:
@@ -217,7 +231,7 @@ class Delivery:
             return CANCELLED
         if mail in self._failed:
             return Verdict.failed(mail.error)
-        success = next((answer for answer in self._answers.get(mail, {}).values() if answer.is_delivered), None)
+        success = next((reply for reply in self._replies.get(mail, {}).values() if reply.is_delivered), None)
         if mail.rejection is not None:
             verdict = Verdict.refused(mail.rejection)
             return verdict if success is None else verdict._replace(partly=True)
@@ -258,8 +272,16 @@ def _is_put_off(mail: Mail) -> bool:
     return mail.rejection is not None and mail.rejection.code < 500
 
 
-def _never(answer: Answer) -> bool:
-    return False
+def _as_rejection(reply: Reply) -> Rejection:
+    """For whom the mail came from. Not with 421, which is about our connection and not about theirs."""
+    if reply.code is None:
+        who = "" if reply.state == "connect" else "the next server failed: "
+        return Rejection(451, f"4.4.2 {who}{reply.text}")
+    return Rejection(reply.code if 400 <= reply.code <= 599 and reply.code != 421 else 451, reply.text)
+
+
+def _as_dict(recipient: str, reply: Reply) -> dict[str, Any]:
+    return {"recipient": recipient, "state": reply.state, "code": reply.code, "description": reply.text}
 
 
 def _group(parcels: Iterable[Parcel]) -> Iterable[list[Parcel]]:

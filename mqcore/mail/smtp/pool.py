@@ -7,7 +7,8 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from .client import Client, NextServer, Unreachable
+from .client import Client, Unreachable
+from .upstream import Health, Upstream
 
 MAX_CONNECTIONS = 20
 IDLE_TIMEOUT = 30.0
@@ -25,8 +26,9 @@ class Pool:
     each of `pauses` (in seconds), once for all who wait.
     """
 
-    def __init__(self, server: NextServer, pauses: Sequence[float]) -> None:
-        self._server = server
+    def __init__(self, upstream: Upstream, pauses: Sequence[float]) -> None:
+        self._upstream = upstream
+        self._health = Health(upstream.url)
         self._pauses = pauses
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
         self._open = 0
@@ -82,7 +84,7 @@ class Pool:
     async def _connect(self) -> Client:
         self._open += 1
         try:
-            return await Client.connect(self._server)
+            return await Client.connect(self._upstream, self._health)
         except BaseException:
             self._open -= 1
             raise
@@ -92,7 +94,9 @@ class Pool:
             for pause in self._pauses:
                 if error.final:
                     break
-                log.warning("cannot reach %s: %s; trying again in %g s", self._server.url, error, pause)
+                if (change := self._health.next_change(asyncio.get_running_loop().time())) is not None:
+                    pause = min(pause, change)
+                log.warning("cannot reach %s: %s; trying again in %g s", self._upstream.url, error, pause)
                 await asyncio.sleep(pause)
                 try:
                     client = await self._connect()

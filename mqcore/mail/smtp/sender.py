@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...smtp.replies import Reply
 from .._mail import Mail
 from ..verdicts import Verdict
-from .client import Answer
 from .delivery import Delivery
 from .pool import Pool
 
@@ -41,7 +41,7 @@ class Sender:
         self.counts = gateway.report.counts
         self.pauses = () if gateway.source.waits else PAUSES
         self.together = gateway.source.waits and not gateway.source.each
-        self.pool = Pool(sink.server, self.pauses)
+        self.pool = Pool(sink.upstream, self.pauses)
         self._mixed = gateway.failed is not None
         self._deliveries: dict[int, Delivery] = {}
 
@@ -64,13 +64,13 @@ class Sender:
         if (delivery := self._deliveries.get(id(mails))) is not None:
             delivery.take_back()
 
-    def blocks(self, answer: Answer) -> bool:
+    def blocks(self, reply: Reply) -> bool:
         """Whether nothing is sent to the others either, when the server says this to one recipient."""
         if not self.together:
             return False
         if self._mixed:
-            return answer.is_temporary and not answer.is_too_many
-        return not answer.is_positive
+            return reply.is_temporary and not reply.is_too_many
+        return not reply.is_positive
 
     async def close(self) -> None:
         try:

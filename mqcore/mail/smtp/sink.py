@@ -1,4 +1,4 @@
-"""`smtp://HOST:PORT` and `smtps://HOST:PORT` as a sink."""
+"""Servers as a sink: `smtp://HOST:PORT`, `smtps://HOST:PORT`, `lmtp://HOST:PORT`, and Unix sockets, as in `lmtp:unix:PATH`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .._mail import Mail
-from ..base import Sink, Source
+from ..base import Option, Sink, Source
 from ..errors import SinkError, describe
 from ..files import sync_folder, write_all
 from ..verdicts import Verdict
 from .source import split_host
+from .upstream import Upstream
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
-    from .client import NextServer
     from .sender import Sender
+
+TLS_OUT = ("may", "none", "require", "verify")
 
 _LINE = re.compile(rb"([0-9a-f]{32})(?: ([^\n]+))?\n")
 
@@ -37,16 +39,34 @@ class SmtpSink(Sink):
 
     commits_in_parts = True
     needs_recipients = True
+    options: ClassVar[Sequence[Option]] = (
+        Option(
+            "tls-out",
+            "STARTTLS of the next server: where it is offered and works (may, the default), never (none), always (require), "
+            "always and with a trusted certificate (verify)",
+            choices=TLS_OUT,
+        ),
+    )
     implicit_tls = False
+    lmtp = False
     scheme = "smtp"
     _sender: Sender
+
+    @classmethod
+    def check(cls, path: str, given: Mapping[str, Any]) -> None:
+        if "tls_out" in given and path.startswith("unix:"):
+            raise ValueError(f"--tls-out is for --to {cls.scheme}://HOST:PORT; a socket on this machine needs no TLS")
 
     @classmethod
     def open(cls, path: str, source: Source, **options: Any) -> Self:
         return cls(path, source=source.path, **options)
 
-    def __init__(self, path: str, *, source: Path | None = None) -> None:
-        """`source` is where the mailbox lies that mails come from."""
+    def __init__(self, path: str, *, source: Path | None = None, tls_out: str = "may") -> None:
+        """`path` is `//HOST:PORT` or `unix:PATH`; `source` is where the mailbox lies that mails come from.
+
+        With `tls_out`, STARTTLS is used `may`be (where it is offered and works), is a must (`require`), also with a
+        certificate that the system trusts (`verify`), or is not used (`none`).
+        """
         self.url = f"{self.scheme}:{path}"
         self._path = path
         self.record = None if source is None else self._beside(source)
@@ -55,7 +75,7 @@ class SmtpSink(Sink):
         self._delivered: set[bytes] = set()
         self._partly: dict[str, set[str]] = {}
         self._fd = -1
-        self.server = self._find_server()
+        self.upstream = self._find_upstream(tls_out)
         if self.record is not None:
             try:
                 self._open(self.record)
@@ -66,21 +86,20 @@ class SmtpSink(Sink):
                 self.close()
                 raise
 
-    def _find_server(self) -> NextServer:
-        try:
-            from .client import NextServer
-        except ModuleNotFoundError as error:
-            if error.name != "aiosmtplib":
-                raise
-            raise SinkError(f"{self.url} needs aiosmtplib: pip install 'mqcore[smtp]'") from None
+    def _find_upstream(self, tls_out: str) -> Upstream:
+        name = socket.getfqdn()
+        if self._path.startswith("unix:"):
+            return Upstream(self.url, self._path.removeprefix("unix:"), name, self.lmtp, tls_out="none")
         host, port = split_host(self._path)
         if not host:
             raise SinkError(f"{self.url} does not say to which host mails are to be sent")
-        tls = ssl.create_default_context() if self.implicit_tls else _opportunistic()
-        return NextServer(self.url, host, port, socket.getfqdn(), tls, self.implicit_tls)
+        verified = self.implicit_tls or tls_out == "verify"
+        tls = ssl.create_default_context() if verified else _unverified()
+        return Upstream(self.url, (host, port), name, self.lmtp, self.implicit_tls, tls_out, tls)
 
     def _beside(self, source: Path) -> Path:
-        name = f"sent.{self.scheme}.{self._path.removeprefix('//')}"
+        path = self._path.removeprefix("//").replace("%", "%25").replace("/", "%2F")
+        name = f"sent.{self.scheme}.{path}"
         return source / f"mqcore.{name}" if source.is_dir() else Path(f"{source}.{name}")
 
     def _open(self, record: Path) -> None:
@@ -157,7 +176,7 @@ class SmtpSink(Sink):
             self._fd = -1
 
 
-def _opportunistic() -> ssl.SSLContext:
+def _unverified() -> ssl.SSLContext:
     """For what was offered in the clear, so that it proves nothing; but who only listens learns nothing (RFC 7435)."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.check_hostname = False
@@ -178,3 +197,11 @@ class SmtpsSink(SmtpSink):
 
     implicit_tls = True
     scheme = "smtps"
+    options = ()
+
+
+class LmtpSink(SmtpSink):
+    """A server that replies to each recipient when it has the mail, as those do that deliver to mailboxes (RFC 2033)."""
+
+    lmtp = True
+    scheme = "lmtp"

@@ -60,7 +60,7 @@ class SmtpSource(Source):
         self.url = f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     @classmethod
-    def check(cls, given: Mapping[str, Any]) -> None:
+    def check(cls, path: str, given: Mapping[str, Any]) -> None:
         if cls.implicit_tls and "tls_certificate" not in given:
             raise ValueError(f"--from {cls.scheme}: needs --tls-certificate")
         if "tls_key" in given and "tls_certificate" not in given:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 from ..errors import MqError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 class SourceError(MqError):
@@ -11,6 +15,15 @@ class SourceError(MqError):
 
 class SinkError(MqError):
     """Raised when a sink cannot be opened or cannot store; then nothing of the group it was given counts as stored."""
+
+
+class SinkFull(SinkError):
+    """Raised for want of space, memory or files, when nothing of the group is left in the sink: it may be tried again."""
+
+
+def cannot_store(message: str, error: OSError) -> SinkError:
+    """The error of a store that has undone what it began."""
+    return (SinkFull if error.errno in FULL else SinkError)(message)
 
 
 def describe(error: OSError, known: object = None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .._mail import Mail
 from ..base import Store
-from ..errors import SinkError, describe
+from ..errors import SinkError, cannot_store, describe
 from ..files import sync_folder, write_all
 from . import format
 from .sync import sync_filesystem, syncs_in_one
@@ -88,7 +88,7 @@ class MaildirSink(Store):
             for folder, name in places:
                 self._remove("tmp", name)
                 self._remove(folder, name)
-            raise SinkError(f"cannot write to {self.url}: {describe(error)}") from error
+            raise cannot_store(f"cannot write to {self.url}: {describe(error)}", error) from error
 
     def _place(self, mail: Mail) -> tuple[str, str]:
         name = format.make_name(mail)

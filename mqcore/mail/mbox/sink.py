@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .._mail import Mail
 from ..base import Store
-from ..errors import SinkError, describe
+from ..errors import SinkError, cannot_store, describe
 from ..files import sync_folder, write_all
 from . import format
 from .journal import Group, Journal
@@ -69,11 +69,13 @@ class MboxSink(Store):
                 write_all(self._fd, piece)
             os.fsync(self._fd)
         except OSError as error:
-            # What cannot be undone either, the next run does.
-            with contextlib.suppress(OSError):
+            reason = f"cannot write to {self.url}: {describe(error)}"
+            try:
                 os.ftruncate(self._fd, size)
                 self._journal.undo()
-            raise SinkError(f"cannot write to {self.url}: {describe(error)}") from error
+            except OSError:
+                raise SinkError(reason) from error  # the next run undoes it
+            raise cannot_store(reason, error) from error
 
     def _is_there(self) -> bool:
         try:

@@ -26,11 +26,13 @@ cdef class Gateway:
     cdef set deliveries                 # tasks
     cdef set open                       # transactions
     cdef object waiting                 # a deque of transactions
+    cdef object pending                 # a deque of mails of transactions that have begun and have many
     cdef object take                    # `_take`, made once
     cdef object change                  # an asyncio.Event
     cdef object timer
     cdef Py_ssize_t max_in_flight
     cdef bint is_starting
+    cdef bint is_portioned              # `pending` goes on in another turn
     cdef bint is_awaited                # `change` is
     cdef bint is_cut
 
@@ -39,6 +41,7 @@ cdef class Gateway:
     cdef int turn_away(self, Py_ssize_t count, bint failed) except -1
     cdef int start(self) except -1
     cdef list begin(self)
+    cdef int run_portion(self) except -1
     cdef int ended(self, Mail mail, outcome) except -1
     cdef int judge(self, Transaction transaction) except -1
     cdef int write(self, Transaction transaction) except -1

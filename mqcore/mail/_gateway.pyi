@@ -10,6 +10,7 @@ from .report import Report
 HOOK: str
 IN_FLIGHT_BYTES: int
 PATIENCE: float
+UNREACHABLE: int
 CUT_AGAIN: float
 
 def needs_failed(source: Source | type[Source], sink: BaseSink | type[BaseSink]) -> bool: ...

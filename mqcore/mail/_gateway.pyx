@@ -6,6 +6,7 @@ import time
 from collections import deque
 
 cimport cython
+from cpython.time cimport monotonic
 from .._dispatcher cimport Dispatcher
 from ._mail cimport Mail
 from ._transaction cimport Transaction
@@ -27,8 +28,11 @@ CUT_AGAIN = 1.0
 cdef enum:
     BATCH = 256             # mails whose steps begin at once
 
+cdef double PORTION = 1e-3  # seconds of a turn of the loop for the steps of mails to many recipients
+
 log = logging.getLogger(__name__)
 
+cdef object FULL = Verdict.deferred(452, "4.3.1 there is no room for it now; try again later")
 cdef object NO_ANSWER = "4.4.2 this took too long"
 
 
@@ -63,11 +67,12 @@ cdef class Gateway:
         self.counts = self.report.counts
         self.ends_when = source.ends_when or sink.ends_when
         self.hook = dispatcher.hook(HOOK)
-        self.writer = Writer(sink if sink.stores else None, failed, self._stored, self.fail)
+        self.writer = Writer(sink if sink.stores else None, failed, self._stored, self.fail, source.waits)
         self.loop = asyncio.get_running_loop()
         self.deliveries = set()
         self.open = set()
         self.waiting = deque()
+        self.pending = deque()
         self.take = self._take
         self.change = asyncio.Event()
         self.max_in_flight = max_in_flight
@@ -210,24 +215,52 @@ cdef class Gateway:
         try:
             while self.waiting:
                 mails = self.begin()
-                if not mails:
+                if mails is None:
                     break
                 if len(mails) == 1:
                     outcome = self.hook.run_one(<Mail>mails[0], (), self.take)
                     if outcome is not None:
                         self.ended(<Mail>mails[0], outcome)
-                else:
+                elif mails:
                     for mail, outcome in zip(mails, self.hook.run_many(mails, done=self.take)):
                         if outcome is not None:
                             self.ended(mail, outcome)
+                if self.pending and not self.is_portioned:
+                    self.run_portion()
         finally:
             self.is_starting = False
         return 0
 
+    cdef int run_portion(self) except -1:
+        """Begin the steps of mails to many recipients, until this turn of the loop has been at it for long enough."""
+        cdef double until = monotonic() + PORTION
+        cdef Mail mail
+        while self.pending:
+            mail = self.pending.popleft()
+            cancelled = (<Transaction>mail.transaction).cancelled
+            outcome = None if cancelled else self.hook.run_one(mail, (), self.take)
+            if cancelled or outcome is not None:
+                self.ended(mail, outcome)
+            if self.pending and monotonic() >= until:
+                self.is_portioned = True
+                self.loop.call_soon(self._go_on)
+                return 0
+        return 0
+
+    def _go_on(self):
+        self.is_portioned = False
+        self.is_starting = True
+        try:
+            self.run_portion()
+        finally:
+            self.is_starting = False
+        self.start()
+
     cdef list begin(self):
-        """The mails of the transactions that begin now."""
+        """The mails whose steps begin now, of transactions with one; others become `pending`. None: there is no room."""
         cdef Transaction transaction
         cdef list mails = []
+        cdef bint begun = False
         while self.waiting and len(mails) < BATCH:
             transaction = self.waiting[0]
             if transaction.cancelled:
@@ -243,10 +276,14 @@ cdef class Gateway:
             self.in_flight += len(transaction.mails)
             transaction.size = len((<Mail>transaction.mails[0]).origin.mime)  # which all of them share
             self.bytes += transaction.size
+            begun = True
             for mail in transaction.mails:
                 (<Mail>mail).transaction = transaction
-                mails.append(mail)
-        return mails
+            if len(transaction.mails) == 1:
+                mails.append(transaction.mails[0])
+            else:
+                self.pending.extend(transaction.mails)
+        return mails if begun else None
 
     def _take(self, Mail mail not None, outcome):
         self.ended(mail, outcome)
@@ -255,6 +292,11 @@ cdef class Gateway:
         """The step of a mail is over."""
         cdef Transaction transaction = mail.transaction
         mail.transaction = None
+        if mail.content is not transaction.shared:
+            if transaction.shared is not None and mail.content == transaction.shared:
+                mail.content = transaction.shared  # as when all of them got the same header
+            else:
+                transaction.shared = mail.content
         transaction.steps.append((mail, outcome))
         transaction.open -= 1
         return self.judge(transaction) if transaction.open == 0 else 0
@@ -290,8 +332,8 @@ cdef class Gateway:
         cdef list mails = transaction.delivering
         try:
             verdicts = list(await self.sink.deliver(mails))
-            if len(verdicts) != len(mails):
-                raise ValueError(f"{self.sink.url} has {len(verdicts)} verdicts for {len(mails)} mails")
+            if len(verdicts) != len(mails) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
+                raise TypeError(f"a sink returns a Verdict for each mail, not {verdicts!r}")
         except asyncio.CancelledError:
             if not self.is_cut:
                 raise
@@ -356,7 +398,7 @@ cdef class Gateway:
             self.counts.in_doubt += transaction.accepted
         if set_aside and good:
             self.counts.in_doubt += len(bad)
-        return self.finish(transaction, FAILED)
+        return self.finish(transaction, FULL if transaction.full else FAILED)
 
     cdef int refuse(self, Transaction transaction, verdict) except -1:
         """Nothing of it is stored, and whoever waits is told why."""
@@ -422,7 +464,7 @@ cdef class Gateway:
 cdef bint was_taken_back(list steps) except -1:
     """Whether plugins were not done with all of these."""
     for mail, outcome in steps:
-        if outcome is FAIL and isinstance(mail.error, Cancelled):
+        if outcome is None or outcome is FAIL and isinstance(mail.error, Cancelled):
             return True
     return False
 

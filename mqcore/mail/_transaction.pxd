@@ -11,7 +11,9 @@ cdef class Transaction:
     cdef Py_ssize_t open            # mails whose steps are not over
     cdef Py_ssize_t size            # octets
     cdef Py_ssize_t accepted        # mails that the sink has, for some recipient at least
+    cdef bytes shared               # what the mail has whose step ended last
     cdef str receipt                # what the next owner calls it
+    cdef bint full                  # there was no room for it
     cdef readonly bint cancelled
     cdef readonly bint committing   # it is with the sink, or was: too late to take it back
 

@@ -11,6 +11,7 @@ cdef class Writer:
     cdef object work                # an asyncio.Event
     cdef set broken                 # stores
     cdef bint blocks
+    cdef bint goes_on               # when a store is full
     cdef bint closed
 
     cdef bint add(self, Transaction transaction) except -1

@@ -15,5 +15,6 @@ class Writer:
         failed: Store | None,
         done: Callable[[Transaction, bool, bool], object],
         on_error: Callable[[str], object],
+        goes_on: bool,
     ) -> Self: ...
     async def run(self) -> None: ...

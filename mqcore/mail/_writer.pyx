@@ -8,13 +8,15 @@ cimport cython
 from ._mail cimport Mail
 from ._transaction cimport Transaction
 
-from .errors import SinkError
+from .errors import SinkError, SinkFull
 
 BATCH = 256
 """At most so many mails are stored at once, or a few more."""
 BATCH_BYTES = 8 << 20
 
 log = logging.getLogger(__name__)
+
+cdef object FULL = object()
 
 
 @cython.final
@@ -23,15 +25,16 @@ cdef class Writer:
 
     What is added while a thread stores a group makes the next one: the slower the disk, the larger the groups. After its
     error nothing more is written to a store, as it may not be able to undo what it had begun: `on_error` is called, and
-    the next run mends it.
+    the next run mends it. One that is only full is tried again where it `goes_on`.
     """
 
-    def __cinit__(self, store, failed, done not None, on_error not None):
+    def __cinit__(self, store, failed, done not None, on_error not None, bint goes_on):
         self.store = store
         self.failed = failed
         self.done = done
         self.on_error = on_error
         self.blocks = store is not None and store.blocks
+        self.goes_on = goes_on
         self.waiting = deque()
         self.work = asyncio.Event()
         self.broken = set()
@@ -83,16 +86,24 @@ cdef class Writer:
         for transaction in group:
             bad += transaction.bad
         set_aside = await self._store(self.failed, bad)
+        if set_aside is FULL and len(group) > 1:
+            for transaction in group:
+                await self._write([transaction])
+            return
         for transaction in group:
-            if set_aside or not transaction.bad:
+            if set_aside is True or not transaction.bad:
                 good += mails_of(transaction.good)
-        stored = await self._store(self.store, good)
+        all_stored = await self._store(self.store, good)
         for transaction in group:
-            aside = set_aside or not transaction.bad
-            self.done(transaction, aside, stored and aside)
+            aside = set_aside is True or not transaction.bad
+            stored = all_stored
+            if stored is FULL and aside and transaction.good and len(group) > 1:
+                stored = await self._store(self.store, mails_of(transaction.good))  # for a small one there may be room
+            transaction.full = stored is FULL or set_aside is FULL
+            self.done(transaction, aside, stored is True and aside)
 
     async def _store(self, store, list mails):
-        """Whether they are stored. If not, the source still has them."""
+        """Whether they are stored. If not, which may be as it is FULL, the source still has them."""
         if not mails or store is None:
             return True
         if store in self.broken:
@@ -103,6 +114,9 @@ cdef class Writer:
             else:
                 store.store(mails)
         except Exception as error:
+            if self.goes_on and isinstance(error, SinkFull):
+                log.warning("%s", error)
+                return FULL
             self.give_up(store, error)
             return False
         return True

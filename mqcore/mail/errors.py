@@ -7,6 +7,8 @@ import os
 
 from ..errors import MqError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
 
 class SourceError(MqError):
     """Raised when a source cannot be opened, or not be read any further."""

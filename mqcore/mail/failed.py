@@ -11,7 +11,7 @@ from typing import Any
 
 from ._mail import Mail
 from .base import Store
-from .errors import SinkError, describe
+from .errors import cannot_store, describe
 from .files import write_all
 
 
@@ -38,13 +38,17 @@ class FailedSink(Store):
         lines = "".join(json.dumps(self._reason(mail)) + "\n" for mail in mails)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            size = os.fstat(fd).st_size
             try:
                 write_all(fd, lines.encode())
                 os.fsync(fd)
+            except OSError:
+                os.ftruncate(fd, size)
+                raise
             finally:
                 os.close(fd)
         except OSError as error:
-            raise SinkError(f"cannot write to {path}: {describe(error, path)}") from error
+            raise cannot_store(f"cannot write to {path}: {describe(error, path)}", error) from error
 
     def _reason(self, mail: Mail) -> dict[str, Any]:
         reason: dict[str, Any] = {

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 cdef str NO_ROOM = "452 4.3.1 too many big messages at once; try again later"
 cdef object GO_AWAY = Rejection(421, UNAVAILABLE.text)
 cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
+cdef frozenset UNCHANGING = frozenset((str, int, float, bool, bytes))
 cdef object REFUSED_LOGIN = Rejection(535, "5.7.8 login or password is wrong")
 
 
@@ -344,6 +345,8 @@ cdef class SmtpConnection:
         self.message.content = self.received = mime
         json = self.message.known
         json.pop("recipient", None)
+        if len(self.recipients) > 1:
+            self.recipients = list(dict.fromkeys(self.recipients))  # whoever is named twice gets one mail
         json["recipients"] = self.recipients[:]
         return self.run(self.data, DATA, (mime,))
 
@@ -372,7 +375,7 @@ cdef class SmtpConnection:
         cdef list mails = []
         for recipient in self.recipients:
             origin = self.names.make_origin(self.received, envelope, recipient)
-            json = copy.deepcopy(known) if mails else known.copy()
+            json = copied(known) if mails else known.copy()
             json["recipient"] = recipient
             mails.append(new_mail(self.message.content, json, self.info, origin))
         return mails
@@ -402,3 +405,13 @@ cdef class SmtpConnection:
         cdef Py_ssize_t more = size - self.kept
         self.kept = size
         return more == 0 or self.host.keep(more)
+
+
+cdef object copied(known):
+    """A copy of what is known, which shares nothing that can be changed."""
+    if type(known) is not dict:
+        return copy.deepcopy(known)
+    for value in (<dict>known).values():
+        if value is not None and type(value) not in UNCHANGING:
+            return copy.deepcopy(known)
+    return (<dict>known).copy()

@@ -1,0 +1,274 @@
+"""The gateway by itself: verdicts of sinks, memory, fairness, and stores that are full."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+
+import pytest
+from smtp_tools import MAIL, TEXT, Holds, ListSink, codes, plugin, run, serving
+
+from mqcore.mail import CANCELLED, Mail, Sink, SinkError, Verdict
+from mqcore.mail.errors import SinkFull
+
+
+def envelope(count: int) -> bytes:
+    return MAIL + b"".join(b"RCPT TO:<%d@example.org>\r\n" % number for number in range(count)) + b"DATA\r\n"
+
+
+# A sink of one's own
+
+
+class OwnSink(Sink):
+    """Says of each mail what its recipient's name asks for."""
+
+    url = "own:"
+
+    def __init__(self, **says: object) -> None:
+        self.says = says
+        self.mails: list[Mail] = []
+        self.taken_back = 0
+        self.waits = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def deliver(self, mails: Sequence[Mail]) -> list[Verdict]:
+        self.waits.set()
+        await self.gate.wait()
+        verdicts = []
+        for mail in mails:
+            said = self.says.get(mail.recipient.partition("@")[0], Verdict.accepted("taken"))
+            if isinstance(said, Exception):
+                raise said
+            verdicts.append(said)
+            if said.is_good:
+                self.mails.append(mail)
+        return verdicts
+
+    def take_back(self, mails: Sequence[Mail]) -> None:
+        self.taken_back += len(mails)
+
+
+TWO = MAIL + b"RCPT TO:<one@example.org>\r\nRCPT TO:<two@example.org>\r\nDATA\r\nx\r\n.\r\n"
+NO, LATER = Verdict.rejected(550, "5.1.1 no"), Verdict.deferred(450, "4.2.0 later")
+
+
+@pytest.mark.parametrize(
+    ("says", "mixed", "reply", "stored", "aside", "counts"),
+    [
+        ({}, False, "250 2.6.0 taken", 2, 0, {"continued": 2}),
+        ({"one": NO, "two": NO}, False, "550 5.1.1 no", 0, 0, {"rejected": 2}),
+        ({"one": NO}, True, "250 2.6.0 taken", 1, 1, {"continued": 1, "rejected": 1}),
+        ({"one": LATER}, True, "250 2.6.0 taken", 1, 1, {"continued": 1, "rejected": 1}),
+        ({"one": LATER, "two": NO}, True, "450 4.2.0 later", 0, 0, {"rejected": 2}),
+        ({"two": Verdict.failed()}, True, "250 2.6.0 taken", 1, 1, {"continued": 1, "failed": 1}),
+        ({"one": Verdict.in_doubt("4.4.2 no answer"), "two": NO}, True, "451 4.4.2 no answer", 0, 0,
+         {"rejected": 2, "in_doubt": 1}),
+        ({"one": CANCELLED, "two": CANCELLED}, False, "451 4.3.0 ", 0, 0, {"unfinished": 2}),
+        ({"one": ValueError("a bug")}, False, "451 4.3.0 ", 0, 0, {"failed": 2}),
+    ],
+)
+@run
+async def test_what_a_sink_says(says, mixed, reply, stored, aside, counts):
+    sink = OwnSink(**says)
+    async with serving(sink=sink, mixed=mixed) as it:
+        client = await it.greeted()
+        client.send(TWO)
+        assert [await client.reply() for _ in range(5)][-1].startswith(reply)
+        assert (len(sink.mails), len(it.failed.mails)) == (stored, aside)
+    names = ("continued", "failed", "rejected", "unfinished", "in_doubt", "unanswered")
+    assert {name: count for name in names if (count := getattr(it.gateway.report.counts, name))} == counts
+
+
+@run
+async def test_a_sink_that_breaks_ends_the_run():
+    async with serving(sink=OwnSink(one=SinkError("the broker is gone"))) as it:
+        client = await it.greeted()
+        assert (await client.asks(TWO, 5))[-1] == "451 4.3.0"
+        await it.until(lambda: it.gateway.is_stopping)
+    assert it.gateway.report.error == "the broker is gone"
+    assert it.gateway.report.counts.unfinished == 2
+
+
+@pytest.mark.parametrize("verdicts", [[], [None, None], [Verdict.accepted()] * 3])
+@run
+async def test_a_sink_that_does_not_say_what_became_of_each(verdicts):
+    class Wrong(Sink):
+        url = "wrong:"
+
+        async def deliver(self, mails):
+            return verdicts
+
+    async with serving(sink=Wrong()) as it:
+        client = await it.greeted()
+        assert (await client.asks(TWO, 5))[-1] == "451 4.3.0"
+    assert it.gateway.report.counts.failed == 2
+
+
+@run
+async def test_a_sink_is_told_when_nobody_wants_it_any_more():
+    sink = OwnSink()
+    sink.gate.clear()
+    async with serving(sink=sink) as it:
+        client = await it.greeted()
+        client.send(TWO)
+        await sink.waits.wait()
+        client.leave()
+        await it.until(lambda: sink.taken_back == 2)
+        sink.gate.set()
+    assert (it.gateway.report.counts.continued, it.gateway.report.counts.unanswered) == (2, 2)
+
+
+@run
+async def test_a_sink_that_takes_too_long_when_the_run_is_stopped(monkeypatch):
+    monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.02)
+    sink = OwnSink()
+    sink.gate.clear()
+    async with serving(sink=sink) as it:
+        client = await it.greeted()
+        client.send(TWO)
+        await sink.waits.wait()
+        it.gateway.stop()
+        assert codes([await client.reply() for _ in range(5)])[-1] == "451 4.4.2"
+    assert it.gateway.report.counts.in_doubt == 2
+
+
+# Many recipients
+
+
+@run
+async def test_a_recipient_who_is_named_twice_gets_one_mail():
+    async with serving() as it:
+        client = await it.greeted()
+        twice = MAIL + b"RCPT TO:<b@example.org>\r\n" * 2 + b"DATA\r\nx\r\n.\r\n"
+        assert await client.asks(twice, 5) == ["250 2.1.0", "250 2.1.5", "250 2.1.5", "354", "250 2.6.0"]
+        assert len(it.sink.mails) == 1
+
+
+@pytest.mark.parametrize("tag", ["same", "own"])
+@run
+async def test_mails_of_a_transaction_share_their_bytes(tag):
+    def message(context, mail):
+        mail.mime = b"X-Tag: %b\r\n%b" % (b"1" if tag == "same" else mail.recipient.encode(), mail.mime)
+
+    async with serving({"10-tag": plugin(message=message)}) as it:
+        client = await it.greeted()
+        assert (await client.asks(envelope(20) + TEXT + b".\r\n", 23))[-1] == "250 2.6.0"
+        assert len({id(mail.mime) for mail in it.sink.mails}) == (1 if tag == "same" else 20)
+        assert len({id(mail.origin.mime) for mail in it.sink.mails}) == 1
+
+
+@run
+async def test_hooks_of_many_recipients_let_others_have_their_turn():
+    order = []
+
+    def message(context, mail):
+        order.append(mail.recipient)
+        end = asyncio.get_running_loop().time  # the loop's clock stands still within a turn
+        turns.add(end())
+
+    turns: set[float] = set()
+
+    def slow(context, mail):
+        total = sum(range(20_000))
+        assert total
+
+    async with serving({"10-note": plugin(message=message), "20-slow": plugin(message=slow)}) as it:
+        client = await it.greeted()
+        assert (await client.asks(envelope(300) + TEXT + b".\r\n", 303))[-1] == "250 2.6.0"
+    assert order == [f"{number}@example.org" for number in range(300)]
+    assert len(turns) > 1
+
+
+@run
+async def test_a_client_that_goes_away_between_two_portions():
+    holds = Holds("message")
+
+    def slow(context, mail):
+        assert sum(range(100_000))
+
+    async with serving({"05-slow": plugin(message=slow), "10-hold": holds}) as it:
+        client = await it.greeted()
+        client.send(envelope(200) + TEXT + b".\r\n")
+        await it.until(lambda: holds.held)
+        client.leave()
+        await it.until(lambda: it.gateway.report.counts.unfinished == 200)
+        assert it.sink.mails == []
+
+
+def test_a_big_mail_to_many_recipients_takes_little_memory():
+    """20 MB to 100 recipients, whose mails all get the same header."""
+    code = """
+        import asyncio, resource, sys
+        sys.path[:0] = {path!r}
+        from smtp_tools import serving, plugin
+        from test_mail_gateway import envelope
+        from mqcore.mail.null_sink import NullSink
+
+        def message(context, mail):
+            mail.mime = b"X-Tag: 1\\r\\n" + mail.mime
+
+        async def main():
+            async with serving({{"10-tag": plugin(message=message)}}, sink=NullSink("")) as it:
+                client = await it.greeted()
+                await client.asks(envelope(100), 102)
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                line = b"x" * 998 + b"\\r\\n"
+                for _ in range(20):
+                    client.send(line * 1000)
+                    await client.writer.drain()
+                assert (await client.ask(b".\\r\\n")).startswith("250 2.6.0")
+                return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+        print(asyncio.run(main(), loop_factory=__import__("uvloop").new_event_loop) if sys.version_info >= (3, 12)
+              else asyncio.Runner(loop_factory=__import__("uvloop").new_event_loop).run(main()))
+        """
+    script = textwrap.dedent(code).format(path=sys.path)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) * 1024 <= 3.2 * 20_000_000, result.stdout
+
+
+# Stores that are full
+
+
+class SmallSink(ListSink):
+    """Has room for mails of up to ten octets."""
+
+    def store(self, mails: Sequence[Mail]) -> None:
+        if any(len(mail.mime) > 10 for mail in mails):
+            raise SinkFull("no space")
+        super().store(mails)
+
+
+@run
+async def test_a_store_that_is_full_refuses_what_it_has_no_room_for_and_goes_on():
+    sink = SmallSink()
+    async with serving(sink=sink) as it:
+        for _ in range(2):
+            big, small = await it.opened(), await it.opened()
+            big.send(TEXT + b".\r\n")
+            small.send(b"x\r\n.\r\n")
+            assert codes([await big.reply(), await small.reply()]) == ["452 4.3.1", "250 2.6.0"]
+        assert [mail.mime for mail in sink.mails] == [b"x\r\n"] * 2
+        assert not it.gateway.is_stopping
+    assert (it.gateway.report.counts.unfinished, it.gateway.report.exit_code) == (2, 0)
+
+
+@run
+async def test_a_place_for_failed_mails_that_is_full():
+    def message(context, mail):
+        if mail.recipient.startswith("two"):
+            mail.reject(550, "5.1.1 no")
+
+    async with serving({"10-no": plugin(message=message)}, mixed=True) as it:
+        store, it.failed.store = it.failed.store, lambda mails: (_ for _ in ()).throw(SinkFull("no space"))
+        client = await it.greeted()
+        assert (await client.asks(TWO, 5))[-1] == "452 4.3.1"
+        assert it.sink.mails == []
+        it.failed.store = store
+        assert (await client.asks(TWO, 5))[-1] == "250 2.6.0"
+        assert (len(it.sink.mails), len(it.failed.mails)) == (1, 1)

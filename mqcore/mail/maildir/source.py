@@ -12,7 +12,6 @@ from ..errors import SourceError, describe
 from ..message import Origin
 from . import format
 
-
 TRIES = 100
 """How often to look for a mail that a mail reader moves just then."""
 

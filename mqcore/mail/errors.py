@@ -7,9 +7,6 @@ import os
 
 from ..errors import MqError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-
-
 class SourceError(MqError):
     """Raised when a source cannot be opened, or not be read any further."""
 
@@ -34,7 +31,7 @@ def not_stored(url: str, error: OSError | MemoryError) -> SinkError:
     if isinstance(error, MemoryError):
         return SinkFull(f"cannot write to {url}: {os.strerror(errno.ENOMEM)}")
     kind = SinkFull if error.errno in PASSING else SinkError
-    return kind(f"cannot write to {url}: {describe(error)}")
+    return kind(f"cannot write to {url}: {describe(error, url)}")
 
 
 def describe(error: OSError, known: object = None) -> str:

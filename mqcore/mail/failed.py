@@ -11,7 +11,7 @@ from typing import Any
 
 from ._mail import Mail
 from .base import Store
-from .errors import cannot_store, describe
+from .errors import not_stored
 from .files import write_all
 
 
@@ -48,7 +48,7 @@ class FailedSink(Store):
             finally:
                 os.close(fd)
         except OSError as error:
-            raise cannot_store(f"cannot write to {path}: {describe(error, path)}", error) from error
+            raise not_stored(str(path), error) from error
 
     def _reason(self, mail: Mail) -> dict[str, Any]:
         reason: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -101,9 +102,9 @@ def test_a_disk_with_no_room_for_the_index(tmp_path):
     with small_disk(tmp_path / "disk") as disk, opened(disk / "out") as sink:
         sink.store([mail("first", 1)])
         index = (disk / "out" / "mqcore.stored").read_bytes()
-        with (disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-            while True:
-                file.write(b"x" * 4096)
+        with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"x" * 4096):
+                pass
         group = [mail("", number) for number in range(2, 500)]  # empty files take no room, but their names
         with pytest.raises(SinkFull):
             sink.store(group)

@@ -61,7 +61,10 @@ def test_any_bytes_are_read_back_as_they_were_written(tmp_path_factory, written,
 
 
 from_lines = st.sampled_from(
-    [FROM, FROM.replace(b"\n", b"\r\n"), FROM.replace(b"\n", b"\r"), b"From ???@???\r", b"From \rsent Mon Jul 11 12:08:34 2011\n", None]
+    [
+        *(FROM, FROM.replace(b"\n", b"\r\n"), FROM.replace(b"\n", b"\r"), None),
+        *(b"From ???@???\r", b"From \rsent Mon Jul 11 12:08:34 2011\n"),
+    ]
 )
 
 

@@ -33,7 +33,8 @@ def another_program(path, program):
     ) as process:
         process.stdout.readline()
         yield process
-        process.communicate("\n")
+        if process.poll() is None:
+            process.communicate("\n")
 
 
 LOCKS = {
@@ -88,7 +89,6 @@ def test_a_delivery_under_way_is_waited_for(path, monkeypatch, kind):
         monkeypatch.setattr(locks.time, "sleep", sleep)
         mails = read(path)
         monkeypatch.undo()
-        delivery.stdin = open(os.devnull, "w")
     assert slept
     assert mails[1].mime == b"Subject: second\n\nfirst half\nsecond half\n"
 
@@ -148,7 +148,8 @@ def test_a_lock_file_that_names_no_process_is_taken_over_after_ten_minutes_and_t
     with contextlib.closing(MboxSink(str(path))):
         assert lock.read_text() == f"{os.getpid()}\n"
     assert not lock.exists()
-    assert caplog.messages == [f"{lock} is taken over: it names no process, and is 10 minutes old; its program was killed, or never let go"]
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(f"{lock} is taken over: it names no process, and is 10 minutes old")
 
 
 def store(sink, number=1):
@@ -186,18 +187,9 @@ def test_a_plugin_that_reads_the_mbox_drops_the_lock_and_another_program_takes_i
             store(sink)
         path.read_bytes()
         store(sink)  # takes it again
-        with pytest.raises(AssertionError), locked_elsewhere_at_once(path):
-            pass
-
-
-def locked_elsewhere_at_once(path):
-    return another_program_that_must(path, "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)")
-
-
-@contextlib.contextmanager
-def another_program_that_must(path, program):
-    assert subprocess.run([sys.executable, "-c", program, path], capture_output=True, check=False).returncode == 0
-    yield
+        program = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        other = subprocess.run([sys.executable, "-c", program, path], capture_output=True, check=False)
+        assert b"BlockingIOError" in other.stderr
 
 
 def test_no_room_for_the_lock_file(path, monkeypatch):

@@ -18,7 +18,7 @@ NO_TIME = 10**18
 
 
 def make_file(mail: Mail) -> tuple[str, str]:
-    """The folder and the name for a mail: those who read it find the flags, or whatever else its info part says, as they were."""
+    """The folder and the name for a mail. Where it was in a Maildir, they say the same of it: new or seen, and flags."""
     name, origin = make_name(mail), mail.origin
     if origin.file is None:
         return ("new", name) if origin.flags is None else ("cur", f"{name}:2,{origin.flags}")

@@ -1,4 +1,4 @@
-"""Locks on an mbox, of the three kinds that delivery agents and mail readers keep to: fcntl's, flock's, and a file PATH.lock."""
+"""Locks on an mbox, of the kinds that delivery agents and mail readers keep to: fcntl's, flock's, and a file PATH.lock."""
 
 from __future__ import annotations
 

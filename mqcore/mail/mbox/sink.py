@@ -33,7 +33,9 @@ class MboxSink(Store):
             try:
                 self._open(opened)
             except Locked as error:
-                raise SinkError(f"cannot write to {self.url}: {error}; try again when that program is done{error.hint}") from error
+                raise SinkError(
+                    f"cannot write to {self.url}: {error}; try again when that program is done{error.hint}"
+                ) from error
             except OSError as error:
                 raise SinkError(f"cannot write to {self.url}: {describe(error, path)}") from error
             self._opened = opened.pop_all()

@@ -193,7 +193,7 @@ cdef class Waiter:
         """Nobody waits any more. If the step has not ended, the task was cancelled or the coroutine closed: a collected one on
         any thread."""
         if message.done is self and self.runner.reactor.thread == PyThread_get_thread_ident():
-            cancel_step(self.dispatcher, message)
+            cancel_step(self.runner, message)
 
 
 seal(Hook)

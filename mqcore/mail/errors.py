@@ -7,6 +7,7 @@ import os
 
 from ..errors import MqError
 
+
 class SourceError(MqError):
     """Raised when a source cannot be opened, or not be read any further."""
 

@@ -70,7 +70,9 @@ def options() -> dict[Option, list[str]]:
     for side, places in (("--from", SOURCES), ("--to", SINKS)):
         for usage, kind in places.items():
             for option in kind.options:
-                known.setdefault(option, []).append(f"{side} {usage.partition(':')[0]}:")
+                where = f"{side} {usage.partition(':')[0]}:"
+                if where not in known.setdefault(option, []):
+                    known[option].append(where)
     return known
 
 

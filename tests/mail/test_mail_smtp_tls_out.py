@@ -13,8 +13,7 @@ from sending_tools import FailedList, ListSource
 from smtp_tools import certificate, run, serving
 
 import mqcore
-from mqcore.mail.failed import FailedSink
-from mqcore.mail.pipeline import Pipeline
+from mqcore.mail import FailedSink, Gateway
 from mqcore.mail.report import Report
 from mqcore.mail.smtp.sink import SmtpSink
 from mqcore.mail.smtp.upstream import CLEAR_AFTER, Health
@@ -125,8 +124,7 @@ async def deliver(server: TlsServer, folder, count: int = 1, **options: str) -> 
     source, failed = ListSource([TEXT] * count, "a@example.org", "b@example.org"), FailedList(folder)
     sink = SmtpSink(f"//127.0.0.1:{server.port}", source=folder / "mbox", **options)
     with contextlib.closing(sink), mqcore.Dispatcher(plugins) as dispatcher:
-        pipeline = Pipeline(dispatcher, source, sink, FailedSink(failed, source.url), max_in_flight=1)
-        return await pipeline.run()
+        return await Gateway(dispatcher, source, sink, FailedSink(failed, source.url), max_in_flight=1).run()
 
 
 @contextlib.asynccontextmanager

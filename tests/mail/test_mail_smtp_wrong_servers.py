@@ -11,8 +11,7 @@ from smtp_tools import run, serving
 from wrong_server import CASES, wrong_server
 
 import mqcore
-from mqcore.mail.failed import FailedSink
-from mqcore.mail.pipeline import Pipeline
+from mqcore.mail import FailedSink, Gateway
 from mqcore.mail.smtp.sink import LmtpSink, SmtpSink
 
 TIMES = 3
@@ -61,7 +60,7 @@ async def test_from_a_file(name, tmp_path):
         sink = kind(f"//127.0.0.1:{server.port}", source=tmp_path / "mbox")
         with mqcore.Dispatcher(plugins) as dispatcher:
             for _ in range(4):  # a run that could not reach the server is made again
-                report = await Pipeline(dispatcher, source, sink, FailedSink(failed, source.url), max_in_flight=1).run()
+                report = await Gateway(dispatcher, source, sink, FailedSink(failed, source.url), max_in_flight=1).run()
                 if report.error is None:
                     break
         sink.close()

@@ -3,7 +3,6 @@
 import contextvars
 
 cimport cython
-from cpython.object cimport PyObject
 
 from ._chain cimport Chain, Route, open_route
 from ._dispatch cimport MOST_ARGUMENTS, Runner, begin, begin_all, cancel_step
@@ -193,7 +192,7 @@ cdef class Waiter:
         """Nobody waits any more. If the step has not ended, the task was cancelled or the coroutine closed: a collected one on
         any thread."""
         if message.done is self and self.runner.reactor.thread == PyThread_get_thread_ident():
-            cancel_step(self.dispatcher, message)
+            cancel_step(self.runner, message)
 
 
 seal(Hook)

@@ -15,7 +15,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from ._chain cimport Chain, Route, new_chain
 from ._context cimport Context, new_context
 from ._holds cimport HoldTable
-from ._message cimport CounterRow, native_side, report_raised
+from ._message cimport CounterRow, report_raised
 from .loop._call cimport ends_program, take_error
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Task, goes_on, start_portion
 from .loop._seal cimport seal
@@ -228,8 +228,7 @@ cdef class Change:
         self.fresh = []
         self.chains = {}
         self.contexts = {}
-        if active.holds.native != NULL:
-            native_side.disturb(active.holds.native)
+        active.holds.lists.fast_path_off = True
         active.reactor.wake()  # for the sweep
 
     def discard(self):

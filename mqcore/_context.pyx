@@ -107,12 +107,12 @@ cdef void log_failure(Context context, object error, PyObject *hook) noexcept:
     """Rule 13: an error of the plugin, which has been stored: its name and hook go into the notes, and into the log. That may
     itself fail in any way; then it says less."""
     if (<int (*)(Context, object, PyObject *) noexcept>add_note)(context, error, hook) < 0:
-        told_badly(context.reactor)
+        logging_failed(context.reactor)
     if (<int (*)(Context, object, PyObject *) noexcept>write_failure)(context, error, hook) < 0:
-        told_badly(context.reactor)
+        logging_failed(context.reactor)
 
 
-cdef void told_badly(Reactor reactor) noexcept:
+cdef void logging_failed(Reactor reactor) noexcept:
     """What was raised while something was told: only what ends the program matters."""
     cdef PyObject *error = take_error()
     if ends_program(<object>error):
@@ -252,7 +252,7 @@ cdef class Context(Lifetime):
         if ends_program(error):
             self.reactor.raise_through_loop(error)
         elif (<int (*)(Context, object) noexcept>write_callback_failure)(self, error) < 0:
-            told_badly(self.reactor)
+            logging_failed(self.reactor)
 
     def __repr__(self):
         return f"<mqcore.Context of plugin {self.name}>"

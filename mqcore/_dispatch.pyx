@@ -23,9 +23,10 @@ from ._coroutine cimport is_coroutine, result_of, start_task, watch_task
 from ._holds cimport HoldTable
 from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TIMED_OUT, TOO_MANY_RETRIES, TO_CANCEL,
-    TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Books, Counters, Drops, Entry, Message, drop_later, end_hold,
-    end_token, finalizer_is_trusted, flush, move, native_side, no_drops, report_raised)
+    TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide, drop_later,
+    end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised)
 from .loop._call cimport call_function, ends_program, take_error
+from .loop._list cimport is_empty
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
 
@@ -130,7 +131,8 @@ cdef int advance(Runner runner, Message message, Chain chain, Entry *entry, Drop
         if entry.function == NULL:
             if entry.native == NULL:
                 return TO_CONTINUE
-            decision = native_side.call(runner, message, entry, timed, drops)  # and those that follow, if they are native
+            # And those that follow, if they are native.
+            decision = (<NativeSide>runner.holds.lists.native).call(message, entry, timed, drops)
             entry = message.entry
         else:
             message.entry = entry
@@ -170,7 +172,7 @@ cdef list begin_all(
         if route.chain is not None:  # else a hook has closed the dispatcher
             chain = route.chain
         if chain.native and not args and not runner.closed:
-            index = native_side.begin_many(runner, chain, messages, index, outcomes, done, variables)
+            index = (<NativeSide>runner.holds.lists.native).run_many(chain, messages, index, outcomes, done, variables)
         else:
             outcome = begin(runner, chain, <Message>messages[index], TAKEN, args, done, variables)
             if outcome != <PyObject *>OUTCOME_CONTINUE:
@@ -221,7 +223,7 @@ cdef int returned(Runner runner, Message message, PyObject *result, Drops *drops
 
 cdef int interpret(Runner runner, Message message, object value, Drops *drops) noexcept:
     """What follows from what a hook, or its coroutine, returned."""
-    cdef int meaning = meaning_of(message, value)
+    cdef int meaning = parse_verdict(message, value)
     cdef int decision
     if meaning == UNKNOWN and not runner.closed:
         decision = (<int (*)(object) noexcept>is_coroutine)(value)
@@ -235,7 +237,7 @@ cdef int interpret(Runner runner, Message message, object value, Drops *drops) n
     cdef int early = message.decision
     if early == TO_CANCEL:
         return TO_CANCEL
-    decision = (<int (*)(Message, object, int, int) noexcept>settle)(message, value, meaning, early)
+    decision = (<int (*)(Message, object, int, int) noexcept>resolve_early)(message, value, meaning, early)
     if decision < 0:
         return hook_raised(runner, message, take_error(), drops)
     if decision == UNDECIDED:
@@ -273,7 +275,7 @@ cdef int leave_hook(Runner runner, Message message, int decision, Drops *drops) 
     return decision
 
 
-cdef int settle(Message message, object value, int meaning, int early) except -1:
+cdef int resolve_early(Message message, object value, int meaning, int early) except -1:
     """Rule 7: the decision that follows from what a hook, or its coroutine, returned and what it gave back before; UNDECIDED
     when it said that it has the message. Raises what it has done wrong by that."""
     message.decision = UNDECIDED
@@ -284,7 +286,8 @@ cdef int settle(Message message, object value, int meaning, int early) except -1
         return TO_FAIL
     if meaning == UNKNOWN or early != UNDECIDED and early != meaning:
         message.decision = TO_FAIL
-        raise wrong_result(<str>message.entry.plugin, <str>message.entry.hook, value, early if meaning != UNKNOWN else UNDECIDED)
+        raise wrong_result(
+            <str>message.entry.plugin, <str>message.entry.hook, value, UNDECIDED if meaning == UNKNOWN else early)
     if early == UNDECIDED:
         if meaning == TO_COMPLETE:
             message.entry.counters.completes += 1
@@ -294,7 +297,7 @@ cdef int settle(Message message, object value, int meaning, int early) except -1
 
 
 cdef int hook_raised(Runner runner, Message message, PyObject *raised, Drops *drops) noexcept:
-    """Rule 13: a hook raised, or returned what it may not. Stored first, then told. Takes the reference to the error over."""
+    """Rule 13: a hook raised, or returned what it may not. Stored first, then logged. Takes the reference to the error over."""
     error = <object>raised
     Py_DECREF(error)
     cdef Context context = <Context>message.entry.context
@@ -338,7 +341,7 @@ cdef int closed_meanwhile(Message message, Drops *drops) noexcept:
 cdef int log_reason(Runner runner, Message message) noexcept:
     """Log why the step fails, where that is a reason of the core's. How the step ends."""
     if (<int (*)(Runner, Message) noexcept>write_reason)(runner, message) < 0:
-        report_raised(runner.reactor, "the telling of a failed step")
+        report_raised(runner.reactor, "the logging of a failed step")
     return message.decision
 
 
@@ -378,7 +381,7 @@ cdef PyObject *finish(Runner runner, Message message, int decision, Drops *drops
 
 
 cdef void conclude(Runner runner, Message message, PyObject *outcome) noexcept:
-    """Rule 15: tell `done` how a suspended step ended."""
+    """Rule 15: call `done` with how a suspended step ended."""
     cdef PyObject *space[3]
     cdef PyObject *result
     done = message.done
@@ -430,8 +433,7 @@ cdef bint cancel_step(Runner runner, Message message) noexcept:
         no_drops(&drops)
         message.decision = TO_CANCEL
         message.fail_for(CANCELLED, NULL, &drops)
-        if holds.native != NULL:
-            native_side.disturb(holds.native)
+        holds.lists.fast_path_off = True
         flush(&drops, runner.reactor)
         return True
     if message.state == GIVEN_BACK:
@@ -464,9 +466,7 @@ cdef bint timeout_phase(void *owner) noexcept:
     cdef Portion portion
     cdef uint64_t now
     cdef PyObject *taken
-    cdef PyObject *told = NULL
-    if holds.native != NULL:
-        native_side.absorb(runner)
+    cdef PyObject *logged = NULL
     if not holds.lists.deadline.rung:
         return False
     portion = start_portion(runner.reactor.state.uv)
@@ -477,14 +477,14 @@ cdef bint timeout_phase(void *owner) noexcept:
         if taken == NULL:
             holds.arm_next()
             return False
-        time_out(runner, <Message>taken, now, &told)
+        time_out(runner, <Message>taken, now, &logged)
         Py_DECREF(<Message>taken)
         if runner.closed:
             return False
     return True
 
 
-cdef void time_out(Runner runner, Message message, uint64_t now, PyObject **told) noexcept:
+cdef void time_out(Runner runner, Message message, uint64_t now, PyObject **logged) noexcept:
     """The plugin at message.entry held it for too long. Logged once for each plugin and hook of a phase."""
     cdef Drops drops
     no_drops(&drops)
@@ -494,8 +494,8 @@ cdef void time_out(Runner runner, Message message, uint64_t now, PyObject **told
     message.since = message.entry.bucket.timeout  # for the text of the error
     message.fail_for(TIMED_OUT, message.entry.row, &drops)
     end_hold(message, &drops)
-    if told[0] != message.entry.row:
-        told[0] = message.entry.row
+    if logged[0] != message.entry.row:
+        logged[0] = message.entry.row
         log_reason(runner, message)
     conclude(runner, message, finish(runner, message, message.decision, &drops))
     flush(&drops, runner.reactor)
@@ -508,11 +508,11 @@ cdef bint resume_phase(void *owner) noexcept:
     cdef Portion portion
     cdef PyObject *taken
     holds.collect_given()
-    if holds.lists.first_queued == NULL:
+    if is_empty(&holds.lists.queued):
         return False
     holds.refill()
     portion = start_portion(runner.reactor.state.uv)
-    while not runner.closed and holds.lists.first_queued != NULL:
+    while not runner.closed and not is_empty(&holds.lists.queued):
         if not goes_on(&portion):
             return True
         taken = holds.take_queued()
@@ -606,14 +606,15 @@ cdef PyObject *fetch_result(object task) except NULL:
 cdef int coroutine_returned(Runner runner, Message message, object task, object value, Drops *drops) noexcept:
     """The decision that follows; UNDECIDED when it keeps control, or when the step ended meanwhile."""
     cdef int early = message.decision  # until here a give-back is early
-    cdef int decision = (<int (*)(Message, object, int, int) noexcept>settle)(message, value, meaning_of(message, value), early)
+    cdef int decision = (<int (*)(Message, object, int, int) noexcept>resolve_early)(
+        message, value, parse_verdict(message, value), early)
     if decision < 0:
         return coroutine_raised(runner, message, task, take_error(), drops)
     return early if decision == UNDECIDED else decision
 
 
 cdef int coroutine_raised(Runner runner, Message message, object task, PyObject *raised, Drops *drops) noexcept:
-    """As hook_raised, for a message that is HELD. While this is told the step may end, and another one begin."""
+    """As hook_raised, for a message that is HELD. While this is logged the step may end, and another one begin."""
     error = <object>raised
     Py_DECREF(error)
     cdef Context context = <Context>message.entry.context
@@ -630,7 +631,7 @@ cdef int coroutine_raised(Runner runner, Message message, object task, PyObject 
 
 # --------------------------------------------------------------------------------------------------------------- Helpers
 
-cdef int meaning_of(Message message, object value) noexcept:
+cdef int parse_verdict(Message message, object value) noexcept:
     """What a hook said by what it returned: a decision, HOLDS or UNKNOWN."""
     if value is True or value is VERDICT_HOLD or message.token != NULL and <PyObject *>value == message.token:
         return HOLDS

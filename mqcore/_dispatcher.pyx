@@ -10,7 +10,7 @@ from ._changes cimport new_active_plugins, sweep_phase
 from ._dispatch cimport cancel_step, end_all_steps, new_runner, resume_phase, timeout_phase
 from ._hook cimport new_hook
 from ._holds cimport has_pending, new_hold_table, stop_when_idle
-from ._message cimport Books, Message, native_side
+from ._message cimport Books, Message, NativeSide
 from .loop._reactor cimport RESUME_PHASE, SWEEP_PHASE, TIMEOUT_PHASE, PyThread_get_thread_ident, new_reactor
 
 from ._misuse import describe
@@ -183,8 +183,8 @@ cdef class Dispatcher:
             if not self.reactor.forked:
                 end_all_steps(self.runner)
                 self.active.close()
-                if self.holds.native != NULL:
-                    native_side.close(self.runner)
+                if self.holds.lists.native != NULL:
+                    (<NativeSide>self.holds.lists.native).close()
                 self.reactor.stop_all()
             self.holds.close()
             self.reactor.close()
@@ -221,7 +221,6 @@ cdef class Dispatcher:
 
     async def __aexit__(self, *exc_info):
         self.close()
-
 
 
 cdef unsigned int as_retries(object value) except? 0:

@@ -10,9 +10,8 @@ cdef class HoldTable:
     """The messages of one dispatcher that are held or were given back; a part of the dispatcher."""
     cdef HoldLists lists
     cdef Reactor reactor
-    cdef void *native               # the slot table of native plugins, or NULL when there are none
-    cdef bint passing               # messages are just passed through native plugins, one after the other: so many are through
-    cdef uint64_t passed
+    cdef bint in_batch              # native hooks are called for the messages of one run_many()
+    cdef uint64_t passed            # how many of these are through, and not in the books yet
 
     cdef int open(self) except -1
     cdef void close(self) noexcept

@@ -15,11 +15,12 @@ from libc.stdlib cimport calloc, free, malloc
 from .loop._atomic cimport fence, get, load_version
 from .loop._call cimport take_error
 from .loop._libuv cimport UV_TIMER
+from .loop._list cimport after, first, init_list, is_empty
 from .loop._reactor cimport Reactor, close_handle, new_handle, opened, uv_of
 from .loop._seal cimport seal
 from ._message cimport (
     GIVEN_BACK, HELD, QUEUED, RUNNING, TO_COMPLETE, TO_CONTINUE, TO_RETRY, HoldLists, Message, TimeoutBucket,
-    arm_deadline, make_stand_in, move)
+    arm_deadline, make_stand_in, message_at, move)
 
 cdef extern from "Python.h":
     PyObject *Py_None
@@ -64,6 +65,9 @@ cdef void remove_open(HoldLists *lists) noexcept:
 @cython.no_gc_clear  # its reactor is needed as long as it is there
 cdef class HoldTable:
 
+    def __cinit__(self):
+        init_list(&self.lists.queued)
+
     cdef int open(self) except -1:
         """Its reactor is open, and from now on messages may be held. What raises leaves nothing open."""
         self.refill()
@@ -94,6 +98,8 @@ cdef class HoldTable:
             free(bucket)
         if self.lists.stand_in != NULL:
             Py_DECREF(<Message>self.lists.stand_in)
+        if self.lists.native != NULL:
+            Py_DECREF(<object>self.lists.native)
 
     cdef TimeoutBucket *bucket_of(self, double seconds) except NULL:
         cdef uint64_t timeout = <uint64_t>(seconds * 1e9)
@@ -105,6 +111,7 @@ cdef class HoldTable:
         bucket = <TimeoutBucket *>calloc(1, sizeof(TimeoutBucket))
         if bucket == NULL:
             raise MemoryError()
+        init_list(&bucket.held)
         bucket.timeout = timeout
         bucket.next = self.lists.buckets
         self.lists.buckets = bucket
@@ -123,7 +130,7 @@ cdef class HoldTable:
                 break
         books.held -= self.lists.given_count
         books.running += self.lists.given_count
-        if self.passing:
+        if self.in_batch:
             passed = get(&self.passed)
             books.entered += passed + 1
             books.continued += passed
@@ -145,7 +152,7 @@ cdef class HoldTable:
 
     cdef PyObject *take_queued(self) noexcept:
         """QUEUED -> RUNNING, for the first in the queue: with the queue's reference, or NULL when it is empty."""
-        cdef PyObject *each = self.lists.first_queued
+        cdef PyObject *each = message_at(first(&self.lists.queued))
         if each != NULL:
             move(&self.lists, <Message>each, QUEUED, RUNNING)
         return each
@@ -268,12 +275,16 @@ cdef PyObject *alive_from(PyObject *each) noexcept:
     """This message or the first after it whose deallocation was not put off before its finalizer ran, as that of deeply nested
     objects is."""
     while each != NULL and each.ob_refcnt <= 0:
-        each = (<Message>each).following
+        each = next_in_bucket(each)
     return each
 
 
+cdef inline PyObject *next_in_bucket(PyObject *each) noexcept:
+    return message_at(after(&(<Message>each).entry.bucket.held, &(<Message>each).link))
+
+
 cdef PyObject *oldest_in(TimeoutBucket *bucket) noexcept:
-    return alive_from(bucket.first)
+    return alive_from(message_at(first(&bucket.held)))
 
 
 cdef inline bint is_wanted(PyObject *message, PyObject *plugin, PyObject *hook) noexcept:
@@ -316,8 +327,8 @@ cdef Py_ssize_t collect_oldest(
     count = 0
     bucket = lists.buckets
     while bucket != NULL:
-        if bucket.first != NULL:
-            heap[count] = bucket.first
+        if not is_empty(&bucket.held):
+            heap[count] = message_at(first(&bucket.held))
             count += 1
         bucket = bucket.next
     for place in range(count // 2 - 1, -1, -1):
@@ -328,11 +339,10 @@ cdef Py_ssize_t collect_oldest(
             Py_INCREF(<Message>each)
             messages[found] = each
             found += 1
-        if (<Message>each).following == NULL:
+        heap[0] = next_in_bucket(each)
+        if heap[0] == NULL:
             count -= 1
             heap[0] = heap[count]
-        else:
-            heap[0] = (<Message>each).following
         if count > 0:
             sift_down(heap, count, 0)
     free(heap)

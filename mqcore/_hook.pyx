@@ -3,7 +3,6 @@
 import contextvars
 
 cimport cython
-from cpython.object cimport PyObject
 
 from ._chain cimport Chain, Route, open_route
 from ._dispatch cimport MOST_ARGUMENTS, Runner, begin, begin_all, cancel_step

@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from .loop._atomic cimport fence, store_version
 from .loop._call cimport take_error
 from .loop._lifetime cimport Lifetime
+from .loop._list cimport Link, List, append, first, unlink
 from .loop._reactor cimport Handle, Reactor
 
 cdef extern from *:
@@ -91,8 +92,7 @@ cdef struct Counters:
 cdef struct TimeoutBucket:
     # The held messages that share one hold_timeout, in the order in which they were held: the first is the next due.
     uint64_t timeout        # ns; 0: none
-    PyObject *first         # borrowed Messages
-    PyObject *last
+    List held               # borrowed Messages
     TimeoutBucket *next
 
 cdef struct Entry:
@@ -115,9 +115,8 @@ cdef struct HoldLists:
     # back belongs to whoever has the GIL.
     PyObject *reactor       # borrowed
     TimeoutBucket *buckets
-    PyObject *first_queued  # owned Messages
-    PyObject *last_queued
-    PyObject *first_given   # owned Messages
+    List queued             # owned Messages
+    PyObject *first_given   # owned Messages, each of which is in its bucket still: so this list has a link of its own
     PyObject *last_given
     uint64_t given_count
     Books books
@@ -127,6 +126,8 @@ cdef struct HoldLists:
     Handle *deadline        # one timer for all buckets; `due` is 0 when it is stopped
     HoldLists *next_open    # in the list of those of all dispatchers
     PyObject *stand_in      # owned: a plain Message, for one that is deallocated while it is held
+    PyObject *native        # owned: the NativeSide; NULL as long as there are no native plugins
+    bint fast_path_off      # a step, or the dispatcher, was ended, or the chains changed, while native hooks may be called
     int in_nogil_phase      # the dispatcher's thread may be changing the lists without the GIL; atomic
     int wanted_by_others    # another thread waits until it does not; atomic
 
@@ -143,8 +144,7 @@ cdef class Message:
     cdef Entry *entry               # the plugin that has or had it last in this step; NULL when in none
     cdef object chain               # keeps `entry`, once the step is suspended
     cdef PyObject *token            # borrowed: the live Hold of the current hold or call
-    cdef PyObject *previous         # borrowed Messages: neighbours in a bucket or in the queue
-    cdef PyObject *following
+    cdef Link link                  # in a bucket or in the queue
     cdef PyObject *next_given       # in the list of those that were given back
     cdef PyObject *last_hook        # the name of the hook of the current or last step
     cdef uint64_t since             # when the hold began, in ns of uv_hrtime(); 0: how long it was is counted
@@ -172,6 +172,18 @@ cdef class Message:
 cdef class HoldBase(Lifetime):
     """The base of Hold: refers to its message; the live token of it until it is over."""
     cdef Message message_held
+
+cdef class NativeSide:
+    """What native/ does for one dispatcher. It stands above the core, which calls it by these methods and by nothing else. All
+    with the GIL, on the dispatcher's thread."""
+    cdef PyObject *runner           # borrowed: the Runner; for native/ to know, as is the table of its handles
+    cdef void *table
+
+    cdef int call(self, Message message, Entry *entry, bint timed, Drops *drops) noexcept
+    cdef Py_ssize_t run_many(
+        self, object chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept
+    cdef void hold_ended(self, void *native) noexcept
+    cdef void close(self) noexcept
 
 # ---------------------------------------------------------------------------------------------------------------- Drops
 
@@ -230,7 +242,7 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
     if before == HELD and after != GIVEN_BACK or before == GIVEN_BACK:
         leave_bucket(lists, message)
     elif before == QUEUED:
-        unlink(message, &lists.first_queued, &lists.last_queued)
+        unlink(&message.link)
     elif after == RUNNING:
         lists.books.entered += 1
         lists.books.running += 1
@@ -239,7 +251,7 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
     if after == HELD:
         enter_bucket(lists, message)
     elif after == QUEUED:
-        append(message, &lists.first_queued, &lists.last_queued)
+        append(&lists.queued, &message.link)
     elif after == GIVEN_BACK:
         append_given(lists, message)
     message.state = after
@@ -265,8 +277,8 @@ cdef inline void enter_bucket(HoldLists *lists, Message message) noexcept nogil:
     message.entry.counters.holds += 1
     count_held(lists, 1)
     message.since = (<Reactor>lists.reactor).state.uv.hrtime()
-    append(message, &bucket.first, &bucket.last)
-    if bucket.timeout and message.previous == NULL:
+    append(&bucket.held, &message.link)
+    if bucket.timeout and first(&bucket.held) == &message.link:
         arm_deadline(lists, message.since + bucket.timeout)
     (<Reactor>lists.reactor).set_busy(True)
 
@@ -275,7 +287,7 @@ cdef inline void enter_bucket(HoldLists *lists, Message message) noexcept nogil:
 cdef inline void leave_bucket(HoldLists *lists, Message message) noexcept nogil:
     lists.holds_ended += 1
     count_held(lists, -1)
-    unlink(message, &message.entry.bucket.first, &message.entry.bucket.last)
+    unlink(&message.link)
 
 
 @cython.nonecheck(False)
@@ -289,30 +301,6 @@ cdef inline void append_given(HoldLists *lists, Message message) noexcept nogil:
     lists.given_count += 1
 
 
-@cython.nonecheck(False)
-cdef inline void append(Message message, PyObject **first, PyObject **last) noexcept nogil:
-    message.following = NULL
-    message.previous = last[0]
-    if last[0] == NULL:
-        first[0] = <PyObject *>message
-    else:
-        (<Message>last[0]).following = <PyObject *>message
-    last[0] = <PyObject *>message
-
-
-@cython.nonecheck(False)
-cdef inline void unlink(Message message, PyObject **first, PyObject **last) noexcept nogil:
-    if message.previous == NULL:
-        first[0] = message.following
-    else:
-        (<Message>message.previous).following = message.following
-    if message.following == NULL:
-        last[0] = message.previous
-    else:
-        (<Message>message.following).previous = message.previous
-    message.previous = NULL
-    message.following = NULL
-
 cdef inline void count_held(HoldLists *lists, int change) noexcept nogil:
     """One more is held in place of running, or one less: a snapshot sees both or neither."""
     store_version(&lists.books_version, lists.books_version + 1)
@@ -321,19 +309,13 @@ cdef inline void count_held(HoldLists *lists, int change) noexcept nogil:
     lists.books.running -= change
     store_version(&lists.books_version, lists.books_version + 1)
 
+
+@cython.nonecheck(False)
+cdef inline PyObject *message_at(Link *link) noexcept nogil:
+    """The Message, borrowed; NULL for no link."""
+    return NULL if link == NULL else <PyObject *>(<char *>link - <size_t>&(<Message><PyObject *>NULL).link)
+
 cdef void arm_deadline(HoldLists *lists, uint64_t due) noexcept nogil
-
-cdef struct NativeSide:
-    # What native/ does for the core, which is below it. Set when the first native plugin is loaded. With the GIL.
-    int (*call)(object dispatcher, Message message, Entry *entry, bint timed, Drops *drops) noexcept
-    Py_ssize_t (*begin_many)(object dispatcher, object chain, tuple messages, Py_ssize_t index, list outcomes,
-                             object done, object variables) noexcept
-    void (*hold_ended)(void *native) noexcept
-    void (*disturb)(void *slots) noexcept
-    void (*absorb)(object dispatcher) noexcept
-    void (*close)(object dispatcher) noexcept
-
-cdef NativeSide native_side
 
 cdef bint enter_nogil_phase(HoldLists *lists) noexcept nogil
 cdef void leave_nogil_phase(HoldLists *lists) noexcept nogil

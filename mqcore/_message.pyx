@@ -23,7 +23,7 @@ from libc.stdint cimport uint64_t
 
 from .loop._call cimport take_error
 from .loop._lifetime cimport Lifetime
-from .loop._list cimport is_empty
+from .loop._list cimport is_empty, replace
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor, arm, header_of, uv_handle_t
 from .loop._seal cimport seal, seal_base
 
@@ -213,6 +213,24 @@ cdef class HoldBase(Lifetime):
     pass
 
 
+cdef class NativeSide:
+
+    cdef int call(self, Message message, Entry *entry, bint timed, Drops *drops) noexcept:
+        """Call native hooks, from `entry` to the last before a Python one, or until one decides. What follows from it; where
+        that was is left in message.entry."""
+
+    cdef Py_ssize_t run_many(
+            self, object chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept:
+        """Steps of messages that are TAKEN, from that at `index` on, through a chain of native hooks alone: how far it came.
+        What is not CONTINUE is put into `outcomes`."""
+
+    cdef void hold_ended(self, void *native) noexcept:
+        """The core ends a native plugin's hold, however it came to that: `native` is what stood for it. Any thread."""
+
+    cdef void close(self) noexcept:
+        """The dispatcher closes: its steps have ended, and its plugins' contexts."""
+
+
 @cython.final
 cdef class CounterRow:
     pass
@@ -252,6 +270,7 @@ cdef int shows_members(PyObject *message) noexcept:
 guard(<PyTypeObject *><PyObject *>Message, may_clear, shows_members)
 seal(CounterRow)
 seal_base(HoldBase)
+seal_base(NativeSide)
 
 
 # ---------------------------------------------------------------------------------------------------------------- Errors
@@ -297,7 +316,7 @@ cdef void end_hold(Message message, Drops *drops) noexcept:
         drops.task = <PyObject *>message.task
         message.task = None
     if message.native != NULL:
-        native_side.hold_ended(message.native)
+        (<NativeSide>message.entry.lists.native).hold_ended(message.native)
         message.native = NULL
     if message.strong:
         message.strong = False
@@ -365,7 +384,7 @@ cdef void bury(Message dead) noexcept:
         stand_in = <Message>lists.stand_in
         lists.stand_in = NULL
         Py_DECREF(stand_in)  # it is this function's now
-        replace(dead, stand_in)
+        take_place_of(dead, stand_in)
         abandon(stand_in)
     else:  # there was no memory for one: the books are what can be saved
         dead.decision = TO_FAIL
@@ -384,8 +403,8 @@ cdef int make_stand_in(HoldLists *lists) except -1:
     return 0
 
 
-cdef void replace(Message dead, Message stand_in) noexcept:
-    """Take over its place in its bucket, and all that its step needs. The one other place where a state is written."""
+cdef void take_place_of(Message dead, Message stand_in) noexcept:
+    """Put it into the bucket in its place, with all that its step needs. The one other place where a state is written."""
     stand_in.entry = dead.entry
     stand_in.chain = dead.chain
     stand_in.last_hook = dead.last_hook
@@ -395,16 +414,7 @@ cdef void replace(Message dead, Message stand_in) noexcept:
     stand_in.args = dead.args
     stand_in.done = dead.done
     stand_in.variables = dead.variables
-    stand_in.previous = dead.previous
-    stand_in.following = dead.following
-    if dead.previous == NULL:
-        dead.entry.bucket.first = <PyObject *>stand_in
-    else:
-        (<Message>dead.previous).following = <PyObject *>stand_in
-    if dead.following == NULL:
-        dead.entry.bucket.last = <PyObject *>stand_in
-    else:
-        (<Message>dead.following).previous = <PyObject *>stand_in
+    replace(&dead.link, &stand_in.link)
     stand_in.state = HELD
     dead.state = IDLE
     stand_in.track()

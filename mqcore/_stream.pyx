@@ -1,31 +1,19 @@
 """Streams: `hook.stream(messages)` runs a source of messages through a hook, and is an asynchronous iterator of the outcomes.
 
-Whoever iterates has a `Stream`; behind it stands a `Flow`, which has all that goes on: so when the last reference to the
-Stream goes, what is in flight can be cancelled, whoever else knows the flow.
+Whoever iterates has a `Stream`; behind it stands a `Flow` (see _flow), which has all that goes on: so when the last reference
+to the Stream goes, what is in flight can be cancelled, whoever else knows the flow.
 
-A message is read when the next outcome is asked for and there is none yet, and run at once. Where nobody holds it, its outcome
-is what the awaitable, a `Next`, gives without waiting. A message that is held has a `Place`, which is the `done` of its step;
-the flow refers to the message weakly, and the place brings it when the step has ended.
-
-An asynchronous source is read by a task of its own. So a source that waits keeps no outcome back, and `asyncio.timeout` and
-the like in it mean itself, not whoever iterates the stream.
+Where nobody holds a message, its outcome is what the awaitable, a `Next`, gives without waiting.
 """
-
-import asyncio
 
 cimport cython
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_DECREF
 
-from ._dispatch cimport begin, cancel_step
-from ._hook cimport Hook, in_step
-from ._message cimport IDLE, Message, report_raised
-from .loop._call cimport ends_program, is_a, take_error
-from .loop._list cimport Link, List, append, first, init_list, is_linked, unlink
-from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, Task, goes_on, start_portion
+from ._flow cimport ONE, OVER, TURN, Flow, check_thread, end, new_flow, poll, wait
+from ._hook cimport Hook
+from ._message cimport Message
 from .loop._seal cimport seal
-
-from .errors import MqError
 
 cdef extern from *:
     """
@@ -55,22 +43,6 @@ cdef extern from *:
         return 1;
     }
 
-    /* A new reference, or NULL; raises nothing. */
-    static PyObject *mqcore_referent(PyObject *reference)
-    {
-        PyObject *object;
-    #if PY_VERSION_HEX >= 0x030D0000
-        if (PyWeakref_GetRef(reference, &object) < 0)
-            PyErr_Clear();
-        return object;
-    #else
-        object = PyWeakref_GetObject(reference);
-        if (object == Py_None)
-            return NULL;
-        return Py_NewRef(object);
-    #endif
-    }
-
     /* What is awaited gets its result by these, without an exception where CPython can do that. */
     typedef int (*mqcore_send)(PyObject *, PyObject *, PyObject **);
 
@@ -82,7 +54,6 @@ cdef extern from *:
     """
     PyObject *pair_of "mqcore_pair"(PyObject *message, PyObject *outcome) noexcept
     bint stop_with "mqcore_stop_with"(PyObject *value) noexcept
-    PyObject *referent_of "mqcore_referent"(object reference) noexcept
     void set_slots "mqcore_set_slots"(object type, int (*send)(PyObject *, PyObject *, PyObject **) noexcept,
                                       PyObject *(*next)(PyObject *) noexcept) noexcept
 
@@ -90,20 +61,11 @@ cdef extern from "Python.h":
     PyObject *Py_None
     PyObject *PyExc_StopAsyncIteration
     PyObject *PyExc_RuntimeError
-    PyObject *PyIter_Next(object) except? NULL
-    Py_ssize_t clamped "PyNumber_AsSsize_t"(object, PyObject *) except? -1
     int PyIter_Send(object, PyObject *, PyObject **) noexcept
-    PyObject *PyWeakref_NewRef(object, PyObject *) noexcept
     PyObject *item_of "PyTuple_GET_ITEM"(PyObject *, Py_ssize_t) noexcept
-    void PyErr_Clear() noexcept
     void PyErr_SetNone(PyObject *) noexcept
     void PyErr_SetString(PyObject *, const char *) noexcept
     void raise_object "PyErr_SetObject"(object type, object value) noexcept
-
-cdef object CANCELLED_ERROR = asyncio.CancelledError
-
-cdef enum:
-    MOST_IN_A_TURN = 4096    # messages; then the loop has a turn
 
 cdef enum Sent:
     # PySendResult
@@ -111,481 +73,10 @@ cdef enum Sent:
     RAISED = -1
     YIELDED = 1
 
-cdef enum Found:
-    # What a flow has for whoever asks.
-    ONE = 0                  # a message and its outcome
-    NOTHING = 1              # the source gave one that is in flight now, or ended
-    WAIT = 2                 # for an outcome, or for the source
-    TURN = 3                 # the loop has to have one first
-    OVER = 4                 # there is no more
-
 cdef enum Awaited:
     FRESH = 0
     PENDING = 1
     FINISHED = 2
-
-
-# ---------------------------------------------------------------------------------------------------------------- Places
-
-@cython.final
-@cython.no_gc_clear
-@cython.freelist(1024)
-cdef class Place:
-
-    def __call__(self, Message message not None, outcome):
-        cdef Flow flow = self.flow
-        if not self.waiting or flow is None:
-            return
-        self.waiting = False
-        self.flow = None
-        self.referent = None
-        if flow.closed:
-            flow.remove(self)
-            return
-        self.message = message
-        self.outcome = outcome
-        Py_INCREF(self)  # the list's
-        if not flow.ordered:
-            unlink(&self.link)
-            append(&flow.ended, &self.link)
-        flow.wake()
-
-    def __dealloc__(self):
-        # Where there was no memory to tell of a step's end, it comes here.
-        if self.waiting and self.flow is not None and is_linked(&self.link):
-            self.flow.remove(self)
-            self.flow.hook.runner.reactor.post(self.flow)
-
-
-cdef PyObject *place_at(Link *link) noexcept:
-    return <PyObject *>(<char *>link - <size_t>&(<Place><PyObject *>NULL).link)
-
-
-# ------------------------------------------------------------------------------------------------------------------ Flow
-
-@cython.final
-@cython.no_gc_clear
-cdef class Flow(Task):
-
-    def __cinit__(self):
-        init_list(&self.flight)
-        init_list(&self.ended)
-
-    def __dealloc__(self):
-        # No step goes on: its place would refer to this.
-        drop_all(self, &self.ended)
-        drop_all(self, &self.flight)
-
-    cdef PyObject *run(self, object candidate) except? NULL:
-        """Run a message of the source: its outcome, borrowed, or None when it is in flight now."""
-        cdef Hook hook = self.hook
-        cdef Place place = self.spare
-        cdef Message message
-        cdef PyObject *outcome
-        if not isinstance(candidate, Message):
-            raise TypeError(f"{hook.name}: stream() needs messages, not {candidate!r}")
-        message = candidate
-        if place is None:
-            place = Place.__new__(Place)
-        variables = hook.variables_for(hook.chain)
-        hook.runner.reactor.check(hook.name)  # now: by memory that is made the dispatcher may be closed
-        if message.state != IDLE:
-            raise MqError(f"{hook.name}: a message of stream(): {in_step(message)}")
-        chain = hook.chain
-        self.spare = None
-        place.flow = self
-        place.running = <PyObject *>message
-        place.waiting = True
-        append(&self.flight, &place.link)
-        self.in_flight += 1
-        outcome = begin(hook.runner, chain, message, IDLE, self.args, place, variables)
-        place.running = NULL
-        if outcome != Py_None:
-            place.waiting = False
-            place.flow = None
-            self.remove(place)
-            self.spare = place
-        elif place.waiting:
-            refer_weakly(place, message)
-            if self.closed and place.waiting:  # closed while its hook was called, or memory was made
-                cancel_step(hook.runner, message)
-        return outcome
-
-    cdef void keep(self, Message message, object outcome, bint first_of_all) noexcept:
-        """Keep an outcome that cannot be yielded now, by the spare place."""
-        cdef Place place = self.spare
-        cdef List *list = &self.flight if self.ordered else &self.ended
-        self.spare = None
-        place.message = message
-        place.outcome = outcome
-        Py_INCREF(place)  # the list's
-        if first_of_all and first(list) != NULL:
-            list = <List *>first(list)  # what is appended there stands before it: a list is a ring
-        append(list, &place.link)
-        self.in_flight += 1
-
-    cdef PyObject *first_ended(self) noexcept:
-        """The next place to yield, borrowed; NULL when there is none."""
-        cdef Link *link = first(&self.flight if self.ordered else &self.ended)
-        cdef PyObject *place
-        if link == NULL:
-            return NULL
-        place = place_at(link)
-        return NULL if (<Place>place).waiting else place
-
-    cdef void take_out(self, Place place, PyObject **message, PyObject **outcome) noexcept:
-        """What it has, as new references. The place is the next spare one."""
-        cdef Py_ssize_t free
-        self.remove(place)
-        Py_INCREF(place.message)
-        message[0] = <PyObject *>place.message
-        Py_INCREF(place.outcome)
-        outcome[0] = <PyObject *>place.outcome
-        place.message = None
-        place.outcome = None
-        if self.spare is None:
-            self.spare = place
-        Py_DECREF(place)  # the list's
-        free = self.most - self.in_flight
-        if self.room is not None and (4 * free >= self.most or self.first_ended() == NULL):  # not for each message anew
-            self.make_room()
-
-    cdef void remove(self, Place place) noexcept:
-        if is_linked(&place.link):
-            unlink(&place.link)
-            self.in_flight -= 1
-
-    cdef void wake(self) noexcept:
-        """There may be something to yield, or nothing more to wait for, or room."""
-        cdef bint over = self.closed or self.source is None and self.in_flight == 0
-        if self.waiter is not None and (over or self.first_ended() != NULL):
-            waiter, self.waiter = self.waiter, None
-            if not resolve(waiter):
-                self.waiter = waiter
-                self.hook.runner.reactor.post(self)  # to be tried again
-        if self.room is not None and (self.closed or self.in_flight < self.most and self.first_ended() == NULL):
-            self.make_room()
-
-    cdef void make_room(self) noexcept:
-        room, self.room = self.room, None
-        if not resolve(room):
-            self.room = room
-            self.hook.runner.reactor.post(self)
-
-    cdef void source_failed(self, object error) noexcept:
-        """The source raised, or gave what cannot be run: told when nothing is in flight any more."""
-        cdef PyObject *worse
-        if (<int (*)(Flow, object) noexcept>note_failure)(self, error) < 0:
-            worse = take_error()
-            self.error = <object>worse
-            Py_DECREF(<object>worse)
-        error = self.error
-        if ends_program(error):  # that does not wait
-            close(self)
-            while self.cancel_some():
-                pass
-            self.error = error
-
-    cdef bint cancel_some(self) noexcept:
-        """Cancel what is in flight, and drop what was to be yielded, for a while. Whether there is more."""
-        cdef Portion portion = start_portion(self.hook.runner.reactor.state.uv)
-        cdef Link *link
-        cdef PyObject *message
-        cdef Place place = None
-        while goes_on(&portion):
-            place = None  # the last one, before another is looked up: anybody's code may run
-            link = first(&self.flight)
-            if link == NULL:
-                link = first(&self.ended)
-            if link == NULL:
-                return False
-            place = <Place>place_at(link)
-            self.remove(place)
-            if not place.waiting:
-                Py_DECREF(place)  # the list's
-                continue
-            if place.running != NULL:
-                message = place.running
-                Py_INCREF(<object>message)
-            else:
-                message = NULL if place.referent is None else referent_of(place.referent)
-            if message != NULL:
-                cancel_step(self.hook.runner, <Message>message)
-                Py_DECREF(<object>message)
-        return True
-
-    cdef void leave(self) noexcept:
-        """Nobody iterates any more: close, in a tick. Any thread."""
-        self.left = True
-        self.hook.runner.reactor.post(self)
-
-    cdef void run_posted(self) noexcept:
-        if not self.left:
-            self.wake()
-            return
-        close(self)
-        if self.cancel_some():
-            self.hook.runner.reactor.post(self)
-        elif (<int (*)(Flow) noexcept>close_left)(self) < 0:
-            report_raised(self.hook.runner.reactor, "the source of a stream that nobody iterates any more")
-
-    cdef void loop_closes(self) noexcept:
-        # The dispatcher has ended all steps. The source is dropped; whoever reads it ends by that.
-        if self.reader is not None and (<int (*)(Flow) noexcept>cancel_reader_soon)(self) < 0:
-            report_raised(self.hook.runner.reactor, "the source of a stream whose dispatcher is closed")
-
-
-cdef void drop_all(Flow flow, List *list) noexcept:
-    cdef Link *link = first(list)
-    while link != NULL:
-        unlink(link)
-        Py_DECREF(<Place>place_at(link))
-        link = first(list)
-
-
-cdef void refer_weakly(Place place, Message message) noexcept:
-    cdef PyObject *reference = PyWeakref_NewRef(message, NULL)
-    if reference == NULL:  # no memory: this one cannot be cancelled
-        PyErr_Clear()
-        return
-    if place.waiting:
-        place.referent = <object>reference
-    Py_DECREF(<object>reference)
-
-
-cdef void close(Flow flow) noexcept:
-    """From now on nothing is yielded. What is in flight is for `cancel_some`."""
-    flow.closed = True
-    flow.error = None
-    flow.wake()
-
-
-cdef bint resolve(object future) noexcept:
-    """Wake up whoever awaits it. False: there was no memory for that."""
-    if (<int (*)(object) noexcept>set_result)(future) < 0:
-        Py_DECREF(<object>take_error())
-        return False
-    return True
-
-
-cdef int set_result(object future) except -1:
-    if not future.done() and not future.get_loop().is_closed():
-        future.set_result(None)
-    return 0
-
-
-cdef int note_failure(Flow flow, object error) except -1:
-    flow.error = error
-    flow.reading = False
-    source, flow.source = flow.source, None
-    if isinstance(error, (StopIteration, StopAsyncIteration)):  # which would end something else
-        flow.error = RuntimeError(f"the source of a stream raised {type(error).__name__}")
-        flow.error.__cause__ = error
-    if source is not None and not flow.asynchronous:
-        close_source(source)
-    return 0
-
-
-cdef int close_source(object source) except -1:
-    """A generator, or whatever else has that method."""
-    close = getattr(source, "close", None)
-    if close is not None:
-        close()
-    return 0
-
-
-cdef int close_left(Flow flow) except -1:
-    if flow.reader is not None:
-        flow.reader.cancel()  # it closes the source
-    elif not flow.asynchronous and not flow.reading and flow.source is not None:
-        source, flow.source = flow.source, None
-        close_source(source)
-    return 0
-
-
-cdef int cancel_reader_soon(Flow flow) except -1:
-    loop = flow.reader.get_loop()
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(flow.reader.cancel)
-    return 0
-
-
-# --------------------------------------------------------------------------------------------------------------- Reading
-
-cdef int poll(Flow flow, PyObject **message, PyObject **outcome) noexcept:
-    """Found: what there is to yield, or to wait for. Reads on where that is possible at once."""
-    cdef PyObject *place
-    cdef int found
-    while True:
-        if flow.closed:
-            return OVER
-        if flow.portion.entries >= MOST_IN_A_TURN or not goes_on(&flow.portion):
-            return TURN
-        place = flow.first_ended()
-        if place != NULL:
-            flow.take_out(<Place>place, message, outcome)
-            return ONE
-        if flow.source is None:
-            return OVER if flow.in_flight == 0 else WAIT
-        if flow.asynchronous or flow.in_flight >= flow.most:
-            return WAIT
-        found = (<int (*)(Flow, PyObject **, PyObject **) noexcept>read_one)(flow, message, outcome)
-        if found < 0:
-            source_raised(flow)
-        elif found == ONE:
-            return ONE
-
-
-cdef void source_raised(Flow flow) noexcept:
-    cdef PyObject *error = take_error()
-    flow.source_failed(<object>error)
-    Py_DECREF(<object>error)
-
-
-cdef int read_one(Flow flow, PyObject **message, PyObject **outcome) except -1:
-    """Read a message and run it: ONE when its outcome is to be yielded now, else NOTHING."""
-    cdef PyObject *taken
-    cdef PyObject *ended
-    flow.reading = True
-    taken = PyIter_Next(flow.source)
-    flow.reading = False
-    if flow.closed:  # while it was asked
-        source, flow.source = flow.source, None
-        if taken != NULL:
-            Py_DECREF(<object>taken)
-            close_source(source)
-        return NOTHING
-    if taken == NULL:
-        flow.source = None
-        return NOTHING
-    candidate = <object>taken
-    Py_DECREF(candidate)
-    ended = flow.run(candidate)
-    if ended == Py_None or flow.closed:
-        return NOTHING
-    if flow.ordered and flow.in_flight:
-        flow.keep(<Message>candidate, <object>ended, False)
-        return NOTHING
-    Py_INCREF(candidate)
-    message[0] = <PyObject *>candidate
-    Py_INCREF(<object>ended)
-    outcome[0] = ended
-    return ONE
-
-
-cdef int take(Flow flow, object candidate) except -1:
-    """Run what an asynchronous source gave."""
-    cdef PyObject *ended
-    if flow.closed:
-        return 0
-    ended = flow.run(candidate)
-    if ended != Py_None and not flow.closed:
-        flow.keep(<Message>candidate, <object>ended, False)
-        flow.wake()
-    return 0
-
-
-async def read(Flow flow, source):
-    """Read an asynchronous source to its end: the task of a stream."""
-    ended = False
-    try:
-        try:
-            async for message in source:
-                take(flow, message)
-                message = None  # a held one is nobody's here
-                while flow.in_flight >= flow.most and not flow.closed:
-                    flow.room = room = flow.hook.runner.reactor.loop.create_future()
-                    await room
-                if flow.closed:
-                    break
-                if flow.reading_portion.entries >= MOST_IN_A_TURN or not goes_on(&flow.reading_portion):
-                    await asyncio.sleep(0)
-                    flow.reading_portion = start_portion(flow.hook.runner.reactor.state.uv)
-            else:
-                ended = True
-        finally:
-            aclose = None if ended else getattr(source, "aclose", None)
-            if aclose is not None:
-                await aclose()
-    except BaseException as error:
-        reading_failed(flow, error)
-        if ends_program(error):
-            raise
-    finally:
-        flow.source = None
-        flow.wake()
-
-
-cdef void reading_failed(Flow flow, object error) noexcept:
-    if not flow.closed:
-        flow.source_failed(error)
-    elif not is_a(error, <PyObject *>CANCELLED_ERROR):
-        if flow.left:
-            flow.hook.runner.reactor.report(error, "the source of a stream that nobody iterates any more")
-        else:
-            flow.close_error = error
-
-
-# --------------------------------------------------------------------------------------------------------------- Waiting
-
-async def wait(Flow flow, bint turn):
-    """Let the loop have a turn, or wait until there may be something to yield. Whoever is cancelled here cancels the rest."""
-    waiter = None
-    if not turn:
-        if flow.asynchronous and flow.reader is None and flow.source is not None:
-            start_reader(flow)
-        flow.waiter = waiter = flow.hook.runner.reactor.loop.create_future()
-        flow.wake()  # what came while memory was made
-    try:
-        if turn:
-            await asyncio.sleep(0)
-        else:
-            await waiter
-    except GeneratorExit:
-        flow.leave()
-        raise
-    except BaseException:
-        await end(flow)
-        raise
-    flow.portion = start_portion(flow.hook.runner.reactor.state.uv)
-
-
-cdef int start_reader(Flow flow) except -1:
-    flow.reading_portion = start_portion(flow.hook.runner.reactor.state.uv)
-    flow.reader = asyncio.Task(
-        read(flow, flow.source), loop=flow.hook.runner.reactor.loop, name=f"stream of {flow.hook.name}")
-    return 0
-
-
-async def end(Flow flow):
-    """Cancel the rest and close the source."""
-    check_thread(flow)
-    close(flow)
-    while flow.cancel_some():
-        await asyncio.sleep(0)
-    reader = flow.reader
-    if reader is not None:
-        if reader is not asyncio.current_task():
-            reader.cancel()
-            await asyncio.wait([reader])
-            if not reader.cancelled():
-                reader.exception()  # it has left through the loop
-    elif flow.source is not None and not flow.reading:
-        source, flow.source = flow.source, None
-        if not flow.asynchronous:
-            close_source(source)
-        elif getattr(source, "aclose", None) is not None:
-            await source.aclose()
-    error, flow.close_error = flow.close_error, None
-    if error is not None:
-        raise error
-
-
-cdef int check_thread(Flow flow) except -1:
-    cdef Reactor reactor = flow.hook.runner.reactor
-    if reactor.thread != PyThread_get_thread_ident() and (not reactor.closed or reactor.forked):
-        reactor.check(flow.hook.name)
-    return 0
 
 
 # ------------------------------------------------------------------------------------------------------------------ Next
@@ -789,24 +280,13 @@ cdef class Stream:
 
 def new_stream(Hook hook not None, messages, tuple args not None, max_in_flight, ordered):
     """`hook.stream`, which has checked the call."""
-    cdef Flow flow = Flow.__new__(Flow)
     cdef Stream stream
-    flow.hook = hook
-    flow.args = args
-    flow.most = clamped(max_in_flight, NULL)
-    if flow.most < 1:
-        raise ValueError(f"max_in_flight is a number of messages, at least 1, not {max_in_flight!r}")
-    flow.ordered = ordered
-    flow.asynchronous = hasattr(type(messages), "__aiter__")
-    flow.portion = start_portion(hook.runner.reactor.state.uv)
-    flow.source = aiter(messages) if flow.asynchronous else iter(messages)
+    cdef Flow flow = new_flow(hook, messages, args, max_in_flight, ordered)
     stream = Stream.__new__(Stream)
     stream.flow = flow
     return stream
 
 
 set_slots(Next, send_to, next_of)
-seal(Place)
-seal(Flow)
 seal(Next)
 seal(Stream)

@@ -43,6 +43,14 @@ cdef inline void unlink(Link *link) noexcept nogil:
     link.next.previous = link.previous
     link.next = NULL
 
+cdef inline void replace(Link *link, Link *other) noexcept nogil:
+    """Put `other`, which must be in no list, where `link` is."""
+    other.next = link.next
+    other.previous = link.previous
+    other.previous.next = other
+    other.next.previous = other
+    link.next = NULL
+
 cdef inline void append_all(List *list, List *others) noexcept nogil:
     """Move all of `others` to the end, in order. In O(1), however many they are."""
     cdef Link *last = list.ends.previous

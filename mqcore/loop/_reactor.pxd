@@ -20,6 +20,7 @@ cdef enum Phase:
     POSTED_PHASE            # tasks that were posted, by any thread
     IO_PHASE                # watchers that are ready
     TIMER_PHASE             # timers that are due
+    NATIVE_GIL_PHASE        # native plugins, what of them needs the GIL
     TIMEOUT_PHASE           # holds that are over their timeout
     RESUME_PHASE            # messages that were given back
     STOP_PHASE              # timers and watchers of lifetimes that are over

@@ -10,7 +10,6 @@ Everything here belongs to the loop's thread, except `wake` and `post`, which an
 """
 
 import asyncio
-import logging
 import os
 
 cimport cython
@@ -24,6 +23,7 @@ from ._call cimport ends_program, take_error
 from ._libuv cimport UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t
 from ._list cimport after, append, first, init_list, is_empty, is_linked, unlink
 from ._poll cimport any_watch, close_polls, open_polls, poll_again
+from ._report cimport try_escape, try_log, try_log_failure, try_report, type_name
 from ._seal cimport seal_base
 from ._state cimport NS_PER_MS
 from ._wheel cimport DUE, DUE_NOGIL, Node, any_node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
@@ -33,19 +33,14 @@ from ._state import handles  # no-cython-lint
 
 cdef extern from "Python.h":
     void PySys_WriteStderr(const char *, ...)
-    ctypedef struct TypeName "PyTypeObject":
-        const char *tp_name
 
 ctypedef int (*log_function)(object, int, str, tuple, object) noexcept
-ctypedef int (*telling_function)(Reactor, object, str) noexcept
-ctypedef int (*escape_function)(Reactor, object) noexcept
+ctypedef int (*report_function)(object, Library, object, str) noexcept
+ctypedef int (*failure_function)(object, str) noexcept
+ctypedef int (*escape_function)(object, Library, object) noexcept
 
 cdef enum:
     MOST_LOOKS = 8  # of one tick, at what is ready
-
-log = logging.getLogger("mqcore")
-
-cdef enum:
     FEW_TO_STOP = 16  # timers and watchers, in one go outside of a tick
 
 cdef List reactors  # those that are open; with the GIL
@@ -541,7 +536,7 @@ cdef class Reactor:
         cdef PyObject *another
         if ends_program(error):
             self.raise_through_loop(error)
-        elif (<telling_function>try_report)(self, error, where) < 0:
+        elif (<report_function>try_report)(self.loop, self.library, error, where) < 0:
             another = take_error()
             self.report_failed(<object>another, where)
             Py_DECREF(<object>another)
@@ -551,7 +546,7 @@ cdef class Reactor:
         cdef PyObject *another
         if ends_program(error):
             self.raise_through_loop(error)
-        elif (<telling_function>log_failure)(self, error, where) < 0:
+        elif (<failure_function>try_log_failure)(error, where) < 0:
             another = take_error()
             if ends_program(<object>another):
                 self.raise_through_loop(<object>another)
@@ -566,8 +561,11 @@ cdef class Reactor:
         """
         cdef PyObject *another
         self.keep_escaped(error)
-        self.escaping = (<escape_function>try_escape)(self, error) < 0
-        if self.escaping:
+        cdef int escaped = (<escape_function>try_escape)(self.loop, self.library, error)
+        self.escaping = escaped < 0
+        if escaped == 0:
+            self.keep_escaped(None)
+        elif self.escaping:
             another = take_error()
             PySys_WriteStderr(b"mqcore could not end the loop yet: %.200s\n", type_name(<object>another))
             Py_DECREF(<object>another)
@@ -576,50 +574,6 @@ cdef class Reactor:
     cdef void keep_escaped(self, object error) noexcept:
         _before = self.escaped  # dropped when this returns, and the field is set
         self.escaped = error
-
-
-cdef const char *type_name(object error) noexcept:
-    return (<TypeName *>(<PyObject *>error).ob_type).tp_name
-
-
-cdef int try_log(object logger, int level, str text, tuple args, object error) except -1:
-    logger.log(level, text, *args, exc_info=error)
-    return 0
-
-
-cdef int try_report(Reactor reactor, object error, str where) except -1:
-    if reactor.loop is None:
-        log.error("error in %s", where, exc_info=error)
-    elif reactor.library.owner == "uvloop":
-        reactor.loop.call_exception_handler({"message": f"error in {where}", "exception": error})
-    elif reactor.loop.excepthook is not None:
-        reactor.loop.excepthook(type(error), error, error.__traceback__)
-    else:
-        log.error("error in %s", where, exc_info=error)
-    return 0
-
-
-cdef int log_failure(Reactor reactor, object error, str where) except -1:
-    log.error("error in the loop's exception handler, called for an error in %s", where, exc_info=error)
-    return 0
-
-
-cdef int try_escape(Reactor reactor, object error) except -1:
-    if reactor.library is None or reactor.loop is None:
-        log.error("there is no loop, so nothing can end with this error", exc_info=error)
-    elif reactor.library.owner == "pyuv":
-        reactor.loop.stop()
-        return 0
-    elif reactor.loop.is_closed():
-        log.error("the loop is closed, so nothing can end with this error", exc_info=error)
-    else:
-        reactor.loop.call_soon_threadsafe(throw, error)
-    reactor.keep_escaped(None)
-    return 0
-
-
-def throw(error):
-    raise error
 
 
 cdef Reactor new_reactor():

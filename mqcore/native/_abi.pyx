@@ -15,6 +15,7 @@ from .._dispatch cimport Runner
 from .._message cimport TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message
 from ..loop._atomic cimport get, store
 from ..loop._dl cimport RTLD_GLOBAL, RTLD_LAZY, RTLD_NOLOAD, dlopen
+from ..loop._list cimport append
 from ..loop._poll cimport C_READ, C_WRITE, add_watch
 from ._abi cimport MQ_Address, MQ_Connection, MQ_Context, MQ_IOWatcher, MQ_Message, MQ_Timer, c_bool, uv_loop_s
 from ._access cimport (
@@ -22,7 +23,7 @@ from ._access cimport (
     in_control, log_unwatched, new_access, set_data, use)
 from ._diagnostics cimport is_of_another, refuse, write_log
 from ._hooks cimport give
-from ._nogil cimport join_context, stop
+from ._nogil cimport stop
 from ._slots cimport (
     ADDRESS, CONNECTION, CONTEXT, LIVE, MESSAGE, RECIPIENT, TIMER, WATCHER, Slot, Table, handle_of, is_inside, live_slot,
     part_in, slot_of, table_of, take_slot)
@@ -116,7 +117,7 @@ cdef public MQ_Timer *MQ_startTimer(
     timer.data = data
     timer.waiting.node.link.next = NULL
     timer.waiting.node.is_nogil = True
-    join_context(owner, timer)
+    append(&owner.waiting.started, &timer.link)
     store(&timer.word, get(&timer.word) | LIVE)
     (<Runner>table.owner).reactor.start_node(&timer.waiting.node, <uint64_t>(<double>seconds * 1e9))
     return <MQ_Timer *>handle_of(timer)
@@ -164,7 +165,7 @@ cdef public MQ_IOWatcher *MQ_ioWatch(
         watcher.waiting.watch.ready.next = NULL
         watcher.waiting.watch.lost = 0
         watcher.waiting.watch.is_nogil = True
-        join_context(owner, watcher)
+        append(&owner.waiting.started, &watcher.link)
         store(&watcher.word, get(&watcher.word) | LIVE)
         failed = add_watch(&(<Runner>table.owner).reactor.state, &watcher.waiting.watch, fd, events)
         if failed == 0:

@@ -22,7 +22,8 @@ from ..loop._dl cimport RTLD_LAZY, RTLD_NOLOAD, dlopen, dlsym
 from ..loop._lifetime cimport cannot_watch
 from ..loop._reactor cimport Reactor
 from ..loop._seal cimport seal
-from ._hooks cimport OF_ADDRESS, keep
+from ._arguments cimport OF_ADDRESS
+from ._hooks cimport keep
 from ._slots cimport RECIPIENT, Slot, part_in, slot_of
 
 from .accessors import accessors_of

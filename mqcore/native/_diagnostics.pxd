@@ -26,7 +26,7 @@ cdef void write_log(int priority, const char *text, void *caller) noexcept nogil
 cdef bint is_in_another(Table *table, void *context) noexcept nogil
 cdef void *caller_in(Table *table) noexcept nogil
 cdef void wake(Table *table) noexcept nogil
-cdef void log_records(Runner runner) noexcept
+cdef bint log_records(Runner runner, Table *table) noexcept
 cdef void set_living(int change) noexcept nogil
 cdef bint is_any_living() noexcept nogil
 cdef int raise_escaped() except -1

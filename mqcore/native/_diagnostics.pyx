@@ -23,8 +23,8 @@ from ..loop._call cimport ends_program, take_error
 from ..loop._reactor cimport Portion, Reactor, goes_on, start_portion, uv_of
 from ._slots cimport (
     CONTEXT, MOST_RECORDS, STEP, Record, Slot, Table, any_open_table, begin_use, end_use, free_record, generation_in, get_kind,
-    get_number, get_object, get_pointer, has_any, is_inside, is_open, live_slot, load_int, push, slot_of, table_inside, table_of,
-    take_all, take_record)
+    get_number, get_object, get_pointer, has_any, is_inside, is_open, live_slot, load_int, push, slot_of, table_inside,
+    table_of, take_all, take_record)
 
 cdef extern from *:
     """
@@ -202,9 +202,8 @@ cdef void wake(Table *table) noexcept nogil:
 
 # --------------------------------------------------------------------------------------------------------------- Logging
 
-cdef void log_records(Runner runner) noexcept:
-    """In a tick: log what was recorded, for a while; or all, where the dispatcher closes."""
-    cdef Table *table = <Table *>runner.holds.native
+cdef bint log_records(Runner runner, Table *table) noexcept:
+    """Log what was recorded, for a while; or all, where the dispatcher closes. Whether there is more."""
     cdef Portion portion = start_portion(runner.reactor.state.uv)
     cdef bint all = runner.closed
     cdef Record *record
@@ -222,8 +221,7 @@ cdef void log_records(Runner runner) noexcept:
         else:
             add(&table.record_count, -1)
             free(record)
-    if not runner.closed and (table.unlogged != NULL or has_any(&table.records)):
-        runner.reactor.request_tick()
+    return not runner.closed and (table.unlogged != NULL or has_any(&table.records))
 
 
 cdef void log_with_gil(

@@ -16,21 +16,21 @@ same instant, is as good as if it had come too late.
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
 from .._chain cimport Chain
 from .._dispatch cimport Runner, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
 from .._holds cimport count_given
 from .._message cimport (
-    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, UNDECIDED, Drops, Entry, Message, flush, move, native_side, no_drops)
+    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, UNDECIDED, Drops, Entry, Message, NativeSide, flush, move, no_drops)
 from ..loop._atomic cimport get, load, set, swap
 from ..loop._call cimport take_error
 from ..loop._reactor cimport request_nogil_tick
+from ._arguments cimport OF_ADDRESS, Arguments, take_arguments
 from ._diagnostics cimport is_of_another, refuse, wake
 from ._slots cimport (
     CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of, get_kind,
-    get_pointer, handle_of, has_any, is_open, load_int, part_in, push, set_number, set_object, set_pointer, set_thread, slot_of,
+    get_pointer, handle_of, has_any, is_open, part_in, push, set_number, set_object, set_pointer, set_thread, slot_of,
     state_of, store_int, table_of, take_slot, this_thread)
 
 cdef extern from *:
@@ -58,8 +58,6 @@ cdef extern from *:
     }
     """
     void signal_fence "mqcore_signal_fence"() noexcept nogil
-    void set_int "mqcore_set"(int *, int) noexcept nogil
-    int get_int "mqcore_get"(int *) noexcept nogil
     bint unlikely "mqcore_unlikely"(uint64_t condition) noexcept nogil
     bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, char *handle, const Arguments *) noexcept nogil
 
@@ -67,17 +65,7 @@ cdef extern from "Python.h":
     ctypedef struct Items "PyTupleObject":
         PyObject *items "ob_item"[1]
     int PyList_SetItem(object, Py_ssize_t, PyObject *) noexcept
-    const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
-    bint PyBytes_Check(PyObject *) nogil
-    char *PyBytes_AS_STRING(PyObject *) nogil
-    Py_ssize_t PyBytes_GET_SIZE(PyObject *) nogil
-    bint PyUnicode_Check(PyObject *) nogil
-    bint PyUnicode_IS_COMPACT_ASCII(PyObject *) nogil
-    void *PyUnicode_DATA(PyObject *) nogil
-    Py_ssize_t PyUnicode_GET_LENGTH(PyObject *) nogil
     Py_ssize_t PyTuple_GET_SIZE(PyObject *) nogil
-    PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t) nogil
-    PyObject *Py_None
     PyObject *PyExc_RuntimeError
     void PyErr_SetString(object, const char *) noexcept
 
@@ -95,6 +83,8 @@ cdef void enter(Table *table, void *context, PyObject *message, Inside *before) 
 cdef inline void go_in(
         Table *table, void *context, PyObject *message, unsigned long thread, Inside *before) noexcept nogil:
     """The same, where it is known which thread that is."""
+    if table.inside == 0:
+        (<Runner>table.owner).holds.lists.fast_path_off = False
     before.current = table.current
     before.message = table.message
     before.frame = table.frame
@@ -112,8 +102,6 @@ cdef void leave(Table *table, Inside *before) noexcept nogil:
     set_pointer(&table.current, before.current)
     table.message = before.message
     table.frame = before.frame
-    if inside == 0:
-        set_int(&table.disturbed, False)
     store_int(&table.inside, inside)
     signal_fence()
     # From here on a table that was closed may be another dispatcher's.
@@ -121,20 +109,19 @@ cdef void leave(Table *table, Inside *before) noexcept nogil:
         request_nogil_tick(&(<Runner>table.owner).reactor.state)
 
 
-cdef int call(object of, Message message, Entry *entry, bint timed, Drops *drops) noexcept:
-    """Call native hooks, from `entry` to the last before a Python one, or until one decides. What follows from it; where that
-    was is left in message.entry."""
-    cdef Runner runner = <Runner>of
-    cdef Table *table = <Table *>runner.holds.native
+cdef int call_native(NativeSide side, Message message, Entry *entry, bint timed, Drops *drops) noexcept:
+    """NativeSide.call."""
+    cdef Runner runner = <Runner>side.runner
+    cdef Table *table = <Table *>side.table
     cdef Arguments arguments
     cdef Inside before
     cdef int decision = TO_CONTINUE
     cdef bint kept = True
     cdef bint taken = False
     cdef Slot *slot = table.spare
-    if entry.kind > OF_ADDRESS or slot == NULL or is_worn(slot):
+    if entry.kind > OF_ADDRESS or slot == NULL or is_exhausted(slot):
         message.entry = entry
-        slot = make_ready(runner, message, &arguments, &decision, drops)
+        slot = make_ready(runner, table, message, &arguments, &decision, drops)
         if slot == NULL:
             return decision
     table.spare = NULL
@@ -154,15 +141,11 @@ cdef int call(object of, Message message, Entry *entry, bint timed, Drops *drops
     return decision
 
 
-cdef Py_ssize_t begin_many(
-        object of, object of_chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept:
-    """Steps of messages, from that at `index` on, through a chain of native plugins alone: what begin() does, in one go
-    and without the GIL as long as hooks return false. `outcomes` has CONTINUE for each; others are put there. Returns how far
-    it came: to the end, if nothing came between.
-    """
-    cdef Runner runner = <Runner>of
-    cdef Chain chain = <Chain>of_chain
-    cdef Table *table = <Table *>runner.holds.native
+cdef Py_ssize_t run_many_native(
+        NativeSide side, Chain chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept:
+    """NativeSide.run_many: what begin() does, in one go, and without the GIL as long as hooks return false."""
+    cdef Runner runner = <Runner>side.runner
+    cdef Table *table = <Table *>side.table
     cdef Arguments arguments = [NULL, NULL, 0, 0]  # the hooks here have none
     cdef Inside before
     cdef PyObject **items = (<Items *>messages).items
@@ -179,21 +162,21 @@ cdef Py_ssize_t begin_many(
         return index + 1
     table.spare = NULL
     enter(table, NULL, NULL, &before)
-    while index < count and kept and chain.route.chain is chain and not is_worn(slot):
+    while index < count and kept and chain.route.chain is chain and not is_exhausted(slot):
         stopped = NULL
-        runner.holds.passing = True
+        runner.holds.in_batch = True
         runner.holds.passed = 0
         if runner.closed:
             passed = 0
         elif passed < FEW:
             passed = pass_through(
-                runner, chain.entries, &items[index], min(count - index, <Py_ssize_t>FEW), slot, &arguments, &stopped,
+                runner, table, chain.entries, &items[index], min(count - index, <Py_ssize_t>FEW), slot, &arguments, &stopped,
                 &taken)
         else:
             with nogil:
                 passed = pass_through(
-                    runner, chain.entries, &items[index], count - index, slot, &arguments, &stopped, &taken)
-        runner.holds.passing = False
+                    runner, table, chain.entries, &items[index], count - index, slot, &arguments, &stopped, &taken)
+        runner.holds.in_batch = False
         runner.holds.lists.books.entered += passed
         runner.holds.lists.books.continued += passed
         index += passed
@@ -241,14 +224,13 @@ cdef void put_outcome(list outcomes, Py_ssize_t index, PyObject *outcome) noexce
 
 
 cdef Py_ssize_t pass_through(
-        Runner runner, Entry *entries, PyObject **messages, Py_ssize_t count, Slot *slot, Arguments *arguments,
+        Runner runner, Table *table, Entry *entries, PyObject **messages, Py_ssize_t count, Slot *slot, Arguments *arguments,
         Entry **stopped, bint *taken) noexcept nogil:
     """Steps of messages that all hooks pass on: how many. It stops before one that needs more care; where a hook does not pass
     a message on, or something else was ended in it, the step of that one has begun, too, and `stopped` is where it is."""
-    cdef Table *table = <Table *>runner.holds.native
     cdef Py_ssize_t index
     for index in range(count):
-        if needs_care(<Message>messages[index]) or is_worn(slot):
+        if needs_care(<Message>messages[index]) or is_exhausted(slot):
             return index
         table.message = messages[index]
         slot.object = messages[index]
@@ -285,7 +267,7 @@ cdef Slot *slot_for_step(Table *table) noexcept nogil:
     """A slot for a step: the spare one, if its generations are not used up. NULL: there is none left, or no memory."""
     cdef Slot *slot = table.spare
     table.spare = NULL
-    if slot != NULL and not is_worn(slot):
+    if slot != NULL and not is_exhausted(slot):
         return slot
     if slot != NULL:
         free_slot(table, slot)
@@ -313,14 +295,13 @@ cdef inline Entry *call_all(
     cdef char *each = <char *>handle
     cdef int kind = entry.kind
     cdef uint64_t called = get(word) | CALLED
-    cdef Table *table = <Table *>runner.holds.native
     cdef bint held
     while True:
         message.entry = entry
         set(word, called)
         entry.counters.calls += 1
         held = call_hook(entry.native, kind, entry.handle, each, arguments)
-        if unlikely(<uint64_t>held | get(word) ^ called | <uint64_t>get_int(&table.disturbed)):
+        if unlikely(<uint64_t>held | get(word) ^ called | <uint64_t>runner.holds.lists.fast_path_off):
             taken[0] = held
             return entry
         each += GENERATION
@@ -337,7 +318,6 @@ cdef Entry *call_timed(
     """The same, with a look at the clock before and after each."""
     cdef char *each = <char *>handle
     cdef uint64_t called = get(word) | CALLED
-    cdef Table *table = <Table *>runner.holds.native
     cdef uint64_t start
     while entry != NULL:
         message.entry = entry
@@ -346,7 +326,7 @@ cdef Entry *call_timed(
         start = runner.reactor.state.uv.hrtime()
         taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
         add_sample(entry.counters, runner.reactor.state.uv.hrtime() - start)
-        if taken[0] or get(word) != called or get_int(&table.disturbed):
+        if taken[0] or get(word) != called or runner.holds.lists.fast_path_off:
             return entry
         each += GENERATION
         called += <uint64_t>GENERATION << 32
@@ -355,9 +335,9 @@ cdef Entry *call_timed(
     return NULL
 
 
-cdef Slot *make_ready(Runner runner, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept:
+cdef Slot *make_ready(
+        Runner runner, Table *table, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept:
     """A slot for the hooks of a step, and their arguments as C has them. NULL: that failed, as if the first hook had."""
-    cdef Table *table = <Table *>runner.holds.native
     cdef Slot *slot = NULL
     if (<int (*)(Message, Arguments *) noexcept>take_arguments)(message, arguments) == 0:
         slot = slot_for_step(table)
@@ -367,60 +347,6 @@ cdef Slot *make_ready(Runner runner, Message message, Arguments *arguments, int 
         message.entry.counters.calls += 1
         decision[0] = hook_raised(runner, message, take_error(), drops)
     return slot
-
-
-cdef int take_arguments(Message message, Arguments *arguments) except -1:
-    if message.entry.kind > OF_ADDRESS:
-        arguments.first = bytes_of(message, 0, &arguments.first_size)
-    if message.entry.kind == OF_LOGIN:
-        arguments.second = bytes_of(message, 1, &arguments.second_size)
-    return 0
-
-
-cdef bint find_arguments(PyObject *values, int kind, Arguments *arguments) noexcept nogil:
-    """The hook's arguments as C has them, which the message keeps; False when they are not to be had without the GIL."""
-    if kind <= OF_ADDRESS:
-        return True
-    if values == Py_None or PyTuple_GET_SIZE(values) < (2 if kind == OF_LOGIN else 1):
-        return False
-    return (find_bytes(PyTuple_GET_ITEM(values, 0), &arguments.first, &arguments.first_size)
-            and (kind != OF_LOGIN or find_bytes(PyTuple_GET_ITEM(values, 1), &arguments.second, &arguments.second_size)))
-
-
-cdef bint find_bytes(PyObject *value, const char **text, size_t *size) noexcept nogil:
-    if PyBytes_Check(value):
-        text[0] = PyBytes_AS_STRING(value)
-        size[0] = PyBytes_GET_SIZE(value)
-    elif PyUnicode_Check(value) and PyUnicode_IS_COMPACT_ASCII(value):
-        text[0] = <const char *>PyUnicode_DATA(value)
-        size[0] = PyUnicode_GET_LENGTH(value)
-    elif value == Py_None:
-        text[0] = NULL
-        size[0] = 0
-    else:
-        return False
-    return True
-
-
-cdef const char *bytes_of(Message message, Py_ssize_t number, size_t *size) except? NULL:
-    """An extra argument of the hook, where that may need the GIL: a str of any kind as UTF-8, which the str keeps."""
-    cdef Py_ssize_t length = 0
-    cdef const char *text = NULL
-    if message.args is None or len(message.args) <= number:
-        raise TypeError(f"native hooks of {<str>message.last_hook} need {number + 1} arguments, as MailerQ has them")
-    argument = message.args[number]
-    if find_bytes(<PyObject *>argument, &text, size):
-        return text
-    if not isinstance(argument, str):
-        raise TypeError(f"native hooks take bytes and str for arguments, not {type(argument).__name__}")
-    text = PyUnicode_AsUTF8AndSize(argument, &length)
-    size[0] = length
-    return text
-
-
-cdef void disturb(void *slots) noexcept:
-    """A step is ended, of which a hook may just be called: from now on each hook is looked after until all have returned."""
-    set_int(&(<Table *>slots).disturbed, load_int(&(<Table *>slots).inside) > 0)
 
 
 cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *kept, Drops *drops) noexcept:
@@ -434,7 +360,7 @@ cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *ke
         hold_by(message, slot)
         decision = interpret(runner, message, True, drops)
         if message.state != HELD and message.native != NULL:  # the step or the dispatcher had ended: it was never held
-            hold_ended(message.native)
+            end_native_hold(message.native)
             message.native = NULL
         return decision
     early = state_of(load(&slot.word)) - GIVEN
@@ -509,8 +435,8 @@ cdef void give(void *handle, int decision, void *caller) noexcept nogil:
         wake(table)
 
 
-cdef void hold_ended(void *native) noexcept:
-    """The core ends a hold, however it came to that: from now on its handle is stale. Any thread, with the GIL."""
+cdef void end_native_hold(void *native) noexcept:
+    """NativeSide.hold_ended: from now on its handle is stale."""
     cdef Slot *slot = <Slot *>native
     cdef uint64_t word
     cdef uint64_t after
@@ -527,8 +453,3 @@ cdef void hold_ended(void *native) noexcept:
 
 
 cdef tuple NO_ARGUMENTS = ()
-
-native_side.call = call
-native_side.begin_many = begin_many
-native_side.hold_ended = hold_ended
-native_side.disturb = disturb

@@ -4,7 +4,7 @@ import os
 
 from ..loop._dl cimport Dl_info, dladdr
 from ._diagnostics cimport know_library
-from ._hooks cimport OF_ADDRESS, OF_CONNECTION, OF_DATA, OF_LOGIN, OF_MESSAGE
+from ._arguments cimport OF_ADDRESS, OF_CONNECTION, OF_DATA, OF_LOGIN, OF_MESSAGE
 from ._library cimport Library, open_object
 from ._native_context cimport new_hook, new_life
 

@@ -14,43 +14,101 @@ from .._chain cimport new_native_function
 from .._context cimport Context
 from .._dispatch cimport Runner
 from .._dispatcher cimport Dispatcher
-from .._message cimport native_side
+from .._chain cimport Chain
+from .._holds cimport HoldTable
+from .._message cimport Drops, Entry, Message, NativeSide
+from ..loop._reactor cimport NATIVE_GIL_PHASE
 from ..loop._atomic cimport get, store
+from ..loop._list cimport first, init_list, is_empty
 from ..loop._seal cimport seal
 from ._diagnostics cimport raise_escaped, set_living
-from ._hooks cimport Inside, enter, leave
+from ._hooks cimport Inside, call_native, end_native_hold, enter, leave, run_many_native
 from ._library cimport Library
-from ._nogil cimport absorb, nogil_phase, stop
+from ._nogil cimport run_given_back, gil_phase, nogil_phase, stop
 from ._slots cimport (
     CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, get_kind, handle_of, live_slot,
-    open_table, state_of, take_slot)
+    open_table, slot_at, state_of, take_slot)
 
 import os
 
 from ..errors import MqError
 
 
+# ------------------------------------------------------------------------------------------------------------ NativeSide
+
+@cython.final
+@cython.no_gc
+cdef class NativePlugins(NativeSide):
+    """The native plugins of one dispatcher, as the core sees them."""
+
+    cdef int call(self, Message message, Entry *entry, bint timed, Drops *drops) noexcept:
+        return call_native(self, message, entry, timed, drops)
+
+    cdef Py_ssize_t run_many(
+            self, object chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept:
+        return run_many_native(self, <Chain>chain, messages, index, outcomes, done, variables)
+
+    cdef void hold_ended(self, void *native) noexcept:
+        end_native_hold(native)
+
+    cdef void close(self) noexcept:
+        close(<Runner>self.runner, <Table *>self.table)
+
+
+cdef int open_side(Runner runner) except -1:
+    """The first native plugin of a dispatcher comes."""
+    cdef NativePlugins side = NativePlugins.__new__(NativePlugins)
+    side.runner = <PyObject *>runner
+    side.table = open_table(<PyObject *>runner)
+    if side.table == NULL:
+        raise MqError("there are 255 dispatchers with native plugins already; close some")
+    Py_INCREF(side)
+    runner.holds.lists.native = <PyObject *>side
+    runner.reactor.set_nogil_phase(nogil_phase, <void *>runner)
+    runner.reactor.set_phase(NATIVE_GIL_PHASE, gil_phase, <void *>runner)
+    return 0
+
+
+cdef void close(Runner runner, Table *table) noexcept:
+    cdef Slot *slot
+    cdef uint32_t each
+    if runner.reactor.forked or table.owner != <PyObject *>runner:
+        return
+    runner.holds.lists.fast_path_off = True  # where this is called in a hook
+    run_given_back(runner, table)
+    for each in range(table.count):
+        slot = &table.chunks[each >> CHUNK_BITS][each & CHUNK - 1]
+        if get_kind(&slot.kind) == CONTEXT and state_of(get(&slot.word)) == LIVE:  # nobody cleaned it up
+            end_context(<Context>slot.object)
+    close_table(table)
+
+
+cdef inline Table *table_in(HoldTable holds) noexcept nogil:
+    return <Table *>(<NativeSide>holds.lists.native).table
+
+
+def after_fork_in_child():
+    forget_tables()
+
+
+os.register_at_fork(after_in_child=after_fork_in_child)
+
+
 # -------------------------------------------------------------------------------------------------------------- Contexts
 
 cdef int begin_context(Context context) except -1:
-    """Give a plugin's Context its handle. The first of a dispatcher opens the table."""
-    cdef Runner runner = (<Dispatcher>context.reactor.keeper).runner
-    cdef Table *table = <Table *>context.holds.native
+    """Give a plugin's Context its handle."""
     cdef Slot *slot
     if context.handle != NULL:
         raise MqError(f"the context of plugin {context.name} was initialized already")
-    if table == NULL:
-        table = open_table(<PyObject *>runner)
-        if table == NULL:
-            raise MqError("there are 255 dispatchers with native plugins already; close some")
-        context.holds.native = table
-        context.reactor.set_nogil_phase(nogil_phase, <void *>runner)
-    slot = take_slot(table, CONTEXT)
+    if context.holds.lists.native == NULL:
+        open_side((<Dispatcher>context.reactor.keeper).runner)
+    slot = take_slot(table_in(context.holds), CONTEXT)
     if slot == NULL:
         raise MqError("there is no handle left for the context of a native plugin")
     slot.object = <PyObject *>context
     Py_INCREF(context)
-    slot.first = NULL
+    init_list(&slot.waiting.started)
     slot.data = NULL
     store(&slot.word, get(&slot.word) | LIVE)
     context.handle = handle_of(slot)
@@ -59,42 +117,14 @@ cdef int begin_context(Context context) except -1:
 
 cdef void end_context(Context context) noexcept:
     """Its timers and watchers stop, and its handle is stale."""
-    cdef Table *table = <Table *>context.holds.native
     cdef Slot *slot = live_slot(context.handle, CONTEXT)
     if slot == NULL:
         return
-    while slot.first != NULL:
-        stop(table, slot.first)
+    while not is_empty(&slot.waiting.started):
+        stop(table_in(context.holds), slot_at(first(&slot.waiting.started)))
     context.handle = NULL
-    end_slot(table, slot)
+    end_slot(table_in(context.holds), slot)
     Py_DECREF(context)
-
-
-cdef void close(object of) noexcept:
-    """The dispatcher is closed: its steps have ended."""
-    cdef Runner runner = <Runner>of
-    cdef Table *table = <Table *>runner.holds.native
-    cdef Slot *slot
-    cdef uint32_t each
-    if runner.reactor.forked or table.owner != <PyObject *>runner:
-        return
-    native_side.disturb(table)  # where this is called in a hook
-    absorb(runner)
-    for each in range(table.count):
-        slot = &table.chunks[each >> CHUNK_BITS][each & CHUNK - 1]
-        if get_kind(&slot.kind) == CONTEXT and state_of(get(&slot.word)) == LIVE:  # nobody cleaned it up
-            end_context(<Context>slot.object)
-    close_table(table)
-
-
-native_side.close = close
-
-
-def after_fork_in_child():
-    forget_tables()
-
-
-os.register_at_fork(after_in_child=after_fork_in_child)
 
 
 # ------------------------------------------------------------------------------------------------------------------ Life
@@ -153,7 +183,7 @@ cdef class Life:
         return raise_escaped()
 
     cdef void call_with(self, Context context) noexcept:
-        cdef Table *table = <Table *>context.holds.native
+        cdef Table *table = table_in(context.holds)
         cdef Inside before
         cdef void *handle = context.handle
         if self.address == NULL:
@@ -179,3 +209,4 @@ cdef object new_hook(void *address, int kind, Library library):
 
 
 seal(Life)
+seal(NativePlugins)

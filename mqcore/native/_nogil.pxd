@@ -1,8 +1,9 @@
 # The part of a tick that needs no GIL: native plugins' timers and watchers, and messages that they gave back.
 
+from .._dispatch cimport Runner
 from ._slots cimport Slot, Table
 
 cdef bint nogil_phase(void *owner) noexcept nogil
-cdef void absorb(object runner) noexcept
-cdef void join_context(Slot *context, Slot *slot) noexcept nogil
+cdef bint gil_phase(void *owner) noexcept
+cdef bint run_given_back(Runner runner, Table *table) noexcept
 cdef void stop(Table *table, Slot *slot) noexcept nogil

@@ -20,15 +20,17 @@ from .._chain cimport Chain
 from .._dispatch cimport Runner, is_sampled, resume
 from .._holds cimport count_given
 from .._message cimport (
-    HELD, QUEUED, RUNNING, TO_CONTINUE, TO_RETRY, UNDECIDED, Drops, Entry, Message, enter_nogil_phase, flush,
-    leave_nogil_phase, move, native_side, no_drops)
+    HELD, QUEUED, RUNNING, TO_CONTINUE, TO_RETRY, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, enter_nogil_phase,
+    flush, leave_nogil_phase, move, no_drops)
 from ..loop._atomic cimport get, load, store, store_flag, swap
+from ..loop._list cimport unlink
 from ..loop._poll cimport remove_watch
 from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, goes_on, request_tick, start_portion, unlink_ready
 from ..loop._wheel cimport DUE_NOGIL, first_due
+from ._arguments cimport Arguments, find_arguments
 from ._diagnostics cimport log_records, refuse_late
 from ._hooks cimport (
-    Arguments, Inside, call_hooks, decide, enter, find_arguments, hold_by, is_worn, leave, new_generation, put_back)
+    Inside, call_hooks, decide, enter, hold_by, is_exhausted, leave, new_generation, put_back)
 from ._slots cimport (
     CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, get_kind, handle_of, has_any, state_of, take_all,
     take_slot)
@@ -36,12 +38,19 @@ from ._slots cimport (
 
 cdef bint nogil_phase(void *owner) noexcept nogil:
     """Whether there is more to do that needs no GIL, in the next tick."""
-    cdef Table *table = <Table *>(<Runner>owner).holds.native
+    cdef HoldLists *lists = &(<Runner>owner).holds.lists
     cdef bint more = True
-    if enter_nogil_phase(&(<Runner>owner).holds.lists):
-        more = call_native(<Runner>owner, (<Runner>owner).reactor, table)
-        leave_nogil_phase(&(<Runner>owner).holds.lists)
+    if enter_nogil_phase(lists):
+        more = call_native(<Runner>owner, (<Runner>owner).reactor, <Table *>(<NativeSide>lists.native).table)
+        leave_nogil_phase(lists)
     return more
+
+
+cdef bint gil_phase(void *owner) noexcept:
+    """Log what there is to be logged; and where a deadline has passed, go on with all that was given back by now, for it is not
+    too late. Whether there is more."""
+    cdef Runner runner = <Runner>owner
+    return run_given_back(runner, <Table *>(<NativeSide>runner.holds.lists.native).table)
 
 
 cdef bint call_native(Runner runner, Reactor reactor, Table *table) noexcept nogil:
@@ -56,18 +65,11 @@ cdef bint call_native(Runner runner, Reactor reactor, Table *table) noexcept nog
             or has_any(&table.given))
 
 
-cdef void absorb(object of) noexcept:
-    """With the GIL: log what there is to be logged; and where a deadline has passed, or the dispatcher closes, go on with all
-    that was given back by now, for it is not too late."""
-    cdef Runner runner = <Runner>of
-    cdef Table *table = <Table *>runner.holds.native
+cdef bint run_given_back(Runner runner, Table *table) noexcept:
+    """The same, also where the dispatcher closes."""
     if runner.closed or runner.holds.lists.deadline.rung:
         go_on(runner, table, True)
-    if table.unlogged != NULL or has_any(&table.records):
-        log_records(runner)
-
-
-native_side.absorb = absorb
+    return (table.unlogged != NULL or has_any(&table.records)) and log_records(runner, table)
 
 
 # --------------------------------------------------------------------------------------------------- Timers and watchers
@@ -121,24 +123,13 @@ cdef void call_timers(Reactor reactor, Table *table) noexcept nogil:
         leave(table, &before)
 
 
-cdef void join_context(Slot *context, Slot *slot) noexcept nogil:
-    """A timer or watcher was started for a context, with which it ends."""
-    slot.previous = context
-    slot.first = context.first
-    if context.first != NULL:
-        context.first.previous = slot
-    context.first = slot
-
-
 cdef void stop(Table *table, Slot *slot) noexcept nogil:
     """Stop a timer or watcher; its handle is stale. The dispatcher's thread."""
     if get_kind(&slot.kind) == TIMER:
         (<Runner>table.owner).reactor.stop_node(&slot.waiting.node)
     else:
         remove_watch(&(<Runner>table.owner).reactor.state, &slot.waiting.watch)
-    slot.previous.first = slot.first
-    if slot.first != NULL:
-        slot.first.previous = slot.previous
+    unlink(&slot.link)
     end_slot(table, slot)
 
 
@@ -184,7 +175,7 @@ cdef bint go_on_with(
     message.strong = False  # its reference is ours now
     new_generation(slot)
     while decision != UNDECIDED:
-        if is_worn(slot):
+        if is_exhausted(slot):
             free_slot(table, slot)
             slot = take_slot(table, STEP)
         entry = NULL if slot == NULL else next_native(runner, message, decision, &arguments)

@@ -4,6 +4,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from ..loop._atomic cimport get
+from ..loop._list cimport Link, List
 from ..loop._reactor cimport Watch
 from ..loop._wheel cimport Node
 
@@ -70,25 +71,25 @@ cdef enum:
 cdef union Waiting:
     Node node               # timers
     Watch watch             # watchers
+    List started            # contexts: their timers and watchers
 
 cdef struct Slot:
     # What one handle at a time stands for. Atomic, as any thread may look: `word`, `kind`, `held`, `owner` and `hook`. The rest
     # belongs to the dispatcher's thread; or, of a step that is held, to whoever has the GIL.
-    Slot *next              # in the list of free slots, or of those that were given back
+    Slot *next              # in a list that any thread extends: of slots that were let go, or given back
+    Link link               # free slots: in their list; timers and watchers: in that of their context
     uint64_t word           # generation << 32 | state
     uint64_t place          # what all its handles have: number << 56 | index << 32
     uint8_t kind
     uint32_t held           # steps: the generation of the last hold; `owner` and `hook` are those of it
     void *owner             # timers, watchers, steps that were held: the MQ_Context of the plugin
-    Slot *first             # contexts: their timers and watchers; these: the next of the same context
-    Slot *previous          # timers, watchers: the one before; of the first, the context
     PyObject *object        # steps: the Message, borrowed; contexts: the Context, owned
     PyObject *kept          # steps: a list of what strings that were handed out belong to, or NULL
-    PyObject *hook          # steps that were held: the hook's name, kept for ever
+    PyObject *hook          # steps that were held: the hook's name, interned, never freed
     void *callback          # timers, watchers
     int fd                  # watchers
     void *data              # of the plugin's own
-    Waiting waiting         # timers, watchers
+    Waiting waiting         # timers, watchers, contexts
 
 cdef enum:
     MOST_RECORDS = 1_000    # that wait for one dispatcher: beyond, they are dropped
@@ -100,7 +101,7 @@ cdef struct Record:
     int priority            # of MQ_log; 0: a misuse, which counts as refused
     void *context           # the MQ_Context of the plugin, or NULL
     void *caller            # an address in the code that called, or NULL
-    PyObject *hook          # the name of a hook, kept for ever, or NULL
+    PyObject *hook          # the name of a hook, interned, never freed, or NULL
     const char *text
 
 cdef enum Use:
@@ -115,7 +116,6 @@ cdef struct Table:
     PyObject *owner         # borrowed: the dispatcher, as long as `users` is not 0; atomic
     unsigned long thread    # that is in native code of this dispatcher, as long as it is in it; atomic
     int inside              # how deep; atomic
-    int disturbed           # a step, or the dispatcher, was ended in it; atomic
     # These three are looked at by the thread that is inside alone.
     void *current           # the MQ_Context whose callback is being called, or NULL; atomic
     PyObject *message       # borrowed: the Message whose hook is being called, or NULL
@@ -123,8 +123,7 @@ cdef struct Table:
     uint32_t count          # slots that there are; atomic
     uint32_t retired
     Slot *spare             # for the next step, whose hooks have it one after the other
-    Slot *first_free[2]     # of steps, [True], and of others: so that both keep the order that they have in memory
-    Slot *last_free[2]
+    List free[2]            # of steps, [True], and of others: so that both keep the order that they have in memory
     Slot *returned          # atomic: slots that any thread let go, last first
     Slot *given             # atomic: steps that were given back, last first
     Slot *waiting           # those that were taken from there and have not gone on yet, first first
@@ -154,6 +153,10 @@ cdef inline int part_in(void *handle) noexcept nogil:
 cdef inline bint has_any(void *place) noexcept nogil:
     """Whether the list at `place`, which any thread may extend, has an item."""
     return get_pointer(<void **>place) != NULL
+
+cdef inline Slot *slot_at(Link *link) noexcept nogil:
+    """NULL for no link."""
+    return NULL if link == NULL else <Slot *>(<char *>link - <size_t>&(<Slot *>NULL).link)
 
 cdef inline bint is_open(Table *table) noexcept nogil:
     return load_int(&table.users) & OPEN

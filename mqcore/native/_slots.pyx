@@ -18,6 +18,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc
 
 from ..loop._atomic cimport add, get, load, store, swap_pointer
+from ..loop._list cimport append, first, init_list, is_empty, unlink
 
 cdef extern from "pthread.h" nogil:
     ctypedef struct pthread_mutex_t:
@@ -58,6 +59,8 @@ cdef Table *open_table(PyObject *owner) noexcept nogil:
             table = <Table *>calloc(1, sizeof(Table))
             if table != NULL:
                 table.number = number
+                init_list(&table.free[False])
+                init_list(&table.free[True])
         if table != NULL:
             set_object(&table.owner, owner)
             store_int(&table.users, OPEN)
@@ -177,20 +180,10 @@ cdef bint add_chunk(Table *table, bint steps) noexcept nogil:
     for each in range(CHUNK):
         chunk[each].place = <uint64_t>table.number << 56 | <uint64_t>(table.count + each) << 32
         chunk[each].word = <uint64_t>GENERATION << 32
-        append(table, &chunk[each], steps)
+        append(&table.free[steps], &chunk[each].link)
     table.chunks[table.count >> CHUNK_BITS] = chunk
     store_count(&table.count, table.count + CHUNK)
     return True
-
-
-cdef inline void append(Table *table, Slot *slot, bint steps) noexcept nogil:
-    """Put a slot at the end of those that are free."""
-    slot.next = NULL
-    if table.first_free[steps] == NULL:
-        table.first_free[steps] = slot
-    else:
-        table.last_free[steps].next = slot
-    table.last_free[steps] = slot
 
 
 cdef void collect(Table *table) noexcept nogil:
@@ -199,7 +192,7 @@ cdef void collect(Table *table) noexcept nogil:
     cdef Slot *next
     while slot != NULL:
         next = slot.next
-        append(table, slot, get_kind(&slot.kind) == STEP)
+        append(&table.free[get_kind(&slot.kind) == STEP], &slot.link)
         slot = next
 
 
@@ -209,10 +202,10 @@ cdef Slot *take_slot(Table *table, int kind) noexcept nogil:
     cdef Slot *slot
     collect(table)
     while True:
-        if table.first_free[steps] == NULL and not add_chunk(table, steps):
+        if is_empty(&table.free[steps]) and not add_chunk(table, steps):
             return NULL
-        slot = table.first_free[steps]
-        table.first_free[steps] = slot.next
+        slot = slot_at(first(&table.free[steps]))
+        unlink(&slot.link)
         if generation_of(get(&slot.word)) >> 24 != LAST_GENERATIONS:
             break
         table.retired += 1
@@ -259,12 +252,12 @@ cdef void free_record(Table *table, Record *record) noexcept nogil:
 
 cdef bint push(void *place, void *item) noexcept nogil:
     """Put `item`, which begins with a pointer to the next, before the list at `place`. Whether that was empty. Any thread."""
-    cdef void *first
+    cdef void *head
     while True:
-        first = load_pointer(<void **>place)
-        (<void **>item)[0] = first
-        if swap_pointer(place, first, item):
-            return first == NULL
+        head = load_pointer(<void **>place)
+        (<void **>item)[0] = head
+        if swap_pointer(place, head, item):
+            return head == NULL
 
 
 cdef void *take_all(void *place) noexcept nogil:

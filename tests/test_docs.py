@@ -17,7 +17,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 EXAMPLE = re.compile(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
 EXAMPLES = [
     pytest.param(match[1], match[2], id=f"{name}:{text[: match.start()].count(chr(10)) + 2}")
-    for name in ("control.md",)
+    for name in ("control.md", "gateway.md")
     for text in [(DOCS / name).read_text()]
     for match in EXAMPLE.finditer(text)
 ]

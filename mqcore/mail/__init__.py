@@ -9,8 +9,15 @@ from .accessors import MailAccessors
 from .base import Reader, Sink, Source, Store
 from .errors import SinkError, SinkFull, SourceError
 from .failed import FailedSink
+from .maildir.sink import MaildirSink
+from .maildir.source import MaildirSource
+from .mbox.sink import MboxSink
+from .mbox.source import MboxSource
 from .message import Origin, Rejection
+from .null_sink import NullSink
 from .report import Report
+from .smtp.sink import SmtpSink, SmtpsSink
+from .smtp.source import SmtpSource, SmtpsSource
 from .verdicts import ACCEPTED, CANCELLED, DISCARDED, Verdict
 
 __all__ = [
@@ -22,6 +29,11 @@ __all__ = [
     "Gateway",
     "Mail",
     "MailAccessors",
+    "MaildirSink",
+    "MaildirSource",
+    "MboxSink",
+    "MboxSource",
+    "NullSink",
     "Origin",
     "Reader",
     "Rejection",
@@ -29,6 +41,10 @@ __all__ = [
     "Sink",
     "SinkError",
     "SinkFull",
+    "SmtpSink",
+    "SmtpSource",
+    "SmtpsSink",
+    "SmtpsSource",
     "Source",
     "SourceError",
     "Store",

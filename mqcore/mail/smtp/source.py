@@ -56,7 +56,7 @@ class SmtpSource(Source):
         except OSError as error:
             self.close()
             raise SourceError(f"cannot listen on {self.scheme}:{path}: {_explain(error, port)}") from error
-        port = self.listeners[0].getsockname()[1]
+        port = self.port = self.listeners[0].getsockname()[1]
         self.url = f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     @classmethod

@@ -25,7 +25,7 @@ from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TIMED_OUT, TOO_MANY_RETRIES, TO_CANCEL,
     TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide, drop_later,
     end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised)
-from .loop._call cimport call_function, ends_program, take_error
+from .loop._call cimport ROOM, call_function, ends_program, take_error
 from .loop._list cimport is_empty
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
@@ -114,14 +114,13 @@ cdef int advance(Runner runner, Message message, Chain chain, Entry *entry, Drop
     cdef PyObject **arguments = space + 1  # a bound method uses the place before the first
     cdef size_t count = 2
     cdef PyObject *result
-    cdef Counters *counters
-    cdef uint64_t start = 0
     cdef int decision
     arguments[1] = <PyObject *>message
     if message.args is not None:
         while count < size_of(message.args) + 2:
             arguments[count] = item_of(message.args, count - 2)  # message.args keeps it
             count += 1
+    count |= ROOM
     cdef bint timed = is_sampled(&runner.until_sample)
     if message.decision == TO_CANCEL:  # run_many() had taken it, and a hook of one before it cancelled it
         return TO_CANCEL
@@ -137,13 +136,11 @@ cdef int advance(Runner runner, Message message, Chain chain, Entry *entry, Drop
         else:
             message.entry = entry
             arguments[0] = entry.context
-            counters = entry.counters
-            counters.calls += 1
+            entry.counters.calls += 1
             if timed:
-                start = runner.reactor.state.uv.hrtime()
-            result = call_function(entry.function, arguments, count)
-            if timed:
-                add_sample(counters, runner.reactor.state.uv.hrtime() - start)
+                result = call_timed(runner, entry, arguments, count)
+            else:
+                result = call_function(entry.function, arguments, count)
             if (result == Py_False or result == Py_None) and message.decision == UNDECIDED and message.token == NULL:
                 Py_DECREF(<object>result)
                 entry += 1
@@ -159,6 +156,15 @@ cdef int advance(Runner runner, Message message, Chain chain, Entry *entry, Drop
         else:
             break
     return decision
+
+
+cdef PyObject *call_timed(Runner runner, Entry *entry, PyObject **arguments, size_t count_and_room) noexcept:
+    """Call one hook in so many by the clock."""
+    cdef Counters *counters = entry.counters
+    cdef uint64_t start = runner.reactor.state.uv.hrtime()
+    cdef PyObject *result = call_function(entry.function, arguments, count_and_room)
+    add_sample(counters, runner.reactor.state.uv.hrtime() - start)
+    return result
 
 
 cdef list begin_all(
@@ -394,7 +400,7 @@ cdef void conclude(Runner runner, Message message, PyObject *outcome) noexcept:
     hook = <str>message.last_hook
     space[1] = <PyObject *>message
     space[2] = outcome
-    result = call_function(<PyObject *>done, space + 1, 2)
+    result = call_function(<PyObject *>done, space + 1, 2 | ROOM)
     if result == NULL:
         done_raised(runner, take_error(), hook)
     else:

@@ -9,17 +9,16 @@ from cpython.object cimport PyObject
 cdef extern from *:
     """
     /* PyObject_Vectorcall without its checks of the result; the pointer is read each time, for it may change. */
-    static inline PyObject *mqcore_call(PyObject *callable, PyObject *const *arguments, size_t count)
+    static inline PyObject *mqcore_call(PyObject *callable, PyObject *const *arguments, size_t count_and_room)
     {
         PyTypeObject *type = Py_TYPE(callable);
         vectorcallfunc function;
-        count |= PY_VECTORCALL_ARGUMENTS_OFFSET;
         if (PyType_HasFeature(type, Py_TPFLAGS_HAVE_VECTORCALL)) {
             memcpy(&function, (char *)callable + type->tp_vectorcall_offset, sizeof function);
             if (function != NULL)
-                return function(callable, arguments, count, NULL);
+                return function(callable, arguments, count_and_room, NULL);
         }
-        return PyObject_Vectorcall(callable, arguments, count, NULL);
+        return PyObject_Vectorcall(callable, arguments, count_and_room, NULL);
     }
 
     static inline PyObject *mqcore_take_error(void)
@@ -43,8 +42,9 @@ cdef extern from *:
     /* By its class alone: isinstance() asks the object, too. */
     #define mqcore_is_a(object, type) PyObject_TypeCheck(object, (PyTypeObject *)(type))
     """
-    # A new reference, or NULL when it raised. A bound method uses the place before the first argument: there must be one.
-    PyObject *call_function "mqcore_call"(PyObject *callable, PyObject *const *arguments, size_t count) noexcept
+    # A new reference, or NULL when it raised. `count | ROOM`: a bound method uses the place before the first argument.
+    size_t ROOM "PY_VECTORCALL_ARGUMENTS_OFFSET"
+    PyObject *call_function "mqcore_call"(PyObject *callable, PyObject *const *arguments, size_t count_and_room) noexcept
     # The exception of a call that gave NULL or -1: a new reference, never NULL. It is cleared.
     PyObject *take_error "mqcore_take_error"() noexcept
     # The same where errors are no concern.

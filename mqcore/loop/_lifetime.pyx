@@ -14,7 +14,7 @@ from cpython.object cimport PyObject, PyObject_AsFileDescriptor
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
 from libc.stdint cimport uint64_t
 
-from ._call cimport call_function, is_a, take_error
+from ._call cimport ROOM, call_function, is_a, take_error
 from ._list cimport append, append_all, init_list, is_empty, is_linked, unlink
 from ._poll cimport C_READ, C_WRITE, add_watch, change_watch, is_active, remove_watch
 from ._seal cimport seal, seal_base
@@ -317,7 +317,7 @@ cdef class Watcher(WatchHandle):
         space[2] = tuple_item(<PyObject *>NUMBERS, events)
         for index in range(count):
             space[3 + index] = tuple_item(args, index)
-        self.returned(call_function(<PyObject *>self.callback, space + 1, 2 + count))
+        self.returned(call_function(<PyObject *>self.callback, space + 1, 2 + count | ROOM))
 
     @property
     def events(self):

@@ -89,6 +89,8 @@ cdef class Gateway:
 
     async def run(self):
         """Ends when all mails of the source are settled, after `stop`, or when the source or a sink failed: see the report."""
+        if self.tasks is not None:
+            raise RuntimeError("a gateway is run once")
         begin = time.perf_counter()
         if not self.sink.stores:
             self.sink.begin(self)
@@ -178,8 +180,14 @@ cdef class Gateway:
         return self.start()
 
     cdef int enter(self, Transaction transaction) except -1:
-        if transaction is None or transaction.mails is None or transaction.gateway is not None:
+        if transaction is None or transaction.mails is None or transaction.steps is not None:
             raise TypeError("what is offered is a transaction that is offered for the first time")
+        transaction.size = len((<Mail>transaction.mails[0]).origin.mime)  # which all of them share
+        for mail in transaction.mails:
+            if (<Mail>mail).transaction is not None:
+                forget(transaction)
+                raise ValueError(f"{mail!r} is offered twice")
+            (<Mail>mail).transaction = transaction
         transaction.gateway = self
         transaction.open = len(transaction.mails)
         transaction.steps = []
@@ -267,6 +275,7 @@ cdef class Gateway:
                 self.waiting.popleft()
                 self.counts.unfinished += len(transaction.mails)
                 transaction.gateway = None
+                forget(transaction)
                 self.wake()
                 continue
             if self.in_flight >= self.max_in_flight:
@@ -274,11 +283,8 @@ cdef class Gateway:
             self.waiting.popleft()
             self.open.add(transaction)
             self.in_flight += len(transaction.mails)
-            transaction.size = len((<Mail>transaction.mails[0]).origin.mime)  # which all of them share
             self.bytes += transaction.size
             begun = True
-            for mail in transaction.mails:
-                (<Mail>mail).transaction = transaction
             if len(transaction.mails) == 1:
                 mails.append(transaction.mails[0])
             else:
@@ -291,6 +297,8 @@ cdef class Gateway:
     cdef int ended(self, Mail mail, outcome) except -1:
         """The step of a mail is over."""
         cdef Transaction transaction = mail.transaction
+        if transaction is None:
+            raise RuntimeError("this mail is on no way through this gateway")
         mail.transaction = None
         if mail.content is not transaction.shared:
             if transaction.shared is not None and mail.content == transaction.shared:
@@ -316,7 +324,7 @@ cdef class Gateway:
         transaction.sort(self.waits and self.each)
         if self.sink.stores or not transaction.good:
             return self.write(transaction)
-        transaction.delivering = [mail for mail, _ in transaction.good]
+        transaction.delivering = tuple([mail for mail, _ in transaction.good])
         task = self.tasks.create_task(self._deliver(transaction))
         self.deliveries.add(task)
         task.add_done_callback(self.deliveries.discard)
@@ -329,7 +337,7 @@ cdef class Gateway:
         return 0
 
     async def _deliver(self, Transaction transaction):
-        cdef list mails = transaction.delivering
+        cdef tuple mails = transaction.delivering
         try:
             verdicts = list(await self.sink.deliver(mails))
             if len(verdicts) != len(mails) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
@@ -459,6 +467,14 @@ cdef class Gateway:
             self.is_awaited = False
             self.change.set()
         return 0
+
+
+cdef int forget(Transaction transaction) except -1:
+    """Its mails do not belong to it any more."""
+    for mail in transaction.mails:
+        if (<Mail>mail).transaction is transaction:
+            (<Mail>mail).transaction = None
+    return 0
 
 
 cdef bint was_taken_back(list steps) except -1:

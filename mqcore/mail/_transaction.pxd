@@ -1,13 +1,13 @@
 # Mails that came in one go.
 
 cdef class Transaction:
-    cdef readonly list mails
+    cdef readonly tuple mails       # not to be changed while C code counts on it
     cdef object gateway             # that has it now
     cdef list steps                 # pairs of a mail and its outcome, of those whose steps of plugins are over
     cdef list good                  # such pairs, of those that go to the sink
     cdef list bad                   # mails that failed or were rejected
     cdef dict refused               # mail -> verdict, of those that are settled alone
-    cdef list delivering            # what the sink's `deliver` has
+    cdef tuple delivering            # what the sink's `deliver` has
     cdef Py_ssize_t open            # mails whose steps are not over
     cdef Py_ssize_t size            # octets
     cdef Py_ssize_t accepted        # mails that the sink has, for some recipient at least

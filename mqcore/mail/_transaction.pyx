@@ -14,7 +14,7 @@ cdef class Transaction:
     """
 
     def __init__(self, mails):
-        self.mails = list(mails)
+        self.mails = tuple(mails)
         if not self.mails:
             raise ValueError("a transaction has at least one mail")
         for mail in self.mails:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from smtp_tools import MAIL, TEXT, Holds, ListSink, codes, plugin, run, serving
 
-from mqcore.mail import CANCELLED, Mail, Sink, SinkError, Verdict
+import mqcore
+from mqcore.mail import ACCEPTED, CANCELLED, Gateway, Mail, NullSink, Sink, SinkError, Source, Transaction, Verdict
 from mqcore.mail.errors import SinkFull
 
 
@@ -134,6 +136,61 @@ async def test_a_sink_that_takes_too_long_when_the_run_is_stopped(monkeypatch):
         it.gateway.stop()
         assert codes([await client.reply() for _ in range(5)])[-1] == "451 4.4.2"
     assert it.gateway.report.counts.in_doubt == 2
+
+
+# What is offered
+
+
+class Offers(Source):
+    """Offers what it is given, and keeps what it is told."""
+
+    url = "offers:"
+    waits = True
+
+    def __init__(self, *offered: Any) -> None:
+        self.offered = offered
+        self.errors: list[Exception] = []
+
+    async def run(self, gateway):
+        for one in self.offered:
+            try:
+                gateway.offer([one])
+            except (TypeError, ValueError, AttributeError) as error:
+                self.errors.append(error)
+
+    def stop(self):
+        """All is offered."""
+
+
+class Told(Transaction):
+    def settle(self, verdicts):
+        self.verdicts = verdicts
+
+
+class Unmade(Transaction):
+    def __init__(self):
+        """Without that of the base class."""
+
+
+@run
+async def test_what_cannot_be_offered():
+    mail, others = Mail(b"x"), [Mail(b"y"), Mail(b"z")]
+    told = Told(others)
+    twice, unread = Transaction([mail, mail]), Transaction([Mail.__new__(Mail)])
+    source = Offers(twice, Unmade(), None, unread, told, told, Transaction([mail]))
+    with mqcore.Dispatcher(mqcore.Plugins()) as dispatcher:
+        gateway = Gateway(dispatcher, source, NullSink(""))
+        with pytest.raises(RuntimeError, match="no way"):
+            gateway._take(mail, mqcore.CONTINUE)
+        report = await gateway.run()
+        with pytest.raises(RuntimeError, match="once"):
+            await gateway.run()
+    assert [type(error) for error in source.errors] == [ValueError, TypeError, TypeError, AttributeError, TypeError]
+    assert told.verdicts == [ACCEPTED] * 2
+    assert report.counts.continued == 3 and gateway.in_flight == gateway.bytes == 0
+    for wrong in ([], [b"x"], [None]):
+        with pytest.raises((TypeError, ValueError)):
+            Transaction(wrong)
 
 
 # Many recipients

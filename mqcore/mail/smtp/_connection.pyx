@@ -363,7 +363,7 @@ cdef class SmtpConnection:
             self.answer(outcome)
             return self.forget_message()
         self.transaction = SmtpTransaction.__new__(SmtpTransaction)
-        self.transaction.mails = mails
+        self.transaction.mails = tuple(mails)
         self.transaction.connection = self
         return self.gateway.submit(self.transaction)
 

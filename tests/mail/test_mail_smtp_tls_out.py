@@ -129,14 +129,14 @@ async def deliver(server: TlsServer, folder, count: int = 1, **options: str) -> 
 
 @contextlib.asynccontextmanager
 async def relaying(server: TlsServer, **options: str):
-    async with serving(sink=SmtpSink(f"//127.0.0.1:{server.port}", **options)) as it:
+    async with serving(sink=SmtpSink(f"//127.0.0.1:{server.port}", **options), one_recipient=True) as it:
 
         async def send() -> str:
             client = await it.greeted()
             await client.asks(MESSAGE[0], 3)
             return await client.ask(MESSAGE[1])
 
-        yield SimpleNamespace(send=send, counts=it.server.report.counts)
+        yield SimpleNamespace(send=send, counts=it.gateway.report.counts)
 
 
 # Where it is sound

@@ -94,4 +94,4 @@ async def test_from_a_client(name):
                 assert reply.startswith("250 "), reply
             aside = [(mail.origin.mime, mail.recipient) for mail in it.failed.mails]
             server.got += [one for one in aside if one not in server.got]
-            check(server, mails, it.report.counts)
+            check(server, mails, it.gateway.report.counts)

@@ -16,7 +16,7 @@ from .mbox.source import MboxSource
 from .message import Origin, Rejection
 from .null_sink import NullSink
 from .report import Report
-from .smtp.sink import SmtpSink, SmtpsSink
+from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
 from .smtp.source import SmtpSource, SmtpsSource
 from .verdicts import ACCEPTED, CANCELLED, DISCARDED, Verdict
 
@@ -27,6 +27,7 @@ __all__ = [
     "Connection",
     "FailedSink",
     "Gateway",
+    "LmtpSink",
     "Mail",
     "MailAccessors",
     "MaildirSink",

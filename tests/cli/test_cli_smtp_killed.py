@@ -62,7 +62,7 @@ class Persistent:
                 raise ConnectionError
 
 
-async def load(sink: str) -> list[Persistent]:
+async def load(sink: str, *options: str) -> list[Persistent]:
     """Clients, and a server from them to `sink` that is killed again and again, and lives on in the end."""
     chance = random.Random(20)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -77,11 +77,11 @@ async def load(sink: str) -> list[Persistent]:
 
     running = [asyncio.create_task(client.run()) for client in clients]
     for _ in range(KILLS):
-        options = ("run", "--from", f"smtp://127.0.0.1:{port}", "--to", sink)
-        with start(*options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        command = ("run", "--from", f"smtp://127.0.0.1:{port}", "--to", sink, *options)
+        with start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             await wait_for(chance.randrange(40))
             process.kill()
-    with serve("--to", sink, source=f"smtp://127.0.0.1:{port}"):
+    with serve("--to", sink, *options, source=f"smtp://127.0.0.1:{port}"):
         await wait_for(100)
         for client in clients:
             client.enough = True
@@ -115,5 +115,5 @@ def test_a_server_that_stores(tmp_path):
 def test_a_gateway(tmp_path):
     """What is stored is with the next server, which lives."""
     with serve("--to", f"maildir:{tmp_path}/in") as last:
-        clients = asyncio.run(load(last.url))
+        clients = asyncio.run(load(last.url, "--one-recipient"))
     assert last.figures["messages"]["stored"] == check(clients, tmp_path / "in")

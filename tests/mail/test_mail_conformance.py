@@ -38,7 +38,9 @@ MAILS = [b"Subject: %d\n\nhello\n" % number for number in range(20)]
 
 
 async def from_list(folder: Path, mails: list[bytes]) -> tuple[Any, None]:
-    return ListSource(mails, "a@example.org", "b@example.org"), None
+    source = ListSource(mails, "a@example.org", "b@example.org")
+    source.path = folder / "list"  # where a sink that is a server keeps its record
+    return source, None
 
 
 async def from_mbox(folder: Path, mails: list[bytes]) -> tuple[Any, None]:

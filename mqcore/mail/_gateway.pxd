@@ -23,7 +23,7 @@ cdef class Gateway:
     cdef object counts
     cdef object loop
     cdef object tasks                   # an asyncio.TaskGroup
-    cdef set deliveries                 # tasks
+    cdef dict deliveries                # task -> transaction
     cdef set open                       # transactions
     cdef object waiting                 # a deque of transactions
     cdef object pending                 # a deque of mails of transactions that have begun and have many
@@ -43,6 +43,11 @@ cdef class Gateway:
     cdef list begin(self)
     cdef int run_portion(self) except -1
     cdef int ended(self, Mail mail, outcome) except -1
+    cdef int run_steps(self, list mails) except -1
+    cdef int run_step(self, Mail mail) except -1
+    cdef int decide(self, Transaction transaction) except -1
+    cdef int take_verdicts(self, Transaction transaction, list verdicts) except -1
+    cdef int give_up(self, Transaction transaction) except -1
     cdef int judge(self, Transaction transaction) except -1
     cdef int write(self, Transaction transaction) except -1
     cdef int delivered(self, Transaction transaction, list verdicts) except -1

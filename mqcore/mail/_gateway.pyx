@@ -57,6 +57,8 @@ cdef class Gateway:
                  Py_ssize_t max_in_flight=1000):
         if failed is None and needs_failed(source, sink):
             raise ValueError(f"{sink.url} may take a mail for some of its recipients only: a place for failed mails is needed")
+        if max_in_flight < 1:
+            raise ValueError(f"max_in_flight is at least 1, not {max_in_flight}")
         self.dispatcher = dispatcher
         self.source = source
         self.sink = sink
@@ -69,7 +71,7 @@ cdef class Gateway:
         self.hook = dispatcher.hook(HOOK)
         self.writer = Writer(sink if sink.stores else None, failed, self._stored, self.fail, source.waits)
         self.loop = asyncio.get_running_loop()
-        self.deliveries = set()
+        self.deliveries = {}
         self.open = set()
         self.waiting = deque()
         self.pending = deque()
@@ -105,6 +107,7 @@ cdef class Gateway:
                     await self._wait()
                 self.writer.close()
         finally:
+            self.is_stopping = True  # a stop that comes late has nothing to do
             if self.timer is not None:
                 self.timer.cancel()
             if not self.sink.stores:
@@ -208,9 +211,15 @@ cdef class Gateway:
         """See `Transaction.cancel`."""
         if transaction.delivering is not None:
             self.sink.take_back(transaction.delivering)
-        elif not transaction.committing and transaction in self.open:
-            for mail in transaction.mails:
-                self.dispatcher.cancel(mail)
+        elif transaction in self.open:
+            if not transaction.committing:
+                for mail in transaction.mails:
+                    self.dispatcher.cancel(mail)
+        elif transaction.gateway is self:  # it waits: its bytes need not
+            self.counts.unfinished += len(transaction.mails)
+            transaction.gateway = None
+            forget(transaction)
+            transaction.mails = ()
 
     # Through the plugins
 
@@ -226,18 +235,35 @@ cdef class Gateway:
                 if mails is None:
                     break
                 if len(mails) == 1:
-                    outcome = self.hook.run_one(<Mail>mails[0], (), self.take)
-                    if outcome is not None:
-                        self.ended(<Mail>mails[0], outcome)
+                    self.run_step(<Mail>mails[0])
                 elif mails:
-                    for mail, outcome in zip(mails, self.hook.run_many(mails, done=self.take)):
-                        if outcome is not None:
-                            self.ended(mail, outcome)
+                    self.run_steps(mails)
                 if self.pending and not self.is_portioned:
                     self.run_portion()
         finally:
             self.is_starting = False
         return 0
+
+    cdef int run_steps(self, list mails) except -1:
+        try:
+            outcomes = self.hook.run_many(mails, done=self.take)
+        except Exception:  # one of them is in no state to be run, by the source's fault
+            for mail in mails:
+                self.run_step(<Mail>mail)
+            return 0
+        for mail, outcome in zip(mails, outcomes):
+            if outcome is not None:
+                self.ended(<Mail>mail, outcome)
+        return 0
+
+    cdef int run_step(self, Mail mail) except -1:
+        cdef object outcome
+        try:
+            outcome = self.hook.run_one(mail, (), self.take)
+        except Exception:
+            log.exception("the plugins were not asked about a mail of %s", self.source.url)
+            outcome = FAIL
+        return self.ended(mail, outcome) if outcome is not None else 0
 
     cdef int run_portion(self) except -1:
         """Begin the steps of mails to many recipients, until this turn of the loop has been at it for long enough."""
@@ -245,10 +271,10 @@ cdef class Gateway:
         cdef Mail mail
         while self.pending:
             mail = self.pending.popleft()
-            cancelled = (<Transaction>mail.transaction).cancelled
-            outcome = None if cancelled else self.hook.run_one(mail, (), self.take)
-            if cancelled or outcome is not None:
-                self.ended(mail, outcome)
+            if (<Transaction>mail.transaction).cancelled:
+                self.ended(mail, None)
+            else:
+                self.run_step(mail)
             if self.pending and monotonic() >= until:
                 self.is_portioned = True
                 self.loop.call_soon(self._go_on)
@@ -272,10 +298,7 @@ cdef class Gateway:
         while self.waiting and len(mails) < BATCH:
             transaction = self.waiting[0]
             if transaction.cancelled:
-                self.waiting.popleft()
-                self.counts.unfinished += len(transaction.mails)
-                transaction.gateway = None
-                forget(transaction)
+                self.waiting.popleft()  # see take_back()
                 self.wake()
                 continue
             if self.in_flight >= self.max_in_flight:
@@ -307,7 +330,15 @@ cdef class Gateway:
                 transaction.shared = mail.content
         transaction.steps.append((mail, outcome))
         transaction.open -= 1
-        return self.judge(transaction) if transaction.open == 0 else 0
+        return self.decide(transaction) if transaction.open == 0 else 0
+
+    cdef int decide(self, Transaction transaction) except -1:
+        """What is to become of it: whatever goes wrong, it is settled."""
+        try:
+            self.judge(transaction)
+        except Exception:
+            self.give_up(transaction)
+        return 0
 
     # What is to become of it
 
@@ -326,8 +357,8 @@ cdef class Gateway:
             return self.write(transaction)
         transaction.delivering = tuple([mail for mail, _ in transaction.good])
         task = self.tasks.create_task(self._deliver(transaction))
-        self.deliveries.add(task)
-        task.add_done_callback(self.deliveries.discard)
+        self.deliveries[task] = transaction
+        task.add_done_callback(self._after_delivery)
         return 0
 
     cdef int write(self, Transaction transaction) except -1:
@@ -336,23 +367,45 @@ cdef class Gateway:
             return self.committed(transaction, True, True)
         return 0
 
-    async def _deliver(self, Transaction transaction):
+    async def _deliver(self, Transaction transaction not None):
         cdef tuple mails = transaction.delivering
+        if transaction.cancelled:  # before this began
+            self.take_verdicts(transaction, [CANCELLED] * len(mails))
+            return
+        transaction.given = True
         try:
             verdicts = list(await self.sink.deliver(mails))
             if len(verdicts) != len(mails) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
                 raise TypeError(f"a sink returns a Verdict for each mail, not {verdicts!r}")
-        except asyncio.CancelledError:
-            if not self.is_cut:
-                raise
-            verdicts = [Verdict.in_doubt(NO_ANSWER)] * len(mails)
         except SinkError as error:
             self.fail(str(error))
             verdicts = [CANCELLED] * len(mails)
         except Exception as error:
             log.exception("%s failed", self.sink.url)
             verdicts = [Verdict.failed(error)] * len(mails)
-        self.delivered(transaction, verdicts)
+        self.take_verdicts(transaction, verdicts)
+
+    def _after_delivery(self, task):
+        """However it ended, also before it began."""
+        cdef Transaction transaction = self.deliveries.pop(task)
+        if transaction.delivering is not None:  # by being cancelled
+            verdict = Verdict.in_doubt(NO_ANSWER) if transaction.given else CANCELLED
+            self.take_verdicts(transaction, [verdict] * len(transaction.delivering))
+
+    cdef int take_verdicts(self, Transaction transaction, list verdicts) except -1:
+        """`delivered`: whatever goes wrong, it is settled."""
+        try:
+            self.delivered(transaction, verdicts)
+        except Exception:
+            self.give_up(transaction)
+        return 0
+
+    cdef int give_up(self, Transaction transaction) except -1:
+        log.exception("a transaction of %s failed", self.source.url)
+        if transaction.gateway is self:
+            self.counts.unfinished += len(transaction.mails)
+            self.finish(transaction, FAILED)
+        return 0
 
     cdef int delivered(self, Transaction transaction, list verdicts) except -1:
         """The sink says so of each of the good ones."""
@@ -369,7 +422,7 @@ cdef class Gateway:
                 failed[mail] = FAIL
             elif not verdict.is_good:
                 self.counts.in_doubt += kind is Kind.IN_DOUBT
-                (<Mail>mail).rejection = verdict.reply
+                (<Mail>mail).refusal = verdict.reply
         transaction.delivering = None
         transaction.steps = [(mail, failed.get(mail, outcome)) for mail, outcome in transaction.steps]
         if self.waits and not self.each and not transaction.accepted:
@@ -438,7 +491,7 @@ cdef class Gateway:
         for mail, outcome in transaction.steps:
             if outcome is FAIL:
                 failed += 1
-            elif (<Mail>mail).rejection is not None:
+            elif (<Mail>mail).refusal is not None:
                 rejected += 1
         if failed:
             self.counts.failed += failed
@@ -498,7 +551,7 @@ cdef object find_refusal(list steps, bint mixed):
     for mail, outcome in steps:
         if outcome is FAIL:
             return FAILED
-        rejection = (<Mail?>mail).rejection
+        rejection = (<Mail?>mail).refusal
         if rejection is not None:
             if rejection.code < 500:
                 return Verdict.refused(rejection)

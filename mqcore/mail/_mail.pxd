@@ -14,9 +14,9 @@ cdef class Connection:
 cdef class Mail(Message):
     cdef bytes content
     cdef object known               # a dict: what `json` gives
-    cdef public object origin
+    cdef readonly object origin
     cdef public object connection
-    cdef public object rejection
+    cdef object refusal             # what `rejection` gives
     cdef public object results
     cdef object transaction         # that it is of, while a step of `mq_smtp_in_message` runs
 

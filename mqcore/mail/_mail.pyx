@@ -116,6 +116,19 @@ cdef class Mail(Message):
     def recipients(self, addresses):
         self.known["recipients"] = [one_line("recipient", address) for address in addresses]
 
+    @property
+    def rejection(self):
+        """What the mail is refused with, or None."""
+        return self.refusal
+
+    @rejection.setter
+    def rejection(self, rejection):
+        if rejection is None:
+            self.refusal = None
+        else:
+            code, text = rejection
+            self.reject(code, text)
+
     def reject(self, code, text):
         """Refuse the mail with an SMTP reply, as `mail.reject(550, "no such user")`.
 
@@ -128,7 +141,7 @@ cdef class Mail(Message):
         number = int.__index__(code)
         if not 400 <= number <= 599:
             raise ValueError(f"a mail is rejected with a code from 400 to 599, not {number}")
-        self.rejection = Rejection(number, one_line("text of a rejection", text))
+        self.refusal = Rejection(number, one_line("text of a rejection", text))
 
     def __repr__(self):
         return f"<Mail {self.origin.id} from {self.envelope!r}, {len(self.mime)} bytes>"

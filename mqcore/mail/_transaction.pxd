@@ -13,6 +13,7 @@ cdef class Transaction:
     cdef Py_ssize_t accepted        # mails that the sink has, for some recipient at least
     cdef bytes shared               # what the mail has whose step ended last
     cdef str receipt                # what the next owner calls it
+    cdef bint given                 # the sink was called for it
     cdef bint full                  # there was no room for it
     cdef readonly bint cancelled
     cdef readonly bint committing   # it is with the sink, or was: too late to take it back

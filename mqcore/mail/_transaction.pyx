@@ -14,12 +14,15 @@ cdef class Transaction:
     """
 
     def __init__(self, mails):
-        self.mails = tuple(mails)
-        if not self.mails:
+        cdef tuple several = tuple(mails)
+        if self.mails is not None:
+            raise RuntimeError("a transaction has its mails already")
+        if not several:
             raise ValueError("a transaction has at least one mail")
-        for mail in self.mails:
+        for mail in several:
             if not isinstance(mail, Mail):
                 raise TypeError(f"a transaction has mails, not {mail!r}")
+        self.mails = several
 
     cpdef object settle(self, list verdicts):
         """Told once what became of each mail; not of a transaction that was taken back before the commit began."""
@@ -37,14 +40,14 @@ cdef class Transaction:
         self.good = []
         for step in self.steps:
             mail, outcome = step
-            if (<Mail?>mail).rejection is not None or outcome is FAIL:
+            if (<Mail?>mail).refusal is not None or outcome is FAIL:
                 bad.append(mail)
             else:
                 self.good.append(step)
         if alone and bad:
             self.refused = {}
             for mail, outcome in self.steps:
-                rejection = (<Mail>mail).rejection
+                rejection = (<Mail>mail).refusal
                 if outcome is FAIL:
                     self.refused[mail] = FAILED
                 elif rejection is not None:

@@ -9,6 +9,7 @@ from ._mail cimport Mail
 from ._transaction cimport Transaction
 
 from .errors import SinkError, SinkFull
+from .threads import in_thread
 
 BATCH = 256
 """At most so many mails are stored at once, or a few more."""
@@ -48,6 +49,10 @@ cdef class Writer:
         if self.store is not None:
             try:
                 self.store.store(mails_of(transaction.good))
+            except SinkFull:
+                self.waiting.append(transaction)  # it is tried once more, in its turn
+                self.work.set()
+                return False
             except Exception as error:
                 self.give_up(self.store, error)
                 return self.add(transaction)
@@ -83,6 +88,8 @@ cdef class Writer:
         """The bad ones first: what cannot be set aside comes again, and the good ones of its transaction with it."""
         cdef Transaction transaction
         cdef list bad = [], good = []
+        if None in group:
+            raise TypeError("a group has transactions")
         for transaction in group:
             bad += transaction.bad
         set_aside = await self._store(self.failed, bad)
@@ -110,7 +117,7 @@ cdef class Writer:
             return False
         try:
             if store.blocks:
-                await asyncio.to_thread(store.store, mails)
+                await in_thread(store.store, mails)
             else:
                 store.store(mails)
         except Exception as error:

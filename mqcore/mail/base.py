@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from ._mail import Mail
 from ._transaction import Transaction
 from .errors import SourceError
 from .message import Origin
+from .threads import in_thread
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Reader(Source):
     async def run(self, gateway: Gateway) -> None:
         origins = iter(self)
         while room := await gateway.room():
-            mails, present, read_all, error = await asyncio.to_thread(self._take, origins, gateway, min(BATCH, room))
+            mails, present, read_all, error = await in_thread(self._take, origins, gateway, min(BATCH, room))
             gateway.skip(present)
             if not self._is_stopping:
                 gateway.offer([Transaction([mail]) for mail in mails])

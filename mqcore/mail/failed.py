@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ class FailedSink(Store):
             self._sink.store(new)
 
     def _note(self, path: Path, mails: Sequence[Mail]) -> None:
-        lines = "".join(json.dumps(self._reason(mail)) + "\n" for mail in mails)
+        lines = "".join(self._line(mail) for mail in mails)
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             size = os.fstat(fd).st_size
             try:
                 write_all(fd, lines.encode())
@@ -50,14 +50,22 @@ class FailedSink(Store):
         except OSError as error:
             raise not_stored(str(path), error) from error
 
-    def _reason(self, mail: Mail) -> dict[str, Any]:
-        reason: dict[str, Any] = {
+    def _line(self, mail: Mail) -> str:
+        """What plugins raised and left behind may be anything: what cannot be told of it is left out."""
+        about: dict[str, Any] = {
             "id": mail.origin.id,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "source": self._source,
             "place": mail.origin.place,
             "envelope": mail.origin.envelope,
         }
+        try:
+            return json.dumps(self._reason(mail, about), default=repr) + "\n"
+        except Exception:
+            return json.dumps(about | {"error": type(mail.error).__name__}) + "\n"
+
+    def _reason(self, mail: Mail, about: Mapping[str, Any]) -> dict[str, Any]:
+        reason = dict(about)
         if mail.origin.recipient is not None:
             reason["recipient"] = mail.origin.recipient
         if mail.results:

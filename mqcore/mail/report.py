@@ -72,7 +72,7 @@ class Report:
             return OK
         if self.stopped is not None:
             return 128 + self.stopped
-        return SOME_FAILED if self.counts.failed or self.counts.rejected else OK
+        return SOME_FAILED if self.counts.failed or self.counts.rejected or self.counts.unfinished else OK
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""

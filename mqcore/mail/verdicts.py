@@ -42,11 +42,11 @@ class Verdict(NamedTuple):
 
     @classmethod
     def rejected(cls, code: int, text: str) -> Verdict:
-        return cls(Kind.REJECTED, code, text)
+        return cls(Kind.REJECTED, _check(code, text, 500), text)
 
     @classmethod
     def deferred(cls, code: int, text: str) -> Verdict:
-        return cls(Kind.DEFERRED, code, text)
+        return cls(Kind.DEFERRED, _check(code, text, 400), text)
 
     @classmethod
     def refused(cls, rejection: Rejection) -> Verdict:
@@ -70,6 +70,15 @@ class Verdict(NamedTuple):
     def reply(self) -> Rejection:
         """What a client is told of a mail that is not taken."""
         return Rejection(self.code, self.text) if self.code else UNAVAILABLE
+
+
+def _check(code: int, text: str, least: int) -> int:
+    """The code: a client is told it, so it must mean what the verdict does."""
+    if not isinstance(code, int) or not isinstance(text, str):
+        raise TypeError(f"a refusal has an int and a text, as 550, 'no such user', not {code!r}, {text!r}")
+    if not least <= code < least + 100:
+        raise ValueError(f"this refusal has a code from {least} to {least + 99}, not {code}")
+    return code
 
 
 ACCEPTED = Verdict(Kind.ACCEPTED)

@@ -60,13 +60,6 @@ class Index:
             raise
         self._length += len(lines)
 
-    def forget(self) -> None:
-        """Begin anew."""
-        if self._fd is not None:
-            os.ftruncate(self._fd, 0)
-            self._length = 0
-            self.ids.clear()
-
     def close(self) -> None:
         if self._fd is not None:
             with contextlib.suppress(OSError):  # an end that is missing is foreseen

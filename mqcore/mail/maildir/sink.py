@@ -21,6 +21,7 @@ from .publish import publish
 from .sync import sync_filesystem, syncs_in_one
 
 FOLDERS = ("tmp", "new", "cur")
+INDEX = "mqcore.stored"
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -45,15 +46,13 @@ class MaildirSink(Store):
         self._folders: dict[str, int] = {}
         self._opened = contextlib.ExitStack()
         try:
-            is_new = self._make()
+            self._make()
             for name in FOLDERS:
                 self._folders[name] = self._open(name)
             if self._lock():
                 self._clean()
-            self._index = Index(self.path / "mqcore.stored")
+            self._index = Index(self.path / INDEX)
             self._opened.callback(self._close_index)
-            if is_new:  # what the index tells of was thrown away with its folders
-                self._index.forget()
             self._found = frozenset(id for id in self._find_stored() if id not in self._index.ids)
         except OSError as error:
             self.close()
@@ -62,16 +61,18 @@ class MaildirSink(Store):
             self.close()
             raise
 
-    def _make(self) -> bool:
-        """Whether there was no Maildir."""
+    def _make(self) -> None:
         there = [name for name in FOLDERS if (self.path / name).is_dir()]
         if not there and self.path.exists() and not all(map(_is_ours, os.listdir(self.path))):
             raise SinkError(f"{self.url} is no Maildir but a folder of other things; name a new or an empty folder")
+        if self.path.exists() and "new" not in there and "cur" not in there:
+            # What the index tells of was thrown away with its folders. First, so that it cannot outlive that.
+            (self.path / INDEX).unlink(missing_ok=True)
+            sync_folder(self.path)
         for name in FOLDERS:
             (self.path / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         sync_folder(self.path)
         sync_folder(self.path.parent)
-        return "new" not in there and "cur" not in there
 
     def _open(self, folder: str) -> int:
         fd = os.open(self.path / folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

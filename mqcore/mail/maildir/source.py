@@ -41,7 +41,9 @@ class MaildirSource(Reader):
     def _list(self, folder: str) -> Iterator[str]:
         try:
             with os.scandir(self.path / folder) as entries:
-                yield from (entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+                for entry in entries:
+                    if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False):
+                        yield entry.name
         except OSError as error:
             raise SourceError(f"cannot read {self.url}: {describe(error)}") from error
 

@@ -32,6 +32,7 @@ cdef str NO_ROOM = "452 4.3.1 too many big messages at once; try again later"
 cdef object GO_AWAY = Rejection(421, UNAVAILABLE.text)
 cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
 cdef frozenset UNCHANGING = frozenset((str, int, float, bool, bytes))
+cdef Connection NOBODY = Connection(0, "")
 cdef object REFUSED_LOGIN = Rejection(535, "5.7.8 login or password is wrong")
 
 
@@ -54,6 +55,8 @@ cdef class SmtpTransaction(Transaction):
 
     cpdef object settle(self, list verdicts):
         connection, self.connection = self.connection, None
+        if connection is None or not verdicts:
+            raise RuntimeError("the gateway settles this, once, with a verdict for each mail")
         connection.settled(verdicts[0])
 
 
@@ -73,6 +76,8 @@ cdef class SmtpConnection:
         self.data = self.hooks.data
         self.gateway = host.gateway
         self.names = host.names
+        self.info = NOBODY  # until `connection_made`
+        self.message = new_mail(b"", {}, NOBODY, None)
         self.dispatcher = self.gateway.dispatcher
         self.protocol = ServerProtocol(host.service, secure=host.implicit_tls)
         self.since = self.time()
@@ -141,7 +146,7 @@ cdef class SmtpConnection:
 
     def connection_lost(self, error):
         """Take back what plugins hold, and run `mq_smtp_in_close`."""
-        if self.is_lost:
+        if self.is_lost or self.resume is None:
             return
         self.is_lost = True
         self.keep(0)
@@ -233,7 +238,7 @@ cdef class SmtpConnection:
 
     cdef int run(self, Hook hook, Stage stage, tuple arguments) except -1:
         """Run the step of a stage, and then finish that."""
-        self.message.rejection = None
+        self.message.refusal = None
         self.stage = stage
         outcome = hook.run_one(self.message, arguments, self.resume)
         if outcome is not None:
@@ -250,7 +255,7 @@ cdef class SmtpConnection:
 
     cdef bint answer(self, outcome, failed=UNAVAILABLE) except -1:
         """Tell the client how a step ended; whether it ended well."""
-        rejection = failed if outcome is FAIL else self.message.rejection
+        rejection = failed if outcome is FAIL else self.message.refusal
         if rejection is None:
             self.protocol.accept()
             return True
@@ -287,7 +292,7 @@ cdef class SmtpConnection:
             self.after_data(outcome)
         elif self.stage == LOGIN:
             self.after_login(outcome)
-        elif self.stage == CONNECT and self.info.tls and outcome is not FAIL and self.message.rejection is None:
+        elif self.stage == CONNECT and self.info.tls and outcome is not FAIL and self.message.refusal is None:
             self.run(self.hooks.secure, SECURE, ())
         else:
             self.answer(outcome, GO_AWAY)
@@ -307,6 +312,9 @@ cdef class SmtpConnection:
             )
         except OSError:  # of which no client can be told
             return None
+        except Exception:
+            log.exception("TLS could not begin")
+            return None
 
     def _after_handshake(self, task):
         """However it ended, also before it began."""
@@ -324,8 +332,8 @@ cdef class SmtpConnection:
         self.proceed()
 
     cdef int after_login(self, outcome) except -1:
-        if outcome is not FAIL and self.message.rejection is None and not self.info.authenticated:
-            self.message.rejection = REFUSED_LOGIN
+        if outcome is not FAIL and self.message.refusal is None and not self.info.authenticated:
+            self.message.refusal = REFUSED_LOGIN
         if not self.answer(outcome, NO_LOGIN_NOW):
             self.info.authenticated = False
         return 0
@@ -352,7 +360,7 @@ cdef class SmtpConnection:
 
     cdef int after_data(self, outcome) except -1:
         cdef list mails = None
-        if outcome is not FAIL and self.message.rejection is None:
+        if outcome is not FAIL and self.message.refusal is None:
             try:
                 mails = self.make_mails()
             except Exception:

@@ -80,13 +80,20 @@ class Pool:
     def _discard(self, client: Client) -> None:
         client.close()
         self._open -= 1
+        if not self._open:
+            self._wake_all()  # they wait for one that is open
 
     async def _connect(self) -> Client:
         self._open += 1
         try:
             return await Client.connect(self._upstream, self._health)
-        except BaseException:
+        except Unreachable:
             self._open -= 1
+            raise
+        except BaseException:  # nobody waits for it any more, but others may
+            self._open -= 1
+            if not self._open:
+                self._wake_all()
             raise
 
     async def _try_again(self, error: Unreachable) -> Client:

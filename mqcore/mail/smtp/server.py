@@ -77,6 +77,18 @@ class SmtpServer:
             connection.end(421, "4.3.2 this server is shutting down")
 
     async def _serve(self) -> None:
+        sweeping = asyncio.create_task(self._sweep())
+        try:
+            await self._listen_until_stopped()
+            for connection in list(self._connections):
+                connection.shut_down()
+            while self._connections:
+                self._empty.clear()
+                await self._empty.wait()
+        finally:
+            sweeping.cancel()
+
+    async def _listen_until_stopped(self) -> None:
         async with contextlib.AsyncExitStack() as listening:
             for listener in self._listeners:
                 if self.implicit_tls:
@@ -87,16 +99,11 @@ class SmtpServer:
                 else:
                     server = await self.loop.create_server(lambda: SmtpConnection(self), sock=listener, backlog=BACKLOG)
                     listening.callback(server.close)
-            sweeping = asyncio.create_task(self._sweep())
-            await self._stop.wait()
-        for handshake in self._handshakes:
-            handshake.cancel()
-        for connection in list(self._connections):
-            connection.shut_down()
-        while self._connections:
-            self._empty.clear()
-            await self._empty.wait()
-        sweeping.cancel()
+            try:
+                await self._stop.wait()
+            finally:
+                for handshake in self._handshakes:
+                    handshake.cancel()
 
     # With implicit TLS, where `create_server` would not tell how many clients have not shaken hands yet
 

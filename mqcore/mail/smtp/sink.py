@@ -16,6 +16,7 @@ from .._mail import Mail
 from ..base import Option, Sink, Source
 from ..errors import SinkError, describe
 from ..files import sync_folder, write_all
+from ..threads import in_thread
 from ..verdicts import Verdict
 from .source import split_host
 from .upstream import Upstream
@@ -103,7 +104,7 @@ class SmtpSink(Sink):
         return source / f"mqcore.{name}" if source.is_dir() else Path(f"{source}.{name}")
 
     def _open(self, record: Path) -> None:
-        self._fd = os.open(record, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(record, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -151,7 +152,7 @@ class SmtpSink(Sink):
             if group is self._group:  # with what came while the one before was written
                 self._group = _Group()
                 try:
-                    await asyncio.to_thread(self._append, group.lines)
+                    await in_thread(self._append, group.lines)
                 except SinkError as error:
                     group.error = error
         if group.error is not None:

@@ -151,7 +151,7 @@ def test_no_give_back_is_lost_while_the_hook_returns(owner, switching, returned)
         step = dispatcher.hook("mq_step")
         messages = [owner.Message() for _ in range(2000)]
         outcomes = [step.run(message, done=owner.done) for message in messages]
-        owner.run_until(lambda: outcomes.count(None) == len(owner.finished))
+        owner.run_until(lambda: outcomes.count(None) == len(owner.finished), timeout=120)  # 2,000 errors are told
     finally:
         for _ in threads:
             work.put(None)

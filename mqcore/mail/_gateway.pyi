@@ -1,6 +1,6 @@
 import signal
 from collections.abc import Iterable
-from typing import final
+from typing import Self, final
 
 from .. import Dispatcher
 from ._transaction import Transaction
@@ -16,15 +16,15 @@ CUT_AGAIN: float
 def needs_failed(source: Source | type[Source], sink: BaseSink | type[BaseSink]) -> bool: ...
 @final
 class Gateway:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         dispatcher: Dispatcher,
         source: Source,
         sink: BaseSink,
         failed: Store | None = None,
         *,
         max_in_flight: int = 1000,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def dispatcher(self) -> Dispatcher: ...
     @property

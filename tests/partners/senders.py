@@ -101,13 +101,12 @@ def opensmtpd(folder: Path, port: int, sender: str, recipients: Sequence[str], m
     program = unpacked("usr/sbin/smtpd")
     home = folder / "opensmtpd"
     home.mkdir()
-    (home / "smtpd.conf").write_text(
-        f"listen on 127.0.0.1 port 0\naction out relay host smtp://127.0.0.1:{port}\nmatch from any for any action out\n"
-    )
-    (home / "mail").write_bytes(mail)
     listener = free_port()
-    conf = (home / "smtpd.conf").read_text().replace("port 0", f"port {listener}")
-    (home / "smtpd.conf").write_text(conf)
+    (home / "smtpd.conf").write_text(
+        f"listen on 127.0.0.1 port {listener}\n"
+        f"action out relay host smtp://127.0.0.1:{port}\n"
+        "match from any for any action out\n"
+    )
     script = f"""
         set -e
         mount -t tmpfs tmpfs /var/spool

@@ -54,7 +54,7 @@ cdef class Gateway:
     """
 
     def __cinit__(self, Dispatcher dispatcher not None, source not None, sink not None, failed=None, *,
-                 Py_ssize_t max_in_flight=1000):
+                  Py_ssize_t max_in_flight=1000):
         if failed is None and needs_failed(source, sink):
             raise ValueError(f"{sink.url} may take a mail for some of its recipients only: a place for failed mails is needed")
         if max_in_flight < 1:

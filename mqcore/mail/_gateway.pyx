@@ -355,7 +355,7 @@ cdef class Gateway:
         transaction.sort(self.waits and self.each)
         if self.sink.stores or not transaction.good:
             return self.write(transaction)
-        transaction.delivering = tuple([mail for mail, _ in transaction.good])
+        transaction.delivering = tuple(transaction.good_mails())
         task = self.tasks.create_task(self._deliver(transaction))
         self.deliveries[task] = transaction
         task.add_done_callback(self._after_delivery)

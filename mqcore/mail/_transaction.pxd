@@ -21,3 +21,4 @@ cdef class Transaction:
     cpdef object settle(self, list verdicts)
     cpdef object cancel(self)
     cdef int sort(self, bint alone) except -1
+    cdef list good_mails(self)

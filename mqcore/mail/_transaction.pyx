@@ -36,21 +36,21 @@ cdef class Transaction:
 
     cdef int sort(self, bint alone) except -1:
         """Which mails are good, and which are not; with `alone`, the latter are refused one by one."""
-        cdef list bad = []
+        cdef dict refused = {}
         self.good = []
+        self.bad = []
         for step in self.steps:
             mail, outcome = step
-            if (<Mail?>mail).refusal is not None or outcome is FAIL:
-                bad.append(mail)
-            else:
+            rejection = (<Mail?>mail).refusal
+            if rejection is None and outcome is not FAIL:
                 self.good.append(step)
-        if alone and bad:
-            self.refused = {}
-            for mail, outcome in self.steps:
-                rejection = (<Mail>mail).refusal
-                if outcome is FAIL:
-                    self.refused[mail] = FAILED
-                elif rejection is not None:
-                    self.refused[mail] = Verdict.refused(rejection)
-        self.bad = [] if alone else bad
+            elif alone:
+                refused[mail] = FAILED if outcome is FAIL else Verdict.refused(rejection)
+            else:
+                self.bad.append(mail)
+        if refused:
+            self.refused = refused
         return 0
+
+    cdef list good_mails(self):
+        return [mail for mail, _ in self.good]

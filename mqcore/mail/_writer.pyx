@@ -12,7 +12,7 @@ from .errors import SinkError, SinkFull
 from .threads import in_thread
 
 BATCH = 256
-"""At most so many mails are stored at once, or a few more."""
+"""At most so many mails are read at once, and stored at once, or a few more."""
 BATCH_BYTES = 8 << 20
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ cdef class Writer:
             return False
         if self.store is not None:
             try:
-                self.store.store(mails_of(transaction.good))
+                self.store.store(transaction.good_mails())
             except SinkFull:
                 self.waiting.append(transaction)  # it is tried once more, in its turn
                 self.work.set()
@@ -99,13 +99,13 @@ cdef class Writer:
             return
         for transaction in group:
             if set_aside is True or not transaction.bad:
-                good += mails_of(transaction.good)
+                good += transaction.good_mails()
         all_stored = await self._store(self.store, good)
         for transaction in group:
             aside = set_aside is True or not transaction.bad
             stored = all_stored
             if stored is FULL and aside and transaction.good and len(group) > 1:
-                stored = await self._store(self.store, mails_of(transaction.good))  # for a small one there may be room
+                stored = await self._store(self.store, transaction.good_mails())  # for a small one there may be room
             transaction.full = stored is FULL or set_aside is FULL
             self.done(transaction, aside, stored is True and aside)
 
@@ -134,7 +134,3 @@ cdef class Writer:
         self.broken.add(store)
         self.on_error(str(error) or repr(error))
         return 0
-
-
-cdef list mails_of(list steps):
-    return [mail for mail, _ in steps]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from ._mail import Mail
 from ._transaction import Transaction
+from ._writer import BATCH, BATCH_BYTES
 from .errors import SourceError
 from .message import Origin
 from .threads import in_thread
@@ -16,10 +17,6 @@ from .verdicts import Verdict
 
 if TYPE_CHECKING:
     from ._gateway import Gateway
-
-BATCH = 256
-"""At most so many mails are read at once."""
-BATCH_BYTES = 8 << 20
 
 
 class Option(NamedTuple):

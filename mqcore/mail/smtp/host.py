@@ -21,7 +21,6 @@ class Hooks(NamedTuple):
     mailfrom: Hook
     rcptto: Hook
     data: Hook
-    message: Hook
     close: Hook
 
     @classmethod

@@ -8,6 +8,7 @@ But as long as a loop has a timer, each of its looks at the kernel reads the clo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -79,8 +80,5 @@ class Ending:
 
 
 def _step(awaitable: Any) -> None:
-    # Without contextlib: where no memory is left for the frame of a class's __init__, CPython 3.13.0 frees the object twice.
-    try:  # noqa: SIM105
+    with contextlib.suppress(StopIteration):
         awaitable.send(None)
-    except StopIteration:
-        pass

@@ -296,6 +296,8 @@ print("closed")
 def test_no_memory_for_a_dispatcher(owner):
     """Whichever allocation fails, nothing is half open, and the loop can be closed."""
     pytest.importorskip("_testcapi")
+    if sys.version_info[:2] == (3, 13):
+        pytest.skip("CPython 3.13 by itself frees a code object where memory ends in a frame (python/cpython#151763)")
     assert python(PROLOGUE + SCARCE, owner.name, stderr=None, dev=False) == "closed\n"
 
 

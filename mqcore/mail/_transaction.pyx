@@ -31,8 +31,8 @@ cdef class Transaction:
             if self.gateway is not None:
                 self.gateway.take_back(self)
 
-    cdef int sort(self, bint alone) except -1:
-        """Which mails are good, and which are not; with `alone`, the latter are refused one by one."""
+    cdef int sort(self, bint each) except -1:
+        """Which mails are good, and which are not; with `each`, the latter are refused one by one."""
         cdef list bad = []
         self.good = []
         for step in self.steps:
@@ -41,13 +41,13 @@ cdef class Transaction:
                 bad.append(mail)
             else:
                 self.good.append(step)
-        if alone and bad:
-            self.refused = {}
+        if each and bad:
+            self.alone = self.alone or {}
             for mail, outcome in self.steps:
                 rejection = (<Mail>mail).rejection
                 if outcome is FAIL:
-                    self.refused[mail] = FAILED
+                    self.alone[mail] = FAILED
                 elif rejection is not None:
-                    self.refused[mail] = Verdict.refused(rejection)
-        self.bad = [] if alone else bad
+                    self.alone[mail] = Verdict.refused(rejection)
+        self.bad = [] if each else bad
         return 0

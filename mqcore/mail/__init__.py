@@ -16,8 +16,8 @@ from .mbox.source import MboxSource
 from .message import Origin, Rejection
 from .null_sink import NullSink
 from .report import Report
-from .smtp.sink import SmtpSink, SmtpsSink
-from .smtp.source import SmtpSource, SmtpsSource
+from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
+from .smtp.source import LmtpSource, SmtpSource, SmtpsSource
 from .verdicts import ACCEPTED, CANCELLED, DISCARDED, Verdict
 
 __all__ = [
@@ -27,6 +27,8 @@ __all__ = [
     "Connection",
     "FailedSink",
     "Gateway",
+    "LmtpSink",
+    "LmtpSource",
     "Mail",
     "MailAccessors",
     "MaildirSink",

@@ -39,7 +39,9 @@ MAILS = [b"Subject: %d\n\nhello\n" % number for number in range(20)]
 
 
 async def from_list(folder: Path, mails: list[bytes]) -> tuple[Any, None]:
-    return ListSource(mails, "a@example.org", "b@example.org"), None
+    source = ListSource(mails, "a@example.org", "b@example.org")
+    source.path = folder / "list"
+    return source, None
 
 
 async def from_mbox(folder: Path, mails: list[bytes]) -> tuple[Any, None]:

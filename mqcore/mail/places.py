@@ -48,8 +48,9 @@ class Location(NamedTuple, Generic[P]):
         return f"{self.scheme}:{self.path}"
 
     def is_same(self, other: Location[Any]) -> bool:
-        """Whether both are the same mailbox."""
-        return bool(self.path) and os.path.realpath(self.path) == os.path.realpath(other.path)
+        """Whether both are the same mailbox, or socket."""
+        one, two = (os.path.realpath(where.path.removeprefix("unix:")) for where in (self, other))
+        return bool(self.path) and one == two
 
 
 def parse_source(url: str) -> Location[Source]:

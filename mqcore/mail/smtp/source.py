@@ -1,4 +1,4 @@
-"""Servers as a source: `smtp://HOST:PORT`, `smtps://HOST:PORT`, `lmtp://HOST:PORT`, and Unix sockets, as in `lmtp:unix:PATH`."""
+"""Servers as a source: `smtp://HOST:PORT`, `smtps://HOST:PORT`, `lmtp://HOST:PORT`, and Unix sockets (`lmtp:unix:PATH`)."""
 
 from __future__ import annotations
 

@@ -45,7 +45,10 @@ def check(data: bytes, pieces: list[bytes], mode: dict[str, Any]) -> list[Event]
     events, out, closed = converse([data], **mode)
     assert converse(pieces, **mode) == (events, out, closed)
     assert REPLIES.fullmatch(out), out
+    accepted = recipients = 0
     for event in events:
+        recipients = 0 if isinstance(event, MailFrom) else recipients + isinstance(event, RcptTo)
+        accepted += isinstance(event, Message) and (recipients if mode.get("lmtp") else 1)
         if isinstance(event, Message):
             assert event.mime.count(b"\n") == event.mime.count(b"\r") == event.mime.count(b"\r\n")
             assert b"\0" not in event.mime
@@ -54,6 +57,7 @@ def check(data: bytes, pieces: list[bytes], mode: dict[str, Any]) -> list[Event]
         elif isinstance(event, MailFrom | RcptTo):
             assert len(event.address.encode()) <= 254
             assert event.address.isprintable() and "<" not in event.address.rpartition('"')[2]
+    assert out.count(b"250 2.6.0 ") == accepted
     return events
 
 

@@ -24,11 +24,11 @@ class Server:
         self.process = process
         self.code = code
         line = process.stderr.readline()
-        if not line.startswith("mqcore: listening on smtp"):
+        if not line.startswith("mqcore: listening on "):
             process.kill()
             pytest.fail(line + process.stderr.read())
         self.url = line.removeprefix("mqcore: listening on ").strip()
-        self.port = int(self.url.rpartition(":")[2])
+        self.port = 0 if ":unix:" in self.url else int(self.url.rpartition(":")[2])
         self.figures: dict[str, Any] = {}
 
     def client(self) -> smtplib.SMTP:

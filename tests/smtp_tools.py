@@ -24,13 +24,14 @@ import mqcore
 from mqcore.mail import FailedSink, Gateway, Mail, SinkError, Store
 from mqcore.mail.base import BaseSink
 from mqcore.mail.smtp.server import SmtpServer
-from mqcore.mail.smtp.source import SmtpSource, SmtpsSource
+from mqcore.mail.smtp.source import LmtpSource, SmtpSource, SmtpsSource
 from mqcore.smtp._protocol import ServerProtocol
 from mqcore.smtp.events import Event, Service, StartTls
 
 Answer = Callable[[ServerProtocol, Event], None]
 
 EHLO = b"EHLO client.example\r\n"
+LHLO = b"LHLO client.example\r\n"
 OPEN = EHLO + b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n"
 """As far as a message may follow."""
 STAGES = ("connect", "mailfrom", "rcptto", "data", "message")
@@ -182,7 +183,8 @@ class Serving:
         self.gateway = gateway
         self.sink = sink
         self.failed = failed
-        self.port = gateway.source.listeners[0].getsockname()[1]
+        self.address = gateway.source.listeners[0].getsockname()
+        self.port = gateway.source.port
         self._clients: list[Client] = []
 
     @property
@@ -190,15 +192,18 @@ class Serving:
         return self.gateway.source._server
 
     async def connect(self, **options: Any) -> Client:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.port, **options))
+        if isinstance(self.address, str):
+            client = Client(*await asyncio.open_unix_connection(self.address, **options))
+        else:
+            client = Client(*await asyncio.open_connection("127.0.0.1", self.port, **options))
         self._clients.append(client)
         return client
 
     async def greeted(self, **options: Any) -> Client:
-        """A client that has said EHLO."""
+        """A client that has said EHLO or LHLO."""
         client = await self.connect(**options)
         assert (await client.reply()).startswith("220 ")
-        assert (await client.ask(EHLO)).startswith("250-")
+        assert (await client.ask(LHLO if self.gateway.source.lmtp else EHLO)).startswith("250-")
         return client
 
     async def opened(self) -> Client:
@@ -220,7 +225,13 @@ class Serving:
 
 @contextlib.asynccontextmanager
 async def serving(
-    plugins: Mapping[str, object] | None = None, *, mixed: bool = False, tls: str | None = None, **options: Any
+    plugins: Mapping[str, object] | None = None,
+    *,
+    mixed: bool = False,
+    tls: str | None = None,
+    lmtp: bool = False,
+    at: str = "//127.0.0.1:0",
+    **options: Any,
 ) -> AsyncIterator[Serving]:
     """A server with these plugins. `mixed` gives it a sink for failed mails; `tls` is "starttls" or "implicit"; `sink` takes
     the place of a `ListSink`."""
@@ -232,8 +243,8 @@ async def serving(
         listening["tls_certificate"] = str(certificate().file)
     stored, failed = ListSink(), ListSink()
     sink: BaseSink = options.pop("sink", stored)
-    kind = SmtpsSource if tls == "implicit" else SmtpSource
-    with contextlib.closing(kind("//127.0.0.1:0", **listening)) as source, mqcore.Dispatcher(loaded) as dispatcher:
+    kind = LmtpSource if lmtp else SmtpsSource if tls == "implicit" else SmtpSource
+    with contextlib.closing(kind(at, **listening)) as source, mqcore.Dispatcher(loaded) as dispatcher:
         gateway = Gateway(dispatcher, source, sink, FailedSink(failed, source.url) if mixed else None, **options)
         running = asyncio.create_task(gateway.run())
         it = Serving(gateway, stored, failed)

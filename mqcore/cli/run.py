@@ -122,7 +122,7 @@ def _options_for(options: argparse.Namespace, *places: Location[Any]) -> list[di
         if value := getattr(options, name):
             given[name] = value
             if not any(option in place.kind.options for place in places):
-                options.parser.error(f"--{option.name} is for {' and '.join(kinds)}")
+                options.parser.error(f"--{option.name} is for {' and '.join(filter(None, (', '.join(kinds[:-1]), kinds[-1])))}")
     chosen = []
     for place in places:
         names = [option.name.replace("-", "_") for option in place.kind.options]

@@ -17,7 +17,7 @@ from .message import Origin, Rejection
 from .null_sink import NullSink
 from .report import Report
 from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
-from .smtp.source import SmtpSource, SmtpsSource
+from .smtp.source import LmtpSource, SmtpSource, SmtpsSource
 from .verdicts import ACCEPTED, CANCELLED, DISCARDED, Verdict
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "FailedSink",
     "Gateway",
     "LmtpSink",
+    "LmtpSource",
     "Mail",
     "MailAccessors",
     "MaildirSink",

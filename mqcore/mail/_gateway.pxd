@@ -51,6 +51,7 @@ cdef class Gateway:
     cdef int judge(self, Transaction transaction) except -1
     cdef int write(self, Transaction transaction) except -1
     cdef int delivered(self, Transaction transaction, list verdicts) except -1
+    cdef int delivered_each(self, Transaction transaction, list verdicts) except -1
     cdef int committed(self, Transaction transaction, bint set_aside, bint stored) except -1
     cdef int refuse(self, Transaction transaction, verdict) except -1
     cdef int finish(self, Transaction transaction, verdict) except -1

@@ -64,7 +64,7 @@ cdef class Gateway:
         self.sink = sink
         self.failed = failed
         self.waits = source.waits
-        self.each = source.each
+        self.each = source.waits and source.each
         self.report = Report(Counts(), finite=source.finite)
         self.counts = self.report.counts
         self.ends_when = source.ends_when or sink.ends_when
@@ -352,7 +352,7 @@ cdef class Gateway:
             if refusal is not None:
                 return self.refuse(transaction, refusal)
         transaction.committing = True
-        transaction.sort(self.waits and self.each)
+        transaction.sort(self.each)
         if self.sink.stores or not transaction.good:
             return self.write(transaction)
         transaction.delivering = tuple(transaction.good_mails())
@@ -421,11 +421,13 @@ cdef class Gateway:
             elif kind is Kind.FAILED:
                 failed[mail] = FAIL
             elif not verdict.is_good:
-                self.counts.in_doubt += kind is Kind.IN_DOUBT
+                self.counts.in_doubt += kind is Kind.IN_DOUBT or self.each and verdict.partly and kind is Kind.DEFERRED
                 (<Mail>mail).refusal = verdict.reply
         transaction.delivering = None
         transaction.steps = [(mail, failed.get(mail, outcome)) for mail, outcome in transaction.steps]
-        if self.waits and not self.each and not transaction.accepted:
+        if self.each:
+            return self.delivered_each(transaction, verdicts)
+        if self.waits and not transaction.accepted:
             refusal = find_refusal(transaction.steps, self.failed is not None)
             if refusal is not None:
                 return self.refuse(transaction, refusal)
@@ -433,7 +435,27 @@ cdef class Gateway:
             self.counts.unfinished += len(transaction.mails)
             self.counts.in_doubt += transaction.accepted
             return self.finish(transaction, FAILED)
-        transaction.sort(self.waits and self.each)
+        transaction.sort(False)
+        return self.write(transaction)
+
+    cdef int delivered_each(self, Transaction transaction, list verdicts) except -1:
+        """Each of the good ones is told its own."""
+        cdef dict own = transaction.verdicts or {}
+        cdef set cancelled = set()
+        cdef list steps = []
+        for (mail, _), verdict in zip(transaction.good, verdicts):
+            if verdict.kind is Kind.CANCELLED:
+                cancelled.add(mail)
+                own[mail] = FAILED
+            elif verdict.is_good:
+                own[mail] = verdict
+        for step in transaction.steps:
+            if step[0] not in cancelled:
+                steps.append(step)
+        self.counts.unfinished += len(cancelled)
+        transaction.steps = steps
+        transaction.verdicts = own
+        transaction.sort(True)
         return self.write(transaction)
 
     def _stored(self, Transaction transaction not None, bint set_aside, bint stored):
@@ -444,7 +466,7 @@ cdef class Gateway:
         cdef list bad = transaction.bad, good = transaction.good
         if not set_aside:
             self.counts.unfinished += len(bad)
-        elif bad or transaction.refused is not None:
+        elif bad or transaction.verdicts is not None:
             self.count_bad(transaction)
         if good:
             if stored:
@@ -467,10 +489,10 @@ cdef class Gateway:
         return self.finish(transaction, verdict)
 
     cdef int finish(self, Transaction transaction, verdict) except -1:
-        """Settle it, with this verdict on all mails that were not refused alone."""
+        """Settle it, with this verdict on all mails that have none of their own."""
         try:
-            transaction.settle([verdict] * len(transaction.mails) if transaction.refused is None
-                               else [transaction.refused.get(mail, verdict) for mail in transaction.mails])
+            transaction.settle([verdict] * len(transaction.mails) if transaction.verdicts is None
+                               else [transaction.verdicts.get(mail, verdict) for mail in transaction.mails])
         except Exception:
             log.exception("%s failed", self.source.url)
         return self.release(transaction)

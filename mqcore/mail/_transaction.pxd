@@ -6,7 +6,7 @@ cdef class Transaction:
     cdef list steps                 # pairs of a mail and its outcome, of those whose steps of plugins are over
     cdef list good                  # such pairs, of those that go to the sink
     cdef list bad                   # mails that failed or were rejected
-    cdef dict refused               # mail -> verdict, of those that are settled alone
+    cdef dict verdicts              # mail -> verdict, of those with another than the transaction's
     cdef tuple delivering            # what the sink's `deliver` has
     cdef Py_ssize_t open            # mails whose steps are not over
     cdef Py_ssize_t size            # octets
@@ -20,5 +20,5 @@ cdef class Transaction:
 
     cpdef object settle(self, list verdicts)
     cpdef object cancel(self)
-    cdef int sort(self, bint alone) except -1
+    cdef int sort(self, bint each) except -1
     cdef list good_mails(self)

@@ -34,9 +34,8 @@ cdef class Transaction:
             if self.gateway is not None:
                 self.gateway.take_back(self)
 
-    cdef int sort(self, bint alone) except -1:
-        """Which mails are good, and which are not; with `alone`, the latter are refused one by one."""
-        cdef dict refused = {}
+    cdef int sort(self, bint each) except -1:
+        """Which mails are good, and which are not; with `each`, each of the latter has a verdict of its own."""
         self.good = []
         self.bad = []
         for step in self.steps:
@@ -44,12 +43,12 @@ cdef class Transaction:
             rejection = (<Mail?>mail).refusal
             if rejection is None and outcome is not FAIL:
                 self.good.append(step)
-            elif alone:
-                refused[mail] = FAILED if outcome is FAIL else Verdict.refused(rejection)
+            elif each:
+                if self.verdicts is None:
+                    self.verdicts = {}
+                self.verdicts[mail] = FAILED if outcome is FAIL else Verdict.refused(rejection)
             else:
                 self.bad.append(mail)
-        if refused:
-            self.refused = refused
         return 0
 
     cdef list good_mails(self):

@@ -13,7 +13,7 @@ from .mbox.sink import MboxSink
 from .mbox.source import MboxSource
 from .null_sink import NullSink
 from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
-from .smtp.source import SmtpSource, SmtpsSource, split_host
+from .smtp.source import LmtpSource, SmtpSource, SmtpsSource, split_host
 
 P = TypeVar("P", bound=Place)
 
@@ -21,7 +21,10 @@ SOURCES: Mapping[str, type[Source]] = {
     "mbox:PATH": MboxSource,
     "maildir:PATH": MaildirSource,
     "smtp://HOST:PORT": SmtpSource,
+    "smtp:unix:PATH": SmtpSource,
     "smtps://HOST:PORT": SmtpsSource,
+    "lmtp://HOST:PORT": LmtpSource,
+    "lmtp:unix:PATH": LmtpSource,
 }
 STORES: Mapping[str, type[Store]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
 SINKS: Mapping[str, type[BaseSink]] = {
@@ -45,8 +48,9 @@ class Location(NamedTuple, Generic[P]):
         return f"{self.scheme}:{self.path}"
 
     def is_same(self, other: Location[Any]) -> bool:
-        """Whether both are the same mailbox."""
-        return bool(self.path) and os.path.realpath(self.path) == os.path.realpath(other.path)
+        """Whether both are the same mailbox, or socket."""
+        one, two = (os.path.realpath(where.path.removeprefix("unix:")) for where in (self, other))
+        return bool(self.path) and one == two
 
 
 def parse_source(url: str) -> Location[Source]:

@@ -1,4 +1,4 @@
-# SMTP as a server speaks it, without any I/O.
+# SMTP and LMTP as a server speaks them, without any I/O.
 
 from ._data cimport DataReceiver
 
@@ -32,10 +32,11 @@ cdef class ServerProtocol:
     cdef Py_ssize_t max_recipients
     cdef unsigned int errors
     cdef unsigned int idle_commands
-    cdef unsigned int recipients
+    cdef unsigned int recipients    # accepted in this transaction
     cdef bint skipping              # within a line that is too long
     cdef bint shutting_down
     cdef bint utf8                  # the client said SMTPUTF8 in MAIL
+    cdef readonly bint lmtp
     cdef readonly bint secure
     cdef readonly bint authenticated
     cdef readonly bint closed
@@ -49,9 +50,11 @@ cdef class ServerProtocol:
     cpdef bytes take_output(self)
     cpdef int accept(self, str text=*) except -1
     cpdef int reject(self, int code, str text) except -1
+    cpdef int answer_each(self, list replies) except -1
 
     # What it says
     cdef int say(self, str reply) except -1
+    cdef int say_to_others(self, str reply) except -1
     cdef int say_idly(self, str reply) except -1
     cdef int complain(self, str reply) except -1
     cdef int count_error(self) except -1

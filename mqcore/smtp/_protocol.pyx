@@ -1,4 +1,4 @@
-"""SMTP as a server speaks it, without any I/O: bytes in, events and replies out."""
+"""SMTP and LMTP as a server speaks them, without any I/O: bytes in, events and replies out."""
 
 import re
 
@@ -32,7 +32,8 @@ cdef class ServerProtocol:
     `receive`; take each event with `next_event`; answer it with `accept` or `reject`, now or later, as commands behind
     it wait; and send what `take_output` returns. When `closed` is true, close the connection after that.
 
-    Whatever the client sends, it gets a reply of SMTP.
+    Whatever the client sends, it gets a reply of SMTP. In LMTP, a message gets one for each RCPT that was accepted, in their
+    order (RFC 2033, 4.2): the same for all by `accept` and `reject`, or one of its own for each by `answer_each`.
 
     `helo`: what the client calls itself; None until it said HELO or EHLO.
     `receiver`: the message that is coming in.
@@ -41,6 +42,7 @@ cdef class ServerProtocol:
 
     def __cinit__(self, service not None, *, bint secure=False):
         self.service = service
+        self.lmtp = service.lmtp
         self.max_line = service.max_line
         self.max_recipients = service.max_recipients
         self.secure = secure
@@ -134,13 +136,15 @@ cdef class ServerProtocol:
             self.out.append(b"250 2.1.0 sender ok\r\n")
         elif due == MESSAGE:
             self.idle_commands = 0
+            if self.lmtp:
+                self.say_to_others(f"250 2.6.0 {text or 'message accepted'}")
             self.reset()
             self.say(f"250 2.6.0 {text or 'message accepted'}")
         elif due == AUTHENTICATE:
             self.authenticated = True
             self.say("235 2.7.0 you are logged in")
         elif due == GREETING:
-            self.say(f"220 {self.service.name} ESMTP")
+            self.say(f"220 {self.service.name} {'LMTP' if self.lmtp else 'ESMTP'}")
         return 0
 
     cpdef int reject(self, int code, str text) except -1:
@@ -159,11 +163,29 @@ cdef class ServerProtocol:
             self.close(reply)
         elif due == AUTHENTICATE:
             self.complain(reply)
+        elif due == MESSAGE:
+            self.say_to_others(reply)
+            self.reset()
+            self.say(reply)
         else:
             self.say(reply)
-            if due == MESSAGE:
-                self.reset()
         return 0
+
+    cpdef int answer_each(self, list replies) except -1:
+        """Answer a message of LMTP with a code and a text for each RCPT that was accepted. 421 closes the connection behind all
+        of them, and is said as 451: after a 421 the client might not read what became of the others."""
+        if not (self.lmtp and self.due == MESSAGE and len(replies) == self.recipients):
+            raise ValueError("these are no replies to each recipient of a message")
+        cdef bint going = False
+        self.due = NOTHING
+        self.idle_commands = 0
+        self.reset()
+        for code, text in replies:
+            if code == 421:
+                going = True
+                code = 451
+            self.say(f"250 2.6.0 {text or 'message accepted'}" if code == 250 else syntax.format_reply(code, text))
+        return self.close("421 4.3.2 this server closes the connection") if going else 0
 
     def secured(self):
         """TLS has begun. Whatever was said before is forgotten, as somebody else may have said it."""
@@ -185,6 +207,13 @@ cdef class ServerProtocol:
 
     cdef int say(self, str reply) except -1:
         self.out.append((reply + "\r\n").encode())
+        return 0
+
+    cdef int say_to_others(self, str reply) except -1:
+        """In LMTP, the reply to a message once for each of its recipients but one, who gets it next."""
+        cdef unsigned int count = self.recipients - 1 if self.lmtp and self.recipients else 0
+        for _ in range(count):
+            self.say(reply)
         return 0
 
     cdef int say_idly(self, str reply) except -1:
@@ -248,7 +277,8 @@ cdef class ServerProtocol:
         self.receiver = None
         try:
             mime = receiver.finish()
-        except ReplyError:
+        except ReplyError as error:
+            self.say_to_others(str(error))
             self.reset()
             raise
         self.due = MESSAGE
@@ -275,9 +305,9 @@ cdef class ServerProtocol:
     cdef object obey_other(self, str line):
         """What is not said for every mail."""
         cdef const char *text = PyUnicode_AsUTF8(line)
-        if says(text, b"EHLO"):
+        if says(text, b"LHLO" if self.lmtp else b"EHLO"):
             self.ehlo(argument_of(line))
-        elif says(text, b"HELO"):
+        elif says(text, b"HELO") and not self.lmtp:
             self.greet(argument_of(line))
             self.say_idly(f"250 {self.service.name}")
         elif says(text, b"RSET"):
@@ -305,7 +335,7 @@ cdef class ServerProtocol:
 
     cdef int greet(self, str name) except -1:
         if not name or " " in name or not name.isascii():
-            raise ReplyError("501 5.5.4 say who you are: EHLO your.host.name")
+            raise ReplyError(f"501 5.5.4 say who you are: {'LHLO' if self.lmtp else 'EHLO'} your.host.name")
         self.helo = name
         self.reset()
         return 0
@@ -321,7 +351,7 @@ cdef class ServerProtocol:
 
     cdef object mail(self, str line):
         if self.helo is None:
-            raise ReplyError("503 5.5.1 say EHLO first")
+            raise ReplyError(f"503 5.5.1 say {'LHLO' if self.lmtp else 'EHLO'} first")
         if self.in_transaction:
             raise ReplyError("503 5.5.1 a transaction is open; RSET ends it")
         address = plain_address(line, b"MAIL FROM:<", 11)
@@ -374,7 +404,7 @@ cdef class ServerProtocol:
         if not self.in_transaction:
             raise ReplyError("503 5.5.1 say MAIL first")
         if not self.recipients:
-            raise ReplyError("554 5.5.1 no valid recipients")
+            raise ReplyError(f"{503 if self.lmtp else 554} 5.5.1 no valid recipients")
         self.out.append(b"354 end with CR LF . CR LF\r\n")
         self.receiver = DataReceiver(self.service.max_message, self.service.max_message_line)
         return 0

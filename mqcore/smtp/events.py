@@ -12,6 +12,8 @@ class Service:
 
     name: str
     """Its host name, for the greeting."""
+    lmtp: bool = False
+    """Speak LMTP (RFC 2033) in place of SMTP."""
     starttls: bool = False
     auth: bool = False
     auth_without_tls: bool = False

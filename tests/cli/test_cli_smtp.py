@@ -251,9 +251,15 @@ def test_an_address_that_is_not_ours(place, why):
         (["--from", f"smtp://{'x' * 64}.example.org:25"], ".example.org' is no name of a host"),
         (["--from", "smtps://127.0.0.1:465"], "--from smtps: needs --tls-certificate"),
         (["--from", "smtp://127.0.0.1:25", "--tls-key", "x"], "--tls-key needs --tls-certificate"),
-        (["--from", "mbox:x", "--tls-certificate", "x"], "--tls-certificate is for --from smtp: and --from smtps:"),
+        (["--from", "mbox:x", "--tls-certificate", "x"], "-certificate is for --from smtp:, --from smtps: and --from lmtp:"),
         (["--from", "smtp://:0", "--to", "smtp://127.0.0.1:25"], "give --failed or --one-recipient"),
-        (["--from", "mbox:x", "--auth-without-tls"], "--auth-without-tls is for --from smtp: and --from smtps:"),
+        (["--from", "mbox:x", "--one-recipient"], "--one-recipient is for --from smtp: and --from smtps:"),
+        (["--from", "lmtp://:0", "--one-recipient"], "--one-recipient is for --from smtp: and --from smtps:"),
+        (["--from", "lmtp://:25"], "--from lmtp: does not listen on port 25, where clients expect SMTP"),
+        (["--from", "lmtp:unix:"], "'unix:' is not //HOST:PORT"),
+        (["--from", "smtps:unix:x", "--tls-certificate", "x"], "'smtps:unix:x' is no source; it can be "),
+        (["--from", "smtp:unix:x", "--tls-certificate", "x"], "--tls-certificate is for --from smtp://HOST:PORT; a socket"),
+        (["--from", "lmtp:unix:x", "--to", "lmtp:unix:./x"], "lmtp:unix:x and lmtp:unix:./x are the same"),
     ],
 )
 def test_wrong_usage(arguments, why):

@@ -18,6 +18,7 @@ import mqcore
 from mqcore.mail import (
     FailedSink,
     Gateway,
+    LmtpSource,
     Mail,
     MaildirSink,
     MaildirSource,
@@ -39,7 +40,7 @@ MAILS = [b"Subject: %d\n\nhello\n" % number for number in range(20)]
 
 async def from_list(folder: Path, mails: list[bytes]) -> tuple[Any, None]:
     source = ListSource(mails, "a@example.org", "b@example.org")
-    source.path = folder / "list"  # where a sink that is a server keeps its record
+    source.path = folder / "list"
     return source, None
 
 
@@ -72,7 +73,23 @@ async def from_smtp(folder: Path, mails: list[bytes]) -> tuple[Any, Callable[[],
     return source, send
 
 
-SOURCES = [from_list, from_mbox, from_maildir, from_smtp]
+async def from_lmtp(folder: Path, mails: list[bytes]) -> tuple[Any, Callable[[], Any]]:
+    source = LmtpSource(f"unix:{folder}/lmtp")
+
+    async def send() -> list[str]:
+        client = Client(*await asyncio.open_unix_connection(folder / "lmtp"))
+        replies = [await client.reply(), await client.ask(b"LHLO client.example\r\n")]
+        for mail in mails:
+            content = mail.replace(b"\n", b"\r\n")
+            client.send(b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n%b.\r\n" % content)
+            replies += [await client.reply() for _ in range(4)]
+        client.leave()
+        return [reply[:3] for reply in replies[5::4]]
+
+    return source, send
+
+
+SOURCES = [from_list, from_mbox, from_maildir, from_smtp, from_lmtp]
 
 
 # Sinks: each, and what it has got

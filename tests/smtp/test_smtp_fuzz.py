@@ -1,4 +1,4 @@
-"""Whatever bytes a client sends, in whatever pieces: replies of SMTP, within limits, and the same for every split.
+"""Whatever bytes a client sends, in whatever pieces: replies of SMTP or LMTP, within limits, and the same for every split.
 
 The stored inputs in `corpus/` are what attackers send, and what was found by fuzzing; each is tried whole and byte by
 byte. The rest is made up, of pieces that clients do send.
@@ -22,25 +22,33 @@ from mqcore.smtp.syntax import parse_from, parse_to
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.smtp"))
 REPLIES = re.compile(rb"(?:[2345]\d\d[ -][ -~]*\r\n)*")
 LIMITS = {"max_message": 300, "max_line": 120, "max_message_line": 60, "max_recipients": 3, "max_errors": 8}
-MODES: list[dict[str, Any]] = [LIMITS, {"auth": True, "auth_without_tls": True}, {"auth": True, "secure": True}]
+MODES: list[dict[str, Any]] = [
+    LIMITS,
+    {"auth": True, "auth_without_tls": True},
+    {"auth": True, "secure": True},
+    {"lmtp": True, **LIMITS},
+]
 
 WORDS = st.sampled_from(
     [
-        *(b"EHLO x", b"HELO x", b"MAIL FROM:<a@b>", b"MAIL FROM:<> SIZE=9 BODY=8BITMIME SMTPUTF8", b"RCPT TO:<c@d>"),
+        *(b"EHLO x", b"HELO x", b"LHLO x", b"MAIL FROM:<a@b>", b"MAIL FROM:<> SIZE=9 BODY=8BITMIME SMTPUTF8", b"RCPT TO:<c@d>"),
         *(b"RCPT TO:<\xc3\xa9@d>", b"DATA", b"RSET", b"NOOP", b"VRFY", b"AUTH PLAIN", b"AUTH LOGIN", b"AGEAYg==", b"*"),
         *(b"QUIT", b"GET / HTTP/1.1", b".", b"..", b".a", b"\r", b"\n", b"\0", b"\xff", b"x" * 70, b"Subject: x", b"", b" "),
     ]
 )
 ENDS = st.sampled_from([b"\r\n"] * 8 + [b"\n", b"\r", b"", b"\r\n.\r\n"])
 SCRIPTS = st.lists(st.one_of(st.tuples(WORDS, ENDS).map(b"".join), st.binary(max_size=20)), max_size=40).map(b"".join)
-OPENINGS = st.sampled_from([b"", EHLO, OPEN])
+OPENINGS = st.sampled_from([b"", EHLO, OPEN, OPEN.replace(b"EHLO", b"LHLO")])
 
 
 def check(data: bytes, pieces: list[bytes], mode: dict[str, Any]) -> list[Event]:
     events, out, closed = converse([data], **mode)
     assert converse(pieces, **mode) == (events, out, closed)
     assert REPLIES.fullmatch(out), out
+    accepted = recipients = 0
     for event in events:
+        recipients = 0 if isinstance(event, MailFrom) else recipients + isinstance(event, RcptTo)
+        accepted += isinstance(event, Message) and (recipients if mode.get("lmtp") else 1)
         if isinstance(event, Message):
             assert event.mime.count(b"\n") == event.mime.count(b"\r") == event.mime.count(b"\r\n")
             assert b"\0" not in event.mime
@@ -49,10 +57,11 @@ def check(data: bytes, pieces: list[bytes], mode: dict[str, Any]) -> list[Event]
         elif isinstance(event, MailFrom | RcptTo):
             assert len(event.address.encode()) <= 254
             assert event.address.isprintable() and "<" not in event.address.rpartition('"')[2]
+    assert out.count(b"250 2.6.0 ") == accepted
     return events
 
 
-@pytest.mark.parametrize("mode", MODES, ids=["small limits", "passwords in the clear", "TLS"])
+@pytest.mark.parametrize("mode", MODES, ids=["small limits", "passwords in the clear", "TLS", "LMTP"])
 @pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.stem)
 def test_the_stored_inputs(file, mode):
     data = file.read_bytes()

@@ -1,4 +1,4 @@
-# One client of the SMTP server.
+# One client of the SMTP or LMTP server.
 
 from ..._dispatcher cimport Dispatcher
 from ..._hook cimport Hook
@@ -44,6 +44,7 @@ cdef class SmtpConnection:
     cdef object resume              # `_resume`, made once
     cdef str address                # the recipient that a step is about, whatever plugins make of it
     cdef list recipients
+    cdef list named                 # the same, as the client named them, some maybe twice; if there are several
     cdef bytes received             # the message as it came, whatever plugins make of it
     cdef SmtpTransaction transaction
     cdef object tls_task
@@ -74,5 +75,6 @@ cdef class SmtpConnection:
     cdef int after_data(self, outcome) except -1
     cdef list make_mails(self)
     cdef int settled(self, verdict) except -1
+    cdef int settled_each(self, list verdicts) except -1
     cdef int forget_message(self) except -1
     cdef bint keep(self, Py_ssize_t size) except -1

@@ -1,4 +1,4 @@
-"""One client of the SMTP server: what it says becomes steps of plugins, and their outcomes become replies."""
+"""One client of the SMTP or LMTP server: what it says becomes steps of plugins, and their outcomes become replies."""
 
 import copy
 import logging
@@ -51,13 +51,16 @@ cdef class Names:
 
 @cython.final
 cdef class SmtpTransaction(Transaction):
-    """A message that came in, for one or more recipients; one reply is for all."""
+    """A message that came in, for one or more recipients; in SMTP one reply is for all, in LMTP each has its own."""
 
     cpdef object settle(self, list verdicts):
         connection, self.connection = self.connection, None
         if connection is None or not verdicts:
             raise RuntimeError("the gateway settles this, once, with a verdict for each mail")
-        connection.settled(verdicts[0])
+        if len(verdicts) > 1 and connection.protocol.lmtp:
+            connection.settled_each(verdicts)
+        else:
+            connection.settled(verdicts[0])
 
 
 @cython.final
@@ -354,7 +357,8 @@ cdef class SmtpConnection:
         json = self.message.known
         json.pop("recipient", None)
         if len(self.recipients) > 1:
-            self.recipients = list(dict.fromkeys(self.recipients))  # whoever is named twice gets one mail
+            self.named = self.recipients
+            self.recipients = list(dict.fromkeys(self.named))  # whoever is named twice gets one mail
         json["recipients"] = self.recipients[:]
         return self.run(self.data, DATA, (mime,))
 
@@ -394,12 +398,31 @@ cdef class SmtpConnection:
         if self.is_lost:
             return 0
         if verdict is ACCEPTED:
-            self.protocol.accept(f"stored as {(<Mail>transaction.mails[0]).origin.id}")
+            self.protocol.accept(stored_as(<Mail>transaction.mails[0]))
         elif verdict.is_good:
             self.protocol.accept(printable(verdict.text))
         else:
             code, text = verdict.reply
             self.protocol.reject(code, text)
+        self.forget_message()
+        return self.proceed()
+
+    cdef int settled_each(self, list verdicts) except -1:
+        """The replies to a message of LMTP are known, one for each mail; whoever was named twice gets his twice."""
+        transaction, self.transaction = self.transaction, None
+        if self.is_lost:
+            return 0
+        cdef dict replies = {}
+        for mail, verdict in zip(transaction.mails, verdicts):
+            if verdict is ACCEPTED:
+                reply = 250, stored_as(<Mail>mail)
+            else:
+                reply = (250, printable(verdict.text)) if verdict.is_good else verdict.reply
+            replies[(<Mail>mail).origin.recipient] = reply
+        cdef list each = []
+        for recipient in self.named:
+            each.append(replies[recipient])
+        self.protocol.answer_each(each)
         self.forget_message()
         return self.proceed()
 
@@ -413,6 +436,10 @@ cdef class SmtpConnection:
         cdef Py_ssize_t more = size - self.kept
         self.kept = size
         return more == 0 or self.host.keep(more)
+
+
+cdef inline str stored_as(Mail mail):
+    return f"stored as {mail.origin.id}"
 
 
 cdef object copied(known):

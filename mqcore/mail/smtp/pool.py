@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from .client import Client, Unreachable
 from .upstream import Health, Upstream
@@ -13,6 +13,9 @@ from .upstream import Health, Upstream
 MAX_CONNECTIONS = 20
 IDLE_TIMEOUT = 30.0
 """Seconds that a connection is kept open without a mail."""
+STALLED = 30.0
+"""Seconds without any transaction that ends, while all connections are in use, until no client is kept waiting for one: two
+servers that deliver to each other would wait for each other's connections."""
 MORE_AFTER = 60.0
 """Seconds until a server that took no more connections is asked for one more."""
 
@@ -23,7 +26,7 @@ class Pool:
     """At most `MAX_CONNECTIONS` to one server, each of which is used for many mails, one after the other.
 
     When the server takes no more connections, those that there are must do. When there are none, it is tried again after
-    each of `pauses` (in seconds), once for all who wait.
+    each of `pauses` (in seconds), once for all who wait. Without pauses, nobody waits for a connection while nothing moves.
     """
 
     def __init__(self, upstream: Upstream, pauses: Sequence[float]) -> None:
@@ -34,6 +37,8 @@ class Pool:
         self._open = 0
         """Connections that there are, or that are being made."""
         self._full_until = 0.0
+        self._moved = 0.0
+        """When the last transaction ended."""
         self._idle: dict[Client, asyncio.TimerHandle] = {}
         self._waiting: dict[asyncio.Future[None], None] = {}
         """For a change: a connection that is idle, or lost, or the news that there is none."""
@@ -43,12 +48,35 @@ class Pool:
     @contextlib.asynccontextmanager
     async def client(self, *, fresh: bool = False) -> AsyncIterator[Client]:
         """A connection, for one transaction; with `fresh`, a new one. Raises Unreachable."""
-        async with self._room:
+        if self._room.locked():
+            await self._while_it_moves(self._room.acquire)
+        else:
+            await self._room.acquire()
+        try:
             client = await self._take(fresh)
             try:
                 yield client
             finally:
+                self._moved = asyncio.get_running_loop().time()
                 self._put_back(client)
+        finally:
+            self._room.release()
+
+    async def _while_it_moves(self, wait: Callable[[], Awaitable[object]]) -> None:
+        """Raises Unreachable when nothing does."""
+        if self._pauses:
+            await wait()
+            return
+        now = asyncio.get_running_loop().time
+        began = now()
+        while True:
+            try:
+                async with asyncio.timeout_at(max(began, self._moved) + STALLED):
+                    await wait()
+                    return
+            except TimeoutError:
+                if now() >= max(began, self._moved) + STALLED:
+                    raise Unreachable(f"its answers on all connections are due, and none came for {STALLED:g} s") from None
 
     async def _take(self, fresh: bool) -> Client:
         now = asyncio.get_running_loop().time
@@ -59,7 +87,7 @@ class Pool:
             if client is not None:
                 self._discard(client)  # there is room for a new one in its place
             elif self._open and now() < self._full_until:
-                await self._wait()
+                await self._while_it_moves(self._wait)
                 continue
             try:
                 return await self._connect()

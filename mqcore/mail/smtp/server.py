@@ -1,4 +1,4 @@
-"""The server that an SMTP source runs."""
+"""The server that an SMTP or LMTP source runs."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class SmtpServer:
     def _make_service(self, source: SmtpSource) -> Service:
         service = Service(
             name=socket.gethostname(),
+            lmtp=source.lmtp,
             starttls=source.tls is not None and not source.implicit_tls,
             auth=bool(self.gateway.dispatcher.plugins.order("mq_smtp_in_authenticate")),
             auth_without_tls=source.auth_without_tls,
@@ -97,7 +98,8 @@ class SmtpServer:
                     self._listen(listener)
                     listening.callback(self.loop.remove_reader, listener)
                 else:
-                    server = await self.loop.create_server(lambda: SmtpConnection(self), sock=listener, backlog=BACKLOG)
+                    listen = self.loop.create_unix_server if listener.family == socket.AF_UNIX else self.loop.create_server
+                    server = await listen(lambda: SmtpConnection(self), sock=listener, backlog=BACKLOG)
                     listening.callback(server.close)
             try:
                 await self._stop.wait()

@@ -1,15 +1,16 @@
-"""`smtp://HOST:PORT` and `smtps://HOST:PORT` as a source."""
+"""Servers as a source: `smtp://HOST:PORT`, `smtps://HOST:PORT`, `lmtp://HOST:PORT`, and Unix sockets (`lmtp:unix:PATH`)."""
 
 from __future__ import annotations
 
 import errno
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..base import Option, Source
 from ..errors import SourceError, describe
+from ..unix_socket import UnixSocket
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
@@ -28,13 +29,17 @@ class SmtpSource(Source):
     knows_recipients = True
     ends_when = "the transactions that are open are over"
     implicit_tls = False
+    lmtp = False
     scheme = "smtp"
-    options = (
+    options: ClassVar[Sequence[Option]] = (
         Option("tls-certificate", "certificate, in PEM, with those that it depends on", "FILE"),
         Option("tls-key", "its key, if that is not in the same file", "FILE"),
         Option("auth-without-tls", "let passwords be sent in the clear"),
         Option("one-recipient", "let a transaction have one recipient, and ask clients to send to others afterwards"),
     )
+    port: int | None = None
+    """None for a Unix socket."""
+    _socket: UnixSocket | None = None
     _server: SmtpServer | None = None
 
     def __init__(
@@ -46,21 +51,21 @@ class SmtpSource(Source):
         auth_without_tls: bool = False,
         one_recipient: bool = False,
     ) -> None:
+        """`path` is `//HOST:PORT` or `unix:PATH`."""
         self.alone = one_recipient
         self.auth_without_tls = auth_without_tls
         self.tls = None if tls_certificate is None else _load(tls_certificate, tls_key)
-        host, port = split_host(path)
+        self.url = f"{self.scheme}:{path}"
         self.listeners: list[socket.socket] = []
-        try:
-            self._listen(host, port)
-        except OSError as error:
-            self.close()
-            raise SourceError(f"cannot listen on {self.scheme}:{path}: {_explain(error, port)}") from error
-        port = self.port = self.listeners[0].getsockname()[1]
-        self.url = f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        if path.startswith("unix:"):
+            self._listen_at(path.removeprefix("unix:"))
+        else:
+            self._listen_on(*split_host(path))
 
     @classmethod
     def check(cls, path: str, given: Mapping[str, Any]) -> None:
+        if "tls_certificate" in given and path.startswith("unix:"):
+            raise ValueError(f"--tls-certificate is for --from {cls.scheme}://HOST:PORT; a socket on this machine needs no TLS")
         if cls.implicit_tls and "tls_certificate" not in given:
             raise ValueError(f"--from {cls.scheme}: needs --tls-certificate")
         if "tls_key" in given and "tls_certificate" not in given:
@@ -82,7 +87,23 @@ class SmtpSource(Source):
         if self._server is not None:
             self._server.cut()
 
-    def _listen(self, host: str, port: int) -> None:
+    def _listen_at(self, path: str) -> None:
+        try:
+            self._socket = UnixSocket(path)
+        except OSError as error:
+            raise SourceError(f"cannot listen on {self.url}: {_explain(error, path)}") from error
+        self.listeners.append(self._socket.listener)
+
+    def _listen_on(self, host: str, port: int) -> None:
+        try:
+            self._listen_on_each(host, port)
+        except OSError as error:
+            self.close()
+            raise SourceError(f"cannot listen on {self.url}: {_explain(error, port)}") from error
+        self.port = self.listeners[0].getsockname()[1]
+        self.url = f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def _listen_on_each(self, host: str, port: int) -> None:
         """On each address of the host that this machine has: `localhost` may be ::1 too, where IPv6 is turned off."""
         missing: OSError | None = None
         for family, address in _find_addresses(host, port):
@@ -101,11 +122,29 @@ class SmtpSource(Source):
     def close(self) -> None:
         for listener in self.listeners:
             listener.close()
+        if self._socket is not None:
+            self._socket.close()
 
 
 class SmtpsSource(SmtpSource):
     implicit_tls = True
     scheme = "smtps"
+
+
+class LmtpSource(SmtpSource):
+    """As a server is spoken to that delivers to mailboxes: each recipient has a reply of its own (RFC 2033), so that a refusal
+    of one holds back no other."""
+
+    each = True
+    lmtp = True
+    scheme = "lmtp"
+    options = tuple(option for option in SmtpSource.options if option.name != "one-recipient")
+
+    @classmethod
+    def check(cls, path: str, given: Mapping[str, Any]) -> None:
+        super().check(path, given)
+        if path.startswith("//") and split_host(path)[1] == 25:
+            raise ValueError("--from lmtp: does not listen on port 25, where clients expect SMTP (RFC 2033, 5)")
 
 
 def _find_addresses(host: str, port: int) -> Iterable[tuple[int, tuple[Any, ...]]]:
@@ -128,12 +167,13 @@ def _listen(family: int, address: tuple[Any, ...]) -> socket.socket:
     return listener
 
 
-def _explain(error: OSError, port: int) -> str:
+def _explain(error: OSError, where: int | str) -> str:
+    """Of a port, or of the path of a socket."""
     reason = describe(error)
     match error.errno:
         case errno.EADDRINUSE:
-            return f"{reason}; another program has this port"
-        case errno.EACCES if port < 1024:
+            return f"{reason}; another program has this {'port' if isinstance(where, int) else 'path'}"
+        case errno.EACCES if isinstance(where, int) and where < 1024:
             return f"{reason}; only root may listen on a port below 1024: choose a higher one"
         case errno.EADDRNOTAVAIL:
             return f"{reason}; this machine has no such address"

@@ -420,6 +420,8 @@ cdef class Gateway:
                 cancelled = True
             elif kind is Kind.FAILED:
                 failed[mail] = FAIL
+                (<Mail>mail).failure = verdict.error
+                (<Mail>mail).track()
             elif not verdict.is_good:
                 self.counts.in_doubt += kind is Kind.IN_DOUBT or self.each and verdict.partly and kind is Kind.DEFERRED
                 (<Mail>mail).refusal = verdict.reply

@@ -73,6 +73,8 @@ class FailedSink(Store):
         if mail.rejection is not None:
             return reason | {"rejected": mail.rejection._asdict()}
         error = mail.error
+        if error is None:
+            return reason | {"error": "the sink does not say why"}
         return reason | {"error": f"{type(error).__name__}: {error}", "where": getattr(error, "__notes__", [])}
 
     def close(self) -> None:

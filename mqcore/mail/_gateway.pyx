@@ -372,7 +372,7 @@ cdef class Gateway:
         if transaction.cancelled:  # before this began
             self.take_verdicts(transaction, [CANCELLED] * len(mails))
             return
-        transaction.given = True
+        transaction.given = mails
         try:
             verdicts = list(await self.sink.deliver(mails))
             if len(verdicts) != len(mails) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
@@ -389,7 +389,7 @@ cdef class Gateway:
         """However it ended, also before it began."""
         cdef Transaction transaction = self.deliveries.pop(task)
         if transaction.delivering is not None:  # by being cancelled
-            verdict = Verdict.in_doubt(NO_ANSWER) if transaction.given else CANCELLED
+            verdict = CANCELLED if transaction.given is None else Verdict.in_doubt(NO_ANSWER)
             self.take_verdicts(transaction, [verdict] * len(transaction.delivering))
 
     cdef int take_verdicts(self, Transaction transaction, list verdicts) except -1:
@@ -492,12 +492,32 @@ cdef class Gateway:
 
     cdef int finish(self, Transaction transaction, verdict) except -1:
         """Settle it, with this verdict on all mails that have none of their own."""
+        transaction.gateway = None
         try:
             transaction.settle([verdict] * len(transaction.mails) if transaction.verdicts is None
                                else [transaction.verdicts.get(mail, verdict) for mail in transaction.mails])
         except Exception:
             log.exception("%s failed", self.source.url)
+        if transaction.given is not None and self.begin_follow_up(transaction):
+            return 0
         return self.release(transaction)
+
+    cdef bint begin_follow_up(self, Transaction transaction) except -1:
+        """Whether the sink has more to do with it, until which it is not released."""
+        try:
+            following = self.sink.settled(transaction.given)
+            if following is None:
+                return False
+            task = self.tasks.create_task(following)
+        except Exception:
+            log.exception("%s failed", self.sink.url)
+            return False
+        self.deliveries[task] = transaction
+        task.add_done_callback(self._after_follow_up)
+        return True
+
+    def _after_follow_up(self, task):
+        self.release(self.deliveries.pop(task))
 
     cdef int release(self, Transaction transaction) except -1:
         self.open.discard(transaction)

@@ -7,13 +7,13 @@ cdef class Transaction:
     cdef list good                  # such pairs, of those that go to the sink
     cdef list bad                   # mails that failed or were rejected
     cdef dict verdicts              # mail -> verdict, of those with another than the transaction's
-    cdef tuple delivering            # what the sink's `deliver` has
+    cdef tuple delivering           # what the sink's `deliver` has, or is about to get
+    cdef tuple given                # what it got
     cdef Py_ssize_t open            # mails whose steps are not over
     cdef Py_ssize_t size            # octets
     cdef Py_ssize_t accepted        # mails that the sink has, for some recipient at least
     cdef bytes shared               # what the mail has whose step ended last
     cdef str receipt                # what the next owner calls it
-    cdef bint given                 # the sink was called for it
     cdef bint full                  # there was no room for it
     cdef readonly bint cancelled
     cdef readonly bint committing   # it is with the sink, or was: too late to take it back

@@ -80,11 +80,14 @@ class Delivery:
         try:
             if self._is_finished:
                 await self._note()
-            if self._is_finished:
-                await self._tell()
         except asyncio.CancelledError:
             _stay_alive()
         return [self._verdict(mail) for mail in self._mails]
+
+    @property
+    def sent(self) -> Sequence[Mail]:
+        """The mails of which the server, or an earlier run, knows."""
+        return list(self._replies) if self._is_finished else []
 
     # Before
 
@@ -95,7 +98,7 @@ class Delivery:
         """Run `mq_smtp_out_data`."""
         if self._sender.is_stopping:
             raise asyncio.CancelledError
-        outcomes = await _run_all(self._sender.data_hook, self._mails)
+        outcomes = await run_all(self._sender.data_hook, self._mails)
         self._failed = {mail for mail, outcome in zip(self._mails, outcomes, strict=True) if outcome is FAIL}
         for mail in self._good():
             _check(mail)
@@ -217,15 +220,6 @@ class Delivery:
                 self._is_finished = False
                 self._sender.counts.in_doubt += len(mails)
 
-    async def _tell(self) -> None:
-        """Run `mq_smtp_out_sent`, which changes nothing any more."""
-        rejections = {mail: mail.rejection for mail in self._replies}
-        try:
-            await _run_all(self._sender.sent_hook, list(rejections))
-        finally:
-            for mail, rejection in rejections.items():
-                mail.rejection = rejection
-
     def _verdict(self, mail: Mail) -> Verdict:
         if not self._is_finished:
             return CANCELLED
@@ -245,7 +239,7 @@ def _stay_alive() -> None:
     task.uncancel()
 
 
-async def _run_all(hook: Hook, mails: Sequence[Mail]) -> list[Outcome]:
+async def run_all(hook: Hook, mails: Sequence[Mail]) -> list[Outcome]:
     """All at once. One, as is usual, needs no task of its own."""
     return [await hook(mails[0])] if len(mails) == 1 else await asyncio.gather(*map(hook, mails))
 

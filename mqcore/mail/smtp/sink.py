@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -138,6 +138,9 @@ class SmtpSink(Sink):
 
     def take_back(self, mails: Sequence[Mail]) -> None:
         self._sender.take_back(mails)
+
+    def settled(self, mails: Sequence[Mail]) -> Coroutine[Any, Any, None] | None:
+        return self._sender.settled(mails)
 
     async def end(self) -> None:
         await self._sender.close()

@@ -57,6 +57,7 @@ cdef class Gateway:
     cdef int finish(self, Transaction transaction, verdict) except -1
     cdef bint begin_follow_up(self, Transaction transaction) except -1
     cdef int release(self, Transaction transaction) except -1
+    cdef int drop(self, Transaction transaction) except -1
     cdef Py_ssize_t count_bad(self, Transaction transaction) except -1
     cdef int count_good(self, list steps) except -1
     cdef int wake(self) except -1

@@ -69,7 +69,7 @@ cdef class Gateway:
         self.counts = self.report.counts
         self.ends_when = source.ends_when or sink.ends_when
         self.hook = dispatcher.hook(HOOK)
-        self.writer = Writer(sink if sink.stores else None, failed, self._stored, self.fail, source.waits)
+        self.writer = Writer(sink if sink.stores else None, failed, self._stored, self._drop, self.fail, source.waits)
         self.loop = asyncio.get_running_loop()
         self.deliveries = {}
         self.open = set()
@@ -344,14 +344,13 @@ cdef class Gateway:
 
     cdef int judge(self, Transaction transaction) except -1:
         if transaction.cancelled and (self.waits or was_taken_back(transaction.steps)):
-            self.counts.unfinished += len(transaction.mails)
-            return self.release(transaction)
+            return self.drop(transaction)
         transaction.cancelled = False  # the plugins were done with it before the run was stopped
         if self.waits and not self.each:
             refusal = find_refusal(transaction.steps, self.failed is not None)
             if refusal is not None:
                 return self.refuse(transaction, refusal)
-        transaction.committing = True
+        transaction.committing = not self.waits  # whoever waits may go away until the sink has it
         transaction.sort(self.each)
         if self.sink.stores or not transaction.good:
             return self.write(transaction)
@@ -369,9 +368,10 @@ cdef class Gateway:
 
     async def _deliver(self, Transaction transaction not None):
         cdef tuple mails = transaction.delivering
-        if transaction.cancelled:  # before this began
-            self.take_verdicts(transaction, [CANCELLED] * len(mails))
+        if transaction.cancelled and not transaction.committing:  # before this began
+            self.drop(transaction)
             return
+        transaction.committing = True
         transaction.given = mails
         try:
             verdicts = list(await self.sink.deliver(mails))
@@ -388,7 +388,11 @@ cdef class Gateway:
     def _after_delivery(self, task):
         """However it ended, also before it began."""
         cdef Transaction transaction = self.deliveries.pop(task)
-        if transaction.delivering is not None:  # by being cancelled
+        if transaction.delivering is None:
+            return
+        if transaction.cancelled and not transaction.committing:
+            self.drop(transaction)
+        else:  # the task was cancelled
             verdict = CANCELLED if transaction.given is None else Verdict.in_doubt(NO_ANSWER)
             self.take_verdicts(transaction, [verdict] * len(transaction.delivering))
 
@@ -526,6 +530,15 @@ cdef class Gateway:
         transaction.gateway = None
         self.wake()
         return self.start() if self.waiting else 0
+
+    def _drop(self, Transaction transaction not None):
+        self.drop(transaction)
+
+    cdef int drop(self, Transaction transaction) except -1:
+        """It was taken back before anything was done with it."""
+        transaction.delivering = None
+        self.counts.unfinished += len(transaction.mails)
+        return self.release(transaction)
 
     # Figures
 

@@ -16,7 +16,7 @@ cdef class Transaction:
     cdef str receipt                # what the next owner calls it
     cdef bint full                  # there was no room for it
     cdef readonly bint cancelled
-    cdef readonly bint committing   # it is with the sink, or was: too late to take it back
+    cdef readonly bint committing   # the sink has begun to take it, or has it: too late to take it back
 
     cpdef object settle(self, list verdicts)
     cpdef object cancel(self)

@@ -78,8 +78,7 @@ class Delivery:
             _stay_alive()
         self._conclude()
         try:
-            if self._is_finished:
-                await self._note()
+            await self._note()
         except asyncio.CancelledError:
             _stay_alive()
         return [self._verdict(mail) for mail in self._mails]
@@ -185,32 +184,23 @@ class Delivery:
         for mail, replies in self._replies.items():
             mail.results = [_as_dict(recipient, reply) for recipient, reply in replies.items()]
             mail.json["results"] = [result.copy() for result in mail.results]
-            delivered = [recipient for recipient, reply in replies.items() if reply.is_delivered]
             refused = [reply for reply in replies.values() if not reply.is_positive]
             if refused:
                 mail.reject(*_as_rejection(next((reply for reply in refused if reply.is_final), refused[0])))
-            if delivered and (refused or not self._is_finished):
-                self._keep(mail, delivered)
-
-    def _keep(self, mail: Mail, delivered: Sequence[str]) -> None:
-        """What is known of a mail that some recipients have, and others do not, or not yet."""
-        try:
-            self._sender.sink.store_partly(mail, delivered)
-        except SinkError as error:
-            self._is_finished = False
-            self._sender.gateway.fail(str(error))
-        else:
-            if self._is_finished or self._sender.pauses:
-                return
-        self._sender.counts.in_doubt += 1  # it is sent again, by its client or the next run
 
     async def _note(self) -> None:
-        """Let the sink remember those that all their recipients have."""
-        mails = [mail for mail in self._replies if mail.rejection is None]
+        """Let the sink remember which mails all their recipients have, and which only some, or not yet the others."""
+        whole, partly = [], {}
+        for mail, replies in self._replies.items():
+            delivered = [recipient for recipient, reply in replies.items() if reply.is_delivered]
+            if self._is_finished and mail.rejection is None:
+                whole.append(mail)
+            elif delivered:
+                partly[mail] = delivered
         noted = False
         self._is_busy = True
         try:
-            await self._sender.sink.note(mails)
+            await self._sender.sink.note(whole, partly)
             noted = True
         except SinkError as error:
             self._sender.gateway.fail(str(error))
@@ -218,7 +208,9 @@ class Delivery:
             self._is_busy = False
             if not noted:  # the next run does not know of it, and sends it again
                 self._is_finished = False
-                self._sender.counts.in_doubt += len(mails)
+                self._sender.counts.in_doubt += len(whole) + len(partly)
+            elif not self._is_finished and not self._sender.pauses:  # as does the client
+                self._sender.counts.in_doubt += len(partly)
 
     def _verdict(self, mail: Mail) -> Verdict:
         if not self._is_finished:

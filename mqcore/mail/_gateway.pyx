@@ -220,6 +220,7 @@ cdef class Gateway:
             transaction.gateway = None
             forget(transaction)
             transaction.mails = ()
+            transaction.released()
 
     # Through the plugins
 
@@ -528,6 +529,7 @@ cdef class Gateway:
         self.in_flight -= len(transaction.mails)
         self.bytes -= transaction.size
         transaction.gateway = None
+        transaction.released()
         self.wake()
         return self.start() if self.waiting else 0
 

@@ -20,5 +20,6 @@ cdef class Transaction:
 
     cpdef object settle(self, list verdicts)
     cpdef object cancel(self)
+    cdef int released(self) except -1
     cdef int sort(self, bint each) except -1
     cdef list good_mails(self)

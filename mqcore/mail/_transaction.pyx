@@ -34,6 +34,10 @@ cdef class Transaction:
             if self.gateway is not None:
                 self.gateway.take_back(self)
 
+    cdef int released(self) except -1:
+        """Nothing is done with it any more: its mails are let go."""
+        return 0
+
     cdef int sort(self, bint each) except -1:
         """Which mails are good, and which are not; with `each`, each of the latter has a verdict of its own."""
         self.good = []

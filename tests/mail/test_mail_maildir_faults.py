@@ -297,11 +297,13 @@ def test_a_mail_without_a_line_gets_one_when_it_comes_again(tmp_path):
 
 
 def test_mails_of_clients_are_in_no_index(tmp_path):
-    """Their ids never come again, and there is no end of them."""
+    """Their ids never come again, and there is no end of them. Of a queue, which has recipients too, they do."""
     with opened(tmp_path / "out") as sink:
-        sink.store([Mail.read(Origin(b"x", f"{1:032x}", 1, "a@b", 1.0, recipient="c@d"))])
-    assert not (tmp_path / "out" / "mqcore.stored").exists()
-    assert known(tmp_path / "out") == {1}
+        sink.store([mail("sent", 1, recipient="a@example.org", comes_again=False)])
+        assert not (tmp_path / "out" / "mqcore.stored").exists()
+        sink.store([mail("queued", 2, recipient="a@example.org")])
+    assert (tmp_path / "out" / "mqcore.stored").read_text() == f"{2:032x}\n"
+    assert known(tmp_path / "out") == {1, 2}
 
 
 def test_a_maildir_that_was_removed_but_for_its_index_is_a_new_one(tmp_path):

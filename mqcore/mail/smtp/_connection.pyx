@@ -46,7 +46,7 @@ cdef class Names:
     cdef object make_origin(self, bytes mime, envelope, recipient):
         self.count += 1
         id = f"{self.name_of_run}{self.count:016x}"
-        return tuple.__new__(Origin, (mime, id, self.count, envelope, wall_time(), None, None, recipient, None, None))
+        return tuple.__new__(Origin, (mime, id, self.count, envelope, wall_time(), None, None, recipient, None, None, False))
 
 
 @cython.final
@@ -107,7 +107,7 @@ cdef class SmtpConnection:
         self.resume = self._resume
         peer = transport.get_extra_info("peername")
         self.info = Connection(number, peer[0] if peer else "", tls=self.protocol.secure, transport=transport)
-        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None))
+        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False))
         self.message = new_mail(b"", {}, self.info, origin)
         self.run(self.hooks.connect, CONNECT, ())
         self.proceed()

@@ -152,7 +152,7 @@ class OwnSink(Sink):
 async def test_a_sink_that_is_cancelled_by_itself():
     with dispatcher() as made:
         report = await ended(Gateway(made, Jobs(job := Job(b"x")), OwnSink()))
-    assert kinds(job) == [[Kind.DEFERRED]] and report.counts.in_doubt == 1
+    assert kinds(job) == [[Kind.IN_DOUBT]] and report.counts.in_doubt == 1
 
 
 @run

@@ -180,11 +180,11 @@ async def _move(
     asyncio.get_running_loop().set_exception_handler(names_plugins(plugins))
     with Dispatcher(plugins) as dispatcher:
         gateway = Gateway(dispatcher, source, sink, failed, max_in_flight=max_in_flight)
-        if not source.finite:
-            complain(f"listening on {source.url}", OK)
         made(gateway)
-        async with progress_bar(gateway):
-            with _stopped_by_signals(gateway):
+        with _stopped_by_signals(gateway):
+            if not source.finite:
+                complain(f"listening on {source.url}", OK)  # whoever reads this may end it at once
+            async with progress_bar(gateway):
                 return await gateway.run()
 
 

@@ -25,7 +25,7 @@ cdef class Gateway:
     cdef object counts
     cdef object loop
     cdef object tasks                   # an asyncio.TaskGroup
-    cdef dict deliveries                # task -> transaction
+    cdef dict deliveries                # task of the sink's -> transaction
     cdef set open                       # transactions
     cdef object waiting                 # a deque of transactions
     cdef object pending                 # a deque of mails of transactions that have begun and have many
@@ -54,11 +54,14 @@ cdef class Gateway:
     cdef int judge(self, Transaction transaction) except -1
     cdef int write(self, Transaction transaction) except -1
     cdef int delivered(self, Transaction transaction, list verdicts) except -1
-    cdef int delivered_each(self, Transaction transaction, list verdicts) except -1
+    cdef int explain(self, Mail mail, verdict) except -1
     cdef int committed(self, Transaction transaction, bint set_aside, bint stored) except -1
     cdef int refuse(self, Transaction transaction, verdict) except -1
     cdef int finish(self, Transaction transaction, verdict) except -1
+    cdef bint begin_follow_up(self, Transaction transaction) except -1
     cdef int release(self, Transaction transaction) except -1
-    cdef Py_ssize_t count_bad(self, Transaction transaction) except -1
+    cdef int drop(self, Transaction transaction) except -1
+    cdef list verdicts_of(self, Transaction transaction, verdict)
+    cdef Py_ssize_t count_refused(self, Transaction transaction) except -1
     cdef int count_good(self, list steps) except -1
     cdef int wake(self) except -1

@@ -71,7 +71,7 @@ cdef class Gateway:
         self.counts = self.report.counts
         self.ends_when = source.ends_when or sink.ends_when
         self.hook = dispatcher.hook(HOOK)
-        self.writer = Writer(sink if sink.stores else None, failed, self._stored, self.fail, source.waits)
+        self.writer = Writer(sink if sink.stores else None, failed, self._stored, self._drop, self.fail, source.waits)
         self.loop = asyncio.get_running_loop()
         self.memory = Memory()
         self.deliveries = {}
@@ -223,6 +223,7 @@ cdef class Gateway:
             transaction.gateway = None
             forget(transaction)
             transaction.mails = ()
+            transaction.released()
 
     # Through the plugins
 
@@ -358,17 +359,16 @@ cdef class Gateway:
 
     cdef int judge(self, Transaction transaction) except -1:
         if transaction.cancelled and (self.waits or was_taken_back(transaction.steps)):
-            self.counts.unfinished += len(transaction.mails)
-            return self.release(transaction)
+            return self.drop(transaction)
         transaction.cancelled = False  # the plugins were done with it before the run was stopped
+        transaction.sort()
         if transaction.full:
             return self.refuse(transaction, FULL)
-        if self.waits and not self.each:
-            refusal = find_refusal(transaction.steps, self.failed is not None)
+        if transaction.refused is not None and self.waits and not self.each:
+            refusal = refusal_of_all(transaction, self.failed is not None)
             if refusal is not None:
                 return self.refuse(transaction, refusal)
-        transaction.committing = True
-        transaction.sort(self.each)
+        transaction.committing = not self.waits  # whoever waits may go away until the sink has it
         if self.sink.stores or not transaction.good:
             return self.write(transaction)
         transaction.delivering = tuple(transaction.good_mails())
@@ -379,16 +379,18 @@ cdef class Gateway:
 
     cdef int write(self, Transaction transaction) except -1:
         """Store what is to be stored."""
+        transaction.bad = [] if self.each or transaction.refused is None else list(transaction.refused)
         if not (transaction.good or transaction.bad) or self.writer.add(transaction):
             return self.committed(transaction, True, True)
         return 0
 
     async def _deliver(self, Transaction transaction not None):
         cdef tuple mails = transaction.delivering
-        if transaction.cancelled:  # before this began
-            self.take_verdicts(transaction, [CANCELLED] * len(mails))
+        if transaction.cancelled and not transaction.committing:  # before this began
+            self.drop(transaction)
             return
-        transaction.given = True
+        transaction.committing = True
+        transaction.given = mails
         try:
             verdicts = list(await self.sink.deliver(mails))
             if len(verdicts) != len(mails) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
@@ -404,8 +406,12 @@ cdef class Gateway:
     def _after_delivery(self, task):
         """However it ended, also before it began."""
         cdef Transaction transaction = self.deliveries.pop(task)
-        if transaction.delivering is not None:  # by being cancelled
-            verdict = Verdict.in_doubt(NO_ANSWER) if transaction.given else CANCELLED
+        if transaction.delivering is None:
+            return
+        if transaction.cancelled and not transaction.committing:
+            self.drop(transaction)
+        else:  # the task was cancelled
+            verdict = CANCELLED if transaction.given is None else Verdict.in_doubt(NO_ANSWER)
             self.take_verdicts(transaction, [verdict] * len(transaction.delivering))
 
     cdef int take_verdicts(self, Transaction transaction, list verdicts) except -1:
@@ -425,54 +431,48 @@ cdef class Gateway:
 
     cdef int delivered(self, Transaction transaction, list verdicts) except -1:
         """The sink says so of each of the good ones."""
-        cdef dict failed = {}
-        cdef bint cancelled = False
-        for (mail, _), verdict in zip(transaction.good, verdicts):
-            kind = verdict.kind
+        cdef list good = []
+        cdef dict told = {}  # where each is told its own
+        cdef Py_ssize_t cancelled = 0
+        for step, verdict in zip(transaction.good, verdicts):
+            mail = step[0]
             if verdict.is_good or verdict.partly:
                 transaction.accepted += 1
                 transaction.receipt = transaction.receipt or verdict.text
-            if kind is Kind.CANCELLED:
-                cancelled = True
-            elif kind is Kind.FAILED:
-                failed[mail] = FAIL
-            elif not verdict.is_good:
-                self.counts.in_doubt += kind is Kind.IN_DOUBT or self.each and verdict.partly and kind is Kind.DEFERRED
-                (<Mail>mail).refusal = verdict.reply
+            if verdict.is_good:
+                good.append(step)
+                told[mail] = verdict
+            elif verdict.kind is Kind.CANCELLED:
+                cancelled += 1
+                told[mail] = FAILED
+            else:
+                self.explain(<Mail>mail, verdict)
+                transaction.refuse(<Mail>mail, verdict)
         transaction.delivering = None
-        transaction.steps = [(mail, failed.get(mail, outcome)) for mail, outcome in transaction.steps]
+        transaction.good = good
         if self.each:
-            return self.delivered_each(transaction, verdicts)
-        if self.waits and not transaction.accepted:
-            refusal = find_refusal(transaction.steps, self.failed is not None)
+            transaction.verdicts = told
+            self.counts.unfinished += cancelled
+            return self.write(transaction)
+        if transaction.refused is not None and self.waits and not transaction.accepted:
+            refusal = refusal_of_all(transaction, self.failed is not None)
             if refusal is not None:
                 return self.refuse(transaction, refusal)
         if cancelled:
             self.counts.unfinished += len(transaction.mails)
             self.counts.in_doubt += transaction.accepted
             return self.finish(transaction, FAILED)
-        transaction.sort(False)
         return self.write(transaction)
 
-    cdef int delivered_each(self, Transaction transaction, list verdicts) except -1:
-        """Each of the good ones is told its own."""
-        cdef dict own = transaction.verdicts or {}
-        cdef set cancelled = set()
-        cdef list steps = []
-        for (mail, _), verdict in zip(transaction.good, verdicts):
-            if verdict.kind is Kind.CANCELLED:
-                cancelled.add(mail)
-                own[mail] = FAILED
-            elif verdict.is_good:
-                own[mail] = verdict
-        for step in transaction.steps:
-            if step[0] not in cancelled:
-                steps.append(step)
-        self.counts.unfinished += len(cancelled)
-        transaction.steps = steps
-        transaction.verdicts = own
-        transaction.sort(True)
-        return self.write(transaction)
+    cdef int explain(self, Mail mail, verdict) except -1:
+        """Let the mail say why the sink refused it."""
+        if verdict.kind is Kind.FAILED:
+            mail.failure = verdict.error
+            mail.track()
+            return 0
+        self.counts.in_doubt += verdict.kind is Kind.IN_DOUBT or self.each and verdict.partly and verdict.code < 500
+        mail.refusal = verdict.reply
+        return 0
 
     def _stored(self, Transaction transaction not None, bint set_aside, bint stored):
         self.committed(transaction, set_aside, stored)
@@ -482,8 +482,8 @@ cdef class Gateway:
         cdef list bad = transaction.bad, good = transaction.good
         if not set_aside:
             self.counts.unfinished += len(bad)
-        elif bad or transaction.verdicts is not None:
-            self.count_bad(transaction)
+        else:
+            self.count_refused(transaction)
         if good:
             if stored:
                 self.count_good(good)
@@ -501,41 +501,74 @@ cdef class Gateway:
 
     cdef int refuse(self, Transaction transaction, verdict) except -1:
         """Nothing of it is stored, and whoever waits is told why."""
-        self.counts.unfinished += len(transaction.mails) - self.count_bad(transaction)
+        self.counts.unfinished += len(transaction.mails) - self.count_refused(transaction)
         return self.finish(transaction, verdict)
 
     cdef int finish(self, Transaction transaction, verdict) except -1:
         """Settle it, with this verdict on all mails that have none of their own."""
+        transaction.gateway = None
         try:
-            transaction.settle([verdict] * len(transaction.mails) if transaction.verdicts is None
-                               else [transaction.verdicts.get(mail, verdict) for mail in transaction.mails])
+            transaction.settle(self.verdicts_of(transaction, verdict) if self.each else [verdict] * len(transaction.mails))
         except Exception:
             log.exception("%s failed", self.source.url)
+        if transaction.given is not None and self.begin_follow_up(transaction):
+            return 0
         return self.release(transaction)
+
+    cdef list verdicts_of(self, Transaction transaction, verdict):
+        cdef list told = []
+        for mail in transaction.mails:
+            own = None if transaction.refused is None else transaction.refused.get(mail)
+            if own is None and transaction.verdicts is not None:
+                own = transaction.verdicts.get(mail)
+            told.append(verdict if own is None else own)
+        return told
+
+    cdef bint begin_follow_up(self, Transaction transaction) except -1:
+        """Whether the sink has more to do with it, until which it is not released."""
+        try:
+            following = self.sink.settled(transaction.given)
+            if following is None:
+                return False
+            task = self.tasks.create_task(following)
+        except Exception:
+            log.exception("%s failed", self.sink.url)
+            return False
+        self.deliveries[task] = transaction
+        task.add_done_callback(self._after_follow_up)
+        return True
+
+    def _after_follow_up(self, task):
+        self.release(self.deliveries.pop(task))
 
     cdef int release(self, Transaction transaction) except -1:
         self.open.discard(transaction)
         self.in_flight -= len(transaction.mails)
         self.bytes -= transaction.size
         transaction.gateway = None
+        transaction.released()
         self.wake()
         return self.start() if self.waiting else 0
 
+    def _drop(self, Transaction transaction not None):
+        self.drop(transaction)
+
+    cdef int drop(self, Transaction transaction) except -1:
+        """It was taken back before anything was done with it."""
+        transaction.delivering = None
+        self.counts.unfinished += len(transaction.mails)
+        return self.release(transaction)
+
     # Figures
 
-    cdef Py_ssize_t count_bad(self, Transaction transaction) except -1:
+    cdef Py_ssize_t count_refused(self, Transaction transaction) except -1:
         """Those that failed or were rejected, and how many they are."""
-        cdef Py_ssize_t failed = 0, rejected = 0
-        for mail, outcome in transaction.steps:
-            if outcome is FAIL:
-                failed += 1
-            elif (<Mail>mail).refusal is not None:
-                rejected += 1
-        if failed:
-            self.counts.failed += failed
-        if rejected:
-            self.counts.rejected += rejected
-        return failed + rejected
+        if transaction.refused is None:
+            return 0
+        cdef Py_ssize_t failed = transaction.count_failed()
+        self.counts.failed += failed
+        self.counts.rejected += len(transaction.refused) - failed
+        return len(transaction.refused)
 
     cdef int count_good(self, list steps) except -1:
         cdef Py_ssize_t completed = 0
@@ -581,23 +614,19 @@ def needs_failed(source, sink):
     return sink.commits_in_parts and source.waits and not source.each and not source.alone
 
 
-cdef object find_refusal(list steps, bint mixed):
+cdef object refusal_of_all(Transaction transaction, bint mixed):
     """The verdict on all, if not all can be accepted: the first reason to try again later, or that all are rejected. If they
     may not be `mixed`, one that is rejected is enough."""
-    cdef Py_ssize_t rejected = 0
+    cdef Py_ssize_t rejected = len(transaction.refused), count = len(transaction.steps)
     cdef object first = None
-    for mail, outcome in steps:
-        if outcome is FAIL:
-            return FAILED
-        rejection = (<Mail?>mail).refusal
-        if rejection is not None:
-            if rejection.code < 500:
-                return Verdict.refused(rejection)
-            rejected += 1
-            first = first or rejection
-    if rejected == len(steps):
-        return Verdict.refused(first)
-    if rejected == 0 or mixed:
+    for verdict in transaction.refused.values():
+        if verdict.code < 500:
+            return verdict
+        first = first or verdict
+    if rejected == count:
+        return first
+    if mixed:
         return None
-    code, text = first
-    return Verdict.rejected(code, f"{text} (refused for {rejected} of {len(steps)} recipients, so nobody gets it)")
+    return Verdict.rejected(
+        first.code, f"{first.text} (refused for {rejected} of {count} recipients, so nobody gets it)"
+    )

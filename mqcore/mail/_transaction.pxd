@@ -1,26 +1,31 @@
 # Mails that came in one go.
 
+from ._mail cimport Mail
 from ._spool cimport Spool
 
 cdef class Transaction:
     cdef readonly tuple mails       # not to be changed while C code counts on it
     cdef object gateway             # that has it now
     cdef list steps                 # pairs of a mail and its outcome, of those whose steps of plugins are over
-    cdef list good                  # such pairs, of those that go to the sink
-    cdef list bad                   # mails that failed or were rejected
-    cdef dict verdicts              # mail -> verdict, of those with another than the transaction's
-    cdef tuple delivering            # what the sink's `deliver` has
+    cdef list good                  # such pairs, of those that go to the sink, and then of those that it has
+    cdef dict refused               # mail -> verdict, of those that failed or were rejected; None if there are none
+    cdef dict verdicts              # mail -> verdict, of others that are not told the transaction's; likewise
+    cdef list bad                   # mails that go to where failed ones do
+    cdef tuple delivering           # what the sink's `deliver` has, or is about to get
+    cdef tuple given                # what it got
     cdef Py_ssize_t open            # mails whose steps are not over
     cdef Py_ssize_t size            # octets
     cdef Py_ssize_t accepted        # mails that the sink has, for some recipient at least
     cdef Spool spool                # of the bytes of many mails, until the sink takes them
     cdef str receipt                # what the next owner calls it
-    cdef bint given                 # the sink was called for it
     cdef bint full                  # there was no room for it
     cdef readonly bint cancelled
-    cdef readonly bint committing   # it is with the sink, or was: too late to take it back
+    cdef readonly bint committing   # the sink has begun to take it, or has it: too late to take it back
 
     cpdef object settle(self, list verdicts)
     cpdef object cancel(self)
-    cdef int sort(self, bint each) except -1
+    cdef int released(self) except -1
+    cdef int sort(self) except -1
+    cdef int refuse(self, Mail mail, verdict) except -1
+    cdef Py_ssize_t count_failed(self) except -1
     cdef list good_mails(self)

@@ -3,7 +3,7 @@
 from ._mail cimport Mail
 
 from .. import FAIL
-from .verdicts import FAILED, Verdict
+from .verdicts import FAILED, Kind, Verdict
 
 
 cdef class Transaction:
@@ -34,22 +34,36 @@ cdef class Transaction:
             if self.gateway is not None:
                 self.gateway.take_back(self)
 
-    cdef int sort(self, bint each) except -1:
-        """Which mails are good, and which are not; with `each`, each of the latter has a verdict of its own."""
+    cdef int released(self) except -1:
+        """Nothing is done with it any more: its mails are let go."""
+        return 0
+
+    cdef int sort(self) except -1:
+        """Which mails are good; the others are refused."""
         self.good = []
-        self.bad = []
         for step in self.steps:
             mail, outcome = step
             rejection = (<Mail?>mail).refusal
-            if rejection is None and outcome is not FAIL:
-                self.good.append(step)
-            elif each:
-                if self.verdicts is None:
-                    self.verdicts = {}
-                self.verdicts[mail] = FAILED if outcome is FAIL else Verdict.refused(rejection)
+            if outcome is FAIL:
+                self.refuse(<Mail>mail, FAILED)
+            elif rejection is not None:
+                self.refuse(<Mail>mail, Verdict.refused(rejection))
             else:
-                self.bad.append(mail)
+                self.good.append(step)
         return 0
+
+    cdef int refuse(self, Mail mail, verdict) except -1:
+        if self.refused is None:
+            self.refused = {}
+        self.refused[mail] = verdict
+        return 0
+
+    cdef Py_ssize_t count_failed(self) except -1:
+        """How many of the refused failed."""
+        cdef Py_ssize_t failed = 0
+        for verdict in self.refused.values():
+            failed += verdict.kind is Kind.FAILED
+        return failed
 
     cdef list good_mails(self):
         return [mail for mail, _ in self.good]

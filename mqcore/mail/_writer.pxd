@@ -6,6 +6,7 @@ cdef class Writer:
     cdef object store               # None where mails are not stored but delivered
     cdef object failed
     cdef object done                # called with a transaction, and whether its bad ones are set aside and its good stored
+    cdef object dropped             # called with one that was taken back before it was stored
     cdef object on_error
     cdef object waiting             # a deque of transactions
     cdef object work                # an asyncio.Event

@@ -14,6 +14,7 @@ class Writer:
         store: Store | None,
         failed: Store | None,
         done: Callable[[Transaction, bool, bool], object],
+        dropped: Callable[[Transaction], object],
         on_error: Callable[[str], object],
         goes_on: bool,
     ) -> Self: ...

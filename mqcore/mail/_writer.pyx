@@ -26,13 +26,15 @@ cdef class Writer:
 
     What is added while a thread stores a group makes the next one: the slower the disk, the larger the groups. After its
     error nothing more is written to a store, as it may not be able to undo what it had begun: `on_error` is called, and
-    the next run mends it. One that is only full is tried again where it `goes_on`.
+    the next run mends it. One that is only full is tried again where it `goes_on`. What was taken back while it waited is
+    `dropped`: on a slow disk, clients that lost their patience send the same again.
     """
 
-    def __cinit__(self, store, failed, done not None, on_error not None, bint goes_on):
+    def __cinit__(self, store, failed, done not None, dropped not None, on_error not None, bint goes_on):
         self.store = store
         self.failed = failed
         self.done = done
+        self.dropped = dropped
         self.on_error = on_error
         self.blocks = store is not None and store.blocks
         self.goes_on = goes_on
@@ -56,6 +58,7 @@ cdef class Writer:
             except Exception as error:
                 self.give_up(self.store, error)
                 return self.add(transaction)
+        transaction.committing = True
         return True
 
     cdef int close(self) except -1:
@@ -78,6 +81,10 @@ cdef class Writer:
         cdef Py_ssize_t count = 0, size = 0
         while self.waiting and count < BATCH and size < BATCH_BYTES:
             transaction = self.waiting.popleft()
+            if transaction.cancelled and not transaction.committing:
+                self.dropped(transaction)
+                continue
+            transaction.committing = True
             group.append(transaction)
             count += len(transaction.mails)
             for mail in transaction.mails:

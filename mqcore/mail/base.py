@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -170,6 +170,11 @@ class Sink(BaseSink, ABC):
     def take_back(self, mails: Sequence[Mail]) -> None:
         """What `deliver` was called with is not wanted any more: the client is gone, or the run is being stopped. A sink that
         has not begun to give it away may let `deliver` return CANCELLED soon."""
+
+    def settled(self, mails: Sequence[Mail]) -> Coroutine[Any, Any, None] | None:
+        """The source was told what became of these, which `deliver` had. What is still to be done with them may be returned:
+        nobody waits for it, but they count as in flight until it is over, and it is cancelled like `deliver`."""
+        return None
 
     async def end(self) -> None:
         """Called once, when nothing is on the way any more."""

@@ -12,7 +12,7 @@ from typing import Any
 from ._mail import Mail
 from .base import Store
 from .errors import not_stored
-from .files import write_all
+from .files import append
 
 
 class FailedSink(Store):
@@ -38,13 +38,9 @@ class FailedSink(Store):
         lines = "".join(self._line(mail) for mail in mails)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            size = os.fstat(fd).st_size
             try:
-                write_all(fd, lines.encode())
+                append(fd, lines.encode())
                 os.fsync(fd)
-            except OSError:
-                os.ftruncate(fd, size)
-                raise
             finally:
                 os.close(fd)
         except OSError as error:
@@ -73,6 +69,8 @@ class FailedSink(Store):
         if mail.rejection is not None:
             return reason | {"rejected": mail.rejection._asdict()}
         error = mail.error
+        if error is None:
+            return reason | {"error": "the sink does not say why"}
         return reason | {"error": f"{type(error).__name__}: {error}", "where": getattr(error, "__notes__", [])}
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -12,6 +13,18 @@ def write_all(fd: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
+
+
+def append(fd: int, data: bytes) -> None:
+    """Write all of it at the end of a file that is open for that; where that fails, as on a full disk, cut off what was
+    written: what came next would begin within a line."""
+    size = os.fstat(fd).st_size
+    try:
+        write_all(fd, data)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, size)
+        raise
 
 
 def sync(fd: int) -> None:

@@ -25,11 +25,9 @@ class Origin(NamedTuple):
     """The mail's file in the Maildir, as `cur/1700000000.M1.example:2,S`."""
     sort_time: int | None = None
     """`received` in whole seconds, but no less than that of any mail before it in the source: names sort by it."""
-
-    @property
-    def comes_again(self) -> bool:
-        """Whether a second run may read it again: those whom a client sends to have ids of that one run."""
-        return self.recipient is None
+    comes_again: bool = True
+    """Whether the source may offer it to a second run, with the same id. Not where ids are of one run, as for what clients
+    send: then there is nothing to remember."""
 
 
 class Rejection(NamedTuple):

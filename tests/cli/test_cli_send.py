@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import itertools
 import json
 import os
 import pwd
@@ -13,6 +15,7 @@ import smtplib
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -342,10 +345,56 @@ class Mail:
         self.origin = type("", (), {"id": f"{number:032x}"})
 
 
+def write_half(fd, data, write=os.write):
+    if len(data) <= 10:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return write(fd, data[:10])
+
+
+def test_a_record_for_which_there_is_no_room(tmp_path, monkeypatch):
+    """What comes next begins a line."""
+    with contextlib.closing(SmtpSink("//mx.example:25", source=tmp_path / "mbox")) as sink:
+        with monkeypatch.context() as full:
+            full.setattr(os, "write", write_half)
+            with pytest.raises(SinkError, match="No space left on device"):
+                asyncio.run(sink.note([Mail(1)], {}))
+        asyncio.run(sink.note([Mail(2)], {}))
+    with contextlib.closing(SmtpSink("//mx.example:25", source=tmp_path / "mbox")) as sink:
+        assert [f"{number:032x}" in sink for number in (1, 2)] == [False, True]
+
+
+def test_a_record_that_is_not_written_while_whoever_writes_it_is_cancelled(tmp_path, monkeypatch):
+    """The others whose lines it had must learn of it."""
+    writes = itertools.count()
+    begun, go_on = [threading.Event() for _ in range(2)], [threading.Event() for _ in range(2)]
+
+    def write(fd, data):
+        number = next(writes)
+        begun[number].set()
+        assert go_on[number].wait(20)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def main(sink):
+        first = asyncio.create_task(sink.note([Mail(1)], {}))
+        await asyncio.to_thread(begun[0].wait, 20)
+        second, third = [asyncio.create_task(sink.note([Mail(number)], {})) for number in (2, 3)]
+        await asyncio.sleep(0)
+        go_on[0].set()
+        await asyncio.to_thread(begun[1].wait, 20)
+        second.cancel()
+        await asyncio.sleep(0)
+        go_on[1].set()
+        return await asyncio.gather(first, second, third, return_exceptions=True)
+
+    with contextlib.closing(SmtpSink("//mx.example:25", source=tmp_path / "mbox")) as sink:
+        monkeypatch.setattr(os, "write", write)
+        ends = asyncio.run(main(sink))
+    assert [type(end) for end in ends] == [SinkError, asyncio.CancelledError, SinkError]
+
+
 def test_the_record(tmp_path):
     with contextlib.closing(SmtpSink("//mx.example:25", source=tmp_path / "mbox")) as sink:
-        asyncio.run(sink.note([Mail(1), Mail(2)]))
-        sink.store_partly(Mail(3), ["é@example.org", "b@example.org"])
+        asyncio.run(sink.note([Mail(1), Mail(2)], {Mail(3): ["é@example.org", "b@example.org"]}))
     record = tmp_path / "mbox.sent.smtp.mx.example:25"
     whole = record.read_bytes()
     record.write_bytes(whole + b"0" * 31)  # a run was killed while it wrote

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +53,30 @@ def test_stopped_in_the_middle(tmp_path, sink, number, code):
     assert len(read_sink(sink, out)) == stored
     assert counted(move(f"mbox:{mbox}", f"{sink}:{out}")) == {"present": stored, "continued": 20_000 - stored}
     assert read_sink(sink, out) == read_mbox(mbox)
+
+
+STOPPED_AT_ONCE = """
+    import os, signal, sys
+    from mqcore.cli import main, run
+
+    def complain(text, code, complain=run.complain):
+        complain(text, code)
+        if text.startswith("listening on "):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run.complain = complain
+    sys.exit(main(["run", "--from", "smtp://127.0.0.1:0", "--to", "null:", "--json"]))
+"""
+
+
+def test_a_server_that_is_stopped_as_soon_as_it_listens():
+    path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(STOPPED_AT_ONCE)],
+        capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PYTHONPATH": path},
+    )
+    assert result.returncode == 0, result
+    assert report(result)["exit_code"] == 0
 
 
 def test_what_plugins_hold_is_taken_back(tmp_path):

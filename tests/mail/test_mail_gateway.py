@@ -193,6 +193,66 @@ async def test_what_cannot_be_offered():
             Transaction(wrong)
 
 
+# What waits for the store
+
+
+@run
+async def test_what_waits_for_the_store_is_dropped_when_its_client_goes_away():
+    """On a slow disk, clients that lost their patience send it again: it must not be stored twice."""
+    async with serving() as it:
+        it.sink.gate.clear()
+        first, gone, third = [await it.opened() for _ in range(3)]
+        first.send(TEXT + b".\r\n")
+        await it.until(it.sink.waits.is_set)
+        gone.send(TEXT + b".\r\n")
+        third.send(TEXT + b".\r\n")
+        await it.until(lambda: it.gateway.in_flight == 3)
+        gone.leave()
+        await it.until(lambda: len(it.server._connections) == 2)
+        it.sink.gate.set()
+        assert codes([await first.reply(), await third.reply()]) == ["250 2.6.0"] * 2
+        assert it.sink.groups == [1, 1]
+    counts = it.gateway.report.counts
+    assert (counts.continued, counts.unfinished, counts.unanswered) == (2, 1, 0)
+
+
+@run
+async def test_what_waits_for_the_store_when_a_run_that_is_stopped_takes_too_long(monkeypatch):
+    monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.02)
+    async with serving() as it:
+        it.sink.gate.clear()
+        first, second = [await it.opened() for _ in range(2)]
+        first.send(TEXT + b".\r\n")
+        await it.until(it.sink.waits.is_set)
+        second.send(TEXT + b".\r\n")
+        await it.until(lambda: it.gateway.in_flight == 2)
+        it.gateway.stop()
+        assert codes([await second.reply()]) == ["421 4.3.2"]
+        it.sink.gate.set()
+        assert codes([await first.reply()]) == ["250 2.6.0"]
+    assert (it.gateway.report.counts.continued, it.gateway.report.counts.unfinished) == (1, 1)
+
+
+@run
+async def test_what_is_taken_back_while_it_waits_for_the_store_is_not_settled():
+    class Waits(Offers):
+        async def run(self, gateway):
+            gateway.offer(self.offered[:1])
+            await asyncio.to_thread(sink.waits.wait, 20)
+            gateway.offer(self.offered[1:])
+            assert [told.committing for told in self.offered] == [True, False]
+            for told in self.offered:
+                told.cancel()
+            sink.gate.set()
+
+    sink, source = ListSink(), Waits(Told([Mail(b"x")]), Told([Mail(b"y")]))
+    sink.gate.clear()
+    with mqcore.Dispatcher(mqcore.Plugins()) as dispatcher:
+        report = await Gateway(dispatcher, source, sink).run()
+    assert [getattr(told, "verdicts", None) for told in source.offered] == [[ACCEPTED], None]
+    assert (report.counts.continued, report.counts.unanswered, report.counts.unfinished) == (1, 1, 1)
+
+
 # Many recipients
 
 

@@ -152,7 +152,7 @@ class OwnSink(Sink):
 async def test_a_sink_that_is_cancelled_by_itself():
     with dispatcher() as made:
         report = await ended(Gateway(made, Jobs(job := Job(b"x")), OwnSink()))
-    assert kinds(job) == [[Kind.DEFERRED]] and report.counts.in_doubt == 1
+    assert kinds(job) == [[Kind.IN_DOUBT]] and report.counts.in_doubt == 1
 
 
 @run
@@ -275,6 +275,27 @@ def test_reasons_that_cannot_be_told(tmp_path):
     main()
     (line,) = (tmp_path / "failed" / "mqcore.reasons.jsonl").read_text().splitlines()
     assert json.loads(line)["error"] == "Untold"
+
+
+@pytest.mark.parametrize(
+    ("says", "error"), [(Verdict.failed(ValueError("the broker said so")), "ValueError: the broker said so"),
+                        (Verdict.failed(), "the sink does not say why")],
+)
+def test_the_reason_of_a_mail_that_the_sink_failed(tmp_path, says, error):
+    class Fails(OwnSink):
+        async def deliver(self, mails):
+            return [says]
+
+    @run
+    async def main():
+        failed = FailedSink(MaildirSink(str(tmp_path / "failed")), "list:")
+        with contextlib.closing(failed), dispatcher() as made:
+            report = await ended(Gateway(made, ListSource([b"x"], "a@b", "c@d"), Fails(), failed))
+        assert report.error is None and report.counts.failed == 1
+
+    main()
+    (line,) = (tmp_path / "failed" / "mqcore.reasons.jsonl").read_text().splitlines()
+    assert json.loads(line)["error"] == error
 
 
 # Files

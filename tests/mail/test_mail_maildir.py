@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -167,13 +168,12 @@ def test_a_maildir_that_vanishes(tmp_path):
 
 
 def test_a_mail_that_cannot_be_read(tmp_path, monkeypatch):
-    path = make_maildir(tmp_path / "in", [b"a"])
-    unreadable = path / "new" / "1700000000.M000000.example"
-    unreadable.unlink()
-    with contextlib.closing(MaildirSource(str(path))) as source:
-        source._names = ["new/1700000000.M000000.example"]
-        unreadable.mkdir()
-        with pytest.raises(SourceError, match=r"new/1700.*: Is a directory; make it readable or move it away"):
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with contextlib.closing(MaildirSource(str(make_maildir(tmp_path / "in", [b"a"])))) as source:
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(SourceError, match=r"new/1700.*: Permission denied; make it readable or move it away"):
             list(source)
 
 

@@ -15,7 +15,7 @@ import pytest
 from mail_tools import make_maildir, read_maildir, small_disk
 from test_mail_maildir import mail, opened, read
 
-from mqcore.mail import Mail, Origin, SinkError, SinkFull
+from mqcore.mail import MaildirSink, MaildirSource, Mail, Origin, SinkError, SinkFull, SourceError
 from mqcore.mail.maildir import format as maildir
 from mqcore.mail.maildir import publish
 
@@ -44,6 +44,63 @@ def failing(function, call, error):
         return function(*args, **options)
 
     return wrapped
+
+
+@pytest.mark.parametrize("folder", ["new", "cur", "tmp"])
+@pytest.mark.parametrize("dangles", [False, True])
+def test_a_folder_that_is_a_link(tmp_path, folder, dangles):
+    """Whoever owns a Maildir must not lead root to read or write elsewhere. All of it may be a link."""
+    path = make_maildir(tmp_path / "real", [b"x"])
+    elsewhere = tmp_path / "elsewhere"
+    (path / folder).rename(elsewhere)
+    (path / folder).symlink_to(tmp_path / "nowhere" if dangles else elsewhere)
+    (tmp_path / "link").symlink_to(path)
+    before = sorted(tmp_path.rglob("*"))
+    says = f"link/{folder}: this is a link, and may not be one; make {folder} a folder, or let all of the Maildir be a link"
+    with pytest.raises(SinkError, match=says):
+        MaildirSink(str(tmp_path / "link"))
+    if folder != "tmp":
+        with pytest.raises(SourceError, match=says):
+            MaildirSource(str(tmp_path / "link"))
+    assert sorted(tmp_path.rglob("*")) == before
+    (path / folder).unlink()
+    elsewhere.rename(path / folder)
+    with contextlib.closing(MaildirSource(str(tmp_path / "link"))) as source, opened(tmp_path / "link") as sink:
+        assert [origin.mime for origin in source] == [b"x"]
+        sink.store([mail("y", 1)])
+    assert len(files_in(path)) == 2
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_file_that_becomes_something_else_before_it_is_read(tmp_path, kind):
+    path = make_maildir(tmp_path / "in", [b"one", b"two"])
+    (tmp_path / "victim").write_bytes(b"precious")
+    with contextlib.closing(MaildirSource(str(path))) as source:
+        first = path / "new" / "1700000000.M000000.example"
+        first.unlink()
+        {"link": lambda: first.symlink_to(tmp_path / "victim"), "fifo": lambda: os.mkfifo(first), "folder": first.mkdir}[kind]()
+        assert [origin.mime for origin in source] == [b"two"]
+
+
+def test_a_mail_that_is_moved_to_a_folder_that_was_not_there(tmp_path):
+    path = make_maildir(tmp_path / "in", [b"one"])
+    (path / "cur").rmdir()
+    with contextlib.closing(MaildirSource(str(path))) as source:
+        (path / "cur").mkdir()
+        name = "1700000000.M000000.example"
+        (path / "new" / name).rename(path / "cur" / f"{name}:2,S")
+        assert [origin.flags for origin in source] == ["S"]
+
+
+@pytest.mark.parametrize("when", ["make_file", "publish"])
+def test_an_error_that_nobody_foresaw_undoes_a_group_too(tmp_path, monkeypatch, when):
+    with opened(tmp_path / "out") as sink:
+        target = publish if when == "publish" else maildir
+        where = "mqcore.mail.maildir.sink.publish" if when == "publish" else "mqcore.mail.maildir.format.make_file"
+        monkeypatch.setattr(where, failing(getattr(target, when), 2, ValueError("a bug")))
+        with pytest.raises(ValueError, match="a bug"):
+            sink.store([mail("one", 1), mail("two", 2)])
+        assert files_in(tmp_path / "out") == []
 
 
 def files_in(path: Path) -> list[str]:
@@ -240,11 +297,13 @@ def test_a_mail_without_a_line_gets_one_when_it_comes_again(tmp_path):
 
 
 def test_mails_of_clients_are_in_no_index(tmp_path):
-    """Their ids never come again, and there is no end of them."""
+    """Their ids never come again, and there is no end of them. Of a queue, which has recipients too, they do."""
     with opened(tmp_path / "out") as sink:
-        sink.store([Mail.read(Origin(b"x", f"{1:032x}", 1, "a@b", 1.0, recipient="c@d"))])
-    assert not (tmp_path / "out" / "mqcore.stored").exists()
-    assert known(tmp_path / "out") == {1}
+        sink.store([mail("sent", 1, recipient="a@example.org", comes_again=False)])
+        assert not (tmp_path / "out" / "mqcore.stored").exists()
+        sink.store([mail("queued", 2, recipient="a@example.org")])
+    assert (tmp_path / "out" / "mqcore.stored").read_text() == f"{2:032x}\n"
+    assert known(tmp_path / "out") == {1, 2}
 
 
 def test_a_maildir_that_was_removed_but_for_its_index_is_a_new_one(tmp_path):

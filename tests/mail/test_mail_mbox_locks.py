@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -130,10 +131,11 @@ def leave_behind(lock, kind):
     if kind == "dead":
         with subprocess.Popen([sys.executable, "-c", ""]) as process:
             pass
-        lock.write_text(f"{process.pid}\n")
+        lock.write_text(f"{process.pid}:{socket.gethostname()}\n")
     else:
         lock.write_text({"old": "", "procmail": "0", "negative": "-1", "text": "no number"}[kind])
         os.utime(lock, (time.time() - 601,) * 2)
+    return lock
 
 
 @pytest.mark.parametrize("kind", ["old", "procmail", "negative", "text"])
@@ -146,10 +148,40 @@ def test_a_lock_file_that_names_no_process_is_taken_over_after_ten_minutes_and_t
     assert not caplog.records
     os.utime(lock, (time.time() - 601,) * 2)
     with contextlib.closing(MboxSink(str(path))):
-        assert lock.read_text() == f"{os.getpid()}\n"
+        assert lock.read_text() == f"{os.getpid()}:{socket.gethostname()}\n"
     assert not lock.exists()
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(f"{lock} is taken over: it names no process, and is 10 minutes old")
+
+
+@pytest.mark.parametrize("owner", ["{dead}\n", "{dead}:another.example\n", "{alive}:another.example\n"])
+def test_a_lock_file_of_a_process_that_may_be_on_another_host(path, caplog, owner):
+    """Over NFS, or from a container: that no such process is here tells nothing."""
+    lock = path.with_name("mbox.lock")
+    leave_behind(lock, "dead")
+    lock.write_text(owner.format(dead=lock.read_text().partition(":")[0], alive=os.getpid()))
+    with pytest.raises(SinkError, match=rf"{lock} exists; .*, or remove {lock}: it names .*, and counts no more when it is ten"):
+        MboxSink(str(path))
+    assert not caplog.records
+    os.utime(lock, (time.time() - 601,) * 2)
+    MboxSink(str(path)).close()
+    assert "minutes old" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "loop"])
+def test_a_lock_file_that_is_none(path, kind):
+    """It is not read: that would last for ever, or lead elsewhere. As whoever made it says nothing, it counts for ten minutes."""
+    lock = path.with_name("mbox.lock")
+    if kind == "fifo":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(lock if kind == "loop" else leave_behind(path.with_name("elsewhere"), "dead"))
+    with pytest.raises(SinkError, match="it names no process"):
+        MboxSink(str(path))
+    os.utime(lock, (time.time() - 601,) * 2, follow_symlinks=False)
+    MboxSink(str(path)).close()
+    assert not os.path.lexists(lock)
+    assert kind != "link" or path.with_name("elsewhere").exists()
 
 
 def store(sink, number=1):
@@ -161,7 +193,7 @@ def test_a_lock_file_that_somebody_removes_is_made_again(path):
     with contextlib.closing(MboxSink(str(path))) as sink:
         lock.unlink()
         store(sink)
-        assert lock.read_text() == f"{os.getpid()}\n"
+        assert lock.read_text() == f"{os.getpid()}:{socket.gethostname()}\n"
         os.utime(lock, (0, 0))
         store(sink, 2)
         assert time.time() - lock.stat().st_mtime < 300  # others do not take it for left behind

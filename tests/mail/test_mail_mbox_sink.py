@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def test_wherever_a_run_was_killed_each_mail_is_there_once(path):
     for size in range(settled, len(whole) + 1):
         path.write_bytes(whole[:size])
         journal.write_bytes(lines)
-        path.with_name("mbox.lock").write_text(f"{dead_process()}\n")
+        path.with_name("mbox.lock").write_text(f"{dead_process()}:{socket.gethostname()}\n")
         with opened(path) as sink:
             missing = [number for number in range(6) if f"{number:032x}" not in sink]
             assert stored(path) == [number for number in range(6) if number not in missing], size

@@ -290,6 +290,62 @@ async def test_big_messages_beyond_what_memory_is_for(monkeypatch):
         await it.until(lambda: it.server._kept == 0)
 
 
+@run
+async def test_messages_that_come_in_one_go_beyond_what_memory_is_for(monkeypatch):
+    monkeypatch.setattr("mqcore.mail.smtp.server.MAX_MESSAGE_BYTES", 50_000)
+    message = b"x" * 70 + b"\r\n"
+    holds = Holds("message")
+    async with serving({"10-hold": holds}) as it:
+        first, second = await it.opened(), await it.opened()
+        first.send(message * 600 + b".\r\n")
+        await it.until(lambda: holds.held)
+        assert it.server._kept == 600 * len(message)
+        assert await second.ask(message * 600 + b".\r\n") == "452 4.3.1 too many big messages at once; try again later"
+        assert it.server._kept == 600 * len(message)
+        holds.release()
+        assert codes([await first.reply()]) == ["250 2.6.0"]
+
+
+BIG = (b"x" * 70 + b"\r\n") * 8_000
+
+
+@pytest.mark.parametrize("rests", ["with the sink", "with plugins"])
+@run
+async def test_what_a_client_sent_that_is_gone_counts_until_it_is_let_go(rests):
+    holds = Holds("message")
+    async with serving({"10-hold": holds} if rests == "with plugins" else {}, max_in_flight=1) as it:
+        it.sink.gate.clear()
+        first, second = await it.opened(), await it.opened()
+        first.send(BIG + b".\r\n")
+        await it.until(lambda: it.gateway.in_flight)
+        await it.until(lambda: holds.held or it.sink.waits.is_set())
+        second.send(BIG + b".\r\n")
+        await it.until(lambda: it.server._kept == 2 * len(BIG))
+        if rests == "with the sink":
+            first.leave()
+            await it.until(lambda: len(it.server._connections) == 1)
+            assert it.server._kept == 2 * len(BIG)
+        second.leave()  # which nobody has yet
+        await it.until(lambda: it.server._kept == len(BIG))
+        it.sink.gate.set()
+        holds.release()
+        await it.until(lambda: it.server._kept == 0)
+
+
+@run
+async def test_what_was_not_received_to_its_end_is_let_go_at_once():
+    holds = Holds("close")
+    async with serving({"10-hold": holds}) as it:
+        client = await it.opened()
+        client.send(BIG)
+        await it.until(lambda: it.server._kept >= len(BIG))
+        client.leave()
+        await it.until(lambda: holds.held)
+        (connection,) = it.server._connections
+        assert connection.protocol.receiver is None and it.server._kept == 0
+        holds.release()
+
+
 # The end
 
 

@@ -414,3 +414,66 @@ async def test_stopped_when_the_client_is_gone_and_the_next_server_silent(stage,
             await it.until(lambda: not it.gateway.in_flight)
         assert server.mails == []
     assert counts(it) == {"unfinished": 1} | ({"in_doubt": 1} if stage == "message" else {})
+
+
+# After the reply
+
+
+class HoldsSent:
+    """Holds what is sent until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[object, object]] = []
+
+    def mq_smtp_out_sent(self, context, message):
+        self.held.append((context, message))
+        message.reject(550, "too late")
+        return True
+
+    def release(self) -> None:
+        while self.held:
+            context, message = self.held.pop()
+            context.continue_(message)
+
+
+@run
+async def test_no_client_waits_for_what_is_done_after_its_mail_is_sent():
+    holds = HoldsSent()
+    async with next_server() as server, relaying(server, {"10-hold": holds}, max_in_flight=1) as it:
+        client = await it.opened()
+        assert codes([await client.ask(MESSAGE)]) == ["250 2.6.0"]
+        await it.until(lambda: holds.held)
+        client.leave()
+        other = await it.opened()
+        other.send(MESSAGE)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert it.gateway.in_flight == 1 and len(server.mails) == 1  # or there would be no end to what plugins hold
+        holds.release()
+        assert codes([await other.reply()]) == ["250 2.6.0"]
+        await it.until(lambda: holds.held)
+        holds.release()
+    assert counts(it) == {"continued": 2}
+
+
+@run
+async def test_what_is_done_after_a_mail_is_sent_ends_with_the_run(monkeypatch):
+    monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.02)
+    holds = HoldsSent()
+    async with next_server() as server, relaying(server, {"10-hold": holds}) as it:
+        client = await it.opened()
+        assert codes([await client.ask(MESSAGE)]) == ["250 2.6.0"]
+        await it.until(lambda: holds.held)
+    assert counts(it) == {"continued": 1}
+
+
+@run
+async def test_what_fails_after_a_mail_is_sent_is_logged(caplog):
+    def fails(context, message):
+        raise ValueError("a bug")
+
+    async with next_server({"message": ["550 5.7.1 no"]}) as server:
+        async with relaying(server, {"10-fails": SimpleNamespace(mq_smtp_out_sent=fails)}) as it:
+            client = await it.opened()
+            assert await client.ask(MESSAGE) == "550 5.7.1 no"
+    assert "a bug" in caplog.text and counts(it) == {"rejected": 1}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -326,7 +328,7 @@ async def test_a_second_run_sends_what_is_new(tmp_path):
 async def test_a_record_that_cannot_be_written(tmp_path, monkeypatch):
     """What was on its way is delivered, which the next run does not know."""
 
-    async def note(sink, mails):
+    async def note(sink, mails, partly):
         raise SinkError("the disk is full")
 
     monkeypatch.setattr(SmtpSink, "note", note)
@@ -338,13 +340,29 @@ async def test_a_record_that_cannot_be_written(tmp_path, monkeypatch):
 
 @run
 async def test_a_record_that_cannot_be_written_for_a_part_of_the_recipients(tmp_path, monkeypatch):
-    def store_partly(sink, mail, recipients):
+    async def note(sink, mails, partly):
+        assert list(partly.values()) == [["yes@example.org"]]
         raise SinkError("the disk is full")
 
-    monkeypatch.setattr(SmtpSink, "store_partly", store_partly)
+    monkeypatch.setattr(SmtpSink, "note", note)
     async with next_server({"no@example.org": ["550 5.1.1 no"]}) as server:
         report, _ = await deliver(server, tmp_path, plugins=sets(recipients=["yes@example.org", "no@example.org"]))
     assert counts(report) == {"unfinished": 1, "in_doubt": 1}
+
+
+@run
+async def test_the_loop_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    threads = []
+
+    def fsync(fd):
+        threads.append(threading.current_thread())
+
+    async with next_server({"no@example.org": ["550 5.1.1 no"]}) as server:
+        sink = SmtpSink(f"//127.0.0.1:{server.port}", source=tmp_path / "mbox")
+        monkeypatch.setattr(os, "fsync", fsync)
+        recipients = ["yes@example.org", "no@example.org"]
+        await deliver(server, tmp_path, plugins=sets(recipients=recipients), sink=sink)
+    assert threads and threading.main_thread() not in threads
 
 
 @run

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..files import sync_folder, write_all
+from ..files import append, sync_folder
 
 LINE = re.compile(rb"[0-9a-f]{32}\n")
 SIZE = 33
@@ -27,7 +27,6 @@ class Index:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
-        self._length = 0
         self.ids: set[bytes] = set()
         with contextlib.suppress(FileNotFoundError):
             self._open(0)
@@ -40,25 +39,19 @@ class Index:
     def _open(self, flags: int) -> int:
         flags |= os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = fd = os.open(self._path, flags, 0o600)
+        length = 0
         with open(fd, "rb", closefd=False) as file:
             while LINE.fullmatch(line := file.read(SIZE)):
                 self.ids.add(bytes.fromhex(line[:-1].decode()))
-                self._length += SIZE
-        os.ftruncate(fd, self._length)
+                length += SIZE
+        os.ftruncate(fd, length)
         return fd
 
     def add(self, ids: Iterable[str]) -> None:
         """Note these; as a whole, or not at all and OSError."""
         if not (lines := "".join(f"{id}\n" for id in ids).encode()):
             return
-        fd = self._make() if self._fd is None else self._fd
-        try:
-            write_all(fd, lines)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.ftruncate(fd, self._length)  # if not, a half line is at the end, and what follows is lost: see above
-            raise
-        self._length += len(lines)
+        append(self._make() if self._fd is None else self._fd, lines)
 
     def close(self) -> None:
         if self._fd is not None:

@@ -16,6 +16,7 @@ from ..base import Store
 from ..errors import SinkError, describe, not_stored
 from ..files import sync_folder, write_all
 from . import format
+from .folders import open_folder
 from .index import Index
 from .publish import publish
 from .sync import sync_filesystem, syncs_in_one
@@ -62,7 +63,7 @@ class MaildirSink(Store):
             raise
 
     def _make(self) -> None:
-        there = [name for name in FOLDERS if (self.path / name).is_dir()]
+        there = [name for name in FOLDERS if (path := self.path / name).is_symlink() or path.is_dir()]
         if not there and self.path.exists() and not all(map(_is_ours, os.listdir(self.path))):
             raise SinkError(f"{self.url} is no Maildir but a folder of other things; name a new or an empty folder")
         if self.path.exists() and "new" not in there and "cur" not in there:
@@ -70,12 +71,13 @@ class MaildirSink(Store):
             (self.path / INDEX).unlink(missing_ok=True)
             sync_folder(self.path)
         for name in FOLDERS:
-            (self.path / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            if name not in there:
+                (self.path / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         sync_folder(self.path)
         sync_folder(self.path.parent)
 
     def _open(self, folder: str) -> int:
-        fd = os.open(self.path / folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = open_folder(self.path, folder)
         self._opened.callback(os.close, fd)
         return fd
 
@@ -126,11 +128,13 @@ class MaildirSink(Store):
             for folder in used:
                 os.fsync(self._folders[folder])
             self._note(mail.origin.id for mail in mails if mail.origin.comes_again)
-        except (OSError, MemoryError) as error:
+        except BaseException as error:
             # The kernel tells of a failed sync once, so trying again would prove nothing: the whole group is undone.
             for folder, name in itertools.chain(published, (("tmp", file) for file in files)):
                 self._remove(folder, name)
-            raise not_stored(self.url, error) from error
+            if isinstance(error, (OSError, MemoryError)):
+                raise not_stored(self.url, error) from error
+            raise
 
     def _write(self, files: Sequence[str], mails: Sequence[Mail]) -> None:
         at_once = syncs_in_one(len(mails))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +14,7 @@ from ..base import Reader
 from ..errors import SourceError, describe
 from ..message import Origin
 from . import format
+from .folders import open_folder
 
 TRIES = 100
 """How often to look for a mail that a mail reader moves just then."""
@@ -29,21 +32,29 @@ class MaildirSource(Reader):
         self.path = Path(path)
         self.done = 0
         self._identity = os.path.realpath(path).encode(errors="surrogateescape") + b"\0"
-        # One of the folders may be missing: some programs make them when they need them.
-        folders = [name for name in ("new", "cur") if (self.path / name).is_dir()]
-        if not folders:
-            what = "there is no such folder" if not self.path.exists() else "it has neither new/ nor cur/"
-            raise SourceError(f"{self.url} is no Maildir: {what}")
-        names = (f"{folder}/{name}" for folder in folders for name in self._list(folder))
+        self._folders: dict[str, int] = {}
+        try:
+            names = [f"{folder}/{name}" for folder in ("new", "cur") for name in self._list(folder)]
+            if not self._folders:
+                what = "there is no such folder" if not self.path.exists() else "it has neither new/ nor cur/"
+                raise SourceError(f"{self.url} is no Maildir: {what}")
+        except BaseException:
+            self.close()
+            raise
         self._names = sorted(names, key=format.sort_key)
         self.total = len(self._names)
 
     def _list(self, folder: str) -> Iterator[str]:
+        """None if there is no such folder: some programs make it when they need it."""
         try:
-            with os.scandir(self.path / folder) as entries:
+            if folder not in self._folders:
+                self._folders[folder] = open_folder(self.path, folder)
+            with os.scandir(self._folders[folder]) as entries:
                 for entry in entries:
                     if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False):
                         yield entry.name
+        except (FileNotFoundError, NotADirectoryError):
+            return
         except OSError as error:
             raise SourceError(f"cannot read {self.url}: {describe(error)}") from error
 
@@ -72,7 +83,7 @@ class MaildirSource(Reader):
 
     def _read(self, name: str, unique: str) -> Origin:
         try:
-            with (self.path / name).open("rb") as file:
+            with open(self._open(name), "rb") as file:
                 received = os.fstat(file.fileno()).st_mtime
                 mime = file.read()
         except FileNotFoundError:
@@ -90,6 +101,21 @@ class MaildirSource(Reader):
             mime, digest.hexdigest(), self.done, sender, received, flags=format.find_flags(name), file=name
         )
 
+    def _open(self, name: str) -> int:
+        """Raises FileNotFoundError also for what has become something else than a file since it was listed."""
+        folder, _, file = name.partition("/")
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(file, flags, dir_fd=self._folders[folder])
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise FileNotFoundError from None
+            raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise FileNotFoundError
+        return fd
+
     def _find_moved(self, unique: str) -> list[str]:
         """Where mails of that name are now; nowhere if the owner removed them."""
         if not self.path.exists():
@@ -98,7 +124,8 @@ class MaildirSource(Reader):
         return [file for file in files if _unique(file) == unique]
 
     def close(self) -> None:
-        """Nothing is open between two mails."""
+        while self._folders:
+            os.close(self._folders.popitem()[1])
 
 
 def _unique(file: str) -> str:

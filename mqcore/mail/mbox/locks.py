@@ -7,6 +7,9 @@ import errno
 import fcntl
 import logging
 import os
+import re
+import socket
+import stat
 import time
 from pathlib import Path
 
@@ -14,7 +17,8 @@ BUSY = (errno.EACCES, errno.EAGAIN)
 MISSING = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 PATIENCE = 60.0
 STALE_AFTER = 600.0
-"""Seconds until a PATH.lock that names no process counts as left behind: no delivery takes so long."""
+"""Seconds until a PATH.lock counts as left behind whose process cannot be looked for: no delivery takes so long."""
+OWNER = re.compile(rb"0*([1-9]\d{0,18})(?::([^\s:]{1,255}))?\s*")
 
 log = logging.getLogger(__name__)
 
@@ -33,43 +37,64 @@ class LockFile:
         """Raises FileNotFoundError if nobody has the mbox."""
         self.path = path
         self.status = os.lstat(path)
-        self.pid = self._read_pid()
+        self.pid, self.host = self._read_owner()
 
-    def _read_pid(self) -> int | None:
-        """Of the process that made it, if that wrote its number there, as is the custom; procmail writes 0, others nothing."""
+    def _read_owner(self) -> tuple[int | None, str | None]:
+        """The process that made it, and its host. Dovecot writes PID:HOST, as we do, and others the PID alone; procmail writes
+        0, and many write nothing. What is no regular file names nobody."""
         try:
-            pid = int(self.path.read_bytes()[:20])
-        except (OSError, ValueError):
-            return None
-        return pid if pid > 0 else None
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None, None
+        try:
+            text = os.read(fd, 512) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        except OSError:
+            text = b""
+        finally:
+            os.close(fd)
+        if (match := OWNER.fullmatch(text)) is None:
+            return None, None
+        pid, host = match.groups()
+        return int(pid), None if host is None else os.fsdecode(host)
 
     @property
     def age(self) -> float:
         return time.time() - self.status.st_mtime
 
-    def is_stale(self) -> bool:
-        """Whether the process that made it is gone; if nobody knows which it was, whether it is old."""
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process made it."""
+        return self.pid == os.getpid() and self.host in (None, socket.gethostname())
+
+    @property
+    def unknown(self) -> str | None:
+        """Why nobody here can tell whether its process lives, if that is so: then only its age counts."""
         if self.pid is None:
+            return "it names no process"
+        if self.host is None and not _is_running(self.pid):  # not here; but over NFS, or from a container, we see others'
+            return f"it names the process {self.pid}, and not on which host"
+        if self.host not in (None, socket.gethostname()):
+            return f"it names a process of the host {self.host!a}"
+        return None
+
+    def is_stale(self) -> bool:
+        """Whether the process that made it is gone, or, if nobody can know, whether it is old."""
+        if self.unknown is not None:
             return self.age > STALE_AFTER
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, OverflowError):
-            pass
-        return False
+        assert self.pid is not None
+        return not _is_running(self.pid)
 
     def locked(self) -> Locked:
         error = Locked(f"another program has it locked: {self.path} exists")
-        if self.pid is None:
-            error.hint = f", or remove {self.path}: it names no process, and counts no more when it is ten minutes old"
+        if self.unknown is not None:
+            error.hint = f", or remove {self.path}: {self.unknown}, and counts no more when it is ten minutes old"
         return error
 
     def take_over(self) -> None:
-        if self.pid is None:
+        if self.unknown is not None:
             log.warning(
-                "%s is taken over: it names no process, and is %d minutes old; its program was killed, or never let go",
-                self.path, self.age / 60,
+                "%s is taken over: %s, and is %d minutes old; its program was killed, or never let go",
+                self.path, self.unknown, self.age / 60,
             )
         with contextlib.suppress(FileNotFoundError):
             now = os.lstat(self.path)
@@ -107,7 +132,7 @@ def _find_lock(fd: int, mbox: Path) -> Locked | None:
         file = LockFile(Path(f"{mbox}.lock"))
     except OSError:  # in a folder that we may not search there is none for us
         return None
-    return None if file.is_stale() or file.pid == os.getpid() else file.locked()
+    return None if file.is_stale() or file.is_ours else file.locked()
 
 
 class MailboxLock:
@@ -136,7 +161,7 @@ class MailboxLock:
         except FileExistsError:
             raise LockFile(self._path).locked() from None
         try:
-            os.write(self._made, b"%d\n" % os.getpid())
+            os.write(self._made, b"%d:%b\n" % (os.getpid(), os.fsencode(socket.gethostname())))
         except OSError:
             self.release()
             raise
@@ -169,6 +194,17 @@ class MailboxLock:
                 self._path.unlink()
         os.close(self._made)
         self._made = None
+
+
+def _is_running(pid: int) -> bool:
+    """Here, that is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def _lock(fd: int, kind: int) -> bool:

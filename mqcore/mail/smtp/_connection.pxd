@@ -27,6 +27,8 @@ cdef class Names:
 
 cdef class SmtpTransaction(Transaction):
     cdef SmtpConnection connection
+    cdef object host
+    cdef Py_ssize_t kept            # octets that count against the server's memory until it is released
 
 cdef class SmtpConnection:
     cdef object host

@@ -28,7 +28,7 @@ HANDSHAKE_TIMEOUT = 30.0
 
 log = logging.getLogger(__name__)
 
-cdef str NO_ROOM = "452 4.3.1 too many big messages at once; try again later"
+cdef object NO_ROOM = Rejection(452, "4.3.1 too many big messages at once; try again later")
 cdef object GO_AWAY = Rejection(421, UNAVAILABLE.text)
 cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
 cdef frozenset UNCHANGING = frozenset((str, int, float, bool, bytes))
@@ -46,7 +46,7 @@ cdef class Names:
     cdef object make_origin(self, bytes mime, envelope, recipient):
         self.count += 1
         id = f"{self.name_of_run}{self.count:016x}"
-        return tuple.__new__(Origin, (mime, id, self.count, envelope, wall_time(), None, None, recipient, None, None))
+        return tuple.__new__(Origin, (mime, id, self.count, envelope, wall_time(), None, None, recipient, None, None, False))
 
 
 @cython.final
@@ -61,6 +61,12 @@ cdef class SmtpTransaction(Transaction):
             connection.settled_each(verdicts)
         else:
             connection.settled(verdicts[0])
+
+    cdef int released(self) except -1:
+        if self.kept:
+            kept, self.kept = self.kept, 0
+            self.host.keep(-kept)
+        return 0
 
 
 @cython.final
@@ -101,7 +107,7 @@ cdef class SmtpConnection:
         self.resume = self._resume
         peer = transport.get_extra_info("peername")
         self.info = Connection(number, peer[0] if peer else "", tls=self.protocol.secure, transport=transport)
-        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None))
+        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False))
         self.message = new_mail(b"", {}, self.info, origin)
         self.run(self.hooks.connect, CONNECT, ())
         self.proceed()
@@ -121,7 +127,7 @@ cdef class SmtpConnection:
             if self.kept and protocol.due == NOTHING:  # it was refused
                 self.keep(0)
         elif max(len(receiver.text), self.kept) > BIG and not self.keep(len(receiver.text)):
-            receiver.refuse(NO_ROOM)
+            receiver.refuse(str(NO_ROOM))
             self.keep(len(receiver.text))
 
     cdef int pause(self) except -1:
@@ -152,8 +158,9 @@ cdef class SmtpConnection:
         if self.is_lost or self.resume is None:
             return
         self.is_lost = True
-        self.keep(0)
         self.take_back()
+        self.protocol.receiver = None  # what it has must not be there for as long as plugins hold `mq_smtp_in_close`
+        self.forget_message()
         # What leads back here goes now, and not when garbage is collected next.
         self.resume = self.transaction = None
         self.info.transport = None
@@ -353,6 +360,10 @@ cdef class SmtpConnection:
         return self.run(self.rcptto, RECIPIENT, (address,))
 
     cdef int take_message(self, bytes mime) except -1:
+        if len(mime) > BIG and not self.keep(len(mime)):  # of what came last, or all of it came in one go
+            code, text = NO_ROOM
+            self.protocol.reject(code, text)
+            return self.forget_message()
         self.message.content = self.received = mime
         json = self.message.known
         json.pop("recipient", None)
@@ -377,6 +388,10 @@ cdef class SmtpConnection:
         self.transaction = SmtpTransaction.__new__(SmtpTransaction)
         self.transaction.mails = tuple(mails)
         self.transaction.connection = self
+        # Whatever becomes of the client, its bytes are in memory until the gateway lets go of them.
+        self.transaction.host = self.host
+        self.transaction.kept = self.kept
+        self.kept = 0
         return self.gateway.submit(self.transaction)
 
     cdef list make_mails(self):

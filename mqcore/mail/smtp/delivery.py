@@ -80,13 +80,15 @@ class Delivery:
             _stay_alive()
         self._conclude()
         try:
-            if self._is_finished:
-                await self._note()
-            if self._is_finished:
-                await self._tell()
+            await self._note()
         except asyncio.CancelledError:
             _stay_alive()
         return [self._verdict(mail) for mail in self._mails]
+
+    @property
+    def sent(self) -> Sequence[Mail]:
+        """The mails of which the server, or an earlier run, knows."""
+        return list(self._replies) if self._is_finished else []
 
     # Before
 
@@ -97,7 +99,7 @@ class Delivery:
         """Run `mq_smtp_out_data`."""
         if self._sender.is_stopping:
             raise asyncio.CancelledError
-        outcomes = await _run_all(self._sender.data_hook, self._mails, Spool(self._sender.gateway.memory))
+        outcomes = await run_all(self._sender.data_hook, self._mails, Spool(self._sender.gateway.memory))
         self._failed = {mail for mail, outcome in zip(self._mails, outcomes, strict=True) if outcome is FAIL}
         for mail in self._good():
             _check(mail)
@@ -184,32 +186,23 @@ class Delivery:
         for mail, replies in self._replies.items():
             mail.results = [_as_dict(recipient, reply) for recipient, reply in replies.items()]
             mail.json["results"] = [result.copy() for result in mail.results]
-            delivered = [recipient for recipient, reply in replies.items() if reply.is_delivered]
             refused = [reply for reply in replies.values() if not reply.is_positive]
             if refused:
                 mail.reject(*_as_rejection(next((reply for reply in refused if reply.is_final), refused[0])))
-            if delivered and (refused or not self._is_finished):
-                self._keep(mail, delivered)
-
-    def _keep(self, mail: Mail, delivered: Sequence[str]) -> None:
-        """What is known of a mail that some recipients have, and others do not, or not yet."""
-        try:
-            self._sender.sink.store_partly(mail, delivered)
-        except SinkError as error:
-            self._is_finished = False
-            self._sender.gateway.fail(str(error))
-        else:
-            if self._is_finished or self._sender.pauses:
-                return
-        self._sender.counts.in_doubt += 1  # it is sent again, by its client or the next run
 
     async def _note(self) -> None:
-        """Let the sink remember those that all their recipients have."""
-        mails = [mail for mail in self._replies if mail.rejection is None]
+        """Let the sink remember which mails all their recipients have, and which only some, or not yet the others."""
+        whole, partly = [], {}
+        for mail, replies in self._replies.items():
+            delivered = [recipient for recipient, reply in replies.items() if reply.is_delivered]
+            if self._is_finished and mail.rejection is None:
+                whole.append(mail)
+            elif delivered:
+                partly[mail] = delivered
         noted = False
         self._is_busy = True
         try:
-            await self._sender.sink.note(mails)
+            await self._sender.sink.note(whole, partly)
             noted = True
         except SinkError as error:
             self._sender.gateway.fail(str(error))
@@ -217,16 +210,9 @@ class Delivery:
             self._is_busy = False
             if not noted:  # the next run does not know of it, and sends it again
                 self._is_finished = False
-                self._sender.counts.in_doubt += len(mails)
-
-    async def _tell(self) -> None:
-        """Run `mq_smtp_out_sent`, which changes nothing any more."""
-        rejections = {mail: mail.rejection for mail in self._replies}
-        try:
-            await _run_all(self._sender.sent_hook, list(rejections))
-        finally:
-            for mail, rejection in rejections.items():
-                mail.rejection = rejection
+                self._sender.counts.in_doubt += len(whole) + len(partly)
+            elif not self._is_finished and not self._sender.pauses:  # as does the client
+                self._sender.counts.in_doubt += len(partly)
 
     def _verdict(self, mail: Mail) -> Verdict:
         if not self._is_finished:
@@ -247,7 +233,7 @@ def _stay_alive() -> None:
     task.uncancel()
 
 
-async def _run_all(hook: Hook, mails: Sequence[Mail], shared: Spool | None = None) -> list[Outcome]:
+async def run_all(hook: Hook, mails: Sequence[Mail], shared: Spool | None = None) -> list[Outcome]:
     """All at once. One, as is usual, needs no task of its own."""
     if len(mails) == 1:
         return [await hook(mails[0])]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ...smtp.replies import Reply
 from .._mail import Mail
 from ..verdicts import Verdict
-from .delivery import Delivery
+from .delivery import Delivery, run_all
 from .pool import Pool
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ GOODBYE = 3.0
 
 
 class Sender:
-    """Sends mails to the next server, with the hooks `mq_smtp_out_data` before and `mq_smtp_out_sent` after it.
+    """Sends mails to the next server, with the hooks `mq_smtp_out_data` before and `mq_smtp_out_sent` after it,
+    for which nobody waits.
 
     If nobody waits, as for mails from a file, a mail goes to those recipients whom the server takes now, and what has a
     temporary error is tried again after each of `PAUSES`. When there is no server to talk to, the run ends.
@@ -35,7 +36,7 @@ class Sender:
 
     def __init__(self, gateway: Gateway, sink: SmtpSink) -> None:
         self.data_hook = gateway.dispatcher.hook("mq_smtp_out_data")
-        self.sent_hook = gateway.dispatcher.hook("mq_smtp_out_sent")
+        self._sent_hook = gateway.dispatcher.hook("mq_smtp_out_sent")
         self.gateway = gateway
         self.sink = sink
         self.counts = gateway.report.counts
@@ -44,6 +45,8 @@ class Sender:
         self.pool = Pool(sink.upstream, self.pauses)
         self._mixed = gateway.failed is not None
         self._deliveries: dict[int, Delivery] = {}
+        self._sent: dict[int, Sequence[Mail]] = {}
+        """Of what was delivered or refused, and is not settled yet."""
 
     @property
     def is_stopping(self) -> bool:
@@ -55,9 +58,20 @@ class Sender:
         delivery = Delivery(self, mails)
         self._deliveries[id(mails)] = delivery
         try:
-            return await delivery.run()
+            verdicts = await delivery.run()
+            if delivery.sent:
+                self._sent[id(mails)] = delivery.sent
+            return verdicts
         finally:
             del self._deliveries[id(mails)]
+
+    def settled(self, mails: Sequence[Mail]) -> Coroutine[Any, Any, None] | None:
+        """What is left to do with mails that were sent: `mq_smtp_out_sent`, which changes nothing any more."""
+        sent = self._sent.pop(id(mails), None)
+        return None if sent is None else self._tell(sent)
+
+    async def _tell(self, mails: Sequence[Mail]) -> None:
+        await run_all(self._sent_hook, mails)
 
     def take_back(self, mails: Sequence[Mail]) -> None:
         """End it, unless the server is being talked to, or has a part of it already and whoever waits must learn of that."""

@@ -8,14 +8,14 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .._mail import Mail
 from ..base import Option, Sink, Source
 from ..errors import SinkError, describe
-from ..files import sync_folder, write_all
+from ..files import append, sync_folder
 from ..threads import in_thread
 from ..verdicts import Verdict
 from .source import split_host
@@ -139,37 +139,34 @@ class SmtpSink(Sink):
     def take_back(self, mails: Sequence[Mail]) -> None:
         self._sender.take_back(mails)
 
+    def settled(self, mails: Sequence[Mail]) -> Coroutine[Any, Any, None] | None:
+        return self._sender.settled(mails)
+
     async def end(self) -> None:
         await self._sender.close()
 
-    async def note(self, mails: Iterable[Mail]) -> None:
-        """Remember that these are delivered, to all their recipients. Raises SinkError."""
-        if self.record is None:
+    async def note(self, mails: Iterable[Mail], partly: Mapping[Mail, Iterable[str]]) -> None:
+        """Remember that `mails` are delivered to all their recipients, and the others to these only. Raises SinkError."""
+        lines = [f"{mail.origin.id}\n" for mail in mails]
+        lines += [f"{mail.origin.id} {recipient}\n" for mail, recipients in partly.items() for recipient in recipients]
+        if self.record is None or not lines:
             return
         group = self._group
-        group.lines += [f"{mail.origin.id}\n" for mail in mails]
+        group.lines += lines
         async with self._writing:
             if group is self._group:  # with what came while the one before was written
                 self._group = _Group()
-                try:
-                    await in_thread(self._append, group.lines)
-                except SinkError as error:
-                    group.error = error
+                await in_thread(self._write, group)
         if group.error is not None:
             raise group.error
 
-    def store_partly(self, mail: Mail, recipients: Iterable[str]) -> None:
-        """Remember that these recipients have the mail. Raises SinkError."""
-        self._append(f"{mail.origin.id} {recipient}\n" for recipient in recipients)
-
-    def _append(self, lines: Iterable[str]) -> None:
-        if self.record is None:
-            return
+    def _write(self, group: _Group) -> None:
+        """In the thread, so that the group knows of its error also if whoever waits for the thread is cancelled."""
         try:
-            write_all(self._fd, "".join(lines).encode())
+            append(self._fd, "".join(group.lines).encode())
             os.fsync(self._fd)
         except OSError as error:
-            raise SinkError(f"cannot write to {self.record}: {describe(error, self.record)}") from error
+            group.error = SinkError(f"cannot write to {self.record}: {describe(error, self.record)}")
 
     def close(self) -> None:
         if self._fd >= 0:

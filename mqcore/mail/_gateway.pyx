@@ -15,6 +15,7 @@ from ._writer cimport Writer
 from .. import COMPLETE, FAIL, Cancelled
 from .errors import SinkError, SourceError
 from .report import UNREACHABLE, Counts, Report
+from .threads import in_thread
 from .verdicts import ACCEPTED, CANCELLED, FAILED, Kind, Verdict
 
 HOOK = "mq_smtp_in_message"
@@ -100,6 +101,7 @@ cdef class Gateway:
             async with asyncio.TaskGroup() as self.tasks:
                 self.tasks.create_task(self.writer.run())
                 try:
+                    await in_thread(bool)  # so that there is a thread, whatever becomes of memory
                     await self.source.run(self)
                 except SourceError as error:
                     self.fail(str(error))
@@ -380,6 +382,8 @@ cdef class Gateway:
         except SinkError as error:
             self.fail(str(error))
             verdicts = [CANCELLED] * len(mails)
+        except MemoryError:
+            verdicts = [FULL] * len(mails)
         except Exception as error:
             log.exception("%s failed", self.sink.url)
             verdicts = [Verdict.failed(error)] * len(mails)

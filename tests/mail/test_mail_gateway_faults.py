@@ -221,6 +221,21 @@ async def test_a_run_that_is_cancelled_ends_when_the_store_does():
     assert sink.done
 
 
+@run
+async def test_a_source_for_which_there_is_no_memory():
+    """It ended the command with a traceback."""
+
+    class Big(ListSource):
+        def __iter__(self):
+            yield from super().__iter__()
+            raise MemoryError
+
+    with dispatcher() as made:
+        report = await ended(Gateway(made, Big([b"x"], "a@b", "c@d"), sink := ListSink()))
+    assert report.error == "cannot read list:: Cannot allocate memory" and report.exit_code == 4
+    assert report.counts.stored == len(sink.mails) == 1
+
+
 def test_no_memory_for_another_thread(monkeypatch):
     """It ended the run with a traceback, while what was refused was stored all the same, later."""
     begun = []

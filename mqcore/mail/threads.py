@@ -29,7 +29,7 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
 
 
 class _Threads:
-    """Those of one loop. Once there is one, all that is called is done: when there is no memory for another, by that one, in turn.
+    """Those of one loop. Once there is one, all that is called is done: when no other can begin, by that one, in turn.
 
     Not the loop's default executor, which does not tell whether what it could begin no thread for will be done all the same,
     and needs one more to end.

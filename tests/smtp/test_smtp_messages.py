@@ -113,7 +113,8 @@ NO_MEMORY = """
     for _ in range(pieces):
         assert talk.say(body) == []
     assert codes(talk.say(b".\\r\\n")) == ["452 4.3.1"]
-    assert codes(talk.say(MAIL + RCPT + b"DATA\\r\\n" + b"small\\r\\n.\\r\\n")) == ["250 2.1.0", "250 2.1.5", "354", "250 2.6.0"]
+    small = MAIL + RCPT + b"DATA\\r\\nsmall\\r\\n.\\r\\n"
+    assert codes(talk.say(small)) == ["250 2.1.0", "250 2.1.5", "354", "250 2.6.0"]
     """
 
 

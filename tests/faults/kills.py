@@ -37,7 +37,7 @@ from faults_tools import FILES, SERVERS, SINKS, Key, Owner, ServerOwner, options
 CLIENTS = 8
 IN_FLIGHT = 20
 """Mails that a run from a file has on their way."""
-MAILS = 300
+MAILS = 600
 """In a file."""
 PAIRS = [(source, sink) for source in (*SERVERS, *FILES) for sink in SINKS]
 
@@ -49,6 +49,9 @@ class Figures(NamedTuple):
     doubles: int
     bound: int
     beyond: int
+
+    def __str__(self) -> str:
+        return f"{self.kills:5} {self.acknowledged:12,} {self.lost:4} {self.doubles:7} {self.bound:5} {self.beyond:6}"
 
     @property
     def kept(self) -> bool:
@@ -140,13 +143,13 @@ async def count_unnoted(server: ServerOwner, source: Path, first: int) -> int:
     async with asyncio.timeout(GIVE_UP):
         while server.connections:
             await asyncio.sleep(0.001)
-    return sum(number >= first for number, _ in server.got) - record_of(source).read_bytes().count(b"\n")
+    return sum(number >= first for number, _ in server.got) - count_noted(source)
 
 
-def record_of(source: Path) -> Path:
-    """Of what is sent."""
-    (record,) = source.glob("mqcore.sent.*") if source.is_dir() else source.parent.glob(f"{source.name}.sent.*")
-    return record
+def count_noted(source: Path) -> int:
+    """Lines in the record of what is sent, if there is one yet."""
+    records = source.glob("mqcore.sent.*") if source.is_dir() else source.parent.glob(f"{source.name}.sent.*")
+    return sum(record.read_bytes().count(b"\n") for record in records)
 
 
 # The program
@@ -174,11 +177,14 @@ def main() -> int:
         if given.pairs and f"{source}-{sink}" not in given.pairs:
             continue
         begin = time.monotonic()
-        figures = measure((source, sink), given.kills, given.seed)
-        kills, acknowledged, lost, extra, bound, beyond = figures
-        line = f"{source:10} {sink:8} {kills:5} {acknowledged:12,} {lost:4} {extra:7} {bound:5} {beyond:6}"
-        print(f"{line} {time.monotonic() - begin:7.0f}", flush=True)
-        kept = kept and figures.kept
+        try:
+            figures: Figures | Exception = measure((source, sink), given.kills, given.seed)
+        except (AssertionError, TimeoutError) as error:
+            figures = error
+        right = isinstance(figures, Figures) and figures.kept
+        shown = figures if isinstance(figures, Figures) else repr(figures)
+        print(f"{source:10} {sink:8} {shown} {time.monotonic() - begin:7.0f}", "" if right else "BROKEN", flush=True)
+        kept = kept and right
     return 0 if kept else 1
 
 

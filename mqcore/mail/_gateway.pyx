@@ -15,7 +15,7 @@ from ._writer cimport Writer
 from .. import COMPLETE, FAIL, Cancelled
 from .errors import SinkError, SourceError
 from .report import UNREACHABLE, Counts, Report
-from .threads import in_thread
+from .threads import begin_thread
 from .verdicts import ACCEPTED, CANCELLED, FAILED, Kind, Verdict
 
 HOOK = "mq_smtp_in_message"
@@ -101,7 +101,7 @@ cdef class Gateway:
             async with asyncio.TaskGroup() as self.tasks:
                 self.tasks.create_task(self.writer.run())
                 try:
-                    await in_thread(bool)  # so that there is a thread, whatever becomes of memory
+                    begin_thread()
                     await self.source.run(self)
                 except SourceError as error:
                     self.fail(str(error))

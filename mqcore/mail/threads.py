@@ -14,9 +14,7 @@ T = TypeVar("T")
 
 async def in_thread(function: Callable[..., T], *arguments: object) -> T:
     """Call it in a thread, and do not end before it does, though this be cancelled: then what it works on may be closed."""
-    loop = asyncio.get_running_loop()
-    threads = _threads.get(loop) or _threads.setdefault(loop, _Threads())
-    running = asyncio.wrap_future(threads.call(function, *arguments))
+    running = asyncio.wrap_future(_threads().call(function, *arguments))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -26,6 +24,11 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
         if not running.cancelled():
             running.exception()  # nobody asks for it any more
         raise
+
+
+def begin_thread() -> None:
+    """See to it that this loop has one, whatever becomes of memory. Raises RuntimeError if none can begin."""
+    _threads().call(bool)
 
 
 class _Threads:
@@ -44,14 +47,15 @@ class _Threads:
         done: Future[T] = Future()
         try:
             self._pool.submit(self._run, done, function, arguments)
+            self._has_one = True
         except RuntimeError:  # it is in the queue all the same
             if not self._has_one:
                 done.cancel()
                 raise
         return done
 
-    def _run(self, done: Future[T], function: Callable[..., T], arguments: tuple[object, ...]) -> None:
-        self._has_one = True
+    @staticmethod
+    def _run(done: Future[T], function: Callable[..., T], arguments: tuple[object, ...]) -> None:
         if done.set_running_or_notify_cancel():
             try:
                 done.set_result(function(*arguments))
@@ -59,4 +63,10 @@ class _Threads:
                 done.set_exception(error)
 
 
-_threads: WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads] = WeakKeyDictionary()
+_of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads] = WeakKeyDictionary()
+
+
+def _threads() -> _Threads:
+    """Those of the running loop."""
+    loop = asyncio.get_running_loop()
+    return _of_loops.get(loop) or _of_loops.setdefault(loop, _Threads())

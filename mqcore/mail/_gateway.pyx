@@ -17,6 +17,7 @@ from .. import COMPLETE, FAIL, Cancelled
 from ._mail import put_in_spool
 from .errors import SinkError, SourceError
 from .report import UNREACHABLE, Counts, Report
+from .threads import begin_thread
 from .verdicts import ACCEPTED, CANCELLED, FAILED, Kind, Verdict
 
 HOOK = "mq_smtp_in_message"
@@ -103,6 +104,7 @@ cdef class Gateway:
             async with asyncio.TaskGroup() as self.tasks:
                 self.tasks.create_task(self.writer.run())
                 try:
+                    begin_thread()
                     await self.source.run(self)
                 except SourceError as error:
                     self.fail(str(error))
@@ -398,6 +400,8 @@ cdef class Gateway:
         except SinkError as error:
             self.fail(str(error))
             verdicts = [CANCELLED] * len(mails)
+        except MemoryError:
+            verdicts = [FULL] * len(mails)
         except Exception as error:
             log.exception("%s failed", self.sink.url)
             verdicts = [Verdict.failed(error)] * len(mails)

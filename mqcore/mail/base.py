@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -122,6 +124,8 @@ class Reader(Source):
                     return mails, present, False, None
         except SourceError as error:
             return mails, present, True, error
+        except MemoryError:
+            return mails, present, True, SourceError(f"cannot read {self.url}: {os.strerror(errno.ENOMEM)}")
         return mails, present, True, None
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ cdef class DataReceiver:
     cdef readonly Py_ssize_t size
 
     cdef Py_ssize_t collect(self, const char *data, Py_ssize_t size) except -1
+    cdef int grow(self, Py_ssize_t size) except -1
     cdef bint look(self, Py_ssize_t at) noexcept
     cdef int discard(self) except -1
     cpdef bytes finish(self)

@@ -11,6 +11,7 @@ from .syntax import ReplyError
 cdef enum:
     MAX_HOPS = 100          # so many servers a message may have passed (RFC 5321, 6.3): in more there is a loop
 
+cdef str NO_MEMORY = "452 4.3.1 there is no memory for this message; try again later"
 cdef object HOPS = re.compile(rb"\r\nreceived[ \t]*:", re.IGNORECASE)
 
 
@@ -57,8 +58,8 @@ cdef class DataReceiver:
 
     cdef Py_ssize_t collect(self, const char *data, Py_ssize_t size) except -1:
         """What `take` does; 0 if more must come."""
-        cdef Py_ssize_t before = len(self.text), end
-        PyByteArray_Resize(self.text, before + size)
+        self.grow(size)
+        cdef Py_ssize_t before = len(self.text) - size, end
         memcpy(PyByteArray_AS_STRING(self.text) + before, data, size)
         cdef bint ended = self.look(before)
         end = self.line + 3
@@ -71,6 +72,15 @@ cdef class DataReceiver:
             return end - before
         if self.fault is not None:
             self.discard()
+        return 0
+
+    cdef int grow(self, Py_ssize_t size) except -1:
+        """Make room for so much more; without what there is, if there is no memory for both."""
+        try:
+            PyByteArray_Resize(self.text, len(self.text) + size)
+        except MemoryError:
+            self.refuse(NO_MEMORY)
+            PyByteArray_Resize(self.text, len(self.text) + size)
         return 0
 
     cdef bint look(self, Py_ssize_t at) noexcept:
@@ -111,9 +121,12 @@ cdef class DataReceiver:
             raise ReplyError("554 5.6.0 a line of this message is too long")
         if self.lines > MAX_HOPS and goes_round(self.text):
             raise ReplyError(f"554 5.4.6 this mail goes round in a loop: it has more than {MAX_HOPS} Received lines")
-        if self.dots:
-            return bytes(self.text.replace(b"\r\n.", b"\r\n"))[2:]
-        return text[2 : len(self.text)]
+        try:
+            if self.dots:
+                return bytes(self.text.replace(b"\r\n.", b"\r\n"))[2:]
+            return text[2 : len(self.text)]
+        except MemoryError:
+            raise ReplyError(NO_MEMORY) from None
 
 
 cdef bint goes_round(bytearray text) except -1:

@@ -17,6 +17,7 @@ from mqcore.mail.maildir.sink import MaildirSink
 from mqcore.mail.maildir.source import MaildirSource
 from mqcore.mail.smtp._connection import SmtpConnection, SmtpTransaction
 from mqcore.mail.smtp.sink import SmtpSink
+from mqcore.mail.threads import in_thread
 from mqcore.mail.verdicts import Kind
 
 
@@ -156,6 +157,17 @@ async def test_a_sink_that_is_cancelled_by_itself():
 
 
 @run
+async def test_a_sink_for_which_there_is_no_memory():
+    class Big(OwnSink):
+        async def deliver(self, mails):
+            raise MemoryError
+
+    with dispatcher() as made:
+        report = await ended(Gateway(made, Jobs(job := Job(b"x")), Big()))
+    assert job.verdicts[0].reply[:1] == (452,) and report.error is None
+
+
+@run
 async def test_cut_before_the_sink_was_called():
     class Never(OwnSink):
         async def deliver(self, mails):
@@ -207,6 +219,72 @@ async def test_a_run_that_is_cancelled_ends_when_the_store_does():
         with pytest.raises(asyncio.CancelledError):
             await running
     assert sink.done
+
+
+@run
+async def test_a_source_for_which_there_is_no_memory():
+    """It ended the command with a traceback."""
+
+    class Big(ListSource):
+        def __iter__(self):
+            yield from super().__iter__()
+            raise MemoryError
+
+    with dispatcher() as made:
+        report = await ended(Gateway(made, Big([b"x"], "a@b", "c@d"), sink := ListSink()))
+    assert report.error == "cannot read list:: Cannot allocate memory" and report.exit_code == 4
+    assert report.counts.stored == len(sink.mails) == 1
+
+
+def test_no_memory_for_another_thread(monkeypatch):
+    """It ended the run with a traceback, while what was refused was stored all the same, later."""
+    begun = []
+
+    def begin_one(thread):
+        if begun:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start_thread(thread)
+
+    class Disk(Store):
+        url = "disk:"
+
+        def __init__(self):
+            self.mails = []
+
+        def store(self, mails):
+            self.mails += mails
+
+    start_thread = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", begin_one)
+
+    @run
+    async def main():
+        with dispatcher() as made:
+            report = await ended(Gateway(made, Jobs(*(Job(b"x") for _ in range(3))), sink := Disk()))
+        assert report.error is None and report.counts.stored == len(sink.mails) == 3
+        go_on = threading.Event()
+        waiting = asyncio.create_task(in_thread(go_on.wait, 20))
+        behind = asyncio.create_task(in_thread(go_on.is_set))
+        asyncio.get_running_loop().call_later(0.01, go_on.set)
+        assert await waiting and await behind
+
+    main()
+    assert len(begun) == 1
+
+
+def test_no_memory_for_any_thread(monkeypatch):
+    def begin(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", begin)
+
+    @run
+    async def main():
+        with pytest.raises(RuntimeError, match="can't start"):
+            await in_thread(bool)
+
+    main()
 
 
 # What waits

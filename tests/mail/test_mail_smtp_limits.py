@@ -172,6 +172,16 @@ async def test_too_many_connections(monkeypatch):
 
 
 @run
+async def test_few_files(monkeypatch):
+    """Under `ulimit -n 64` nobody was let in, as all of them were kept for other things."""
+    monkeypatch.setattr("mqcore.mail.smtp.server.raise_file_limit", lambda: 64)
+    async with serving() as it:
+        for _ in range(32):
+            await it.greeted()
+        assert (await (await it.connect()).reply()).startswith("421 4.3.2 ")
+
+
+@run
 async def test_a_flood_of_connections():
     async with serving() as it:
         for _ in range(20):

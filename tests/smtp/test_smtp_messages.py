@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 from smtp_tools import EHLO, MAIL, OPEN, RCPT, Talk, codes, converse
@@ -93,6 +98,42 @@ def test_the_host_may_refuse_a_message_while_it_comes():
     talk.say(b"a" * 1000)
     assert (talk.protocol.receiver.size, talk.protocol.receiver.kept) == (1998, 5)
     assert talk.say(b"\r\n.\r\n") == ["452 4.3.1 no room"]
+
+
+NO_MEMORY = """
+    import resource
+    from smtp_tools import MAIL, OPEN, RCPT, Talk, codes
+
+    more, pieces, body = {}
+    talk = Talk()
+    talk.say(OPEN)
+    talk.say(body)  # so that what is limited is the message
+    (size,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmSize:")]
+    resource.setrlimit(resource.RLIMIT_AS, ((int(size) << 10) + more, resource.RLIM_INFINITY))
+    for _ in range(pieces):
+        assert talk.say(body) == []
+    assert codes(talk.say(b".\\r\\n")) == ["452 4.3.1"]
+    small = MAIL + RCPT + b"DATA\\r\\nsmall\\r\\n.\\r\\n"
+    assert codes(talk.say(small)) == ["250 2.1.0", "250 2.1.5", "354", "250 2.6.0"]
+    """
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="limits the memory of a process as Linux does")
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param((8 << 20, 800, b"x" * 65_534 + b"\r\n"), id="while it comes"),
+        pytest.param((60 << 20, 750, b"x" * 65_534 + b"\r\n"), id="at its end"),
+        pytest.param((60 << 20, 750, b"..dots" * 10_922 + b"\r\n"), id="at its end, with dots"),
+    ],
+)
+def test_a_message_for_which_there_is_no_memory(message):
+    """It is refused for now, and the connection goes on."""
+    program = textwrap.dedent(NO_MEMORY.format(message))
+    path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = os.environ | {"PYTHONPATH": path, "MALLOC_TRIM_THRESHOLD_": "0"}
+    result = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=60, env=environment)
+    assert result.returncode == 0, result
 
 
 # Refusals

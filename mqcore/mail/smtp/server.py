@@ -24,7 +24,7 @@ BACKLOG = 1024
 ACCEPT_AGAIN = 1.0
 """Seconds until a client is waited for again when the system does not let another one in."""
 SPARE_FILES = 64
-"""For the sinks, plugins, and whatever else is not a connection."""
+"""For the sinks, plugins, and whatever else is not a connection; where there are few, half of them."""
 
 
 class SmtpServer:
@@ -61,7 +61,8 @@ class SmtpServer:
 
     async def run(self) -> None:
         """Ends after `stop`, when no client is left."""
-        self._max_connections = min(MAX_CONNECTIONS, raise_file_limit() - SPARE_FILES)
+        files = raise_file_limit()
+        self._max_connections = min(MAX_CONNECTIONS, files - min(SPARE_FILES, files // 2))
         try:
             await self._serve()
         finally:

@@ -1,0 +1,103 @@
+"""The command as the programs of faults run it: in a process of its own, under faults of the system, with its last words."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mail_tools import Process, start
+
+GIVE_UP = 120.0
+"""Seconds until what is waited for does not come any more."""
+
+
+@functools.cache
+def preloaded() -> Path:
+    """faults.c, compiled."""
+    library = Path(tempfile.mkdtemp(prefix="mqcore-faults-"), "faults.so")
+    source = Path(__file__).with_name("faults.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True, timeout=60)
+    return library
+
+
+def forget_preloaded() -> None:
+    if preloaded.cache_info().currsize:
+        shutil.rmtree(preloaded().parent)
+        preloaded.cache_clear()
+
+
+class Command:
+    """One run, in `folder`, where it leaves what it says."""
+
+    def __init__(self, process: Process, folder: Path) -> None:
+        self.process = process
+        self.folder = folder
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "said").read_text()
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def describe(self) -> str:
+        return f"exit code {self.process.poll()}: {self.said[-2000:]}"
+
+    async def wait_for(self, condition: Any) -> None:
+        """Until it holds, while this runs."""
+        async with asyncio.timeout(GIVE_UP):
+            while not condition():
+                assert self.is_running, self.describe()
+                await asyncio.sleep(0.001)
+
+    async def end(self) -> int:
+        """Its exit code, when it ends."""
+        async with asyncio.timeout(GIVE_UP):
+            while (code := self.process.poll()) is None:
+                await asyncio.sleep(0.002)
+        return code
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What it reports at the end."""
+        figures: dict[str, Any] = json.loads((self.folder / "figures").read_text())
+        return figures
+
+
+@contextmanager
+def run(folder: Path, *arguments: object, under: Sequence[object] = ()) -> Iterator[Command]:
+    """`mqcore run` with these, which is killed if it is still there in the end."""
+    with (folder / "said").open("wb") as said, (folder / "figures").open("wb") as figures:
+        process = start("run", "--json", *arguments, under=[str(one) for one in under], stdout=figures, stderr=said)
+    with process:
+        try:
+            yield Command(process, folder)
+        finally:
+            process.kill()
+
+
+class Faults:
+    """What is to go wrong with the files of a run `under` this."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "faults"
+        self.reached = Path(f"{self._file}.reached")
+        self.under = ("env", f"LD_PRELOAD={preloaded()}", f"FAULTS={self._file}")
+
+    def begin(self, call: str, number: int) -> None:
+        """`write` or `sync` fails with this error; 0: does not return."""
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{call} {number}")
+        new.replace(self._file)
+
+    def end(self) -> None:
+        self._file.unlink()

@@ -25,6 +25,10 @@ class Origin(NamedTuple):
     """The mail's file in the Maildir, as `cur/1700000000.M1.example:2,S`."""
     sort_time: int | None = None
     """`received` in whole seconds, but no less than that of any mail before it in the source: names sort by it."""
+    is_traced: bool = False
+    """Whether a `Received` line of ours is on top. Then sinks that are mailboxes say to whom the mail came."""
+    loops: int = 0
+    """How often it was here before, by the lines below that."""
 
     @property
     def comes_again(self) -> bool:

@@ -9,7 +9,9 @@ from cpython.time cimport time as wall_time
 from ..._hook cimport Hook
 from .._mail cimport Connection, Mail, address_in, new_mail
 from .._transaction cimport Transaction
+from ...smtp._data cimport DataReceiver
 from ...smtp._protocol cimport AUTHENTICATE, MAIL_FROM, MESSAGE, NOTHING, RCPT_TO, START_TLS, ServerProtocol
+from ._trace cimport kind_of
 
 from ... import FAIL
 from ...smtp.syntax import printable
@@ -43,10 +45,13 @@ cdef class Names:
     def __cinit__(self):
         self.name_of_run = os.urandom(8).hex()
 
-    cdef object make_origin(self, bytes mime, envelope, recipient):
-        self.count += 1
-        id = f"{self.name_of_run}{self.count:016x}"
-        return tuple.__new__(Origin, (mime, id, self.count, envelope, wall_time(), None, None, recipient, None, None))
+    cdef unsigned long long take(self, Py_ssize_t count) noexcept:
+        """The first of so many numbers."""
+        self.count += count
+        return self.count - count + 1
+
+    cdef str name(self, unsigned long long number):
+        return f"{self.name_of_run}{number:016x}"
 
 
 @cython.final
@@ -79,6 +84,7 @@ cdef class SmtpConnection:
         self.data = self.hooks.data
         self.gateway = host.gateway
         self.names = host.names
+        self.tracer = host.tracer
         self.info = NOBODY  # until `connection_made`
         self.message = new_mail(b"", {}, NOBODY, None)
         self.dispatcher = self.gateway.dispatcher
@@ -101,7 +107,7 @@ cdef class SmtpConnection:
         self.resume = self._resume
         peer = transport.get_extra_info("peername")
         self.info = Connection(number, peer[0] if peer else "", tls=self.protocol.secure, transport=transport)
-        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None))
+        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, 0))
         self.message = new_mail(b"", {}, self.info, origin)
         self.run(self.hooks.connect, CONNECT, ())
         self.proceed()
@@ -281,7 +287,7 @@ cdef class SmtpConnection:
             self.info.authenticated = False
             self.run(self.hooks.authenticate, LOGIN, payload)
         else:
-            self.take_message(payload)
+            self.take_message(<DataReceiver?>payload)
         return 0
 
     cdef int finish(self, outcome) except -1:
@@ -352,15 +358,30 @@ cdef class SmtpConnection:
         self.message.known["recipient"] = address
         return self.run(self.rcptto, RECIPIENT, (address,))
 
-    cdef int take_message(self, bytes mime) except -1:
-        self.message.content = self.received = mime
+    cdef int take_message(self, DataReceiver receiver) except -1:
         json = self.message.known
         json.pop("recipient", None)
         if len(self.recipients) > 1:
             self.named = self.recipients
             self.recipients = list(dict.fromkeys(self.named))  # whoever is named twice gets one mail
         json["recipients"] = self.recipients[:]
-        return self.run(self.data, DATA, (mime,))
+        self.loops = receiver.loops
+        self.received_at = wall_time()
+        self.number = self.names.take(len(self.recipients))
+        self.id = self.names.name(self.number)
+        self.message.content = self.received = receiver.below(self.make_trace())
+        return self.run(self.data, DATA, (self.received,))
+
+    cdef bytes make_trace(self):
+        """The line that goes above the message; empty if none does."""
+        if self.tracer is None:
+            return b""
+        if self.traced_kind != kind_of(self.protocol) or self.traced_helo is not self.protocol.helo:
+            self.traced_kind = kind_of(self.protocol)
+            self.traced_helo = self.protocol.helo
+            self.trace = self.tracer.begin(self.protocol, self.info.peer)
+        recipient = self.recipients[0] if len(self.recipients) == 1 else None
+        return self.tracer.line(self.trace, self.id, recipient, self.received_at)
 
     cdef int after_data(self, outcome) except -1:
         cdef list mails = None
@@ -385,8 +406,12 @@ cdef class SmtpConnection:
         known.pop("recipients", None)  # each of them has one
         envelope = address_in(known, "envelope") or ""
         cdef list mails = []
+        cdef unsigned long long number = self.number
         for recipient in self.recipients:
-            origin = self.names.make_origin(self.received, envelope, recipient)
+            id = self.names.name(number) if mails else self.id
+            origin = tuple.__new__(Origin, (self.received, id, number, envelope, self.received_at, None, None, recipient, None,
+                                            None, self.tracer is not None, self.loops))
+            number += 1
             json = copied(known) if mails else known.copy()
             json["recipient"] = recipient
             mails.append(new_mail(self.message.content, json, self.info, origin))

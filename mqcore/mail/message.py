@@ -29,6 +29,8 @@ class Origin(NamedTuple):
     """Whether a `Received` line of ours is on top. Then sinks that are mailboxes say to whom the mail came."""
     loops: int = 0
     """How often it was here before, by the lines below that."""
+    hops: int = 0
+    """How many servers of this kind it has come by."""
 
     @property
     def comes_again(self) -> bool:

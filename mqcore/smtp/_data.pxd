@@ -16,6 +16,7 @@ cdef class DataReceiver:
     cdef readonly str fault
     cdef readonly Py_ssize_t size
     cdef readonly Py_ssize_t loops
+    cdef readonly Py_ssize_t hops
 
     cdef Py_ssize_t collect(self, const char *data, Py_ssize_t size) except -1
     cdef bint look(self, Py_ssize_t at) noexcept

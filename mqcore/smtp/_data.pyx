@@ -15,6 +15,8 @@ cdef extern from "<string.h>" nogil:
 cdef enum:
     MAX_HOPS = 100          # so many servers a message may have passed (RFC 5321, 6.3): in more there is a loop
 
+cdef bytes OURS = b"(mqcore "   # in the Received lines of all servers of this kind
+
 cdef object HOPS = re.compile(rb"\r\nreceived[ \t]*:", re.IGNORECASE)
 cdef object HOPS_WHOLE = re.compile(rb"\r\nreceived[ \t]*:[^\r]*(?:\r\n[ \t][^\r]*)*", re.IGNORECASE)
 
@@ -29,6 +31,7 @@ cdef class DataReceiver:
     `size`: what has come so far, as it was sent, without what may belong to the line that ends it.
     `fault`: the reply that it will be refused with, as far as is known before its end.
     `loops`: how many of its `Received` lines have `trace` in them, known from `finish` on; `max_loops` may.
+    `hops`: how many are of any server of this kind, where there is a `trace`.
     """
 
     def __cinit__(self, Py_ssize_t max_size, Py_ssize_t max_line, bytes trace not None=b"", Py_ssize_t max_loops=0):
@@ -130,9 +133,10 @@ cdef class DataReceiver:
         cdef Py_ssize_t end = self.head or len(self.text)
         if self.lines > MAX_HOPS and len(HOPS.findall(self.text, 0, end)) > MAX_HOPS:
             raise ReplyError(f"554 5.4.6 this mail goes round in a loop: it has more than {MAX_HOPS} Received lines")
-        if not self.trace or memmem(PyByteArray_AS_STRING(self.text), end, <const char *>self.trace, len(self.trace)) == NULL:
+        if not self.trace or memmem(PyByteArray_AS_STRING(self.text), end, PyBytes_AS_STRING(OURS), len(OURS)) == NULL:
             return 0
         for line in HOPS_WHOLE.findall(self.text, 0, end):
+            self.hops += OURS in line
             self.loops += self.trace in line
         if self.loops > self.max_loops:
             raise ReplyError(f"554 5.4.6 this mail goes round in a loop: it was here {self.loops} times before")

@@ -51,6 +51,7 @@ cdef class SmtpConnection:
     cdef bytes received             # the message as it came, with our trace, whatever plugins make of it
     cdef double received_at
     cdef Py_ssize_t loops
+    cdef Py_ssize_t hops
     cdef unsigned long long number  # of the first of its mails
     cdef str id                     # of that one
     cdef Tracer tracer              # None: no trace is written

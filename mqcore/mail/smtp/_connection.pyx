@@ -107,7 +107,7 @@ cdef class SmtpConnection:
         self.resume = self._resume
         peer = transport.get_extra_info("peername")
         self.info = Connection(number, peer[0] if peer else "", tls=self.protocol.secure, transport=transport)
-        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, 0))
+        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, 0, 0))
         self.message = new_mail(b"", {}, self.info, origin)
         self.run(self.hooks.connect, CONNECT, ())
         self.proceed()
@@ -366,6 +366,7 @@ cdef class SmtpConnection:
             self.recipients = list(dict.fromkeys(self.named))  # whoever is named twice gets one mail
         json["recipients"] = self.recipients[:]
         self.loops = receiver.loops
+        self.hops = receiver.hops
         self.received_at = wall_time()
         self.number = self.names.take(len(self.recipients))
         self.id = self.names.name(self.number)
@@ -410,7 +411,7 @@ cdef class SmtpConnection:
         for recipient in self.recipients:
             id = self.names.name(number) if mails else self.id
             origin = tuple.__new__(Origin, (self.received, id, number, envelope, self.received_at, None, None, recipient, None,
-                                            None, self.tracer is not None, self.loops))
+                                            None, self.tracer is not None, self.loops, self.hops))
             number += 1
             json = copied(known) if mails else known.copy()
             json["recipient"] = recipient

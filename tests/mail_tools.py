@@ -6,6 +6,7 @@ import contextlib
 import json
 import mailbox
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,22 @@ EXAMPLES = ROOT / "examples"
 
 # What -X dev does, but for asyncio's debug mode: it warns when a slow machine takes long over a callback.
 COMMAND = [sys.executable, "-P", "-X", "faulthandler", "-W", "error", "-m", "mqcore"]
+
+
+TRACE = re.compile(
+    rb"(?:Return-Path: <[^\r\n>]*>\r\nDelivered-To: [^\r\n]+\r\n)?(?:Received: from [^\r\n]+\r\n\tby [^\r\n]+ \(mqcore "
+    rb"[0-9a-f]{16}\)\r\n\twith [^\r\n]+ id [0-9a-f]{32}(?:\r\n\tfor <[^\r\n]+>)?;\r\n\t[^\r\n]+\r\n)+"
+)
+
+
+def untraced(mails: Iterable[bytes]) -> list[bytes]:
+    """Mails from the network, without the trace on top of them, which must be there."""
+    texts = []
+    for mail in mails:
+        match = TRACE.match(mail)
+        assert match is not None, mail
+        texts.append(mail[match.end() :])
+    return texts
 
 
 class Process(subprocess.Popen[str]):

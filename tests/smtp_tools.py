@@ -238,7 +238,8 @@ async def serving(
     loaded = mqcore.Plugins()
     for name, plugin in (plugins or {}).items():
         loaded.add(name, plugin)
-    listening = {name: options.pop(name) for name in ("auth_without_tls", "one_recipient") if name in options}
+    names = ("auth_without_tls", "one_recipient", "hostname", "no_trace", "max_loops")
+    listening = {name: options.pop(name) for name in names if name in options}
     if tls is not None:
         listening["tls_certificate"] = str(certificate().file)
     stored, failed = ListSink(), ListSink()

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import uvloop
 
@@ -20,9 +20,9 @@ from ..mail._gateway import HOOK, Gateway, needs_failed
 from ..mail.base import BaseSink, Place, Source
 from ..mail.failed import FailedSink
 from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
-from ..mail.places import options as options_of_places
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
+from . import options as place_options
 from .output import complain, drop
 from .plugins import choosing, load
 from .progress import progress_bar
@@ -51,15 +51,11 @@ def add_to(commands: Commands) -> None:
     run.add_argument(
         "--max-in-flight",
         metavar="N",
-        type=_count,
+        type=place_options.count,
         default=1000,
         help="most mails between source and sink (default: 1000)",
     )
-    for option, places in options_of_places().items():
-        how: dict[str, Any] = {"action": "store_true"}
-        if option.metavar is not None or option.choices is not None:
-            how = {"metavar": option.metavar, "choices": option.choices}
-        run.add_argument(f"--{option.name}", help=f"{option.help} ({', '.join(places)})", **how)
+    place_options.add_to(run)
     run.add_argument("--json", action="store_true", help="print the closing figures as JSON")
     run.set_defaults(command=move, parser=run)
 
@@ -76,23 +72,19 @@ def _place(parse: Callable[[str], Location[P]]) -> Callable[[str], Location[P]]:
     return convert
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return min(int(text), sys.maxsize)
-
-
 def move(options: argparse.Namespace) -> int:
     source, sink, failed = options.source, options.sink, options.failed
     for one, other in itertools.combinations(filter(None, (source, sink, failed)), 2):
         if one.is_same(other):
             options.parser.error(f"{one} and {other} are the same mailbox")
-    reading, writing = _options_for(options, source, sink)
+    reading, writing = place_options.options_for(options, source, sink)
     if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
         options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
     with contextlib.ExitStack() as opened:
         plugins = opened.enter_context(load(options, *options.plugins))
         for name in plugins.unused_config:
+            if name == place_options.TABLE:
+                continue
             complain(f"{options.config} has {name}, and there is no plugin of that name; write [plugins.NAME]", OK)
         from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
         _check_recipients(options, plugins)
@@ -112,26 +104,6 @@ def move(options: argparse.Namespace) -> int:
     if report.error is not None:
         complain(report.error, UNREACHABLE)
     return report.exit_code
-
-
-def _options_for(options: argparse.Namespace, *places: Location[Any]) -> list[dict[str, Any]]:
-    """Those that each place takes. An option for places that are not there is wrong usage."""
-    given: dict[str, Any] = {}
-    for option, kinds in options_of_places().items():
-        name = option.name.replace("-", "_")
-        if value := getattr(options, name):
-            given[name] = value
-            if not any(option in place.kind.options for place in places):
-                options.parser.error(f"--{option.name} is for {' and '.join(filter(None, (', '.join(kinds[:-1]), kinds[-1])))}")
-    chosen = []
-    for place in places:
-        names = [option.name.replace("-", "_") for option in place.kind.options]
-        chosen.append({name: given[name] for name in names if name in given})
-        try:
-            place.kind.check(place.path, chosen[-1])
-        except ValueError as error:
-            options.parser.error(str(error))
-    return chosen
 
 
 def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:

@@ -7,6 +7,7 @@ from ._mail import Connection, Mail
 from ._transaction import Transaction
 from .accessors import MailAccessors
 from .base import Reader, Sink, Source, Store
+from .delivered import as_delivered
 from .errors import SinkError, SinkFull, SourceError
 from .failed import FailedSink
 from .maildir.sink import MaildirSink
@@ -52,4 +53,5 @@ __all__ = [
     "Store",
     "Transaction",
     "Verdict",
+    "as_delivered",
 ]

@@ -30,6 +30,7 @@ class Option(NamedTuple):
     metavar: str | None = None
     """None for one that is given or not, unless it has `choices`."""
     choices: tuple[str, ...] | None = None
+    is_number: bool = False
 
 
 class Place:
@@ -65,6 +66,8 @@ class Source(Place, ABC):
     """Whether a transaction has one mail only."""
     knows_recipients: bool = False
     """Whether each mail says to whom it goes."""
+    traces: bool = True
+    """Whether mail that comes from the network gets a line that says so, by which loops are found."""
     path: Path | None = None
     """The mailbox, if it is one."""
     total: int | None = None

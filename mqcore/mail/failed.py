@@ -30,7 +30,8 @@ class FailedSink(Store):
         """As `Sink.store`."""
         if self._sink.notes is not None:
             self._note(self._sink.notes, mails)
-        new = [Mail.read(mail.origin) for mail in mails if mail.origin.id not in self._sink]
+        # Without what a mailbox would add to it.
+        new = [Mail.read(mail.origin._replace(is_traced=False)) for mail in mails if mail.origin.id not in self._sink]
         if new:
             self._sink.store(new)
 

@@ -28,6 +28,12 @@ class Origin(NamedTuple):
     comes_again: bool = True
     """Whether the source may offer it to a second run, with the same id. Not where ids are of one run, as for what clients
     send: then there is nothing to remember."""
+    is_traced: bool = False
+    """Whether a `Received` line of ours is on top. Then sinks that are mailboxes say to whom the mail came."""
+    loops: int = 0
+    """How often it was here before, by the lines below that."""
+    hops: int = 0
+    """How many servers of this kind it has come by."""
 
 
 class Rejection(NamedTuple):

@@ -16,7 +16,7 @@ Config = Mapping[str, Any]
 
 def read_config(source: Config | str | None) -> Config:
     """The config as a mapping of plugins' names to their tables."""
-    config = _read_toml(source) if isinstance(source, str) else dict(source or {})
+    config = read_toml(source) if isinstance(source, str) else dict(source or {})
     plugins = config.get("plugins", config)
     if not isinstance(plugins, Mapping):
         path = source if isinstance(source, str) else None
@@ -27,7 +27,7 @@ def read_config(source: Config | str | None) -> Config:
     return plugins
 
 
-def _read_toml(path: str) -> dict[str, Any]:
+def read_toml(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             data = file.read()

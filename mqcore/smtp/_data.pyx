@@ -2,17 +2,24 @@
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memchr, memcmp, memcpy
 
 import re
 
 from .syntax import ReplyError
 
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *text, size_t size, const void *part, size_t part_size) noexcept
+
 cdef enum:
     MAX_HOPS = 100          # so many servers a message may have passed (RFC 5321, 6.3): in more there is a loop
 
 cdef str NO_MEMORY = "452 4.3.1 there is no memory for this message; try again later"
+cdef bytes OURS = b"(mqcore "   # in the Received lines of all servers of this kind
+
 cdef object HOPS = re.compile(rb"\r\nreceived[ \t]*:", re.IGNORECASE)
+cdef object HOPS_WHOLE = re.compile(rb"\r\nreceived[ \t]*:[^\r]*(?:\r\n[ \t][^\r]*)*", re.IGNORECASE)
 
 
 @cython.final
@@ -24,11 +31,15 @@ cdef class DataReceiver:
 
     `size`: what has come so far, as it was sent, without what may belong to the line that ends it.
     `fault`: the reply that it will be refused with, as far as is known before its end.
+    `loops`: how many of its `Received` lines have `trace` in them, known from `finish` on; `max_loops` may.
+    `hops`: how many are of any server of this kind, where there is a `trace`.
     """
 
-    def __cinit__(self, Py_ssize_t max_size, Py_ssize_t max_line):
+    def __cinit__(self, Py_ssize_t max_size, Py_ssize_t max_line, bytes trace not None=b"", Py_ssize_t max_loops=0):
         self.max_size = max_size
         self.max_line = max_line
+        self.trace = trace
+        self.max_loops = max_loops
         self.text = PyByteArray_FromStringAndSize(b"\r\n", 2)  # so that its first line is like any other
         self.line = 2
 
@@ -96,6 +107,8 @@ cdef class DataReceiver:
             if <const char *>memchr(line, c"\r", end - line) != end - 2:
                 self.stray = True
             self.dots |= line[0] == c"."
+            if end - line == 2 and self.head == 0:
+                self.head = line - text
             self.longest = max(self.longest, end - line)
             self.lines += 1
             line = end
@@ -110,6 +123,14 @@ cdef class DataReceiver:
 
     cpdef bytes finish(self):
         """The message, once `take` has found its end. Raises ReplyError, with the reply, if it is not to be taken."""
+        self.check()
+        try:
+            return self.below(b"")
+        except MemoryError:
+            raise ReplyError(NO_MEMORY) from None
+
+    cdef int check(self) except -1:
+        """Raises ReplyError if it is not to be taken."""
         if self.fault is not None:
             raise ReplyError(self.fault)
         if self.stray:
@@ -119,16 +140,28 @@ cdef class DataReceiver:
             raise ReplyError("554 5.6.0 a message may not have NUL in it")
         if self.longest > self.max_line:
             raise ReplyError("554 5.6.0 a line of this message is too long")
-        if self.lines > MAX_HOPS and goes_round(self.text):
+        return self.count_loops()
+
+    cdef int count_loops(self) except -1:
+        cdef Py_ssize_t end = self.head or len(self.text)
+        if self.lines > MAX_HOPS and len(HOPS.findall(self.text, 0, end)) > MAX_HOPS:
             raise ReplyError(f"554 5.4.6 this mail goes round in a loop: it has more than {MAX_HOPS} Received lines")
-        try:
-            if self.dots:
-                return bytes(self.text.replace(b"\r\n.", b"\r\n"))[2:]
-            return text[2 : len(self.text)]
-        except MemoryError:
-            raise ReplyError(NO_MEMORY) from None
+        if not self.trace or memmem(PyByteArray_AS_STRING(self.text), end, PyBytes_AS_STRING(OURS), len(OURS)) == NULL:
+            return 0
+        for line in HOPS_WHOLE.findall(self.text, 0, end):
+            self.hops += OURS in line
+            self.loops += self.trace in line
+        if self.loops > self.max_loops:
+            raise ReplyError(f"554 5.4.6 this mail goes round in a loop: it was here {self.loops} times before")
+        return 0
 
-
-cdef bint goes_round(bytearray text) except -1:
-    cdef Py_ssize_t end = text.find(b"\r\n\r\n")
-    return len(HOPS.findall(text, 0, end if end >= 0 else len(text))) > MAX_HOPS
+    cdef bytes below(self, bytes top):
+        """The message with `top` above it."""
+        cdef bytearray text = self.text
+        if self.dots:
+            text = text.replace(b"\r\n.", b"\r\n")
+        cdef Py_ssize_t above = len(top), size = len(text) - 2
+        cdef bytes message = PyBytes_FromStringAndSize(NULL, above + size)
+        memcpy(PyBytes_AS_STRING(message), PyBytes_AS_STRING(top), above)
+        memcpy(PyBytes_AS_STRING(message) + above, PyByteArray_AS_STRING(text) + 2, size)
+        return message

@@ -30,12 +30,17 @@ cdef class ServerProtocol:
     cdef str refusal                # the reply to all commands but QUIT
     cdef Py_ssize_t max_line
     cdef Py_ssize_t max_recipients
+    cdef Py_ssize_t max_message
+    cdef Py_ssize_t max_message_line
+    cdef Py_ssize_t max_loops
+    cdef bytes trace
     cdef unsigned int errors
     cdef unsigned int idle_commands
     cdef unsigned int recipients    # accepted in this transaction
     cdef bint skipping              # within a line that is too long
     cdef bint shutting_down
     cdef bint utf8                  # the client said SMTPUTF8 in MAIL
+    cdef bint extended              # it said EHLO
     cdef readonly bint lmtp
     cdef readonly bint secure
     cdef readonly bint authenticated
@@ -65,7 +70,7 @@ cdef class ServerProtocol:
     cdef object next_payload(self)
     cdef str take_line(self)
     cdef bint collect(self) except -1
-    cdef object finish(self)
+    cdef DataReceiver finish(self)
     cdef object obey(self, str line)
     cdef object obey_other(self, str line)
     cdef int greet(self, str name) except -1

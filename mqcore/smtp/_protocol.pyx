@@ -45,6 +45,10 @@ cdef class ServerProtocol:
         self.lmtp = service.lmtp
         self.max_line = service.max_line
         self.max_recipients = service.max_recipients
+        self.max_message = service.max_message
+        self.max_message_line = service.max_message_line
+        self.max_loops = service.max_loops
+        self.trace = service.trace
         self.secure = secure
         self.buffer = b""
         self.out = []
@@ -82,11 +86,17 @@ cdef class ServerProtocol:
             return RcptTo(payload)
         if self.due == AUTHENTICATE:
             return Authenticate(*payload)
-        return Message(payload) if self.due == MESSAGE else StartTls()
+        if self.due != MESSAGE:
+            return StartTls()
+        try:
+            return Message((<DataReceiver?>payload).below(b""))
+        except MemoryError:
+            self.reject(452, "4.3.1 there is no memory for this message; try again later")
+            return self.next_event()
 
     cdef object next_payload(self):
-        """`next_event`, for callers that look at `due`: only what the event has, which is an address, the mail, login and
-        password, or of StartTls nothing but True."""
+        """`next_event`, for callers that look at `due`: only what the event has, which is an address, the receiver of a mail,
+        login and password, or of StartTls nothing but True."""
         while self.due == NOTHING and not self.closed:
             if self.at == len(self.buffer) and not self.shutting_down:
                 return None  # as after nearly every command
@@ -272,17 +282,17 @@ cdef class ServerProtocol:
             return False
         return taken > 0
 
-    cdef object finish(self):
+    cdef DataReceiver finish(self):
         receiver = self.receiver
         self.receiver = None
         try:
-            mime = receiver.finish()
+            receiver.check()
         except ReplyError as error:
             self.say_to_others(str(error))
             self.reset()
             raise
         self.due = MESSAGE
-        return mime
+        return receiver
 
     cdef object obey(self, str line):
         if self.expected != COMMAND:
@@ -337,11 +347,13 @@ cdef class ServerProtocol:
         if not name or " " in name or not name.isascii():
             raise ReplyError(f"501 5.5.4 say who you are: {'LHLO' if self.lmtp else 'EHLO'} your.host.name")
         self.helo = name
+        self.extended = False
         self.reset()
         return 0
 
     cdef int ehlo(self, str name) except -1:
         self.greet(name)
+        self.extended = True
         starttls = "250-STARTTLS\r\n" if self.service.starttls and not self.secure else ""
         auth = "250-AUTH PLAIN LOGIN\r\n" if self.takes_passwords() else ""
         self.say_idly(
@@ -406,7 +418,7 @@ cdef class ServerProtocol:
         if not self.recipients:
             raise ReplyError(f"{503 if self.lmtp else 554} 5.5.1 no valid recipients")
         self.out.append(b"354 end with CR LF . CR LF\r\n")
-        self.receiver = DataReceiver(self.service.max_message, self.service.max_message_line)
+        self.receiver = DataReceiver(self.max_message, self.max_message_line, self.trace, self.max_loops)
         return 0
 
     cdef object starttls(self, str argument):

@@ -28,6 +28,10 @@ class Service:
     """ReplyError commands and refused logins in one connection."""
     max_idle_commands: int = 100
     """Commands that move no mail, such as NOOP, from one mail to the next; more of them count as errors."""
+    trace: bytes = b""
+    """What `Received` lines of this server have in them, and those of no other; empty if it writes none."""
+    max_loops: int = 10
+    """A message may have so many lines of these."""
 
 
 class MailFrom(NamedTuple):

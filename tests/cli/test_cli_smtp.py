@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cli_tools import TEXT, Server, finish, need, need_swaks, serve
-from mail_tools import counted, read_maildir, read_mbox, report, run, small_disk, start, write_plugin
+from mail_tools import counted, read_maildir, read_mbox, report, run, small_disk, start, untraced, write_plugin
 from smtp_tools import certificate
 
 from mqcore.mail.smtp.source import SmtpSource
@@ -28,7 +28,7 @@ def test_smtplib(tmp_path):
             client.sendmail("a@example.org", ["b@example.org"], TEXT + b"%d\r\n" % number)
             # The 250 has come, so it is there.
             assert len(list((tmp_path / "in" / "new").iterdir())) == number + 1
-    assert read_maildir(tmp_path / "in") == [TEXT + b"%d\r\n" % number for number in range(20)]
+    assert untraced(read_maildir(tmp_path / "in")) == [TEXT + b"%d\r\n" % number for number in range(20)]
     assert counted(server.figures) == {"continued": 20}
     assert (server.figures["stopped"], server.figures["exit_code"]) == (None, 0)
 
@@ -61,7 +61,7 @@ def test_smtplib_with_everything(tmp_path):
             client.login("alice", "wrong")
         client.docmd("AUTH", "PLAIN " + base64.b64encode("\0alice\0s\u00e9cret".encode()).decode())
         client.sendmail("\u00e9@example.org", ["b@example.org"], text, ["SMTPUTF8", "BODY=8BITMIME"])
-    assert read_mbox(tmp_path / "in") == [text]
+    assert untraced(read_mbox(tmp_path / "in")) == [text]
 
 
 def test_smtps_with_smtplib(tmp_path):
@@ -70,7 +70,7 @@ def test_smtps_with_smtplib(tmp_path):
         assert server.url.startswith("smtps://")
         with smtplib.SMTP_SSL("localhost", server.port, context=certificate().client, timeout=30) as client:
             client.sendmail("a@example.org", ["b@example.org"], TEXT)
-    assert read_maildir(tmp_path / "in") == [TEXT]
+    assert untraced(read_maildir(tmp_path / "in")) == [TEXT]
 
 
 def test_swaks(tmp_path):
@@ -120,7 +120,7 @@ def test_curl(tmp_path):
         for more in ([], ["--ssl-reqd"]):
             result = subprocess.run([*command, *recipients, *more, url], capture_output=True, timeout=60)
             assert result.returncode == 0, result
-    assert read_maildir(tmp_path / "in") == [TEXT] * 4
+    assert untraced(read_maildir(tmp_path / "in")) == [TEXT] * 4
 
 
 def test_postfixs_smtp_source(tmp_path):
@@ -162,8 +162,8 @@ def test_rejected_and_failed_mails(tmp_path):
             client.sendmail("a@example.org", ["no@example.org"], TEXT)
         with pytest.raises(smtplib.SMTPDataError, match="4.3.0"):
             client.sendmail("a@example.org", ["yes@example.org", "bug@example.org"], TEXT)
-    assert read_maildir(tmp_path / "in") == [TEXT] * 3
-    assert read_maildir(tmp_path / "failed") == [TEXT]
+    assert untraced(read_maildir(tmp_path / "in")) == [TEXT] * 3
+    assert untraced(read_maildir(tmp_path / "failed")) == [TEXT]
     assert counted(server.figures) == {"continued": 2, "completed": 1, "rejected": 2, "failed": 1, "unfinished": 1}
     reasons = (tmp_path / "failed" / "mqcore.reasons.jsonl").read_text()
     assert '"recipient": "no@example.org"' in reasons and "5.1.1 no such user" in reasons
@@ -191,7 +191,7 @@ def test_what_is_stored_has_the_senders_address(tmp_path):
     with serve("--to", f"mbox:{tmp_path}/in") as server, server.client() as client:
         client.sendmail("a@example.org", ["b@example.org"], b"From the start\r\n\r\nFrom here\r\n")
     assert (tmp_path / "in").read_bytes().startswith(b"From a@example.org ")
-    assert read_mbox(tmp_path / "in") == [b">From the start\r\n\r\n>From here\r\n"]
+    assert untraced(read_mbox(tmp_path / "in")) == [b">From the start\r\n\r\n>From here\r\n"]
 
 
 # Where it cannot listen
@@ -321,7 +321,7 @@ def test_stopped_while_clients_are_there(tmp_path, number):
             assert busy.getreply()[0] == 421
         result = finish(server.process)
         assert result.returncode == 0, result
-    assert read_maildir(tmp_path / "in") == [TEXT]
+    assert untraced(read_maildir(tmp_path / "in")) == [TEXT]
 
 
 def test_clients_that_go_away_leave_no_traceback(tmp_path):
@@ -411,8 +411,8 @@ def test_a_disk_that_is_full(tmp_path, sink):
         assert server.figures["error"] is None
         assert server.figures["messages"]["stored"] == len(acknowledged) > 50
         read = read_maildir if sink == "maildir" else read_mbox
-        assert sorted(read(disk / "in")) == sorted(acknowledged)
+        assert sorted(untraced(read(disk / "in"))) == sorted(acknowledged)
         subprocess.run(["mount", "-o", "remount,size=2m", disk], check=True)
         with serve("--to", place) as server, server.client() as client:
             client.sendmail("a@example.org", ["b@example.org"], TEXT)
-        assert sorted(read(disk / "in")) == sorted([*acknowledged, TEXT])
+        assert sorted(untraced(read(disk / "in"))) == sorted([*acknowledged, TEXT])

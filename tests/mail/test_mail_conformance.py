@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mail_tools import make_maildir, read_maildir, read_mbox
+from mail_tools import make_maildir, read_maildir, read_mbox, untraced
 from sending_tools import ListSource, NextServer
 from smtp_tools import Client, ListSink, run
 
@@ -182,7 +182,9 @@ async def move(
                     told = await send()
                     gateway.stop()
                 report = await running
-                got = None if read is None else sorted(mail.replace(b"\r\n", b"\n") for mail in read())
+                got = None if read is None else [*(read() if send is None else untraced(read()))]
+    if got is not None:
+        got = sorted(mail.replace(b"\r\n", b"\n") for mail in got)
     counts = report.counts
     ends = (counts.present, counts.continued, counts.completed, counts.failed, counts.rejected, counts.unfinished)
     assert counts.read == sum(ends)
@@ -231,9 +233,9 @@ async def test_no_more_than_allowed_is_on_the_way(source, sink, tmp_path):
 @run
 async def test_what_fails_or_is_rejected_is_told_or_set_aside(source, sink, tmp_path):
     def judge(context, mail):
-        if mail.mime.startswith(b"Subject: 3"):
+        if b"Subject: 3" in mail.mime:
             mail.reject(550, "5.7.1 no")
-        if mail.mime.startswith(b"Subject: 5"):
+        if b"Subject: 5" in mail.mime:
             raise ValueError("a bug")
 
     report, got, told, failed = await move(source, sink, tmp_path, judge)

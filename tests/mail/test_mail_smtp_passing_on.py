@@ -9,6 +9,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from mail_tools import untraced
 from sending_tools import DROP, SILENCE, STAGES, NextServer, next_server
 from smtp_tools import OPEN, Serving, codes, run, serving
 
@@ -33,6 +34,11 @@ async def answer(it: Serving, *recipients: bytes) -> str:
     return await client.ask(MESSAGE)
 
 
+def sent(server: NextServer) -> list[tuple[str, list[str], bytes]]:
+    """What the next server has got, without the trace."""
+    return [(sender, recipients, text) for sender, recipients, content in server.mails for text in untraced([content])]
+
+
 def counts(it: Serving) -> dict[str, int]:
     names = ("continued", "failed", "rejected", "unfinished", "in_doubt", "unanswered")
     return {name: count for name in names if (count := getattr(it.gateway.report.counts, name))}
@@ -43,7 +49,7 @@ async def test_a_mail():
     async with next_server() as server, relaying(server) as it:
         client = await it.opened()
         assert codes([await client.ask(MESSAGE)]) == ["250 2.6.0"]
-        assert server.mails == [("a@example.org", ["b@example.org"], TEXT)]
+        assert sent(server) == [("a@example.org", ["b@example.org"], TEXT)]
     assert counts(it) == {"continued": 1}
 
 
@@ -144,7 +150,7 @@ async def test_many_recipients_need_a_place_for_those_whom_the_next_server_refus
 async def test_one_transaction_for_all_recipients():
     async with next_server() as server, relaying(server, mixed=True) as it:
         assert codes([await answer(it, b"b", b"c", b"b")]) == ["250 2.6.0"]
-        assert server.mails == [("a@example.org", ["b@example.org", "c@example.org"], TEXT)]
+        assert sent(server) == [("a@example.org", ["b@example.org", "c@example.org"], TEXT)]
     assert counts(it) == {"continued": 2}
 
 
@@ -152,7 +158,7 @@ async def test_one_transaction_for_all_recipients():
 async def test_those_whom_the_next_server_refuses_are_put_aside():
     async with next_server({"no@example.org": ["550 5.1.1 no"]}) as server, relaying(server, mixed=True) as it:
         assert codes([await answer(it, b"b", b"no", b"c")]) == ["250 2.6.0"]
-        assert server.mails == [("a@example.org", ["b@example.org", "c@example.org"], TEXT)]
+        assert sent(server) == [("a@example.org", ["b@example.org", "c@example.org"], TEXT)]
         assert [mail.recipient for mail in it.failed.mails] == ["no@example.org"]
     assert counts(it) == {"continued": 2, "rejected": 1}
 
@@ -334,7 +340,7 @@ async def test_whatever_the_next_server_does(seed):
         await asyncio.gather(*(send(number) for number in range(40)))
         received = Counter(to for _, all_to, _ in server.mails for to in all_to)
         delivered_twice = sum(received.values()) - len(received)
-        assert all(content == TEXT for content in server.seen)
+        assert all(content == TEXT for content in untraced(server.seen))
     assert delivered_twice <= counts(it).get("in_doubt", 0)
 
 

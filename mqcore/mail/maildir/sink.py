@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .._mail import Mail
 from ..base import Store
+from ..delivered import as_delivered
 from ..errors import SinkError, describe, not_stored
 from ..files import sync_folder, write_all
 from . import format
@@ -146,7 +147,7 @@ class MaildirSink(Store):
     def _write_file(self, name: str, mail: Mail, *, sync: bool) -> None:
         fd = os.open(name, NEW_FILE, 0o600, dir_fd=self._folders["tmp"])
         try:
-            write_all(fd, mail.mime)
+            write_all(fd, as_delivered(mail))
             if (received := mail.origin.received) is not None:
                 os.utime(fd, (received, received))  # mail readers take it for the time of arrival
             if sync:

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .._mail import Mail
+from ..delivered import as_delivered
 from ..message import encode
 
 QUOTED = re.compile(rb"^>(>*From )", re.MULTILINE)
@@ -183,7 +184,7 @@ def join(mails: Sequence[Mail], tail: bytes, *, cr: bool = False) -> Iterator[by
         from_line = make_from_line(mail)
         before = _divide(tail, cr)
         cr = from_line.endswith(b"\r")
-        mime = mail.mime
+        mime = as_delivered(mail)
         if b"From " in mime:
             mime = (TO_QUOTE_CR if cr else TO_QUOTE).sub(rb">\1", mime)
         if cr:

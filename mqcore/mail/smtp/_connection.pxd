@@ -6,6 +6,8 @@ from .._mail cimport Connection, Mail
 from ...smtp._protocol cimport ServerProtocol
 from .._gateway cimport Gateway
 from .._transaction cimport Transaction
+from ...smtp._data cimport DataReceiver
+from ._trace cimport Tracer
 
 cdef class SmtpConnection
 
@@ -23,7 +25,8 @@ cdef class Names:
     cdef str name_of_run
     cdef unsigned long long count
 
-    cdef object make_origin(self, bytes mime, envelope, recipient)
+    cdef unsigned long long take(self, Py_ssize_t count) noexcept
+    cdef str name(self, unsigned long long number)
 
 cdef class SmtpTransaction(Transaction):
     cdef SmtpConnection connection
@@ -47,7 +50,16 @@ cdef class SmtpConnection:
     cdef str address                # the recipient that a step is about, whatever plugins make of it
     cdef list recipients
     cdef list named                 # the same, as the client named them, some maybe twice; if there are several
-    cdef bytes received             # the message as it came, whatever plugins make of it
+    cdef bytes received             # the message as it came, with our trace, whatever plugins make of it
+    cdef double received_at
+    cdef Py_ssize_t loops
+    cdef Py_ssize_t hops
+    cdef unsigned long long number  # of the first of its mails
+    cdef str id                     # of that one
+    cdef Tracer tracer              # None: no trace is written
+    cdef bytes trace                # how it begins: always the same, for this name of the client and this kind of protocol
+    cdef object traced_helo
+    cdef int traced_kind
     cdef SmtpTransaction transaction
     cdef object tls_task
     cdef double since               # when the client was last told something
@@ -73,7 +85,8 @@ cdef class SmtpConnection:
     cdef int after_login(self, outcome) except -1
     cdef int mail_from(self, str address) except -1
     cdef int rcpt_to(self, str address) except -1
-    cdef int take_message(self, bytes mime) except -1
+    cdef int take_message(self, DataReceiver receiver) except -1
+    cdef bytes make_trace(self)
     cdef int after_data(self, outcome) except -1
     cdef list make_mails(self)
     cdef int settled(self, verdict) except -1

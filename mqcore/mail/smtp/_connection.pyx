@@ -9,7 +9,9 @@ from cpython.time cimport time as wall_time
 from ..._hook cimport Hook
 from .._mail cimport Connection, Mail, address_in, new_mail
 from .._transaction cimport Transaction
+from ...smtp._data cimport DataReceiver
 from ...smtp._protocol cimport AUTHENTICATE, MAIL_FROM, MESSAGE, NOTHING, RCPT_TO, START_TLS, ServerProtocol
+from ._trace cimport kind_of
 
 from ... import FAIL
 from ...smtp.syntax import printable
@@ -29,6 +31,7 @@ HANDSHAKE_TIMEOUT = 30.0
 log = logging.getLogger(__name__)
 
 cdef object NO_ROOM = Rejection(452, "4.3.1 too many big messages at once; try again later")
+cdef object NO_MEMORY = Rejection(452, "4.3.1 there is no memory for this message; try again later")
 cdef object GO_AWAY = Rejection(421, UNAVAILABLE.text)
 cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
 cdef frozenset UNCHANGING = frozenset((str, int, float, bool, bytes))
@@ -43,10 +46,13 @@ cdef class Names:
     def __cinit__(self):
         self.name_of_run = os.urandom(8).hex()
 
-    cdef object make_origin(self, bytes mime, envelope, recipient):
-        self.count += 1
-        id = f"{self.name_of_run}{self.count:016x}"
-        return tuple.__new__(Origin, (mime, id, self.count, envelope, wall_time(), None, None, recipient, None, None, False))
+    cdef unsigned long long take(self, Py_ssize_t count) noexcept:
+        """The first of so many numbers."""
+        self.count += count
+        return self.count - count + 1
+
+    cdef str name(self, unsigned long long number):
+        return f"{self.name_of_run}{number:016x}"
 
 
 @cython.final
@@ -85,6 +91,7 @@ cdef class SmtpConnection:
         self.data = self.hooks.data
         self.gateway = host.gateway
         self.names = host.names
+        self.tracer = host.tracer
         self.info = NOBODY  # until `connection_made`
         self.message = new_mail(b"", {}, NOBODY, None)
         self.dispatcher = self.gateway.dispatcher
@@ -107,7 +114,7 @@ cdef class SmtpConnection:
         self.resume = self._resume
         peer = transport.get_extra_info("peername")
         self.info = Connection(number, peer[0] if peer else "", tls=self.protocol.secure, transport=transport)
-        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False))
+        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, False, 0, 0))
         self.message = new_mail(b"", {}, self.info, origin)
         self.run(self.hooks.connect, CONNECT, ())
         self.proceed()
@@ -288,7 +295,7 @@ cdef class SmtpConnection:
             self.info.authenticated = False
             self.run(self.hooks.authenticate, LOGIN, payload)
         else:
-            self.take_message(payload)
+            self.take_message(<DataReceiver?>payload)
         return 0
 
     cdef int finish(self, outcome) except -1:
@@ -359,19 +366,43 @@ cdef class SmtpConnection:
         self.message.known["recipient"] = address
         return self.run(self.rcptto, RECIPIENT, (address,))
 
-    cdef int take_message(self, bytes mime) except -1:
-        if len(mime) > BIG and not self.keep(len(mime)):  # of what came last, or all of it came in one go
-            code, text = NO_ROOM
-            self.protocol.reject(code, text)
-            return self.forget_message()
-        self.message.content = self.received = mime
+    cdef int take_message(self, DataReceiver receiver) except -1:
+        cdef Py_ssize_t size = len(receiver.text)
+        if size > BIG and not self.keep(size):  # of what came last, or all of it came in one go
+            return self.refuse_message(NO_ROOM)
         json = self.message.known
         json.pop("recipient", None)
         if len(self.recipients) > 1:
             self.named = self.recipients
             self.recipients = list(dict.fromkeys(self.named))  # whoever is named twice gets one mail
         json["recipients"] = self.recipients[:]
-        return self.run(self.data, DATA, (mime,))
+        self.loops = receiver.loops
+        self.hops = receiver.hops
+        self.received_at = wall_time()
+        self.number = self.names.take(len(self.recipients))
+        self.id = self.names.name(self.number)
+        try:
+            self.message.content = self.received = receiver.below(self.make_trace())
+        except MemoryError:
+            return self.refuse_message(NO_MEMORY)
+        return self.run(self.data, DATA, (self.received,))
+
+    cdef int refuse_message(self, rejection) except -1:
+        """There is no room for it; it had no step."""
+        code, text = rejection
+        self.protocol.reject(code, text)
+        return self.forget_message()
+
+    cdef bytes make_trace(self):
+        """The line that goes above the message; empty if none does."""
+        if self.tracer is None:
+            return b""
+        if self.traced_kind != kind_of(self.protocol) or self.traced_helo is not self.protocol.helo:
+            self.traced_kind = kind_of(self.protocol)
+            self.traced_helo = self.protocol.helo
+            self.trace = self.tracer.begin(self.protocol, self.info.peer)
+        recipient = self.recipients[0] if len(self.recipients) == 1 else None
+        return self.tracer.line(self.trace, self.id, recipient, self.received_at)
 
     cdef int after_data(self, outcome) except -1:
         cdef list mails = None
@@ -400,8 +431,12 @@ cdef class SmtpConnection:
         known.pop("recipients", None)  # each of them has one
         envelope = address_in(known, "envelope") or ""
         cdef list mails = []
+        cdef unsigned long long number = self.number
         for recipient in self.recipients:
-            origin = self.names.make_origin(self.received, envelope, recipient)
+            id = self.names.name(number) if mails else self.id
+            origin = tuple.__new__(Origin, (self.received, id, number, envelope, self.received_at, None, None, recipient, None,
+                                            None, False, self.tracer is not None, self.loops, self.hops))
+            number += 1
             json = copied(known) if mails else known.copy()
             json["recipient"] = recipient
             mails.append(new_mail(self.message.content, json, self.info, origin))

@@ -31,6 +31,10 @@ class Unreachable(Exception):
         self.final = final
 
 
+class NoneFree(Unreachable):
+    """All connections are in use, and this mail waits for none."""
+
+
 class Lost(Exception):
     """The connection broke within a transaction, or the server closes it, or what it said is no reply."""
 

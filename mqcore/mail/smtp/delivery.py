@@ -17,7 +17,7 @@ from .._spool import Spool
 from ..errors import SinkError
 from ..message import Rejection
 from ..verdicts import CANCELLED, Verdict
-from .client import Lost, Unreachable
+from .client import Lost, NoneFree, Unreachable
 
 if TYPE_CHECKING:
     from .client import Client
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 NOBODY = "5.1.3 it is not known to whom to send this; a plugin must set message.recipient"
 NO_SENDER = "5.1.7 it is not known from whom this is; a plugin must set message.envelope, to '' for a bounce"
+LOOPS = Reply(
+    "connect", None, "this mail was here before, and does not wait for a connection to the next server; try again later"
+)
 DONE = Reply("message", 250, "delivered by an earlier run")
 
 log = logging.getLogger(__name__)
@@ -149,10 +152,12 @@ class Delivery:
 
     async def _transact(self, group: Sequence[Parcel], recipients: list[str], content: bytes) -> Mapping[str, Reply]:
         fresh = False
+        origin = group[0].mail.origin  # all are of one transaction
+        waits = bool(self._sender.pauses) or not origin.loops  # else what goes round would wait for itself
         blocks = None if self._is_delivered or not self._sender.together else self._sender.blocks
         while True:
             try:
-                async with self._sender.pool.client(fresh=fresh) as client:
+                async with self._sender.pool.client(fresh=fresh, waits=waits, hops=origin.hops) as client:
                     self._is_busy = True
                     try:
                         return await client.send(group[0].envelope, recipients, content, blocks=blocks)
@@ -163,6 +168,8 @@ class Delivery:
                     finally:
                         self._is_busy = False
                         self._count(group, client)
+            except NoneFree:
+                return dict.fromkeys(recipients, LOOPS)
             except Unreachable as error:
                 if self._sender.pauses:
                     raise
@@ -271,6 +278,8 @@ def _is_put_off(mail: Mail) -> bool:
 
 def _as_rejection(reply: Reply) -> Rejection:
     """For whom the mail came from. Not with 421, which is about our connection and not about theirs."""
+    if reply is LOOPS:
+        return Rejection(451, f"4.4.6 {reply.text}")
     if reply.code is None:
         who = "" if reply.state == "connect" else "the next server failed: "
         return Rejection(451, f"4.4.2 {who}{reply.text}")

@@ -10,6 +10,7 @@ from ... import Dispatcher, Hook
 from ...smtp.events import Service
 from .._gateway import Gateway
 from ._connection import Names, SmtpConnection
+from ._trace import Tracer
 
 
 class Hooks(NamedTuple):
@@ -34,6 +35,7 @@ class Host(Protocol):
     service: Service
     gateway: Gateway
     names: Names
+    tracer: Tracer | None
     tls: ssl.SSLContext | None
     implicit_tls: bool
 

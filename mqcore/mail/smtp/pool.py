@@ -7,10 +7,14 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from .client import Client, Unreachable
+from .client import Client, NoneFree, Unreachable
 from .upstream import Health, Upstream
 
 MAX_CONNECTIONS = 20
+MORE_CONNECTIONS = 3
+"""So many more for mails that came by other servers of this kind: one for those that came by at least one of them, one for
+those that came by two, and so on. The further a mail has come, the less it waits, so that servers that deliver to each other
+do not all wait for each other (as in store-and-forward networks, where buffers are kept for packets by their hops)."""
 IDLE_TIMEOUT = 30.0
 """Seconds that a connection is kept open without a mail."""
 STALLED = 30.0
@@ -23,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Pool:
-    """At most `MAX_CONNECTIONS` to one server, each of which is used for many mails, one after the other.
+    """At most `MAX_CONNECTIONS` to one server, and some more, each of which is used for many mails, one after the other.
 
     When the server takes no more connections, those that there are must do. When there are none, it is tried again after
     each of `pauses` (in seconds), once for all who wait. Without pauses, nobody waits for a connection while nothing moves.
@@ -33,7 +37,8 @@ class Pool:
         self._upstream = upstream
         self._health = Health(upstream.url)
         self._pauses = pauses
-        self._room = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._rooms = [asyncio.Semaphore(MAX_CONNECTIONS + more) for more in range(MORE_CONNECTIONS + 1)]
+        """A mail enters those from the number of its hops on, one after the other."""
         self._open = 0
         """Connections that there are, or that are being made."""
         self._full_until = 0.0
@@ -46,21 +51,28 @@ class Pool:
         self._goodbyes: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def client(self, *, fresh: bool = False) -> AsyncIterator[Client]:
-        """A connection, for one transaction; with `fresh`, a new one. Raises Unreachable."""
-        if self._room.locked():
-            await self._while_it_moves(self._room.acquire)
-        else:
-            await self._room.acquire()
-        try:
-            client = await self._take(fresh)
+    async def client(self, *, fresh: bool = False, waits: bool = True, hops: int = 0) -> AsyncIterator[Client]:
+        """A connection, for one transaction; with `fresh`, a new one. Raises Unreachable: NoneFree where it does not wait.
+
+        `hops`: by how many servers of this kind the mail came."""
+        with contextlib.ExitStack() as rooms:
+            for room in self._rooms[min(hops, MORE_CONNECTIONS) :]:
+                await self._enter(room, waits)
+                rooms.callback(room.release)
+            client = await self._take(fresh, waits)
             try:
                 yield client
             finally:
                 self._moved = asyncio.get_running_loop().time()
                 self._put_back(client)
-        finally:
-            self._room.release()
+
+    async def _enter(self, room: asyncio.Semaphore, waits: bool) -> None:
+        if not room.locked():
+            await room.acquire()
+        elif waits:
+            await self._while_it_moves(room.acquire)
+        else:
+            raise NoneFree("all connections to it are in use")
 
     async def _while_it_moves(self, wait: Callable[[], Awaitable[object]]) -> None:
         """Raises Unreachable when nothing does."""
@@ -78,7 +90,7 @@ class Pool:
                 if now() >= max(began, self._moved) + STALLED:
                     raise Unreachable(f"its answers on all connections are due, and none came for {STALLED:g} s") from None
 
-    async def _take(self, fresh: bool) -> Client:
+    async def _take(self, fresh: bool, waits: bool) -> Client:
         now = asyncio.get_running_loop().time
         while True:
             client = self._take_idle()
@@ -87,6 +99,8 @@ class Pool:
             if client is not None:
                 self._discard(client)  # there is room for a new one in its place
             elif self._open and now() < self._full_until:
+                if not waits:
+                    raise NoneFree("it takes no more connections")
                 await self._while_it_moves(self._wait)
                 continue
             try:

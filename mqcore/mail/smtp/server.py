@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import resource
 import socket
 from dataclasses import replace
@@ -12,7 +13,9 @@ from dataclasses import replace
 from ...smtp.events import Service
 from .._gateway import Gateway
 from ._connection import HANDSHAKE_TIMEOUT, Names, SmtpConnection
+from ._trace import Tracer
 from .host import Hooks
+from .hostname import is_full
 from .source import SmtpSource
 
 MAX_CONNECTIONS = 20_000
@@ -26,6 +29,8 @@ ACCEPT_AGAIN = 1.0
 SPARE_FILES = 64
 """For the sinks, plugins, and whatever else is not a connection; where there are few, half of them."""
 
+log = logging.getLogger(__name__)
+
 
 class SmtpServer:
     """Listens for a source until it is stopped, and submits what clients send to the gateway. It is a connection's `Host`."""
@@ -35,6 +40,7 @@ class SmtpServer:
         self.gateway = gateway
         self.hooks = Hooks.of(gateway.dispatcher)
         self.names = Names()
+        self.tracer = Tracer(source.hostname, source.url) if source.traces else None
         self.tls = source.tls
         self.implicit_tls = source.implicit_tls
         self.service = self._make_service(source)
@@ -46,14 +52,18 @@ class SmtpServer:
         self._kept = 0
         self._stop = asyncio.Event()
         self._empty = asyncio.Event()
+        if not is_full(source.hostname):
+            log.warning("%s is no full name of a host, as mx.example.org; give one with --hostname", source.hostname)
 
     def _make_service(self, source: SmtpSource) -> Service:
         service = Service(
-            name=socket.gethostname(),
+            name=source.hostname,
             lmtp=source.lmtp,
             starttls=source.tls is not None and not source.implicit_tls,
             auth=bool(self.gateway.dispatcher.plugins.order("mq_smtp_in_authenticate")),
             auth_without_tls=source.auth_without_tls,
+            trace=self.tracer.id.encode() if self.tracer is not None else b"",
+            max_loops=source.max_loops,
         )
         return replace(service, max_recipients=1) if source.alone else service
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import re
-import socket
 import ssl
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,15 @@ from ..errors import SinkError, describe
 from ..files import append, sync_folder
 from ..threads import in_thread
 from ..verdicts import Verdict
-from .source import split_host
+from .hostname import check_hostname, own_hostname
+from .source import HOSTNAME, split_host
 from .upstream import Upstream
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
     from .sender import Sender
+
+log = logging.getLogger(__name__)
 
 TLS_OUT = ("may", "none", "require", "verify")
 
@@ -47,6 +50,7 @@ class SmtpSink(Sink):
             "always and with a trusted certificate (verify)",
             choices=TLS_OUT,
         ),
+        HOSTNAME,
     )
     implicit_tls = False
     lmtp = False
@@ -57,17 +61,21 @@ class SmtpSink(Sink):
     def check(cls, path: str, given: Mapping[str, Any]) -> None:
         if "tls_out" in given and path.startswith("unix:"):
             raise ValueError(f"--tls-out is for --to {cls.scheme}://HOST:PORT; a socket on this machine needs no TLS")
+        if "hostname" in given:
+            check_hostname(given["hostname"])
 
     @classmethod
     def open(cls, path: str, source: Source, **options: Any) -> Self:
         return cls(path, source=source.path, **options)
 
-    def __init__(self, path: str, *, source: Path | None = None, tls_out: str = "may") -> None:
+    def __init__(self, path: str, *, source: Path | None = None, tls_out: str = "may", hostname: str | None = None) -> None:
         """`path` is `//HOST:PORT` or `unix:PATH`; `source` is where the mailbox lies that mails come from.
 
         With `tls_out`, STARTTLS is used `may`be (where it is offered and works), is a must (`require`), also with a
         certificate that the system trusts (`verify`), or is not used (`none`).
         """
+        if hostname is not None:
+            check_hostname(hostname)
         self.url = f"{self.scheme}:{path}"
         self._path = path
         self.record = None if source is None else self._beside(source)
@@ -76,7 +84,7 @@ class SmtpSink(Sink):
         self._delivered: set[bytes] = set()
         self._partly: dict[str, set[str]] = {}
         self._fd = -1
-        self.upstream = self._find_upstream(tls_out)
+        self.upstream = self._find_upstream(tls_out, hostname or own_hostname())
         if self.record is not None:
             try:
                 self._open(self.record)
@@ -87,8 +95,7 @@ class SmtpSink(Sink):
                 self.close()
                 raise
 
-    def _find_upstream(self, tls_out: str) -> Upstream:
-        name = socket.getfqdn()
+    def _find_upstream(self, tls_out: str, name: str) -> Upstream:
         if self._path.startswith("unix:"):
             return Upstream(self.url, self._path.removeprefix("unix:"), name, self.lmtp, tls_out="none")
         host, port = split_host(self._path)
@@ -131,6 +138,8 @@ class SmtpSink(Sink):
     def begin(self, gateway: Gateway) -> None:
         from .sender import Sender  # takes its time, as it takes the client with it
 
+        if not gateway.source.traces:
+            log.warning("mails go to %s without a Received line: no server can find out that they go round in a loop", self.url)
         self._sender = Sender(gateway, self)
 
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
@@ -195,7 +204,7 @@ class SmtpsSink(SmtpSink):
 
     implicit_tls = True
     scheme = "smtps"
-    options = ()
+    options = (HOSTNAME,)
 
 
 class LmtpSink(SmtpSink):

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..base import Option, Source
 from ..errors import SourceError, describe
 from ..unix_socket import UnixSocket
+from .hostname import check_hostname, own_hostname
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
     from .server import SmtpServer
+
+
+HOSTNAME = Option(
+    "hostname", "full name of this machine, for the greeting, EHLO and Received lines (default: as it knows it)", "NAME"
+)
 
 
 class SmtpSource(Source):
@@ -36,6 +42,9 @@ class SmtpSource(Source):
         Option("tls-key", "its key, if that is not in the same file", "FILE"),
         Option("auth-without-tls", "let passwords be sent in the clear"),
         Option("one-recipient", "let a transaction have one recipient, and ask clients to send to others afterwards"),
+        HOSTNAME,
+        Option("no-trace", "add no Received line to mails, nor Delivered-To and Return-Path in mailboxes"),
+        Option("max-loops", "how often a mail may come again (default: 10)", "N", is_number=True),
     )
     port: int | None = None
     """None for a Unix socket."""
@@ -50,8 +59,16 @@ class SmtpSource(Source):
         tls_key: str | None = None,
         auth_without_tls: bool = False,
         one_recipient: bool = False,
+        hostname: str | None = None,
+        no_trace: bool = False,
+        max_loops: int = 10,
     ) -> None:
         """`path` is `//HOST:PORT` or `unix:PATH`."""
+        if hostname is not None:
+            check_hostname(hostname)
+        self.hostname = hostname or own_hostname()
+        self.traces = not no_trace
+        self.max_loops = max_loops
         self.alone = one_recipient
         self.auth_without_tls = auth_without_tls
         self.tls = None if tls_certificate is None else _load(tls_certificate, tls_key)
@@ -70,6 +87,10 @@ class SmtpSource(Source):
             raise ValueError(f"--from {cls.scheme}: needs --tls-certificate")
         if "tls_key" in given and "tls_certificate" not in given:
             raise ValueError("--tls-key needs --tls-certificate")
+        if "hostname" in given:
+            check_hostname(given["hostname"])
+        if "no_trace" in given and "max_loops" in given:
+            raise ValueError("--max-loops counts Received lines, which --no-trace leaves out")
 
     async def run(self, gateway: Gateway) -> None:
         from .server import SmtpServer  # takes its time, which a mailbox need not wait for

@@ -1,0 +1,14 @@
+# The Received line of a mail that comes in.
+
+from ...smtp._protocol cimport ServerProtocol
+
+cdef class Tracer:
+    cdef bytes by
+    cdef readonly str id
+    cdef double second              # that `end` is for
+    cdef bytes end
+
+    cdef bytes begin(self, ServerProtocol protocol, str peer)
+    cdef bytes line(self, bytes begin, str id, str recipient, double now)
+
+cdef int kind_of(ServerProtocol protocol) noexcept

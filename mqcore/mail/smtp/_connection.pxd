@@ -91,5 +91,6 @@ cdef class SmtpConnection:
     cdef list make_mails(self)
     cdef int settled(self, verdict) except -1
     cdef int settled_each(self, list verdicts) except -1
+    cdef int refuse_message(self, rejection) except -1
     cdef int forget_message(self) except -1
     cdef bint keep(self, Py_ssize_t size) except -1

@@ -68,15 +68,13 @@ cdef Runner new_runner(Reactor reactor, HoldTable holds):
 
 # ---------------------------------------------------------------------------------------------------------- Into the chain
 
-cdef PyObject *begin(
-        Runner runner, Chain chain, Message message, int before, tuple args, object done, object variables) noexcept:
-    """The step of a message that is IDLE or TAKEN. Returns a borrowed reference to an immortal object, an outcome or None; the
-    caller must own `chain`."""
+cdef PyObject *begin(Runner runner, Chain chain, Message message, tuple args, object done, object variables) noexcept:
+    """The step of a message that the caller has just moved to RUNNING. Returns a borrowed reference to an immortal object, an
+    outcome or None; the caller must own `chain`."""
     cdef Drops drops
     cdef PyObject *outcome
     cdef int decision
     no_drops(&drops)
-    move(&runner.holds.lists, message, before, RUNNING)
     message.retries = 0
     message.last_hook = chain.entries.hook
     if message.failure is not None and message.decision == UNDECIDED:
@@ -91,14 +89,17 @@ cdef PyObject *begin(
     return outcome
 
 
-cdef PyObject *begun(
+cdef inline PyObject *begun(
         Runner runner, Chain chain, Message message, int decision, tuple args, object done, object variables,
         Drops *drops) noexcept:
     """What `begin` returns, once the plugins have been called."""
     if decision != UNDECIDED:
-        if variables is not None:
-            message.variables = None
         return finish(runner, message, decision, drops)
+    return suspend(chain, message, args, done, variables)
+
+
+cdef PyObject *suspend(Chain chain, Message message, tuple args, object done, object variables) noexcept:
+    """A plugin holds the message: keep what is needed when it goes on."""
     if message.chain is None:
         message.chain = chain
     message.suspended = True
@@ -180,7 +181,8 @@ cdef list begin_all(
         if chain.native and not args and not runner.closed:
             index = (<NativeSide>runner.holds.lists.native).run_many(chain, messages, index, outcomes, done, variables)
         else:
-            outcome = begin(runner, chain, <Message>messages[index], TAKEN, args, done, variables)
+            move(&runner.holds.lists, <Message>messages[index], TAKEN, RUNNING)
+            outcome = begin(runner, chain, <Message>messages[index], args, done, variables)
             if outcome != <PyObject *>OUTCOME_CONTINUE:
                 Py_INCREF(<object>outcome)
                 PyList_SetItem(outcomes, index, outcome)
@@ -377,9 +379,9 @@ cdef PyObject *finish(Runner runner, Message message, int decision, Drops *drops
     if message.chain is not None:
         drop_later(drops, message.chain)
         message.chain = None
-        if message.variables is not None:
-            drop_later(drops, message.variables)
-            message.variables = None
+    if message.variables is not None:
+        drop_later(drops, message.variables)
+        message.variables = None
     move(&runner.holds.lists, message, RUNNING, IDLE)
     message.entry = NULL
     message.decision = UNDECIDED

@@ -15,7 +15,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from ._dispatch cimport begin, cancel_step
 from ._hook cimport Hook, in_step
-from ._message cimport IDLE, Message, report_raised
+from ._message cimport IDLE, RUNNING, Message, move, report_raised
 from .loop._call cimport ends_program, is_a, take_error
 from .loop._list cimport Link, List, append, first, init_list, is_linked, unlink
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, Task, goes_on, start_portion
@@ -129,7 +129,8 @@ cdef class Flow(Task):
         place.waiting = True
         append(&self.flight, &place.link)
         self.in_flight += 1
-        outcome = begin(hook.runner, chain, message, IDLE, self.args, place, variables)
+        move(&hook.holds.lists, message, IDLE, RUNNING)
+        outcome = begin(hook.runner, chain, message, self.args, place, variables)
         place.running = NULL
         if outcome != Py_None:
             place.waiting = False

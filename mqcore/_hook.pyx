@@ -6,7 +6,7 @@ cimport cython
 
 from ._chain cimport Chain, Route, open_route
 from ._dispatch cimport MOST_ARGUMENTS, Runner, begin, begin_all, cancel_step
-from ._message cimport HELD, IDLE, TAKEN, UNDECIDED, Message, move
+from ._message cimport HELD, IDLE, RUNNING, TAKEN, UNDECIDED, Message, move
 from .loop._reactor cimport PyThread_get_thread_ident
 from .loop._seal cimport seal
 
@@ -87,7 +87,8 @@ cdef class Hook(Route):
         self.check_call(args, done)
         if message.state != IDLE:
             raise MqError(f"{self.name}: {in_step(message)}")
-        return <object>begin(self.runner, chain, message, IDLE, args, done, variables)
+        move(&self.holds.lists, message, IDLE, RUNNING)
+        return <object>begin(self.runner, chain, message, args, done, variables)
 
     def run_many(self, messages, *args, done=None):
         """`run` for each of an iterable of messages: a list of what it returned, in order.
@@ -128,7 +129,7 @@ cdef class Hook(Route):
         self.check_call(args, None)
         return new_stream(self, messages, args, max_in_flight, ordered)
 
-    cdef object variables_for(self, Chain chain):
+    cdef inline object variables_for(self, Chain chain):
         """The context variables of now, where coroutine hooks may need them."""
         return contextvars.copy_context() if chain is not None and chain.coroutines else None
 

@@ -27,7 +27,7 @@ from ._library cimport Library
 from ._nogil cimport run_given_back, gil_phase, nogil_phase, stop
 from ._slots cimport (
     CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, get_kind, handle_of, live_slot,
-    open_table, slot_at, state_of, take_slot)
+    open_table, slot_at, state_of, take_slot, this_thread)
 
 import os
 
@@ -188,7 +188,7 @@ cdef class Life:
         cdef void *handle = context.handle
         if self.address == NULL:
             return
-        enter(table, handle, NULL, &before)
+        enter(table, handle, NULL, this_thread(), &before)
         set_living(1)
         with nogil:
             (<void (*)(void *) noexcept nogil>self.address)(handle)

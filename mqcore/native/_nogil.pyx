@@ -33,7 +33,7 @@ from ._hooks cimport (
     Inside, call_hooks, decide, enter, hold_by, is_exhausted, leave, new_generation, put_back)
 from ._slots cimport (
     CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, get_kind, handle_of, has_any, state_of, take_all,
-    take_slot)
+    take_slot, this_thread)
 
 
 cdef bint nogil_phase(void *owner) noexcept nogil:
@@ -98,7 +98,7 @@ cdef void call_watcher(Table *table, Slot *watcher, int events) noexcept nogil:
     cdef void *data = watcher.data
     cdef int fd = watcher.fd
     cdef Inside before
-    enter(table, watcher.owner, NULL, &before)
+    enter(table, watcher.owner, NULL, this_thread(), &before)
     if events == 0:
         stop(table, watcher)
     (<void (*)(void *, int, int, void *) noexcept nogil>callback)(handle, fd, events, data)
@@ -117,7 +117,7 @@ cdef void call_timers(Reactor reactor, Table *table) noexcept nogil:
         timer = <Slot *>(<char *>first_due(&reactor.wheel, DUE_NOGIL) - <size_t>&(<Slot *>NULL).waiting.node)
         callback = timer.callback
         data = timer.data
-        enter(table, timer.owner, NULL, &before)
+        enter(table, timer.owner, NULL, this_thread(), &before)
         stop(table, timer)
         (<void (*)(void *) noexcept nogil>callback)(data)
         leave(table, &before)
@@ -220,7 +220,7 @@ cdef int call(
     cdef int early
     cdef bint taken = False
     cdef Inside before
-    enter(table, NULL, <PyObject *>message, &before)
+    enter(table, NULL, <PyObject *>message, this_thread(), &before)
     entry = call_hooks(runner, message, entry, slot, arguments, is_sampled(&runner.until_sample), &taken)
     leave(table, &before)
     if entry == NULL:  # all returned false

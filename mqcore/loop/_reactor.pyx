@@ -10,7 +10,6 @@ Everything here belongs to the loop's thread, except `wake` and `post`, which an
 """
 
 import asyncio
-import os
 
 cimport cython
 from cpython.object cimport PyObject
@@ -20,13 +19,13 @@ from libc.stdlib cimport free
 
 from ._atomic cimport load_flag, store_flag
 from ._call cimport ends_program, take_error
-from ._libuv cimport UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t
-from ._list cimport after, append, first, init_list, is_empty, is_linked, unlink
-from ._poll cimport any_watch, close_polls, open_polls, poll_again
+from ._libuv cimport uv_handle_t
+from ._list cimport append, first, init_list, is_empty, is_linked, unlink
+from ._poll cimport poll_again
 from ._report cimport try_escape, try_log, try_log_failure, try_report, type_name
 from ._seal cimport seal_base
 from ._state cimport NS_PER_MS
-from ._wheel cimport DUE, DUE_NOGIL, Node, any_node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
+from ._wheel cimport DUE, DUE_NOGIL, Node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
 
 from ..errors import DispatcherClosed, MqError
 from ._state import handles  # no-cython-lint
@@ -43,35 +42,6 @@ cdef enum:
     MOST_LOOKS = 8  # of one tick, at what is ready
     FEW_TO_STOP = 16  # timers and watchers, in one go outside of a tick
 
-cdef List reactors  # those that are open; with the GIL
-init_list(&reactors)
-
-
-cdef list open_reactors():
-    """All that are open, in this process. Each has a Dispatcher as its `keeper`."""
-    cdef list found = []
-    cdef Link *link = first(&reactors)
-    while link != NULL:
-        found.append(reactor_of(link))
-        link = after(&reactors, link)
-    return found
-
-
-cdef Reactor reactor_of(Link *neighbours):
-    return <Reactor><PyObject *>(<char *>neighbours - <size_t>&(<Reactor><PyObject *>NULL).neighbours)
-
-
-def after_fork_in_child():
-    # The child shares the parent's epoll: whatever it told libuv, the parent would feel.
-    cdef Reactor reactor
-    for reactor in open_reactors():
-        reactor.thread = 0
-        reactor.forked = True
-        reactor.state.forked = True
-
-
-os.register_at_fork(after_in_child=after_fork_in_child)
-
 
 # ---------------------------------------------------------------------------------------------------------- libuv's side
 
@@ -83,10 +53,6 @@ cdef void on_alarm(uv_handle_t *uv_handle) noexcept nogil:
         handle.due = 0
         handle.rung = True
         request_nogil_tick(handle.loop)
-
-
-cdef void on_async(uv_handle_t *uv_handle) noexcept nogil:
-    request_nogil_tick(header_of(uv_handle).loop)
 
 
 @cython.nonecheck(False)
@@ -118,14 +84,6 @@ cdef void on_idle(uv_handle_t *uv_handle) noexcept nogil:
 cdef void tick_with_gil(LoopState *state) noexcept with gil:
     cdef Reactor reactor = <Reactor>state.owner
     reactor.tick()
-
-
-cdef void all_closed(LoopState *state) noexcept with gil:
-    """The last close callback: libuv knows nothing of the reactor any more."""
-    cdef Reactor reactor = <Reactor>state.owner
-    _keeper = reactor.keeper  # dropped when this returns
-    reactor.keeper = None
-    Py_DECREF(reactor)  # the reference that open() took
 
 
 # --------------------------------------------------------------------------------------------------------------- Phases
@@ -246,7 +204,6 @@ cdef class Reactor:
     def __cinit__(self):
         self.state.owner = <PyObject *>self
         self.state.on_idle = on_idle
-        self.state.all_closed = all_closed
         init_list(&self.state.ready[False])
         init_list(&self.state.ready[True])
         init_list(&self.state.polls)
@@ -277,102 +234,6 @@ cdef class Reactor:
         self.has_pending = has_pending
         self.stop_when_idle = stop_when_idle
         self.idle_owner = owner
-
-    # -------------------------------------------------------------------------------------------------- opening, closing
-
-    cdef int open(self, object loop, object keeper) except -1:
-        """Attach to `loop`. Keeps itself, and `keeper`, alive until close() and the close callbacks after it. What raises
-        leaves nothing open."""
-        cdef Library library = library_of(loop)
-        cdef uv_loop_t *pointer = pointer_of(loop)
-        if library.owner == "uvloop" and loop.is_running() and asyncio._get_running_loop() is not loop:
-            raise MqError("the loop runs in another thread: make the dispatcher there, such as in a callback of the loop")
-        if self.is_open or self.closed:
-            raise MqError("the dispatcher has been initialised already")
-        self.library = library
-        self.loop = loop
-        self.state.uv = &library.table
-        self.state.pointer = pointer
-        self.state.sees_double_polls = library.owner != "pyuv"
-        try:
-            self.attach(keeper)
-        except BaseException:
-            free(self.waker)
-            free(self.state.idle)
-            free(self.state.prepare)
-            free(self.state.alarm)
-            self.loop = None
-            raise
-        return 0
-
-    cdef int attach(self, object keeper) except -1:
-        """Make the handles. What can fail comes first; from there on no Python code runs."""
-        cdef LibUV *uv = self.state.uv
-        cdef int _each
-        self.waker = new_handle(&self.state, UV_ASYNC)
-        self.state.idle = new_handle(&self.state, UV_IDLE)
-        self.state.prepare = new_handle(&self.state, UV_PREPARE)
-        self.state.alarm = new_handle(&self.state, UV_TIMER)
-        if self.waker == NULL or self.state.idle == NULL or self.state.prepare == NULL or self.state.alarm == NULL:
-            raise MemoryError()
-        cdef int failed = uv.async_init(self.state.pointer, uv_of(self.waker), on_async)
-        if failed < 0:  # it needs an fd
-            raise OSError(-failed, f"libuv cannot make an async handle: {os.strerror(-failed)}")
-        uv.idle_init(self.state.pointer, uv_of(self.state.idle))  # these cannot fail
-        uv.prepare_init(self.state.pointer, uv_of(self.state.prepare))
-        uv.timer_init(self.state.pointer, uv_of(self.state.alarm))
-        for _each in range(4):
-            opened(&self.state)
-        # Unref'd: only held messages and running timers keep the loop alive, and these do it by the waker.
-        uv.unref(uv_of(self.waker))
-        uv.unref(uv_of(self.state.prepare))
-        uv.unref(uv_of(self.state.alarm))
-        open_polls(&self.state)
-        self.wheel.now = uv.hrtime() // NS_PER_MS
-        self.keeper = keeper
-        self.is_open = True
-        self.thread = PyThread_get_thread_ident()
-        append(&reactors, &self.neighbours)
-        Py_INCREF(self)
-        self.wake()  # the first tick learns which thread runs the loop
-        return 0
-
-    cdef void stop_all(self) noexcept:
-        """Refuse everything from now on; stop all timers and watchers, and tell what was posted."""
-        cdef Node *node
-        cdef Watch *watch
-        cdef PyObject *task
-        self.closed = True
-        self.thread = 0
-        if self.forked or not self.is_open:
-            return
-        node = any_node(&self.wheel)
-        while node != NULL:
-            halt_one(node.owner)
-            node = any_node(&self.wheel)
-        watch = any_watch(&self.state)
-        while watch != NULL:
-            halt_one(watch.owner)
-            watch = any_watch(&self.state)
-        while self.posted_count > 0:
-            task = take_posted(self)
-            (<Task>task).loop_closes()
-            Py_DECREF(<Task>task)
-
-    cdef void close(self) noexcept:
-        """Stop all, and close the handles. Their memory goes with their close callbacks. More than once is fine."""
-        self.stop_all()
-        if not self.is_open:
-            return
-        self.is_open = False
-        unlink(&self.neighbours)
-        if self.forked:
-            return
-        close_polls(&self.state)
-        close_handle(self.waker)
-        close_handle(self.state.idle)
-        close_handle(self.state.prepare)
-        close_handle(self.state.alarm)
 
     # ------------------------------------------------------------------------------------------------------------- timers
 
@@ -577,7 +438,7 @@ cdef class Reactor:
 
 
 cdef Reactor new_reactor():
-    """Whole, but not open yet."""
+    """Whole, but not attached to a loop yet: see _attach."""
     return Reactor.__new__(Reactor)
 
 

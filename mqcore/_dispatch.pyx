@@ -26,7 +26,6 @@ from ._message cimport (
     TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide, drop_later,
     end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
-from .loop._list cimport is_empty
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
 
@@ -89,7 +88,7 @@ cdef PyObject *begin(Runner runner, Chain chain, Message message, tuple args, ob
     return outcome
 
 
-cdef inline PyObject *begun(
+cdef PyObject *begun(
         Runner runner, Chain chain, Message message, int decision, tuple args, object done, object variables,
         Drops *drops) noexcept:
     """What `begin` returns, once the plugins have been called."""
@@ -262,12 +261,9 @@ cdef void hold(Runner runner, Message message, int early, Drops *drops) noexcept
     move(&runner.holds.lists, message, RUNNING, HELD)
     if early == UNDECIDED:
         return
-    Py_INCREF(message)  # the queue's
     message.decision = early
-    runner.holds.collect_given()  # which were given back before it
-    move(&runner.holds.lists, message, HELD, QUEUED)
+    runner.holds.queue(message)
     end_hold(message, drops)
-    runner.reactor.request_tick()
 
 
 cdef int leave_hook(Runner runner, Message message, int decision, Drops *drops) noexcept:
@@ -444,8 +440,8 @@ cdef bint cancel_step(Runner runner, Message message) noexcept:
         holds.lists.fast_path_off = True
         flush(&drops, runner.reactor)
         return True
-    if message.state == GIVEN_BACK:
-        holds.collect_given()
+    while message.state == GIVEN_BACK:
+        holds.collect_one()
     if message.state == HELD:
         move(&holds.lists, message, HELD, RUNNING)
     else:
@@ -480,7 +476,8 @@ cdef bint timeout_phase(void *owner) noexcept:
     portion = start_portion(runner.reactor.state.uv)
     now = runner.reactor.state.uv.hrtime()
     while goes_on(&portion):
-        holds.collect_given()  # what was given back in time is not too late
+        if holds.collect_one():  # what was given back in time is not too late
+            continue
         taken = holds.take_due(now)
         if taken == NULL:
             holds.arm_next()
@@ -515,12 +512,11 @@ cdef bint resume_phase(void *owner) noexcept:
     cdef HoldTable holds = runner.holds
     cdef Portion portion
     cdef PyObject *taken
-    holds.collect_given()
-    if is_empty(&holds.lists.queued):
+    if not holds.has_queued():
         return False
     holds.refill()
     portion = start_portion(runner.reactor.state.uv)
-    while not runner.closed and not is_empty(&holds.lists.queued):
+    while not runner.closed and holds.has_queued():
         if not goes_on(&portion):
             return True
         taken = holds.take_queued()
@@ -593,11 +589,8 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
         message.task = None
         if decision != UNDECIDED:
             message.decision = decision
-            Py_INCREF(message)  # the queue's
-            runner.holds.collect_given()  # which were given back before it
-            move(&runner.holds.lists, message, HELD, QUEUED)
+            runner.holds.queue(message)
             end_hold(message, &drops)
-            runner.reactor.request_tick()
         elif message.strong and finalizer_is_trusted(message):  # it returned true: from now on it may be abandoned
             message.strong = False
             drops.items[drops.count] = <PyObject *>message

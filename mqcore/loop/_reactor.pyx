@@ -21,7 +21,7 @@ from ._atomic cimport load_flag, store_flag
 from ._call cimport ends_program, take_error
 from ._libuv cimport uv_handle_t
 from ._list cimport append, first, init_list, is_empty, is_linked, unlink
-from ._poll cimport poll_again
+from ._poll cimport poll_again, tell_lost
 from ._report cimport try_escape, try_log, try_log_failure, try_report, type_name
 from ._seal cimport seal_base
 from ._state cimport NS_PER_MS
@@ -61,10 +61,12 @@ cdef void on_idle(uv_handle_t *uv_handle) noexcept nogil:
     cdef LoopState *state = header_of(uv_handle).loop
     cdef bint more = False
     state.asked = False
+    if not is_empty(&state.lost):
+        more = tell_lost(state)
     if state.alarm.rung:
         # What becomes due later rings again, but for what had to wait since too much was to move.
         state.alarm.rung = not turn_wheel(&(<Reactor>state.owner).wheel, state.uv.hrtime() // NS_PER_MS)
-        more = state.alarm.rung
+        more |= state.alarm.rung
         if (<Reactor>state.owner).wheel.due:
             store_flag(&state.gil_needed, True)
     if (<Reactor>state.owner).run_nogil != NULL:
@@ -207,6 +209,7 @@ cdef class Reactor:
         init_list(&self.state.ready[False])
         init_list(&self.state.ready[True])
         init_list(&self.state.polls)
+        init_list(&self.state.lost)
         init_list(&self.state.started)
         init_list(&self.posted)
         init_list(&self.stopping)

@@ -24,7 +24,7 @@ from .._message cimport (
     flush, leave_nogil_phase, move, no_drops)
 from ..loop._atomic cimport get, load, store, store_flag, swap
 from ..loop._list cimport unlink
-from ..loop._poll cimport remove_watch
+from ..loop._poll cimport lost_for, remove_watch
 from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, goes_on, request_tick, start_portion, unlink_ready
 from ..loop._wheel cimport DUE_NOGIL, first_due
 from ._arguments cimport Arguments, find_arguments
@@ -79,15 +79,16 @@ cdef void call_watchers(Reactor reactor, Table *table) noexcept nogil:
     cdef size_t count = reactor.state.ready_count[True]  # what becomes ready meanwhile has the next tick
     cdef Slot *watcher
     cdef Watch *watch
-    cdef int events
+    cdef int events, lost
     while count > 0 and reactor.state.ready_count[True] > 0 and reactor.thread != 0 and goes_on(&portion):
         count -= 1
         watch = first_ready(&reactor.state, True)
         watcher = <Slot *>(<char *>watch - <size_t>&(<Slot *>NULL).waiting.watch)
         unlink_ready(&reactor.state, watch)
-        events = 0 if watch.lost else watch.came & watch.wanted  # what came before it was lost is lost with it
+        lost = lost_for(watch)
+        events = 0 if lost else watch.came & watch.wanted  # what came before it was lost is lost with it
         watch.came = 0
-        if watch.lost or events:
+        if lost or events:
             call_watcher(table, watcher, events)
 
 

@@ -168,8 +168,8 @@ cdef class Dispatcher:
         if not self.runner.closed and not self.reactor.forked:
             self.reactor.check("close()")
         self.end()
-        if self.reactor.escaped is not None:
-            error, self.reactor.escaped = self.reactor.escaped, None
+        if self.reactor.pending_exit is not None:
+            error, self.reactor.pending_exit = self.reactor.pending_exit, None
             raise error
 
     cdef int end(self) except -1:

@@ -57,8 +57,8 @@ cdef class Reactor:
     cdef bint closed
     cdef bint forked
     cdef object keeper              # the Dispatcher, kept alive from attach() to the last close callback
-    cdef object escaped             # a KeyboardInterrupt or SystemExit that has not left through the loop yet
-    cdef bint escaping              # it has to be tried again
+    cdef object pending_exit        # a KeyboardInterrupt or SystemExit that has not left through the loop yet
+    cdef bint retries_exit          # it has to be tried again
     cdef PhaseRow phases[PHASES]    # that of NATIVE_PHASE has the next two in its place
     cdef nogil_phase_function run_nogil
     cdef void *nogil_owner
@@ -96,7 +96,7 @@ cdef class Reactor:
     cdef void report(self, object error, str where) noexcept
     cdef void raise_through_loop(self, object error) noexcept
     cdef void report_failed(self, object error, str where) noexcept
-    cdef void keep_escaped(self, object error) noexcept
+    cdef void set_pending_exit(self, object error) noexcept
 
 cdef Reactor new_reactor()
 cdef PyObject *take_posted(Reactor reactor) noexcept

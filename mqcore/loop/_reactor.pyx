@@ -22,7 +22,7 @@ from ._call cimport ends_program, take_error
 from ._libuv cimport uv_handle_t
 from ._list cimport append, first, init_list, is_empty, is_linked, unlink
 from ._poll cimport poll_again, tell_lost
-from ._report cimport try_escape, try_log, try_log_failure, try_report, type_name
+from ._report cimport try_log, try_log_failure, try_raise_through_loop, try_report, type_name
 from ._seal cimport seal_base
 from ._state cimport NS_PER_MS
 from ._wheel cimport DUE, DUE_NOGIL, Node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
@@ -36,7 +36,7 @@ cdef extern from "Python.h":
 ctypedef int (*log_function)(object, int, str, tuple, object) noexcept
 ctypedef int (*report_function)(object, Library, object, str) noexcept
 ctypedef int (*failure_function)(object, str) noexcept
-ctypedef int (*escape_function)(object, Library, object) noexcept
+ctypedef int (*raise_function)(object, Library, object) noexcept
 
 cdef enum:
     MOST_LOOKS = 8  # of one tick, at what is ready
@@ -358,8 +358,8 @@ cdef class Reactor:
                 more |= row.function(row.owner)
                 if self.thread == 0:  # closed, or in the child of a fork, by what was called
                     return
-        if self.escaping:
-            self.raise_through_loop(self.escaped)  # once more
+        if self.retries_exit:
+            self.raise_through_loop(self.pending_exit)  # once more
         if more:
             request_tick(&self.state)
         self.end_tick()
@@ -424,20 +424,20 @@ cdef class Reactor:
         stopped, and the dispatcher's close() raises it. Where that fails it is tried again in the next tick.
         """
         cdef PyObject *another
-        self.keep_escaped(error)
-        cdef int escaped = (<escape_function>try_escape)(self.loop, self.library, error)
-        self.escaping = escaped < 0
-        if escaped == 0:
-            self.keep_escaped(None)
-        elif self.escaping:
+        self.set_pending_exit(error)
+        cdef int raised = (<raise_function>try_raise_through_loop)(self.loop, self.library, error)
+        self.retries_exit = raised < 0
+        if raised == 0:
+            self.set_pending_exit(None)
+        elif self.retries_exit:
             another = take_error()
             PySys_WriteStderr(b"mqcore could not end the loop yet: %.200s\n", type_name(<object>another))
             Py_DECREF(<object>another)
             self.wake()
 
-    cdef void keep_escaped(self, object error) noexcept:
-        _before = self.escaped  # dropped when this returns, and the field is set
-        self.escaped = error
+    cdef void set_pending_exit(self, object error) noexcept:
+        _before = self.pending_exit  # dropped when this returns, and the field is set
+        self.pending_exit = error
 
 
 cdef Reactor new_reactor():

@@ -7,10 +7,10 @@ its own, so a hook that returns false costs a number and two comparisons. Only a
 
     CALLED    a hook is being called   -> GIVEN (early give-back), HELD_BY, or the next generation
     HELD_BY   the plugin has control   -> GIVEN by a give-back, FREE when the hold ended otherwise
-    GIVEN     the dispatcher will release the message -> FREE; OVER when the step ended before it came to that
+    GIVEN     the dispatcher will go on with the message -> FREE; OVER when the step ended before it came to that
 
 A give-back is a compare-and-swap of that state, from any thread and without the GIL, and then the slot goes into a list that
-the dispatcher takes in its next turn. That a hook which returned false can lose the give-back of another thread, made in the
+the dispatcher takes in its next tick. That a hook which returned false can lose the give-back of another thread, made in the
 same instant, is as good as if it had come too late.
 """
 

@@ -21,7 +21,7 @@ from ..loop._reactor cimport NATIVE_GIL_PHASE
 from ..loop._atomic cimport get, store
 from ..loop._list cimport first, init_list, is_empty
 from ..loop._seal cimport seal
-from ._diagnostics cimport raise_escaped, set_living
+from ._diagnostics cimport raise_pending_exit, set_living
 from ._hooks cimport Inside, call_native, end_native_hold, enter, leave, run_many_native
 from ._library cimport Library
 from ._nogil cimport run_given_back, gil_phase, nogil_phase, stop
@@ -152,7 +152,7 @@ cdef class Life:
         with nogil:
             (<void (*)() noexcept nogil>self.address)()
         set_living(-1)
-        return raise_escaped()
+        return raise_pending_exit()
 
     cdef int version(self) except? -1:
         cdef int number
@@ -160,7 +160,7 @@ cdef class Life:
         with nogil:
             number = (<int (*)() noexcept nogil>self.address)()
         set_living(-1)
-        raise_escaped()
+        raise_pending_exit()
         return number
 
     cdef int call_in(self, object given) except -1:
@@ -180,7 +180,7 @@ cdef class Life:
         elif context.handle != NULL:
             self.call_with(context)
             end_context(context)
-        return raise_escaped()
+        return raise_pending_exit()
 
     cdef void call_with(self, Context context) noexcept:
         cdef Table *table = table_in(context.holds)

@@ -9,7 +9,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from ._dispatch cimport begin, cancel_step
-from ._hook cimport Hook, in_step
+from ._hook cimport Hook, in_step, variables_for
 from ._message cimport IDLE, RUNNING, Message, move, report_raised
 from .loop._call cimport ends_program, take_error
 from .loop._list cimport Link, List, append, first, init_list, is_linked, unlink
@@ -106,7 +106,7 @@ cdef class Flow(Task):
         message = candidate
         if place is None:
             place = Place.__new__(Place)
-        variables = hook.variables_for(hook.chain)
+        variables = variables_for(hook.chain)
         hook.runner.reactor.check(hook.name)  # now: by memory that is made the dispatcher may be closed
         if message.state != IDLE:
             raise MqError(f"{hook.name}: a message of stream(): {in_step(message)}")

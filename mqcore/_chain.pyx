@@ -25,15 +25,9 @@ cdef class Chain:
         cdef Entry *entry = self.entries
         if entry != NULL and self.contexts is not None:  # else it was never complete
             while entry.context != NULL:
-                stop_using(<Context>entry.context)
+                (<Context>entry.context).retired.stop_using(<Context>entry.context)
                 entry += 1
         free(self.entries)
-
-
-cdef void stop_using(Context context) noexcept:
-    context.uses -= 1
-    if context.retired and context.uses == 0:
-        context.reactor.wake()  # the sweep cleans it up
 
 
 @cython.no_gc_clear

@@ -1,7 +1,7 @@
 # The plugins of one dispatcher, and how changes of them reach it between steps.
 
 from ._chain cimport Route
-from ._context cimport Context
+from ._context cimport Context, Retired
 from ._holds cimport HoldTable
 from .loop._reactor cimport Reactor
 
@@ -12,7 +12,7 @@ cdef class ActivePlugins:
     cdef object plugins             # Plugins
     cdef dict hooks                 # name -> Hook
     cdef dict contexts              # Plugin -> Context, in order
-    cdef list retired               # contexts of plugins that were replaced
+    cdef Retired retired
     cdef dict rows                  # (plugin, hook) -> CounterRow
     cdef double hold_timeout        # s
     cdef bint taking_over           # a list that is the set's already

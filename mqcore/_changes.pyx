@@ -13,7 +13,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from ._chain cimport Chain, Route, new_chain
-from ._context cimport Context, new_context
+from ._context cimport Context, new_context, new_retired
 from ._holds cimport HoldTable
 from ._message cimport CounterRow, report_raised
 from .loop._call cimport ends_program, take_error
@@ -31,7 +31,7 @@ cdef class ActivePlugins:
     def __cinit__(self):
         self.hooks = {}
         self.contexts = {}
-        self.retired = []
+        self.retired = new_retired()
         self.rows = {}
 
     cdef object prepare(self, tuple plugins):
@@ -58,10 +58,12 @@ cdef class ActivePlugins:
 
     cdef bint sweep(self) noexcept:
         """Clean up the contexts of replaced plugins that no step can reach any more, for a while. Whether there are more."""
-        cdef int more = (<int (*)(ActivePlugins) noexcept>sweep_some)(self)
-        if more < 0:
-            report_raised(self.reactor, "the end of replaced plugins")
-        return more > 0
+        cdef Portion portion = start_portion(self.reactor.state.uv)
+        while not self.closed and self.retired.has_unused():
+            if not goes_on(&portion):
+                return True
+            clean_up_retired(self.retired.take_unused())
+        return False
 
     cdef void close(self) noexcept:
         """Clean up every context, the last first. More than once is fine."""
@@ -96,24 +98,11 @@ cdef bint sweep_phase(void *owner) noexcept:
     return (<ActivePlugins>owner).sweep()
 
 
-cdef int sweep_some(ActivePlugins active) except -1:
-    cdef Portion portion
-    cdef Py_ssize_t index = 0
-    portion = start_portion(active.reactor.state.uv)
-    while index < len(active.retired) and not active.closed:
-        if (<Context>active.retired[index]).uses:
-            index += 1
-            continue
-        if not goes_on(&portion):
-            return 1
-        clean_up(<Context>active.retired.pop(index))  # in no variable: it is dropped here, and no later
-        index = 0  # whatever it did to the list
-    return 0
-
-
 cdef int clean_up_all(ActivePlugins active) except -1:
-    while active.retired:
-        clean_up(<Context>active.retired.pop())
+    cdef PyObject *taken = active.retired.take_last()
+    while taken != NULL:
+        clean_up_retired(taken)
+        taken = active.retired.take_last()
     while active.contexts:
         clean_up(<Context>active.contexts.popitem()[1])
     for route in active.hooks.values():  # a chain and its hook refer to each other
@@ -184,7 +173,8 @@ cdef class Change:
         return found
 
     cdef Context start(self, plugin):
-        cdef Context context = new_context(self.active.holds, self.active.rows, plugin, self.active.hold_timeout)
+        cdef Context context = new_context(
+            self.active.holds, self.active.rows, self.active.retired, plugin, self.active.hold_timeout)
         if self.active.reactor.library.owner != "uvloop":
             for name in plugin.hooks:  # CPython's items() of such a mapping crashes where there is no memory
                 if inspect.iscoroutinefunction(plugin.hooks[name]):
@@ -219,8 +209,7 @@ cdef class Change:
             return
         self.is_ready = False
         for context in gone:
-            context.retired = True
-        active.retired.extend(gone)
+            active.retired.add(context)
         active.contexts = self.contexts
         for route in active.hooks.values():
             chain = self.chains[route.name]
@@ -272,6 +261,12 @@ cdef LaterChange new_later_change(ActivePlugins active):
 
 
 # ----------------------------------------------------------------------------------------------------------- End of life
+
+cdef void clean_up_retired(PyObject *taken) noexcept:
+    """Takes the reference over."""
+    clean_up(<Context>taken)
+    Py_DECREF(<Context>taken)
+
 
 cdef void clean_up(Context context) noexcept:
     """Rule 17: the end of a context."""

@@ -5,6 +5,18 @@ from cpython.object cimport PyObject
 from ._holds cimport HoldTable
 from ._message cimport CounterRow, HoldBase, Message
 from .loop._lifetime cimport Lifetime
+from .loop._list cimport Link, List
+
+cdef class Retired:
+    """The contexts of one dispatcher's replaced plugins, until they are cleaned up."""
+    cdef List in_use            # owned Contexts: a chain names them, so a step may reach them
+    cdef List unused            # owned Contexts: no step can
+
+    cdef void add(self, Context context) noexcept
+    cdef void stop_using(self, Context context) noexcept
+    cdef bint has_unused(self) noexcept
+    cdef PyObject *take_unused(self) noexcept
+    cdef PyObject *take_last(self) noexcept
 
 cdef class Context(Lifetime):
     cdef HoldTable holds
@@ -16,7 +28,8 @@ cdef class Context(Lifetime):
     cdef bint forgiving         # on_error = "continue"
     cdef double hold_timeout    # s; 0: none
     cdef Py_ssize_t uses        # chains that name it
-    cdef bint retired           # replaced: cleaned up once no chain names it
+    cdef Retired retired        # where it goes when its plugin is replaced
+    cdef Link retirement        # its place there
     cdef void *handle           # native plugins: the MQ_Context that stands for it
 
     cdef CounterRow row_of(self, str hook)
@@ -28,6 +41,7 @@ cdef class Hold(HoldBase):
     cdef int give(self, int decision, object error) except -1
     cdef int refuse(self, str what) except -1
 
-cdef Context new_context(HoldTable holds, dict rows, object plugin, double hold_timeout)
+cdef Retired new_retired()
+cdef Context new_context(HoldTable holds, dict rows, Retired retired, object plugin, double hold_timeout)
 cdef int give_back(Context context, Message message, int decision, object error) except -1
 cdef void log_failure(Context context, object error, PyObject *hook) noexcept

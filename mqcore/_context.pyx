@@ -10,9 +10,10 @@ from libc.string cimport strcmp
 
 from ._holds cimport HoldTable, count_given
 from ._message cimport (
-    GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, CounterRow, Drops,
-    Message, abandon, end_hold, flush, move, new_row, no_drops)
+    HELD, IDLE, RUNNING, TAKEN, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, CounterRow, Drops,
+    Message, abandon, end_hold, flush, new_row, no_drops)
 from .loop._call cimport ends_program, take_error
+from .loop._list cimport append, first, init_list, is_empty, is_linked, last, unlink
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor
 from .loop._seal cimport seal
 
@@ -43,23 +44,11 @@ cdef int give_back(Context context, Message message, int decision, object error)
         message.fail(error, &drops)
     message.decision = decision
     if message.state == HELD and message.task is None:
-        release(context.holds, message, &drops)
+        context.holds.queue(message)
+        end_hold(message, &drops)
     # else it is early: it takes effect when the hook, or its coroutine, returns
     flush(&drops, context.reactor)
     return 0
-
-
-cdef void release(HoldTable holds, Message message, Drops *drops) noexcept:
-    """The message was given back, as its `decision` says. HELD -> QUEUED, or GIVEN_BACK. Any thread, with the GIL."""
-    Py_INCREF(message)  # the queue's
-    if holds.reactor.thread == PyThread_get_thread_ident():
-        holds.collect_given()  # which were given back before it
-        move(&holds.lists, message, HELD, QUEUED)
-        holds.reactor.request_tick()
-    else:
-        move(&holds.lists, message, HELD, GIVEN_BACK)
-        holds.reactor.wake()
-    end_hold(message, drops)
 
 
 cdef int refuse_give_back(Context context, Message message, str what) except -1:
@@ -147,11 +136,55 @@ cdef int write_callback_failure(Context context, object error) except -1:
 
 # --------------------------------------------------------------------------------------------------------------- Context
 
-cdef Context new_context(HoldTable holds, dict rows, object plugin, double hold_timeout):
+@cython.final
+cdef class Retired:
+
+    def __cinit__(self):
+        init_list(&self.in_use)
+        init_list(&self.unused)
+
+    cdef void add(self, Context context) noexcept:
+        """Its plugin was replaced. In O(1), without memory."""
+        Py_INCREF(context)
+        append(&self.in_use if context.uses else &self.unused, &context.retirement)
+
+    cdef void stop_using(self, Context context) noexcept:
+        """One chain less names it. In O(1), without memory: any thread, inside any allocation."""
+        context.uses -= 1
+        if context.uses == 0 and is_linked(&context.retirement):
+            unlink(&context.retirement)
+            append(&self.unused, &context.retirement)
+            context.reactor.wake()  # the sweep cleans it up
+
+    cdef bint has_unused(self) noexcept:
+        return not is_empty(&self.unused)
+
+    cdef PyObject *take_unused(self) noexcept:
+        """The first that no step can reach, with the list's reference; there is one."""
+        return take_retired(first(&self.unused))
+
+    cdef PyObject *take_last(self) noexcept:
+        """The last of all, with the list's reference, or NULL."""
+        return take_retired(last(&self.unused) if is_empty(&self.in_use) else last(&self.in_use))
+
+
+cdef PyObject *take_retired(Link *link) noexcept:
+    if link == NULL:
+        return NULL
+    unlink(link)
+    return <PyObject *>(<char *>link - <size_t>&(<Context><PyObject *>NULL).retirement)
+
+
+cdef Retired new_retired():
+    return Retired.__new__(Retired)
+
+
+cdef Context new_context(HoldTable holds, dict rows, Retired retired, object plugin, double hold_timeout):
     cdef Context context = Context.__new__(Context)
     context.reactor = holds.reactor
     context.holds = holds
     context.rows = rows
+    context.retired = retired
     context.plugin = plugin
     context.name = plugin.name
     context.data = {}
@@ -162,7 +195,7 @@ cdef Context new_context(HoldTable holds, dict rows, object plugin, double hold_
 
 
 @cython.final
-@cython.no_gc_clear  # entries and holds need what it refers to
+@cython.no_gc_clear  # entries, holds and the list of the retired need what it refers to
 cdef class Context(Lifetime):
     """A plugin's handle on one worker; made by the dispatcher, one for each plugin, and given to every hook of it.
 
@@ -341,7 +374,8 @@ cdef class Hold(HoldBase):
             if message.decision == TO_FAIL:
                 message.fail(error, &drops)
             if message.state == HELD and message.task is None:
-                release(context.holds, message, &drops)
+                context.holds.queue(message)
+                end_hold(message, &drops)
         log_failure(context, error, self.hook)
         flush(&drops, self.reactor)
         if ending:
@@ -352,5 +386,6 @@ cdef class Hold(HoldBase):
         return f"<mqcore.Hold by plugin {self.context.name} in {<str>self.hook}, {state}>"
 
 
+seal(Retired)
 seal(Context)
 seal(Hold)

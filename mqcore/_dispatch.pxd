@@ -31,8 +31,7 @@ cdef inline bint is_sampled(unsigned int *until_sample) noexcept nogil:
     return False
 
 # For hooks, dispatchers and streams; and for native/, which calls hooks in its own way.
-cdef PyObject *begin(
-    Runner runner, Chain chain, Message message, int before, tuple args, object done, object variables) noexcept
+cdef PyObject *begin(Runner runner, Chain chain, Message message, tuple args, object done, object variables) noexcept
 cdef PyObject *begun(
     Runner runner, Chain chain, Message message, int decision, tuple args, object done, object variables,
     Drops *drops) noexcept

@@ -26,7 +26,6 @@ from ._message cimport (
     TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide, drop_later,
     end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
-from .loop._list cimport is_empty
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
 
@@ -68,15 +67,13 @@ cdef Runner new_runner(Reactor reactor, HoldTable holds):
 
 # ---------------------------------------------------------------------------------------------------------- Into the chain
 
-cdef PyObject *begin(
-        Runner runner, Chain chain, Message message, int before, tuple args, object done, object variables) noexcept:
-    """The step of a message that is IDLE or TAKEN. Returns a borrowed reference to an immortal object, an outcome or None; the
-    caller must own `chain`."""
+cdef PyObject *begin(Runner runner, Chain chain, Message message, tuple args, object done, object variables) noexcept:
+    """The step of a message that the caller has just moved to RUNNING. Returns a borrowed reference to an immortal object, an
+    outcome or None; the caller must own `chain`."""
     cdef Drops drops
     cdef PyObject *outcome
     cdef int decision
     no_drops(&drops)
-    move(&runner.holds.lists, message, before, RUNNING)
     message.retries = 0
     message.last_hook = chain.entries.hook
     if message.failure is not None and message.decision == UNDECIDED:
@@ -96,9 +93,12 @@ cdef PyObject *begun(
         Drops *drops) noexcept:
     """What `begin` returns, once the plugins have been called."""
     if decision != UNDECIDED:
-        if variables is not None:
-            message.variables = None
         return finish(runner, message, decision, drops)
+    return suspend(chain, message, args, done, variables)
+
+
+cdef PyObject *suspend(Chain chain, Message message, tuple args, object done, object variables) noexcept:
+    """A plugin holds the message: keep what is needed when it goes on."""
     if message.chain is None:
         message.chain = chain
     message.suspended = True
@@ -180,7 +180,8 @@ cdef list begin_all(
         if chain.native and not args and not runner.closed:
             index = (<NativeSide>runner.holds.lists.native).run_many(chain, messages, index, outcomes, done, variables)
         else:
-            outcome = begin(runner, chain, <Message>messages[index], TAKEN, args, done, variables)
+            move(&runner.holds.lists, <Message>messages[index], TAKEN, RUNNING)
+            outcome = begin(runner, chain, <Message>messages[index], args, done, variables)
             if outcome != <PyObject *>OUTCOME_CONTINUE:
                 Py_INCREF(<object>outcome)
                 PyList_SetItem(outcomes, index, outcome)
@@ -260,12 +261,9 @@ cdef void hold(Runner runner, Message message, int early, Drops *drops) noexcept
     move(&runner.holds.lists, message, RUNNING, HELD)
     if early == UNDECIDED:
         return
-    Py_INCREF(message)  # the queue's
     message.decision = early
-    runner.holds.collect_given()  # which were given back before it
-    move(&runner.holds.lists, message, HELD, QUEUED)
+    runner.holds.queue(message)
     end_hold(message, drops)
-    runner.reactor.request_tick()
 
 
 cdef int leave_hook(Runner runner, Message message, int decision, Drops *drops) noexcept:
@@ -377,9 +375,9 @@ cdef PyObject *finish(Runner runner, Message message, int decision, Drops *drops
     if message.chain is not None:
         drop_later(drops, message.chain)
         message.chain = None
-        if message.variables is not None:
-            drop_later(drops, message.variables)
-            message.variables = None
+    if message.variables is not None:
+        drop_later(drops, message.variables)
+        message.variables = None
     move(&runner.holds.lists, message, RUNNING, IDLE)
     message.entry = NULL
     message.decision = UNDECIDED
@@ -442,8 +440,8 @@ cdef bint cancel_step(Runner runner, Message message) noexcept:
         holds.lists.fast_path_off = True
         flush(&drops, runner.reactor)
         return True
-    if message.state == GIVEN_BACK:
-        holds.collect_given()
+    while message.state == GIVEN_BACK:
+        holds.collect_one()
     if message.state == HELD:
         move(&holds.lists, message, HELD, RUNNING)
     else:
@@ -478,7 +476,8 @@ cdef bint timeout_phase(void *owner) noexcept:
     portion = start_portion(runner.reactor.state.uv)
     now = runner.reactor.state.uv.hrtime()
     while goes_on(&portion):
-        holds.collect_given()  # what was given back in time is not too late
+        if holds.collect_one():  # what was given back in time is not too late
+            continue
         taken = holds.take_due(now)
         if taken == NULL:
             holds.arm_next()
@@ -513,12 +512,11 @@ cdef bint resume_phase(void *owner) noexcept:
     cdef HoldTable holds = runner.holds
     cdef Portion portion
     cdef PyObject *taken
-    holds.collect_given()
-    if is_empty(&holds.lists.queued):
+    if not holds.has_queued():
         return False
     holds.refill()
     portion = start_portion(runner.reactor.state.uv)
-    while not runner.closed and not is_empty(&holds.lists.queued):
+    while not runner.closed and holds.has_queued():
         if not goes_on(&portion):
             return True
         taken = holds.take_queued()
@@ -591,11 +589,8 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
         message.task = None
         if decision != UNDECIDED:
             message.decision = decision
-            Py_INCREF(message)  # the queue's
-            runner.holds.collect_given()  # which were given back before it
-            move(&runner.holds.lists, message, HELD, QUEUED)
+            runner.holds.queue(message)
             end_hold(message, &drops)
-            runner.reactor.request_tick()
         elif message.strong and finalizer_is_trusted(message):  # it returned true: from now on it may be abandoned
             message.strong = False
             drops.items[drops.count] = <PyObject *>message

@@ -11,6 +11,7 @@ from ._dispatch cimport cancel_step, end_all_steps, new_runner, resume_phase, ti
 from ._hook cimport new_hook
 from ._holds cimport has_pending, new_hold_table, stop_when_idle
 from ._message cimport Books, Message, NativeSide
+from .loop._attach cimport attach, close, stop_all
 from .loop._reactor cimport RESUME_PHASE, SWEEP_PHASE, TIMEOUT_PHASE, PyThread_get_thread_ident, new_reactor
 
 from ._misuse import describe
@@ -64,7 +65,7 @@ cdef class Dispatcher:
         self.active.hold_timeout = seconds
         for name in plugins.hooks:
             self.active.hooks[name] = new_hook(self.runner, self, name, plugins.hooks[name])
-        self.reactor.open(loop, self)
+        attach(self.reactor, loop, self)
         self.life = OPENING
         try:
             self.open()
@@ -167,8 +168,8 @@ cdef class Dispatcher:
         if not self.runner.closed and not self.reactor.forked:
             self.reactor.check("close()")
         self.end()
-        if self.reactor.escaped is not None:
-            error, self.reactor.escaped = self.reactor.escaped, None
+        if self.reactor.pending_exit is not None:
+            error, self.reactor.pending_exit = self.reactor.pending_exit, None
             raise error
 
     cdef int end(self) except -1:
@@ -185,9 +186,9 @@ cdef class Dispatcher:
                 self.active.close()
                 if self.holds.lists.native != NULL:
                     (<NativeSide>self.holds.lists.native).close()
-                self.reactor.stop_all()
+                stop_all(self.reactor)
             self.holds.close()
-            self.reactor.close()
+            close(self.reactor)
             if not self.reactor.forked:
                 if self.active.plugins is not None:
                     self.active.plugins._detach(self)

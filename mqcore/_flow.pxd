@@ -1,4 +1,4 @@
-# What a stream has in flight, and where it reads from.
+# What a stream has in flight.
 
 from cpython.object cimport PyObject
 
@@ -6,14 +6,6 @@ from ._hook cimport Hook
 from ._message cimport Message
 from .loop._list cimport Link, List
 from .loop._reactor cimport Portion, Task
-
-cdef enum Found:
-    # What a flow has for whoever asks.
-    ONE = 0                  # a message and its outcome
-    NOTHING = 1              # the source gave one that is in flight now, or ended
-    WAIT = 2                 # for an outcome, or for the source
-    TURN = 3                 # the loop has to have one first
-    OVER = 4                 # there is no more
 
 cdef class Place:
     """A message's place in a stream, and the `done` of its step."""
@@ -26,7 +18,7 @@ cdef class Place:
     cdef bint waiting               # for the end of the step
 
 cdef class Flow(Task):
-    """What a stream has in flight, and where it reads from."""
+    """What a stream has in flight."""
     cdef Hook hook
     cdef tuple args
     cdef object source              # an iterator; None once it has ended
@@ -60,8 +52,6 @@ cdef class Flow(Task):
     cdef bint cancel_some(self) noexcept
     cdef void leave(self) noexcept
 
-cdef Flow new_flow(Hook hook, object messages, tuple args, object max_in_flight, bint ordered)
-cdef int poll(Flow flow, PyObject **message, PyObject **outcome) noexcept
-cdef object wait(Flow flow, bint turn)
-cdef object end(Flow flow)
-cdef int check_thread(Flow flow) except -1
+cdef Flow new_flow(Hook hook, tuple args, Py_ssize_t most, bint ordered)
+cdef void close(Flow flow) noexcept
+cdef int close_source(object source) except -1

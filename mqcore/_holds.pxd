@@ -17,7 +17,9 @@ cdef class HoldTable:
     cdef void close(self) noexcept
     cdef TimeoutBucket *bucket_of(self, double seconds) except NULL
     cdef Books snapshot(self) noexcept
-    cdef bint collect_given(self) noexcept
+    cdef void queue(self, Message message) noexcept
+    cdef bint collect_one(self) noexcept
+    cdef bint has_queued(self) noexcept
     cdef PyObject *take_queued(self) noexcept
     cdef PyObject *take_due(self, uint64_t now) noexcept
     cdef PyObject *next_due(self, uint64_t *due) noexcept

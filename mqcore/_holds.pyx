@@ -3,7 +3,8 @@
 """Who has control of which message: the held ones in buckets by their timeout, and the queue of those that were given back.
 
 A give-back claims the message in the thread that makes it, and all that follows happens on the dispatcher's thread. Another
-thread only changes HELD to GIVEN_BACK, with the GIL, and puts the message into a list, from which that thread takes it.
+thread only changes HELD to GIVEN_BACK, with the GIL, and puts the message into a list, from which that thread takes one after
+the other, however many there are.
 """
 
 cimport cython
@@ -16,7 +17,7 @@ from .loop._atomic cimport fence, get, load_version
 from .loop._call cimport take_error
 from .loop._libuv cimport UV_TIMER
 from .loop._list cimport after, first, init_list, is_empty
-from .loop._reactor cimport Reactor, close_handle, new_handle, opened, uv_of
+from .loop._reactor cimport PyThread_get_thread_ident, Reactor, close_handle, new_handle, opened, uv_of
 from .loop._seal cimport seal
 from ._message cimport (
     GIVEN_BACK, HELD, QUEUED, RUNNING, TO_COMPLETE, TO_CONTINUE, TO_RETRY, HoldLists, Message, TimeoutBucket,
@@ -137,22 +138,39 @@ cdef class HoldTable:
             books.running += 1
         return books
 
-    cdef bint collect_given(self) noexcept:
-        """GIVEN_BACK -> QUEUED, for all that was given back elsewhere. Whether there was any. The dispatcher's thread."""
-        cdef PyObject *each = self.lists.first_given
-        if each == NULL:
+    cdef void queue(self, Message message) noexcept:
+        """A message was given back, as its `decision` says: behind all that were given back before. HELD -> QUEUED; on another
+        thread, or where some are GIVEN_BACK, HELD -> GIVEN_BACK. Any thread, with the GIL."""
+        Py_INCREF(message)  # the queue's
+        if self.lists.first_given == NULL and self.reactor.thread == PyThread_get_thread_ident():
+            move(&self.lists, message, HELD, QUEUED)
+            self.reactor.request_tick()
+        else:
+            move(&self.lists, message, HELD, GIVEN_BACK)
+            self.reactor.wake()
+
+    cdef bint collect_one(self) noexcept:
+        """GIVEN_BACK -> QUEUED, for the first that is. Whether there was any. The dispatcher's thread."""
+        cdef PyObject *given = self.lists.first_given
+        if given == NULL:
             return False
-        self.lists.first_given = NULL
-        self.lists.last_given = NULL
-        self.lists.given_count = 0
-        while each != NULL:
-            move(&self.lists, <Message>each, GIVEN_BACK, QUEUED)
-            each = (<Message>each).next_given
+        self.lists.first_given = (<Message>given).next_given
+        if self.lists.first_given == NULL:
+            self.lists.last_given = NULL
+        self.lists.given_count -= 1
+        move(&self.lists, <Message>given, GIVEN_BACK, QUEUED)
         return True
 
+    cdef bint has_queued(self) noexcept:
+        """Whether any message was given back, wherever that was."""
+        return not is_empty(&self.lists.queued) or self.lists.first_given != NULL
+
     cdef PyObject *take_queued(self) noexcept:
-        """QUEUED -> RUNNING, for the first in the queue: with the queue's reference, or NULL when it is empty."""
-        cdef PyObject *each = message_at(first(&self.lists.queued))
+        """-> RUNNING, for the one that was given back first: with the queue's reference, or NULL when there is none."""
+        cdef PyObject *each
+        if is_empty(&self.lists.queued):
+            self.collect_one()
+        each = message_at(first(&self.lists.queued))
         if each != NULL:
             move(&self.lists, <Message>each, QUEUED, RUNNING)
         return each
@@ -186,7 +204,8 @@ cdef class HoldTable:
         """HELD or QUEUED -> RUNNING, for any message that there is: with a reference, or NULL when there is none."""
         cdef TimeoutBucket *bucket = self.lists.buckets
         cdef PyObject *each
-        self.collect_given()
+        while self.collect_one():
+            pass
         while bucket != NULL:
             each = oldest_in(bucket)
             if each != NULL:

@@ -1,12 +1,10 @@
 """`Hook`: what a host runs messages through; and awaiting a step."""
 
-import contextvars
-
 cimport cython
 
-from ._chain cimport Chain, Route, open_route
+from ._chain cimport Route, open_route
 from ._dispatch cimport MOST_ARGUMENTS, Runner, begin, begin_all, cancel_step
-from ._message cimport HELD, IDLE, TAKEN, UNDECIDED, Message, move
+from ._message cimport HELD, IDLE, RUNNING, TAKEN, UNDECIDED, Message, move
 from .loop._reactor cimport PyThread_get_thread_ident
 from .loop._seal cimport seal
 
@@ -83,11 +81,12 @@ cdef class Hook(Route):
         if message is None or args is None:
             raise TypeError(f"{self.name}: run_one() needs a message and a tuple of arguments")
         chain = self.chain  # the step's own, as plugins may change meanwhile
-        variables = self.variables_for(chain)  # first: memory is made, by which anybody's code may run
+        variables = variables_for(chain)  # first: memory is made, by which anybody's code may run
         self.check_call(args, done)
         if message.state != IDLE:
             raise MqError(f"{self.name}: {in_step(message)}")
-        return <object>begin(self.runner, chain, message, IDLE, args, done, variables)
+        move(&self.holds.lists, message, IDLE, RUNNING)
+        return <object>begin(self.runner, chain, message, args, done, variables)
 
     def run_many(self, messages, *args, done=None):
         """`run` for each of an iterable of messages: a list of what it returned, in order.
@@ -98,7 +97,7 @@ cdef class Hook(Route):
         cdef tuple taken = tuple(messages)
         cdef list outcomes = [OUTCOME_CONTINUE] * len(taken)
         cdef Py_ssize_t count = 0
-        variables = self.variables_for(self.chain)
+        variables = variables_for(self.chain)
         self.check_call(args, done)
         for each in taken:  # no memory is made in here, so nobody's code runs
             if not isinstance(each, Message) or (<Message>each).state != IDLE:
@@ -127,10 +126,6 @@ cdef class Hook(Route):
             raise MqError(f"{self.name}: stream() needs a uvloop loop; on pyuv use run() with done=")
         self.check_call(args, None)
         return new_stream(self, messages, args, max_in_flight, ordered)
-
-    cdef object variables_for(self, Chain chain):
-        """The context variables of now, where coroutine hooks may need them."""
-        return contextvars.copy_context() if chain is not None and chain.coroutines else None
 
     cdef int check_call(self, tuple args, object done) except -1:
         self.runner.reactor.check(self.name)

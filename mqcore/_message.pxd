@@ -42,7 +42,7 @@ cdef enum State:
     TAKEN = 1         # by run_many(), which has not come to it yet
     RUNNING = 2       # a hook of the step is being called, or about to be, or the step is ending
     HELD = 3          # a plugin holds the message
-    GIVEN_BACK = 4    # by another thread, or abandoned; still in its bucket
+    GIVEN_BACK = 4    # by another thread, or abandoned, or behind such a one; still in its bucket
     QUEUED = 5        # given back; goes on in a tick
 
 cdef enum Decision:

@@ -8,7 +8,7 @@ A message carries its own place in its step, so that holding one allocates nothi
     TAKEN       by run_many(), which has not come to it yet -> RUNNING, IDLE (refused)
     RUNNING     a hook of the step is being called          -> RUNNING (next plugin), HELD, IDLE, QUEUED (from native hooks)
     HELD        a plugin has it; in the bucket of its timeout -> QUEUED, GIVEN_BACK, RUNNING (timeout, cancel, close)
-    GIVEN_BACK  by another thread, or abandoned             -> QUEUED
+    GIVEN_BACK  by another thread, abandoned, or behind such -> QUEUED
     QUEUED      given back; waits for a tick                -> RUNNING
 
 `move` (in the .pxd) is the one function that changes the state, with the lists and the books that go with it. In it nothing

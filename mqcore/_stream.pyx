@@ -1,7 +1,7 @@
 """Streams: `hook.stream(messages)` runs a source of messages through a hook, and is an asynchronous iterator of the outcomes.
 
 Whoever iterates has a `Stream`; behind it stands a `Flow` (see _flow), which has all that goes on: so when the last reference
-to the Stream goes, what is in flight can be cancelled, whoever else knows the flow.
+to the Stream goes, what is in flight can be cancelled, whoever else knows the flow. How messages are read stands in _reading.
 
 Where nobody holds a message, its outcome is what the awaitable, a `Next`, gives without waiting.
 """
@@ -10,9 +10,10 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 
-from ._flow cimport ONE, OVER, TURN, Flow, check_thread, end, new_flow, poll, wait
+from ._flow cimport Flow
 from ._hook cimport Hook
 from ._message cimport Message
+from ._reading cimport ONE, OVER, TURN, check_thread, end, flow_of, poll, wait
 from .loop._seal cimport seal
 
 cdef extern from *:
@@ -281,7 +282,7 @@ cdef class Stream:
 def new_stream(Hook hook not None, messages, tuple args not None, max_in_flight, ordered):
     """`hook.stream`, which has checked the call."""
     cdef Stream stream
-    cdef Flow flow = new_flow(hook, messages, args, max_in_flight, ordered)
+    cdef Flow flow = flow_of(hook, messages, args, max_in_flight, ordered)
     stream = Stream.__new__(Stream)
     stream.flow = flow
     return stream

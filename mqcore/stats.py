@@ -44,7 +44,7 @@ class Stats:
     """A dispatcher's books: `entered == continued + completed + failed + cancelled + held + running`, always.
 
     The first five count steps since the dispatcher was made. `held` is how many messages plugins hold now; `running` how many
-    are in a hook or wait for a turn after they were given back.
+    are in a hook or wait for a tick after they were given back.
     """
 
     entered: int

@@ -16,7 +16,7 @@ from libc.stdint cimport uint64_t
 
 from ._call cimport ROOM, call_function, is_a, take_error
 from ._list cimport append, append_all, init_list, is_empty, is_linked, unlink
-from ._poll cimport C_READ, C_WRITE, add_watch, change_watch, is_active, remove_watch
+from ._poll cimport C_READ, C_WRITE, add_watch, change_watch, is_active, lost_for, remove_watch
 from ._seal cimport seal, seal_base
 
 from ..errors import MqError
@@ -290,7 +290,7 @@ cdef class Watcher(WatchHandle):
     cdef void run(self) noexcept:
         # One that was called before it may have changed what it waits for.
         cdef int events = self.watch.came & self.watch.wanted
-        cdef int lost = self.watch.lost
+        cdef int lost = lost_for(&self.watch)
         cdef PyObject *error
         self.watch.came = 0
         if lost:

@@ -25,6 +25,10 @@ cdef inline Link *first(List *list) noexcept nogil:
     """NULL when the list is empty."""
     return NULL if list.ends.next == &list.ends else list.ends.next
 
+cdef inline Link *last(List *list) noexcept nogil:
+    """NULL when the list is empty."""
+    return NULL if list.ends.next == &list.ends else list.ends.previous
+
 cdef inline Link *after(List *list, Link *link) noexcept nogil:
     """NULL after the last."""
     return NULL if link.next == &list.ends else link.next

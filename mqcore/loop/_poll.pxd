@@ -14,3 +14,5 @@ cdef int add_watch(LoopState *state, Watch *watch, int fd, int wanted) noexcept 
 cdef int change_watch(Watch *watch, int wanted) noexcept nogil
 cdef bint remove_watch(LoopState *state, Watch *watch) noexcept nogil
 cdef bint is_active(Watch *watch) noexcept nogil
+cdef int lost_for(Watch *watch) noexcept nogil
+cdef bint tell_lost(LoopState *state) noexcept nogil

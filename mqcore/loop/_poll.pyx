@@ -10,7 +10,8 @@ instant can still make libuv abort.
 
 The system takes a number that was closed and opened again for the new file, and tells nobody that the old one is gone. So each
 poll knows which file it was started for, and those that were started since the loop polled last are looked at just before it
-polls next. A watch whose fd was closed is *lost*: it is ready once more, with `lost` set.
+polls next. A poll whose fd was closed is *lost*: each of its watches becomes ready once more, with `lost` set; so many in a
+tick, however many they are.
 
 No Python, and no GIL. The loop's thread.
 """
@@ -34,7 +35,7 @@ cdef enum:
     MOST_EVENTS = 1_024   # from the epoll at once
     FRUITLESS = 16        # ticks, from one look at the epoll again that did not pay to the next
     FEW_HANDLES = 64      # so many may be looked at for each new poll
-    MOST_TOLD = 4_096     # watches of one fd, for each time that its events come
+    MOST_TOLD = 4_096     # watches of one fd, for each time that its events come; and of fds that are lost, in a tick
 
 
 # --------------------------------------------------------------------------------------------------------------- Watches
@@ -95,9 +96,14 @@ cdef bint is_active(Watch *watch) noexcept nogil:
     return watch.poll != NULL or watch.lost != 0
 
 
+cdef int lost_for(Watch *watch) noexcept nogil:
+    """0, or the error for which its fd cannot be watched any more."""
+    return watch.lost if watch.poll == NULL else watch.poll.lost
+
+
 cdef Watch *any_watch(LoopState *state) noexcept nogil:
     """Some active watch, or of those that are lost one whose owner needs the GIL; NULL when there is none."""
-    cdef Link *link = first(&state.polls)
+    cdef Link *link = first(&state.lost) if is_empty(&state.polls) else first(&state.polls)
     if link == NULL:
         return first_ready(state, False)
     return watch_at(first(&poll_at(link).watches))  # a poll is closed with its last watch
@@ -200,6 +206,8 @@ cdef int update(Poll *poll) noexcept nogil:
     if wanted == 0:
         close_poll(poll)
         return 0
+    if poll.lost:
+        return -poll.lost
     if wanted == poll.wanted or state.forked:
         return 0
     if not is_same_file(poll):
@@ -222,35 +230,56 @@ cdef int update(Poll *poll) noexcept nogil:
 
 cdef void update_or_lose(Poll *poll) noexcept nogil:
     cdef int failed = update(poll)
-    if failed < 0 and failed != -EBADF:  # that one is lost already
+    if failed < 0 and not poll.lost:
         lose(poll, -failed)
 
 
 cdef void lose(Poll *poll, int error) noexcept nogil:
-    """The fd cannot be polled any more: let go of it. Its watches are told in a tick."""
+    """The fd, which is watched, cannot be polled any more: let go of it. Its watches are told in ticks."""
+    stop_polling(poll)
+    poll.lost = error
+    append(&poll.loop.lost, &poll.link)
+    request_nogil_tick(poll.loop)
+
+
+cdef bint tell_lost(LoopState *state) noexcept nogil:
+    """Make watches ready whose fd is lost, some of them. Whether there are more."""
+    cdef int left = MOST_TOLD
+    cdef Poll *poll
     cdef Watch *watch
-    while not is_empty(&poll.watches):
+    while left > 0 and not is_empty(&state.lost):
+        left -= 1
+        poll = poll_at(first(&state.lost))
         watch = watch_at(first(&poll.watches))
         leave_poll(watch)
-        watch.lost = error
-        make_ready(poll.loop, watch)
-    close_poll(poll)
+        watch.lost = poll.lost
+        make_ready(state, watch)
+        if is_empty(&poll.watches):
+            close_poll(poll)
+    return not is_empty(&state.lost)
 
 
 cdef void close_poll(Poll *poll) noexcept nogil:
+    """It has no watches any more."""
+    if poll.lost:
+        unlink(&poll.link)
+    else:
+        stop_polling(poll)
+    free(poll)
+
+
+cdef void stop_polling(Poll *poll) noexcept nogil:
     cdef LoopState *state = poll.loop
     state.poll_of[poll.fd] = NULL
     unlink(&poll.link)
     if is_linked(&poll.started):
         unlink(&poll.started)
     if state.forked:  # the epoll is the parent's
-        free(poll)
         return
     if poll.handle != NULL:
         close_handle(poll.handle)
     else:
         epoll_ctl(state.epoll, EPOLL_CTL_DEL, poll.fd, 0, 0)  # an error, where it was closed: then there is nothing to do
-    free(poll)
     if HAS_EPOLL and is_empty(&state.polls):
         state.uv.unref(uv_of(state.epoll_handle))
 

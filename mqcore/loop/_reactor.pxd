@@ -50,22 +50,22 @@ cdef class Runnable:
     cdef bint halt(self) noexcept
 
 cdef class Reactor:
-    cdef readonly object loop       # the uvloop.Loop or pyuv.Loop; None before open()
+    cdef readonly object loop       # the uvloop.Loop or pyuv.Loop; None before it is attached
     cdef Library library
     cdef LoopState state
-    cdef unsigned long thread       # of the loop; 0 before open(), once closed or forked: one comparison tells all
+    cdef unsigned long thread       # of the loop; 0 before it is attached, once closed or forked: one comparison tells all
     cdef bint closed
     cdef bint forked
-    cdef object keeper              # the Dispatcher, kept alive from open() to the last close callback
-    cdef object escaped             # a KeyboardInterrupt or SystemExit that has not left through the loop yet
-    cdef bint escaping              # it has to be tried again
+    cdef object keeper              # the Dispatcher, kept alive from attach() to the last close callback
+    cdef object pending_exit        # a KeyboardInterrupt or SystemExit that has not left through the loop yet
+    cdef bint retries_exit          # it has to be tried again
     cdef PhaseRow phases[PHASES]    # that of NATIVE_PHASE has the next two in its place
     cdef nogil_phase_function run_nogil
     cdef void *nogil_owner
     cdef bint (*has_pending)(void *) noexcept nogil
     cdef void (*stop_when_idle)(void *) noexcept nogil
     cdef void *idle_owner
-    cdef bint is_open               # its handles are: from open() to close()
+    cdef bint is_open               # its handles are: from attach() to close()
     cdef bint busy                  # keeps the loop running (libuv: `waker` is referenced)
     cdef Handle *waker              # uv_async_t: a tick requested by another thread
     cdef Wheel wheel                # the timers that run
@@ -79,10 +79,6 @@ cdef class Reactor:
     cdef void set_nogil_phase(self, nogil_phase_function function, void *owner) noexcept
     cdef void set_idle(self, bint (*has_pending)(void *) noexcept nogil, void (*stop_when_idle)(void *) noexcept nogil,
                        void *owner) noexcept
-    cdef int open(self, object loop, object keeper) except -1
-    cdef int attach(self, object keeper) except -1
-    cdef void stop_all(self) noexcept
-    cdef void close(self) noexcept
     cdef int check(self, str what) except -1
     cdef int refuse(self, str what) except -1
     cdef void request_tick(self) noexcept nogil
@@ -100,7 +96,8 @@ cdef class Reactor:
     cdef void report(self, object error, str where) noexcept
     cdef void raise_through_loop(self, object error) noexcept
     cdef void report_failed(self, object error, str where) noexcept
-    cdef void keep_escaped(self, object error) noexcept
+    cdef void set_pending_exit(self, object error) noexcept
 
-cdef list open_reactors()
 cdef Reactor new_reactor()
+cdef PyObject *take_posted(Reactor reactor) noexcept
+cdef void halt_one(PyObject *owner) noexcept

@@ -10,7 +10,6 @@ Everything here belongs to the loop's thread, except `wake` and `post`, which an
 """
 
 import asyncio
-import os
 
 cimport cython
 from cpython.object cimport PyObject
@@ -20,13 +19,13 @@ from libc.stdlib cimport free
 
 from ._atomic cimport load_flag, store_flag
 from ._call cimport ends_program, take_error
-from ._libuv cimport UV_ASYNC, UV_IDLE, UV_PREPARE, UV_TIMER, LibUV, library_of, pointer_of, uv_handle_t
-from ._list cimport after, append, first, init_list, is_empty, is_linked, unlink
-from ._poll cimport any_watch, close_polls, open_polls, poll_again
-from ._report cimport try_escape, try_log, try_log_failure, try_report, type_name
+from ._libuv cimport uv_handle_t
+from ._list cimport append, first, init_list, is_empty, is_linked, unlink
+from ._poll cimport poll_again, tell_lost
+from ._report cimport try_log, try_log_failure, try_raise_through_loop, try_report, type_name
 from ._seal cimport seal_base
 from ._state cimport NS_PER_MS
-from ._wheel cimport DUE, DUE_NOGIL, Node, any_node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
+from ._wheel cimport DUE, DUE_NOGIL, Node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
 
 from ..errors import DispatcherClosed, MqError
 from ._state import handles  # no-cython-lint
@@ -37,40 +36,11 @@ cdef extern from "Python.h":
 ctypedef int (*log_function)(object, int, str, tuple, object) noexcept
 ctypedef int (*report_function)(object, Library, object, str) noexcept
 ctypedef int (*failure_function)(object, str) noexcept
-ctypedef int (*escape_function)(object, Library, object) noexcept
+ctypedef int (*raise_function)(object, Library, object) noexcept
 
 cdef enum:
     MOST_LOOKS = 8  # of one tick, at what is ready
     FEW_TO_STOP = 16  # timers and watchers, in one go outside of a tick
-
-cdef List reactors  # those that are open; with the GIL
-init_list(&reactors)
-
-
-cdef list open_reactors():
-    """All that are open, in this process. Each has a Dispatcher as its `keeper`."""
-    cdef list found = []
-    cdef Link *link = first(&reactors)
-    while link != NULL:
-        found.append(reactor_of(link))
-        link = after(&reactors, link)
-    return found
-
-
-cdef Reactor reactor_of(Link *neighbours):
-    return <Reactor><PyObject *>(<char *>neighbours - <size_t>&(<Reactor><PyObject *>NULL).neighbours)
-
-
-def after_fork_in_child():
-    # The child shares the parent's epoll: whatever it told libuv, the parent would feel.
-    cdef Reactor reactor
-    for reactor in open_reactors():
-        reactor.thread = 0
-        reactor.forked = True
-        reactor.state.forked = True
-
-
-os.register_at_fork(after_in_child=after_fork_in_child)
 
 
 # ---------------------------------------------------------------------------------------------------------- libuv's side
@@ -85,20 +55,18 @@ cdef void on_alarm(uv_handle_t *uv_handle) noexcept nogil:
         request_nogil_tick(handle.loop)
 
 
-cdef void on_async(uv_handle_t *uv_handle) noexcept nogil:
-    request_nogil_tick(header_of(uv_handle).loop)
-
-
 @cython.nonecheck(False)
 cdef void on_idle(uv_handle_t *uv_handle) noexcept nogil:
     """A tick."""
     cdef LoopState *state = header_of(uv_handle).loop
     cdef bint more = False
     state.asked = False
+    if not is_empty(&state.lost):
+        more = tell_lost(state)
     if state.alarm.rung:
         # What becomes due later rings again, but for what had to wait since too much was to move.
         state.alarm.rung = not turn_wheel(&(<Reactor>state.owner).wheel, state.uv.hrtime() // NS_PER_MS)
-        more = state.alarm.rung
+        more |= state.alarm.rung
         if (<Reactor>state.owner).wheel.due:
             store_flag(&state.gil_needed, True)
     if (<Reactor>state.owner).run_nogil != NULL:
@@ -118,14 +86,6 @@ cdef void on_idle(uv_handle_t *uv_handle) noexcept nogil:
 cdef void tick_with_gil(LoopState *state) noexcept with gil:
     cdef Reactor reactor = <Reactor>state.owner
     reactor.tick()
-
-
-cdef void all_closed(LoopState *state) noexcept with gil:
-    """The last close callback: libuv knows nothing of the reactor any more."""
-    cdef Reactor reactor = <Reactor>state.owner
-    _keeper = reactor.keeper  # dropped when this returns
-    reactor.keeper = None
-    Py_DECREF(reactor)  # the reference that open() took
 
 
 # --------------------------------------------------------------------------------------------------------------- Phases
@@ -246,10 +206,10 @@ cdef class Reactor:
     def __cinit__(self):
         self.state.owner = <PyObject *>self
         self.state.on_idle = on_idle
-        self.state.all_closed = all_closed
         init_list(&self.state.ready[False])
         init_list(&self.state.ready[True])
         init_list(&self.state.polls)
+        init_list(&self.state.lost)
         init_list(&self.state.started)
         init_list(&self.posted)
         init_list(&self.stopping)
@@ -277,102 +237,6 @@ cdef class Reactor:
         self.has_pending = has_pending
         self.stop_when_idle = stop_when_idle
         self.idle_owner = owner
-
-    # -------------------------------------------------------------------------------------------------- opening, closing
-
-    cdef int open(self, object loop, object keeper) except -1:
-        """Attach to `loop`. Keeps itself, and `keeper`, alive until close() and the close callbacks after it. What raises
-        leaves nothing open."""
-        cdef Library library = library_of(loop)
-        cdef uv_loop_t *pointer = pointer_of(loop)
-        if library.owner == "uvloop" and loop.is_running() and asyncio._get_running_loop() is not loop:
-            raise MqError("the loop runs in another thread: make the dispatcher there, such as in a callback of the loop")
-        if self.is_open or self.closed:
-            raise MqError("the dispatcher has been initialised already")
-        self.library = library
-        self.loop = loop
-        self.state.uv = &library.table
-        self.state.pointer = pointer
-        self.state.sees_double_polls = library.owner != "pyuv"
-        try:
-            self.attach(keeper)
-        except BaseException:
-            free(self.waker)
-            free(self.state.idle)
-            free(self.state.prepare)
-            free(self.state.alarm)
-            self.loop = None
-            raise
-        return 0
-
-    cdef int attach(self, object keeper) except -1:
-        """Make the handles. What can fail comes first; from there on no Python code runs."""
-        cdef LibUV *uv = self.state.uv
-        cdef int _each
-        self.waker = new_handle(&self.state, UV_ASYNC)
-        self.state.idle = new_handle(&self.state, UV_IDLE)
-        self.state.prepare = new_handle(&self.state, UV_PREPARE)
-        self.state.alarm = new_handle(&self.state, UV_TIMER)
-        if self.waker == NULL or self.state.idle == NULL or self.state.prepare == NULL or self.state.alarm == NULL:
-            raise MemoryError()
-        cdef int failed = uv.async_init(self.state.pointer, uv_of(self.waker), on_async)
-        if failed < 0:  # it needs an fd
-            raise OSError(-failed, f"libuv cannot make an async handle: {os.strerror(-failed)}")
-        uv.idle_init(self.state.pointer, uv_of(self.state.idle))  # these cannot fail
-        uv.prepare_init(self.state.pointer, uv_of(self.state.prepare))
-        uv.timer_init(self.state.pointer, uv_of(self.state.alarm))
-        for _each in range(4):
-            opened(&self.state)
-        # Unref'd: only held messages and running timers keep the loop alive, and these do it by the waker.
-        uv.unref(uv_of(self.waker))
-        uv.unref(uv_of(self.state.prepare))
-        uv.unref(uv_of(self.state.alarm))
-        open_polls(&self.state)
-        self.wheel.now = uv.hrtime() // NS_PER_MS
-        self.keeper = keeper
-        self.is_open = True
-        self.thread = PyThread_get_thread_ident()
-        append(&reactors, &self.neighbours)
-        Py_INCREF(self)
-        self.wake()  # the first tick learns which thread runs the loop
-        return 0
-
-    cdef void stop_all(self) noexcept:
-        """Refuse everything from now on; stop all timers and watchers, and tell what was posted."""
-        cdef Node *node
-        cdef Watch *watch
-        cdef PyObject *task
-        self.closed = True
-        self.thread = 0
-        if self.forked or not self.is_open:
-            return
-        node = any_node(&self.wheel)
-        while node != NULL:
-            halt_one(node.owner)
-            node = any_node(&self.wheel)
-        watch = any_watch(&self.state)
-        while watch != NULL:
-            halt_one(watch.owner)
-            watch = any_watch(&self.state)
-        while self.posted_count > 0:
-            task = take_posted(self)
-            (<Task>task).loop_closes()
-            Py_DECREF(<Task>task)
-
-    cdef void close(self) noexcept:
-        """Stop all, and close the handles. Their memory goes with their close callbacks. More than once is fine."""
-        self.stop_all()
-        if not self.is_open:
-            return
-        self.is_open = False
-        unlink(&self.neighbours)
-        if self.forked:
-            return
-        close_polls(&self.state)
-        close_handle(self.waker)
-        close_handle(self.state.idle)
-        close_handle(self.state.prepare)
-        close_handle(self.state.alarm)
 
     # ------------------------------------------------------------------------------------------------------------- timers
 
@@ -494,8 +358,8 @@ cdef class Reactor:
                 more |= row.function(row.owner)
                 if self.thread == 0:  # closed, or in the child of a fork, by what was called
                     return
-        if self.escaping:
-            self.raise_through_loop(self.escaped)  # once more
+        if self.retries_exit:
+            self.raise_through_loop(self.pending_exit)  # once more
         if more:
             request_tick(&self.state)
         self.end_tick()
@@ -560,24 +424,24 @@ cdef class Reactor:
         stopped, and the dispatcher's close() raises it. Where that fails it is tried again in the next tick.
         """
         cdef PyObject *another
-        self.keep_escaped(error)
-        cdef int escaped = (<escape_function>try_escape)(self.loop, self.library, error)
-        self.escaping = escaped < 0
-        if escaped == 0:
-            self.keep_escaped(None)
-        elif self.escaping:
+        self.set_pending_exit(error)
+        cdef int raised = (<raise_function>try_raise_through_loop)(self.loop, self.library, error)
+        self.retries_exit = raised < 0
+        if raised == 0:
+            self.set_pending_exit(None)
+        elif self.retries_exit:
             another = take_error()
             PySys_WriteStderr(b"mqcore could not end the loop yet: %.200s\n", type_name(<object>another))
             Py_DECREF(<object>another)
             self.wake()
 
-    cdef void keep_escaped(self, object error) noexcept:
-        _before = self.escaped  # dropped when this returns, and the field is set
-        self.escaped = error
+    cdef void set_pending_exit(self, object error) noexcept:
+        _before = self.pending_exit  # dropped when this returns, and the field is set
+        self.pending_exit = error
 
 
 cdef Reactor new_reactor():
-    """Whole, but not open yet."""
+    """Whole, but not attached to a loop yet: see _attach."""
     return Reactor.__new__(Reactor)
 
 

@@ -39,7 +39,7 @@ cdef int try_log_failure(object error, str where) except -1:
     return 0
 
 
-cdef int try_escape(object loop, Library library, object error) except -1:
+cdef int try_raise_through_loop(object loop, Library library, object error) except -1:
     """1: the loop is stopped, and close() has to raise the error; 0: that is all."""
     if library is None or loop is None:
         log.error("there is no loop, so nothing can end with this error", exc_info=error)

@@ -23,7 +23,7 @@ cdef struct Handle:
 cdef struct Poll:
     # One fd that is watched, for all who watch it: see _poll.
     LoopState *loop
-    Link link                 # in the list of all
+    Link link                 # in the list of all, or of those that are lost
     Link started              # in the list of those to be looked at before libuv polls
     List watches              # who watches the fd, in order
     Link *next                # in that list, where there are very many: who is told next; NULL: the first
@@ -35,16 +35,17 @@ cdef struct Poll:
     dev_t device              # the file that the fd stood for when it was watched
     ino_t inode
     Handle *handle            # its uv_poll_t; NULL: it is in the epoll
+    int lost                  # 0, or the error for which it is polled no more: its watches are told one after the other
 
 cdef struct Watch:
     # Somebody who watches an fd, together with others: see _poll.
-    Poll *poll                # NULL: it is not watched, or the fd was lost
+    Poll *poll                # NULL: it is not watched, or was lost
     Link link                 # in the poll's list
     Link ready                # in the list of what is ready
     PyObject *owner           # borrowed: the Watcher
     int wanted                # the events that it waits for
     int came                  # those that came
-    int lost                  # 0, or the error for which the fd cannot be watched any more: to be told
+    int lost                  # 0, or the error for which the fd cannot be watched any more: the watch is ready
     bint is_nogil             # its owner needs no GIL
 
 cdef struct LoopState:
@@ -57,6 +58,7 @@ cdef struct LoopState:
     Handle *prepare
     Handle *alarm             # a timer, for the next turn of the wheel
     List polls
+    List lost                 # polls that are lost, and have watches that have not been told
     Poll **poll_of            # by fd
     int poll_places
     List started              # polls

@@ -29,6 +29,6 @@ cdef void wake(Table *table) noexcept nogil
 cdef bint log_records(Runner runner, Table *table) noexcept
 cdef void set_living(int change) noexcept nogil
 cdef bint is_any_living() noexcept nogil
-cdef int raise_escaped() except -1
+cdef int raise_pending_exit() except -1
 cdef void know_library(void *address, str plugin) except *
 cdef void forget_library(void *base) noexcept

@@ -30,10 +30,10 @@ cdef extern from *:
     """
     /* Whether this thread is in a function of a plugin's life, called by Python; and what is to be raised when it returns. */
     static __thread int mqcore_living;
-    static __thread PyObject *mqcore_escaped;
+    static __thread PyObject *mqcore_pending_exit;
     """
     int living "mqcore_living"
-    PyObject *escaped "mqcore_escaped"
+    PyObject *pending_exit "mqcore_pending_exit"
 
 cdef extern from "Python.h":
     bint Py_IsInitialized() nogil
@@ -61,13 +61,13 @@ cdef bint is_any_living() noexcept nogil:
     return load_int(&lives) > 0
 
 
-cdef int raise_escaped() except -1:
+cdef int raise_pending_exit() except -1:
     """Raise what has to end the program, and was raised by logging, in a function of a plugin's life that has just returned."""
-    global escaped
-    cdef PyObject *error = escaped
+    global pending_exit
+    cdef PyObject *error = pending_exit
     if error == NULL:
         return 0
-    escaped = NULL
+    pending_exit = NULL
     held = <object>error
     Py_DECREF(held)
     raise held
@@ -239,15 +239,15 @@ cdef void log_now(Table *table, int priority, const char *text, void *handle, vo
         if reactor != NULL:
             report_raised(<Reactor>reactor, "a handler of logging")
         else:
-            keep_escaped(take_error())
+            keep_exit(take_error())
     Py_XDECREF(reactor)
 
 
-cdef void keep_escaped(PyObject *error) noexcept:
+cdef void keep_exit(PyObject *error) noexcept:
     """There is no loop: what ends the program is raised by the function of a plugin's life that this thread is in, if any."""
-    global escaped
-    if living and escaped == NULL and ends_program(<object>error):
-        escaped = error
+    global pending_exit
+    if living and pending_exit == NULL and ends_program(<object>error):
+        pending_exit = error
         return
     PySys_WriteStderr(b"mqcore could not log what a native plugin said\n")
     Py_DECREF(<object>error)

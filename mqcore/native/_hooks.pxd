@@ -1,21 +1,63 @@
 # Native plugins: their hooks in a chain, and what they hold.
 
+cimport cython
 from cpython.object cimport PyObject
 
 from libc.stdint cimport uint64_t
 
 from ._arguments cimport Arguments
-from ._slots cimport GENERATION, LAST_GENERATIONS, Slot, Table, generation_of
+from ._slots cimport (
+    GENERATION, LAST_GENERATIONS, Slot, Table, generation_of, has_any, is_open, set_pointer, set_thread, store_int)
 from ..loop._atomic cimport get, set
+from ..loop._reactor cimport request_nogil_tick
 from .._dispatch cimport Runner
 from .._chain cimport Chain
 from .._message cimport Drops, Entry, Message, NativeSide
+
+cdef extern from *:
+    """
+    /* For the compiler alone: what a signal handler does is seen by the thread that it interrupts. */
+    #define mqcore_signal_fence() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+    """
+    void signal_fence "mqcore_signal_fence"() noexcept nogil
 
 cdef struct Inside:
     # Where a thread was before it went into native code.
     void *current
     PyObject *message
     void *frame
+
+
+@cython.nonecheck(False)
+cdef inline void enter(
+        Table *table, void *context, PyObject *message, unsigned long thread, Inside *before) noexcept nogil:
+    """This thread, the dispatcher's, is about to call native code: for a context or for a message."""
+    if table.inside == 0:
+        (<Runner>table.owner).holds.lists.fast_path_off = False
+    before.current = table.current
+    before.message = table.message
+    before.frame = table.frame
+    set_pointer(&table.current, context)
+    table.message = message
+    table.frame = before
+    set_thread(&table.thread, thread)
+    store_int(&table.inside, table.inside + 1)
+
+
+@cython.nonecheck(False)
+cdef inline void leave(Table *table, Inside *before) noexcept nogil:
+    """Back from it. What was given back or recorded in it, be it by a signal handler, needs a tick."""
+    cdef int inside = table.inside - 1
+    cdef bint open = is_open(table)
+    set_pointer(&table.current, before.current)
+    table.message = before.message
+    table.frame = before.frame
+    store_int(&table.inside, inside)
+    signal_fence()
+    # From here on a table that was closed may be another dispatcher's.
+    if open and inside == 0 and (has_any(&table.given) or has_any(&table.records)):
+        request_nogil_tick(&(<Runner>table.owner).reactor.state)
+
 
 cdef inline bint is_exhausted(Slot *slot) noexcept nogil:
     """Whether its generations are used up: let go, it is retired when its turn comes."""
@@ -28,8 +70,6 @@ cdef int call_native(NativeSide side, Message message, Entry *entry, bint timed,
 cdef Py_ssize_t run_many_native(
     NativeSide side, Chain chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept
 cdef void end_native_hold(void *native) noexcept
-cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil
-cdef void leave(Table *table, Inside *before) noexcept nogil
 cdef void give(void *handle, int decision, void *caller) noexcept nogil
 cdef int keep(Slot *slot, object value) except -1
 cdef void hold_by(Message message, Slot *slot) noexcept nogil
@@ -43,5 +83,4 @@ cdef Slot *make_ready(
     Runner runner, Table *table, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept
 cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *kept, Drops *drops) noexcept
 cdef Entry *call_timed(
-    Runner runner, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
-    bint *taken) noexcept nogil
+    Runner runner, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil

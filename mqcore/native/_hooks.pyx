@@ -7,10 +7,10 @@ its own, so a hook that returns false costs a number and two comparisons. Only a
 
     CALLED    a hook is being called   -> GIVEN (early give-back), HELD_BY, or the next generation
     HELD_BY   the plugin has control   -> GIVEN by a give-back, FREE when the hold ended otherwise
-    GIVEN     the dispatcher will release the message -> FREE; OVER when the step ended before it came to that
+    GIVEN     the dispatcher will go on with the message -> FREE; OVER when the step ended before it came to that
 
 A give-back is a compare-and-swap of that state, from any thread and without the GIL, and then the slot goes into a list that
-the dispatcher takes in its next turn. That a hook which returned false can lose the give-back of another thread, made in the
+the dispatcher takes in its next tick. That a hook which returned false can lose the give-back of another thread, made in the
 same instant, is as good as if it had come too late.
 """
 
@@ -22,22 +22,19 @@ from .._chain cimport Chain
 from .._dispatch cimport Runner, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
 from .._holds cimport count_given
 from .._message cimport (
-    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, UNDECIDED, Drops, Entry, Message, NativeSide, flush, move, no_drops)
+    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, flush, move, no_drops)
 from ..loop._atomic cimport get, load, set, swap
 from ..loop._call cimport take_error
-from ..loop._reactor cimport request_nogil_tick
 from ._arguments cimport OF_ADDRESS, Arguments, take_arguments
 from ._diagnostics cimport is_of_another, refuse, wake
 from ._slots cimport (
     CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of, get_kind,
-    get_pointer, handle_of, has_any, is_open, part_in, push, set_number, set_object, set_pointer, set_thread, slot_of,
-    state_of, store_int, table_of, take_slot, this_thread)
+    get_pointer, handle_of, handle_with, part_in, push, set_number, set_object, set_pointer, slot_of, state_of, table_of,
+    take_slot)
 
 cdef extern from *:
     """
     #include <stdbool.h>
-    /* For the compiler alone: what a signal handler does is seen by the thread that it interrupts. */
-    #define mqcore_signal_fence() __atomic_signal_fence(__ATOMIC_SEQ_CST)
     #define mqcore_unlikely(condition) __builtin_expect((condition) != 0, 0)
 
     /* The part of a handle that says what it stands for is in its low bits. No pointer to a function for each kind of hook:
@@ -57,7 +54,6 @@ cdef extern from *:
             context, handle, arguments->first, arguments->first_size, arguments->second, arguments->second_size);
     }
     """
-    void signal_fence "mqcore_signal_fence"() noexcept nogil
     bint unlikely "mqcore_unlikely"(uint64_t condition) noexcept nogil
     bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, char *handle, const Arguments *) noexcept nogil
 
@@ -74,40 +70,6 @@ cdef enum:
 
 
 # ----------------------------------------------------------------------------------------------------------------- Calls
-
-cdef void enter(Table *table, void *context, PyObject *message, Inside *before) noexcept nogil:
-    """This thread, the dispatcher's, is about to call native code: for a context or for a message."""
-    go_in(table, context, message, this_thread(), before)
-
-
-cdef inline void go_in(
-        Table *table, void *context, PyObject *message, unsigned long thread, Inside *before) noexcept nogil:
-    """The same, where it is known which thread that is."""
-    if table.inside == 0:
-        (<Runner>table.owner).holds.lists.fast_path_off = False
-    before.current = table.current
-    before.message = table.message
-    before.frame = table.frame
-    set_pointer(&table.current, context)
-    table.message = message
-    table.frame = before
-    set_thread(&table.thread, thread)
-    store_int(&table.inside, table.inside + 1)
-
-
-cdef void leave(Table *table, Inside *before) noexcept nogil:
-    """Back from it. What was given back or recorded in it, be it by a signal handler, needs a tick."""
-    cdef int inside = table.inside - 1
-    cdef bint open = is_open(table)
-    set_pointer(&table.current, before.current)
-    table.message = before.message
-    table.frame = before.frame
-    store_int(&table.inside, inside)
-    signal_fence()
-    # From here on a table that was closed may be another dispatcher's.
-    if open and inside == 0 and (has_any(&table.given) or has_any(&table.records)):
-        request_nogil_tick(&(<Runner>table.owner).reactor.state)
-
 
 cdef int call_native(NativeSide side, Message message, Entry *entry, bint timed, Drops *drops) noexcept:
     """NativeSide.call."""
@@ -126,7 +88,7 @@ cdef int call_native(NativeSide side, Message message, Entry *entry, bint timed,
             return decision
     table.spare = NULL
     slot.object = <PyObject *>message
-    go_in(table, NULL, <PyObject *>message, runner.reactor.thread, &before)
+    enter(table, NULL, <PyObject *>message, runner.reactor.thread, &before)
     while decision == TO_CONTINUE and entry != NULL:
         entry = call_hooks(runner, message, entry, slot, &arguments, timed, &taken)
         if entry != NULL:
@@ -161,7 +123,7 @@ cdef Py_ssize_t run_many_native(
         begin_one(runner, chain, <Message>items[index], outcomes, index, done, variables)
         return index + 1
     table.spare = NULL
-    enter(table, NULL, NULL, &before)
+    enter(table, NULL, NULL, runner.reactor.thread, &before)
     while index < count and kept and chain.route.chain is chain and not is_exhausted(slot):
         stopped = NULL
         runner.holds.in_batch = True
@@ -196,7 +158,8 @@ cdef void begin_one(
         Runner runner, Chain chain, Message message, list outcomes, Py_ssize_t index, object done,
         object variables) noexcept:
     """The step of one message in the ordinary way."""
-    put_outcome(outcomes, index, begin(runner, chain, message, TAKEN, NO_ARGUMENTS, done, variables))
+    move(&runner.holds.lists, message, TAKEN, RUNNING)
+    put_outcome(outcomes, index, begin(runner, chain, message, NO_ARGUMENTS, done, variables))
 
 
 cdef bint go_on_one(
@@ -237,6 +200,7 @@ cdef Py_ssize_t pass_through(
         stopped[0] = pass_on(runner, <Message>messages[index], entries, slot, arguments, taken)
         if stopped[0] != NULL:
             return index
+        set(&runner.holds.passed, <uint64_t>index + 1)
     return count
 
 
@@ -251,11 +215,10 @@ cdef inline Entry *pass_on(
     message.last_hook = entries.hook
     cdef Entry *stopped
     if is_sampled(&runner.until_sample):
-        stopped = call_timed(runner, message, entries, handle_of(slot), &slot.word, arguments, taken)
+        stopped = call_timed(runner, message, entries, slot, arguments, taken)
     else:
-        stopped = call_all(runner, message, entries, handle_of(slot), &slot.word, arguments, taken)
+        stopped = call_all(runner, message, entries, slot, arguments, taken)
     if stopped == NULL:
-        set(&runner.holds.passed, runner.holds.passed + 1)
         message.entry = NULL
         move(&runner.holds.lists, message, TAKEN, IDLE)
         if slot.kept != NULL:
@@ -285,52 +248,50 @@ cdef Entry *call_hooks(
     """Call native hooks as long as they return false and nothing else happens. The one where it did, or may have; NULL when
     there was none, and then the slot is free."""
     if timed:
-        return call_timed(runner, message, entry, handle_of(slot), &slot.word, arguments, taken)
-    return call_all(runner, message, entry, handle_of(slot), &slot.word, arguments, taken)
+        return call_timed(runner, message, entry, slot, arguments, taken)
+    return call_all(runner, message, entry, slot, arguments, taken)
 
 
 cdef inline Entry *call_all(
-        Runner runner, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
-        bint *taken) noexcept nogil:
-    cdef char *each = <char *>handle
-    cdef int kind = entry.kind
-    cdef uint64_t called = get(word) | CALLED
+        Runner runner, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil:
+    cdef HoldLists *lists = &runner.holds.lists
+    cdef uint64_t called = get(&slot.word) | CALLED
+    cdef char *each = <char *>handle_with(slot, called)
     cdef bint held
     while True:
         message.entry = entry
-        set(word, called)
+        set(&slot.word, called)
         entry.counters.calls += 1
-        held = call_hook(entry.native, kind, entry.handle, each, arguments)
-        if unlikely(<uint64_t>held | get(word) ^ called | <uint64_t>runner.holds.lists.fast_path_off):
+        held = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
+        if unlikely(<uint64_t>held | get(&slot.word) ^ called | <uint64_t>lists.fast_path_off):
             taken[0] = held
             return entry
         each += GENERATION
         called += <uint64_t>GENERATION << 32
         if entry[1].native == NULL:
-            set(word, called - CALLED)
+            set(&slot.word, called - CALLED)
             return NULL
         entry = &entry[1]
 
 
 cdef Entry *call_timed(
-        Runner runner, Message message, Entry *entry, void *handle, uint64_t *word, Arguments *arguments,
-        bint *taken) noexcept nogil:
+        Runner runner, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil:
     """The same, with a look at the clock before and after each."""
-    cdef char *each = <char *>handle
-    cdef uint64_t called = get(word) | CALLED
+    cdef uint64_t called = get(&slot.word) | CALLED
+    cdef char *each = <char *>handle_with(slot, called)
     cdef uint64_t start
     while entry != NULL:
         message.entry = entry
-        set(word, called)
+        set(&slot.word, called)
         entry.counters.calls += 1
         start = runner.reactor.state.uv.hrtime()
         taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
         add_sample(entry.counters, runner.reactor.state.uv.hrtime() - start)
-        if taken[0] or get(word) != called or runner.holds.lists.fast_path_off:
+        if taken[0] or get(&slot.word) != called or runner.holds.lists.fast_path_off:
             return entry
         each += GENERATION
         called += <uint64_t>GENERATION << 32
-        set(word, called - CALLED)
+        set(&slot.word, called - CALLED)
         entry = following(entry)
     return NULL
 

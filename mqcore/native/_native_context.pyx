@@ -21,13 +21,13 @@ from ..loop._reactor cimport NATIVE_GIL_PHASE
 from ..loop._atomic cimport get, store
 from ..loop._list cimport first, init_list, is_empty
 from ..loop._seal cimport seal
-from ._diagnostics cimport raise_escaped, set_living
+from ._diagnostics cimport raise_pending_exit, set_living
 from ._hooks cimport Inside, call_native, end_native_hold, enter, leave, run_many_native
 from ._library cimport Library
 from ._nogil cimport run_given_back, gil_phase, nogil_phase, stop
 from ._slots cimport (
     CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, get_kind, handle_of, live_slot,
-    open_table, slot_at, state_of, take_slot)
+    open_table, slot_at, state_of, take_slot, this_thread)
 
 import os
 
@@ -152,7 +152,7 @@ cdef class Life:
         with nogil:
             (<void (*)() noexcept nogil>self.address)()
         set_living(-1)
-        return raise_escaped()
+        return raise_pending_exit()
 
     cdef int version(self) except? -1:
         cdef int number
@@ -160,7 +160,7 @@ cdef class Life:
         with nogil:
             number = (<int (*)() noexcept nogil>self.address)()
         set_living(-1)
-        raise_escaped()
+        raise_pending_exit()
         return number
 
     cdef int call_in(self, object given) except -1:
@@ -180,7 +180,7 @@ cdef class Life:
         elif context.handle != NULL:
             self.call_with(context)
             end_context(context)
-        return raise_escaped()
+        return raise_pending_exit()
 
     cdef void call_with(self, Context context) noexcept:
         cdef Table *table = table_in(context.holds)
@@ -188,7 +188,7 @@ cdef class Life:
         cdef void *handle = context.handle
         if self.address == NULL:
             return
-        enter(table, handle, NULL, &before)
+        enter(table, handle, NULL, this_thread(), &before)
         set_living(1)
         with nogil:
             (<void (*)(void *) noexcept nogil>self.address)(handle)

@@ -24,7 +24,7 @@ from .._message cimport (
     flush, leave_nogil_phase, move, no_drops)
 from ..loop._atomic cimport get, load, store, store_flag, swap
 from ..loop._list cimport unlink
-from ..loop._poll cimport remove_watch
+from ..loop._poll cimport lost_for, remove_watch
 from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, goes_on, request_tick, start_portion, unlink_ready
 from ..loop._wheel cimport DUE_NOGIL, first_due
 from ._arguments cimport Arguments, find_arguments
@@ -33,7 +33,7 @@ from ._hooks cimport (
     Inside, call_hooks, decide, enter, hold_by, is_exhausted, leave, new_generation, put_back)
 from ._slots cimport (
     CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, get_kind, handle_of, has_any, state_of, take_all,
-    take_slot)
+    take_slot, this_thread)
 
 
 cdef bint nogil_phase(void *owner) noexcept nogil:
@@ -79,15 +79,16 @@ cdef void call_watchers(Reactor reactor, Table *table) noexcept nogil:
     cdef size_t count = reactor.state.ready_count[True]  # what becomes ready meanwhile has the next tick
     cdef Slot *watcher
     cdef Watch *watch
-    cdef int events
+    cdef int events, lost
     while count > 0 and reactor.state.ready_count[True] > 0 and reactor.thread != 0 and goes_on(&portion):
         count -= 1
         watch = first_ready(&reactor.state, True)
         watcher = <Slot *>(<char *>watch - <size_t>&(<Slot *>NULL).waiting.watch)
         unlink_ready(&reactor.state, watch)
-        events = 0 if watch.lost else watch.came & watch.wanted  # what came before it was lost is lost with it
+        lost = lost_for(watch)
+        events = 0 if lost else watch.came & watch.wanted  # what came before it was lost is lost with it
         watch.came = 0
-        if watch.lost or events:
+        if lost or events:
             call_watcher(table, watcher, events)
 
 
@@ -98,7 +99,7 @@ cdef void call_watcher(Table *table, Slot *watcher, int events) noexcept nogil:
     cdef void *data = watcher.data
     cdef int fd = watcher.fd
     cdef Inside before
-    enter(table, watcher.owner, NULL, &before)
+    enter(table, watcher.owner, NULL, this_thread(), &before)
     if events == 0:
         stop(table, watcher)
     (<void (*)(void *, int, int, void *) noexcept nogil>callback)(handle, fd, events, data)
@@ -117,7 +118,7 @@ cdef void call_timers(Reactor reactor, Table *table) noexcept nogil:
         timer = <Slot *>(<char *>first_due(&reactor.wheel, DUE_NOGIL) - <size_t>&(<Slot *>NULL).waiting.node)
         callback = timer.callback
         data = timer.data
-        enter(table, timer.owner, NULL, &before)
+        enter(table, timer.owner, NULL, this_thread(), &before)
         stop(table, timer)
         (<void (*)(void *) noexcept nogil>callback)(data)
         leave(table, &before)
@@ -220,7 +221,7 @@ cdef int call(
     cdef int early
     cdef bint taken = False
     cdef Inside before
-    enter(table, NULL, <PyObject *>message, &before)
+    enter(table, NULL, <PyObject *>message, this_thread(), &before)
     entry = call_hooks(runner, message, entry, slot, arguments, is_sampled(&runner.until_sample), &taken)
     leave(table, &before)
     if entry == NULL:  # all returned false

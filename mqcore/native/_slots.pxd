@@ -142,7 +142,11 @@ cdef inline int state_of(uint64_t word) noexcept nogil:
 
 cdef inline void *handle_of(Slot *slot) noexcept nogil:
     """The handle that stands for the slot now."""
-    return <void *>(slot.place | get(&slot.word) >> 32)
+    return handle_with(slot, get(&slot.word))
+
+cdef inline void *handle_with(Slot *slot, uint64_t word) noexcept nogil:
+    """The same, where its `word` is known."""
+    return <void *>(slot.place | word >> 32)
 
 cdef inline uint32_t generation_in(void *handle) noexcept nogil:
     return <uint32_t><uint64_t>handle & ~<uint32_t>3

@@ -1,7 +1,7 @@
 """One message as it comes in by SMTP, between DATA and the line that ends it."""
 
 cimport cython
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memchr, memcmp, memcpy
 
@@ -97,7 +97,7 @@ cdef class DataReceiver:
     cdef bint look(self, Py_ssize_t at) noexcept:
         """Go through the lines whose ends are from `at` on; whether there is the one that ends the message."""
         cdef const char *text = PyByteArray_AS_STRING(self.text)
-        cdef const char *last = text + len(self.text)
+        cdef const char *last = text + PyByteArray_GET_SIZE(self.text)
         cdef const char *line = text + self.line
         cdef const char *end = <const char *>memchr(text + at, c"\n", last - text - at)
         while end != NULL:

@@ -367,7 +367,7 @@ cdef class SmtpConnection:
         return self.run(self.rcptto, RECIPIENT, (address,))
 
     cdef int take_message(self, DataReceiver receiver) except -1:
-        cdef Py_ssize_t size = len(receiver.text)
+        cdef Py_ssize_t size = len(receiver.text) - 2  # without the line end before it
         if size > BIG and not self.keep(size):  # of what came last, or all of it came in one go
             return self.refuse_message(NO_ROOM)
         json = self.message.known

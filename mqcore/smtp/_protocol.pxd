@@ -30,10 +30,7 @@ cdef class ServerProtocol:
     cdef str refusal                # the reply to all commands but QUIT
     cdef Py_ssize_t max_line
     cdef Py_ssize_t max_recipients
-    cdef Py_ssize_t max_message
-    cdef Py_ssize_t max_message_line
-    cdef Py_ssize_t max_loops
-    cdef bytes trace
+    cdef tuple limits               # what a `DataReceiver` is made of
     cdef unsigned int errors
     cdef unsigned int idle_commands
     cdef unsigned int recipients    # accepted in this transaction

@@ -45,10 +45,7 @@ cdef class ServerProtocol:
         self.lmtp = service.lmtp
         self.max_line = service.max_line
         self.max_recipients = service.max_recipients
-        self.max_message = service.max_message
-        self.max_message_line = service.max_message_line
-        self.max_loops = service.max_loops
-        self.trace = service.trace
+        self.limits = service.max_message, service.max_message_line, service.trace, service.max_loops
         self.secure = secure
         self.buffer = b""
         self.out = []
@@ -418,7 +415,7 @@ cdef class ServerProtocol:
         if not self.recipients:
             raise ReplyError(f"{503 if self.lmtp else 554} 5.5.1 no valid recipients")
         self.out.append(b"354 end with CR LF . CR LF\r\n")
-        self.receiver = DataReceiver(self.max_message, self.max_message_line, self.trace, self.max_loops)
+        self.receiver = DataReceiver(*self.limits)
         return 0
 
     cdef object starttls(self, str argument):

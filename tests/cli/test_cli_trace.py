@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import smtplib
+import time
+from email import message_from_bytes
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,16 @@ def test_the_hostname(tmp_path):
         rb"\t\w{3}, \d+ \w{3} \d{4} \d\d:\d\d:\d\d [+-]\d{4}\r\nSubject",
         received(tmp_path / "in"),
     )
+
+
+@pytest.mark.parametrize(("zone", "written"), [("XXX3:30", "-0330"), ("XXX-5:45", "+0545"), ("UTC0", "+0000")])
+def test_the_time_is_that_of_the_machine(tmp_path, zone, written, monkeypatch):
+    monkeypatch.setenv("TZ", zone)
+    before = int(time.time())
+    with serve("--to", f"maildir:{tmp_path}/in") as server, server.client() as client:
+        client.sendmail("a@example.org", ["b@example.org"], TEXT)
+    date = message_from_bytes(received(tmp_path / "in"))["Received"].rpartition(";")[2].strip()
+    assert date.endswith(f" {written}") and before <= parsedate_to_datetime(date).timestamp() <= time.time()
 
 
 def test_the_trace_is_the_same_in_every_run(tmp_path):

@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 from ...smtp._protocol cimport ServerProtocol
 
 from ...smtp.syntax import is_safe
-from ..mbox.format import DAYS, MONTHS
+from ..mbox import format as mbox
 
 cdef extern from "Python.h":
     bint Py_ISALNUM(char character) noexcept
@@ -86,7 +86,7 @@ cdef int kind_of(ServerProtocol protocol) noexcept:
 
 
 cdef str protocol_name(int kind, bint lmtp):
-    """As RFC 3848 and, for SMTPUTF8, RFC 6531 (4.3) have it. Whoever says HELO speaks the SMTP of old, whatever else he does."""
+    """As RFC 3848 and, for SMTPUTF8, RFC 6531 (4.3) have it. Whoever says HELO speaks the SMTP of old."""
     if not kind & EXTENDED:
         return "SMTP"
     name = "LMTP" if lmtp else "SMTP" if kind & UTF8 else "ESMTP"
@@ -110,5 +110,6 @@ cdef bytes format_date(moment):
     """As RFC 5322 has it, in the machine's own time zone."""
     cdef int minutes = moment.tm_gmtoff // 60
     sign, minutes = ("-", -minutes) if minutes < 0 else ("+", minutes)
-    day = f"{DAYS[moment.tm_wday].decode()}, {moment.tm_mday} {MONTHS[moment.tm_mon - 1].decode()} {moment.tm_year}"
-    return (f";\r\n\t{day} {moment.tm_hour:02}:{moment.tm_min:02}:{moment.tm_sec:02} {sign}{minutes // 60:02}{minutes % 60:02}\r\n").encode()
+    day = f"{mbox.DAYS[moment.tm_wday].decode()}, {moment.tm_mday} {mbox.MONTHS[moment.tm_mon - 1].decode()} {moment.tm_year}"
+    clock = f"{moment.tm_hour:02}:{moment.tm_min:02}:{moment.tm_sec:02}"
+    return f";\r\n\t{day} {clock} {sign}{minutes // 60:02}{minutes % 60:02}\r\n".encode()

@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+from .errors import SourceError
+
 T = TypeVar("T")
 
 
@@ -27,8 +29,11 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
 
 
 def begin_thread() -> None:
-    """See to it that this loop has one, whatever becomes of memory. Raises RuntimeError if none can begin."""
-    _threads().call(bool)
+    """See to it that this loop has one, whatever becomes of memory. Raises SourceError if none can begin."""
+    try:
+        _threads().call(bool)
+    except RuntimeError as error:
+        raise SourceError(f"there is no thread to read and to store with: {error}") from error
 
 
 class _Threads:

@@ -51,8 +51,8 @@ BIG_MAILS = range(BIG, BIG + 2)
 TRIES = 3
 """Of a big mail."""
 FEW_FILES = ("sh", "-c", 'ulimit -n 64; exec "$@"', "sh")
-LITTLE = 48 << 20
-"""Bytes that a server may take when it is ready for clients."""
+LITTLE = 24 << 20
+"""Bytes that a run may take beyond what it has when it has begun."""
 
 
 class Case(NamedTuple):
@@ -113,6 +113,7 @@ async def suffer_server(case: Case, next_owner: Owner, folder: Path) -> Result:
     with run(folder, *route, under=under) as command:
         await command.wait_for(lambda: "listening on" in command.said)
         if case.fault == "little memory":
+            await acknowledge(1, account, command)
             limit_memory(command, LITTLE)
             await command.wait_for(lambda: all(client.tries > TRIES or not client.to for client in big))
         await acknowledge(SOME, account, command)
@@ -176,7 +177,7 @@ async def suffer_reader(case: Case, next_owner: Owner, folder: Path) -> Result:
         if case.fault in DISK:
             faults.begin(*DISK[case.fault])
         elif case.fault == "little memory":
-            limit_memory(command, LITTLE // 4)
+            limit_memory(command, LITTLE // 2)
         code = await command.end()
         figures = command.figures
     if case.fault in DISK:

@@ -283,6 +283,10 @@ def test_no_memory_for_any_thread(monkeypatch):
     async def main():
         with pytest.raises(RuntimeError, match="can't start"):
             await in_thread(bool)
+        with dispatcher() as made:
+            report = await ended(Gateway(made, Jobs(Job(b"x")), NullSink("")))
+        assert report.error == "there is no thread to read and to store with: can't start new thread"
+        assert report.exit_code == 4 and report.counts.read == 0
 
     main()
 

@@ -180,6 +180,27 @@ async def test_a_client_that_never_shakes_hands(monkeypatch):
 
 
 @run
+async def test_no_memory_for_a_handshake(monkeypatch):
+    """The client waited for ever, and its socket was never closed."""
+
+    class Short:
+        def __getattr__(self, name):
+            return getattr(loop, name)
+
+        async def connect_accepted_socket(self, *arguments, **options):
+            raise MemoryError
+
+    loop = asyncio.get_running_loop()
+    async with serving(tls="implicit") as it:
+        await it.greeted(**TLS)
+        monkeypatch.setattr(it.server, "loop", Short())
+        assert await (await it.connect()).is_closed()
+        await it.until(lambda: not it.server._handshakes)
+        monkeypatch.undo()
+        await it.greeted(**TLS)
+
+
+@run
 async def test_a_system_that_lets_the_server_open_no_more_files(monkeypatch):
     monkeypatch.setattr("mqcore.mail.smtp.server.ACCEPT_AGAIN", 0.01)
     async with serving(tls="implicit") as it:

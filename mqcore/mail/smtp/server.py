@@ -142,7 +142,7 @@ class SmtpServer:
 
     async def _shake_hands(self, client: socket.socket) -> bool:
         """Whether TLS began; if not, nobody can be told of it."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
             await self.loop.connect_accepted_socket(
                 lambda: SmtpConnection(self), client, ssl=self.tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
             )

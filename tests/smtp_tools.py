@@ -264,6 +264,8 @@ async def serving(
 class Certificate(NamedTuple):
     file: Path
     """The key, and the certificate for localhost."""
+    authority: Path
+    """Whom to trust."""
     client: ssl.SSLContext
     """Trusts it."""
 
@@ -275,9 +277,10 @@ def certificate() -> Certificate:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file = Path(folder) / "server.pem"
     authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(file)
+    authority.cert_pem.write_to_path(Path(folder) / "authority.pem")
     client = ssl.create_default_context()
     authority.configure_trust(client)
-    return Certificate(file, client)
+    return Certificate(file, Path(folder) / "authority.pem", client)
 
 
 def plugin(**stages: Any) -> SimpleNamespace:

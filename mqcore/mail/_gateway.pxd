@@ -3,6 +3,7 @@
 from .._dispatcher cimport Dispatcher
 from .._hook cimport Hook
 from ._mail cimport Mail
+from ._spool cimport Memory
 from ._transaction cimport Transaction
 from ._writer cimport Writer
 
@@ -15,6 +16,7 @@ cdef class Gateway:
     cdef readonly object ends_when
     cdef readonly Py_ssize_t in_flight  # mails that are with plugins or the sink
     cdef readonly Py_ssize_t bytes      # what they have
+    cdef readonly Memory memory         # that changed mails take
     cdef readonly bint is_stopping
     cdef bint waits                     # somebody waits for what becomes of each transaction
     cdef bint each                      # and is told so of each of its mails
@@ -45,6 +47,7 @@ cdef class Gateway:
     cdef int ended(self, Mail mail, outcome) except -1
     cdef int run_steps(self, list mails) except -1
     cdef int run_step(self, Mail mail) except -1
+    cdef int spool(self, Transaction transaction, Mail mail) except -1
     cdef int decide(self, Transaction transaction) except -1
     cdef int take_verdicts(self, Transaction transaction, list verdicts) except -1
     cdef int give_up(self, Transaction transaction) except -1

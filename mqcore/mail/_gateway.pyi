@@ -3,6 +3,7 @@ from collections.abc import Iterable
 from typing import Self, final
 
 from .. import Dispatcher
+from ._spool import Memory
 from ._transaction import Transaction
 from .base import BaseSink, Source, Store
 from .report import Report
@@ -45,6 +46,8 @@ class Gateway:
     def in_flight(self) -> int: ...
     @property
     def bytes(self) -> int: ...
+    @property
+    def memory(self) -> Memory: ...
     @property
     def is_stopping(self) -> bool: ...
     async def run(self) -> Report: ...

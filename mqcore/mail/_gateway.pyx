@@ -9,10 +9,12 @@ cimport cython
 from cpython.time cimport monotonic
 from .._dispatcher cimport Dispatcher
 from ._mail cimport Mail
+from ._spool cimport Memory, Spool
 from ._transaction cimport Transaction
 from ._writer cimport Writer
 
 from .. import COMPLETE, FAIL, Cancelled
+from ._mail import put_in_spool
 from .errors import SinkError, SourceError
 from .report import UNREACHABLE, Counts, Report
 from .verdicts import ACCEPTED, CANCELLED, FAILED, Kind, Verdict
@@ -71,6 +73,7 @@ cdef class Gateway:
         self.hook = dispatcher.hook(HOOK)
         self.writer = Writer(sink if sink.stores else None, failed, self._stored, self._drop, self.fail, source.waits)
         self.loop = asyncio.get_running_loop()
+        self.memory = Memory()
         self.deliveries = {}
         self.open = set()
         self.waiting = deque()
@@ -324,14 +327,25 @@ cdef class Gateway:
         if transaction is None:
             raise RuntimeError("this mail is on no way through this gateway")
         mail.transaction = None
-        if mail.content is not transaction.shared:
-            if transaction.shared is not None and mail.content == transaction.shared:
-                mail.content = transaction.shared  # as when all of them got the same header
-            else:
-                transaction.shared = mail.content
+        if len(transaction.mails) > 1:
+            self.spool(transaction, mail)
         transaction.steps.append((mail, outcome))
         transaction.open -= 1
         return self.decide(transaction) if transaction.open == 0 else 0
+
+    cdef int spool(self, Transaction transaction, Mail mail) except -1:
+        """Keep what plugins made of one mail of many in little memory."""
+        if transaction.spool is None:
+            transaction.spool = Spool(self.memory)
+        try:
+            put_in_spool(mail, transaction.spool)
+        except (OSError, MemoryError) as error:
+            if not transaction.full:
+                log.warning("%d mails of %s are refused for now: their bytes do not fit into the memory, and a file for them "
+                            "cannot be written: %s", len(transaction.mails), self.source.url, error)
+            transaction.full = True
+            mail.content = b""  # what is refused is of no use
+        return 0
 
     cdef int decide(self, Transaction transaction) except -1:
         """What is to become of it: whatever goes wrong, it is settled."""
@@ -348,6 +362,8 @@ cdef class Gateway:
             return self.drop(transaction)
         transaction.cancelled = False  # the plugins were done with it before the run was stopped
         transaction.sort()
+        if transaction.full:
+            return self.refuse(transaction, FULL)
         if transaction.refused is not None and self.waits and not self.each:
             refusal = refusal_of_all(transaction, self.failed is not None)
             if refusal is not None:

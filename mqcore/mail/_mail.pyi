@@ -1,10 +1,11 @@
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
 from .._message import Message
+from ._spool import Spool
 from .message import Origin, Rejection
 
 @disjoint_base
@@ -52,6 +53,8 @@ class Mail(Message):
     @mime.setter
     def mime(self, mime: bytes) -> None: ...
     @property
+    def size(self) -> int: ...
+    @property
     def json(self) -> dict[str, Any]: ...
     @json.setter
     def json(self, json: dict[str, Any]) -> None: ...
@@ -68,3 +71,6 @@ class Mail(Message):
     @recipients.setter
     def recipients(self, addresses: Iterable[str]) -> None: ...
     def reject(self, code: int, text: str) -> None: ...
+
+def put_in_spool(mail: Mail, spool: Spool) -> None: ...
+def bytes_of(mail: Mail) -> Hashable: ...

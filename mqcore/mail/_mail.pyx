@@ -2,7 +2,9 @@
 
 from hashlib import blake2b
 
+from cpython.bytes cimport PyBytes_GET_SIZE
 from .._message cimport Message
+from ._spool cimport Spool, Spooled
 
 from .message import Origin, Rejection
 
@@ -67,13 +69,25 @@ cdef class Mail(Message):
     @property
     def mime(self):
         """The whole mail."""
-        return self.content
+        return self.content if self.spooled is None else self.spooled.read()
 
     @mime.setter
     def mime(self, mime):
         if not isinstance(mime, bytes):  # said to the plugin that sets it, not to the sink that cannot store it
             raise TypeError(f"mime is the mail as bytes, not as {type(mime).__name__}")
         self.content = mime
+        self.spooled = None
+
+    cdef Py_ssize_t length(self) noexcept:
+        """Of `mime`."""
+        if self.spooled is not None:
+            return self.spooled.length()
+        return PyBytes_GET_SIZE(self.content) if self.content is not None else 0
+
+    @property
+    def size(self):
+        """Octets of `mime`, without making it."""
+        return self.length()
 
     @property
     def json(self):
@@ -170,3 +184,21 @@ cdef object one_line(str what, text):
     if "\r" in text or "\n" in text:
         raise ValueError(f"the {what} must be one line, without CR or LF: {text!r}")
     return text
+
+
+def put_in_spool(Mail mail not None, Spool spool not None):
+    """Keep the bytes of a mail in little memory, beside those of others that are alike, as long as they do not change. It
+    gives them as before, made anew each time. OSError: there is no room for them, and it has them still.
+    """
+    if mail.spooled is None and mail.content is not None:
+        kept = spool.take(mail.content)
+        if isinstance(kept, Spooled):
+            mail.spooled = kept
+            mail.content = None
+        else:
+            mail.content = kept
+
+
+def bytes_of(Mail mail not None):
+    """What stands for the bytes of a mail: where it is equal, so are they."""
+    return mail.content if mail.spooled is None else mail.spooled

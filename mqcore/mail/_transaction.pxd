@@ -1,6 +1,7 @@
 # Mails that came in one go.
 
 from ._mail cimport Mail
+from ._spool cimport Spool
 
 cdef class Transaction:
     cdef readonly tuple mails       # not to be changed while C code counts on it
@@ -15,7 +16,7 @@ cdef class Transaction:
     cdef Py_ssize_t open            # mails whose steps are not over
     cdef Py_ssize_t size            # octets
     cdef Py_ssize_t accepted        # mails that the sink has, for some recipient at least
-    cdef bytes shared               # what the mail has whose step ended last
+    cdef Spool spool                # of the bytes of many mails, until the sink takes them
     cdef str receipt                # what the next owner calls it
     cdef bint full                  # there was no room for it
     cdef readonly bint cancelled

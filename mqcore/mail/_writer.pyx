@@ -88,7 +88,7 @@ cdef class Writer:
             group.append(transaction)
             count += len(transaction.mails)
             for mail in transaction.mails:
-                size += len((<Mail>mail).content)
+                size += (<Mail>mail).length()
         return group
 
     async def _write(self, list group):

@@ -86,7 +86,6 @@ begin retry
     )
     for path in (home, home / "spool", home / "log"):
         shutil.chown(path, "Debian-exim", "Debian-exim")
-    make_passable(home)
     run([program, "-C", configuration, "-odi", "-oi", "-f", sender, *recipients], mail)
     log = (home / "log" / "mainlog").read_text()
     assert "Completed" in log and " == " not in log and " ** " not in log, log
@@ -229,13 +228,6 @@ SENDERS: dict[str, Sender] = {
 }
 QUEUES = ("exim", "exim-starttls", "postfix", "opensmtpd", "dma")
 """Those that add lines of their own above the mail."""
-
-
-def make_passable(folder: Path) -> None:
-    """For programs that run as another user."""
-    for one in (folder, *folder.parents):
-        if not one.stat().st_mode & 0o001:
-            one.chmod(one.stat().st_mode | 0o011)
 
 
 def free_port() -> int:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import smtplib
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cli_tools import serve
@@ -33,15 +30,6 @@ def mq_smtp_in_message(context, message):
 """
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Where Postfix's user may go, with a path that is short enough for a socket."""
-    path = Path(tempfile.mkdtemp(prefix="mqcore-postfix-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
 def statuses(log: str) -> dict[str, tuple[str, str]]:
     """Of each recipient: the status, and our words."""
     lines = re.findall(r"/lmtp\[.* to=<(\w+)@.*>.* status=(\w+) \((.*)\)", log)
@@ -49,17 +37,17 @@ def statuses(log: str) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize("way", ["unix", "inet"])
-def test_each_recipient_has_a_status_of_its_own(way, folder):
-    write_plugin(folder / "plugins", "10-judge", PLUGIN)
-    options = ("--to", f"maildir:{folder}/in", "--plugins", folder / "plugins")
-    (folder / "run").mkdir()
-    shutil.chown(folder / "run", group="postfix")
-    (folder / "run").chmod(0o2750)  # so that the socket is of Postfix's group
-    where = f"unix:{folder}/run/lmtp" if way == "unix" else "//127.0.0.1:0"
+def test_each_recipient_has_a_status_of_its_own(way, tmp_path):
+    write_plugin(tmp_path / "plugins", "10-judge", PLUGIN)
+    options = ("--to", f"maildir:{tmp_path}/in", "--plugins", tmp_path / "plugins")
+    (tmp_path / "run").mkdir()
+    shutil.chown(tmp_path / "run", group="postfix")
+    (tmp_path / "run").chmod(0o2750)  # so that the socket is of Postfix's group
+    where = f"unix:{tmp_path}/run/lmtp" if way == "unix" else "//127.0.0.1:0"
     names = ("one", "full", "later", "unknown", "bug", "two")
     with serve(*options, source=f"lmtp:{where}") as server:
-        next_hop = f"lmtp:unix:{folder}/run/lmtp" if way == "unix" else f"lmtp:inet:127.0.0.1:{server.port}"
-        with Postfix(folder / "postfix", default_transport=next_hop) as postfix:
+        next_hop = f"lmtp:unix:{tmp_path}/run/lmtp" if way == "unix" else f"lmtp:inet:127.0.0.1:{server.port}"
+        with Postfix(tmp_path / "postfix", default_transport=next_hop) as postfix:
             with smtplib.SMTP("127.0.0.1", postfix.port, timeout=60) as client:
                 client.sendmail("", [f"{name}@example.org" for name in names], TEXT)
             postfix.wait_for(r"/lmtp\[.*status=", len(names))
@@ -70,14 +58,14 @@ def test_each_recipient_has_a_status_of_its_own(way, folder):
     assert "552 5.2.2 the mailbox is full" in told["full"][1] and "end of DATA" in told["full"][1]
     assert "550 5.1.1 no such user" in told["unknown"][1] and "RCPT TO" in told["unknown"][1]
     assert "450 4.2.0 come again" in told["later"][1] and "451 4.3.0" in told["bug"][1]
-    mails = read_maildir(folder / "in")
+    mails = read_maildir(tmp_path / "in")
     assert len(mails) == 2 and all(mail.endswith(TEXT) for mail in mails)
     assert counted(server.figures) == {"continued": 2, "rejected": 2, "failed": 1}
 
 
-def test_what_is_put_off_comes_again_for_that_recipient_only(folder):
+def test_what_is_put_off_comes_again_for_that_recipient_only(tmp_path):
     write_plugin(
-        folder / "plugins",
+        tmp_path / "plugins",
         "10-once",
         """
         seen = set()
@@ -89,9 +77,9 @@ def test_what_is_put_off_comes_again_for_that_recipient_only(folder):
         """,
     )
     with (
-        serve("--to", f"maildir:{folder}/in", "--plugins", folder / "plugins", source="lmtp://127.0.0.1:0") as server,
+        serve("--to", f"maildir:{tmp_path}/in", "--plugins", tmp_path / "plugins", source="lmtp://127.0.0.1:0") as server,
         Postfix(
-            folder / "postfix",
+            tmp_path / "postfix",
             default_transport=f"lmtp:inet:127.0.0.1:{server.port}",
             minimal_backoff_time="1s",
             queue_run_delay="1s",
@@ -102,4 +90,4 @@ def test_what_is_put_off_comes_again_for_that_recipient_only(folder):
         postfix.wait_for(r"status=sent", 2)
         postfix.wait_for(r": removed")
         assert len(re.findall(r"status=deferred", postfix.log)) == 1
-    assert len(read_maildir(folder / "in")) == 2
+    assert len(read_maildir(tmp_path / "in")) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -27,14 +27,13 @@ class Group:
     """How each begins: the sender and the date, so that a torn mail is known for ours."""
 
     @classmethod
-    def plan(cls, at: int, ids: Sequence[str], pieces: Sequence[bytes]) -> Group:
-        return cls(
-            at,
-            list(ids),
-            [len(piece) for piece in pieces],
-            [_digest(piece) for piece in pieces],
-            [piece[:HEAD].decode("latin-1") for piece in pieces],
-        )
+    def plan(cls, at: int, ids: Sequence[str], pieces: Iterable[bytes]) -> Group:
+        group = cls(at, list(ids), [], [], [])
+        for piece in pieces:
+            group.sizes.append(len(piece))
+            group.digests.append(_digest(piece))
+            group.heads.append(piece[:HEAD].decode("latin-1"))
+        return group
 
     def offset(self, number: int) -> int:
         """Where in the mbox a mail of the group begins."""

@@ -6,7 +6,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from .._mail import Mail
@@ -16,6 +17,21 @@ from ..files import sync, sync_folder, write_all
 from . import format
 from .journal import Group, Journal
 from .locks import Locked, MailboxLock
+
+IN_MEMORY = 32 << 20
+"""Octets that are made once for the journal and the mbox. More are made twice, as they need not fit into the memory."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What is appended for each mail; made anew each time that one goes through it."""
+
+    mails: Sequence[Mail]
+    tail: bytes
+    cr: bool
+
+    def __iter__(self) -> Iterator[bytes]:
+        return format.join(self.mails, self.tail, cr=self.cr)
 
 
 class MboxSink(Store):
@@ -68,16 +84,21 @@ class MboxSink(Store):
             if not self._is_there():
                 # What is written to a file without a name is lost; a server would tell its clients otherwise.
                 raise SinkError(f"cannot write to {self.url}: somebody moved or removed it while it was locked; run again")
-            pieces = list(format.join(mails, self._read(max(size - 3, 0), 3), cr=size == self._end_in_cr))
-            self._append(size, Group.plan(size, [mail.origin.id for mail in mails], pieces), pieces)
+            pieces: Iterable[bytes] = Pieces(mails, self._read(max(size - 3, 0), 3), size == self._end_in_cr)
+            if len(mails) == 1 or sum(mail.size for mail in mails) <= IN_MEMORY:
+                pieces = list(pieces)
+            group = Group.plan(size, [mail.origin.id for mail in mails], pieces)
+            last = self._append(size, group, pieces)
         except Locked as error:
             raise SinkError(f"cannot write to {self.url}: {error}; run again when that program is done{error.hint}") from error
         except (OSError, MemoryError) as error:
             raise not_stored(self.url, error) from error
-        if format.find_cr(pieces[-1][: format.HEAD].lstrip(b"\r\n")):
-            self._end_in_cr = size + sum(map(len, pieces))
+        if format.find_cr(last[: format.HEAD].lstrip(b"\r\n")):
+            self._end_in_cr = size + sum(group.sizes)
 
-    def _append(self, size: int, group: Group, pieces: Sequence[bytes]) -> None:
+    def _append(self, size: int, group: Group, pieces: Iterable[bytes]) -> bytes:
+        """Returns the last of them."""
+        piece = b""
         try:
             self._journal.append(group)
             for piece in pieces:
@@ -90,6 +111,7 @@ class MboxSink(Store):
             except OSError as error:  # the next run undoes it
                 raise OSError(errno.EIO, error.strerror) from error
             raise
+        return piece
 
     def _is_there(self) -> bool:
         try:

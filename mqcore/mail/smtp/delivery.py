@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import FAIL, Hook, Outcome
 from ...smtp.content import make_content
 from ...smtp.replies import Reply
 from ...smtp.syntax import is_safe
-from .._mail import Mail
+from .._mail import Mail, bytes_of, put_in_spool
+from .._spool import Spool
 from ..errors import SinkError
 from ..message import Rejection
 from ..verdicts import CANCELLED, Verdict
@@ -35,7 +36,8 @@ class Parcel(NamedTuple):
     mail: Mail
     recipient: str
     envelope: str
-    mime: bytes
+    mime: Hashable
+    """Equal for mails of the same bytes."""
 
 
 class Delivery:
@@ -97,7 +99,7 @@ class Delivery:
         """Run `mq_smtp_out_data`."""
         if self._sender.is_stopping:
             raise asyncio.CancelledError
-        outcomes = await run_all(self._sender.data_hook, self._mails)
+        outcomes = await run_all(self._sender.data_hook, self._mails, Spool(self._sender.gateway.memory))
         self._failed = {mail for mail, outcome in zip(self._mails, outcomes, strict=True) if outcome is FAIL}
         for mail in self._good():
             _check(mail)
@@ -112,7 +114,7 @@ class Delivery:
             self._replies[mail] = {recipient: DONE for recipient in mail.recipients if recipient in have}
             for recipient in dict.fromkeys(mail.recipients):
                 if recipient not in have:
-                    parcels.append(Parcel(mail, recipient, mail.envelope or "", mail.mime))
+                    parcels.append(Parcel(mail, recipient, mail.envelope or "", bytes_of(mail)))
         return parcels
 
     # Sending
@@ -131,7 +133,7 @@ class Delivery:
             await asyncio.sleep(pause)
 
     async def _send_group(self, group: Sequence[Parcel]) -> None:
-        content = make_content(group[0].mime)
+        content = make_content(group[0].mail.mime)
         while group:
             recipients = list(dict.fromkeys(parcel.recipient for parcel in group))
             replies = await self._transact(group, recipients, content)
@@ -231,9 +233,18 @@ def _stay_alive() -> None:
     task.uncancel()
 
 
-async def run_all(hook: Hook, mails: Sequence[Mail]) -> list[Outcome]:
+async def run_all(hook: Hook, mails: Sequence[Mail], shared: Spool | None = None) -> list[Outcome]:
     """All at once. One, as is usual, needs no task of its own."""
-    return [await hook(mails[0])] if len(mails) == 1 else await asyncio.gather(*map(hook, mails))
+    if len(mails) == 1:
+        return [await hook(mails[0])]
+
+    async def run(mail: Mail) -> Outcome:
+        outcome = await hook(mail)
+        if shared is not None:
+            put_in_spool(mail, shared)
+        return outcome
+
+    return await asyncio.gather(*map(run, mails))
 
 
 def _check(mail: Mail) -> None:
@@ -272,7 +283,7 @@ def _as_dict(recipient: str, reply: Reply) -> dict[str, Any]:
 
 def _group(parcels: Iterable[Parcel]) -> Iterable[list[Parcel]]:
     """Those together that are sent in one transaction: all but the recipient is the same."""
-    groups: dict[tuple[str, bytes], list[Parcel]] = defaultdict(list)
+    groups: dict[tuple[str, Hashable], list[Parcel]] = defaultdict(list)
     for parcel in parcels:
         groups[parcel.envelope, parcel.mime].append(parcel)
     return groups.values()

@@ -94,7 +94,7 @@ cdef class ServerProtocol:
                 if self.receiver is not None:
                     if not self.collect():
                         return None
-                    payload = self.finish()
+                    payload = self.end_message()
                 elif self.shutting_down and not self.in_transaction:
                     self.close("421 4.3.2 this server is shutting down")
                     return None
@@ -272,7 +272,7 @@ cdef class ServerProtocol:
             return False
         return taken > 0
 
-    cdef object finish(self):
+    cdef object end_message(self):
         receiver = self.receiver
         self.receiver = None
         try:

@@ -43,7 +43,7 @@ class SmtpServer:
         self._handshakes: set[asyncio.Task[bool]] = set()
         self._max_connections = MAX_CONNECTIONS
         self._entered = 0
-        self._kept = 0
+        self._reserved = 0
         self._stop = asyncio.Event()
         self._empty = asyncio.Event()
 
@@ -55,7 +55,7 @@ class SmtpServer:
             auth=bool(self.gateway.dispatcher.plugins.order("mq_smtp_in_authenticate")),
             auth_without_tls=source.auth_without_tls,
         )
-        return replace(service, max_recipients=1) if source.alone else service
+        return replace(service, max_recipients=1) if source.single_mail else service
 
     # What the source calls
 
@@ -165,9 +165,9 @@ class SmtpServer:
         if not self._connections:
             self._empty.set()
 
-    def keep(self, size: int) -> bool:
-        self._kept += size
-        return self._kept <= MAX_MESSAGE_BYTES
+    def reserve(self, size: int) -> bool:
+        self._reserved += size
+        return self._reserved <= MAX_MESSAGE_BYTES
 
 
 def raise_file_limit() -> int:

@@ -259,7 +259,7 @@ async def serving(
         ends = (counts.continued, counts.completed, counts.failed, counts.rejected, counts.unfinished)
         assert counts.read == sum(ends), counts
         assert counts.stored == len(stored.mails) or sink is not stored
-        assert it.server._kept == gateway.in_flight == gateway.bytes == 0
+        assert it.server._reserved == gateway.in_flight == gateway.bytes == 0
 
 
 class Certificate(NamedTuple):

@@ -6,7 +6,7 @@ from ._gateway import Gateway
 from ._mail import Connection, Mail
 from ._transaction import Transaction
 from .accessors import MailAccessors
-from .base import Reader, Sink, Source, Store
+from .base import BaseSink, Reader, Sink, Source, Store
 from .delivered import as_delivered
 from .errors import SinkError, SinkFull, SourceError
 from .failed import FailedSink
@@ -19,15 +19,17 @@ from .null_sink import NullSink
 from .report import Report
 from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
 from .smtp.source import LmtpSource, SmtpSource, SmtpsSource
-from .verdicts import ACCEPTED, CANCELLED, DISCARDED, Verdict
+from .verdicts import ACCEPTED, CANCELLED, DISCARDED, Kind, Verdict
 
 __all__ = [
     "ACCEPTED",
     "CANCELLED",
     "DISCARDED",
+    "BaseSink",
     "Connection",
     "FailedSink",
     "Gateway",
+    "Kind",
     "LmtpSink",
     "LmtpSource",
     "Mail",

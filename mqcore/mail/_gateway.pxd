@@ -18,15 +18,15 @@ cdef class Gateway:
     cdef readonly Py_ssize_t bytes      # what they have
     cdef readonly Memory memory         # that changed mails take
     cdef readonly bint is_stopping
-    cdef bint waits                     # somebody waits for what becomes of each transaction
-    cdef bint each                      # and is told so of each of its mails
+    cdef bint has_waiting_client        # see Source
+    cdef bint settles_each              # likewise
     cdef Hook hook
     cdef Writer writer
     cdef object counts
     cdef object loop
     cdef object tasks                   # an asyncio.TaskGroup
     cdef dict deliveries                # task of the sink's -> transaction
-    cdef set open                       # transactions
+    cdef set active                     # transactions
     cdef object waiting                 # a deque of transactions
     cdef object pending                 # a deque of mails of transactions that have begun and have many
     cdef object take                    # `_take`, made once
@@ -51,17 +51,17 @@ cdef class Gateway:
     cdef int decide(self, Transaction transaction) except -1
     cdef int take_verdicts(self, Transaction transaction, list verdicts) except -1
     cdef int give_up(self, Transaction transaction) except -1
-    cdef int judge(self, Transaction transaction) except -1
+    cdef int route(self, Transaction transaction) except -1
     cdef int write(self, Transaction transaction) except -1
     cdef int delivered(self, Transaction transaction, list verdicts) except -1
     cdef int explain(self, Mail mail, verdict) except -1
     cdef int committed(self, Transaction transaction, bint set_aside, bint stored) except -1
     cdef int refuse(self, Transaction transaction, verdict) except -1
-    cdef int finish(self, Transaction transaction, verdict) except -1
+    cdef int settle(self, Transaction transaction, verdict) except -1
     cdef bint begin_follow_up(self, Transaction transaction) except -1
     cdef int release(self, Transaction transaction) except -1
     cdef int drop(self, Transaction transaction) except -1
     cdef list verdicts_of(self, Transaction transaction, verdict)
     cdef Py_ssize_t count_refused(self, Transaction transaction) except -1
     cdef int count_good(self, list steps) except -1
-    cdef int wake(self) except -1
+    cdef int notify(self) except -1

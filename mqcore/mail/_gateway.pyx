@@ -49,9 +49,9 @@ cdef class Gateway:
     Where a source has one verdict for all mails of a transaction, any failure or temporary rejection is the verdict, and
     nothing is stored; so is the rejection of all. Otherwise the rejected go to `failed`, as the source had them, and the
     good ones to the sink. Once a sink has one of them nothing can be taken back: then whatever it refuses, if only for
-    now, goes to `failed`. Where nobody waits for a verdict, all that failed or was rejected goes there; without `failed` it is
-    only counted. Where somebody waits and there is no `failed`, all is refused as soon as one is; so then a sink may not
-    commit in parts.
+    now, goes to `failed`. Where no client waits for a verdict, all that failed or was rejected goes there; without
+    `failed` it is only counted. Where one waits and there is no `failed`, all is refused as soon as one is; so then a
+    sink may not commit in parts.
 
     Made in a coroutine, and run once.
     """
@@ -66,17 +66,18 @@ cdef class Gateway:
         self.source = source
         self.sink = sink
         self.failed = failed
-        self.waits = source.waits
-        self.each = source.waits and source.each
+        self.has_waiting_client = source.has_waiting_client
+        self.settles_each = source.has_waiting_client and source.settles_each
         self.report = Report(Counts(), finite=source.finite)
         self.counts = self.report.counts
         self.ends_when = source.ends_when or sink.ends_when
         self.hook = dispatcher.hook(HOOK)
-        self.writer = Writer(sink if sink.stores else None, failed, self._stored, self._drop, self.fail, source.waits)
+        store = sink if sink.stores else None
+        self.writer = Writer(store, failed, self._stored, self._drop, self.fail, source.has_waiting_client)
         self.loop = asyncio.get_running_loop()
         self.memory = Memory()
         self.deliveries = {}
-        self.open = set()
+        self.active = set()
         self.waiting = deque()
         self.pending = deque()
         self.take = self._take
@@ -122,7 +123,7 @@ cdef class Gateway:
         return self.report
 
     def stop(self, why=None):
-        """Take no more mail, and end when what is open is over. What nobody waits for is taken back from plugins."""
+        """Take no more mail, and end when what is open is over. Where no client waits, what plugins hold is taken back."""
         cdef Transaction transaction
         if self.is_stopping:
             return
@@ -130,12 +131,12 @@ cdef class Gateway:
         if self.source.finite:
             self.report.stopped = why
         self.source.stop()
-        if not self.waits:
-            for transaction in [*self.open, *self.waiting]:
+        if not self.has_waiting_client:
+            for transaction in [*self.active, *self.waiting]:
                 transaction.cancelled = not transaction.committing
-                self.take_back(transaction)
+                self.cancel(transaction)
         self.start()
-        self.wake()
+        self.notify()
         self.timer = self.loop.call_later(PATIENCE, self._cut)
 
     def _cut(self):
@@ -146,9 +147,9 @@ cdef class Gateway:
             if not task.cancelling():
                 task.cancel()
         self.source.cut()
-        for transaction in list(self.open):
+        for transaction in list(self.active):
             if not transaction.committing:
-                self.take_back(transaction)
+                self.cancel(transaction)
         self.timer = self.loop.call_later(CUT_AGAIN, self._cut)
 
     def fail(self, str reason not None, int code=UNREACHABLE):
@@ -197,9 +198,9 @@ cdef class Gateway:
                 raise ValueError(f"{mail!r} is offered twice")
             (<Mail>mail).transaction = transaction
         transaction.gateway = self
-        transaction.open = len(transaction.mails)
+        transaction.steps_left = len(transaction.mails)
         transaction.steps = []
-        self.counts.read += transaction.open
+        self.counts.read += transaction.steps_left
         self.waiting.append(transaction)
         return 0
 
@@ -212,11 +213,11 @@ cdef class Gateway:
             self.counts.rejected += count
         return 0
 
-    def take_back(self, Transaction transaction not None):
+    def cancel(self, Transaction transaction not None):
         """See `Transaction.cancel`."""
         if transaction.delivering is not None:
-            self.sink.take_back(transaction.delivering)
-        elif transaction in self.open:
+            self.sink.cancel(transaction.delivering)
+        elif transaction in self.active:
             if not transaction.committing:
                 for mail in transaction.mails:
                     self.dispatcher.cancel(mail)
@@ -232,7 +233,7 @@ cdef class Gateway:
     cdef int start(self) except -1:
         """Let what waits begin, as far as there is room."""
         cdef list mails
-        if self.is_starting:  # what is over at once comes back here, and must not nest
+        if self.is_starting:  # a step that ends at once calls this again, by release()
             return 0
         self.is_starting = True
         try:
@@ -304,13 +305,13 @@ cdef class Gateway:
         while self.waiting and len(mails) < BATCH:
             transaction = self.waiting[0]
             if transaction.cancelled:
-                self.waiting.popleft()  # see take_back()
-                self.wake()
+                self.waiting.popleft()  # see cancel()
+                self.notify()
                 continue
             if self.in_flight >= self.max_in_flight:
                 break
             self.waiting.popleft()
-            self.open.add(transaction)
+            self.active.add(transaction)
             self.in_flight += len(transaction.mails)
             self.bytes += transaction.size
             begun = True
@@ -324,7 +325,7 @@ cdef class Gateway:
         self.ended(mail, outcome)
 
     cdef int ended(self, Mail mail, outcome) except -1:
-        """The step of a mail is over."""
+        """The step of a mail is over; with the last of its transaction, that is routed."""
         cdef Transaction transaction = mail.transaction
         if transaction is None:
             raise RuntimeError("this mail is on no way through this gateway")
@@ -332,8 +333,8 @@ cdef class Gateway:
         if len(transaction.mails) > 1:
             self.spool(transaction, mail)
         transaction.steps.append((mail, outcome))
-        transaction.open -= 1
-        return self.decide(transaction) if transaction.open == 0 else 0
+        transaction.steps_left -= 1
+        return self.decide(transaction) if transaction.steps_left == 0 else 0
 
     cdef int spool(self, Transaction transaction, Mail mail) except -1:
         """Keep what plugins made of one mail of many in little memory."""
@@ -352,25 +353,25 @@ cdef class Gateway:
     cdef int decide(self, Transaction transaction) except -1:
         """What is to become of it: whatever goes wrong, it is settled."""
         try:
-            self.judge(transaction)
+            self.route(transaction)
         except Exception:
             self.give_up(transaction)
         return 0
 
     # What is to become of it
 
-    cdef int judge(self, Transaction transaction) except -1:
-        if transaction.cancelled and (self.waits or was_taken_back(transaction.steps)):
+    cdef int route(self, Transaction transaction) except -1:
+        if transaction.cancelled and (self.has_waiting_client or was_cancelled(transaction.steps)):
             return self.drop(transaction)
         transaction.cancelled = False  # the plugins were done with it before the run was stopped
         transaction.sort()
         if transaction.full:
             return self.refuse(transaction, FULL)
-        if transaction.refused is not None and self.waits and not self.each:
+        if transaction.refused is not None and self.has_waiting_client and not self.settles_each:
             refusal = refusal_of_all(transaction, self.failed is not None)
             if refusal is not None:
                 return self.refuse(transaction, refusal)
-        transaction.committing = not self.waits  # whoever waits may go away until the sink has it
+        transaction.committing = not self.has_waiting_client  # a client may go away until the sink has it
         if self.sink.stores or not transaction.good:
             return self.write(transaction)
         transaction.delivering = tuple(transaction.good_mails())
@@ -381,7 +382,7 @@ cdef class Gateway:
 
     cdef int write(self, Transaction transaction) except -1:
         """Store what is to be stored."""
-        transaction.bad = [] if self.each or transaction.refused is None else list(transaction.refused)
+        transaction.bad = [] if self.settles_each or transaction.refused is None else list(transaction.refused)
         if not (transaction.good or transaction.bad) or self.writer.add(transaction):
             return self.committed(transaction, True, True)
         return 0
@@ -430,7 +431,7 @@ cdef class Gateway:
         log.exception("a transaction of %s failed", self.source.url)
         if transaction.gateway is self:
             self.counts.unfinished += len(transaction.mails)
-            self.finish(transaction, FAILED)
+            self.settle(transaction, FAILED)
         return 0
 
     cdef int delivered(self, Transaction transaction, list verdicts) except -1:
@@ -454,18 +455,18 @@ cdef class Gateway:
                 transaction.refuse(<Mail>mail, verdict)
         transaction.delivering = None
         transaction.good = good
-        if self.each:
+        if self.settles_each:
             transaction.verdicts = told
             self.counts.unfinished += cancelled
             return self.write(transaction)
-        if transaction.refused is not None and self.waits and not transaction.accepted:
+        if transaction.refused is not None and self.has_waiting_client and not transaction.accepted:
             refusal = refusal_of_all(transaction, self.failed is not None)
             if refusal is not None:
                 return self.refuse(transaction, refusal)
         if cancelled:
             self.counts.unfinished += len(transaction.mails)
             self.counts.in_doubt += transaction.accepted
-            return self.finish(transaction, FAILED)
+            return self.settle(transaction, FAILED)
         return self.write(transaction)
 
     cdef int explain(self, Mail mail, verdict) except -1:
@@ -474,7 +475,7 @@ cdef class Gateway:
             mail.failure = verdict.error
             mail.track()
             return 0
-        self.counts.in_doubt += verdict.kind is Kind.IN_DOUBT or self.each and verdict.partly and verdict.code < 500
+        self.counts.in_doubt += verdict.kind is Kind.IN_DOUBT or self.settles_each and verdict.partly and verdict.code < 500
         mail.refusal = verdict.reply
         return 0
 
@@ -496,23 +497,24 @@ cdef class Gateway:
         if (set_aside or not bad) and (stored or not good):
             if transaction.cancelled:
                 self.counts.unanswered += len(transaction.mails)
-            return self.finish(transaction, Verdict.accepted(transaction.receipt) if transaction.receipt else ACCEPTED)
-        if self.waits:  # whoever waits sends all of it again
+            return self.settle(transaction, Verdict.accepted(transaction.receipt) if transaction.receipt else ACCEPTED)
+        if self.has_waiting_client:  # and sends all of it again
             self.counts.in_doubt += transaction.accepted
         if set_aside and good:
             self.counts.in_doubt += len(bad)
-        return self.finish(transaction, FULL if transaction.full else FAILED)
+        return self.settle(transaction, FULL if transaction.full else FAILED)
 
     cdef int refuse(self, Transaction transaction, verdict) except -1:
-        """Nothing of it is stored, and whoever waits is told why."""
+        """Nothing of it is stored, and the client is told why."""
         self.counts.unfinished += len(transaction.mails) - self.count_refused(transaction)
-        return self.finish(transaction, verdict)
+        return self.settle(transaction, verdict)
 
-    cdef int finish(self, Transaction transaction, verdict) except -1:
+    cdef int settle(self, Transaction transaction, verdict) except -1:
         """Settle it, with this verdict on all mails that have none of their own."""
         transaction.gateway = None
+        told = self.verdicts_of(transaction, verdict) if self.settles_each else [verdict] * len(transaction.mails)
         try:
-            transaction.settle(self.verdicts_of(transaction, verdict) if self.each else [verdict] * len(transaction.mails))
+            transaction.settle(told)
         except Exception:
             log.exception("%s failed", self.source.url)
         if transaction.given is not None and self.begin_follow_up(transaction):
@@ -546,12 +548,12 @@ cdef class Gateway:
         self.release(self.deliveries.pop(task))
 
     cdef int release(self, Transaction transaction) except -1:
-        self.open.discard(transaction)
+        self.active.discard(transaction)
         self.in_flight -= len(transaction.mails)
         self.bytes -= transaction.size
         transaction.gateway = None
         transaction.released()
-        self.wake()
+        self.notify()
         return self.start() if self.waiting else 0
 
     def _drop(self, Transaction transaction not None):
@@ -583,14 +585,14 @@ cdef class Gateway:
         self.counts.continued += len(steps) - completed
         return 0
 
-    # Whoever waits for a change
+    # Waiting for room, or for the end
 
     async def _wait(self):
         self.change.clear()
         self.is_awaited = True
         await self.change.wait()
 
-    cdef int wake(self) except -1:
+    cdef int notify(self) except -1:
         if self.is_awaited:
             self.is_awaited = False
             self.change.set()
@@ -605,7 +607,7 @@ cdef int forget(Transaction transaction) except -1:
     return 0
 
 
-cdef bint was_taken_back(list steps) except -1:
+cdef bint was_cancelled(list steps) except -1:
     """Whether plugins were not done with all of these."""
     for mail, outcome in steps:
         if outcome is None or outcome is FAIL and isinstance(mail.error, Cancelled):
@@ -615,7 +617,7 @@ cdef bint was_taken_back(list steps) except -1:
 
 def needs_failed(source, sink):
     """Whether a place for failed mails is needed, as the sink may take a part, of which nobody is told. Both may be classes."""
-    return sink.commits_in_parts and source.waits and not source.each and not source.alone
+    return sink.commits_in_parts and source.has_waiting_client and not source.settles_each and not source.single_mail
 
 
 cdef object refusal_of_all(Transaction transaction, bint mixed):

@@ -6,14 +6,14 @@ from ._spool cimport Spool
 cdef class Transaction:
     cdef readonly tuple mails       # not to be changed while C code counts on it
     cdef object gateway             # that has it now
-    cdef list steps                 # pairs of a mail and its outcome, of those whose steps of plugins are over
+    cdef list steps                 # (mail, outcome) of each mail that plugins are done with
     cdef list good                  # such pairs, of those that go to the sink, and then of those that it has
     cdef dict refused               # mail -> verdict, of those that failed or were rejected; None if there are none
     cdef dict verdicts              # mail -> verdict, of others that are not told the transaction's; likewise
     cdef list bad                   # mails that go to where failed ones do
     cdef tuple delivering           # what the sink's `deliver` has, or is about to get
     cdef tuple given                # what it got
-    cdef Py_ssize_t open            # mails whose steps are not over
+    cdef Py_ssize_t steps_left      # mails that plugins are not done with
     cdef Py_ssize_t size            # octets
     cdef Py_ssize_t accepted        # mails that the sink has, for some recipient at least
     cdef Spool spool                # of the bytes of many mails, until the sink takes them

@@ -28,11 +28,11 @@ cdef class Transaction:
         """Told once what became of each mail; not of a transaction that was taken back before the commit began."""
 
     cpdef object cancel(self):
-        """Take it back, as whoever sent it is gone. What is being stored or sent stays so."""
+        """Take it back, as its client is gone. What is being stored or sent stays so."""
         if not self.cancelled:
             self.cancelled = True
             if self.gateway is not None:
-                self.gateway.take_back(self)
+                self.gateway.cancel(self)
 
     cdef int released(self) except -1:
         """Nothing is done with it any more: its mails are let go."""

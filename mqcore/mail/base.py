@@ -57,12 +57,12 @@ class Source(Place, ABC):
 
     finite: bool = True
     """Whether it ends by itself."""
-    waits: bool = False
-    """Whether somebody waits for each transaction, and is told of a refusal. Otherwise what is refused goes where failed
+    has_waiting_client: bool = False
+    """Whether a client waits for each transaction, and is told of a refusal. Otherwise what is refused goes where failed
     mails go, and what is refused for now is tried again."""
-    each: bool = False
+    settles_each: bool = False
     """Whether each mail of a transaction is settled alone, so that a refusal of one holds back no other."""
-    alone: bool = False
+    single_mail: bool = False
     """Whether a transaction has one mail only."""
     knows_recipients: bool = False
     """Whether each mail says to whom it goes."""
@@ -174,7 +174,7 @@ class Sink(BaseSink, ABC):
         It is called again while it runs. SinkError ends the run, any other error fails these mails. Only when a run is
         stopped and takes too long is it cancelled; then the mails are in doubt."""
 
-    def take_back(self, mails: Sequence[Mail]) -> None:
+    def cancel(self, mails: Sequence[Mail]) -> None:
         """What `deliver` was called with is not wanted any more: the client is gone, or the run is being stopped. A sink that
         has not begun to give it away may let `deliver` return CANCELLED soon."""
 

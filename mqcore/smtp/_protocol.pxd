@@ -67,7 +67,7 @@ cdef class ServerProtocol:
     cdef object next_payload(self)
     cdef str take_line(self)
     cdef bint collect(self) except -1
-    cdef DataReceiver finish(self)
+    cdef DataReceiver end_message(self)
     cdef object obey(self, str line)
     cdef object obey_other(self, str line)
     cdef int greet(self, str name) except -1

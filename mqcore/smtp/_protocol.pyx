@@ -101,7 +101,7 @@ cdef class ServerProtocol:
                 if self.receiver is not None:
                     if not self.collect():
                         return None
-                    payload = self.finish()
+                    payload = self.end_message()
                 elif self.shutting_down and not self.in_transaction:
                     self.close("421 4.3.2 this server is shutting down")
                     return None
@@ -279,7 +279,7 @@ cdef class ServerProtocol:
             return False
         return taken > 0
 
-    cdef DataReceiver finish(self):
+    cdef DataReceiver end_message(self):
         receiver = self.receiver
         self.receiver = None
         try:

@@ -21,7 +21,7 @@ def refuses(folder: Path) -> Path:
     """A plugin that refuses one for good, and another for now."""
     write_plugin(
         folder,
-        "10-judge",
+        "10-refuse",
         """
         def mq_smtp_in_message(context, message):
             if message.recipient == "no@example.org":

@@ -232,13 +232,13 @@ async def test_no_more_than_allowed_is_on_the_way(source, sink, tmp_path):
 @every_pair
 @run
 async def test_what_fails_or_is_rejected_is_told_or_set_aside(source, sink, tmp_path):
-    def judge(context, mail):
+    def refuse(context, mail):
         if b"Subject: 3" in mail.mime:
             mail.reject(550, "5.7.1 no")
         if b"Subject: 5" in mail.mime:
             raise ValueError("a bug")
 
-    report, got, told, failed = await move(source, sink, tmp_path, judge)
+    report, got, told, failed = await move(source, sink, tmp_path, refuse)
     assert (report.counts.continued, report.counts.rejected, report.counts.failed) == (len(MAILS) - 2, 1, 1)
     assert got is None or got == sorted(mail for number, mail in enumerate(MAILS) if number not in (3, 5))
     if told is None:

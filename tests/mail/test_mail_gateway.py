@@ -51,7 +51,7 @@ class OwnSink(Sink):
                 self.mails.append(mail)
         return verdicts
 
-    def take_back(self, mails: Sequence[Mail]) -> None:
+    def cancel(self, mails: Sequence[Mail]) -> None:
         self.taken_back += len(mails)
 
 
@@ -146,7 +146,7 @@ class Offers(Source):
     """Offers what it is given, and keeps what it is told."""
 
     url = "offers:"
-    waits = True
+    has_waiting_client = True
 
     def __init__(self, *offered: Any) -> None:
         self.offered = offered

@@ -33,7 +33,7 @@ class Job(Transaction):
 
 class Jobs(Source):
     url = "jobs:"
-    waits = True
+    has_waiting_client = True
 
     def __init__(self, *jobs: Transaction) -> None:
         self.jobs = jobs

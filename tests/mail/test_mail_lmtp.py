@@ -30,7 +30,7 @@ def figures(it: Serving) -> dict[str, int]:
     return {name: count for name in names if (count := getattr(it.gateway.report.counts, name))}
 
 
-def judge(context: Any, mail: Any) -> None:
+def refuse(context: Any, mail: Any) -> None:
     """What the name of the recipient asks for."""
     match mail.recipient.partition("@")[0]:
         case "no":
@@ -47,7 +47,7 @@ def judge(context: Any, mail: Any) -> None:
 @run
 async def test_each_recipient_has_a_verdict_of_its_own(mixed):
     """Refused for now or for good, or failed: the others have their mail, and nothing goes to `failed`, as the client knows."""
-    async with serving({"10-judge": plugin(message=judge)}, lmtp=True, mixed=mixed) as it:
+    async with serving({"10-refuse": plugin(message=refuse)}, lmtp=True, mixed=mixed) as it:
         client = await it.greeted()
         replies = await sent(client, "later", "one", "no", "bug", "two")
         assert [mail.recipient for mail in it.sink.mails] == ["one@example.org", "two@example.org"]
@@ -68,7 +68,7 @@ async def test_each_recipient_has_a_verdict_of_its_own(mixed):
 @run
 async def test_a_recipient_who_is_named_twice_gets_one_mail_and_two_replies():
     """RFC 2033, 4.2."""
-    async with serving({"10-judge": plugin(message=judge)}, lmtp=True) as it:
+    async with serving({"10-refuse": plugin(message=refuse)}, lmtp=True) as it:
         client = await it.greeted()
         replies = await sent(client, "one", "no", "one", "no", "two")
         one, two = (mail.origin.id for mail in it.sink.mails)
@@ -103,7 +103,7 @@ async def test_what_is_refused_for_all_is_told_to_each():
 
 @run
 async def test_421_for_one_closes_the_connection_when_all_have_their_replies():
-    async with serving({"10-judge": plugin(message=judge)}, lmtp=True) as it:
+    async with serving({"10-refuse": plugin(message=refuse)}, lmtp=True) as it:
         client = await it.greeted()
         assert codes(await sent(client, "gone", "one")) == ["451 4.3.2", "250 2.6.0"]
         assert (await client.reply()).startswith("421 4.3.2 ") and await client.is_closed()
@@ -144,7 +144,7 @@ async def test_what_a_sink_says_of_each(says, replies, counts):
 async def test_one_for_whom_plugins_have_no_verdict_yet():
     """The replies come in the order of the RCPTs, so they come when all are known (RFC 2033, 4.2)."""
     holds = Holds("message")
-    async with serving({"10-judge": plugin(message=judge), "20-hold": holds}, lmtp=True) as it:
+    async with serving({"10-refuse": plugin(message=refuse), "20-hold": holds}, lmtp=True) as it:
         client = await it.greeted()
         client.send(message("one", "no", "two"))
         await it.until(lambda: len(holds.held) == 3)
@@ -155,7 +155,7 @@ async def test_one_for_whom_plugins_have_no_verdict_yet():
 
 @run
 async def test_a_disk_that_is_full_is_told_to_those_whose_mail_was_good(monkeypatch):
-    async with serving({"10-judge": plugin(message=judge)}, lmtp=True) as it:
+    async with serving({"10-refuse": plugin(message=refuse)}, lmtp=True) as it:
 
         def store(mails):
             raise SinkFull("no room")
@@ -193,7 +193,7 @@ async def test_a_client_that_goes_away_while_its_mail_is_stored():
 
 @run
 async def test_a_client_that_closes_its_own_side_gets_every_reply():
-    async with serving({"10-judge": plugin(message=judge)}, lmtp=True) as it:
+    async with serving({"10-refuse": plugin(message=refuse)}, lmtp=True) as it:
         client = await it.connect()
         client.send(LHLO + message("one", "no"))
         client.half_close()

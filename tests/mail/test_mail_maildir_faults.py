@@ -15,7 +15,7 @@ import pytest
 from mail_tools import make_maildir, read_maildir, small_disk
 from test_mail_maildir import mail, opened, read
 
-from mqcore.mail import MaildirSink, MaildirSource, Mail, Origin, SinkError, SinkFull, SourceError
+from mqcore.mail import MaildirSink, MaildirSource, SinkError, SinkFull, SourceError
 from mqcore.mail.maildir import format as maildir
 from mqcore.mail.maildir import publish
 

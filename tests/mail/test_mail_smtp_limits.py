@@ -291,14 +291,14 @@ async def test_big_messages_beyond_what_memory_is_for(monkeypatch):
     async with serving() as it:
         first, second = await it.opened(), await it.opened()
         first.send(big * 8_000)
-        await it.until(lambda: it.server._kept > 500_000)
+        await it.until(lambda: it.server._reserved > 500_000)
         second.send(big * 8_000)
         await it.until(lambda: any(one.protocol.receiver.fault for one in it.server._connections))
-        await it.until(lambda: it.server._kept < 1_000_000)
+        await it.until(lambda: it.server._reserved < 1_000_000)
         assert await second.ask(b".\r\n") == "452 4.3.1 too many big messages at once; try again later"
         assert codes([await first.ask(b".\r\n")]) == ["250 2.6.0"]
         assert untraced(mail.mime for mail in it.sink.mails) == [big * 8_000]
-        await it.until(lambda: it.server._kept == 0)
+        await it.until(lambda: it.server._reserved == 0)
 
 
 @run
@@ -310,9 +310,9 @@ async def test_messages_that_come_in_one_go_beyond_what_memory_is_for(monkeypatc
         first, second = await it.opened(), await it.opened()
         first.send(message * 600 + b".\r\n")
         await it.until(lambda: holds.held)
-        assert it.server._kept == 600 * len(message)
+        assert it.server._reserved == 600 * len(message)
         assert await second.ask(message * 600 + b".\r\n") == "452 4.3.1 too many big messages at once; try again later"
-        assert it.server._kept == 600 * len(message)
+        assert it.server._reserved == 600 * len(message)
         holds.release()
         assert codes([await first.reply()]) == ["250 2.6.0"]
 
@@ -331,16 +331,16 @@ async def test_what_a_client_sent_that_is_gone_counts_until_it_is_let_go(rests):
         await it.until(lambda: it.gateway.in_flight)
         await it.until(lambda: holds.held or it.sink.waits.is_set())
         second.send(BIG + b".\r\n")
-        await it.until(lambda: it.server._kept == 2 * len(BIG))
+        await it.until(lambda: it.server._reserved == 2 * len(BIG))
         if rests == "with the sink":
             first.leave()
             await it.until(lambda: len(it.server._connections) == 1)
-            assert it.server._kept == 2 * len(BIG)
+            assert it.server._reserved == 2 * len(BIG)
         second.leave()  # which nobody has yet
-        await it.until(lambda: it.server._kept == len(BIG))
+        await it.until(lambda: it.server._reserved == len(BIG))
         it.sink.gate.set()
         holds.release()
-        await it.until(lambda: it.server._kept == 0)
+        await it.until(lambda: it.server._reserved == 0)
 
 
 @run
@@ -349,11 +349,11 @@ async def test_what_was_not_received_to_its_end_is_let_go_at_once():
     async with serving({"10-hold": holds}) as it:
         client = await it.opened()
         client.send(BIG)
-        await it.until(lambda: it.server._kept >= len(BIG))
+        await it.until(lambda: it.server._reserved >= len(BIG))
         client.leave()
         await it.until(lambda: holds.held)
         (connection,) = it.server._connections
-        assert connection.protocol.receiver is None and it.server._kept == 0
+        assert connection.protocol.receiver is None and it.server._reserved == 0
         holds.release()
 
 

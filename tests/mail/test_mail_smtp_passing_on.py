@@ -478,8 +478,8 @@ async def test_what_fails_after_a_mail_is_sent_is_logged(caplog):
     def fails(context, message):
         raise ValueError("a bug")
 
-    async with next_server({"message": ["550 5.7.1 no"]}) as server:
-        async with relaying(server, {"10-fails": SimpleNamespace(mq_smtp_out_sent=fails)}) as it:
-            client = await it.opened()
-            assert await client.ask(MESSAGE) == "550 5.7.1 no"
+    plugins = {"10-fails": SimpleNamespace(mq_smtp_out_sent=fails)}
+    async with next_server({"message": ["550 5.7.1 no"]}) as server, relaying(server, plugins) as it:
+        client = await it.opened()
+        assert await client.ask(MESSAGE) == "550 5.7.1 no"
     assert "a bug" in caplog.text and counts(it) == {"rejected": 1}

@@ -82,7 +82,7 @@ class Journal:
         self._note(last)
 
     def _load(self) -> tuple[Group | None, Group | None]:
-        """The last two groups. The ids of all groups but the last, which `recover` has yet to judge, are in `ids`."""
+        """The last two groups. The ids of all groups but the last, which `recover` compares with the mbox, are in `ids`."""
         previous = last = None
         length = 0
         with open(self._fd, "rb", closefd=False) as file:

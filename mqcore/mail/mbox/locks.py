@@ -166,7 +166,7 @@ class MailboxLock:
             self.release()
             raise
 
-    def keep(self) -> None:
+    def renew(self) -> None:
         """Make sure of both: fcntl's ends when any part of this process closes the file, and others remove a PATH.lock of some
         age. Raises Locked if another program has one of them now.
         """

@@ -79,7 +79,7 @@ class MboxSink(Store):
 
     def store(self, mails: Sequence[Mail]) -> None:
         try:
-            self._lock.keep()
+            self._lock.renew()
             size = os.lseek(self._fd, 0, os.SEEK_END)
             if not self._is_there():
                 # What is written to a file without a name is lost; a server would tell its clients otherwise.

@@ -31,7 +31,7 @@ cdef class Names:
 cdef class SmtpTransaction(Transaction):
     cdef SmtpConnection connection
     cdef object host
-    cdef Py_ssize_t kept            # octets that count against the server's memory until it is released
+    cdef Py_ssize_t reserved            # octets that count against the server's memory until it is released
 
 cdef class SmtpConnection:
     cdef object host
@@ -63,7 +63,7 @@ cdef class SmtpConnection:
     cdef SmtpTransaction transaction
     cdef object tls_task
     cdef double since               # when the client was last told something
-    cdef Py_ssize_t kept
+    cdef Py_ssize_t reserved
     cdef Stage stage
     cdef bint is_stepping
     cdef bint is_proceeding
@@ -73,12 +73,12 @@ cdef class SmtpConnection:
     cdef readonly bint is_paused
 
     cdef double time(self) noexcept
-    cdef int take_back(self) except -1
+    cdef int cancel_steps(self) except -1
     cdef int pause(self) except -1
     cdef int proceed(self) except -1
     cdef int flush(self) except -1
     cdef int run(self, Hook hook, Stage stage, tuple arguments) except -1
-    cdef int finish(self, outcome) except -1
+    cdef int end_stage(self, outcome) except -1
     cdef bint answer(self, outcome, failed=*) except -1
     cdef int begin_stage(self, payload) except -1
     cdef int start_tls(self) except -1
@@ -93,4 +93,4 @@ cdef class SmtpConnection:
     cdef int settled_each(self, list verdicts) except -1
     cdef int refuse_message(self, rejection) except -1
     cdef int forget_message(self) except -1
-    cdef bint keep(self, Py_ssize_t size) except -1
+    cdef bint reserve(self, Py_ssize_t size) except -1

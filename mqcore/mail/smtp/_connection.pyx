@@ -69,9 +69,9 @@ cdef class SmtpTransaction(Transaction):
             connection.settled(verdicts[0])
 
     cdef int released(self) except -1:
-        if self.kept:
-            kept, self.kept = self.kept, 0
-            self.host.keep(-kept)
+        if self.reserved:
+            reserved, self.reserved = self.reserved, 0
+            self.host.reserve(-reserved)
         return 0
 
 
@@ -131,11 +131,11 @@ cdef class SmtpConnection:
             self.pause()  # with TLS nothing can be written any more once it is read that the client closes its side
         receiver = protocol.receiver
         if receiver is None:
-            if self.kept and protocol.due == NOTHING:  # it was refused
-                self.keep(0)
-        elif max(len(receiver.text), self.kept) > BIG and not self.keep(len(receiver.text)):
+            if self.reserved and protocol.due == NOTHING:  # it was refused
+                self.reserve(0)
+        elif max(len(receiver.text), self.reserved) > BIG and not self.reserve(len(receiver.text)):
             receiver.refuse(str(NO_ROOM))
-            self.keep(len(receiver.text))
+            self.reserve(len(receiver.text))
 
     cdef int pause(self) except -1:
         self.is_paused = True
@@ -165,7 +165,7 @@ cdef class SmtpConnection:
         if self.is_lost or self.resume is None:
             return
         self.is_lost = True
-        self.take_back()
+        self.cancel_steps()
         self.protocol.receiver = None  # what it has must not be there for as long as plugins hold `mq_smtp_in_close`
         self.forget_message()
         # What leads back here goes now, and not when garbage is collected next.
@@ -174,7 +174,7 @@ cdef class SmtpConnection:
         if (<Hook?>self.hooks.close).run_one(self.message, (), self._closed) is not None:
             self.host.leave(self)
 
-    cdef int take_back(self) except -1:
+    cdef int cancel_steps(self) except -1:
         """Take back what plugins hold, and do nothing about how it ends."""
         if self.is_stepping:
             self.dispatcher.cancel(self.message)
@@ -217,7 +217,7 @@ cdef class SmtpConnection:
             self.transport.abort()  # it does not take the reply
         else:
             self.protocol.give_up(code, text)
-            self.take_back()
+            self.cancel_steps()
             self.flush()
 
     def abandon(self):
@@ -259,7 +259,7 @@ cdef class SmtpConnection:
         self.stage = stage
         outcome = hook.run_one(self.message, arguments, self.resume)
         if outcome is not None:
-            return self.finish(outcome)
+            return self.end_stage(outcome)
         self.is_stepping = True
         return 0
 
@@ -267,7 +267,7 @@ cdef class SmtpConnection:
         """A plugin has given back what it held."""
         self.is_stepping = False
         if not (self.is_lost or self.protocol.closed):
-            self.finish(outcome)
+            self.end_stage(outcome)
             self.proceed()
 
     cdef bint answer(self, outcome, failed=UNAVAILABLE) except -1:
@@ -298,7 +298,7 @@ cdef class SmtpConnection:
             self.take_message(<DataReceiver?>payload)
         return 0
 
-    cdef int finish(self, outcome) except -1:
+    cdef int end_stage(self, outcome) except -1:
         """The step of a stage has ended."""
         if self.stage == SENDER:
             self.answer(outcome)
@@ -368,7 +368,7 @@ cdef class SmtpConnection:
 
     cdef int take_message(self, DataReceiver receiver) except -1:
         cdef Py_ssize_t size = len(receiver.text) - 2  # without the line end before it
-        if size > BIG and not self.keep(size):  # of what came last, or all of it came in one go
+        if size > BIG and not self.reserve(size):  # of what came last, or all of it came in one go
             return self.refuse_message(NO_ROOM)
         json = self.message.known
         json.pop("recipient", None)
@@ -421,8 +421,8 @@ cdef class SmtpConnection:
         self.transaction.connection = self
         # Whatever becomes of the client, its bytes are in memory until the gateway lets go of them.
         self.transaction.host = self.host
-        self.transaction.kept = self.kept
-        self.kept = 0
+        self.transaction.reserved = self.reserved
+        self.reserved = 0
         return self.gateway.submit(self.transaction)
 
     cdef list make_mails(self):
@@ -478,14 +478,14 @@ cdef class SmtpConnection:
 
     cdef int forget_message(self) except -1:
         self.message.content = self.received = b""
-        self.keep(0)
+        self.reserve(0)
         return 0
 
-    cdef bint keep(self, Py_ssize_t size) except -1:
+    cdef bint reserve(self, Py_ssize_t size) except -1:
         """Have so many octets of a message in memory; whether there is room for them."""
-        cdef Py_ssize_t more = size - self.kept
-        self.kept = size
-        return more == 0 or self.host.keep(more)
+        cdef Py_ssize_t more = size - self.reserved
+        self.reserved = size
+        return more == 0 or self.host.reserve(more)
 
 
 cdef inline str stored_as(Mail mail):

@@ -33,7 +33,7 @@ DONE = Reply("message", 250, "delivered by an earlier run")
 log = logging.getLogger(__name__)
 
 
-class Parcel(NamedTuple):
+class RecipientJob(NamedTuple):
     """A mail for one of its recipients, as it is when plugins are done with it."""
 
     mail: Mail
@@ -65,7 +65,7 @@ class Delivery:
     def _all_replies(self) -> Iterable[Reply]:
         return (reply for replies in self._replies.values() for reply in replies.values())
 
-    def take_back(self) -> None:
+    def cancel(self) -> None:
         """End it, unless the server is being talked to, or has a part of it already and the client must learn of that."""
         if self._task is not None and not self._is_busy and (self._sender.pauses or not self._is_delivered):
             self._task.cancel()
@@ -75,7 +75,7 @@ class Delivery:
         self._task = asyncio.current_task()
         try:
             await self._prepare()
-            await self._send(self._parcels())
+            await self._send(self._make_jobs())
             self._is_finished = True
         except Unreachable as error:
             self._sender.gateway.fail(f"cannot reach {self._sender.sink.url}: {error}")
@@ -107,50 +107,50 @@ class Delivery:
         for mail in self._good():
             _check(mail)
 
-    def _parcels(self) -> list[Parcel]:
+    def _make_jobs(self) -> list[RecipientJob]:
         """What to send: nothing if the client is to come again, as far as is known now."""
         if self._sender.together and any(mail in self._failed or _is_put_off(mail) for mail in self._mails):
             return []
-        parcels = []
+        jobs = []
         for mail in self._good():
             have = self._sender.sink.recipients_of(mail.origin.id)
             self._replies[mail] = {recipient: DONE for recipient in mail.recipients if recipient in have}
             for recipient in dict.fromkeys(mail.recipients):
                 if recipient not in have:
-                    parcels.append(Parcel(mail, recipient, mail.envelope or "", bytes_of(mail)))
-        return parcels
+                    jobs.append(RecipientJob(mail, recipient, mail.envelope or "", bytes_of(mail)))
+        return jobs
 
     # Sending
 
-    async def _send(self, parcels: Sequence[Parcel]) -> None:
+    async def _send(self, jobs: Sequence[RecipientJob]) -> None:
         for pause in (*self._sender.pauses, None):
-            for group in _group(parcels):
+            for group in _group(jobs):
                 await self._send_group(group)
                 if not self._is_delivered and any(map(self._sender.blocks, self._all_replies())):
                     return
-            parcels = [parcel for parcel in parcels if self._replies[parcel.mail][parcel.recipient].is_temporary]
-            if not parcels or pause is None:
+            jobs = [job for job in jobs if self._replies[job.mail][job.recipient].is_temporary]
+            if not jobs or pause is None:
                 return
             if self._sender.is_stopping:
                 raise asyncio.CancelledError
             await asyncio.sleep(pause)
 
-    async def _send_group(self, group: Sequence[Parcel]) -> None:
+    async def _send_group(self, group: Sequence[RecipientJob]) -> None:
         content = make_content(group[0].mail.mime)
         while group:
-            recipients = list(dict.fromkeys(parcel.recipient for parcel in group))
+            recipients = list(dict.fromkeys(job.recipient for job in group))
             replies = await self._transact(group, recipients, content)
             self._take(group, replies)  # those of a transaction that came to no end too
             if not any(reply.is_delivered for reply in replies.values()):
                 break
-            group = [parcel for parcel in group if replies[parcel.recipient].is_too_many]
+            group = [job for job in group if replies[job.recipient].is_too_many]
 
-    def _take(self, group: Iterable[Parcel], replies: Mapping[str, Reply]) -> None:
-        for parcel in group:
-            if parcel.recipient in replies:
-                self._replies[parcel.mail][parcel.recipient] = replies[parcel.recipient]
+    def _take(self, group: Iterable[RecipientJob], replies: Mapping[str, Reply]) -> None:
+        for job in group:
+            if job.recipient in replies:
+                self._replies[job.mail][job.recipient] = replies[job.recipient]
 
-    async def _transact(self, group: Sequence[Parcel], recipients: list[str], content: bytes) -> Mapping[str, Reply]:
+    async def _transact(self, group: Sequence[RecipientJob], recipients: list[str], content: bytes) -> Mapping[str, Reply]:
         fresh = False
         origin = group[0].mail.origin  # all are of one transaction
         waits = bool(self._sender.pauses) or not origin.loops  # else what goes round would wait for itself
@@ -176,14 +176,14 @@ class Delivery:
                 log.warning("cannot reach %s: %s", self._sender.sink.url, error)
                 return dict.fromkeys(recipients, Reply("connect", None, f"cannot reach the next server: {error}"))
 
-    def _count(self, group: Sequence[Parcel], client: Client) -> None:
+    def _count(self, group: Sequence[RecipientJob], client: Client) -> None:
         """What became of a transaction that is over, or was broken off."""
         counts, replies = self._sender.counts, client.replies
         self._take(group, replies)  # also if it was broken off: some of the recipients may have the mail for certain
         if client.is_in_doubt:
-            counts.in_doubt += len({parcel.mail for parcel in group if parcel.recipient not in replies})
+            counts.in_doubt += len({job.mail for job in group if job.recipient not in replies})
         if client.is_clear:
-            delivered = {parcel.mail for parcel in group if (reply := replies.get(parcel.recipient)) and reply.is_delivered}
+            delivered = {job.mail for job in group if (reply := replies.get(job.recipient)) and reply.is_delivered}
             counts.in_clear += len(delivered)
 
     # After
@@ -290,9 +290,9 @@ def _as_dict(recipient: str, reply: Reply) -> dict[str, Any]:
     return {"recipient": recipient, "state": reply.state, "code": reply.code, "description": reply.text}
 
 
-def _group(parcels: Iterable[Parcel]) -> Iterable[list[Parcel]]:
+def _group(jobs: Iterable[RecipientJob]) -> Iterable[list[RecipientJob]]:
     """Those together that are sent in one transaction: all but the recipient is the same."""
-    groups: dict[tuple[str, Hashable], list[Parcel]] = defaultdict(list)
-    for parcel in parcels:
-        groups[parcel.envelope, parcel.mime].append(parcel)
+    groups: dict[tuple[str, Hashable], list[RecipientJob]] = defaultdict(list)
+    for job in jobs:
+        groups[job.envelope, job.mime].append(job)
     return groups.values()

@@ -45,6 +45,6 @@ class Host(Protocol):
 
     def leave(self, connection: SmtpConnection) -> None: ...
 
-    def keep(self, size: int) -> bool:
+    def reserve(self, size: int) -> bool:
         """Count so many octets more (or less) of messages in memory; whether there is room for them."""
         ...

@@ -123,7 +123,7 @@ class Pool:
         client.close()
         self._open -= 1
         if not self._open:
-            self._wake_all()  # they wait for one that is open
+            self._notify_all()  # they wait for one that is open
 
     async def _connect(self) -> Client:
         self._open += 1
@@ -135,7 +135,7 @@ class Pool:
         except BaseException:  # nobody waits for it any more, but others may
             self._open -= 1
             if not self._open:
-                self._wake_all()
+                self._notify_all()
             raise
 
     async def _try_again(self, error: Unreachable) -> Client:
@@ -153,19 +153,19 @@ class Pool:
                     error = again
                 else:
                     self._full_until = 0.0
-                    self._wake_all()
+                    self._notify_all()
                     return client
-        self._wake_all(error)
+        self._notify_all(error)
         raise error
 
     def _put_back(self, client: Client) -> None:
         if client.is_reusable:
             self._idle[client] = asyncio.get_running_loop().call_later(IDLE_TIMEOUT, self._retire, client)
-            self._wake_one()
+            self._notify_one()
         else:
             self._discard(client)
             if not self._open:
-                self._wake_all()
+                self._notify_all()
 
     def _retire(self, client: Client) -> None:
         del self._idle[client]
@@ -191,12 +191,12 @@ class Pool:
             await change
         except asyncio.CancelledError:
             if change.done() and not change.cancelled():
-                self._wake_one()  # in our place
+                self._notify_one()  # in our place
             raise
         finally:
             self._waiting.pop(change, None)
 
-    def _wake_one(self) -> None:
+    def _notify_one(self) -> None:
         while self._waiting:
             change = next(iter(self._waiting))  # who waits longest
             del self._waiting[change]
@@ -204,7 +204,7 @@ class Pool:
                 change.set_result(None)
                 return
 
-    def _wake_all(self, error: Unreachable | None = None) -> None:
+    def _notify_all(self, error: Unreachable | None = None) -> None:
         while self._waiting:
             change, _ = self._waiting.popitem()
             if change.done():

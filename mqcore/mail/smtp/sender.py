@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from .sink import SmtpSink
 
 PAUSES = (1.0, 5.0, 30.0, 60.0, 120.0, 300.0, 300.0)
-"""Seconds until a mail that nobody waits for is tried again, time after time. Servers that greylist ask for five minutes."""
+"""Seconds until a mail for which no client waits is tried again, time after time. Greylisting takes five minutes."""
 GOODBYE = 3.0
 """Seconds that the next server has for all goodbyes."""
 
 
 class Sender:
     """Sends mails to the next server, with the hooks `mq_smtp_out_data` before and `mq_smtp_out_sent` after it,
-    for which nobody waits.
+    for which no client waits.
 
-    If nobody waits, as for mails from a file, a mail goes to those recipients whom the server takes now, and what has a
+    If no client waits, as for mails from a file, a mail goes to those recipients whom the server takes now, and what has a
     temporary error is tried again after each of `PAUSES`. When there is no server to talk to, the run ends.
 
     Otherwise it passes on what the server says: mails that are sent together go to those recipients whom the server takes, but
@@ -40,8 +40,8 @@ class Sender:
         self.gateway = gateway
         self.sink = sink
         self.counts = gateway.report.counts
-        self.pauses = () if gateway.source.waits else PAUSES
-        self.together = gateway.source.waits and not gateway.source.each
+        self.pauses = () if gateway.source.has_waiting_client else PAUSES
+        self.together = gateway.source.has_waiting_client and not gateway.source.settles_each
         self.pool = Pool(sink.upstream, self.pauses)
         self._mixed = gateway.failed is not None
         self._deliveries: dict[int, Delivery] = {}
@@ -50,8 +50,8 @@ class Sender:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether what nobody waits for stays where it is."""
-        return self.gateway.is_stopping and not self.gateway.source.waits
+        """Whether mails are left where they are, as no client waits for them."""
+        return self.gateway.is_stopping and not self.gateway.source.has_waiting_client
 
     async def send(self, mails: Sequence[Mail]) -> list[Verdict]:
         """Send these together."""
@@ -68,15 +68,15 @@ class Sender:
     def settled(self, mails: Sequence[Mail]) -> Coroutine[Any, Any, None] | None:
         """What is left to do with mails that were sent: `mq_smtp_out_sent`, which changes nothing any more."""
         sent = self._sent.pop(id(mails), None)
-        return None if sent is None else self._tell(sent)
+        return None if sent is None else self._run_sent_hook(sent)
 
-    async def _tell(self, mails: Sequence[Mail]) -> None:
+    async def _run_sent_hook(self, mails: Sequence[Mail]) -> None:
         await run_all(self._sent_hook, mails)
 
-    def take_back(self, mails: Sequence[Mail]) -> None:
-        """End it, unless the server is being talked to, or has a part of it already and whoever waits must learn of that."""
+    def cancel(self, mails: Sequence[Mail]) -> None:
+        """End it, unless the server is being talked to, or has a part of it already and the client must learn of that."""
         if (delivery := self._deliveries.get(id(mails))) is not None:
-            delivery.take_back()
+            delivery.cancel()
 
     def blocks(self, reply: Reply) -> bool:
         """Whether nothing is sent to the others either, when the server says this to one recipient."""

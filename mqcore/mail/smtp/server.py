@@ -49,7 +49,7 @@ class SmtpServer:
         self._handshakes: set[asyncio.Task[bool]] = set()
         self._max_connections = MAX_CONNECTIONS
         self._entered = 0
-        self._kept = 0
+        self._reserved = 0
         self._stop = asyncio.Event()
         self._empty = asyncio.Event()
         if not is_full(source.hostname):
@@ -65,7 +65,7 @@ class SmtpServer:
             trace=self.tracer.id.encode() if self.tracer is not None else b"",
             max_loops=source.max_loops,
         )
-        return replace(service, max_recipients=1) if source.alone else service
+        return replace(service, max_recipients=1) if source.single_mail else service
 
     # What the source calls
 
@@ -176,9 +176,9 @@ class SmtpServer:
         if not self._connections:
             self._empty.set()
 
-    def keep(self, size: int) -> bool:
-        self._kept += size
-        return self._kept <= MAX_MESSAGE_BYTES
+    def reserve(self, size: int) -> bool:
+        self._reserved += size
+        return self._reserved <= MAX_MESSAGE_BYTES
 
 
 def raise_file_limit() -> int:

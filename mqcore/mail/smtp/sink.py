@@ -145,8 +145,8 @@ class SmtpSink(Sink):
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
         return await self._sender.send(mails)
 
-    def take_back(self, mails: Sequence[Mail]) -> None:
-        self._sender.take_back(mails)
+    def cancel(self, mails: Sequence[Mail]) -> None:
+        self._sender.cancel(mails)
 
     def settled(self, mails: Sequence[Mail]) -> Coroutine[Any, Any, None] | None:
         return self._sender.settled(mails)
@@ -170,7 +170,7 @@ class SmtpSink(Sink):
             raise group.error
 
     def _write(self, group: _Group) -> None:
-        """In the thread, so that the group knows of its error also if whoever waits for the thread is cancelled."""
+        """In the thread, so that the group knows of its error also if the task that waits for the thread is cancelled."""
         try:
             append(self._fd, "".join(group.lines).encode())
             os.fsync(self._fd)

@@ -31,7 +31,7 @@ class SmtpSource(Source):
     """
 
     finite = False
-    waits = True
+    has_waiting_client = True
     knows_recipients = True
     ends_when = "the transactions that are open are over"
     implicit_tls = False
@@ -69,7 +69,7 @@ class SmtpSource(Source):
         self.hostname = hostname or own_hostname()
         self.traces = not no_trace
         self.max_loops = max_loops
-        self.alone = one_recipient
+        self.single_mail = one_recipient
         self.auth_without_tls = auth_without_tls
         self.tls = None if tls_certificate is None else _load(tls_certificate, tls_key)
         self.url = f"{self.scheme}:{path}"
@@ -156,7 +156,7 @@ class LmtpSource(SmtpSource):
     """As a server is spoken to that delivers to mailboxes: each recipient has a reply of its own (RFC 2033), so that a refusal
     of one holds back no other."""
 
-    each = True
+    settles_each = True
     lmtp = True
     scheme = "lmtp"
     options = tuple(option for option in SmtpSource.options if option.name != "one-recipient")

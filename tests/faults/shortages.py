@@ -1,7 +1,7 @@
 """A machine that has too little, or is broken: a full disk, a disk that fails, few files, little memory, for each pair of a
 source and a sink. A client is told to come again, one client never ends the server, and nothing is lost.
 
-    python tests/faults/shortages.py [SOURCE-SINK ...]
+    python tests/faults/shortages.py [--fault FAULT] [SOURCE-SINK ...]
 
 The faults are made by a library that is preloaded (faults.c) and by limits of the process. A line for each pair and fault: the
 exit code, and, when what was short is there again and another run has brought all that there was: how many mails are `lost`,
@@ -51,7 +51,7 @@ BIG_MAILS = range(BIG, BIG + 2)
 TRIES = 3
 """Of a big mail."""
 FEW_FILES = ("sh", "-c", 'ulimit -n 64; exec "$@"', "sh")
-LITTLE = 24 << 20
+LITTLE = {"clients": 4 << 20, "file": 12 << 20}
 """Bytes that a run may take beyond what it has when it has begun."""
 
 
@@ -114,7 +114,7 @@ async def suffer_server(case: Case, next_owner: Owner, folder: Path) -> Result:
         await command.wait_for(lambda: "listening on" in command.said)
         if case.fault == "little memory":
             await acknowledge(1, account, command)
-            limit_memory(command, LITTLE)
+            limit_memory(command, LITTLE["clients"])
             await command.wait_for(lambda: all(client.tries > TRIES or not client.to for client in big))
         await acknowledge(SOME, account, command)
         if case.fault in DISK:
@@ -177,7 +177,7 @@ async def suffer_reader(case: Case, next_owner: Owner, folder: Path) -> Result:
         if case.fault in DISK:
             faults.begin(*DISK[case.fault])
         elif case.fault == "little memory":
-            limit_memory(command, LITTLE // 2)
+            limit_memory(command, LITTLE["file"])
         code = await command.end()
         figures = command.figures
     if case.fault in DISK:
@@ -216,13 +216,14 @@ def summary(ended: Sequence[tuple[Case, Result]]) -> Iterator[str]:
 async def main() -> int:
     """Print a line for each, and a summary; 1 if the promise was broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fault", choices=(*DISK, *LIMITS), help="this one only")
     parser.add_argument("pairs", nargs="*", choices=[*map("-".join, PAIRS), []], metavar="SOURCE-SINK")
     given = parser.parse_args()
     kept = True
     ended: list[tuple[Case, Result]] = []
     print("source     sink     fault          code lost doubles bound what was said", flush=True)
     for case in CASES:
-        if given.pairs and f"{case.source}-{case.sink}" not in given.pairs:
+        if (given.pairs and f"{case.source}-{case.sink}" not in given.pairs) or given.fault not in (None, case.fault):
             continue
         try:
             result: Result | Exception = await suffer(case)

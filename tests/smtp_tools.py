@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import functools
+import inspect
 import shutil
 import socket
 import ssl
@@ -238,13 +239,12 @@ async def serving(
     loaded = mqcore.Plugins()
     for name, plugin in (plugins or {}).items():
         loaded.add(name, plugin)
-    names = ("auth_without_tls", "one_recipient", "hostname", "no_trace", "max_loops")
-    listening = {name: options.pop(name) for name in names if name in options}
+    kind = LmtpSource if lmtp else SmtpsSource if tls == "implicit" else SmtpSource
+    listening = {name: options.pop(name) for name in inspect.signature(kind).parameters if name in options}
     if tls is not None:
         listening["tls_certificate"] = str(certificate().file)
     stored, failed = ListSink(), ListSink()
     sink: BaseSink = options.pop("sink", stored)
-    kind = LmtpSource if lmtp else SmtpsSource if tls == "implicit" else SmtpSource
     with contextlib.closing(kind(at, **listening)) as source, mqcore.Dispatcher(loaded) as dispatcher:
         gateway = Gateway(dispatcher, source, sink, FailedSink(failed, source.url) if mixed else None, **options)
         running = asyncio.create_task(gateway.run())

@@ -38,6 +38,8 @@ cdef class ServerProtocol:
     cdef bint shutting_down
     cdef bint utf8                  # the client said SMTPUTF8 in MAIL
     cdef bint extended              # it said EHLO
+    cdef bint must_secure           # it has to begin TLS first
+    cdef bint must_log_in
     cdef readonly bint lmtp
     cdef readonly bint secure
     cdef readonly bint authenticated
@@ -74,10 +76,11 @@ cdef class ServerProtocol:
     cdef int ehlo(self, str name) except -1
     cdef object mail(self, str line)
     cdef str take_sender(self, str argument)
+    cdef int must_be_extended(self) except -1
     cdef object rcpt(self, str line)
     cdef str take_recipient(self, str argument)
     cdef int data(self, str line) except -1
-    cdef object starttls(self, str argument)
+    cdef object starttls(self)
     cdef object auth(self, str argument)
     cdef bint takes_passwords(self) except -1
     cdef object take_login(self, str line)

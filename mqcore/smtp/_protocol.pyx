@@ -47,6 +47,8 @@ cdef class ServerProtocol:
         self.max_recipients = service.max_recipients
         self.limits = service.max_message, service.max_message_line, service.trace, service.max_loops
         self.secure = secure
+        self.must_secure = service.require_tls and not secure
+        self.must_log_in = service.require_login
         self.buffer = b""
         self.out = []
         self.due = GREETING
@@ -197,6 +199,8 @@ cdef class ServerProtocol:
     def secured(self):
         """TLS has begun. Whatever was said before is forgotten, as somebody else may have said it."""
         self.secure = True
+        self.must_secure = False
+        self.extended = False
         self.helo = None
         self.authenticated = False
         self.reset()
@@ -300,6 +304,8 @@ cdef class ServerProtocol:
                 self.close(self.refusal)
                 return None
             raise ReplyError(self.refusal)
+        if self.must_secure and not may_come_before_tls(text):
+            raise ReplyError("530 5.7.0 say STARTTLS first")
         if says(text, b"MAIL"):
             return self.mail(line)
         if says(text, b"RCPT"):
@@ -318,18 +324,25 @@ cdef class ServerProtocol:
             self.greet(argument_of(line))
             self.say_idly(f"250 {self.service.name}")
         elif says(text, b"RSET"):
+            without_argument(line)
             self.reset()
             self.say_idly("250 2.0.0 ok")
         elif says(text, b"NOOP"):
             self.say_idly("250 2.0.0 ok")
         elif says(text, b"QUIT"):
+            without_argument(line)
             self.close("221 2.0.0 bye")
         elif says(text, b"VRFY"):
+            if not argument_of(line):
+                raise ReplyError("501 5.5.4 say VRFY and an address")
             self.say_idly("252 2.5.0 send it some mail and see")
+        elif says(text, b"EXPN"):
+            raise ReplyError("502 5.5.1 there are no lists to expand here")
         elif says(text, b"HELP"):
             self.say_idly("214 2.0.0 see RFC 5321")
         elif says(text, b"STARTTLS"):
-            return self.starttls(argument_of(line))
+            without_argument(line)
+            return self.starttls()
         elif says(text, b"AUTH"):
             return self.auth(argument_of(line))
         elif is_http(line):
@@ -363,6 +376,8 @@ cdef class ServerProtocol:
             raise ReplyError(f"503 5.5.1 say {'LHLO' if self.lmtp else 'EHLO'} first")
         if self.in_transaction:
             raise ReplyError("503 5.5.1 a transaction is open; RSET ends it")
+        if self.must_log_in and not self.authenticated:
+            raise ReplyError("530 5.7.0 log in first")
         address = plain_address(line, b"MAIL FROM:<", 11)
         self.utf8 = False
         if address is None:
@@ -376,6 +391,7 @@ cdef class ServerProtocol:
             raise ReplyError("501 5.1.7 say MAIL FROM:<address>")
         address, text = match.groups()
         if text is not None:
+            self.must_be_extended()
             parameters = syntax.parse_mail(text, auth=self.takes_passwords())
             if parameters.size > self.service.max_message:
                 raise ReplyError(f"552 5.3.4 a message may have {self.service.max_message} octets")
@@ -384,6 +400,11 @@ cdef class ServerProtocol:
             return ""
         syntax.check_address(address, utf8=self.utf8)
         return address
+
+    cdef int must_be_extended(self) except -1:
+        if not self.extended:
+            raise ReplyError(f"555 5.5.4 parameters are for those who say {'LHLO' if self.lmtp else 'EHLO'}")
+        return 0
 
     cdef object rcpt(self, str line):
         if not self.in_transaction:
@@ -403,13 +424,14 @@ cdef class ServerProtocol:
             raise ReplyError("501 5.1.3 say RCPT TO:<address>")
         address, parameters = match.groups()
         if parameters:
+            self.must_be_extended()
             raise ReplyError("555 5.5.4 this parameter is not known here")
         syntax.check_address(address, utf8=self.utf8)
         return address
 
     cdef int data(self, str line) except -1:
-        if len(line) > 4 and argument_of(line):
-            raise ReplyError("501 5.5.4 DATA has no arguments")
+        if len(line) > 4:
+            without_argument(line)
         if not self.in_transaction:
             raise ReplyError("503 5.5.1 say MAIL first")
         if not self.recipients:
@@ -418,9 +440,7 @@ cdef class ServerProtocol:
         self.receiver = DataReceiver(*self.limits)
         return 0
 
-    cdef object starttls(self, str argument):
-        if argument:
-            raise ReplyError("501 5.5.4 STARTTLS has no arguments")
+    cdef object starttls(self):
         if self.secure or not self.service.starttls:
             raise ReplyError("503 5.5.1 STARTTLS is not offered")
         if self.at < len(self.buffer):
@@ -439,8 +459,10 @@ cdef class ServerProtocol:
             raise ReplyError("503 5.5.1 AUTH is not offered")
         if not self.takes_passwords():
             raise ReplyError("538 5.7.11 say STARTTLS first")
-        if self.helo is None or self.authenticated or self.in_transaction:
+        if not self.extended or self.authenticated or self.in_transaction:
             raise ReplyError("503 5.5.1 AUTH comes once, after EHLO and before MAIL")
+        if not argument:
+            raise ReplyError("501 5.5.4 say AUTH PLAIN or AUTH LOGIN")
         mechanism, _, initial = argument.partition(" ")
         mechanism = mechanism.upper()
         if mechanism == "PLAIN":
@@ -495,6 +517,20 @@ cdef inline bint says(const char *line, const char *verb) noexcept:
     """Whether this is the verb of a line."""
     cdef size_t size = strlen(verb)
     return PyOS_strnicmp(line, verb, size) == 0 and (line[size] == 0 or line[size] == c" ")
+
+
+cdef bint may_come_before_tls(const char *line) noexcept:
+    """RFC 3207, 4. HELO is for those who then learn why nothing else works."""
+    return (says(line, b"EHLO") or says(line, b"LHLO") or says(line, b"HELO") or says(line, b"NOOP")
+            or says(line, b"STARTTLS") or says(line, b"QUIT"))
+
+
+cdef int without_argument(str line) except -1:
+    """Raises ReplyError if anything follows the verb."""
+    verb, blank, argument = line.partition(" ")
+    if blank and argument.strip(" "):
+        raise ReplyError(f"501 5.5.4 {verb.upper()} has no arguments")
+    return 0
 
 
 cdef str argument_of(str line):

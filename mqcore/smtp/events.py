@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+MAX_MESSAGE = 50 << 20
+MAX_RECIPIENTS = 1000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
@@ -18,14 +21,18 @@ class Service:
     auth: bool = False
     auth_without_tls: bool = False
     """Let passwords be sent in the clear."""
-    max_message: int = 50 << 20
-    max_recipients: int = 1000
+    require_tls: bool = False
+    """Take no mail and no password from a client that has not begun TLS (530)."""
+    require_login: bool = False
+    """Take no mail from a client that has not logged in (530)."""
+    max_message: int = MAX_MESSAGE
+    max_recipients: int = MAX_RECIPIENTS
     max_line: int = 4096
     """For a command. RFC 5321 asks for 512; long addresses, their parameters and AUTH need more."""
     max_message_line: int = 1 << 16
     """RFC 5321 allows 1,000, which real mail does not keep to."""
     max_errors: int = 20
-    """ReplyError commands and refused logins in one connection."""
+    """Wrong commands and refused logins in one connection."""
     max_idle_commands: int = 100
     """Commands that move no mail, such as NOOP, from one mail to the next; more of them count as errors."""
     trace: bytes = b""

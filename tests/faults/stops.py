@@ -48,6 +48,12 @@ LIMIT = 30
 """Seconds."""
 MAILS = range(1, 400)
 """In a file."""
+SLOW = """
+    import time
+
+    def mq_smtp_in_message(context, message):
+        time.sleep(0.01)  # or all is stored before it is stopped
+    """
 HOLDS = """
     import pathlib
 
@@ -244,6 +250,8 @@ async def stop_reader(case: Case, next_owner: Owner, folder: Path) -> Stopped:
     hindrance = Hindrance(case, next_owner, folder)
     url = write_source(case.source, folder / "source", MAILS)
     route = ("--from", url, "--to", next_owner.url, *options_for(case.source, case.sink, folder))
+    if case.phase == "committing":
+        hindrance.options = ("--plugins", write_plugin(folder / "slow", "10-slow", SLOW))
     with run(folder, *route, "--max-in-flight", 20, *hindrance.options, under=hindrance.under) as command:
         if case.phase == "committing":
             await command.wait_for(next_owner.progress)

@@ -97,13 +97,12 @@ async def start_tls(one: Client, reading: asyncio.Task[None]) -> None:
 async def test_chaos(seed, mixed, monkeypatch, caplog):
     monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.2)
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.02)
-    monkeypatch.setattr("mqcore.mail.smtp._connection.IDLE_TIMEOUT", 0.3)
     caplog.set_level(logging.CRITICAL, "mqcore")
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
     chance = random.Random(seed)
     plugins = {"10-moody": moody(chance), "20-moody": moody(chance)}
-    options = {"max_in_flight": chance.choice([1, 3, 1000]), "tls": "starttls", "mixed": mixed}
+    options = {"max_in_flight": chance.choice([1, 3, 1000]), "tls": "starttls", "mixed": mixed, "timeout": 0.3}
     async with serving(plugins, **options) as it:
         clients = [asyncio.create_task(client(it, chance)) for _ in range(60)]
         await asyncio.wait(clients, timeout=chance.choice([0.2, 1, 5]))

@@ -173,9 +173,52 @@ async def test_too_many_connections(monkeypatch):
 
 
 @run
+async def test_fewer_connections_are_asked_for():
+    async with serving(max_connections=2) as it:
+        for _ in range(2):
+            await it.greeted()
+        assert await (await it.connect()).reply() == "421 4.3.2 too many connections; try again later"
+
+
+@pytest.mark.parametrize("tls", [None, "implicit"])
+@run
+async def test_connections_of_one_address(tls):
+    options = {"ssl": certificate().client, "server_hostname": "localhost"} if tls else {}
+    async with serving(max_connections_per_ip=2, tls=tls) as it:
+        clients = [await it.greeted(**options) for _ in range(2)]
+        if tls is None:
+            extra = await it.connect()
+            assert await extra.reply() == "421 4.7.0 too many connections from your network; try again later"
+            assert await extra.is_closed()
+        else:
+            with pytest.raises((OSError, EOFError)):
+                await it.greeted(**options)
+        other = await it.connect(local_addr=("127.0.0.2", 0), **options)  # another one is not the worse for it
+        assert (await other.reply()).startswith("220 ")
+        clients[0].leave()
+        await it.until(lambda: it.server._from_network["127.0.0.1"] == 1)
+        await it.greeted(**options)
+    assert it.server._from_network.total() == 0
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("192.0.2.1", "192.0.2.2", False),
+    ("::ffff:192.0.2.1", "192.0.2.1", True),
+    ("2001:db8::1", "2001:db8::ffff:1", True),
+    ("2001:db8::1", "2001:db8:0:1::1", False),
+    ("fe80::1%eth0", "fe80::2%eth1", True),
+])
+@run
+async def test_networks(one, other, same):
+    async with serving(max_connections_per_ip=1) as it:
+        await it.greeted()
+        assert (it.server._network_of(one) == it.server._network_of(other)) == same
+
+
+@run
 async def test_few_files(monkeypatch):
     """Under `ulimit -n 64` nobody was let in, as all of them were kept for other things."""
-    monkeypatch.setattr("mqcore.mail.smtp.server.raise_file_limit", lambda: 64)
+    monkeypatch.setattr("mqcore.mail.smtp.server.raise_file_limit", lambda wanted: 64)
     async with serving() as it:
         for _ in range(32):
             await it.greeted()
@@ -236,9 +279,8 @@ async def test_a_client_that_does_not_read_gets_no_more_replies(monkeypatch):
 
 @run
 async def test_a_client_that_is_silent_for_too_long(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp._connection.IDLE_TIMEOUT", 0.05)
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
-    async with serving() as it:
+    async with serving(timeout=0.05) as it:
         client = await it.greeted()
         assert await client.reply() == "421 4.4.2 you are too slow"
         assert await client.is_closed()
@@ -247,9 +289,8 @@ async def test_a_client_that_is_silent_for_too_long(monkeypatch):
 @run
 async def test_a_client_that_sends_a_byte_now_and_then(monkeypatch):
     """It is never silent for long, and gets nowhere."""
-    monkeypatch.setattr("mqcore.mail.smtp._connection.IDLE_TIMEOUT", 0.1)
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
-    async with serving() as it:
+    async with serving(timeout=0.1) as it:
         client = await it.greeted()
         late = asyncio.create_task(client.reply())
         while not late.done():
@@ -260,10 +301,9 @@ async def test_a_client_that_sends_a_byte_now_and_then(monkeypatch):
 
 @run
 async def test_the_time_that_a_plugin_takes_is_not_the_clients(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp._connection.IDLE_TIMEOUT", 0.05)
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
     holds = Holds("message")
-    async with serving({"10-hold": holds}) as it:
+    async with serving({"10-hold": holds}, timeout=0.05) as it:
         client = await it.connect()
         client.send(ALL)
         await it.until(lambda: holds.held)

@@ -355,7 +355,7 @@ def test_a_plugin_in_an_smtp_server(tmp_path):
             assert greeted.makefile().readline() == "220-hello from C\n"
         with server.client() as client:
             client.sendmail("from@example.com", ["one@example.com", "two@example.com"], "Subject: x\r\n\r\nhello\r\n")
-    mails = sorted(mail.splitlines()[0] for mail in read_maildir(tmp_path / "out"))
+    mails = sorted(mail.splitlines()[2] for mail in read_maildir(tmp_path / "out"))  # below Return-Path and Delivered-To
     assert mails == [b"To: one@example.com of 2", b"To: two@example.com of 2"]
 
 

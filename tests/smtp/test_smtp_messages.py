@@ -291,7 +291,7 @@ PLAIN = b64("\0login\0secret")
         (b"AUTH PLAIN " + base64.b64encode(b"\0\xff\0x"), ["501 5.5.2"]),
         (b"AUTH PLAIN =", ["501 5.5.2"]),
         (b"AUTH CRAM-MD5", ["504 5.5.4"]),
-        (b"AUTH", ["504 5.5.4"]),
+        (b"AUTH", ["501 5.5.4"]),
     ],
 )
 def test_auth(sent, says):

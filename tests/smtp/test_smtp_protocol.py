@@ -119,7 +119,7 @@ def test_wherever_the_bytes_are_split_the_result_is_the_same():
         (b"", b"NOOP anything", "250 2.0.0"),
         (b"", b"RSET", "250 2.0.0"),
         (b"", b"RSET ", "250 2.0.0"),
-        (b"", b"VRFY", "252 2.5.0"),
+        (b"", b"VRFY x", "252 2.5.0"),
         (b"", b"HELP MAIL", "214 2.0.0"),
     ],
 )
@@ -303,7 +303,7 @@ def test_commands_that_move_no_mail_are_counted_from_mail_to_mail():
     talk.say(EHLO)
     assert codes(talk.say(b"NOOP\r\n" * 4)) == ["250 2.0.0"] * 4
     assert codes(talk.say(MAIL + RCPT + b"DATA\r\n.\r\n"))[-1] == "250 2.6.0"
-    assert codes(talk.say(b"NOOP\r\nRSET\r\nVRFY\r\n" * 10)) == [
+    assert codes(talk.say(b"NOOP\r\nRSET\r\nVRFY x\r\n" * 10)) == [
         *("250 2.0.0", "250 2.0.0", "252 2.5.0"),
         *("250 2.0.0", "250 2.0.0", "252 2.5.0"),
         *("250 2.0.0", "421 4.7.0"),
@@ -315,3 +315,63 @@ def test_a_web_browser_is_sent_away(line):
     events, out, closed = converse([line + b"\r\n" + OPEN])
     assert (events, closed) == ([], True)
     assert out.endswith(b"421 4.7.0 this is no web server\r\n")
+
+
+# Small print
+
+
+@pytest.mark.parametrize(("said", "expected"), [
+    (b"QUIT now\r\n", "501 5.5.4 QUIT has no arguments"),
+    (b"rset x\r\n", "501 5.5.4 RSET has no arguments"),
+    (b"RSET \r\n", "250 2.0.0 ok"),
+    (b"STARTTLS x\r\n", "501 5.5.4 STARTTLS has no arguments"),
+    (b"NOOP whatever\r\n", "250 2.0.0 ok"),
+    (b"EXPN staff\r\n", "502 5.5.1 there are no lists to expand here"),
+    (b"VRFY\r\n", "501 5.5.4 say VRFY and an address"),
+    (b"AUTH\r\n", "501 5.5.4 say AUTH PLAIN or AUTH LOGIN"),
+    (b"AUTH NTLM\r\n", "504 5.5.4 PLAIN and LOGIN are known here"),
+])
+def test_arguments(said, expected):
+    talk = Talk(auth=True, auth_without_tls=True, starttls=True)
+    talk.say(EHLO)
+    assert talk.ask(said) == expected
+    assert talk.ask(b"QUIT\r\n") == "221 2.0.0 bye"
+
+
+def test_helo_is_smtp_without_extensions():
+    talk = Talk(auth=True, auth_without_tls=True)
+    talk.ask(b"HELO client.example\r\n")
+    assert talk.ask(b"AUTH PLAIN AGEAYg==\r\n") == "503 5.5.1 AUTH comes once, after EHLO and before MAIL"
+    assert talk.ask(b"MAIL FROM:<a@b.example> SIZE=1\r\n") == "555 5.5.4 parameters are for those who say EHLO"
+    assert talk.ask(b"MAIL FROM:<a@b.example>\r\n") == "250 2.1.0 sender ok"
+    assert talk.ask(b"RCPT TO:<a@b.example> NOTIFY=NEVER\r\n") == "555 5.5.4 parameters are for those who say EHLO"
+    assert codes(talk.say(b"RSET\r\n" + EHLO + b"MAIL FROM:<a@b.example> SIZE=1\r\n"))[-1] == "250 2.1.0"
+
+
+def test_no_mail_without_tls():
+    talk = Talk(require_tls=True, starttls=True, auth=True, auth_without_tls=True)
+    talk.say(EHLO)
+    for command in (MAIL, RCPT, b"DATA\r\n", b"RSET\r\n", b"VRFY x\r\n", b"AUTH PLAIN AGEAYg==\r\n", b"HELP\r\n", b"X\r\n"):
+        assert talk.ask(command) == "530 5.7.0 say STARTTLS first"
+    assert talk.ask(b"NOOP\r\n") == "250 2.0.0 ok"
+    assert talk.ask(b"HELO x\r\n") == "250 mx.example"
+    assert talk.events == []
+    talk.ask(b"STARTTLS\r\n")
+    talk.protocol.secured()
+    talk.say(EHLO)
+    assert talk.ask(MAIL) == "250 2.1.0 sender ok"
+
+
+def test_tls_from_the_start_is_tls():
+    protocol = ServerProtocol(Service(name="mx.example", require_tls=True), secure=True)
+    protocol.accept()
+    protocol.receive(EHLO + MAIL)
+    assert protocol.next_event() == MailFrom("a@example.org")
+
+
+def test_no_mail_without_a_login():
+    talk = Talk(require_login=True, auth=True, auth_without_tls=True)
+    talk.say(EHLO)
+    assert talk.ask(MAIL) == "530 5.7.0 log in first"
+    assert talk.ask(b"AUTH PLAIN AGEAYg==\r\n").startswith("235 ")
+    assert talk.ask(MAIL) == "250 2.1.0 sender ok"

@@ -35,6 +35,7 @@ cdef class SmtpTransaction(Transaction):
 
 cdef class SmtpConnection:
     cdef object host
+    cdef double timeout
     cdef object hooks
     cdef Hook mailfrom
     cdef Hook rcptto

@@ -7,7 +7,6 @@ from .._transaction import Transaction
 from ..verdicts import Verdict
 from .host import Host
 
-IDLE_TIMEOUT: float
 MIN_RATE: int
 HANDSHAKE_TIMEOUT: float
 

@@ -22,8 +22,6 @@ cdef enum:
     MAX_BUFFERED = 1 << 16  # while a step waits, no more than about so many octets are read ahead
     BIG = 1 << 14           # a message counts against the server's memory from so many octets on
 
-IDLE_TIMEOUT = 300.0
-"""Seconds that a client has for a command (RFC 5321, 4.5.3.2.7), or for a message, and then some by its size."""
 MIN_RATE = 1000
 """Octets a second that a client must manage in the long run."""
 HANDSHAKE_TIMEOUT = 30.0
@@ -91,6 +89,7 @@ cdef class SmtpConnection:
         self.data = self.hooks.data
         self.gateway = host.gateway
         self.names = host.names
+        self.timeout = host.timeout
         self.tracer = host.tracer
         self.info = NOBODY  # until `connection_made`
         self.message = new_mail(b"", {}, NOBODY, None)
@@ -104,16 +103,17 @@ cdef class SmtpConnection:
 
     def connection_made(self, transport):
         self.transport = transport
-        entered = self.host.enter(self)
-        if entered is None:
+        peername = transport.get_extra_info("peername")
+        peer = peername[0] if peername else ""
+        entered = self.host.enter(self, peer)
+        if isinstance(entered, Rejection):
             self.is_lost = True
-            transport.write(b"421 4.3.2 too many connections; try again later\r\n")
+            transport.write(f"{entered}\r\n".encode())
             transport.close()
             return
         cdef unsigned long long number = entered
         self.resume = self._resume
-        peer = transport.get_extra_info("peername")
-        self.info = Connection(number, peer[0] if peer else "", tls=self.protocol.secure, transport=transport)
+        self.info = Connection(number, peer, tls=self.protocol.secure, transport=transport)
         origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, False, 0, 0))
         self.message = new_mail(b"", {}, self.info, origin)
         self.run(self.hooks.connect, CONNECT, ())
@@ -196,7 +196,7 @@ cdef class SmtpConnection:
         if self.is_lost or self.protocol.due != NOTHING:
             return False
         receiver = self.protocol.receiver
-        return now - self.since > IDLE_TIMEOUT + (receiver.size / MIN_RATE if receiver is not None else 0.0)
+        return now - self.since > self.timeout + (receiver.size / MIN_RATE if receiver is not None else 0.0)
 
     def shut_down(self):
         """Say goodbye when the transaction that is open is over; within a handshake there is no way to say it."""

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from ... import Dispatcher, Hook
 from ...smtp.events import Service
 from .._gateway import Gateway
+from ..message import Rejection
 from ._connection import Names, SmtpConnection
 from ._trace import Tracer
 
@@ -38,9 +39,11 @@ class Host(Protocol):
     tracer: Tracer | None
     tls: ssl.SSLContext | None
     implicit_tls: bool
+    timeout: float
+    """Seconds that a client has for a command (RFC 5321, 4.5.3.2.7), or for a message, and then some by its size."""
 
-    def enter(self, connection: SmtpConnection) -> int | None:
-        """The number of a new connection, or None if there are too many."""
+    def enter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
+        """The number of a new connection, or what its client is told if there are too many."""
         ...
 
     def leave(self, connection: SmtpConnection) -> None: ...

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ipaddress
 import logging
 import resource
 import socket
-from dataclasses import replace
+from collections import Counter
 
 from ...smtp.events import Service
 from .._gateway import Gateway
+from ..errors import SourceError
+from ..message import Rejection
 from ._connection import HANDSHAKE_TIMEOUT, Names, SmtpConnection
 from ._trace import Tracer
 from .host import Hooks
@@ -24,6 +27,8 @@ MAX_MESSAGE_BYTES = 256 << 20
 SWEEP = 5.0
 """Seconds from one look for clients that are late to the next."""
 BACKLOG = 1024
+FEW_CONNECTIONS = 200
+"""With fewer than these there is a warning, whatever is asked for."""
 ACCEPT_AGAIN = 1.0
 """Seconds until a client is waited for again when the system does not let another one in."""
 SPARE_FILES = 64
@@ -44,10 +49,16 @@ class SmtpServer:
         self.tls = source.tls
         self.implicit_tls = source.implicit_tls
         self.service = self._make_service(source)
+        if source.require_login and not self.service.auth:
+            raise SourceError("--require-login: no plugin has the hook mq_smtp_in_authenticate, so nobody could log in")
         self._listeners = source.listeners
-        self._connections: set[SmtpConnection] = set()
-        self._handshakes: set[asyncio.Task[bool]] = set()
-        self._max_connections = MAX_CONNECTIONS
+        self.timeout = source.timeout
+        self._connections: dict[SmtpConnection, str] = {}  # with the network that each is from
+        self._handshakes: dict[asyncio.Task[bool], str] = {}
+        self._from_network: Counter[str] = Counter()
+        self._wanted = source.max_connections
+        self._max_connections = source.max_connections or MAX_CONNECTIONS
+        self._max_from_network = source.max_connections_per_ip
         self._entered = 0
         self._reserved = 0
         self._stop = asyncio.Event()
@@ -56,23 +67,29 @@ class SmtpServer:
             log.warning("%s is no full name of a host, as mx.example.org; give one with --hostname", source.hostname)
 
     def _make_service(self, source: SmtpSource) -> Service:
-        service = Service(
+        return Service(
             name=source.hostname,
             lmtp=source.lmtp,
             starttls=source.tls is not None and not source.implicit_tls,
             auth=bool(self.gateway.dispatcher.plugins.order("mq_smtp_in_authenticate")),
             auth_without_tls=source.auth_without_tls,
+            require_tls=source.require_tls,
+            require_login=source.require_login,
+            max_message=source.max_message_size,
+            max_recipients=source.max_recipients,
             trace=self.tracer.id.encode() if self.tracer is not None else b"",
             max_loops=source.max_loops,
         )
-        return replace(service, max_recipients=1) if source.single_mail else service
 
     # What the source calls
 
     async def run(self) -> None:
         """Ends after `stop`, when no client is left."""
-        files = raise_file_limit()
-        self._max_connections = min(MAX_CONNECTIONS, files - min(SPARE_FILES, files // 2))
+        files = raise_file_limit(self._max_connections + 2 * SPARE_FILES)
+        self._max_connections = min(self._max_connections, files - min(SPARE_FILES, files // 2))
+        if self._max_connections < (self._wanted or FEW_CONNECTIONS):
+            log.warning("%d clients can be there at once, as this process may open %d files; raise the limit (ulimit -n)",
+                        self._max_connections, files)
         try:
             await self._serve()
         finally:
@@ -126,16 +143,18 @@ class SmtpServer:
 
     def _accept(self, listener: socket.socket) -> None:
         try:
-            client, _ = listener.accept()
+            client, address = listener.accept()
         except BlockingIOError:
             return
         except OSError:
             self.loop.remove_reader(listener)
             self.loop.call_later(ACCEPT_AGAIN, self._listen, listener)
             return
-        if len(self._connections) + len(self._handshakes) < self._max_connections:
+        network = self._network_of(address[0] if address else "")
+        if self._find_excess(network, len(self._handshakes)) is None:
             handshake = self.loop.create_task(self._shake_hands(client))
-            self._handshakes.add(handshake)
+            self._handshakes[handshake] = network
+            self._from_network[network] += 1
             handshake.add_done_callback(functools.partial(self._after_handshake, client))
         else:
             client.close()
@@ -150,7 +169,7 @@ class SmtpServer:
         return False
 
     def _after_handshake(self, client: socket.socket, handshake: asyncio.Task[bool]) -> None:
-        self._handshakes.discard(handshake)
+        self._forget_network(self._handshakes.pop(handshake))
         if handshake.cancelled() or not handshake.result():
             client.close()
 
@@ -164,15 +183,21 @@ class SmtpServer:
 
     # What a connection calls
 
-    def enter(self, connection: SmtpConnection) -> int | None:
-        if self._stop.is_set() or len(self._connections) >= self._max_connections:
-            return None
-        self._connections.add(connection)
+    def enter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
+        network = self._network_of(peer)
+        if self._stop.is_set():
+            return Rejection(421, "4.3.2 this server is shutting down")
+        # With implicit TLS this one is still among the handshakes, and was counted there.
+        if (excess := self._find_excess(network, 0)) is not None and not self.implicit_tls:
+            return excess
+        self._connections[connection] = network
+        self._from_network[network] += 1
         self._entered += 1
         return self._entered
 
     def leave(self, connection: SmtpConnection) -> None:
-        self._connections.discard(connection)
+        if (network := self._connections.pop(connection, None)) is not None:
+            self._forget_network(network)
         if not self._connections:
             self._empty.set()
 
@@ -181,10 +206,36 @@ class SmtpServer:
         return self._reserved <= MAX_MESSAGE_BYTES
 
 
-def raise_file_limit() -> int:
-    """Let the process open as many files as it may, and return how many that is."""
+    # Too many
+
+    def _network_of(self, peer: str) -> str:
+        """That of a client, where clients are counted by it: whoever has one address of IPv6 has 64 bits of them."""
+        if self._max_from_network is None or not peer:
+            return ""
+        address = ipaddress.ip_address(peer.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address):
+            if address.ipv4_mapped is not None:
+                return str(address.ipv4_mapped)
+            return str(ipaddress.ip_network((address, 64), strict=False))
+        return str(address)
+
+    def _find_excess(self, network: str, handshakes: int) -> Rejection | None:
+        """What a client is told who comes now, if there are too many."""
+        if len(self._connections) + handshakes >= self._max_connections:
+            return Rejection(421, "4.3.2 too many connections; try again later")
+        if network and self._max_from_network is not None and self._from_network[network] >= self._max_from_network:
+            return Rejection(421, "4.7.0 too many connections from your network; try again later")
+        return None
+
+    def _forget_network(self, network: str) -> None:
+        self._from_network[network] -= 1
+        if not self._from_network[network]:
+            del self._from_network[network]
+
+
+def raise_file_limit(wanted: int) -> int:
+    """Let the process open so many files, or as many as it may, and return how many that is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + 2 * SPARE_FILES
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft == resource.RLIM_INFINITY or soft >= wanted:

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...smtp.events import MAX_MESSAGE, MAX_RECIPIENTS
 from ..base import Option, Source
 from ..errors import SourceError, describe
 from ..unix_socket import UnixSocket
@@ -41,10 +42,17 @@ class SmtpSource(Source):
         Option("tls-certificate", "certificate, in PEM, with those that it depends on", "FILE"),
         Option("tls-key", "its key, if that is not in the same file", "FILE"),
         Option("auth-without-tls", "let passwords be sent in the clear"),
+        Option("require-tls", "take no mail from a client that has not begun TLS"),
+        Option("require-login", "take no mail from a client that has not logged in"),
         Option("one-recipient", "let a transaction have one recipient, and ask clients to send to others afterwards"),
         HOSTNAME,
         Option("no-trace", "add no Received line to mails, nor Delivered-To and Return-Path in mailboxes"),
         Option("max-loops", "how often a mail may come again (default: 10)", "N", is_number=True),
+        Option("max-message-size", "octets that a mail may have (default: 52428800)", "N", is_number=True),
+        Option("max-recipients", "recipients that a transaction may have (default: 1000)", "N", is_number=True),
+        Option("max-connections", "clients that may be there at once (default: 20000)", "N", is_number=True),
+        Option("max-connections-per-ip", "those from one address, or IPv6 network (/64; default: all)", "N", is_number=True),
+        Option("timeout", "seconds that a client has for a command (default: 300)", "N", is_number=True),
     )
     port: int | None = None
     """None for a Unix socket."""
@@ -58,12 +66,19 @@ class SmtpSource(Source):
         tls_certificate: str | None = None,
         tls_key: str | None = None,
         auth_without_tls: bool = False,
+        require_tls: bool = False,
+        require_login: bool = False,
         one_recipient: bool = False,
         hostname: str | None = None,
         no_trace: bool = False,
         max_loops: int = 10,
+        max_message_size: int = MAX_MESSAGE,
+        max_recipients: int = MAX_RECIPIENTS,
+        max_connections: int | None = None,
+        max_connections_per_ip: int | None = None,
+        timeout: float = 300.0,
     ) -> None:
-        """`path` is `//HOST:PORT` or `unix:PATH`."""
+        """`path` is `//HOST:PORT` or `unix:PATH`. `max_message_size` is in octets, `timeout` in seconds."""
         if hostname is not None:
             check_hostname(hostname)
         self.hostname = hostname or own_hostname()
@@ -71,6 +86,13 @@ class SmtpSource(Source):
         self.max_loops = max_loops
         self.single_mail = one_recipient
         self.auth_without_tls = auth_without_tls
+        self.require_tls = require_tls
+        self.require_login = require_login
+        self.max_message_size = max_message_size
+        self.max_recipients = 1 if one_recipient else max_recipients
+        self.max_connections = max_connections
+        self.max_connections_per_ip = max_connections_per_ip
+        self.timeout = timeout
         self.tls = None if tls_certificate is None else _load(tls_certificate, tls_key)
         self.url = f"{self.scheme}:{path}"
         self.listeners: list[socket.socket] = []
@@ -89,6 +111,14 @@ class SmtpSource(Source):
             raise ValueError("--tls-key needs --tls-certificate")
         if "hostname" in given:
             check_hostname(given["hostname"])
+        if "require_tls" in given and "tls_certificate" not in given:
+            raise ValueError("--require-tls needs --tls-certificate")
+        if "require_login" in given and not ("tls_certificate" in given or "auth_without_tls" in given):
+            raise ValueError("--require-login needs --tls-certificate, or --auth-without-tls")
+        if "one_recipient" in given and "max_recipients" in given:
+            raise ValueError("--one-recipient is --max-recipients 1; give one of them")
+        if "max_connections_per_ip" in given and path.startswith("unix:"):
+            raise ValueError(f"--max-connections-per-ip is for --from {cls.scheme}://HOST:PORT; a Unix socket has no addresses")
         if "no_trace" in given and "max_loops" in given:
             raise ValueError("--max-loops counts Received lines, which --no-trace leaves out")
 

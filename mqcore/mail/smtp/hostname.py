@@ -15,6 +15,14 @@ def check_hostname(name: str) -> None:
         raise ValueError(f"--hostname {name!r} is no name of a host; write it as mx.example.org")
 
 
+def choose_hostname(name: str | None) -> str:
+    """This name, or without one the machine's. Raises ValueError."""
+    if name is None:
+        return own_hostname()
+    check_hostname(name)
+    return name
+
+
 @functools.cache
 def own_hostname() -> str:
     """The machine's full name, as far as it knows."""

@@ -164,8 +164,6 @@ class Pool:
             self._notify_one()
         else:
             self._discard(client)
-            if not self._open:
-                self._notify_all()
 
     def _retire(self, client: Client) -> None:
         del self._idle[client]

@@ -18,7 +18,7 @@ from ..errors import SinkError, describe
 from ..files import append, sync_folder
 from ..threads import in_thread
 from ..verdicts import Verdict
-from .hostname import check_hostname, own_hostname
+from .hostname import check_hostname, choose_hostname
 from .source import HOSTNAME, split_host
 from .upstream import Upstream
 
@@ -74,8 +74,7 @@ class SmtpSink(Sink):
         With `tls_out`, STARTTLS is used `may`be (where it is offered and works), is a must (`require`), also with a
         certificate that the system trusts (`verify`), or is not used (`none`).
         """
-        if hostname is not None:
-            check_hostname(hostname)
+        name = choose_hostname(hostname)
         self.url = f"{self.scheme}:{path}"
         self._path = path
         self.record = None if source is None else self._beside(source)
@@ -84,7 +83,7 @@ class SmtpSink(Sink):
         self._delivered: set[bytes] = set()
         self._partly: dict[str, set[str]] = {}
         self._fd = -1
-        self.upstream = self._find_upstream(tls_out, hostname or own_hostname())
+        self.upstream = self._find_upstream(tls_out, name)
         if self.record is not None:
             try:
                 self._open(self.record)

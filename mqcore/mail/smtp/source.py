@@ -12,7 +12,7 @@ from ...smtp.events import MAX_MESSAGE, MAX_RECIPIENTS
 from ..base import Option, Source
 from ..errors import SourceError, describe
 from ..unix_socket import UnixSocket
-from .hostname import check_hostname, own_hostname
+from .hostname import check_hostname, choose_hostname
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
@@ -79,9 +79,7 @@ class SmtpSource(Source):
         timeout: float = 300.0,
     ) -> None:
         """`path` is `//HOST:PORT` or `unix:PATH`. `max_message_size` is in octets, `timeout` in seconds."""
-        if hostname is not None:
-            check_hostname(hostname)
-        self.hostname = hostname or own_hostname()
+        self.hostname = choose_hostname(hostname)
         self.traces = not no_trace
         self.max_loops = max_loops
         self.single_mail = one_recipient

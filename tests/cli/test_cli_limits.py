@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import smtplib
+from typing import Any
 
 import pytest
-from cli_tools import TEXT, serve
-from mail_tools import run, write_plugin
+from cli_tools import TEXT, Server, serve
+from mail_tools import run, start, write_plugin
 from smtp_tools import certificate
 
 TLS = ("--tls-certificate", certificate().file)
@@ -55,16 +57,16 @@ def test_tls_and_a_login_are_required(tmp_path):
         assert client.sendmail("a@example.org", ["b@example.org"], TEXT) == {}
 
 
-@pytest.mark.parametrize(("options", "said"), [
+@pytest.mark.parametrize(("options", "complaint"), [
     (["--require-tls"], "--require-tls needs --tls-certificate"),
     (["--require-login"], "--require-login needs --tls-certificate, or --auth-without-tls"),
     (["--one-recipient", "--max-recipients", "3"], "--one-recipient is --max-recipients 1; give one of them"),
     (["--max-message-size", "0"], "'0' is no whole number above 0"),
     (["--timeout", "never"], "'never' is no whole number above 0"),
 ])
-def test_what_does_not_go_together(options, said):
+def test_what_does_not_go_together(options, complaint):
     result = run("run", "--from", "smtp://127.0.0.1:0", "--to", "null:", *options)
-    assert result.returncode == 2 and said in result.stderr
+    assert result.returncode == 2 and complaint in result.stderr
 
 
 def test_nobody_could_log_in():
@@ -73,20 +75,18 @@ def test_nobody_could_log_in():
     assert "--require-login: no plugin has the hook mq_smtp_in_authenticate, so nobody could log in" in result.stderr
 
 
-def test_few_files_are_told_of():
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))  # noqa: E731
-    result = serve_shortly(preexec_fn=few)
-    assert "50 clients can be there at once, as this process may open 100 files; raise the limit (ulimit -n)" in result
-    if hard >= 4096 or hard == resource.RLIM_INFINITY:
-        assert "clients can be there at once" not in serve_shortly()
-
-
-def serve_shortly(**options):
-    from cli_tools import Server
-    from mail_tools import start
-
+def said(**options: Any) -> str:
+    """By a server that ran for a moment."""
     with start("run", "--from", "smtp://127.0.0.1:0", "--to", "null:", "--json", **options) as process:
         server = Server(process, 0)
         server.client().quit()
         return server.stop().stderr
+
+
+def test_few_files_are_told_of():
+    few = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (100, 100))
+    warning = "50 clients can be there at once, as this process may open 100 files; raise the limit (ulimit -n)"
+    assert warning in said(preexec_fn=few)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard >= 4096 or hard == resource.RLIM_INFINITY:
+        assert "clients can be there at once" not in said()

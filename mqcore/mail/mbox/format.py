@@ -191,8 +191,10 @@ def join(mails: Sequence[Mail], tail: bytes, *, cr: bool = False) -> Iterator[by
             blank = b"\r" if not mime or mime.endswith(b"\r") else b""
         else:
             blank = b"" if not mime.endswith(b"\n") else b"\r\n" if from_line.endswith(b"\r\n") else b"\n"
-        yield b"".join((before, from_line, mime, blank))
         tail = (mime or from_line)[-3:] + blank
+        piece = [b"".join((before, from_line, mime, blank))]
+        del mime
+        yield piece.pop()  # big ones are not kept while the next one is made
 
 
 def _divide(tail: bytes, cr: bool) -> bytes:

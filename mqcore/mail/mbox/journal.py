@@ -33,6 +33,7 @@ class Group:
             group.sizes.append(len(piece))
             group.digests.append(_digest(piece))
             group.heads.append(piece[:HEAD].decode("latin-1"))
+            del piece  # before the next one is made
         return group
 
     def offset(self, number: int) -> int:

@@ -93,16 +93,18 @@ class MboxSink(Store):
             raise SinkError(f"cannot write to {self.url}: {error}; run again when that program is done{error.hint}") from error
         except (OSError, MemoryError) as error:
             raise not_stored(self.url, error) from error
-        if format.find_cr(last[: format.HEAD].lstrip(b"\r\n")):
+        if format.find_cr(last.lstrip(b"\r\n")):
             self._end_in_cr = size + sum(group.sizes)
 
     def _append(self, size: int, group: Group, pieces: Iterable[bytes]) -> bytes:
-        """Returns the last of them."""
-        piece = b""
+        """Returns how the last of them begins."""
+        head = b""
         try:
             self._journal.append(group)
             for piece in pieces:
                 write_all(self._fd, piece)
+                head = piece[: format.HEAD]
+                del piece  # before the next one is made
             sync(self._fd)
         except BaseException:
             try:
@@ -111,7 +113,7 @@ class MboxSink(Store):
             except OSError as error:  # the next run undoes it
                 raise OSError(errno.EIO, error.strerror) from error
             raise
-        return piece
+        return head
 
     def _is_there(self) -> bool:
         try:

@@ -158,7 +158,11 @@ def test_twenty_megabytes_to_a_hundred_recipients_with_the_same_header(tmp_path)
     assert memory_for(tmp_path, 'NullSink("")', change, megabytes=20, recipients=100) <= 3.2 * 20_000_000
 
 
-@pytest.mark.parametrize("sink", ['NullSink("")', "MboxSink(Path('mbox'))", "MaildirSink(Path('maildir'))"])
+@pytest.mark.parametrize("sink", [
+    'NullSink("")',
+    pytest.param("MboxSink(Path('mbox'))", marks=pytest.mark.slow),
+    pytest.param("MaildirSink(Path('maildir'))", marks=pytest.mark.slow),
+])
 @pytest.mark.parametrize(("change", "most"), [
     ('mail.mime = b"X-For: %s\\r\\n" % mail.recipient.encode() + mail.mime', 60),
     ('mail.mime = mail.mime + mail.recipient.encode() + b"\\r\\n"', 60),

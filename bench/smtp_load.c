@@ -1,19 +1,29 @@
 /* Sends mails by SMTP, for as little of the processor's time as can be: the server is what is to be measured.
  *
- * smtp_load PORT CONNECTIONS MAILS PER_CONNECTION SIZE PIPELINED
+ * smtp_load [-l] [-p] [-n RECIPIENTS] [-r RATE] PORT CONNECTIONS MAILS PER_CONNECTION SIZE
  *
  * So many connections to 127.0.0.1 at once, each for PER_CONNECTION mails and then followed by another one, until MAILS are
- * sent. What is sent next is sent when all replies to what was sent before are there; with PIPELINED other than 0, MAIL, RCPT
- * and DATA are sent in one go. A reply that is no success ends it all.
+ * sent. What is sent next is sent when all replies to what was sent before are there. A reply that is no success ends it all.
+ *
+ * -l  speaks LMTP, in which each recipient has a reply to the message
+ * -p  sends MAIL, RCPT and DATA in one go
+ * -n  so many recipients a mail, 1 unless this is given
+ * -r  so many mails a second begin, whatever became of those before, on the connections that have none; where they all have
+ *     one, what is due waits, and that counts. Prints the time of each mail, in ns, from when it was due until its last reply.
  */
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
 #include <netinet/tcp.h>
 #include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef struct {
@@ -28,16 +38,18 @@ typedef struct {
     int replies; /* so many of them */
     int place;   /* in a line of a reply */
     long mails;  /* that it has begun */
+    int64_t due; /* when the one that it has was */
+    bool idle;   /* it has none, and waits until one is due */
 } Connection;
 
 #define TURN(text, replies) {text, sizeof(text) - 1, replies}
 
-enum { GREETING, EHLO, FIRST, QUIT = 6 };
+enum { GREETING, EHLO, FIRST, RCPT, DATA, MESSAGE, QUIT };
 static Turn turns[] = {
     TURN("", 1),
     TURN("EHLO client.example\r\n", 1),
     TURN("MAIL FROM:<sender@example.org>\r\n", 1),
-    TURN("RCPT TO:<recipient@example.org>\r\n", 1),
+    {NULL, 0, 1}, /* RCPT, for each recipient */
     TURN("DATA\r\n", 1),
     {NULL, 0, 1}, /* the message */
     TURN("QUIT\r\n", 1),
@@ -46,7 +58,26 @@ static Turn turns[] = {
 static struct sockaddr_in server = {.sin_family = AF_INET};
 static int poller;
 static long open_mails, per_connection; /* mails that no connection has begun yet */
-static int first = FIRST, open_connections;
+static int first = FIRST, open_connections, recipients = 1;
+static int64_t interval, next_due; /* ns; 0: mails are due at once */
+static int clock_fd = -1;
+static Connection **idle; /* a stack */
+static int idle_connections;
+
+static int64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+static void make_recipients(void)
+{
+    char *text = malloc(recipients * 64), *at = text;
+    for (int i = 0; i < recipients; i++)
+        at += sprintf(at, "RCPT TO:<recipient%d@example.org>\r\n", i);
+    turns[RCPT] = (Turn){text, at - text, recipients};
+}
 
 static void make_message(size_t size)
 {
@@ -61,17 +92,17 @@ static void make_message(size_t size)
         at += line;
     }
     memcpy(text + at, end, sizeof(end) - 1);
-    turns[QUIT - 1].text = text;
-    turns[QUIT - 1].size = at + sizeof(end) - 1;
+    turns[MESSAGE].text = text;
+    turns[MESSAGE].size = at + sizeof(end) - 1;
 }
 
 static void pipeline(void)
 {
-    static char commands[256];
-    first = QUIT - 2;
+    char *commands = calloc(1, turns[FIRST].size + turns[RCPT].size + turns[DATA].size + 1);
+    first = DATA;
     for (int i = FIRST; i <= first; i++)
         strcat(commands, turns[i].text);
-    turns[first] = (Turn){commands, strlen(commands), 3};
+    turns[first] = (Turn){commands, strlen(commands), recipients + 2};
 }
 
 static void begin(Connection *connection)
@@ -103,8 +134,20 @@ static void take_turn(Connection *connection)
         return;
     }
     int turn = connection->turn + 1;
+    if (connection->turn == MESSAGE && interval)
+        printf("%lld\n", (long long)(now() - connection->due));
     if (turn == FIRST || turn == QUIT) {
         bool more = open_mails > 0 && connection->mails < per_connection;
+        if (more && interval) {
+            if (now() < next_due) { /* or it begins at once, late */
+                connection->turn = EHLO;
+                connection->idle = true;
+                idle[idle_connections++] = connection;
+                return;
+            }
+            connection->due = next_due;
+            next_due += interval;
+        }
         turn = more ? first : QUIT;
         open_mails -= more;
         connection->mails += more;
@@ -132,19 +175,66 @@ static void receive(Connection *connection)
         take_turn(connection);
 }
 
+static void keep_time(void)
+{
+    struct itimerspec ticks = {.it_interval.tv_nsec = 200000, .it_value.tv_nsec = 200000};
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    clock_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+    if (clock_fd < 0 || timerfd_settime(clock_fd, 0, &ticks, NULL) < 0 || epoll_ctl(poller, EPOLL_CTL_ADD, clock_fd, &event) < 0)
+        err(1, "timerfd");
+}
+
+/* Begin the mails that are due, on connections that have none, and end those that are not needed any more. */
+static void tick(void)
+{
+    uint64_t ticks;
+    if (read(clock_fd, &ticks, sizeof(ticks)) < 0)
+        return;
+    while (idle_connections > 0 && (open_mails == 0 || now() >= next_due)) {
+        Connection *connection = idle[--idle_connections];
+        connection->idle = false;
+        take_turn(connection);
+    }
+}
+
 int main(int count, char **arguments)
 {
-    if (count != 7)
-        errx(2, "six arguments are needed");
-    int connections = atoi(arguments[2]);
-    server.sin_port = htons(atoi(arguments[1]));
+    bool lmtp = false, pipelined = false;
+    int option;
+    while ((option = getopt(count, arguments, "lpn:r:")) != -1) {
+        if (option == 'l')
+            lmtp = true;
+        else if (option == 'p')
+            pipelined = true;
+        else if (option == 'n')
+            recipients = atoi(optarg);
+        else if (option == 'r')
+            interval = 1e9 / atof(optarg);
+        else
+            return 2;
+    }
+    if (count - optind != 5)
+        errx(2, "five arguments are needed");
+    arguments += optind;
+    int connections = atoi(arguments[1]);
+    server.sin_port = htons(atoi(arguments[0]));
     server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    open_mails = atol(arguments[3]);
-    per_connection = atol(arguments[4]);
-    make_message(atol(arguments[5]));
-    if (atoi(arguments[6]))
+    open_mails = atol(arguments[2]);
+    per_connection = atol(arguments[3]);
+    make_message(atol(arguments[4]));
+    make_recipients();
+    if (lmtp) {
+        turns[EHLO] = (Turn)TURN("LHLO client.example\r\n", 1);
+        turns[MESSAGE].replies = recipients;
+    }
+    if (pipelined)
         pipeline();
     poller = epoll_create1(0);
+    if (interval) {
+        keep_time();
+        next_due = now();
+    }
+    idle = calloc(connections, sizeof(*idle));
     Connection *all = calloc(connections, sizeof(Connection));
     for (int i = 0; i < connections; i++)
         begin(&all[i]);
@@ -152,7 +242,10 @@ int main(int count, char **arguments)
         struct epoll_event events[64];
         int ready = epoll_wait(poller, events, 64, -1);
         for (int i = 0; i < ready; i++)
-            receive(events[i].data.ptr);
+            if (events[i].data.ptr)
+                receive(events[i].data.ptr);
+            else
+                tick();
     }
     return 0;
 }

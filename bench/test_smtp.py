@@ -38,6 +38,13 @@ def mq_smtp_in_message(context, message):
     return False
 """
 
+HOLDS = """
+def mq_smtp_in_message(context, message):
+    hold = context.hold(message)
+    context.start_timer(0.005, hold.continue_)
+    return True
+"""
+
 Served = Callable[[str], tuple[int, int]]
 
 
@@ -49,6 +56,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     plugins = tmp_path_factory.mktemp("plugins")
     for number in range(10):
         (plugins / f"{number}-plugin.py").write_text(PLUGIN)
+    (plugins / "holds").mkdir()
+    (plugins / "holds" / "50-holds.py").write_text(HOLDS)
     started: dict[str, tuple[int, int]] = {}
     with contextlib.ExitStack() as stack:
 
@@ -68,6 +77,9 @@ def listening(name: str, plugins: Path) -> Iterator[tuple[int, int]]:
         commands = {
             "mqcore": [*command, "--to", "null:"],
             "mqcore, Maildir": [*command, "--to", f"maildir:{folder}/inbox"],
+            "mqcore, LMTP": [*command[:-1], f"lmtp://127.0.0.1:{port}", "--to", "null:"],
+            "mqcore, holds": [*command, "--plugins", plugins / "holds", "--to", "null:"],
+            "smtp-sink, LMTP": [*SMTP_SINK, "-L", f"127.0.0.1:{port}", 1024],
             "aiosmtpd": [sys.executable, smtp_servers.__file__, "aiosmtpd", port, plugins],
             "uvloop": [sys.executable, smtp_servers.__file__, "uvloop", port],
             "smtp-sink": [*SMTP_SINK, f"127.0.0.1:{port}", 1024],
@@ -81,13 +93,37 @@ def processor_time(pid: int) -> int:
     return time.clock_gettime_ns(~pid << 3 | 2)
 
 
+Figures = dict[str, list[float]]
+
+
+class Course:
+    """Sends mails to servers in turn, and takes down what each mail took."""
+
+    def __init__(self, servers: dict[str, tuple[int, int]], mails: int, options: list[object], per_connection: int) -> None:
+        self.servers = servers
+        self.clock: Figures = {name: [] for name in servers}
+        self.processor: Figures = {name: [] for name in servers}
+        self._mails = mails
+        self._command = [build_program("smtp_load"), *options]
+        self._shape = [CONNECTIONS, mails, per_connection, SIZE]
+
+    def __call__(self) -> None:
+        for name, (port, pid) in self.servers.items():
+            start, taken = time.perf_counter_ns(), processor_time(pid)
+            subprocess.run(list(map(str, [*self._command, port, *self._shape])), check=True)
+            self.clock[name].append((time.perf_counter_ns() - start) / self._mails)
+            self.processor[name].append((processor_time(pid) - taken) / self._mails)
+
+
 @pytest.mark.parametrize(
-    ("shape", "mails", "per_connection", "pipelined", "sink"),
+    ("shape", "mails", "per_connection", "options", "sink"),
     [
-        ("100 mails a connection", 1600, 100, 0, "mqcore"),
-        ("100 mails a connection, pipelined", 1600, 100, 1, "mqcore"),
-        ("1 mail a connection", 800, 1, 0, "mqcore"),
-        ("100 mails a connection, to a Maildir", 1600, 100, 0, "mqcore, Maildir"),
+        ("100 mails a connection", 1600, 100, [], "mqcore"),
+        ("100 mails a connection, pipelined", 1600, 100, ["-p"], "mqcore"),
+        ("1 mail a connection", 800, 1, [], "mqcore"),
+        ("100 mails a connection, to a Maildir", 1600, 100, [], "mqcore, Maildir"),
+        ("100 mails a connection, 10 recipients", 800, 100, ["-p", "-n", 10], "mqcore"),
+        ("100 mails a connection, 100 recipients", 160, 100, ["-p", "-n", 100], "mqcore"),
     ],
 )
 def test_receive(
@@ -97,26 +133,53 @@ def test_receive(
     shape: str,
     mails: int,
     per_connection: int,
-    pipelined: int,
+    options: list[object],
     sink: str,
     *,
     short: bool,
 ) -> None:
-    load = build_program("smtp_load")
     servers = {"smtp-sink": served("smtp-sink"), "mqcore": served(sink), "aiosmtpd": served("aiosmtpd")}
     servers["bare uvloop protocol"] = served("uvloop")
-    clock: dict[str, list[float]] = {name: [] for name in servers}
-    processor: dict[str, list[float]] = {name: [] for name in servers}
+    course = Course(servers, mails, options, per_connection)
+    rounds = 5 if short else 15
+    benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
+    for case, figures in ((shape, course.clock), (f"{shape}, processor time", course.processor)):
+        report(row_of("receiving by SMTP", case, {name: each[-rounds:] for name, each in figures.items()}))
+
+
+@pytest.mark.parametrize("recipients", [1, 10])
+def test_receive_by_lmtp(benchmark: Any, report: Callable[..., None], served: Served, recipients: int, *, short: bool) -> None:
+    servers = {"smtp-sink": served("smtp-sink, LMTP"), "mqcore": served("mqcore, LMTP")}
+    course = Course(servers, 800, ["-l", "-p", "-n", recipients], 100)
+    rounds = 5 if short else 15
+    benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
+    shape = f"LMTP, {recipients} recipient{'s' if recipients > 1 else ''}"
+    for case, figures in ((shape, course.clock), (f"{shape}, processor time", course.processor)):
+        report(row_of("receiving by SMTP", case, {name: each[-rounds:] for name, each in figures.items()}))
+
+
+def test_latency(benchmark: Any, report: Callable[..., None], served: Served, *, short: bool) -> None:
+    """Of a whole mail, when they come at half of the rate of which the command is capable. One plugin more holds each for 5 ms."""
+    load = build_program("smtp_load")
+    port, _ = served("mqcore")
+    start = time.perf_counter()
+    subprocess.run(list(map(str, [load, port, CONNECTIONS, 4000, 100, SIZE])), check=True)
+    rate = 4000 / (time.perf_counter() - start) / 2
+    servers = {name: served(name)[0] for name in ("smtp-sink", "mqcore", "mqcore, holds")}
+    mails = 2000 if short else 10_000
+    taken: dict[str, dict[int, list[float]]] = {name: {500: [], 990: [], 999: []} for name in servers}
 
     def measure() -> None:
-        for name, (port, pid) in servers.items():
-            command = [load, port, CONNECTIONS, mails, per_connection, SIZE, pipelined]
-            start, taken = time.perf_counter_ns(), processor_time(pid)
-            subprocess.run(list(map(str, command)), check=True)
-            clock[name].append((time.perf_counter_ns() - start) / mails)
-            processor[name].append((processor_time(pid) - taken) / mails)
+        for name, port in servers.items():
+            # As many connections as there are mails on their way, and some more: a mail that is due finds one.
+            command = [load, "-r", rate, port, 256, mails, 100, SIZE]
+            said = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+            times = sorted(map(int, said.split()))
+            for promille, each in taken[name].items():
+                each.append(times[len(times) * promille // 1000])
 
-    rounds = 5 if short else 15
+    rounds = 3 if short else 5
     benchmark.pedantic(measure, rounds=rounds, warmup_rounds=1)
-    for case, figures in ((shape, clock), (f"{shape}, processor time", processor)):
-        report(row_of("receiving by SMTP", case, {name: each[-rounds:] for name, each in figures.items()}))
+    for promille in (500, 990, 999):
+        case = f"latency at half of the highest rate, p{promille / 10:g}"
+        report(row_of("latency of a mail by SMTP", case, {name: taken[name][promille][-rounds:] for name in servers}))

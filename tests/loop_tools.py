@@ -48,7 +48,11 @@ class Lender:
         return True
 
 def new_loop():
-    return uvloop.new_event_loop() if sys.argv[1] == "uvloop" else pyuv.Loop()
+    if sys.argv[1] != "uvloop":
+        return pyuv.Loop()
+    loop = uvloop.new_event_loop()
+    loop.slow_callback_duration = 60  # asyncio's debug mode would warn on a busy machine
+    return loop
 
 def borrow():
     lender = Lender()

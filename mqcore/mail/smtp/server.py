@@ -154,7 +154,8 @@ class SmtpServer:
         if self._find_excess(network, len(self._handshakes)) is None:
             handshake = self.loop.create_task(self._shake_hands(client))
             self._handshakes[handshake] = network
-            self._from_network[network] += 1
+            if network:
+                self._from_network[network] += 1
             handshake.add_done_callback(functools.partial(self._after_handshake, client))
         else:
             client.close()
@@ -191,13 +192,13 @@ class SmtpServer:
         if (excess := self._find_excess(network, 0)) is not None and not self.implicit_tls:
             return excess
         self._connections[connection] = network
-        self._from_network[network] += 1
+        if network:
+            self._from_network[network] += 1
         self._entered += 1
         return self._entered
 
     def leave(self, connection: SmtpConnection) -> None:
-        if (network := self._connections.pop(connection, None)) is not None:
-            self._forget_network(network)
+        self._forget_network(self._connections.pop(connection, ""))
         if not self._connections:
             self._empty.set()
 
@@ -228,9 +229,10 @@ class SmtpServer:
         return None
 
     def _forget_network(self, network: str) -> None:
-        self._from_network[network] -= 1
-        if not self._from_network[network]:
-            del self._from_network[network]
+        if network:
+            self._from_network[network] -= 1
+            if not self._from_network[network]:
+                del self._from_network[network]
 
 
 def raise_file_limit(wanted: int) -> int:

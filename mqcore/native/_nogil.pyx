@@ -201,6 +201,8 @@ cdef bint go_on_with(
 cdef Entry *next_native(Runner runner, Message message, int decision, Arguments *arguments) noexcept nogil:
     """The hook to be called now, and its arguments, if that is a native one; NULL when going on needs the GIL."""
     cdef Entry *entry = NULL
+    if message.skipping:
+        return NULL
     if decision == TO_CONTINUE:
         entry = &message.entry[1]
     elif decision == TO_RETRY and message.retries < runner.max_retries \

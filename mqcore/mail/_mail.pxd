@@ -19,10 +19,13 @@ cdef class Mail(Message):
     cdef readonly object origin
     cdef public object connection
     cdef object refusal             # what `rejection` gives
+    cdef readonly object rejected_by  # the name of the plugin that did, or None
+    cdef readonly bint discarded
     cdef public object results
     cdef object transaction         # that it is of, while a step of `mq_smtp_in_message` runs
 
     cdef Py_ssize_t length(self) noexcept
+    cdef object decide(self)
 
 cdef object address_in(object known, str key)
 cdef Mail new_mail(bytes mime, object json, object connection, object origin)

@@ -3,6 +3,7 @@
 from hashlib import blake2b
 
 from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.object cimport PyObject
 from .._message cimport Message
 from ._spool cimport Spool, Spooled
 
@@ -42,7 +43,8 @@ cdef class Mail(Message):
     `recipients` are short for the keys of the same names.
 
     `origin` is the mail as the source has it, whatever plugins changed since. `connection` is None for a mail that came
-    from a file. `results` is what the next server said to each recipient, when the mail goes out by SMTP.
+    from a file. `results` is what the next server said to each recipient, when the mail goes out by SMTP. `rejected_by` is
+    the name of the plugin that rejected the mail, None if none did; `discarded` is whether one discarded it.
     """
 
     def __init__(self, mime, *, envelope=None, recipients=(), json=None, connection=None, origin=None):
@@ -138,7 +140,8 @@ cdef class Mail(Message):
     @rejection.setter
     def rejection(self, rejection):
         if rejection is None:
-            self.refusal = None
+            self.refusal = self.rejected_by = None
+            self.skipping = self.discarded
         else:
             code, text = rejection
             self.reject(code, text)
@@ -146,16 +149,35 @@ cdef class Mail(Message):
     def reject(self, code, text):
         """Refuse the mail with an SMTP reply, as `mail.reject(550, "no such user")`.
 
-        It does not go to the sink, however the step ends. At a stage of SMTP where there is no mail yet, what is refused
-        is the client's command. The plugins after this one still see the mail, unless the hook returns COMPLETE. A second
-        call replaces the first.
+        It does not go to the sink. At a stage of SMTP where there is no mail yet, what is refused is the client's command.
+        That is decided: when the plugin says that it is done with the mail, the plugins after it are not called, and what is
+        rejected or discarded after that stays as it was. A plugin that holds the mail still has to give it back.
         """
         if not isinstance(code, int) or isinstance(code, bool):
             raise TypeError(f"a mail is rejected with an int and a text, as reject(550, 'no such user'); the code is {code!r}")
         number = int.__index__(code)
         if not 400 <= number <= 599:
             raise ValueError(f"a mail is rejected with a code from 400 to 599, not {number}")
-        self.refusal = Rejection(number, one_line("text of a rejection", text))
+        rejection = Rejection(number, one_line("text of a rejection", text))
+        if self.refusal is None and not self.discarded:
+            self.refusal = rejection
+            self.rejected_by = self.decide()
+
+    def discard(self):
+        """Accept the mail, and drop it: whoever sent it is told that all is well. Decided as by `reject`.
+
+        At the stages of SMTP where there is no mail yet, that is what comes for this recipient, in this transaction, or in
+        this connection.
+        """
+        if self.refusal is None and not self.discarded:
+            self.discarded = True
+            self.decide()
+
+    cdef object decide(self):
+        """A plugin decides about the mail. Its name, or None where it was none."""
+        cdef PyObject *plugin = self.current_plugin()
+        self.skip_others()
+        return None if plugin == NULL else <str>plugin
 
     def __repr__(self):
         return f"<Mail {self.origin.id} from {self.envelope!r}, {len(self.mime)} bytes>"
@@ -170,6 +192,15 @@ cdef Mail new_mail(bytes mime, object json, object connection, object origin):
     mail.origin = origin
     mail.results = []
     return mail
+
+
+def copy_rejected(Mail mail not None, dict json not None):
+    """What plugins see of a mail that was rejected: the same, with `json` for its own, and its bytes shared."""
+    cdef Mail copy = new_mail(mail.content, json, mail.connection, mail.origin)
+    copy.spooled = mail.spooled
+    copy.refusal = mail.refusal
+    copy.rejected_by = mail.rejected_by
+    return copy
 
 
 cdef object address_in(object known, str key):

@@ -28,6 +28,7 @@ cdef class ServerProtocol:
     cdef Expected expected
     cdef str login                  # in the exchange of AUTH LOGIN
     cdef str refusal                # the reply to all commands but QUIT
+    cdef list faults                # (stage, address, reply) of what was refused here; None if nothing was
     cdef Py_ssize_t max_line
     cdef Py_ssize_t max_recipients
     cdef tuple limits               # what a `DataReceiver` is made of
@@ -61,6 +62,8 @@ cdef class ServerProtocol:
     cdef int say_to_others(self, str reply) except -1
     cdef int say_idly(self, str reply) except -1
     cdef int complain(self, str reply) except -1
+    cdef int note(self, str line, str reply) except -1
+    cdef list take_faults(self)
     cdef int count_error(self) except -1
     cdef int close(self, str reply) except -1
     cdef int reset(self) except -1

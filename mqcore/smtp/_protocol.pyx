@@ -17,6 +17,7 @@ cdef extern from "Python.h":
     int PyOS_strnicmp(const char *one, const char *other, Py_ssize_t size) noexcept
 
 cdef Py_ssize_t max_address = syntax.MAX_ADDRESS
+cdef dict STAGES = {"MAIL": "mailfrom", "RCPT": "rcptto", "DATA": "data", "STAR": "secure", "AUTH": "authenticate"}
 
 # A browser that was made to talk to us, or a header of its request: commands may hide further down.
 cdef object is_http = re.compile(
@@ -96,6 +97,7 @@ cdef class ServerProtocol:
     cdef object next_payload(self):
         """`next_event`, for callers that look at `due`: only what the event has, which is an address, the receiver of a mail,
         login and password, or of StartTls nothing but True."""
+        cdef str line = None
         while self.due == NOTHING and not self.closed:
             if self.at == len(self.buffer) and not self.shutting_down:
                 return None  # as after nearly every command
@@ -103,16 +105,19 @@ cdef class ServerProtocol:
                 if self.receiver is not None:
                     if not self.collect():
                         return None
+                    line = "DATA"
                     payload = self.end_message()
                 elif self.shutting_down and not self.in_transaction:
                     self.close("421 4.3.2 this server is shutting down")
                     return None
                 else:
+                    line = None
                     line = self.take_line()
                     if line is None:
                         return None
                     payload = self.obey(line)
             except ReplyError as error:
+                self.note(line, str(error))
                 self.expected = COMMAND
                 self.complain(str(error))
                 continue
@@ -243,8 +248,30 @@ cdef class ServerProtocol:
     cdef int count_error(self) except -1:
         self.errors += 1
         if self.errors > self.service.max_errors:
+            self.note(None, "421 4.7.0 too many errors")
             self.close("421 4.7.0 too many errors")
         return 0
+
+    cdef int note(self, str line, str reply) except -1:
+        """Keep for `take_faults` that a command, or with None something else, is refused. Never what AUTH sends."""
+        cdef str stage = "command"
+        cdef str address = ""
+        if reply == self.refusal:  # once is enough
+            return 0
+        if self.expected != COMMAND:
+            stage = "authenticate"
+        elif line is not None:
+            stage = STAGES.get(line[:4].upper(), "command")
+            if stage == "mailfrom" or stage == "rcptto":
+                address = argument_of(line)
+        if self.faults is None:
+            self.faults = []
+        self.faults.append((stage, address, reply))
+        return 0
+
+    cdef list take_faults(self):
+        faults, self.faults = self.faults, None
+        return faults
 
     cdef int close(self, str reply) except -1:
         self.say(reply)
@@ -279,6 +306,7 @@ cdef class ServerProtocol:
         cdef Py_ssize_t taken = self.receiver.collect(data + self.at, len(self.buffer) - self.at)
         self.at = self.at + taken if taken else len(self.buffer)
         if self.receiver.is_endless:
+            self.note("DATA", self.receiver.fault)
             self.close(self.receiver.fault)
             return False
         return taken > 0
@@ -346,6 +374,7 @@ cdef class ServerProtocol:
         elif says(text, b"AUTH"):
             return self.auth(argument_of(line))
         elif is_http(line):
+            self.note(None, "421 4.7.0 this is no web server")
             self.close("421 4.7.0 this is no web server")
         else:
             raise ReplyError("500 5.5.1 no such command")
@@ -413,6 +442,7 @@ cdef class ServerProtocol:
         if address is None:
             address = self.take_recipient(argument_of(line))
         if self.recipients >= self.max_recipients:
+            self.note(line, "452 4.5.3 no more recipients in this transaction")
             self.say("452 4.5.3 no more recipients in this transaction")
             return None
         self.due = RCPT_TO
@@ -445,6 +475,7 @@ cdef class ServerProtocol:
             raise ReplyError("503 5.5.1 STARTTLS is not offered")
         if self.at < len(self.buffer):
             # It came in the clear, from whoever was able to put it there, and would pass for what came by TLS.
+            self.note("STARTTLS", "554 5.5.1 nothing may follow STARTTLS before its reply")
             self.close("554 5.5.1 nothing may follow STARTTLS before its reply")
             return None
         self.say("220 2.0.0 go ahead")
@@ -479,7 +510,6 @@ cdef class ServerProtocol:
     cdef object take_login(self, str line):
         """What is no command but comes after AUTH."""
         cdef Expected expected = self.expected
-        self.expected = COMMAND
         if expected == LOGIN:
             self.login = syntax.decode_base64(line)
             self.expected = PASSWORD
@@ -489,6 +519,7 @@ cdef class ServerProtocol:
             login, password = syntax.parse_plain(line)
         else:
             login, password = self.login, syntax.decode_base64(line)
+        self.expected = COMMAND
         self.due = AUTHENTICATE
         return login, password
 

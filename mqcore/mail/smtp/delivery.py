@@ -16,7 +16,7 @@ from .._mail import Mail, bytes_of, put_in_spool
 from .._spool import Spool
 from ..errors import SinkError
 from ..message import Rejection
-from ..verdicts import CANCELLED, Verdict
+from ..verdicts import CANCELLED, DISCARDED, Verdict
 from .client import Lost, NoneFree, Unreachable
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Delivery:
     # Before
 
     def _good(self) -> list[Mail]:
-        return [mail for mail in self._mails if mail not in self._failed and mail.rejection is None]
+        return [mail for mail in self._mails if not (mail in self._failed or mail.discarded or mail.rejection is not None)]
 
     async def _prepare(self) -> None:
         """Run `mq_smtp_out_data`."""
@@ -226,6 +226,8 @@ class Delivery:
             return CANCELLED
         if mail in self._failed:
             return Verdict.failed(mail.error)
+        if mail.discarded:
+            return DISCARDED
         success = next((reply for reply in self._replies.get(mail, {}).values() if reply.is_delivered), None)
         if mail.rejection is not None:
             verdict = Verdict.refused(mail.rejection)

@@ -12,6 +12,7 @@ from .._gateway import Gateway
 from ..message import Rejection
 from ._connection import Names, SmtpConnection
 from ._trace import Tracer
+from .logins import FailedLogins
 
 
 class Hooks(NamedTuple):
@@ -36,6 +37,7 @@ class Host(Protocol):
     service: Service
     gateway: Gateway
     names: Names
+    failed_logins: FailedLogins
     tracer: Tracer | None
     tls: ssl.SSLContext | None
     implicit_tls: bool

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import logging
 import resource
 import socket
@@ -19,6 +18,7 @@ from ._connection import HANDSHAKE_TIMEOUT, Names, SmtpConnection
 from ._trace import Tracer
 from .host import Hooks
 from .hostname import is_full
+from .logins import FailedLogins, network_of
 from .source import SmtpSource
 
 MAX_CONNECTIONS = 20_000
@@ -27,6 +27,7 @@ MAX_MESSAGE_BYTES = 256 << 20
 SWEEP = 5.0
 """Seconds from one look for clients that are late to the next."""
 BACKLOG = 1024
+TOO_SLOW = Rejection(421, "4.4.2 you are too slow")
 FEW_CONNECTIONS = 200
 """With fewer than these there is a warning, whatever is asked for."""
 ACCEPT_AGAIN = 1.0
@@ -45,6 +46,7 @@ class SmtpServer:
         self.gateway = gateway
         self.hooks = Hooks.of(gateway.dispatcher)
         self.names = Names()
+        self.failed_logins = FailedLogins()
         self.tracer = Tracer(source.hostname, source.url) if source.traces else None
         self.tls = source.tls
         self.implicit_tls = source.implicit_tls
@@ -151,13 +153,15 @@ class SmtpServer:
             self.loop.call_later(ACCEPT_AGAIN, self._listen, listener)
             return
         network = self._network_of(address[0] if address else "")
-        if self._find_excess(network, len(self._handshakes)) is None:
+        excess = self._find_excess(network, len(self._handshakes))
+        if excess is None:
             handshake = self.loop.create_task(self._shake_hands(client))
             self._handshakes[handshake] = network
             if network:
                 self._from_network[network] += 1
             handshake.add_done_callback(functools.partial(self._after_handshake, client))
         else:
+            self.gateway.refusals.note("connect", *excess, client=address[0])
             client.close()
 
     async def _shake_hands(self, client: socket.socket) -> bool:
@@ -180,7 +184,8 @@ class SmtpServer:
             await asyncio.sleep(SWEEP)
             now = self.loop.time()
             for connection in [one for one in self._connections if one.is_late(now)]:
-                connection.end(421, "4.4.2 you are too slow")
+                self.gateway.refusals.note("timeout", *TOO_SLOW, client=connection.info.peer, helo=connection.info.helo)
+                connection.end(*TOO_SLOW)
 
     # What a connection calls
 
@@ -190,6 +195,7 @@ class SmtpServer:
             return Rejection(421, "4.3.2 this server is shutting down")
         # With implicit TLS this one is still among the handshakes, and was counted there.
         if (excess := self._find_excess(network, 0)) is not None and not self.implicit_tls:
+            self.gateway.refusals.note("connect", *excess, client=peer)
             return excess
         self._connections[connection] = network
         if network:
@@ -210,15 +216,8 @@ class SmtpServer:
     # Too many
 
     def _network_of(self, peer: str) -> str:
-        """That of a client, where clients are counted by it: whoever has one address of IPv6 has 64 bits of them."""
-        if self._max_from_network is None or not peer:
-            return ""
-        address = ipaddress.ip_address(peer.partition("%")[0])
-        if isinstance(address, ipaddress.IPv6Address):
-            if address.ipv4_mapped is not None:
-                return str(address.ipv4_mapped)
-            return str(ipaddress.ip_network((address, 64), strict=False))
-        return str(address)
+        """That of a client, where clients are counted by it."""
+        return "" if self._max_from_network is None or not peer else network_of(peer)
 
     def _find_excess(self, network: str, handshakes: int) -> Rejection | None:
         """What a client is told who comes now, if there are too many."""

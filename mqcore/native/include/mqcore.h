@@ -114,6 +114,8 @@ MQ_EXPORT bool mq_smtp_in_message(MQ_Context *context, MQ_Connection *connection
 MQ_EXPORT bool mq_smtp_in_close(MQ_Context *context, MQ_Connection *connection);
 MQ_EXPORT bool mq_smtp_out_data(MQ_Context *context, MQ_Connection *connection, MQ_Message *message);
 MQ_EXPORT bool mq_smtp_out_sent(MQ_Context *context, MQ_Connection *connection, MQ_Message *message);
+/* Not MailerQ's: a plugin has rejected this. What it returns changes nothing. */
+MQ_EXPORT bool mq_smtp_in_rejected(MQ_Context *context, MQ_Connection *connection, MQ_Message *message);
 
 /* A hook that a server declared itself, and that has no arguments of its own, is called like mq_smtp_in_message. */
 

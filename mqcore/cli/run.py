@@ -24,7 +24,7 @@ from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
 from . import options as place_options
 from .output import complain, drop
-from .plugins import choosing, load
+from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -81,17 +81,15 @@ def move(options: argparse.Namespace) -> int:
     if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
         options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
     with contextlib.ExitStack() as opened:
+        opened.enter_context(printing_to_standard_error())
         plugins = opened.enter_context(load(options, *options.plugins))
-        for name in plugins.unused_config:
-            if name == place_options.TABLE:
-                continue
-            complain(f"{options.config} has {name}, and there is no plugin of that name; write [plugins.NAME]", OK)
         from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
         _check_recipients(options, plugins)
         to = opened.enter_context(contextlib.closing(sink.kind.open(sink.path, from_, **writing)))
         aside = FailedSink(failed.kind.open(failed.path, from_), from_.url) if failed else None
         if aside is not None:
             opened.enter_context(contextlib.closing(aside))
+        tell_what_is_missing(options, plugins, options.plugins)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             report = _run(runner, plugins, from_, to, aside, options.max_in_flight)
     try:

@@ -93,8 +93,8 @@ class Refusals:
 
 
 def quoted(value: object) -> str:
-    """A value as one word of a line of the log, whatever a client put into it: in quotes, with control characters, line ends and
-    all else that does not print escaped."""
+    """A value as one word of a line of the log, whatever a client put into it: in quotes, with control characters, line ends
+    and all else that does not print escaped."""
     text = str(value)
     return repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
 

@@ -85,7 +85,9 @@ class Report:
             "messages": asdict(self.counts) | {"stored": self.counts.stored},
             "seconds": round(self.seconds, 6),
             "per_second": round(self.per_second, 1),
-            "refusals": [{"stage": stage, "code": code, "count": count} for (stage, code), count in sorted(self.refusals.items())],
+            "refusals": [
+                {"stage": stage, "code": code, "count": count} for (stage, code), count in sorted(self.refusals.items())
+            ],
             "plugins": [asdict(hook) for hook in self.hooks],
             "stopped": self.stopped.name if self.stopped else None,
             "error": self.error,

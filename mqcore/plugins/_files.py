@@ -32,8 +32,8 @@ _FOLDERS = "MQCORE_PLUGIN_FOLDERS"
 _Modules = dict[str, "ModuleType"]
 
 _live: dict[str, list[_Modules]] = {}
-"""By the name of a plugin's module: that module and those in it, of each plugin of that name that has not ended. The last is the
-one that is in `sys.modules`."""
+"""By the name of a plugin's module: that module and those in it, of each plugin of that name that has not ended. The last is
+the one that is in `sys.modules`."""
 _lock = threading.RLock()
 _folders: Counter[str] = Counter()
 """In which plugins are, and how many that are loaded."""

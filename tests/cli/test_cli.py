@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from mail_tools import (
-    NO_PLUGINS,
     EXAMPLES,
+    NO_PLUGINS,
     counted,
     make_maildir,
     move,

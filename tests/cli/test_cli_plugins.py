@@ -133,8 +133,8 @@ def test_a_plugin_that_changes_the_current_directory(tmp_path):
                 message.reject(550, "no")
     """.replace("\n        ", "\n"))
     write_mbox(tmp_path / "box", 3)
-    result = run("run", "--from", "mbox:box", "--to", "maildir:out", "--failed", "mbox:failed", "--plugins", "plugins", "--json",
-                 cwd=tmp_path)
+    places = ("--from", "mbox:box", "--to", "maildir:out", "--failed", "mbox:failed")
+    result = run("run", *places, "--plugins", "plugins", "--json", cwd=tmp_path)
     assert counted(json.loads(result.stdout)) == {"continued": 2, "rejected": 1}
     assert len(read_maildir(tmp_path / "out")) == 2
     assert (tmp_path / "failed").read_bytes() and not os.listdir(tmp_path / "elsewhere")

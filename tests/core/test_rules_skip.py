@@ -144,7 +144,7 @@ def test_a_message_that_waits_in_run_many(engine):
 
 def test_a_failing_step_is_no_step_of_the_next(engine):
     """What ended it otherwise forgets it."""
-    plugins = Plugins(engine, lambda context, message: True if holding else False)
+    plugins = Plugins(engine, lambda context, message: bool(holding))
     holding, message = [1], engine.Message()
     plugins.hook.run(message)
     message.skip_others()

@@ -8,7 +8,7 @@ import threading
 import pytest
 from mail_tools import counted, move, read_maildir, write_mbox, write_plugin
 from sending_tools import NextServer
-from smtp_tools import EHLO, LHLO, MAIL, STAGES, TEXT, codes, plugin, run, serving
+from smtp_tools import EHLO, LHLO, MAIL, RCPT, STAGES, TEXT, codes, plugin, run, serving
 
 import mqcore
 from mqcore.mail import Mail, SmtpSink
@@ -85,7 +85,7 @@ async def test_the_first_to_reject_decides(stage, way):
         client = await it.connect()
         replies = {"connect": await client.reply(), "ehlo": await client.ask(EHLO)}
         commands = {"authenticate": LOGIN} if stage == "authenticate" else {}
-        commands |= {"mailfrom": MAIL, "rcptto": b"RCPT TO:<b@example.org>\r\n", "data": b"DATA\r\n", "message": TEXT + b".\r\n"}
+        commands |= {"mailfrom": MAIL, "rcptto": RCPT, "data": b"DATA\r\n", "message": TEXT + b".\r\n"}
         for name, command in commands.items():
             client.send(command)
             replies[name] = await client.reply()
@@ -113,7 +113,7 @@ def test_the_first_decision_stands():
     mail.reject(450, "later")
     mail.discard()
     assert (mail.rejection, mail.discarded) == ((550, "no"), False)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="400 to 599"):
         mail.reject(250, "a wrong one is one all the same")
     mail = Mail(b"x")
     mail.discard()

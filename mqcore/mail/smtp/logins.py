@@ -13,7 +13,7 @@ FORGET = 900.0
 
 
 class FailedLogins:
-    """Those of all clients, by network. Whoever comes from another one does not wait for them, nor does a login that is right."""
+    """Those of all clients, by network. Who comes from another one does not wait for them, nor does a login that is right."""
 
     def __init__(self) -> None:
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()

@@ -19,6 +19,7 @@ from .. import Dispatcher, Plugins
 from ..mail._gateway import HOOK, Gateway, needs_failed
 from ..mail.base import BaseSink, Place, Source
 from ..mail.failed import FailedSink
+from ..mail.files import raise_file_limit
 from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from . import Commands
 
 P = TypeVar("P", bound=Place)
+
+FILES = 1024
+"""That the process may open, if the system lets it, for what is no connection of a server's: plugins, sinks and their connections."""
+FEW_FILES = 64
+"""With fewer there is a warning."""
 
 EXIT_CODES = """\
 exit codes: 0 all mails are in the sink, of a server: all that it accepted; 1 some failed or were rejected, or a plugin ended
@@ -78,6 +84,9 @@ def move(options: argparse.Namespace) -> int:
         if one.is_same(other):
             options.parser.error(f"{one} and {other} are the same mailbox")
     reading, writing = place_options.options_for(options, source, sink)
+    files = raise_file_limit(FILES)
+    if files < FEW_FILES:
+        complain(f"this process may open {files} files, which may be too few; raise the limit (ulimit -n)", OK)
     if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
         options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
     with contextlib.ExitStack() as opened:

@@ -138,3 +138,19 @@ def test_a_plugin_that_changes_the_current_directory(tmp_path):
     assert counted(json.loads(result.stdout)) == {"continued": 2, "rejected": 1}
     assert len(read_maildir(tmp_path / "out")) == 2
     assert (tmp_path / "failed").read_bytes() and not os.listdir(tmp_path / "elsewhere")
+
+
+def test_no_line_on_standard_error_can_be_forged(tmp_path):
+    """By what a plugin says of a client's words."""
+    forged = "mail\\nWARNING mqcore: all is well\\r\\x1b[2J\\u202e"
+    plugins = write_plugin(tmp_path / "plugins", "10-say", f"""
+        def mq_smtp_in_message(context, message):
+            context.log.warning("{forged}")
+            raise ValueError("{forged}")
+    """).parent
+    result = run("run", "--from", f"mbox:{write_mbox(tmp_path / 'box', 1)}", "--to", "null:", "--plugins", plugins)
+    lines = result.stderr.split("\n")
+    begin = [line.split(":")[0] for line in lines if not line.startswith("  ")]
+    assert begin == ["WARNING mqcore.plugins.10-say", "ERROR mqcore.plugins.10-say", "INFO mqcore.mail.refused", ""]
+    assert "".join(lines).isprintable()
+    assert lines[1] == r"  WARNING mqcore: all is well\r\x1b[2J\u202e"

@@ -300,7 +300,7 @@ cdef class SmtpConnection:
         code, text = rejection
         self.gateway.refusals.note(
             STAGES[self.stage], code, text, client=self.info.peer, helo=self.protocol.helo,
-            sender=address_in(message.known, "envelope"),
+            sender=address_in(message.known, "envelope") if self.stage >= SENDER else None,
             recipient=self.address if self.stage == RECIPIENT else None,
             plugin=message.rejected_by,
             error=describe(message.error) if outcome is FAIL else None)

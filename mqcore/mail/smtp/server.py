@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import functools
 import logging
-import resource
 import socket
 from collections import Counter
 
 from ...smtp.events import Service
 from .._gateway import Gateway
 from ..errors import SourceError
+from ..files import raise_file_limit
 from ..message import Rejection
 from ._connection import HANDSHAKE_TIMEOUT, Names, SmtpConnection
 from ._trace import Tracer
@@ -232,17 +232,3 @@ class SmtpServer:
             self._from_network[network] -= 1
             if not self._from_network[network]:
                 del self._from_network[network]
-
-
-def raise_file_limit(wanted: int) -> int:
-    """Let the process open so many files, or as many as it may, and return how many that is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return wanted
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):
-        return soft
-    return wanted

@@ -26,6 +26,7 @@ cdef extern from "Python.h":
     const unsigned char *PyUnicode_1BYTE_DATA(str text) noexcept
 
 cdef bint PLAIN[256]
+cdef int code
 for code in range(256):
     PLAIN[code] = code < 128 and (chr(code).isalnum() or chr(code) in ".-_")
 
@@ -111,7 +112,7 @@ cdef bint can_be_written(str address) except -1:
     return is_plain(address, c"@") or is_safe(address) and not IN_NO_ADDRESS(address)
 
 
-cdef bint is_plain(str text, char also) noexcept:
+cdef bint is_plain(str text, char also) except -1:
     """Whether it is made of what most names are made of, and of this character, so that nothing in it need be looked for."""
     if not PyUnicode_IS_ASCII(text):
         return False

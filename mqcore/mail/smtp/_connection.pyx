@@ -185,6 +185,11 @@ cdef class SmtpConnection:
     def _closed(self, message, outcome):
         self.host.leave(self)
 
+    @property
+    def owes_reply(self):
+        """Whether the client waits for a reply."""
+        return self.protocol.due != NOTHING
+
     # What the server calls
 
     cdef double time(self) noexcept:

@@ -19,8 +19,8 @@ from ..loop._list cimport append
 from ..loop._poll cimport C_READ, C_WRITE, add_watch
 from ._abi cimport MQ_Address, MQ_Connection, MQ_Context, MQ_IOWatcher, MQ_Message, MQ_Timer, c_bool, uv_loop_s
 from ._access cimport (
-    Access, ask_email, ask_flag, ask_number, ask_presence, ask_reject, ask_text, find_setting, find_symbol, get_data, give_bytes,
-    give_flag, give_text, in_control, log_unwatched, new_access, set_data, use)
+    Access, ask_email, ask_flag, ask_number, ask_presence, ask_reject, ask_text, find_setting, find_symbol, get_data,
+    give_bytes, give_flag, give_text, in_control, log_unwatched, new_access, set_data, use)
 from ._diagnostics cimport is_of_another, refuse, write_log
 from ._failures cimport fail_when_done
 from ._hooks cimport give
@@ -304,7 +304,7 @@ cdef public void MQ_reject(MQ_Connection *connection, int code, const char *text
     if usable(connection, CONNECTION, b"called MQ_reject for a connection that it does not have", caller()):
         with gil:
             use(ask_reject, &access, "reject")
-        if access.number != True and in_control(slot, connection):
+        if access.number != 1 and in_control(slot, connection):
             fail_when_done(slot, code, <const char *>access.given)
 
 

@@ -137,7 +137,7 @@ cdef int ask_reject(Access *access, str name) except -1:
     """Whether the message could be rejected; where that raises, it could not."""
     cdef str text = copy_of(access).decode("utf-8", "surrogateescape")
     if in_control(slot_of(access.handle), access.handle):
-        code, access.number = access.number, False
+        code, access.number = access.number, 0
         access.number = call_accessor(access, name, (code, text)) is True
     return 0
 

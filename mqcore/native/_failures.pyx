@@ -2,9 +2,9 @@
 # (What is called for a step has a message.)
 """Steps that native plugins fail, by MQ_fail, or by MQ_reject where a message cannot be rejected.
 
-Why they do is a text that is given without the GIL, on any thread, and becomes an exception when the dispatcher ends the step.
-Until then it waits at the slot, with the generation that it is about: of two threads that give back at once, one comes too late,
-and its text is of no use.
+Why they do is a text that is given without the GIL, on any thread, and becomes an exception when the dispatcher ends the
+step. Until then it waits at the slot, with the generation that it is about: of two threads that give back at once, one comes
+too late, and its text is of no use.
 """
 
 from cpython.object cimport PyObject

@@ -22,7 +22,8 @@ from .._chain cimport Chain
 from .._dispatch cimport Runner, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
 from .._holds cimport count_given
 from .._message cimport (
-    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, TO_FAIL, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, flush, move, no_drops)
+    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, TO_FAIL, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, flush, move,
+    no_drops)
 from ..loop._atomic cimport get, load, set, swap
 from ..loop._call cimport take_error
 from ._arguments cimport OF_ADDRESS, Arguments, take_arguments

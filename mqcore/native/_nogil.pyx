@@ -20,8 +20,8 @@ from .._chain cimport Chain
 from .._dispatch cimport Runner, is_sampled, resume
 from .._holds cimport count_given
 from .._message cimport (
-    HELD, QUEUED, RUNNING, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, enter_nogil_phase,
-    flush, leave_nogil_phase, move, no_drops)
+    HELD, QUEUED, RUNNING, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide,
+    enter_nogil_phase, flush, leave_nogil_phase, move, no_drops)
 from ..loop._atomic cimport get, load, store, store_flag, swap
 from ..loop._list cimport unlink
 from ..loop._poll cimport lost_for, remove_watch

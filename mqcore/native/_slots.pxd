@@ -79,8 +79,8 @@ cdef struct Reason:
     uint32_t generation
 
 cdef struct Slot:
-    # What one handle at a time stands for. Atomic, as any thread may look: `word`, `kind`, `held`, `owner`, `hook`, `failing`. The rest
-    # belongs to the dispatcher's thread; or, of a step that is held, to whoever has the GIL.
+    # What one handle at a time stands for. Atomic, as any thread may look: `word`, `kind`, `held`, `owner`, `hook`, `failing`.
+    # The rest belongs to the dispatcher's thread; or, of a step that is held, to whoever has the GIL.
     Slot *next              # in a list that any thread extends: of slots that were let go, or given back
     Link link               # free slots: in their list; timers and watchers: in that of their context
     uint64_t word           # generation << 32 | state

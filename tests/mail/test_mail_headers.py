@@ -14,9 +14,10 @@ from email.header import decode_header, make_header
 from email.parser import BytesHeaderParser
 
 import pytest
+from cli_tools import serve
 from hypothesis import given
 from hypothesis import strategies as st
-from mail_tools import real_mails
+from mail_tools import read_maildir, real_mails
 from smtp_tools import TEXT, codes, plugin, run, serving
 from test_mail_gateway import envelope
 
@@ -410,6 +411,30 @@ async def test_fields_that_plugins_add_at_each_stage():
         await client.asks(envelope(1), 3)
         assert codes([await client.ask(TEXT + b".\r\n")]) == ["250 2.6.0"]
         assert it.sink.mails[3].headers.get_all("X-Data") == ["1"]
+
+
+EDITS = """
+def mq_smtp_in_message(context, message):
+    message.headers.add("X-In", message.recipient if "same" not in message.recipient else "same")
+
+def mq_smtp_out_data(context, message):
+    message.headers.replace("Subject", "in " + message.headers["X-In"])
+    message.headers.add("X-Out", "1")
+"""
+
+
+def test_edited_on_the_way_in_and_out(tmp_path):
+    """What is different for each recipient, and what is the same for some, which goes out in one transaction."""
+    (tmp_path / "10-edit.py").write_text(EDITS)
+    body = "".join(f"line {number}\r\n" for number in range(20_000))
+    recipients = ["a@example.org", "same1@example.org", "same2@example.org"]
+    with serve("--to", f"maildir:{tmp_path}/out", "--no-trace") as next_server:
+        out = ("--to", f"smtp://127.0.0.1:{next_server.port}", "--failed", f"maildir:{tmp_path}/failed", "--no-trace")
+        with serve(*out, "--plugins", tmp_path / "10-edit.py") as server, server.client() as client:
+            client.sendmail("a@example.com", recipients, f"Subject: x\r\n\r\n{body}")
+    mails = sorted(read_maildir(tmp_path / "out"))
+    assert mails == [
+        f"X-Out: 1\r\nX-In: {text}\r\nSubject: in {text}\r\n\r\n{body}".encode() for text in ("a@example.org", "same", "same")]
 
 
 # No trap (rule 22)

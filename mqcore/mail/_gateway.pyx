@@ -105,7 +105,8 @@ cdef class Gateway:
             async with asyncio.TaskGroup() as self.tasks:
                 self.tasks.create_task(self.writer.run())
                 try:
-                    begin_thread()
+                    if self.writer.blocks or self.failed is not None:
+                        begin_thread()
                     await self.source.run(self)
                 except SourceError as error:
                     self.fail(str(error))

@@ -14,7 +14,7 @@ from ._transaction import Transaction
 from ._writer import BATCH, BATCH_BYTES
 from .errors import SourceError
 from .message import Origin
-from .threads import in_thread
+from .threads import begin_thread, in_thread
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Reader(Source):
         """Raises SourceError."""
 
     async def run(self, gateway: Gateway) -> None:
+        begin_thread()
         origins = iter(self)
         while room := await gateway.room():
             mails, present, read_all, error = await in_thread(self._take, origins, gateway, min(BATCH, room))

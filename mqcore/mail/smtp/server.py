@@ -185,7 +185,7 @@ class SmtpServer:
     # What a connection calls
 
     def enter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
-        network = self._network_of(peer)
+        network = self._network_of(peer) if self._max_from_network is not None else ""
         if self._stop.is_set():
             return Rejection(421, "4.3.2 this server is shutting down")
         # With implicit TLS this one is still among the handshakes, and was counted there.

@@ -5,6 +5,7 @@ from typing import Any, Self
 from typing_extensions import disjoint_base
 
 from .._message import Message
+from ._headers import Headers
 from ._spool import Spool
 from .message import Origin, Rejection
 
@@ -54,6 +55,8 @@ class Mail(Message):
     def mime(self, mime: bytes) -> None: ...
     @property
     def size(self) -> int: ...
+    @property
+    def headers(self) -> Headers: ...
     @property
     def json(self) -> dict[str, Any]: ...
     @json.setter

@@ -190,6 +190,11 @@ cdef class SmtpConnection:
     def _closed(self, message, outcome):
         self.host.leave(self)
 
+    @property
+    def owes_reply(self):
+        """Whether the client waits for a reply."""
+        return self.protocol.due != NOTHING
+
     # What the server calls
 
     cdef double time(self) noexcept:
@@ -454,9 +459,10 @@ cdef class SmtpConnection:
         self.number = self.names.take(len(self.recipients))
         self.id = self.names.name(self.number)
         try:
-            self.message.content = self.received = receiver.below(self.make_trace())
+            self.received = receiver.below(self.make_trace())
         except MemoryError:
             return self.refuse_message(NO_MEMORY)
+        self.message.set_bytes(self.received)
         return self.run(self.data, DATA, (self.received,))
 
     cdef int take_names(self) except -1:
@@ -527,6 +533,7 @@ cdef class SmtpConnection:
         known.pop("recipients", None)  # each of them has one
         envelope = address_in(known, "envelope") or ""
         cdef list mails = []
+        cdef bytes mime = self.message.whole()  # which they share
         cdef unsigned long long number = self.number
         for recipient in self.recipients:
             id = self.names.name(number) if mails else self.id
@@ -535,7 +542,7 @@ cdef class SmtpConnection:
             number += 1
             json = copied(known) if mails else known.copy()
             json["recipient"] = recipient
-            mails.append(new_mail(self.message.content, json, self.info, origin))
+            mails.append(new_mail(mime, json, self.info, origin))
         return mails
 
     cdef int settled(self, verdict) except -1:
@@ -573,7 +580,8 @@ cdef class SmtpConnection:
         return self.proceed()
 
     cdef int forget_message(self) except -1:
-        self.message.content = self.received = b""
+        self.received = b""
+        self.message.set_bytes(b"")
         self.reserve(0)
         return 0
 

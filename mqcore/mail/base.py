@@ -68,6 +68,8 @@ class Source(Place, ABC):
     """Whether each mail says to whom it goes."""
     traces: bool = True
     """Whether mail that comes from the network gets a line that says so, by which loops are found."""
+    lenient: bool = False
+    """Whether addresses and messages may be as the RFCs do not have them, since a server in front took them so."""
     path: Path | None = None
     """The mailbox, if it is one."""
     total: int | None = None

@@ -40,6 +40,7 @@ cdef class ServerProtocol:
     cdef bint extended              # it said EHLO
     cdef bint must_secure           # it has to begin TLS first
     cdef bint must_log_in
+    cdef bint lenient
     cdef readonly bint lmtp
     cdef readonly bint secure
     cdef readonly bint authenticated
@@ -71,11 +72,12 @@ cdef class ServerProtocol:
     cdef bint collect(self) except -1
     cdef DataReceiver end_message(self)
     cdef object obey(self, str line)
-    cdef object obey_other(self, str line)
+    cdef object obey_other(self, str line, const char *text)
     cdef int greet(self, str name) except -1
     cdef int ehlo(self, str name) except -1
     cdef object mail(self, str line)
     cdef str take_sender(self, str argument)
+    cdef object take_path(self, str argument, str keyword, str refusal)
     cdef int must_be_extended(self) except -1
     cdef object rcpt(self, str line)
     cdef str take_recipient(self, str argument)

@@ -9,12 +9,17 @@ from libc.string cimport memchr, strlen
 from ._data cimport DataReceiver
 
 from . import syntax
+from .lenient import parse_path
 from .events import Authenticate, MailFrom, Message, RcptTo, StartTls
 from .syntax import ReplyError
 
 cdef extern from "Python.h":
     bint Py_ISALNUM(char character) noexcept
+    bint PyUnicode_IS_ASCII(object text) noexcept
     int PyOS_strnicmp(const char *one, const char *other, Py_ssize_t size) noexcept
+
+cdef enum:
+    LONGEST_VERB = 10
 
 cdef Py_ssize_t max_address = syntax.MAX_ADDRESS
 
@@ -45,7 +50,8 @@ cdef class ServerProtocol:
         self.lmtp = service.lmtp
         self.max_line = service.max_line
         self.max_recipients = service.max_recipients
-        self.limits = service.max_message, service.max_message_line, service.trace, service.max_loops
+        self.limits = service.max_message, service.trace, service.max_loops, service.lenient
+        self.lenient = service.lenient
         self.secure = secure
         self.must_secure = service.require_tls and not secure
         self.must_log_in = service.require_login
@@ -271,7 +277,7 @@ cdef class ServerProtocol:
         if self.skipping or size > self.max_line:
             self.skipping = False
             raise ReplyError("500 5.5.2 this line is too long")
-        return decode(start, size)
+        return decode(start, size, self.lenient)
 
     cdef bint collect(self) except -1:
         """Whether the message is all there."""
@@ -298,7 +304,13 @@ cdef class ServerProtocol:
     cdef object obey(self, str line):
         if self.expected != COMMAND:
             return self.take_login(line)
-        cdef const char *text = PyUnicode_AsUTF8(line)
+        cdef bytes verb  # of what may be no text
+        cdef const char *text
+        if PyUnicode_IS_ASCII(line):
+            text = PyUnicode_AsUTF8(line)
+        else:
+            verb = line[:LONGEST_VERB + 1].encode("ascii", "replace")
+            text = verb
         if self.refusal is not None and not says(text, b"QUIT"):
             if self.refusal.startswith("421"):
                 self.close(self.refusal)
@@ -313,11 +325,10 @@ cdef class ServerProtocol:
         if says(text, b"DATA"):
             self.data(line)
             return None
-        return self.obey_other(line)
+        return self.obey_other(line, text)
 
-    cdef object obey_other(self, str line):
+    cdef object obey_other(self, str line, const char *text):
         """What is not said for every mail."""
-        cdef const char *text = PyUnicode_AsUTF8(line)
         if says(text, b"LHLO" if self.lmtp else b"EHLO"):
             self.ehlo(argument_of(line))
         elif says(text, b"HELO") and not self.lmtp:
@@ -388,18 +399,27 @@ cdef class ServerProtocol:
     cdef str take_sender(self, str argument):
         match = syntax.parse_from(argument)
         if match is None:
-            raise ReplyError("501 5.1.7 say MAIL FROM:<address>")
-        address, text = match.groups()
-        if text is not None:
+            address, text = self.take_path(argument, "FROM", "501 5.1.7 say MAIL FROM:<address>")
+        else:
+            address, text = match.groups()
+        if text:
             self.must_be_extended()
-            parameters = syntax.parse_mail(text, auth=self.takes_passwords())
+            parameters = syntax.parse_mail(text, auth=self.takes_passwords(), lenient=self.lenient)
             if parameters.size > self.service.max_message:
                 raise ReplyError(f"552 5.3.4 a message may have {self.service.max_message} octets")
             self.utf8 = parameters.utf8
         if address is None:
             return ""
-        syntax.check_address(address, utf8=self.utf8)
+        if not self.lenient:
+            syntax.check_address(address, utf8=self.utf8)
         return address
+
+    cdef object take_path(self, str argument, str keyword, str refusal):
+        """The address and the parameters of what is not as RFC 5321 has it. Raises ReplyError."""
+        found = parse_path(argument, keyword) if self.lenient else None
+        if found is None:
+            raise ReplyError(refusal)
+        return found
 
     cdef int must_be_extended(self) except -1:
         if not self.extended:
@@ -421,12 +441,16 @@ cdef class ServerProtocol:
     cdef str take_recipient(self, str argument):
         match = syntax.parse_to(argument)
         if match is None:
-            raise ReplyError("501 5.1.3 say RCPT TO:<address>")
-        address, parameters = match.groups()
+            address, parameters = self.take_path(argument, "TO", "501 5.1.3 say RCPT TO:<address>")
+        else:
+            address, parameters = match.groups()
         if parameters:
             self.must_be_extended()
             raise ReplyError("555 5.5.4 this parameter is not known here")
-        syntax.check_address(address, utf8=self.utf8)
+        if not address:
+            raise ReplyError("501 5.1.3 a mail goes to nobody at <>")
+        if not self.lenient:
+            syntax.check_address(address, utf8=self.utf8)
         return address
 
     cdef int data(self, str line) except -1:
@@ -493,7 +517,7 @@ cdef class ServerProtocol:
         return login, password
 
 
-cdef str decode(const char *text, Py_ssize_t size):
+cdef str decode(const char *text, Py_ssize_t size, bint lenient):
     """A line as text, without its end. Raises ReplyError."""
     cdef Py_ssize_t at = 0
     while c" " <= text[at] <= c"~":
@@ -502,12 +526,14 @@ cdef str decode(const char *text, Py_ssize_t size):
         return text[:at].decode("ascii")  # as nearly all are
     cdef str line
     try:
-        line = text[:size].decode()
+        line = text[:size].decode(errors="surrogateescape" if lenient else "strict")
     except UnicodeDecodeError:
         raise ReplyError("501 5.5.2 this is not UTF-8") from None
     if not line.endswith("\r\n"):
         raise ReplyError("500 5.5.2 lines must end in CR LF")
     line = line[: len(line) - 2]
+    if lenient:
+        line = line.replace("\t", " ")
     if not line.isprintable() and syntax.find_control(line):
         raise ReplyError("500 5.5.2 control characters are not allowed")
     return line
@@ -540,6 +566,8 @@ cdef str argument_of(str line):
 
 cdef str plain_address(str line, const char *begin, Py_ssize_t at):
     """The address between `begin`, which has `at` characters, and a final `>`, if it is as most are; else None."""
+    if not PyUnicode_IS_ASCII(line):
+        return None
     cdef Py_ssize_t size, i
     cdef const char *text = PyUnicode_AsUTF8AndSize(line, &size)
     cdef char last = c"."

@@ -25,12 +25,13 @@ class Service:
     """Take no mail and no password from a client that has not begun TLS (530)."""
     require_login: bool = False
     """Take no mail from a client that has not logged in (530)."""
+    lenient: bool = False
+    """Take what a server in front may have taken though it is not as the RFCs have it: see `lenient.py` for addresses and
+    parameters; in messages CRs and LFs that stand alone."""
     max_message: int = MAX_MESSAGE
     max_recipients: int = MAX_RECIPIENTS
     max_line: int = 4096
     """For a command. RFC 5321 asks for 512; long addresses, their parameters and AUTH need more."""
-    max_message_line: int = 1 << 16
-    """RFC 5321 allows 1,000, which real mail does not keep to."""
     max_errors: int = 20
     """Wrong commands and refused logins in one connection."""
     max_idle_commands: int = 100

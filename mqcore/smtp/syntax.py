@@ -43,14 +43,16 @@ class Parameters(NamedTuple):
     utf8: bool = False
 
 
-def parse_mail(text: str, *, auth: bool) -> Parameters:
-    """The parameters of MAIL; AUTH is one only where that is offered. Raises ReplyError for what is no parameter."""
-    known = ("SIZE", "BODY", "SMTPUTF8", "AUTH") if auth else ("SIZE", "BODY", "SMTPUTF8")
+def parse_mail(text: str, *, auth: bool, lenient: bool = False) -> Parameters:
+    """The parameters of MAIL; AUTH is one only where that is offered. Raises ReplyError for what is no parameter.
+
+    If this is `lenient`, AUTH is one in any case, and of what is given twice the last counts."""
+    known = ("SIZE", "BODY", "SMTPUTF8", "AUTH") if auth or lenient else ("SIZE", "BODY", "SMTPUTF8")
     values: dict[str, str | None] = {}
     for word in text.split():
         match = _PARAMETER.fullmatch(word)
         name = match[1].upper() if match else ""
-        if match is None or name in values:
+        if match is None or (name in values and not lenient):
             raise ReplyError("501 5.5.4 this parameter is malformed, or given twice")
         if name not in known:
             raise ReplyError("555 5.5.4 this parameter is not known here")
@@ -77,14 +79,16 @@ def check_address(address: str, *, utf8: bool) -> None:
             raise ReplyError("553 5.1.0 this address is too long")
 
 
-def is_safe(address: str) -> bool:
-    """Whether it can stand between angle brackets in a command, and be nothing else; its server may know more of it."""
-    return _PATH(address) is not None and not find_control(address) and _is_text(address)
+def is_safe(address: str, *, raw: bool = False) -> bool:
+    """Whether it can stand between angle brackets in a command, and be nothing else; its server may know more of it.
+
+    With `raw`, it may have bytes that are no UTF-8 (as surrogates)."""
+    return _PATH(address) is not None and not find_control(address) and _can_be_encoded(address, raw=raw)
 
 
-def _is_text(address: str) -> bool:
+def _can_be_encoded(address: str, *, raw: bool) -> bool:
     try:
-        address.encode()
+        address.encode(errors="surrogateescape" if raw else "strict")
     except UnicodeEncodeError:  # from bytes that were no UTF-8
         return False
     return True

@@ -114,7 +114,8 @@ cdef class SmtpConnection:
         cdef unsigned long long number = entered
         self.resume = self._resume
         self.info = Connection(number, peer, tls=self.protocol.secure, transport=transport)
-        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, False, 0, 0))
+        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, False, 0, 0,
+                                        None))
         self.message = new_mail(b"", {}, self.info, origin)
         self.run(self.hooks.connect, CONNECT, ())
         self.proceed()
@@ -435,7 +436,7 @@ cdef class SmtpConnection:
         for recipient in self.recipients:
             id = self.names.name(number) if mails else self.id
             origin = tuple.__new__(Origin, (self.received, id, number, envelope, self.received_at, None, None, recipient, None,
-                                            None, False, self.tracer is not None, self.loops, self.hops))
+                                            None, False, self.tracer is not None, self.loops, self.hops, self.protocol.utf8))
             number += 1
             json = copied(known) if mails else known.copy()
             json["recipient"] = recipient

@@ -23,6 +23,7 @@ cdef enum:
     AUTHENTICATED = 4
     UTF8 = 8
     LONGEST_HELO = 255
+    LONGEST_ADDRESS = 254
 
 cdef object IN_NO_NAME = re.compile(r"[^A-Za-z0-9._:\[\]-]").sub
 cdef object IN_NO_ADDRESS = re.compile(r"[<>;]").search  # also where quotes let it be there
@@ -97,6 +98,8 @@ cdef bint can_be_written(str address) except -1:
     """Whether it can stand between angle brackets, and nothing in it be taken for anything else."""
     cdef Py_ssize_t size
     cdef const char *text
+    if len(address) > LONGEST_ADDRESS:
+        return False  # it would make a long line
     if not address.isascii():
         return is_safe(address) and not IN_NO_ADDRESS(address)
     text = PyUnicode_AsUTF8AndSize(address, &size)

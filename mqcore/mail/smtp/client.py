@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Self, cast
 
-from ...smtp.client import ClientProtocol
+from ...smtp.client import USUAL, ClientProtocol, Terms
 from ...smtp.replies import ProtocolError, Reply
 from .upstream import Health, Upstream
 
@@ -202,14 +202,20 @@ class Client(asyncio.Protocol):
         self.close()
 
     async def send(
-        self, sender: str, recipients: Sequence[str], content: bytes, *, blocks: Callable[[Reply], bool] | None = None
+        self,
+        sender: str,
+        recipients: Sequence[str],
+        content: bytes,
+        *,
+        blocks: Callable[[Reply], bool] | None = None,
+        terms: Terms = USUAL,
     ) -> dict[str, Reply]:
         """One transaction, and the reply to each recipient. Raises Lost; `replies` has those that came.
 
         If the reply to a RCPT `blocks`, the message is not sent to anybody; those whom the server would have taken keep
         the reply to theirs.
         """
-        if self._protocol.send(sender, recipients, content, blocks) is not None:
+        if self._protocol.send(sender, recipients, content, blocks, terms) is not None:
             return self._protocol.replies  # nothing was asked for, as it would not be taken
         self._is_open = True
         await self._run()

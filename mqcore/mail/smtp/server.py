@@ -75,6 +75,7 @@ class SmtpServer:
             auth_without_tls=source.auth_without_tls,
             require_tls=source.require_tls,
             require_login=source.require_login,
+            lenient=source.lenient,
             max_message=source.max_message_size,
             max_recipients=source.max_recipients,
             trace=self.tracer.id.encode() if self.tracer is not None else b"",

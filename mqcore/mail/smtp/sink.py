@@ -19,7 +19,7 @@ from ..files import append, sync_folder
 from ..threads import in_thread
 from ..verdicts import Verdict
 from .hostname import check_hostname, choose_hostname
-from .source import HOSTNAME, split_host
+from .source import HOSTNAME, LENIENT, split_host
 from .upstream import Upstream
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class SmtpSink(Sink):
             choices=TLS_OUT,
         ),
         HOSTNAME,
+        LENIENT,
     )
     implicit_tls = False
     lmtp = False
@@ -68,12 +69,22 @@ class SmtpSink(Sink):
     def open(cls, path: str, source: Source, **options: Any) -> Self:
         return cls(path, source=source.path, **options)
 
-    def __init__(self, path: str, *, source: Path | None = None, tls_out: str = "may", hostname: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        source: Path | None = None,
+        tls_out: str = "may",
+        hostname: str | None = None,
+        lenient: bool = False,
+    ) -> None:
         """`path` is `//HOST:PORT` or `unix:PATH`; `source` is where the mailbox lies that mails come from.
 
         With `tls_out`, STARTTLS is used `may`be (where it is offered and works), is a must (`require`), also with a
-        certificate that the system trusts (`verify`), or is not used (`none`).
+        certificate that the system trusts (`verify`), or is not used (`none`). `lenient`: what no RFC allows is sent as it is;
+        a source that is lenient makes its sink so.
         """
+        self.lenient = lenient
         name = choose_hostname(hostname)
         self.url = f"{self.scheme}:{path}"
         self._path = path
@@ -139,6 +150,7 @@ class SmtpSink(Sink):
 
         if not gateway.source.traces:
             log.warning("mails go to %s without a Received line: no server can find out that they go round in a loop", self.url)
+        self.lenient = self.lenient or gateway.source.lenient
         self._sender = Sender(gateway, self)
 
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
@@ -203,7 +215,7 @@ class SmtpsSink(SmtpSink):
 
     implicit_tls = True
     scheme = "smtps"
-    options = (HOSTNAME,)
+    options = (HOSTNAME, LENIENT)
 
 
 class LmtpSink(SmtpSink):

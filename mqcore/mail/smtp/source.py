@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 HOSTNAME = Option(
     "hostname", "full name of this machine, for the greeting, EHLO and Received lines (default: as it knows it)", "NAME"
 )
+LENIENT = Option(
+    "lenient", "take, and send on, what the server in front took though no RFC allows it (always with --from lmtp:)"
+)
 
 
 class SmtpSource(Source):
@@ -46,6 +49,7 @@ class SmtpSource(Source):
         Option("require-login", "take no mail from a client that has not logged in"),
         Option("one-recipient", "let a transaction have one recipient, and ask clients to send to others afterwards"),
         HOSTNAME,
+        LENIENT,
         Option("no-trace", "add no Received line to mails, nor Delivered-To and Return-Path in mailboxes"),
         Option("max-loops", "how often a mail may come again (default: 10)", "N", is_number=True),
         Option("max-message-size", "octets that a mail may have (default: 52428800)", "N", is_number=True),
@@ -70,6 +74,7 @@ class SmtpSource(Source):
         require_login: bool = False,
         one_recipient: bool = False,
         hostname: str | None = None,
+        lenient: bool = False,
         no_trace: bool = False,
         max_loops: int = 10,
         max_message_size: int = MAX_MESSAGE,
@@ -81,6 +86,7 @@ class SmtpSource(Source):
         """`path` is `//HOST:PORT` or `unix:PATH`. `max_message_size` is in octets, `timeout` in seconds."""
         self.hostname = choose_hostname(hostname)
         self.traces = not no_trace
+        self.lenient = lenient or self.lmtp
         self.max_loops = max_loops
         self.single_mail = one_recipient
         self.auth_without_tls = auth_without_tls

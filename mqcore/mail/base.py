@@ -147,6 +147,8 @@ class BaseSink(Place):
     """Whether it may take some mails of a transaction and then refuse others."""
     needs_recipients: bool = False
     """Whether it takes no mail that does not say to whom it goes."""
+    takes_dsn: bool = False
+    """Whether it does what `json["dsn"]` of a mail says, as far as is known now (RFC 3461)."""
     ends_when: str
 
     @classmethod

@@ -47,6 +47,10 @@ cdef class ServerProtocol:
     cdef readonly bint closed
     cdef readonly bint in_transaction
     cdef readonly str helo
+    cdef readonly dict dsn
+    cdef readonly dict forwarded
+    cdef public bint may_xclient
+    cdef public bint may_xforward
     cdef readonly DataReceiver receiver
 
     # What the host calls
@@ -83,6 +87,8 @@ cdef class ServerProtocol:
     cdef str take_recipient(self, str argument)
     cdef int data(self, str line) except -1
     cdef object starttls(self)
+    cdef object begin_again(self, str argument)
+    cdef int forward(self, str argument) except -1
     cdef object auth(self, str argument)
     cdef bint takes_passwords(self) except -1
     cdef object take_login(self, str line)

@@ -8,9 +8,9 @@ from libc.string cimport memchr, strlen
 
 from ._data cimport DataReceiver
 
-from . import syntax
+from . import syntax, xclient
+from .events import Authenticate, MailFrom, Message, RcptTo, StartTls, XClient
 from .lenient import parse_path
-from .events import Authenticate, MailFrom, Message, RcptTo, StartTls
 from .syntax import ReplyError
 
 cdef extern from "Python.h":
@@ -40,6 +40,9 @@ cdef class ServerProtocol:
     Whatever the client sends, it gets a reply of SMTP. In LMTP, a message gets one for each RCPT that was accepted, in their
     order (RFC 2033, 4.2): the same for all by `accept` and `reject`, or one of its own for each by `answer_each`.
 
+    `dsn`: what the MAIL or RCPT that was last taken says of delivery status notifications; None or empty if nothing.
+    `may_xclient`, `may_xforward`: whether the client may say for whom it speaks; the host sets them before it greets.
+    `forwarded`: what it said by XFORWARD of the client whose mail comes next, or is coming; None if nothing.
     `helo`: what the client calls itself; None until it said HELO or EHLO.
     `receiver`: the message that is coming in.
     `in_transaction`: from an accepted MAIL to the reply to its message.
@@ -62,6 +65,7 @@ cdef class ServerProtocol:
     cdef int reset(self) except -1:
         self.in_transaction = False
         self.utf8 = False
+        self.forwarded = None
         self.recipients = 0
         return 0
 
@@ -91,6 +95,8 @@ cdef class ServerProtocol:
             return RcptTo(payload)
         if self.due == AUTHENTICATE:
             return Authenticate(*payload)
+        if self.due == GREETING:
+            return XClient(payload)
         if self.due != MESSAGE:
             return StartTls()
         try:
@@ -356,6 +362,10 @@ cdef class ServerProtocol:
             return self.starttls()
         elif says(text, b"AUTH"):
             return self.auth(argument_of(line))
+        elif says(text, b"XCLIENT"):
+            return self.begin_again(argument_of(line))
+        elif says(text, b"XFORWARD"):
+            self.forward(argument_of(line))
         elif is_http(line):
             self.close("421 4.7.0 this is no web server")
         else:
@@ -377,9 +387,12 @@ cdef class ServerProtocol:
         self.extended = True
         starttls = "250-STARTTLS\r\n" if self.service.starttls and not self.secure else ""
         auth = "250-AUTH PLAIN LOGIN\r\n" if self.takes_passwords() else ""
+        dsn = "250-DSN\r\n" if self.service.dsn else ""
+        xclient_ = f"250-XCLIENT {' '.join(xclient.XCLIENT)}\r\n" if self.may_xclient else ""
+        xforward = f"250-XFORWARD {' '.join(xclient.XFORWARD)}\r\n" if self.may_xforward else ""
         self.say_idly(
             f"250-{self.service.name}\r\n250-PIPELINING\r\n250-SIZE {self.service.max_message}\r\n250-8BITMIME\r\n"
-            f"250-SMTPUTF8\r\n{starttls}{auth}250 ENHANCEDSTATUSCODES")
+            f"250-SMTPUTF8\r\n{dsn}{starttls}{auth}{xclient_}{xforward}250 ENHANCEDSTATUSCODES")
         return 0
 
     cdef object mail(self, str line):
@@ -391,6 +404,7 @@ cdef class ServerProtocol:
             raise ReplyError("530 5.7.0 log in first")
         address = plain_address(line, b"MAIL FROM:<", 11)
         self.utf8 = False
+        self.dsn = None
         if address is None:
             address = self.take_sender(argument_of(line))
         self.due = MAIL_FROM
@@ -404,10 +418,11 @@ cdef class ServerProtocol:
             address, text = match.groups()
         if text:
             self.must_be_extended()
-            parameters = syntax.parse_mail(text, auth=self.takes_passwords(), lenient=self.lenient)
+            parameters = syntax.parse_mail(text, auth=self.takes_passwords(), dsn=self.service.dsn, lenient=self.lenient)
             if parameters.size > self.service.max_message:
                 raise ReplyError(f"552 5.3.4 a message may have {self.service.max_message} octets")
             self.utf8 = parameters.utf8
+            self.dsn = parameters.dsn
         if address is None:
             return ""
         if not self.lenient:
@@ -430,6 +445,7 @@ cdef class ServerProtocol:
         if not self.in_transaction:
             raise ReplyError("503 5.5.1 say MAIL first")
         address = plain_address(line, b"RCPT TO:<", 9)
+        self.dsn = None
         if address is None:
             address = self.take_recipient(argument_of(line))
         if self.recipients >= self.max_recipients:
@@ -446,7 +462,7 @@ cdef class ServerProtocol:
             address, parameters = match.groups()
         if parameters:
             self.must_be_extended()
-            raise ReplyError("555 5.5.4 this parameter is not known here")
+            self.dsn = syntax.parse_rcpt(parameters, dsn=self.service.dsn, lenient=self.lenient)
         if not address:
             raise ReplyError("501 5.1.3 a mail goes to nobody at <>")
         if not self.lenient:
@@ -474,6 +490,28 @@ cdef class ServerProtocol:
         self.say("220 2.0.0 go ahead")
         self.due = START_TLS
         return True
+
+    cdef object begin_again(self, str argument):
+        """XCLIENT: what is known of the client for whom this one speaks."""
+        if not self.may_xclient:
+            raise ReplyError("550 5.7.0 XCLIENT is not for this client")
+        if self.in_transaction:
+            raise ReplyError("503 5.5.1 a transaction is open; RSET ends it")
+        attributes = xclient.parse(argument, xclient.XCLIENT)
+        self.extended = False
+        self.helo = None
+        self.authenticated = attributes.get("login") is not None
+        self.reset()
+        self.due = GREETING
+        return attributes
+
+    cdef int forward(self, str argument) except -1:
+        if not self.may_xforward:
+            raise ReplyError("550 5.7.0 XFORWARD is not for this client")
+        if self.in_transaction:
+            raise ReplyError("503 5.5.1 a transaction is open; RSET ends it")
+        self.forwarded = {**(self.forwarded or {}), **xclient.parse(argument, xclient.XFORWARD)}
+        return self.say_idly("250 2.0.0 ok")
 
     cdef bint takes_passwords(self) except -1:
         return self.service.auth and (self.secure or self.service.auth_without_tls)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from . import xclient
 from .content import without_dots
 from .replies import ProtocolError, Reply, ReplyReader
 from .syntax import is_safe
@@ -22,6 +23,12 @@ class Terms(NamedTuple):
     goes out as it is."""
     lenient: bool = False
     """Whether NULs and bytes that are no UTF-8 in addresses are sent to whom nobody asked about them."""
+    dsn: str = ""
+    """Parameters of MAIL for a server that offers DSN."""
+    rcpt_dsn: Mapping[str, str] = {}
+    """Those of RCPT, by recipients."""
+    forwarded: Mapping[str, str | None] = {}
+    """What a server that offers XFORWARD is told of the client before (`xclient.XFORWARD`, in small letters)."""
 
 
 USUAL = Terms()
@@ -161,8 +168,15 @@ class ClientProtocol:
         self.pipelined = self._pipelining and "PIPELINING" in self.extensions
         says_utf8 = needs_utf8 or (terms.utf8 is True and "SMTPUTF8" in self.extensions)
         parameters = self._make_parameters(content, says_utf8=says_utf8)
-        commands = [("mailfrom", b"MAIL FROM:<%b>%b\r\n" % (_encode(sender), parameters))]
-        commands += [("rcptto", b"RCPT TO:<%b>\r\n" % _encode(recipient)) for recipient in recipients]
+        rcpt_dsn: Mapping[str, str] = {}
+        if "DSN" in self.extensions:
+            parameters += terms.dsn.encode()
+            rcpt_dsn = terms.rcpt_dsn
+        offered = self.extensions.get("XFORWARD", "").upper().split() if terms.forwarded else ()
+        commands = [("xforward", command) for command in xclient.write(terms.forwarded, offered)]
+        commands.append(("mailfrom", b"MAIL FROM:<%b>%b\r\n" % (_encode(sender), parameters)))
+        for to in recipients:
+            commands.append(("rcptto", b"RCPT TO:<%b>%b\r\n" % (_encode(to), rcpt_dsn.get(to, "").encode())))
         if not self.pipelined:
             self._later.extend(commands)
             self._ask(*self._later.popleft())
@@ -202,7 +216,7 @@ class ClientProtocol:
         self._ask("quit", b"QUIT\r\n")
 
     def _ask(self, state: str, command: bytes) -> None:
-        self.state = state
+        self.state = "mailfrom" if state == "xforward" else state
         self._expected.append(state)
         self._output.append(command)
 
@@ -216,7 +230,8 @@ class ClientProtocol:
         self.heard += 1
         reply = Reply(self._expected.popleft(), code, " ".join(lines))
         end = self._interpret(reply, lines, flushed)
-        self.state = self._expected[0] if self._expected and end is None else reply.state
+        state = self._expected[0] if self._expected and end is None else reply.state
+        self.state = "mailfrom" if state == "xforward" else state
         return end
 
     def _interpret(self, reply: Reply, lines: list[str], flushed: bool) -> Reply | None:
@@ -230,8 +245,11 @@ class ClientProtocol:
         if reply.code == 421:
             self.closed = True
             self._expected.clear()
-            return reply
+            return reply._replace(state="mailfrom") if reply.state == "xforward" else reply
         match reply.state:
+            case "xforward":
+                self._take_xforward()
+                return None
             case "mailfrom":
                 return self._take_mail(reply)
             case "rcptto":
@@ -266,6 +284,11 @@ class ClientProtocol:
             return reply
         self._ask("auth", self._secrets.pop(0) if self._secrets else b"*\r\n")
         return None
+
+    def _take_xforward(self) -> None:
+        """Whatever it says: the mail goes there all the same."""
+        if not self.pipelined:
+            self._ask(*self._later.popleft())
 
     def _take_mail(self, reply: Reply) -> Reply | None:
         self._mail_reply = reply

@@ -28,6 +28,8 @@ class Service:
     lenient: bool = False
     """Take what a server in front may have taken though it is not as the RFCs have it: see `lenient.py` for addresses and
     parameters; in messages CRs and LFs that stand alone."""
+    dsn: bool = False
+    """Offer DSN (RFC 3461)."""
     max_message: int = MAX_MESSAGE
     max_recipients: int = MAX_RECIPIENTS
     max_line: int = 4096
@@ -63,8 +65,15 @@ class Authenticate(NamedTuple):
     password: str
 
 
+class XClient(NamedTuple):
+    """The client speaks for another one, of which these things are known (`xclient.XCLIENT`, in small letters; None for what it
+    does not know). All begins anew, with the greeting; answer as at the beginning."""
+
+    attributes: dict[str, str | None]
+
+
 class StartTls(NamedTuple):
     """Read no more, send the output, and begin TLS; then call `secured`, and answer."""
 
 
-Event: TypeAlias = MailFrom | RcptTo | Message | Authenticate | StartTls
+Event: TypeAlias = MailFrom | RcptTo | Message | Authenticate | StartTls | XClient

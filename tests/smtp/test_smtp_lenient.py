@@ -1,4 +1,4 @@
-"""What is taken only behind a server that took it: addresses and parameters as Postfix reads them, CRs and LFs that stand alone."""
+"""What is taken only behind a server that took it: addresses and parameters as Postfix reads them, and odd line ends."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ... import FAIL, Hook, Outcome
 from ...smtp.client import Terms
 from ...smtp.content import make_content
 from ...smtp.replies import Reply
-from ...smtp.syntax import is_safe
+from ...smtp.syntax import MAIL_DSN, RCPT_DSN, is_safe, write_dsn
 from .._mail import Mail, bytes_of, put_in_spool
 from .._spool import Spool
 from ..errors import SinkError
@@ -42,6 +42,8 @@ class RecipientJob(NamedTuple):
     envelope: str
     mime: Hashable
     """Equal for mails of the same bytes."""
+    dsn: str
+    """What MAIL says of delivery status notifications."""
 
 
 class Delivery:
@@ -116,9 +118,10 @@ class Delivery:
         for mail in self._good():
             have = self._sender.sink.recipients_of(mail.origin.id)
             self._replies[mail] = {recipient: DONE for recipient in mail.recipients if recipient in have}
+            dsn = write_dsn(MAIL_DSN, mail.json.get("dsn"))
             for recipient in dict.fromkeys(mail.recipients):
                 if recipient not in have:
-                    jobs.append(RecipientJob(mail, recipient, mail.envelope or "", bytes_of(mail)))
+                    jobs.append(RecipientJob(mail, recipient, mail.envelope or "", bytes_of(mail), dsn))
         return jobs
 
     # Sending
@@ -184,7 +187,8 @@ class Delivery:
         utf8 = origin.utf8 or None
         if lenient and origin.utf8 is False and all(_is_as_given(job) for job in group):
             utf8 = False
-        return Terms(utf8, lenient)
+        rcpt_dsn = {job.recipient: write_dsn(RCPT_DSN, job.mail.json.get("dsn")) for job in group}
+        return Terms(utf8, lenient, group[0].dsn, rcpt_dsn, _forwarded(group[0].mail))
 
     def _count(self, group: Sequence[RecipientJob], client: Client) -> None:
         """What became of a transaction that is over, or was broken off."""
@@ -281,6 +285,16 @@ def _check(mail: Mail, *, raw: bool) -> None:
                 mail.reject(553, f"5.1.3 this is no address: {address!a}")
 
 
+def _forwarded(mail: Mail) -> Mapping[str, str | None]:
+    """What the next server may know of the client that the mail is from."""
+    client = mail.connection
+    if client is None:
+        return {}
+    if isinstance(client.forwarded, Mapping):
+        return client.forwarded
+    return {"name": None, "addr": client.peer, "helo": client.helo} if client.peer else {}
+
+
 def _is_as_given(job: RecipientJob) -> bool:
     """Whether the addresses are ASCII, or those that the client gave without a word about it."""
     origin = job.mail.origin
@@ -309,7 +323,7 @@ def _as_dict(recipient: str, reply: Reply) -> dict[str, Any]:
 
 def _group(jobs: Iterable[RecipientJob]) -> Iterable[list[RecipientJob]]:
     """Those together that are sent in one transaction: all but the recipient is the same."""
-    groups: dict[tuple[str, Hashable], list[RecipientJob]] = defaultdict(list)
+    groups: dict[tuple[str, Hashable, str], list[RecipientJob]] = defaultdict(list)
     for job in jobs:
-        groups[job.envelope, job.mime].append(job)
+        groups[job.envelope, job.mime, job.dsn].append(job)
     return groups.values()

@@ -46,6 +46,14 @@ class Host(Protocol):
         """The number of a new connection, or what its client is told if there are too many."""
         ...
 
+    def reenter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
+        """The same for one that is there, and speaks for this client now."""
+        ...
+
+    def trusts(self, peer: str) -> tuple[bool, bool]:
+        """Whether a client may say XCLIENT, and XFORWARD."""
+        ...
+
     def leave(self, connection: SmtpConnection) -> None: ...
 
     def reserve(self, size: int) -> bool:

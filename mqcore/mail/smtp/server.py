@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import ipaddress
 import logging
@@ -12,6 +13,7 @@ import socket
 from collections import Counter
 
 from ...smtp.events import Service
+from ...smtp.proxy import ProxyError
 from .._gateway import Gateway
 from ..errors import SourceError
 from ..message import Rejection
@@ -19,6 +21,8 @@ from ._connection import HANDSHAKE_TIMEOUT, Names, SmtpConnection
 from ._trace import Tracer
 from .host import Hooks
 from .hostname import is_full
+from .networks import plain_address
+from .proxied import read_header
 from .source import SmtpSource
 
 MAX_CONNECTIONS = 20_000
@@ -48,8 +52,11 @@ class SmtpServer:
         self.tracer = Tracer(source.hostname, source.url) if source.traces else None
         self.tls = source.tls
         self.implicit_tls = source.implicit_tls
-        self.service = self._make_service(source)
-        if source.require_login and not self.service.auth:
+        self._service = self._make_service(source)
+        self._service_with_dsn = dataclasses.replace(self._service, dsn=True)
+        self._proxies = source.proxy_from
+        self._trusted = source.xclient_from, source.xforward_from
+        if source.require_login and not self._service.auth:
             raise SourceError("--require-login: no plugin has the hook mq_smtp_in_authenticate, so nobody could log in")
         self._listeners = source.listeners
         self.timeout = source.timeout
@@ -81,6 +88,11 @@ class SmtpServer:
             trace=self.tracer.id.encode() if self.tracer is not None else b"",
             max_loops=source.max_loops,
         )
+
+    @property
+    def service(self) -> Service:
+        """What a connection that begins now is offered."""
+        return self._service_with_dsn if self.gateway.sink.takes_dsn else self._service
 
     # What the source calls
 
@@ -121,7 +133,7 @@ class SmtpServer:
     async def _listen_until_stopped(self) -> None:
         async with contextlib.AsyncExitStack() as listening:
             for listener in self._listeners:
-                if self.implicit_tls:
+                if self.implicit_tls or self._proxies:
                     listener.setblocking(False)
                     listener.listen(BACKLOG)
                     self._listen(listener)
@@ -136,7 +148,8 @@ class SmtpServer:
                 for handshake in self._handshakes:
                     handshake.cancel()
 
-    # With implicit TLS, where `create_server` would not tell how many clients have not shaken hands yet
+    # Where something comes before SMTP: with implicit TLS `create_server` would not tell how many clients have not shaken
+    # hands yet, and with the PROXY protocol it would read too much.
 
     def _listen(self, listener: socket.socket) -> None:
         if not self._stop.is_set():
@@ -151,9 +164,12 @@ class SmtpServer:
             self.loop.remove_reader(listener)
             self.loop.call_later(ACCEPT_AGAIN, self._listen, listener)
             return
-        network = self._network_of(address[0] if address else "")
+        peer = address[0] if address else ""
+        is_proxy = peer in self._proxies
+        network = "" if is_proxy or not self.implicit_tls else self._network_of(peer)
         if self._find_excess(network, len(self._handshakes)) is None:
-            handshake = self.loop.create_task(self._shake_hands(client))
+            begin = self._hear_proxy(client, peer) if is_proxy else self._shake_hands(client, peer)
+            handshake = self.loop.create_task(begin)
             self._handshakes[handshake] = network
             if network:
                 self._from_network[network] += 1
@@ -161,12 +177,32 @@ class SmtpServer:
         else:
             client.close()
 
-    async def _shake_hands(self, client: socket.socket) -> bool:
-        """Whether TLS began; if not, nobody can be told of it."""
+    async def _hear_proxy(self, client: socket.socket, peer: str) -> bool:
+        """Whether a balancer said of whom the connection is, and that is not too many."""
+        client.setblocking(False)
+        try:
+            said = await read_header(self.loop, client)
+        except (ProxyError, OSError) as error:
+            log.warning("%s should have sent a header of the PROXY protocol: %s", peer, error)
+            return False
+        if said is None:
+            return False
+        peer = said or peer
+        if self.implicit_tls:
+            network = self._network_of(peer)
+            handshake = asyncio.current_task()
+            if self._find_excess(network, len(self._handshakes) - 1) is not None or handshake is None:
+                return False
+            self._handshakes[handshake] = network
+            if network:
+                self._from_network[network] += 1
+        return await self._shake_hands(client, peer)
+
+    async def _shake_hands(self, client: socket.socket, peer: str) -> bool:
+        """Whether TLS began, if it is to begin at once; if not, nobody can be told of it."""
+        tls = {"ssl": self.tls, "ssl_handshake_timeout": HANDSHAKE_TIMEOUT} if self.implicit_tls else {}
         with contextlib.suppress(OSError, MemoryError):
-            await self.loop.connect_accepted_socket(
-                lambda: SmtpConnection(self), client, ssl=self.tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
-            )
+            await self.loop.connect_accepted_socket(lambda: SmtpConnection(self, peer), client, **tls)
             return True
         return False
 
@@ -198,6 +234,22 @@ class SmtpServer:
         self._entered += 1
         return self._entered
 
+    def reenter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
+        network = self._network_of(peer)
+        self._forget_network(self._connections[connection])
+        self._connections[connection] = ""
+        if (excess := self._find_excess(network, -1)) is not None:
+            return excess
+        self._connections[connection] = network
+        if network:
+            self._from_network[network] += 1
+        self._entered += 1
+        return self._entered
+
+    def trusts(self, peer: str) -> tuple[bool, bool]:
+        xclient, xforward = self._trusted
+        return peer in xclient, peer in xforward
+
     def leave(self, connection: SmtpConnection) -> None:
         self._forget_network(self._connections.pop(connection, ""))
         if not self._connections:
@@ -207,17 +259,14 @@ class SmtpServer:
         self._reserved += size
         return self._reserved <= MAX_MESSAGE_BYTES
 
-
     # Too many
 
     def _network_of(self, peer: str) -> str:
         """That of a client, where clients are counted by it: whoever has one address of IPv6 has 64 bits of them."""
         if self._max_from_network is None or not peer:
             return ""
-        address = ipaddress.ip_address(peer.partition("%")[0])
+        address = plain_address(peer)
         if isinstance(address, ipaddress.IPv6Address):
-            if address.ipv4_mapped is not None:
-                return str(address.ipv4_mapped)
             return str(ipaddress.ip_network((address, 64), strict=False))
         return str(address)
 

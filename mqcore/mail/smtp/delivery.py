@@ -184,7 +184,7 @@ class Delivery:
     def _make_terms(self, group: Sequence[RecipientJob]) -> Terms:
         """How the client, if there was one, wants it to be sent."""
         origin, lenient = group[0].mail.origin, self._sender.sink.lenient
-        utf8 = origin.utf8 or None
+        utf8: bool | None = origin.utf8 or None
         if lenient and origin.utf8 is False and all(_is_as_given(job) for job in group):
             utf8 = False
         rcpt_dsn = {job.recipient: write_dsn(RCPT_DSN, job.mail.json.get("dsn")) for job in group}

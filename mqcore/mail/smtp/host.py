@@ -33,7 +33,6 @@ class Hooks(NamedTuple):
 class Host(Protocol):
     loop: asyncio.AbstractEventLoop
     hooks: Hooks
-    service: Service
     gateway: Gateway
     names: Names
     tracer: Tracer | None
@@ -41,6 +40,11 @@ class Host(Protocol):
     implicit_tls: bool
     timeout: float
     """Seconds that a client has for a command (RFC 5321, 4.5.3.2.7), or for a message, and then some by its size."""
+
+    @property
+    def service(self) -> Service:
+        """What a connection that begins now is offered."""
+        ...
 
     def enter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
         """The number of a new connection, or what its client is told if there are too many."""

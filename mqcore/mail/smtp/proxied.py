@@ -32,9 +32,9 @@ async def read_header(loop: asyncio.AbstractEventLoop, client: socket.socket) ->
 
 async def _wait(loop: asyncio.AbstractEventLoop, client: socket.socket) -> None:
     """Until something can be read."""
-    ready = loop.create_future()
-    loop.add_reader(client, lambda: ready.done() or ready.set_result(None))
+    ready = asyncio.Event()
+    loop.add_reader(client, ready.set)
     try:
-        await ready
+        await ready.wait()
     finally:
         loop.remove_reader(client)

@@ -200,9 +200,11 @@ class SmtpServer:
 
     async def _shake_hands(self, client: socket.socket, peer: str) -> bool:
         """Whether TLS began, if it is to begin at once; if not, nobody can be told of it."""
-        tls = {"ssl": self.tls, "ssl_handshake_timeout": HANDSHAKE_TIMEOUT} if self.implicit_tls else {}
+        tls, timeout = (self.tls, HANDSHAKE_TIMEOUT) if self.implicit_tls else (None, None)
         with contextlib.suppress(OSError, MemoryError):
-            await self.loop.connect_accepted_socket(lambda: SmtpConnection(self, peer), client, **tls)
+            await self.loop.connect_accepted_socket(
+                lambda: SmtpConnection(self, peer), client, ssl=tls, ssl_handshake_timeout=timeout
+            )
             return True
         return False
 

@@ -358,7 +358,7 @@ cdef class Gateway:
                 log.warning("%d mails of %s are refused for now: their bytes do not fit into the memory, and a file for them "
                             "cannot be written: %s", len(transaction.mails), self.source.url, error)
             transaction.full = True
-            mail.content = b""  # what is refused is of no use
+            mail.set_bytes(b"")  # what is refused is of no use
         return 0
 
     cdef int decide(self, Transaction transaction) except -1:

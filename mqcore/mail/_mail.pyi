@@ -5,6 +5,7 @@ from typing import Any, Self
 from typing_extensions import disjoint_base
 
 from .._message import Message
+from ._headers import Headers
 from ._spool import Spool
 from .message import Origin, Rejection
 
@@ -15,6 +16,7 @@ class Connection:
     authenticated: bool
     data: dict[Any, Any]
     transport: asyncio.Transport | None
+    forwarded: Mapping[str, str | None] | None
     def __init__(
         self,
         id: int,
@@ -24,6 +26,7 @@ class Connection:
         authenticated: bool = False,
         data: dict[Any, Any] | None = None,
         transport: asyncio.Transport | None = None,
+        forwarded: Mapping[str, str | None] | None = None,
     ) -> None: ...
     @property
     def id(self) -> int: ...
@@ -54,6 +57,8 @@ class Mail(Message):
     def mime(self, mime: bytes) -> None: ...
     @property
     def size(self) -> int: ...
+    @property
+    def headers(self) -> Headers: ...
     @property
     def json(self) -> dict[str, Any]: ...
     @json.setter

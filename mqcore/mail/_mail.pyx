@@ -2,12 +2,15 @@
 
 from hashlib import blake2b
 
-from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
+from libc.string cimport memcpy
 from .._message cimport Message
 from ._spool cimport Spool, Spooled
 
 from .message import Origin, Rejection
+
+cdef object headers_type = None  # of _headers, which is built on this module
 
 
 cdef class Connection:
@@ -15,12 +18,15 @@ cdef class Connection:
 
     `id`: no other connection of the run has it. `peer`: the client's IP address. `helo`: what the client calls itself, None
     until it says so. `tls`. `authenticated`: a plugin that implements `mq_smtp_in_authenticate` sets it. `data`: what
-    plugins know about the connection; each keeps to keys of its own. `transport`: its end here, None when it is gone; for
+    plugins know about the connection; each keeps to keys of its own. `forwarded`: what the client says of the one whose mail
+    it forwards, by XFORWARD: a dict with name, addr, port, proto, helo, ident, source, as far as it says so; else None.
+    `transport`: its end here, None when it is gone; for
     native plugins, whose functions reach it.
     """
 
     def __init__(
-        self, id, str peer not None, helo=None, bint tls=False, bint authenticated=False, data=None, transport=None
+        self, id, str peer not None, helo=None, bint tls=False, bint authenticated=False, data=None, transport=None,
+        forwarded=None
     ):
         self.id = id
         self.peer = peer
@@ -29,6 +35,7 @@ cdef class Connection:
         self.authenticated = authenticated
         self.data = {} if data is None else data
         self.transport = transport
+        self.forwarded = forwarded
 
     def __repr__(self):
         return (f"Connection(id={self.id}, peer={self.peer!r}, helo={self.helo!r}, tls={self.tls}, "
@@ -38,7 +45,8 @@ cdef class Connection:
 cdef class Mail(Message):
     """One mail on its way through the plugins.
 
-    `mime` is the whole mail, as bytes; a plugin changes the mail by setting it. All else that is known about the mail
+    `mime` is the whole mail, as bytes; a plugin changes the mail by setting it, or by `headers`, which reads and edits the
+    fields of its header and leaves the rest as it is. All else that is known about the mail
     is in `json`, a dict with MailerQ's keys, in which a plugin may keep keys of its own. `envelope`, `recipient` and
     `recipients` are short for the keys of the same names.
 
@@ -71,20 +79,53 @@ cdef class Mail(Message):
     @property
     def mime(self):
         """The whole mail."""
-        return self.content if self.spooled is None else self.spooled.read()
+        return self.whole()
 
     @mime.setter
     def mime(self, mime):
         if not isinstance(mime, bytes):  # said to the plugin that sets it, not to the sink that cannot store it
             raise TypeError(f"mime is the mail as bytes, not as {type(mime).__name__}")
+        self.set_bytes(mime)
+
+    cdef int set_bytes(self, bytes mime) except -1:
         self.content = mime
         self.spooled = None
+        self.above = None
+        self.hidden = 0
+        return 0
+
+    cdef bytes whole(self):
+        """`mime`. A header that was edited is joined with the rest when somebody asks for all of it, once."""
+        if self.above is None:
+            return self.content if self.spooled is None else self.spooled.read()
+        cdef bytes rest = self.content if self.spooled is None else self.spooled.part(self.hidden, self.spooled.length())
+        cdef Py_ssize_t skipped = self.hidden if self.spooled is None else 0
+        cdef Py_ssize_t top = PyBytes_GET_SIZE(self.above)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(rest) - skipped
+        cdef bytes mime = PyBytes_FromStringAndSize(NULL, top + size)
+        memcpy(PyBytes_AS_STRING(mime), PyBytes_AS_STRING(self.above), top)
+        memcpy(PyBytes_AS_STRING(mime) + top, PyBytes_AS_STRING(rest) + skipped, size)
+        if self.spooled is None:
+            self.set_bytes(mime)
+        return mime
 
     cdef Py_ssize_t length(self) noexcept:
         """Of `mime`."""
+        cdef Py_ssize_t size = 0
         if self.spooled is not None:
-            return self.spooled.length()
-        return PyBytes_GET_SIZE(self.content) if self.content is not None else 0
+            size = self.spooled.length()
+        elif self.content is not None:
+            size = PyBytes_GET_SIZE(self.content)
+        return size if self.above is None else PyBytes_GET_SIZE(self.above) + size - self.hidden
+
+    @property
+    def headers(self):
+        """The fields of the header: a `Headers`."""
+        global headers_type
+        if headers_type is None:
+            from ._headers import Headers
+            headers_type = Headers
+        return headers_type(self)
 
     @property
     def size(self):
@@ -180,7 +221,7 @@ cdef class Mail(Message):
         return None if plugin == NULL else <str>plugin
 
     def __repr__(self):
-        return f"<Mail {self.origin.id} from {self.envelope!r}, {len(self.mime)} bytes>"
+        return f"<Mail {self.origin.id} from {self.envelope!r}, {self.length()} bytes>"
 
 
 cdef Mail new_mail(bytes mime, object json, object connection, object origin):
@@ -221,15 +262,32 @@ def put_in_spool(Mail mail not None, Spool spool not None):
     """Keep the bytes of a mail in little memory, beside those of others that are alike, as long as they do not change. It
     gives them as before, made anew each time. OSError: there is no room for them, and it has them still.
     """
-    if mail.spooled is None and mail.content is not None:
+    if mail.content is None and mail.spooled is None or mail.spooled is not None and mail.above is None:
+        return
+    if mail.above is None:
         kept = spool.take(mail.content)
-        if isinstance(kept, Spooled):
-            mail.spooled = kept
-            mail.content = None
-        else:
-            mail.content = kept
+    elif mail.spooled is None:
+        kept = spool.take_edited(mail.above, mail.content, mail.hidden)
+    else:
+        kept = take_edited_again(mail, spool)
+    if isinstance(kept, Spooled):
+        mail.set_bytes(None)
+        mail.spooled = kept
+    else:
+        mail.set_bytes(kept)
+
+
+cdef object take_edited_again(Mail mail, Spool spool):
+    """What to keep for a mail whose header was edited when it was in a spool."""
+    cdef Spooled spooled = mail.spooled
+    cdef Py_ssize_t rest = spooled.length() - mail.hidden
+    if rest > spooled.tail:
+        return spool.take(mail.whole())
+    return spool.take_edited(mail.above, spooled.base, PyBytes_GET_SIZE(spooled.base) - rest)
 
 
 def bytes_of(Mail mail not None):
     """What stands for the bytes of a mail: where it is equal, so are they."""
-    return mail.content if mail.spooled is None else mail.spooled
+    if mail.spooled is None or mail.above is not None:
+        return mail.whole()
+    return mail.spooled

@@ -22,11 +22,13 @@ from .._chain cimport Chain
 from .._dispatch cimport Runner, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
 from .._holds cimport count_given
 from .._message cimport (
-    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, flush, move, no_drops)
+    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, TO_FAIL, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, flush, move,
+    no_drops)
 from ..loop._atomic cimport get, load, set, swap
 from ..loop._call cimport take_error
 from ._arguments cimport OF_ADDRESS, Arguments, take_arguments
 from ._diagnostics cimport is_of_another, refuse, wake
+from ._failures cimport fail, is_failing, note_reason
 from ._slots cimport (
     CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of, get_kind,
     get_pointer, handle_of, handle_with, part_in, push, set_number, set_object, set_pointer, slot_of, state_of, table_of,
@@ -324,10 +326,12 @@ cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *ke
             end_native_hold(message.native)
             message.native = NULL
         return decision
-    early = state_of(load(&slot.word)) - GIVEN
+    early = TO_FAIL if is_failing(slot) else state_of(load(&slot.word)) - GIVEN
     if early > 0 and message.decision == UNDECIDED:
         message.decision = early
         count_given(message.entry.counters, early)
+        if early == TO_FAIL:
+            fail(message, slot, drops)
     return interpret(runner, message, True if taken else False, drops)
 
 
@@ -374,8 +378,8 @@ cdef void drop_kept(Slot *slot) noexcept:
 
 # ----------------------------------------------------------------------------------------------------------------- Holds
 
-cdef void give(void *handle, int decision, void *caller) noexcept nogil:
-    """A plugin gives control back. Any thread, without the GIL."""
+cdef void give(void *handle, int decision, const char *reason, void *caller) noexcept nogil:
+    """A plugin gives control back; `reason`: why the step fails, or NULL. Any thread, without the GIL."""
     cdef Table *table = table_of(handle)
     cdef Slot *slot = slot_of(handle)
     cdef uint64_t word
@@ -390,6 +394,11 @@ cdef void give(void *handle, int decision, void *caller) noexcept nogil:
         if state_of(word) == HELD_BY and is_of_another(table, get_pointer(&slot.owner)):
             refuse(handle, b"gave back a message that another plugin holds", caller)
             return
+        if is_failing(slot):
+            decision = TO_FAIL
+        elif reason != NULL:
+            note_reason(slot, generation_in(handle), reason)
+            reason = NULL
         if swap(&slot.word, word, (word >> 32 << 32) | <uint64_t>(GIVEN + decision)):
             break
     if state_of(word) == HELD_BY and push(&table.given, slot):

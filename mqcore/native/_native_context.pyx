@@ -22,7 +22,7 @@ from ..loop._atomic cimport get, store
 from ..loop._list cimport first, init_list, is_empty
 from ..loop._seal cimport seal
 from ._diagnostics cimport raise_pending_exit, set_living
-from ._hooks cimport Inside, call_native, end_native_hold, enter, leave, run_many_native
+from ._hooks cimport Inside, call_native, drop_kept, end_native_hold, enter, leave, run_many_native
 from ._library cimport Library
 from ._nogil cimport run_given_back, gil_phase, nogil_phase, stop
 from ._slots cimport (
@@ -123,6 +123,7 @@ cdef void end_context(Context context) noexcept:
     while not is_empty(&slot.waiting.started):
         stop(table_in(context.holds), slot_at(first(&slot.waiting.started)))
     context.handle = NULL
+    drop_kept(slot)
     end_slot(table_in(context.holds), slot)
     Py_DECREF(context)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import time
 from collections import Counter
@@ -28,8 +29,8 @@ def _printable(text: str) -> str:
 class StandardError(logging.Handler):
     """Writes what each logger says to standard error, up to a limit: a million mails may fail in the same way.
 
-    The limit is for some time only, as a server may run for months. Refusals have a limit of their own.
-
+    The limit is for some time only, as a server may run for months. Refusals have one of their own. But clients make them, as
+    many as they like: where nobody reads fast enough they are dropped, as else the server would wait.
     """
 
     LIMIT = 100
@@ -39,16 +40,31 @@ class StandardError(logging.Handler):
         super().__init__()
         self._said: Counter[str] = Counter()
         self._since = time.monotonic()
+        self._unread = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         if time.monotonic() - self._since > self.PERIOD:
             self._since = time.monotonic()
             self._said.clear()
+        if record.name == refusals.log.name:
+            self._say_if_read(record)
+            return
         self._said[record.name] += 1
-        if self._said[record.name] <= self.LIMIT or record.name == refusals.log.name:
+        if self._said[record.name] <= self.LIMIT:
             say(self.format(record))
         elif self._said[record.name] == self.LIMIT + 1:
             say(f"{record.name} said {self.LIMIT} things, and is silent for a while; what failed is counted at the end")
+
+    def _say_if_read(self, record: logging.LogRecord) -> None:
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        if not poll.poll(0):  # a pipe that has no room for a line
+            self._unread += 1
+            return
+        if self._unread:
+            say(f"{record.name}: {self._unread} lines were dropped, as nobody read them")
+            self._unread = 0
+        say(self.format(record))
 
 
 def complain(problem: object, code: int) -> int:

@@ -96,7 +96,8 @@ def quoted(value: object) -> str:
     """A value as one word of a line of the log, whatever a client put into it: in quotes, with control characters, line ends
     and all else that does not print escaped."""
     text = str(value)
-    return repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
+    word = repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
+    return word if len(word) <= 2 * LONGEST else repr(f"{text[: LONGEST // 8]}...")  # much of it is escaped
 
 
 def describe(error: BaseException | None) -> str | None:

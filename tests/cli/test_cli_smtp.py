@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import signal
 import smtplib
 import socket
@@ -259,7 +260,7 @@ def test_an_address_that_is_not_ours(place, why):
         (["--from", "lmtp:unix:"], "'unix:' is not //HOST:PORT"),
         (["--from", "smtps:unix:x", "--tls-certificate", "x"], "'smtps:unix:x' is no source; it can be "),
         (["--from", "smtp:unix:x", "--tls-certificate", "x"], "--tls-certificate is for --from smtp://HOST:PORT; a socket"),
-        (["--from", "lmtp:unix:x", "--to", "lmtp:unix:./x"], "lmtp:unix:x and lmtp:unix:./x are the same"),
+        (["--from", "lmtp:unix:x", "--to", "lmtp:unix:./x"], "/x are the same"),
     ],
 )
 def test_wrong_usage(arguments, why):
@@ -416,3 +417,16 @@ def test_a_disk_that_is_full(tmp_path, sink):
         with serve("--to", place) as server, server.client() as client:
             client.sendmail("a@example.org", ["b@example.org"], TEXT)
         assert sorted(untraced(read(disk / "in"))) == sorted([*acknowledged, TEXT])
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="the size of a pipe cannot be changed here")
+def test_refusals_that_nobody_reads_stop_no_server():
+    with serve("--to", "null:") as server:
+        fcntl.fcntl(server.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        for _ in range(12):
+            with contextlib.closing(server.client()) as client:
+                for _ in range(20):
+                    assert client.docmd("NONSENSE")[0] == 500
+        result = server.stop()
+    assert server.figures["refusals"] == [{"stage": "command", "code": 500, "count": 240}]
+    assert result.stderr.count("stage=command") < 100

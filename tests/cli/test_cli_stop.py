@@ -13,7 +13,19 @@ from pathlib import Path
 
 import pytest
 from cli_tools import finish, wait_until
-from mail_tools import counted, make_maildir, move, read_maildir, read_mbox, report, small_disk, start, write_mbox, write_plugin
+from mail_tools import (
+    NO_PLUGINS,
+    counted,
+    make_maildir,
+    move,
+    read_maildir,
+    read_mbox,
+    report,
+    small_disk,
+    start,
+    write_mbox,
+    write_plugin,
+)
 
 HOLDS_ODD_ONES = """
     def mq_smtp_in_message(context, message):
@@ -43,9 +55,8 @@ def test_stopped_in_the_middle(tmp_path, sink, number, code):
         process.send_signal(number)
         result = finish(process)
     assert result.returncode == code, result
-    assert (
-        result.stderr == "mqcore: stopping when what the plugins are done with is stored; once more to stop at once\n"
-    )
+    said = "mqcore: stopping when what the plugins are done with is stored; once more to stop at once\n"
+    assert result.stderr == NO_PLUGINS + said
     figures = report(result)
     assert (figures["stopped"], figures["exit_code"]) == (number.name, code)
     stored = figures["messages"]["stored"]
@@ -154,7 +165,7 @@ def test_a_disk_that_is_full(tmp_path, sink):
         ) as process:
             result = finish(process)
         assert result.returncode == 4, result
-        assert result.stderr == f"mqcore: cannot write to {sink}:{out}: No space left on device\n"
+        assert result.stderr == NO_PLUGINS + f"mqcore: cannot write to {sink}:{out}: No space left on device\n"
         figures = report(result)
         stored = figures["messages"]["stored"]
         assert 0 < stored < 100

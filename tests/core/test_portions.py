@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from cython_tools import build_driver
 from loop_tools import borrow
 
 import mqcore
-from mqcore import READ
+from mqcore import READ, WRITE
 
 MOST_TOLD = 4_096  # as in mqcore/loop/_poll
+MOST_RENEWED = 256
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,39 @@ def test_a_watcher_that_is_ready_when_its_fd_is_lost_is_told_that_alone(owner):
         owner.run_until(lambda: len(calls) >= 3)
         assert sorted(calls[1:], key=lambda call: watchers.index(call[0])) == [(watcher, 0) for watcher in watchers]
         assert calls[0] == (watchers[0], READ)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the epoll is Linux's")
+def test_a_new_epoll_is_filled_in_portions(owner, driver):
+    """It is needed when a file that nobody watches any more cannot be taken out of the old one."""
+    dispatcher, context = borrow(owner)
+    calls, told = [], set()
+    fds = [os.eventfd(0) for _ in range(3 * MOST_RENEWED)]
+    watchers = [context.watch(fd, READ, lambda watcher, events: told.add(watcher)) for fd in fds]
+    ours, theirs = os.pipe()
+    unwanted = context.watch(ours, READ, lambda *args: calls.append(args))
+    owner.turn()
+    double = os.dup(ours)
+    os.close(ours)
+    unwanted.stop()
+    os.write(theirs, b"x")  # it comes up, by the number of a file that is not there
+    left = [0]
+    while len(left) < 50 and (left[-1] or not any(left)):
+        owner.spin(wait=False)
+        left.append(driver.renewing(dispatcher))
+        if left[-1] > MOST_RENEWED:
+            watchers.pop(len(watchers) // 2).stop()
+            watchers.pop().events = READ | WRITE
+    assert any(left)
+    assert not calls
+    told.clear()
+    for fd in fds:
+        os.eventfd_write(fd, 1)
+    owner.run_until(lambda: told >= set(watchers))
+    for watcher in [*watchers, *told]:
+        watcher.stop()
+    for fd in (*fds, theirs, double):
+        os.close(fd)
 
 
 def test_close_with_a_lost_fd(owner):

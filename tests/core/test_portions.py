@@ -101,10 +101,29 @@ def test_cancel_of_one_that_another_thread_gave_back(owner, driver, which):
 
     elsewhere(give_back)
     assert dispatcher.cancel(messages[which])
-    assert driver.given_back(dispatcher) == 999 - which
+    assert driver.given_back(dispatcher) == 999  # no other is looked at
+    assert dispatcher.stats().cancelled == 1
     assert isinstance(messages[which].error, mqcore.Cancelled)
     owner.run_until(lambda: len(seen) == 999)
     assert seen == messages[:which] + messages[which + 1 :]
+
+
+def test_cancel_of_one_that_another_thread_gave_back_which_is_run_again_at_once(owner, driver):
+    dispatcher, context, sees, messages = held(owner, 10)
+    seen, first = [], messages[0]
+    sees.see = seen.append
+
+    def give_back():
+        for message in messages:
+            context.continue_(message)
+
+    elsewhere(give_back)
+    assert dispatcher.cancel(first) and not dispatcher.cancel(first)
+    assert dispatcher.hook("mq_step").run(first) is None
+    elsewhere(context.complete, first)
+    assert driver.given_back(dispatcher) == 10
+    owner.run_until(lambda: len(seen) == 9 and dispatcher.stats().completed == 1)
+    assert seen == messages[1:]
 
 
 def test_what_another_thread_gave_back_is_not_too_late(owner):

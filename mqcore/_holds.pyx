@@ -251,10 +251,12 @@ cdef class HoldTable:
             raise MemoryError()
         try:
             for index in range(found):  # now memory may be made: by that a message may go on, and then it is left out
-                if (<Message>messages[index]).state == HELD:
-                    message = <Message>messages[index]
-                    result.append((message, <str>(<Message>message).entry.plugin, <str>(<Message>message).entry.hook,
-                                   (<Message>message).since))
+                if (<Message>messages[index]).state != HELD:
+                    continue
+                by = <str>(<Message>messages[index]).entry.plugin
+                where = <str>(<Message>messages[index]).entry.hook
+                since = (<Message>messages[index]).since
+                result.append((<Message>messages[index], by, where, since))
         finally:
             for index in range(found):
                 Py_DECREF(<Message>messages[index])

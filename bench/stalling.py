@@ -6,6 +6,7 @@ turns looks at the processor time of its thread, which nothing else that runs on
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import socket
@@ -15,6 +16,7 @@ from time import sleep, thread_time_ns
 from types import SimpleNamespace
 from typing import Any
 
+from native import NATIVE_HOARDS, native
 from subjects import HOOK, Subject, messages
 
 import mqcore
@@ -131,6 +133,19 @@ def given_back(stall: Stall) -> Iterator[None]:
     subject.dispatcher.close()
 
 
+def given_back_natively(stall: Stall) -> Iterator[None]:
+    """Messages that a native plugin gives back, outside of the loop, and `done`."""
+    (path,) = native(NATIVE_HOARDS, 1)
+    plugins = mqcore.Plugins()
+    plugins.load(path)
+    with mqcore.Dispatcher(plugins, stall.loop) as dispatcher:
+        held = messages(stall.count)
+        dispatcher.hook(HOOK).run_many(held, done=stall.call)
+        ctypes.CDLL(path).give_all_back()
+        yield
+    plugins.close()
+
+
 def timed_out(stall: Stall) -> Iterator[None]:
     """Messages that are held for too long, and `done`."""
     subject, _held = hold(stall, hold_timeout=0.001)
@@ -145,8 +160,6 @@ def hold(stall: Stall, **options: Any) -> tuple[Subject, list[mqcore.Message]]:
     held = messages(stall.count)
     subject.hook.run_many(held, done=stall.call)
     return subject, held
-
-
 
 
 def stopped_timers(stall: Stall) -> Iterator[None]:
@@ -207,6 +220,7 @@ def longest_turn(loop: Any, way: Callable[[Stall], Iterator[None]], count: int) 
 
 # By the phase of a tick that calls it.
 WAYS = {
+    "native": given_back_natively,
     "posted": posted_tasks,
     "io": ready_watchers,
     "timer": due_timers,

@@ -11,7 +11,7 @@ from libc.string cimport strcmp
 from ._holds cimport HoldTable, count_given
 from ._message cimport (
     HELD, IDLE, RUNNING, TAKEN, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, CounterRow, Drops,
-    Message, abandon, end_hold, flush, new_row, no_drops)
+    Message, abandon, flush, new_row, no_drops)
 from .loop._call cimport ends_program, take_error
 from .loop._list cimport append, first, init_list, is_empty, is_linked, last, unlink
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor
@@ -44,8 +44,7 @@ cdef int give_back(Context context, Message message, int decision, object error)
         message.fail(error, &drops)
     message.decision = decision
     if message.state == HELD and message.task is None:
-        context.holds.queue(message)
-        end_hold(message, &drops)
+        context.holds.end_and_queue(message, &drops)
     # else it is early: it takes effect when the hook, or its coroutine, returns
     flush(&drops, context.reactor)
     return 0
@@ -374,8 +373,7 @@ cdef class Hold(HoldBase):
             if message.decision == TO_FAIL:
                 message.fail(error, &drops)
             if message.state == HELD and message.task is None:
-                context.holds.queue(message)
-                end_hold(message, &drops)
+                context.holds.end_and_queue(message, &drops)
         log_failure(context, error, self.hook)
         flush(&drops, self.reactor)
         if ending:

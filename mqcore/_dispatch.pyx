@@ -20,7 +20,7 @@ from libc.stdint cimport uint64_t
 from ._chain cimport Chain, Route
 from ._context cimport Context, log_failure
 from ._coroutine cimport is_coroutine, result_of, start_task, watch_task
-from ._holds cimport HoldTable
+from ._holds cimport HoldTable, count_given
 from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TIMED_OUT, TOO_MANY_RETRIES, TO_CANCEL,
     TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide, drop_later,
@@ -257,15 +257,14 @@ cdef int interpret(Runner runner, Message message, object value, Drops *drops) n
 
 cdef void hold(Runner runner, Message message, int early, Drops *drops) noexcept:
     """The plugin at message.entry has the message now. RUNNING -> HELD, and where it gave back before (rule 7) -> QUEUED."""
-    if message.task is not None or message.native != NULL or not finalizer_is_trusted(message):
+    if message.task is not None or message.beside.native != NULL or not finalizer_is_trusted(message):
         message.strong = True
         Py_INCREF(message)
     move(&runner.holds.lists, message, RUNNING, HELD)
     if early == UNDECIDED:
         return
     message.decision = early
-    runner.holds.queue(message)
-    end_hold(message, drops)
+    runner.holds.end_and_queue(message, drops)
 
 
 cdef int leave_hook(Runner runner, Message message, int decision, Drops *drops) noexcept:
@@ -443,8 +442,8 @@ cdef bint cancel_step(Runner runner, Message message) noexcept:
         holds.lists.fast_path_off = True
         flush(&drops, runner.reactor)
         return True
-    while message.state == GIVEN_BACK:
-        holds.collect_one()
+    if message.state == GIVEN_BACK:
+        holds.collect(message)
     if message.state == HELD:
         move(&holds.lists, message, HELD, RUNNING)
     else:
@@ -485,10 +484,30 @@ cdef bint timeout_phase(void *owner) noexcept:
         if taken == NULL:
             holds.arm_next()
             return False
-        time_out(runner, <Message>taken, now, &logged)
+        if not goes_on_in_time(runner, <Message>taken):
+            time_out(runner, <Message>taken, now, &logged)
         Py_DECREF(<Message>taken)
         if runner.closed:
             return False
+    return True
+
+
+cdef bint goes_on_in_time(Runner runner, Message message) noexcept:
+    """A native plugin gave it back, and the dispatcher has not come to that yet: it is not too late. RUNNING -> QUEUED."""
+    cdef int decision = UNDECIDED
+    cdef Drops drops
+    no_drops(&drops)
+    if message.beside.native != NULL:
+        decision = (<NativeSide>runner.holds.lists.native).claim(message.beside.native, &drops)
+    if decision == UNDECIDED:
+        return False
+    message.beside.native = NULL
+    message.strong = False  # its reference is the queue's now
+    message.decision = decision
+    count_given(message.entry.counters, decision)
+    move(&runner.holds.lists, message, RUNNING, QUEUED)
+    runner.reactor.request_tick()
+    flush(&drops, runner.reactor)
     return True
 
 
@@ -592,8 +611,7 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
         message.task = None
         if decision != UNDECIDED:
             message.decision = decision
-            runner.holds.queue(message)
-            end_hold(message, &drops)
+            runner.holds.end_and_queue(message, &drops)
         elif message.strong and finalizer_is_trusted(message):  # it returned true: from now on it may be abandoned
             message.strong = False
             drops.items[drops.count] = <PyObject *>message

@@ -4,7 +4,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 
 from .loop._reactor cimport Reactor
-from ._message cimport Books, Counters, HoldLists, Message, TimeoutBucket
+from ._message cimport Books, Counters, Drops, HoldLists, Message, TimeoutBucket
 
 cdef class HoldTable:
     """The messages of one dispatcher that are held or were given back; a part of the dispatcher."""
@@ -17,7 +17,8 @@ cdef class HoldTable:
     cdef void close(self) noexcept
     cdef TimeoutBucket *bucket_of(self, double seconds) except NULL
     cdef Books snapshot(self) noexcept
-    cdef void queue(self, Message message) noexcept
+    cdef void end_and_queue(self, Message message, Drops *drops) noexcept
+    cdef void collect(self, Message message) noexcept
     cdef bint collect_one(self) noexcept
     cdef bint has_queued(self) noexcept
     cdef PyObject *take_queued(self) noexcept

@@ -16,12 +16,12 @@ from libc.stdlib cimport calloc, free, malloc
 from .loop._atomic cimport fence, get, load_version
 from .loop._call cimport take_error
 from .loop._libuv cimport UV_TIMER
-from .loop._list cimport after, first, init_list, is_empty
+from .loop._list cimport Link, after, first, init_list, is_empty
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor, close_handle, new_handle, opened, uv_of
 from .loop._seal cimport seal
 from ._message cimport (
-    GIVEN_BACK, HELD, QUEUED, RUNNING, TO_COMPLETE, TO_CONTINUE, TO_RETRY, HoldLists, Message, TimeoutBucket,
-    arm_deadline, make_stand_in, message_at, move)
+    GIVEN_BACK, HELD, QUEUED, RUNNING, TO_COMPLETE, TO_CONTINUE, TO_RETRY, Drops, HoldLists, Message, TimeoutBucket,
+    arm_deadline, end_hold, make_stand_in, message_at, move)
 
 cdef extern from "Python.h":
     PyObject *Py_None
@@ -68,6 +68,7 @@ cdef class HoldTable:
 
     def __cinit__(self):
         init_list(&self.lists.queued)
+        init_list(&self.lists.given)
 
     cdef int open(self) except -1:
         """Its reactor is open, and from now on messages may be held. What raises leaves nothing open."""
@@ -126,6 +127,8 @@ cdef class HoldTable:
         while True:
             version = load_version(&self.lists.books_version)
             books = self.lists.books
+            books.held = get(&self.lists.books.held)  # these two may be changing without the GIL
+            books.running = get(&self.lists.books.running)
             fence()
             if version % 2 == 0 and version == load_version(&self.lists.books_version):
                 break
@@ -138,11 +141,12 @@ cdef class HoldTable:
             books.running += 1
         return books
 
-    cdef void queue(self, Message message) noexcept:
-        """A message was given back, as its `decision` says: behind all that were given back before. HELD -> QUEUED; on another
-        thread, or where some are GIVEN_BACK, HELD -> GIVEN_BACK. Any thread, with the GIL."""
+    cdef void end_and_queue(self, Message message, Drops *drops) noexcept:
+        """A message was given back, as its `decision` says: its hold is over, and it goes behind all others. HELD -> QUEUED; on
+        another thread, or where some are GIVEN_BACK, HELD -> GIVEN_BACK. Any thread, with the GIL."""
+        end_hold(message, drops)
         Py_INCREF(message)  # the queue's
-        if self.lists.first_given == NULL and self.reactor.thread == PyThread_get_thread_ident():
+        if is_empty(&self.lists.given) and self.reactor.thread == PyThread_get_thread_ident():
             move(&self.lists, message, HELD, QUEUED)
             self.reactor.request_tick()
         else:
@@ -151,19 +155,19 @@ cdef class HoldTable:
 
     cdef bint collect_one(self) noexcept:
         """GIVEN_BACK -> QUEUED, for the first that is. Whether there was any. The dispatcher's thread."""
-        cdef PyObject *given = self.lists.first_given
-        if given == NULL:
+        cdef Link *link = first(&self.lists.given)
+        if link == NULL:
             return False
-        self.lists.first_given = (<Message>given).next_given
-        if self.lists.first_given == NULL:
-            self.lists.last_given = NULL
-        self.lists.given_count -= 1
-        move(&self.lists, <Message>given, GIVEN_BACK, QUEUED)
+        self.collect(<Message><PyObject *>(<char *>link - <size_t>&(<Message><PyObject *>NULL).beside.given))
         return True
+
+    cdef void collect(self, Message message) noexcept:
+        """GIVEN_BACK -> QUEUED, for this one, wherever it is in the list. The dispatcher's thread."""
+        move(&self.lists, message, GIVEN_BACK, QUEUED)
 
     cdef bint has_queued(self) noexcept:
         """Whether any message was given back, wherever that was."""
-        return not is_empty(&self.lists.queued) or self.lists.first_given != NULL
+        return not is_empty(&self.lists.queued) or not is_empty(&self.lists.given)
 
     cdef PyObject *take_queued(self) noexcept:
         """-> RUNNING, for the one that was given back first: with the queue's reference, or NULL when there is none."""
@@ -247,10 +251,12 @@ cdef class HoldTable:
             raise MemoryError()
         try:
             for index in range(found):  # now memory may be made: by that a message may go on, and then it is left out
-                if (<Message>messages[index]).state == HELD:
-                    message = <Message>messages[index]
-                    result.append((message, <str>(<Message>message).entry.plugin, <str>(<Message>message).entry.hook,
-                                   (<Message>message).since))
+                if (<Message>messages[index]).state != HELD:
+                    continue
+                by = <str>(<Message>messages[index]).entry.plugin
+                where = <str>(<Message>messages[index]).entry.hook
+                since = (<Message>messages[index]).since
+                result.append((<Message>messages[index], by, where, since))
         finally:
             for index in range(found):
                 Py_DECREF(<Message>messages[index])

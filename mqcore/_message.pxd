@@ -5,7 +5,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from .loop._atomic cimport fence, store_version
+from .loop._atomic cimport fence, set, store_version
 from .loop._call cimport take_error
 from .loop._lifetime cimport Lifetime
 from .loop._list cimport Link, List, append, first, unlink
@@ -109,6 +109,11 @@ cdef struct Entry:
     void *handle            # its MQ_Context
     int kind                # how it is called: for native/ to know
 
+cdef union Beside:
+    # What a message has in one state or in another.
+    void *native            # HELD by a native plugin: what stands for its hold; else NULL
+    Link given              # GIVEN_BACK: in the list of those; not linked, its first field is NULL, too
+
 cdef struct HoldLists:
     # Where the messages of one dispatcher are that nobody is just calling a hook for, and its books. They belong to the
     # dispatcher's thread, which changes them without the GIL while it runs native hooks; only the list of what was given
@@ -116,8 +121,7 @@ cdef struct HoldLists:
     PyObject *reactor       # borrowed
     TimeoutBucket *buckets
     List queued             # owned Messages
-    PyObject *first_given   # owned Messages, each of which is in its bucket still: so this list has a link of its own
-    PyObject *last_given
+    List given              # owned Messages, each of which is in its bucket still: so this list has a link of its own
     uint64_t given_count
     Books books
     uint32_t books_version  # odd: they are just being changed, without the GIL; atomic
@@ -145,7 +149,6 @@ cdef class Message:
     cdef object chain               # keeps `entry`, once the step is suspended
     cdef PyObject *token            # borrowed: the live Hold of the current hold or call
     cdef Link link                  # in a bucket or in the queue
-    cdef PyObject *next_given       # in the list of those that were given back
     cdef PyObject *last_hook        # the name of the hook of the current or last step
     cdef uint64_t since             # when the hold began, in ns of uv_hrtime(); 0: how long it was is counted
     cdef uint8_t state              # State
@@ -162,7 +165,7 @@ cdef class Message:
     cdef object done
     cdef object variables           # the contextvars of `run`, where coroutine hooks may need them
     cdef object task                # of the coroutine hook that has it
-    cdef void *native               # what stands for a native plugin's hold, or NULL
+    cdef Beside beside
     cdef dict plugin_data
     cdef object content             # the payload
 
@@ -185,6 +188,7 @@ cdef class NativeSide:
     cdef Py_ssize_t run_many(
         self, object chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept
     cdef void hold_ended(self, void *native) noexcept
+    cdef int claim(self, void *native, Drops *drops) noexcept
     cdef void close(self) noexcept
 
 # ---------------------------------------------------------------------------------------------------------------- Drops
@@ -247,7 +251,11 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
     took before and takes over after. HELD is owned only where `strong` says so.
     """
     check_move(message.state, before, after)
-    if before == HELD and after != GIVEN_BACK or before == GIVEN_BACK:
+    if before == GIVEN_BACK:
+        unlink(&message.beside.given)
+        lists.given_count -= 1
+        leave_bucket(lists, message)
+    elif before == HELD and after != GIVEN_BACK:
         leave_bucket(lists, message)
     elif before == QUEUED:
         unlink(&message.link)
@@ -261,7 +269,8 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
     elif after == QUEUED:
         append(&lists.queued, &message.link)
     elif after == GIVEN_BACK:
-        append_given(lists, message)
+        append(&lists.given, &message.beside.given)
+        lists.given_count += 1
     message.state = after
 
 
@@ -298,23 +307,12 @@ cdef inline void leave_bucket(HoldLists *lists, Message message) noexcept nogil:
     unlink(&message.link)
 
 
-@cython.nonecheck(False)
-cdef inline void append_given(HoldLists *lists, Message message) noexcept nogil:
-    message.next_given = NULL
-    if lists.last_given == NULL:
-        lists.first_given = <PyObject *>message
-    else:
-        (<Message>lists.last_given).next_given = <PyObject *>message
-    lists.last_given = <PyObject *>message
-    lists.given_count += 1
-
-
 cdef inline void count_held(HoldLists *lists, int change) noexcept nogil:
     """One more is held in place of running, or one less: a snapshot sees both or neither."""
     store_version(&lists.books_version, lists.books_version + 1)
     fence()
-    lists.books.held += change
-    lists.books.running -= change
+    set(&lists.books.held, lists.books.held + change)
+    set(&lists.books.running, lists.books.running - change)
     store_version(&lists.books_version, lists.books_version + 1)
 
 

@@ -129,7 +129,7 @@ cdef class Message:
     def __del__(self):
         # Any thread, inside any allocation: only queue. The queue's reference brings the message back to life.
         self.finalized = True
-        if self.state == HELD:
+        if self.state == HELD and self.beside.native == NULL:  # a native plugin's hold refers to it: called by hand
             self.track()
             abandon(self)
 
@@ -246,6 +246,11 @@ cdef class NativeSide:
     cdef void hold_ended(self, void *native) noexcept:
         """The core ends a native plugin's hold, however it came to that: `native` is what stood for it. Any thread."""
 
+    cdef int claim(self, void *native, Drops *drops) noexcept:
+        """If a native plugin has given control back, and the message has not gone on yet: the decision, by which it is for the
+        caller to go on, and the hold is over. Else UNDECIDED."""
+        return UNDECIDED
+
     cdef void close(self) noexcept:
         """The dispatcher closes: its steps have ended, and its plugins' contexts."""
 
@@ -327,16 +332,16 @@ cdef tuple NO_MEMORY_FOR = (  # by reason: where there is no memory for more
 # ---------------------------------------------------------------------------------------------------------- Ends of holds
 
 cdef void end_hold(Message message, Drops *drops) noexcept:
-    """A hold is over, however that came: put aside what it had. The message is HELD no more, or RUNNING still."""
+    """A hold is over, however that came: put aside what it had. Not of a message that is GIVEN_BACK."""
     if message.token != NULL:
         end_token(message, drops)
     if message.task is not None:
         Py_INCREF(message.task)
         drops.task = <PyObject *>message.task
         message.task = None
-    if message.native != NULL:
-        (<NativeSide>message.entry.lists.native).hold_ended(message.native)
-        message.native = NULL
+    if message.beside.native != NULL:
+        (<NativeSide>message.entry.lists.native).hold_ended(message.beside.native)
+        message.beside.native = NULL
     if message.strong:
         message.strong = False
         drops.items[drops.count] = <PyObject *>message  # the hold's reference

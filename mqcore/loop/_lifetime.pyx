@@ -381,6 +381,9 @@ cdef object cannot_watch(int fd, int code):
                              f"dispatcher or a pyuv.Poll on this loop; watch it in one place only, or watch os.dup() of it")
     if code == errno.EPERM:
         return OSError(code, f"fd {fd} cannot be watched: a file or folder is always ready")
+    if code == errno.EINVAL:
+        return OSError(code, f"fd {fd} cannot be watched: the system refuses it, as it does when 500 duplicates of one file "
+                             f"are watched already")
     return OSError(code, f"fd {fd} cannot be watched: {os.strerror(code)}")
 
 

@@ -16,3 +16,4 @@ cdef bint remove_watch(LoopState *state, Watch *watch) noexcept nogil
 cdef bint is_active(Watch *watch) noexcept nogil
 cdef int lost_for(Watch *watch) noexcept nogil
 cdef bint tell_lost(LoopState *state) noexcept nogil
+cdef bint renew_some(LoopState *state) noexcept nogil

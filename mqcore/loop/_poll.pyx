@@ -36,6 +36,7 @@ cdef enum:
     FRUITLESS = 16        # ticks, from one look at the epoll again that did not pay to the next
     FEW_HANDLES = 64      # so many may be looked at for each new poll
     MOST_TOLD = 4_096     # watches of one fd, for each time that its events come; and of fds that are lost, in a tick
+    MOST_RENEWED = 256    # polls that are put into a new epoll, in a tick: each takes system calls
 
 
 # --------------------------------------------------------------------------------------------------------------- Watches
@@ -169,6 +170,7 @@ cdef Poll *open_poll(LoopState *state, int fd, int *failed) noexcept nogil:
     init_list(&poll.watches)
     state.generation += 1
     poll.generation = state.generation
+    poll.renewals = state.renewals
     poll.loop = state
     poll.fd = fd
     poll.device = status.st_dev
@@ -208,6 +210,9 @@ cdef int update(Poll *poll) noexcept nogil:
         return 0
     if poll.lost:
         return -poll.lost
+    if poll.renewals != state.renewals:
+        poll.renewals = state.renewals
+        poll.wanted = 0  # it is not in this epoll yet
     if wanted == poll.wanted or state.forked:
         return 0
     if not is_same_file(poll):
@@ -271,6 +276,8 @@ cdef void close_poll(Poll *poll) noexcept nogil:
 cdef void stop_polling(Poll *poll) noexcept nogil:
     cdef LoopState *state = poll.loop
     state.poll_of[poll.fd] = NULL
+    if state.renewing == &poll.link:
+        state.renewing = after(&state.polls, &poll.link)
     unlink(&poll.link)
     if is_linked(&poll.started):
         unlink(&poll.started)
@@ -328,8 +335,18 @@ cdef int prepare_epoll(LoopState *state, int fd) noexcept nogil:
         return failed
     opened(state)
     state.epoll_handle = handle
-    state.uv.poll_start(uv_of(handle), C_READ, on_epoll)  # cannot fail: nobody else knows this fd
+    poll_epoll(state)
     return 0
+
+
+cdef void poll_epoll(LoopState *state) noexcept nogil:
+    """Have libuv poll our epoll, which is empty; and put it into libuv's now, before libuv comes to that and finds it there.
+
+    The system limits in how many ways one file may be polled through both, to 500. So it refuses an fd that is too many, and
+    not our epoll with all that is in it, for which libuv would abort.
+    """
+    state.uv.poll_start(uv_of(state.epoll_handle), C_READ, on_epoll)  # cannot fail: nobody else knows this fd
+    epoll_ctl(state.uv.backend_fd(state.pointer), EPOLL_CTL_ADD, state.epoll, EPOLLIN, <uint64_t>state.epoll)
 
 
 cdef int set_in_epoll(Poll *poll, int wanted) noexcept nogil:
@@ -391,20 +408,28 @@ cdef void poll_came(Poll *poll, uint32_t came) noexcept nogil:
 
 cdef void renew_epoll(LoopState *state) noexcept nogil:
     """A file comes up that nobody watches any more: its number was closed while another one, such as a child's, stands for it,
-    so that it cannot be taken out. Go on with a new epoll, under the same number."""
-    cdef Link *link = first(&state.polls)
-    cdef Poll *poll
+    so that it cannot be taken out. Go on with a new epoll, under the same number, into which ticks put what is polled."""
     cdef int renewed = epoll_create()
     if renewed < 0:
         return  # it is tried again as long as that file comes up
     replace_fd(renewed, state.epoll)
     close(renewed)
-    state.uv.poll_start(uv_of(state.epoll_handle), C_READ, on_epoll)
-    while link != NULL:
-        poll = poll_at(link)
-        link = after(&state.polls, link)
-        poll.wanted = 0
+    poll_epoll(state)
+    state.renewals += 1
+    state.renewing = first(&state.polls)
+    request_nogil_tick(state)
+
+
+cdef bint renew_some(LoopState *state) noexcept nogil:
+    """Put polls into the new epoll, some of them. Whether there are more."""
+    cdef int left = MOST_RENEWED
+    cdef Poll *poll
+    while left > 0 and state.renewing != NULL:
+        left -= 1
+        poll = poll_at(state.renewing)
+        state.renewing = after(&state.polls, state.renewing)
         update_or_lose(poll)
+    return state.renewing != NULL
 
 
 # ------------------------------------------------------------------------------------------------- A uv_poll_t for each fd

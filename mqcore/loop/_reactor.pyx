@@ -21,7 +21,7 @@ from ._atomic cimport load_flag, store_flag
 from ._call cimport ends_program, take_error
 from ._libuv cimport uv_handle_t
 from ._list cimport append, first, init_list, is_empty, is_linked, unlink
-from ._poll cimport poll_again, tell_lost
+from ._poll cimport poll_again, renew_some, tell_lost
 from ._report cimport try_log, try_log_failure, try_raise_through_loop, try_report, type_name
 from ._seal cimport seal_base
 from ._state cimport NS_PER_MS
@@ -63,6 +63,8 @@ cdef void on_idle(uv_handle_t *uv_handle) noexcept nogil:
     state.asked = False
     if not is_empty(&state.lost):
         more = tell_lost(state)
+    if state.renewing != NULL:
+        more |= renew_some(state)
     if state.alarm.rung:
         # What becomes due later rings again, but for what had to wait since too much was to move.
         state.alarm.rung = not turn_wheel(&(<Reactor>state.owner).wheel, state.uv.hrtime() // NS_PER_MS)

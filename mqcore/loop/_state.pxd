@@ -35,6 +35,7 @@ cdef struct Poll:
     dev_t device              # the file that the fd stood for when it was watched
     ino_t inode
     Handle *handle            # its uv_poll_t; NULL: it is in the epoll
+    int renewals              # as the loop's, when it was put in there
     int lost                  # 0, or the error for which it is polled no more: its watches are told one after the other
 
 cdef struct Watch:
@@ -65,6 +66,8 @@ cdef struct LoopState:
     uint32_t generation       # of the newest poll
     Handle *epoll_handle      # uv_poll_t of the epoll; NULL before the first poll
     int epoll
+    Link *renewing            # the next of the polls that a new epoll does not have yet; NULL: it has all
+    int renewals              # how many new ones there were
     int fruitless             # ticks since it last did not pay to look at the epoll again; 0: it may
     int looks_left            # how many new polls need no walk over all handles
     List ready[2]             # watches: of those whose owner needs the GIL, and of those whose owner does not

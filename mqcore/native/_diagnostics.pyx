@@ -21,10 +21,10 @@ from .._message cimport CounterRow, Entry, Message, report_raised
 from ..loop._atomic cimport add
 from ..loop._call cimport ends_program, take_error
 from ..loop._reactor cimport Portion, Reactor, goes_on, start_portion, uv_of
+from ._queue cimport has_any, put, take
 from ._slots cimport (
     CONTEXT, MOST_RECORDS, STEP, Record, Slot, Table, any_open_table, begin_use, end_use, free_record, generation_in, get_kind,
-    get_number, get_object, get_pointer, has_any, is_inside, is_open, live_slot, load_int, push, slot_of, table_inside,
-    table_of, take_all, take_record)
+    get_number, get_object, get_pointer, is_inside, is_open, live_slot, load_int, slot_of, table_inside, table_of, take_record)
 
 cdef extern from *:
     """
@@ -159,7 +159,7 @@ cdef void record_misuse(Table *table, const char *what, void *context, void *cal
     record.caller = caller
     record.hook = hook
     record.text = what
-    if push(&table.records, record):
+    if put(&table.records, record):
         wake(table)
 
 
@@ -183,7 +183,7 @@ cdef void record_line(Table *table, int priority, const char *text, void *caller
     record.caller = caller
     record.hook = NULL
     record.text = copy
-    if push(&table.records, record):
+    if put(&table.records, record):
         wake(table)
 
 
@@ -207,21 +207,17 @@ cdef bint log_records(Runner runner, Table *table) noexcept:
     cdef Portion portion = start_portion(runner.reactor.state.uv)
     cdef bint all = runner.closed
     cdef Record *record
-    cdef Record **end = &table.unlogged
-    if all or table.unlogged == NULL:
-        while end[0] != NULL:
-            end = &end[0].next
-        end[0] = <Record *>take_all(&table.records)
-    while table.unlogged != NULL and (all or not runner.closed and goes_on(&portion)):
-        record = table.unlogged
-        table.unlogged = record.next
+    while has_any(&table.records) and (all or not runner.closed and goes_on(&portion)):
+        record = <Record *>take(&table.records)
+        if record == NULL:
+            break
         log_now(table, record.priority, record.text, record.context, record.caller, record.hook)
         if record.priority == MISUSE:
             free_record(table, record)
         else:
             add(&table.record_count, -1)
             free(record)
-    return not runner.closed and (table.unlogged != NULL or has_any(&table.records))
+    return not runner.closed and has_any(&table.records)
 
 
 cdef void log_with_gil(

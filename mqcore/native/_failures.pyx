@@ -16,15 +16,19 @@ from libc.string cimport memcpy, strlen
 
 from .._dispatch cimport Runner
 from .._message cimport Drops, Message
-from ..loop._atomic cimport get
+from ..loop._atomic cimport get, swap_pointer
 from ..loop._call cimport take_error
-from ._slots cimport Reason, Slot, generation_of, handle_of, push, set_number, table_of, take_all
+from ._slots cimport Reason, Slot, generation_of, handle_of, set_number, table_of
 
 from ..errors import MqError
 
 cdef extern from "Python.h":
     int PyGC_Disable() noexcept
     int PyGC_Enable() noexcept
+
+cdef extern from *:
+    Reason *load_reason "mqcore_load"(Reason **) noexcept nogil
+    Reason *exchange_reason "mqcore_exchange"(Reason **, Reason *) noexcept nogil
 
 cdef enum:
     CODE_SIZE = 16      # of a code and a blank
@@ -38,7 +42,10 @@ cdef void note_reason(Slot *slot, uint32_t generation, const char *text) noexcep
         return
     reason.generation = generation
     memcpy(<char *>reason + sizeof(Reason), text, size)
-    push(&slot.reasons, reason)
+    while True:
+        reason.next = load_reason(&slot.reasons)
+        if swap_pointer(&slot.reasons, reason.next, reason):
+            return
 
 
 cdef void fail_when_done(Slot *slot, int code, const char *text) noexcept nogil:
@@ -68,7 +75,7 @@ cdef void fail(Message message, Slot *slot, Drops *drops) noexcept:
 
 cdef PyObject *make_error(Message message, Slot *slot) except NULL:
     cdef uint32_t generation = generation_of(get(&slot.word))
-    cdef Reason *reason = slot.reasons
+    cdef Reason *reason = load_reason(&slot.reasons)
     while reason != NULL and reason.generation != generation:
         reason = reason.next
     if reason == NULL:
@@ -80,7 +87,9 @@ cdef PyObject *make_error(Message message, Slot *slot) except NULL:
 
 
 cdef void forget_reasons(Slot *slot) noexcept nogil:
-    cdef Reason *reason = <Reason *>take_all(&slot.reasons)
+    cdef Reason *reason = NULL
+    if load_reason(&slot.reasons) != NULL:  # as it is NULL nearly always
+        reason = exchange_reason(&slot.reasons, NULL)
     cdef Reason *next
     while reason != NULL:
         next = reason.next

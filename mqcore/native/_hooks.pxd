@@ -7,7 +7,8 @@ from libc.stdint cimport uint64_t
 
 from ._arguments cimport Arguments
 from ._slots cimport (
-    GENERATION, LAST_GENERATIONS, Slot, Table, generation_of, has_any, is_open, set_pointer, set_thread, store_int)
+    GENERATION, LAST_GENERATIONS, Slot, Table, generation_of, is_open, set_pointer, set_thread, store_int)
+from ._queue cimport has_new
 from ..loop._atomic cimport get, set
 from ..loop._reactor cimport request_nogil_tick
 from .._dispatch cimport Runner
@@ -55,7 +56,7 @@ cdef inline void leave(Table *table, Inside *before) noexcept nogil:
     store_int(&table.inside, inside)
     signal_fence()
     # From here on a table that was closed may be another dispatcher's.
-    if open and inside == 0 and (has_any(&table.given) or has_any(&table.records)):
+    if open and inside == 0 and (has_new(&table.given) or has_new(&table.records)):
         request_nogil_tick(&(<Runner>table.owner).reactor.state)
 
 
@@ -70,6 +71,7 @@ cdef int call_native(NativeSide side, Message message, Entry *entry, bint timed,
 cdef Py_ssize_t run_many_native(
     NativeSide side, Chain chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept
 cdef void end_native_hold(void *native) noexcept
+cdef int claim_given(void *native, Drops *drops) noexcept
 cdef void give(void *handle, int decision, const char *reason, void *caller) noexcept nogil
 cdef void drop_kept(Slot *slot) noexcept
 cdef int keep(Slot *slot, object value) except -1

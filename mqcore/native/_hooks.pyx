@@ -7,11 +7,12 @@ its own, so a hook that returns false costs a number and two comparisons. Only a
 
     CALLED    a hook is being called   -> GIVEN (early give-back), HELD_BY, or the next generation
     HELD_BY   the plugin has control   -> GIVEN by a give-back, FREE when the hold ended otherwise
-    GIVEN     the dispatcher will go on with the message -> FREE; OVER when the step ended before it came to that
+    GIVEN     the dispatcher will go on with the message -> FREE; OVER when the step ended before it came to that, CLAIMED when
+              it went on before its turn
 
-A give-back is a compare-and-swap of that state, from any thread and without the GIL, and then the slot goes into a list that
-the dispatcher takes in its next tick. That a hook which returned false can lose the give-back of another thread, made in the
-same instant, is as good as if it had come too late.
+A give-back is a compare-and-swap of that state, from any thread and without the GIL, and then the slot goes into a queue that
+the dispatcher works off in ticks. That a hook which returned false can lose the give-back of another thread, made in the same
+instant, is as good as if it had come too late.
 """
 
 from cpython.object cimport PyObject
@@ -22,16 +23,16 @@ from .._chain cimport Chain
 from .._dispatch cimport Runner, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
 from .._holds cimport count_given
 from .._message cimport (
-    HELD, IDLE, RUNNING, TAKEN, TO_CONTINUE, TO_FAIL, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, flush, move,
-    no_drops)
-from ..loop._atomic cimport get, load, set, swap
+    IDLE, RUNNING, TAKEN, TO_CONTINUE, TO_FAIL, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, flush, move, no_drops)
+from ..loop._atomic cimport get, load, set, store, swap
 from ..loop._call cimport take_error
 from ._arguments cimport OF_ADDRESS, Arguments, take_arguments
 from ._diagnostics cimport is_of_another, refuse, wake
 from ._failures cimport fail, is_failing, note_reason
+from ._queue cimport put
 from ._slots cimport (
-    CALLED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of, get_kind,
-    get_pointer, handle_of, handle_with, part_in, push, set_number, set_object, set_pointer, slot_of, state_of, table_of,
+    CALLED, CLAIMED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of,
+    get_kind, get_pointer, handle_of, handle_with, part_in, set_number, set_object, set_pointer, slot_of, state_of, table_of,
     take_slot)
 
 cdef extern from *:
@@ -322,9 +323,9 @@ cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *ke
         kept[0] = False
         hold_by(message, slot)
         decision = interpret(runner, message, True, drops)
-        if message.state != HELD and message.native != NULL:  # the step or the dispatcher had ended: it was never held
-            end_native_hold(message.native)
-            message.native = NULL
+        if message.state == RUNNING and message.beside.native != NULL:  # never held: the step or the dispatcher had ended
+            end_native_hold(message.beside.native)
+            message.beside.native = NULL
         return decision
     early = TO_FAIL if is_failing(slot) else state_of(load(&slot.word)) - GIVEN
     if early > 0 and message.decision == UNDECIDED:
@@ -340,7 +341,7 @@ cdef void hold_by(Message message, Slot *slot) noexcept nogil:
     set_pointer(&slot.owner, message.entry.handle)
     set_object(&slot.hook, message.entry.hook)
     set_number(&slot.held, generation_of(get(&slot.word)))
-    message.native = slot
+    message.beside.native = slot
 
 
 cdef void put_back(Table *table, Slot *slot) noexcept nogil:
@@ -401,7 +402,7 @@ cdef void give(void *handle, int decision, const char *reason, void *caller) noe
             reason = NULL
         if swap(&slot.word, word, (word >> 32 << 32) | <uint64_t>(GIVEN + decision)):
             break
-    if state_of(word) == HELD_BY and push(&table.given, slot):
+    if state_of(word) == HELD_BY and put(&table.given, slot):
         wake(table)
 
 
@@ -420,6 +421,20 @@ cdef void end_native_hold(void *native) noexcept:
             break
     if state_of(word) == HELD_BY:
         free_slot(table_of(handle_of(slot)), slot)
+
+
+cdef int claim_given(void *native, Drops *drops) noexcept:
+    """NativeSide.claim: its slot is let go when its turn comes."""
+    cdef Slot *slot = <Slot *>native
+    cdef uint64_t word = load(&slot.word)
+    cdef int decision = state_of(word) - GIVEN
+    if decision <= 0:
+        return UNDECIDED
+    if decision == TO_FAIL:
+        fail(<Message>slot.object, slot, drops)
+    drop_kept(slot)
+    store(&slot.word, ((word >> 32) + GENERATION) << 32 | CLAIMED)
+    return decision
 
 
 cdef tuple NO_ARGUMENTS = ()

@@ -17,14 +17,14 @@ from .._dispatcher cimport Dispatcher
 from .._chain cimport Chain
 from .._holds cimport HoldTable
 from .._message cimport Drops, Entry, Message, NativeSide
-from ..loop._reactor cimport NATIVE_GIL_PHASE
+from ..loop._reactor cimport NATIVE_GIL_PHASE, request_nogil_tick
 from ..loop._atomic cimport get, store
-from ..loop._list cimport first, init_list, is_empty
+from ..loop._list cimport append_all, first, init_list, is_empty
 from ..loop._seal cimport seal
-from ._diagnostics cimport raise_pending_exit, set_living
-from ._hooks cimport Inside, call_native, drop_kept, end_native_hold, enter, leave, run_many_native
+from ._diagnostics cimport log_records, raise_pending_exit, set_living
+from ._hooks cimport Inside, call_native, claim_given, drop_kept, end_native_hold, enter, leave, run_many_native
 from ._library cimport Library
-from ._nogil cimport run_given_back, gil_phase, nogil_phase, stop
+from ._nogil cimport gil_phase, go_on, nogil_phase, stop
 from ._slots cimport (
     CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, get_kind, handle_of, live_slot,
     open_table, slot_at, state_of, take_slot, this_thread)
@@ -51,6 +51,9 @@ cdef class NativePlugins(NativeSide):
     cdef void hold_ended(self, void *native) noexcept:
         end_native_hold(native)
 
+    cdef int claim(self, void *native, Drops *drops) noexcept:
+        return claim_given(native, drops)
+
     cdef void close(self) noexcept:
         close(<Runner>self.runner, <Table *>self.table)
 
@@ -75,11 +78,14 @@ cdef void close(Runner runner, Table *table) noexcept:
     if runner.reactor.forked or table.owner != <PyObject *>runner:
         return
     runner.holds.lists.fast_path_off = True  # where this is called in a hook
-    run_given_back(runner, table)
+    go_on(runner, table)
+    log_records(runner, table)
     for each in range(table.count):
         slot = &table.chunks[each >> CHUNK_BITS][each & CHUNK - 1]
         if get_kind(&slot.kind) == CONTEXT and state_of(get(&slot.word)) == LIVE:  # nobody cleaned it up
             end_context(<Context>slot.object)
+    while not is_empty(&table.ending):
+        stop(table, slot_at(first(&table.ending)))
     close_table(table)
 
 
@@ -116,12 +122,13 @@ cdef int begin_context(Context context) except -1:
 
 
 cdef void end_context(Context context) noexcept:
-    """Its timers and watchers stop, and its handle is stale."""
+    """Its handle is stale, and its timers and watchers are called no more: ticks stop them."""
     cdef Slot *slot = live_slot(context.handle, CONTEXT)
     if slot == NULL:
         return
-    while not is_empty(&slot.waiting.started):
-        stop(table_in(context.holds), slot_at(first(&slot.waiting.started)))
+    append_all(&table_in(context.holds).ending, &slot.waiting.started)
+    if context.reactor.thread != 0:
+        request_nogil_tick(&context.reactor.state)
     context.handle = NULL
     drop_kept(slot)
     end_slot(table_in(context.holds), slot)

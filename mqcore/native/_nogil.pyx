@@ -23,7 +23,7 @@ from .._message cimport (
     HELD, QUEUED, RUNNING, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide,
     enter_nogil_phase, flush, leave_nogil_phase, move, no_drops)
 from ..loop._atomic cimport get, load, store, store_flag, swap
-from ..loop._list cimport unlink
+from ..loop._list cimport first, is_empty, unlink
 from ..loop._poll cimport lost_for, remove_watch
 from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, goes_on, request_tick, start_portion, unlink_ready
 from ..loop._wheel cimport DUE_NOGIL, first_due
@@ -32,9 +32,10 @@ from ._diagnostics cimport log_records, refuse_late
 from ._failures cimport fail, forget_reasons, is_failing
 from ._hooks cimport (
     Inside, call_hooks, decide, enter, hold_by, is_exhausted, leave, new_generation, put_back)
+from ._queue cimport has_any, take
 from ._slots cimport (
-    CALLED, GIVEN, HELD_BY, STEP, TIMER, Slot, Table, end_slot, free_slot, get_kind, handle_of, has_any, state_of, take_all,
-    take_slot, this_thread)
+    CALLED, CONTEXT, GIVEN, HELD_BY, OVER, STEP, TIMER, Slot, Table, end_slot, free_slot, get_kind, handle_of, live_slot,
+    slot_at, state_of, take_slot, this_thread)
 
 
 cdef bint nogil_phase(void *owner) noexcept nogil:
@@ -48,29 +49,24 @@ cdef bint nogil_phase(void *owner) noexcept nogil:
 
 
 cdef bint gil_phase(void *owner) noexcept:
-    """Log what there is to be logged; and where a deadline has passed, go on with all that was given back by now, for it is not
-    too late. Whether there is more."""
+    """Log what there is to be logged, for a while. Whether there is more."""
     cdef Runner runner = <Runner>owner
-    return run_given_back(runner, <Table *>(<NativeSide>runner.holds.lists.native).table)
+    cdef Table *table = <Table *>(<NativeSide>runner.holds.lists.native).table
+    return has_any(&table.records) and log_records(runner, table)
 
 
 cdef bint call_native(Runner runner, Reactor reactor, Table *table) noexcept nogil:
+    if not is_empty(&table.ending):
+        stop_ended(reactor, table)
     call_watchers(reactor, table)
     call_timers(reactor, table)
     if reactor.thread == 0:  # closed by what was called: the table may be another dispatcher's by now
         return False
-    go_on(runner, table, False)
+    go_on(runner, table)
     if has_any(&table.records):
         store_flag(&reactor.state.gil_needed, True)
-    return (reactor.state.ready_count[True] > 0 or reactor.wheel.due_nogil > 0 or table.waiting != NULL
-            or has_any(&table.given))
-
-
-cdef bint run_given_back(Runner runner, Table *table) noexcept:
-    """The same, also where the dispatcher closes."""
-    if runner.closed or runner.holds.lists.deadline.rung:
-        go_on(runner, table, True)
-    return (table.unlogged != NULL or has_any(&table.records)) and log_records(runner, table)
+    return (reactor.state.ready_count[True] > 0 or reactor.wheel.due_nogil > 0 or has_any(&table.given)
+            or not is_empty(&table.ending))
 
 
 # --------------------------------------------------------------------------------------------------- Timers and watchers
@@ -89,7 +85,9 @@ cdef void call_watchers(Reactor reactor, Table *table) noexcept nogil:
         lost = lost_for(watch)
         events = 0 if lost else watch.came & watch.wanted  # what came before it was lost is lost with it
         watch.came = 0
-        if lost or events:
+        if is_of_ended(table, watcher):
+            stop(table, watcher)
+        elif lost or events:
             call_watcher(table, watcher, events)
 
 
@@ -117,12 +115,26 @@ cdef void call_timers(Reactor reactor, Table *table) noexcept nogil:
     while count > 0 and reactor.wheel.due_nogil > 0 and reactor.thread != 0 and goes_on(&portion):
         count -= 1
         timer = <Slot *>(<char *>first_due(&reactor.wheel, DUE_NOGIL) - <size_t>&(<Slot *>NULL).waiting.node)
+        if is_of_ended(table, timer):
+            stop(table, timer)
+            continue
         callback = timer.callback
         data = timer.data
         enter(table, timer.owner, NULL, this_thread(), &before)
         stop(table, timer)
         (<void (*)(void *) noexcept nogil>callback)(data)
         leave(table, &before)
+
+
+cdef inline bint is_of_ended(Table *table, Slot *slot) noexcept nogil:
+    """Whether a timer or watcher waits to be stopped, as its context is over."""
+    return not is_empty(&table.ending) and live_slot(slot.owner, CONTEXT) == NULL
+
+
+cdef void stop_ended(Reactor reactor, Table *table) noexcept nogil:
+    cdef Portion portion = start_portion(reactor.state.uv)
+    while not is_empty(&table.ending) and goes_on(&portion):
+        stop(table, slot_at(first(&table.ending)))
 
 
 cdef void stop(Table *table, Slot *slot) noexcept nogil:
@@ -137,31 +149,26 @@ cdef void stop(Table *table, Slot *slot) noexcept nogil:
 
 # -------------------------------------------------------------------------------------------------------------- Messages
 
-cdef void go_on(Runner runner, Table *table, bint all) noexcept nogil:
-    """Go on with messages that were given back, for a while, or with all: what is given back meanwhile has the next tick."""
+cdef void go_on(Runner runner, Table *table) noexcept nogil:
+    """Go on with messages that were given back, for a while. Of a dispatcher that is closed all are over."""
     cdef Portion portion = start_portion(runner.reactor.state.uv)
     cdef uint64_t now = runner.reactor.state.uv.hrtime()
     cdef Slot *slot
     cdef int decision
-    if all or table.waiting == NULL:
-        append_list(&table.waiting, <Slot *>take_all(&table.given))
-    while table.waiting != NULL and (all or not runner.closed and goes_on(&portion)):
-        slot = table.waiting
-        table.waiting = slot.next
+    cdef bint all = runner.closed
+    while has_any(&table.given) and (all or not runner.closed and goes_on(&portion)):
+        slot = <Slot *>take(&table.given)
+        if slot == NULL:
+            break
         decision = state_of(load(&slot.word)) - GIVEN
         if decision <= 0:
-            refuse_late(table, slot)
+            if decision == OVER - GIVEN:
+                refuse_late(table, slot)
             forget_reasons(slot)
             store(&slot.word, get(&slot.word) >> 32 << 32)
             free_slot(table, slot)
         elif go_on_with(runner, table, slot, <Message>slot.object, decision, now):
             now = runner.reactor.state.uv.hrtime()  # only hooks take time, and to look at the clock does
-
-
-cdef void append_list(Slot **first, Slot *more) noexcept nogil:
-    while first[0] != NULL:
-        first = &first[0].next
-    first[0] = more
 
 
 cdef bint go_on_with(
@@ -174,7 +181,7 @@ cdef bint go_on_with(
     count_given(message.entry.counters, decision)
     move(&runner.holds.lists, message, HELD, RUNNING)
     message.decision = decision
-    message.native = NULL
+    message.beside.native = NULL
     message.strong = False  # its reference is ours now
     if decision == TO_FAIL:
         decision = fail_with_gil(runner, message, slot)

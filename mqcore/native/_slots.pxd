@@ -7,6 +7,7 @@ from ..loop._atomic cimport get
 from ..loop._list cimport Link, List
 from ..loop._reactor cimport Watch
 from ..loop._wheel cimport Node
+from ._queue cimport Queue
 
 cdef extern from *:
     """
@@ -58,6 +59,7 @@ cdef enum SlotState:
     CALLED = 2          # a hook is being called with it
     HELD_BY = 3         # the plugin has control
     OVER = 4            # a hold that ended otherwise while its give-back was under way
+    CLAIMED = 5         # control was given back, and the message has gone on out of its turn
     GIVEN = 8           # control was given back; with a Verdict of the core added
 
 cdef enum:
@@ -81,8 +83,8 @@ cdef struct Reason:
 cdef struct Slot:
     # What one handle at a time stands for. Atomic, as any thread may look: `word`, `kind`, `held`, `owner`, `hook`, `failing`.
     # The rest belongs to the dispatcher's thread; or, of a step that is held, to whoever has the GIL.
-    Slot *next              # in a list that any thread extends: of slots that were let go, or given back
-    Link link               # free slots: in their list; timers and watchers: in that of their context
+    Slot *next              # in a queue: of slots that were let go, or of steps that were given back
+    Link link               # timers and watchers: in the list of their context, or of what is to be stopped
     uint64_t word           # generation << 32 | state
     uint64_t place          # what all its handles have: number << 56 | index << 32
     uint8_t kind
@@ -103,7 +105,7 @@ cdef enum:
 
 cdef struct Record:
     # Something to be logged by the dispatcher.
-    Record *next
+    Record *next            # in a queue
     int taken               # of a table's own: it is in use; atomic
     int priority            # of MQ_log; 0: a misuse, which counts as refused
     void *context           # the MQ_Context of the plugin, or NULL
@@ -130,12 +132,12 @@ cdef struct Table:
     uint32_t count          # slots that there are; atomic
     uint32_t retired
     Slot *spare             # for the next step, whose hooks have it one after the other
-    List free[2]            # of steps, [True], and of others: so that both keep the order that they have in memory
-    Slot *returned          # atomic: slots that any thread let go, last first
-    Slot *given             # atomic: steps that were given back, last first
-    Slot *waiting           # those that were taken from there and have not gone on yet, first first
-    Record *records         # atomic: last first
-    Record *unlogged        # those that were taken from there and have not been logged yet, first first
+    List ending             # timers and watchers of contexts that are over
+    Slot *fresh[2]          # slots that were never used, of steps, [True], and of others: so that both keep the order that they
+    int fresh_count[2]      # have in memory
+    Queue returned[2]       # slots that were let go
+    Queue given             # steps that were given back
+    Queue records           # to be logged
     int record_count        # atomic
     int next_record         # atomic: where in `own_records` to look for one that is free
     Record own_records[MOST_RECORDS]  # a misuse may be met where no memory can be had
@@ -161,10 +163,6 @@ cdef inline uint32_t generation_in(void *handle) noexcept nogil:
 cdef inline int part_in(void *handle) noexcept nogil:
     return <uint64_t>handle & 3
 
-cdef inline bint has_any(void *place) noexcept nogil:
-    """Whether the list at `place`, which any thread may extend, has an item."""
-    return get_pointer(<void **>place) != NULL
-
 cdef inline Slot *slot_at(Link *link) noexcept nogil:
     """NULL for no link."""
     return NULL if link == NULL else <Slot *>(<char *>link - <size_t>&(<Slot *>NULL).link)
@@ -189,5 +187,3 @@ cdef void end_slot(Table *table, Slot *slot) noexcept nogil
 cdef void free_slot(Table *table, Slot *slot) noexcept nogil
 cdef Record *take_record(Table *table) noexcept nogil
 cdef void free_record(Table *table, Record *record) noexcept nogil
-cdef bint push(void *place, void *item) noexcept nogil
-cdef void *take_all(void *place) noexcept nogil

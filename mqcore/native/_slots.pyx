@@ -17,8 +17,9 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc
 
-from ..loop._atomic cimport add, get, load, store, swap_pointer
-from ..loop._list cimport append, first, init_list, is_empty, unlink
+from ..loop._atomic cimport add, get, load, store
+from ..loop._list cimport init_list
+from ._queue cimport init_queue, put, take
 
 cdef extern from "pthread.h" nogil:
     ctypedef struct pthread_mutex_t:
@@ -36,8 +37,6 @@ cdef extern from *:
     void store_table "mqcore_store"(Table **, Table *) noexcept nogil
     uint32_t load_count "mqcore_load"(uint32_t *) noexcept nogil
     void store_count "mqcore_store"(uint32_t *, uint32_t) noexcept nogil
-    void *load_pointer "mqcore_load"(void **) noexcept nogil
-    void *exchange_pointer "mqcore_exchange"(void **, void *) noexcept nogil
 
 cdef Table *tables[MOST_TABLES]
 cdef pthread_mutex_t opening
@@ -59,8 +58,11 @@ cdef Table *open_table(PyObject *owner) noexcept nogil:
             table = <Table *>calloc(1, sizeof(Table))
             if table != NULL:
                 table.number = number
-                init_list(&table.free[False])
-                init_list(&table.free[True])
+                init_list(&table.ending)
+                init_queue(&table.returned[False])
+                init_queue(&table.returned[True])
+                init_queue(&table.given)
+                init_queue(&table.records)
         if table != NULL:
             set_object(&table.owner, owner)
             store_int(&table.users, OPEN)
@@ -180,36 +182,35 @@ cdef bint add_chunk(Table *table, bint steps) noexcept nogil:
     for each in range(CHUNK):
         chunk[each].place = <uint64_t>table.number << 56 | <uint64_t>(table.count + each) << 32
         chunk[each].word = <uint64_t>GENERATION << 32
-        append(&table.free[steps], &chunk[each].link)
+    table.fresh[steps] = chunk
+    table.fresh_count[steps] = CHUNK
     table.chunks[table.count >> CHUNK_BITS] = chunk
     store_count(&table.count, table.count + CHUNK)
     return True
 
 
-cdef void collect(Table *table) noexcept nogil:
-    """Take the slots that were let go into the lists of those that are free, in that order."""
-    cdef Slot *slot = <Slot *>take_all(&table.returned)
-    cdef Slot *next
-    while slot != NULL:
-        next = slot.next
-        append(&table.free[get_kind(&slot.kind) == STEP], &slot.link)
-        slot = next
+cdef Slot *free_one(Table *table, bint steps) noexcept nogil:
+    """A slot that is free: one that was never used, or that was let go first. NULL: there is none."""
+    if table.fresh_count[steps] == 0:
+        return <Slot *>take(&table.returned[steps])
+    table.fresh_count[steps] -= 1
+    table.fresh[steps] += 1
+    return table.fresh[steps] - 1
 
 
 cdef Slot *take_slot(Table *table, int kind) noexcept nogil:
     """A slot that stands for nothing yet. The dispatcher's thread. NULL: there is no memory, or no number left."""
     cdef bint steps = kind == STEP
     cdef Slot *slot
-    collect(table)
     while True:
-        if is_empty(&table.free[steps]) and not add_chunk(table, steps):
+        slot = free_one(table, steps)
+        if slot == NULL and add_chunk(table, steps):
+            slot = free_one(table, steps)
+        if slot == NULL:
             return NULL
-        slot = slot_at(first(&table.free[steps]))
-        unlink(&slot.link)
         if generation_of(get(&slot.word)) >> 24 != LAST_GENERATIONS:
             break
         table.retired += 1
-    slot.next = NULL
     set_kind(&slot.kind, kind)
     return slot
 
@@ -223,7 +224,7 @@ cdef void end_slot(Table *table, Slot *slot) noexcept nogil:
 cdef void free_slot(Table *table, Slot *slot) noexcept nogil:
     """Let a slot go whose handle stands for nothing any more. Any thread."""
     slot.object = NULL
-    push(&table.returned, slot)
+    put(&table.returned[get_kind(&slot.kind) == STEP], slot)
 
 
 # --------------------------------------------------------------------------------------------------------------- Records
@@ -246,31 +247,3 @@ cdef Record *take_record(Table *table) noexcept nogil:
 cdef void free_record(Table *table, Record *record) noexcept nogil:
     add(&table.record_count, -1)
     store_int(&record.taken, False)
-
-
-# --------------------------------------------------------------------------------------------- Lists that any thread extends
-
-cdef bint push(void *place, void *item) noexcept nogil:
-    """Put `item`, which begins with a pointer to the next, before the list at `place`. Whether that was empty. Any thread."""
-    cdef void *head
-    while True:
-        head = load_pointer(<void **>place)
-        (<void **>item)[0] = head
-        if swap_pointer(place, head, item):
-            return head == NULL
-
-
-cdef void *take_all(void *place) noexcept nogil:
-    """Take the whole list: the item that came first is the first."""
-    cdef void *items = NULL
-    cdef void *item
-    cdef void *next
-    if load_pointer(<void **>place) == NULL:
-        return NULL
-    item = exchange_pointer(<void **>place, NULL)
-    while item != NULL:
-        next = (<void **>item)[0]
-        (<void **>item)[0] = items
-        items = item
-        item = next
-    return items

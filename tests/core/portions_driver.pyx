@@ -14,6 +14,16 @@ def ready(Dispatcher dispatcher not None):
     return dispatcher.reactor.state.ready_count[False]
 
 
+def renewing(Dispatcher dispatcher not None):
+    """Polls that a new epoll does not have yet."""
+    count = 0
+    link = dispatcher.reactor.state.renewing
+    while link != NULL:
+        count += 1
+        link = after(&dispatcher.reactor.state.polls, link)
+    return count
+
+
 def unused(Dispatcher dispatcher not None):
     """Contexts of replaced plugins that the sweep will look at."""
     count = 0

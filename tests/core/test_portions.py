@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from cython_tools import build_driver
 from loop_tools import borrow
 
 import mqcore
-from mqcore import READ
+from mqcore import READ, WRITE
 
 MOST_TOLD = 4_096  # as in mqcore/loop/_poll
+MOST_RENEWED = 256
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +101,29 @@ def test_cancel_of_one_that_another_thread_gave_back(owner, driver, which):
 
     elsewhere(give_back)
     assert dispatcher.cancel(messages[which])
-    assert driver.given_back(dispatcher) == 999 - which
+    assert driver.given_back(dispatcher) == 999  # no other is looked at
+    assert dispatcher.stats().cancelled == 1
     assert isinstance(messages[which].error, mqcore.Cancelled)
     owner.run_until(lambda: len(seen) == 999)
     assert seen == messages[:which] + messages[which + 1 :]
+
+
+def test_cancel_of_one_that_another_thread_gave_back_which_is_run_again_at_once(owner, driver):
+    dispatcher, context, sees, messages = held(owner, 10)
+    seen, first = [], messages[0]
+    sees.see = seen.append
+
+    def give_back():
+        for message in messages:
+            context.continue_(message)
+
+    elsewhere(give_back)
+    assert dispatcher.cancel(first) and not dispatcher.cancel(first)
+    assert dispatcher.hook("mq_step").run(first) is None
+    elsewhere(context.complete, first)
+    assert driver.given_back(dispatcher) == 10
+    owner.run_until(lambda: len(seen) == 9 and dispatcher.stats().completed == 1)
+    assert seen == messages[1:]
 
 
 def test_what_another_thread_gave_back_is_not_too_late(owner):
@@ -172,6 +193,39 @@ def test_a_watcher_that_is_ready_when_its_fd_is_lost_is_told_that_alone(owner):
         owner.run_until(lambda: len(calls) >= 3)
         assert sorted(calls[1:], key=lambda call: watchers.index(call[0])) == [(watcher, 0) for watcher in watchers]
         assert calls[0] == (watchers[0], READ)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the epoll is Linux's")
+def test_a_new_epoll_is_filled_in_portions(owner, driver):
+    """It is needed when a file that nobody watches any more cannot be taken out of the old one."""
+    dispatcher, context = borrow(owner)
+    calls, told = [], set()
+    fds = [os.eventfd(0) for _ in range(3 * MOST_RENEWED)]
+    watchers = [context.watch(fd, READ, lambda watcher, events: told.add(watcher)) for fd in fds]
+    ours, theirs = os.pipe()
+    unwanted = context.watch(ours, READ, lambda *args: calls.append(args))
+    owner.turn()
+    double = os.dup(ours)
+    os.close(ours)
+    unwanted.stop()
+    os.write(theirs, b"x")  # it comes up, by the number of a file that is not there
+    left = [0]
+    while len(left) < 50 and (left[-1] or not any(left)):
+        owner.spin(wait=False)
+        left.append(driver.renewing(dispatcher))
+        if left[-1] > MOST_RENEWED:
+            watchers.pop(len(watchers) // 2).stop()
+            watchers.pop().events = READ | WRITE
+    assert any(left)
+    assert not calls
+    told.clear()
+    for fd in fds:
+        os.eventfd_write(fd, 1)
+    owner.run_until(lambda: told >= set(watchers))
+    for watcher in [*watchers, *told]:
+        watcher.stop()
+    for fd in (*fds, theirs, double):
+        os.close(fd)
 
 
 def test_close_with_a_lost_fd(owner):

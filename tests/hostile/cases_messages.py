@@ -330,3 +330,35 @@ def coroutine_hook_whose_step_was_ended_meanwhile(owner: Owner) -> None:
 
         owner.run(main())  # type: ignore[attr-defined]
         owner.loop_errors.clear()
+
+
+@case
+def garbage_ends_what_held_lists(owner: Owner) -> None:
+    """The collector runs while held() makes its list, and what it finds cancels all messages that are on it."""
+    dispatcher = owner.start({"10-hold": lambda context, message: True}, hold_timeout=0)
+    messages = [mqcore.Message() for _ in range(10)]
+
+    class Garbage:
+        def __init__(self, left: int) -> None:
+            self.left = left
+            self.me = self
+
+        def __del__(self) -> None:
+            if self.left:
+                Garbage(self.left - 1)
+                return
+            for message in messages:
+                dispatcher.cancel(message)
+
+    for number in range(60):  # at each allocation once
+        dispatcher.hook("mq_step").run_many(messages)
+        Garbage(number)
+        gc.set_threshold(1, 1, 1)
+        try:
+            listed = dispatcher.held()
+        finally:
+            gc.set_threshold(700, 10, 10)
+        assert all(each.plugin == "10-hold" and each.hook == "mq_step" for each in listed)
+        gc.collect()
+        for message in messages:
+            dispatcher.cancel(message)

@@ -227,8 +227,12 @@ class World:
         self.batches.append(batch)
         batch.returned = hook.run_many(messages, done=objects.Done(self, batch))
 
+    def may_use_tasks(self) -> bool:
+        """asyncio's tasks belong to the loop's thread; a finalizer may run on another one."""
+        return self.coroutines and threading.get_ident() == self.thread
+
     def start_awaiting(self) -> None:
-        if self.coroutines:
+        if self.may_use_tasks():
             hook, message = self.dispatcher().hook("mq_step"), self.message()
 
             async def wait() -> Any:
@@ -238,7 +242,7 @@ class World:
 
     def cancel_task(self) -> None:
         task = self.pick(self.tasks)
-        if task:
+        if task and self.may_use_tasks():
             task.cancel()
 
     def give(self, context: Any = None, message: Any = None) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import random
 import socket
+import sys
 import time
 
 import pytest
@@ -639,6 +640,33 @@ def test_reused_while_a_duplicate_is_open(owner, ends, moment):
     assert set(new_told) == {READ}
     new.stop()
     os.close(double)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the epoll is Linux's")
+@pytest.mark.parametrize("ran", [0, 1])
+def test_more_duplicates_of_one_file_than_the_system_polls(owner, ran):
+    """libuv aborts where the system refuses what it polls."""
+    said = python(PROLOGUE + """
+dispatcher, context = borrow()
+reader, writer = os.pipe()
+if int(sys.argv[2]):
+    context.watch(writer, WRITE, print).stop()
+    turn()
+watchers, error = [], None
+while error is None and len(watchers) < 600:
+    try:
+        watchers.append(context.watch(os.dup(reader), READ, lambda watcher, events: told.add(watcher.stop())))
+    except OSError as caught:
+        error = caught
+told = set()
+os.write(writer, b"x")
+for _ in range(5):
+    turn()
+print(len(watchers), error.errno == errno.EINVAL, "500 duplicates of one file" in str(error), told)
+dispatcher.close()
+turn()
+""", owner.name, ran)
+    assert said == "500 True True {True}\n"
 
 
 # In processes of their own: what happens where nothing was done about it

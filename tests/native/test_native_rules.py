@@ -175,6 +175,19 @@ def test_rule_10_given_back_in_time_by_another_thread_is_not_too_late(owner, pup
     assert refused(dispatcher) == 0
 
 
+def test_rule_10_failed_in_time_is_failed_with_what_the_plugin_said(owner, puppet):
+    held = []
+    puppet.step = lambda context, connection, message: held.append(connection) or True
+    dispatcher = start(owner, [puppet], hold_timeout=0.05)
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message, done=owner.done) is None
+    mq.MQ_fail(held[0], b"no disk")
+    threading.Event().wait(0.1)
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished == [(message, FAIL)]
+    assert str(message.error) == "no disk"
+
+
 def test_rule_11_retry_limit(owner, puppet):
     def step(context, connection, message):
         mq.MQ_retry(connection)

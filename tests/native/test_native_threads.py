@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from conftest import assert_conserved
 from native_tools import compile_plugin
@@ -101,3 +102,46 @@ def test_threads_against_each_other(owner, tmp_path, caplog):
         for thread in threads:
             thread.join()
     assert count > 100 and len(owner.finished) == waiting
+
+
+def test_dispatchers_on_two_threads_that_reload_and_close(owner, tmp_path, caplog):
+    """Of the same plugins, one of whose threads gives back what it finds of both."""
+    caplog.set_level("ERROR", "mqcore.plugins")
+    mqcore.native._abi.make_global()
+    library = ctypes.CDLL(str(compile_plugin(tmp_path / "storm.so", STORM)), ctypes.RTLD_GLOBAL)
+    library.stop_storm(0)
+    plugins = owner.plugins({})
+    plugins.load(compile_plugin(tmp_path / "plugins" / "10-holds.so", HOLDS))
+    plugins.load(compile_plugin(tmp_path / "plugins" / "20-holds.so", HOLDS + "/* another */"))
+
+    def work(mine):
+        waiting = 0
+        for number in range(10):
+            dispatcher = mine.dispatcher(plugins)
+            for _ in range(3):
+                messages = [mqcore.Message() for _ in range(30)]
+                waiting += dispatcher.hook("mq_step").run_many(messages, done=mine.done).count(None)
+                mine.turn()
+                dispatcher.cancel(messages[number])
+                if number % 2:
+                    plugins.reload()
+                mine.turn()
+            assert_conserved(dispatcher)
+            dispatcher.close()
+            mine.turn()
+        assert len(mine.finished) == waiting
+
+    def work_elsewhere():
+        mine = type(owner)()
+        work(mine)
+        mine.finish()
+
+    with ThreadPoolExecutor(2) as threads:
+        storm = threads.submit(library.storm, 1)
+        elsewhere = threads.submit(work_elsewhere)
+        try:
+            work(owner)
+            elsewhere.result(timeout=120)
+        finally:
+            library.stop_storm(1)
+        assert storm.result(timeout=120) > 100

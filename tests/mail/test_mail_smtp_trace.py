@@ -8,7 +8,6 @@ import email
 import email.utils
 import re
 import time
-from dataclasses import replace
 
 import pytest
 from mail_tools import make_maildir, read_maildir, read_mbox, untraced
@@ -200,9 +199,7 @@ async def test_only_an_address_that_is_nothing_else_is_named(address, is_there):
 @pytest.mark.parametrize(("more", "said"), [(0, "250 2.6.0"), (1, "552 5.3.4")])
 @run
 async def test_the_limit_for_a_message_is_for_what_the_client_sends(more, said):
-    async with serving() as it:
-        await it.until(lambda: it.server)
-        it.server.service = replace(it.server.service, max_message=len(TEXT))
+    async with serving(max_message_size=len(TEXT)) as it:
         client = await it.opened()
         client.send(b"x" * more + TEXT + b".\r\n")
         assert (await client.reply()).startswith(said)

@@ -6,6 +6,7 @@ import pytest
 from native_tools import Puppet, mq, start
 
 import mqcore
+from mqcore.mail import Mail
 from mqcore.native import accessors
 
 OUTCOMES = {"MQ_continue": mqcore.COMPLETE, "MQ_complete": mqcore.COMPLETE, "MQ_retry": mqcore.COMPLETE}
@@ -92,3 +93,29 @@ def test_a_chain_that_goes_on_without_the_gil(owner, puppets):
     mq.MQ_continue(held[0])
     owner.run_until(lambda: outcomes)
     assert (outcomes, calls) == ([mqcore.COMPLETE], [2])
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_mail_that_a_native_plugin_rejects(owner, puppets, count, held):
+    """By `MQ_reject`, in the hook or while it holds: those after it are not called, whatever it gives back."""
+    calls, outcomes = [], []
+
+    def reject(connection):
+        calls.append(2)
+        mq.MQ_reject(connection, 550, b"5.7.1 no")
+        mq.MQ_reject(connection, 450, b"4.7.1 later")
+        if held:
+            mq.MQ_retry(connection)
+
+    puppets[0].step = lambda context, connection, message: calls.append(1) or False
+    puppets[1].step = lambda context, connection, message: bool(
+        puppets[1].timer(context, 0, reject, connection) if held else reject(connection))
+    puppets[2].step = lambda context, connection, message: calls.append(3) or False
+    hook = start(owner, puppets).hook("mq_step")
+    mails = [Mail(b"x") for _ in range(count)]
+    found = hook.run_many(mails, done=lambda message, outcome: outcomes.append(outcome))
+    owner.run_until(lambda: len(outcomes) == count or not held)
+    assert (outcomes if held else found) == [mqcore.COMPLETE] * count
+    assert sorted(calls) == [1] * count + [2] * count
+    assert {(mail.rejection, mail.rejected_by) for mail in mails} == {((550, "5.7.1 no"), "20-puppet")}

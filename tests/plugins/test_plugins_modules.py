@@ -59,7 +59,7 @@ def test_a_package_and_its_modules(tmp_path):
         plugins.reload()
         again = module_of(plugins, "20-keys").inner
         assert again is not inner and sys.modules[again.__name__] is again
-    assert not [name for name in sys.modules if name.startswith("mqcore_plugins.")]
+    assert not [name for name in sys.modules if name.startswith("mqcore_plugins.20-keys")]
 
 
 def test_a_reload_keeps_the_name(tmp_path):

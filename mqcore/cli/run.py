@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=Place)
 
 FILES = 1024
-"""That the process may open, if the system lets it, for what is no connection of a server's: plugins, sinks and their connections."""
+"""That the process may open, if it can, for what is no connection of a server's: plugins, sinks and their connections."""
 FEW_FILES = 64
 """With fewer there is a warning."""
 

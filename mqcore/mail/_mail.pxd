@@ -11,6 +11,7 @@ cdef class Connection:
     cdef public bint authenticated
     cdef public object data         # a dict
     cdef public object transport
+    cdef public object forwarded
 
 cdef class Mail(Message):
     cdef bytes content              # None while a spool has it

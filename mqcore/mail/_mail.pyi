@@ -16,6 +16,7 @@ class Connection:
     authenticated: bool
     data: dict[Any, Any]
     transport: asyncio.Transport | None
+    forwarded: Mapping[str, str | None] | None
     def __init__(
         self,
         id: int,
@@ -25,6 +26,7 @@ class Connection:
         authenticated: bool = False,
         data: dict[Any, Any] | None = None,
         transport: asyncio.Transport | None = None,
+        forwarded: Mapping[str, str | None] | None = None,
     ) -> None: ...
     @property
     def id(self) -> int: ...

@@ -18,12 +18,15 @@ cdef class Connection:
 
     `id`: no other connection of the run has it. `peer`: the client's IP address. `helo`: what the client calls itself, None
     until it says so. `tls`. `authenticated`: a plugin that implements `mq_smtp_in_authenticate` sets it. `data`: what
-    plugins know about the connection; each keeps to keys of its own. `transport`: its end here, None when it is gone; for
+    plugins know about the connection; each keeps to keys of its own. `forwarded`: what the client says of the one whose mail
+    it forwards, by XFORWARD: a dict with name, addr, port, proto, helo, ident, source, as far as it says so; else None.
+    `transport`: its end here, None when it is gone; for
     native plugins, whose functions reach it.
     """
 
     def __init__(
-        self, id, str peer not None, helo=None, bint tls=False, bint authenticated=False, data=None, transport=None
+        self, id, str peer not None, helo=None, bint tls=False, bint authenticated=False, data=None, transport=None,
+        forwarded=None
     ):
         self.id = id
         self.peer = peer
@@ -32,6 +35,7 @@ cdef class Connection:
         self.authenticated = authenticated
         self.data = {} if data is None else data
         self.transport = transport
+        self.forwarded = forwarded
 
     def __repr__(self):
         return (f"Connection(id={self.id}, peer={self.peer!r}, helo={self.helo!r}, tls={self.tls}, "

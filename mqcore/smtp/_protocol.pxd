@@ -41,12 +41,17 @@ cdef class ServerProtocol:
     cdef bint extended              # it said EHLO
     cdef bint must_secure           # it has to begin TLS first
     cdef bint must_log_in
+    cdef bint lenient
     cdef readonly bint lmtp
     cdef readonly bint secure
     cdef readonly bint authenticated
     cdef readonly bint closed
     cdef readonly bint in_transaction
     cdef readonly str helo
+    cdef readonly dict dsn
+    cdef readonly dict forwarded
+    cdef public bint may_xclient
+    cdef public bint may_xforward
     cdef readonly DataReceiver receiver
 
     # What the host calls
@@ -74,16 +79,19 @@ cdef class ServerProtocol:
     cdef bint collect(self) except -1
     cdef DataReceiver end_message(self)
     cdef object obey(self, str line)
-    cdef object obey_other(self, str line)
+    cdef object obey_other(self, str line, const char *text)
     cdef int greet(self, str name) except -1
     cdef int ehlo(self, str name) except -1
     cdef object mail(self, str line)
     cdef str take_sender(self, str argument)
+    cdef object take_path(self, str argument, str keyword, str refusal)
     cdef int must_be_extended(self) except -1
     cdef object rcpt(self, str line)
     cdef str take_recipient(self, str argument)
     cdef int data(self, str line) except -1
     cdef object starttls(self)
+    cdef object begin_again(self, str argument)
+    cdef int forward(self, str argument) except -1
     cdef object auth(self, str argument)
     cdef bint takes_passwords(self) except -1
     cdef object take_login(self, str line)

@@ -1,4 +1,4 @@
-"""Rule 27 of the mail side: a plugin's module has a stable name, `mqcore_plugins.NAME`."""
+"""A plugin's module has a stable name, `mqcore_plugins.NAME`."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ cdef class SmtpTransaction(Transaction):
 
 cdef class SmtpConnection:
     cdef object host
+    cdef str peer                   # what was said of the client before it was heard; None if nothing
     cdef double timeout
     cdef object hooks
     cdef Hook mailfrom
@@ -54,6 +55,7 @@ cdef class SmtpConnection:
     cdef set dropped                # those for whom a plugin discards what comes; None if there are none
     cdef bint drops                 # a plugin discards what comes in this transaction,
     cdef bint drops_all             # or in this connection
+    cdef dict dsn                   # what the client says of notifications, by recipients; None if nothing
     cdef bytes received             # the message as it came, with our trace, whatever plugins make of it
     cdef double received_at
     cdef Py_ssize_t loops
@@ -90,10 +92,13 @@ cdef class SmtpConnection:
     cdef int note_faults(self) except -1
     cdef int begin_stage(self, payload) except -1
     cdef int discard(self) except -1
+    cdef int introduce(self, unsigned long long number, str peer, helo) except -1
+    cdef int begin_again(self, dict known) except -1
     cdef int start_tls(self) except -1
     cdef int after_login(self, outcome) except -1
     cdef int delay_refusal(self, outcome) except -1
     cdef int mail_from(self, str address) except -1
+    cdef int note_dsn(self) except -1
     cdef int rcpt_to(self, str address) except -1
     cdef int take_message(self, DataReceiver receiver) except -1
     cdef bytes make_trace(self)

@@ -10,7 +10,7 @@ from ..._hook cimport Hook
 from .._mail cimport Connection, Mail, address_in, new_mail
 from .._transaction cimport Transaction
 from ...smtp._data cimport DataReceiver
-from ...smtp._protocol cimport AUTHENTICATE, MAIL_FROM, MESSAGE, NOTHING, RCPT_TO, START_TLS, ServerProtocol
+from ...smtp._protocol cimport AUTHENTICATE, GREETING, MAIL_FROM, MESSAGE, NOTHING, RCPT_TO, START_TLS, ServerProtocol
 from ._trace cimport kind_of
 
 from ... import FAIL
@@ -83,8 +83,9 @@ cdef class SmtpConnection:
     step runs at a time; what the client sends meanwhile waits.
     """
 
-    def __cinit__(self, host not None):
+    def __cinit__(self, host not None, str peer=None):
         self.host = host
+        self.peer = peer
         self.hooks = host.hooks
         self.mailfrom = self.hooks.mailfrom
         self.rcptto = self.hooks.rcptto
@@ -105,21 +106,29 @@ cdef class SmtpConnection:
 
     def connection_made(self, transport):
         self.transport = transport
-        peername = transport.get_extra_info("peername")
-        peer = peername[0] if peername else ""
+        peer = self.peer
+        if peer is None:
+            peername = transport.get_extra_info("peername")
+            peer = peername[0] if peername else ""
         entered = self.host.enter(self, peer)
         if isinstance(entered, Rejection):
             self.is_lost = True
             transport.write(f"{entered}\r\n".encode())
             transport.close()
             return
-        cdef unsigned long long number = entered
         self.resume = self._resume
-        self.info = Connection(number, peer, tls=self.protocol.secure, transport=transport)
-        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, False, 0, 0))
-        self.message = new_mail(b"", {}, self.info, origin)
-        self.run(self.hooks.connect, CONNECT, ())
+        self.protocol.may_xclient, self.protocol.may_xforward = self.host.trusts(peer)
+        self.introduce(entered, peer, None)
         self.proceed()
+
+    cdef int introduce(self, unsigned long long number, str peer, helo) except -1:
+        """This is another client than before."""
+        self.drops_all = False
+        self.info = Connection(number, peer, helo, self.protocol.secure, self.protocol.authenticated, transport=self.transport)
+        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, False, 0, 0,
+                                        None))
+        self.message = new_mail(b"", {}, self.info, origin)
+        return self.run(self.hooks.connect, CONNECT, ())
 
     def data_received(self, bytes data not None):
         cdef ServerProtocol protocol = self.protocol
@@ -336,6 +345,8 @@ cdef class SmtpConnection:
             self.info.helo = self.protocol.helo
             self.info.authenticated = False
             self.run(self.hooks.authenticate, LOGIN, payload)
+        elif due == GREETING:
+            self.begin_again(payload)
         else:
             self.take_message(<DataReceiver?>payload)
         return 0
@@ -349,6 +360,8 @@ cdef class SmtpConnection:
         elif self.stage == RECIPIENT:
             if self.answer(outcome):
                 self.recipients.append(address_in(self.message.known, "recipient") or self.address)
+                if self.protocol.dsn:
+                    self.note_dsn()
         elif self.stage == DATA:
             self.after_data(outcome)
         elif self.stage == LOGIN:
@@ -370,6 +383,18 @@ cdef class SmtpConnection:
         else:
             self.drops_all = True
         return 0
+
+    cdef int begin_again(self, dict known) except -1:
+        """The client speaks for another one, by XCLIENT. For plugins its own connection is over, and that one's begins."""
+        peer = (known["addr"] or "") if "addr" in known else self.info.peer
+        (<Hook?>self.hooks.close).run_one(self.message, (), _forget)
+        entered = self.host.reenter(self, peer)
+        if isinstance(entered, Rejection):
+            code, text = entered
+            self.protocol.give_up(code, text)
+            return 0
+        self.traced_helo = None  # the trace names the peer
+        return self.introduce(entered, peer, known.get("helo"))
 
     cdef int start_tls(self) except -1:
         self.flush()
@@ -430,11 +455,22 @@ cdef class SmtpConnection:
 
     cdef int mail_from(self, str address) except -1:
         self.info.helo = self.protocol.helo
+        self.info.forwarded = self.protocol.forwarded
         self.recipients = []
         self.dropped = None
         self.drops = False
+        self.dsn = None
         self.message.known = {"envelope": address}
+        if self.protocol.dsn:
+            self.message.known["dsn"] = self.protocol.dsn
         return self.run(self.mailfrom, SENDER, (address,))
+
+    cdef int note_dsn(self) except -1:
+        """What the client says of notifications about its last recipient."""
+        if self.dsn is None:
+            self.dsn = {}
+        self.dsn.setdefault(self.recipients[len(self.recipients) - 1], self.protocol.dsn)
+        return 0
 
     cdef int rcpt_to(self, str address) except -1:
         self.address = address
@@ -538,10 +574,12 @@ cdef class SmtpConnection:
         for recipient in self.recipients:
             id = self.names.name(number) if mails else self.id
             origin = tuple.__new__(Origin, (self.received, id, number, envelope, self.received_at, None, None, recipient, None,
-                                            None, False, self.tracer is not None, self.loops, self.hops))
+                                            None, False, self.tracer is not None, self.loops, self.hops, self.protocol.utf8))
             number += 1
             json = copied(known) if mails else known.copy()
             json["recipient"] = recipient
+            if self.dsn is not None and recipient in self.dsn:
+                json["dsn"] = {**json.get("dsn", {}), **self.dsn[recipient]}
             mails.append(new_mail(mime, json, self.info, origin))
         return mails
 
@@ -590,6 +628,10 @@ cdef class SmtpConnection:
         cdef Py_ssize_t more = size - self.reserved
         self.reserved = size
         return more == 0 or self.host.reserve(more)
+
+
+def _forget(message, outcome):
+    """How a step ended that nothing depends on."""
 
 
 cdef inline str stored_as(Mail mail):

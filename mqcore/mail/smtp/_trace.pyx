@@ -20,6 +20,7 @@ cdef enum:
     AUTHENTICATED = 4
     UTF8 = 8
     LONGEST_HELO = 255
+    LONGEST_ADDRESS = 254
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(str text) noexcept
@@ -109,6 +110,8 @@ cdef str protocol_name(int kind, bint lmtp):
 
 cdef bint can_be_written(str address) except -1:
     """Whether it can stand between angle brackets, and nothing in it be taken for anything else."""
+    if len(address) > LONGEST_ADDRESS:
+        return False  # it would make a long line
     return is_plain(address, c"@") or is_safe(address) and not IN_NO_ADDRESS(address)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
+
+from .networks import network_of
 
 LONGEST = 30.0
 """Seconds that a reply waits at most."""
@@ -32,16 +33,3 @@ class FailedLogins:
         if len(self._failures) > MOST_NETWORKS:
             self._failures.popitem(last=False)
         return count
-
-
-def network_of(peer: str) -> str:
-    """Whoever has one address of IPv6 has 64 bits of them, and is counted as one."""
-    try:
-        address = ipaddress.ip_address(peer.partition("%")[0])
-    except ValueError:
-        return peer
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)

@@ -144,6 +144,7 @@ def by_sender(handler: Policy, asked: dict[str, str]) -> None:
     answers = {
         "x7731@example.com": "REJECT not today",
         "lena@example.com": "DEFER_IF_PERMIT",
+        "billing@example.com": "DISCARD",
         "ken@example.com": "REJECT",
     }
     handler.wfile.write(answers.get(asked["sender"], "DUNNO").encode() + b"\n\n")
@@ -174,7 +175,8 @@ def ask(tmp_path: Path, plugin: str, server: Server, *, code: int, **settings: o
 def test_policy(tmp_path):
     with serving(Policy, asked=[], answer=by_sender) as server:
         figures = ask(tmp_path, "40-policy", server, code=1)
-    assert counted(figures) == {"continued": 17, "rejected": 3}
+    discarded = sum(asked["sender"] == "billing@example.com" for asked in server.asked)
+    assert counted(figures) == {"continued": 17 - discarded, "rejected": 3, "discarded": discarded} and discarded
     assert len(server.asked) == 20
     assert server.asked[0]["request"] == "smtpd_access_policy"
     reasons = [json.loads(line) for line in (tmp_path / "failed" / "mqcore.reasons.jsonl").read_text().splitlines()]
@@ -242,6 +244,14 @@ def test_spamd(tmp_path):
         figures = ask(tmp_path, "50-spamd", server, code=1, connections=3)
     assert counted(figures) == {"continued": 19, "rejected": 1}
     assert subjects(tmp_path / "failed") == ["Your account has been LOCKED!!!"]
+    assert all(b"X-Spam-Score: 9.1\n" in mail for mail in read_maildir(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("discard", "what"), [(9.1, "discarded"), (9.2, "rejected")])
+def test_spamd_and_spam_without_doubt(tmp_path, discard, what):
+    with serving(Spamd, status=b"SPAMD/1.1 0 EX_OK") as server:
+        figures = ask(tmp_path, "50-spamd", server, code=int(what == "rejected"), discard=discard)
+    assert counted(figures) == {"continued": 19, what: 1}
 
 
 def test_spamd_that_fails_fails_the_mail(tmp_path):

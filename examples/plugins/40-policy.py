@@ -72,9 +72,10 @@ class Question:
         action, text = match.groups() if match else ("DUNNO", "")
         if action.upper() in ("REJECT", "DEFER", "DEFER_IF_PERMIT"):
             self.message.reject(550 if action.upper() == "REJECT" else 450, text or "refused by policy")
-            self.hold.complete()
-        else:
-            self.hold.continue_()
+        elif action.upper() == "DISCARD":
+            self.message.discard()
+        # Control is given back in any case. Who rejects or discards has decided: the plugins after this one are not called.
+        self.hold.continue_()
 
     def give_up(self, why):
         """A policy server that is down must not stop the mail."""

@@ -1,15 +1,17 @@
 """Ask SpamAssassin's spamd, with asyncio: a hook may be a coroutine, and has the mail until it returns.
 
-Where spamd is must be set in mqcore.toml; without an address this plugin does nothing.
+Spam is rejected, or where there is no doubt accepted and dropped; other mail gets its score on top. Where spamd is must be set
+in mqcore.toml; without an address this plugin does nothing.
 
     [plugins.50-spamd]
     address = "127.0.0.1:783"
     connections = 8
+    discard = 15.0        # the score from which on spam is dropped without a word; left out: none is
 """
 
 import asyncio
-
-import mqcore
+import math
+import re
 
 
 def mq_context_initialize(context):
@@ -21,10 +23,14 @@ async def mq_smtp_in_message(context, message):
     if not address:
         return False
     async with context.data["slots"], asyncio.timeout(20):
-        spam = await ask(*address.rsplit(":", 1), message.mime)
-    if spam:
+        spam, score = await ask(*address.rsplit(":", 1), message.mime)
+    # Who rejects or discards has decided: the plugins after this one are not called.
+    if spam and score >= context.config.get("discard", math.inf):
+        message.discard()
+    elif spam:
         message.reject(550, "this looks like spam")
-        return mqcore.COMPLETE
+    else:
+        message.headers.replace("X-Spam-Score", str(score))  # in place of what the sender says of himself
     return False
 
 
@@ -36,6 +42,7 @@ async def ask(host, port, mime):
     finally:
         writer.close()
     status, *headers = answer.decode().split("\r\n")
-    if not status.endswith("EX_OK"):
+    verdict = re.search(r"^Spam: (\w+) ; (-?[\d.]+)", "\n".join(headers), re.MULTILINE)
+    if not status.endswith("EX_OK") or verdict is None:
         raise RuntimeError(f"spamd says {status!r}")
-    return any(header.startswith("Spam: True") for header in headers)
+    return verdict[1] == "True", float(verdict[2])

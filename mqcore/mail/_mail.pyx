@@ -239,6 +239,8 @@ def copy_rejected(Mail mail not None, dict json not None):
     """What plugins see of a mail that was rejected: the same, with `json` for its own, and its bytes shared."""
     cdef Mail copy = new_mail(mail.content, json, mail.connection, mail.origin)
     copy.spooled = mail.spooled
+    copy.above = mail.above
+    copy.hidden = mail.hidden
     copy.refusal = mail.refusal
     copy.rejected_by = mail.rejected_by
     return copy

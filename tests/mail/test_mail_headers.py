@@ -437,6 +437,25 @@ def test_edited_on_the_way_in_and_out(tmp_path):
         f"X-Out: 1\r\nX-In: {text}\r\nSubject: in {text}\r\n\r\n{body}".encode() for text in ("a@example.org", "same", "same")]
 
 
+@run
+async def test_whoever_is_told_of_a_rejection_sees_the_header_as_it_was_edited():
+    seen = []
+
+    def message(context, mail):
+        mail.headers.replace("Subject", "edited")
+        mail.reject(550, "no")
+
+    def rejected(context, mail):
+        seen.append((mail.headers["Subject"], mail.mime, mail.size))
+
+    async with serving({"10-reject": plugin(message=message, rejected=rejected)}) as it:
+        client = await it.greeted()
+        await client.asks(envelope(1), 3)
+        assert codes([await client.ask(TEXT + b".\r\n")])[0].startswith("550")
+    ((subject, mime, size),) = seen
+    assert subject == "edited" and b"Subject: edited\r\n" in mime and size == len(mime)
+
+
 # No trap (rule 22)
 
 

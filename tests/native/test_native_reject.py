@@ -208,10 +208,42 @@ def test_rejected_while_it_is_held(owner, puppet, after):
     assert outcome is not mqcore.FAIL and mail.rejection == (451, "refused")
 
 
-def test_a_mail_is_rejected(owner, puppet):
-    mail = Mail(b"x")
-    look(owner, puppet, mail, lambda connection, _: mq.MQ_reject(connection, 550, "wäre nötig".encode()))
-    assert mail.rejection == (550, "wäre nötig")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("behind", ["native", "python"])
+def test_a_mail_is_rejected(owner, puppet, after, way, behind):
+    """That decides, when control goes back, however it does: nobody else is called, and what is said later changes nothing."""
+
+    def step(context, connection, message):
+        mq.MQ_reject(connection, 550, "wäre nötig".encode())
+        mq.MQ_reject(connection, 450, b"later")
+        return bool(WAYS[way](puppet, context, connection))
+
+    puppet.step = step
+    if behind == "native":
+        dispatcher = start(owner, [puppet, after])
+    else:
+        dispatcher = start(owner, [puppet], {"30-after": lambda context, message: after.calls.append(message)})
+    for mail in (Mail(b"x"), Mail(b"y")):
+        assert steps(owner, dispatcher, mail) == [(mqcore.COMPLETE, None)]
+        assert mail.rejection == (550, "wäre nötig") and mail.rejected_by == "20-puppet"
+    assert after.calls == [] and refused(dispatcher) == 0
+
+
+def test_mails_of_which_some_are_rejected(owner, puppet, after):
+    """With run_many, where the hooks are called without the GIL."""
+
+    def step(context, connection, message):
+        calls.append(0)
+        if len(calls) % 3 == 0:
+            mq.MQ_reject(connection, 550, b"no")
+        return False
+
+    calls = []
+    puppet.step = step
+    mails = [Mail(b"x") for _ in range(100)]
+    outcomes = start(owner, [puppet, after]).hook("mq_step").run_many(mails)
+    assert outcomes == [mqcore.COMPLETE if mail.rejection else mqcore.CONTINUE for mail in mails]
+    assert sum(mail.rejection is not None for mail in mails) == 33 and len(after.calls) == 67
 
 
 @pytest.mark.parametrize(("code", "text"), [(250, b"fine"), (-1, b"x"), (550, b"two\r\nlines")])

@@ -198,8 +198,9 @@ const char *MQ_helo(MQ_Connection *connection);
 const char *MQ_peer(MQ_Connection *connection);
 
 /* Refuse what the hook is about, with an SMTP reply: a code from 400 to 599 and a text in one line. This gives nothing back: the
- * plugin does that as ever, or its hook returns false. Where it cannot be refused so (a message of no mail server, another
- * code), the step fails when the plugin is done with it. Not MailerQ's. */
+ * plugin does that as ever, or its hook returns false; but then no other plugin is called, and the first rejection stands.
+ * Where it cannot be refused so (a message of no mail server, another code), the step fails when the plugin is done with it.
+ * Not MailerQ's. */
 void MQ_reject(MQ_Connection *connection, int code, const char *text);
 
 /* The sender and the recipient of a message; NULL where there is none, or ignored. Setters change the JSON of an incoming

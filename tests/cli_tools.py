@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from mail_tools import report, start
+from mail_tools import NO_PLUGINS, report, start
 
 TEXT = b"Subject: hello\r\n\r\nhello\r\n..\r\n"
 
@@ -24,6 +24,8 @@ class Server:
         self.process = process
         self.code = code
         line = process.stderr.readline()
+        if line == NO_PLUGINS:
+            line = process.stderr.readline()
         if not line.startswith("mqcore: listening on "):
             process.kill()
             pytest.fail(line + process.stderr.read())

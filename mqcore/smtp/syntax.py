@@ -32,6 +32,13 @@ _LONGEST_TEXT = 500
 
 MAIL_DSN = ("RET", "ENVID")
 RCPT_DSN = ("NOTIFY", "ORCPT")
+_ALWAYS = ("SIZE", "BODY", "SMTPUTF8")
+_KNOWN = {
+    (auth, dsn): (*_ALWAYS, *(("AUTH",) if auth else ()), *(MAIL_DSN if dsn else ()))
+    for auth in (False, True)
+    for dsn in (False, True)
+}
+"""The parameters of MAIL, by whether AUTH and DSN are among them."""
 _XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})"
 _CLEAN = r"(?!.*\+0[0AD])"
 """What stands for a NUL, a CR or a LF would be one in a notification."""
@@ -62,11 +69,7 @@ def parse_mail(text: str, *, auth: bool, dsn: bool = False, lenient: bool = Fals
     """The parameters of MAIL; AUTH and those of DSN only where that is offered. Raises ReplyError for what is no parameter.
 
     If this is `lenient`, they are in any case, and of what is given twice the last counts."""
-    known = ["SIZE", "BODY", "SMTPUTF8"]
-    if auth or lenient:
-        known.append("AUTH")
-    if dsn or lenient:
-        known += MAIL_DSN
+    known = _KNOWN[auth or lenient, dsn or lenient]
     values = _split(text, known, lenient=lenient)
     size = values.get("SIZE", "0")
     if size is None or not (size.isascii() and size.isdecimal() and len(size) <= 20):
@@ -76,7 +79,7 @@ def parse_mail(text: str, *, auth: bool, dsn: bool = False, lenient: bool = Fals
         raise ReplyError("501 5.5.4 BODY takes 7BIT or 8BITMIME")
     if values.get("SMTPUTF8") is not None:
         raise ReplyError("501 5.5.4 SMTPUTF8 takes no value")
-    return Parameters(int(size), "SMTPUTF8" in values, _check_dsn(values, MAIL_DSN))
+    return Parameters(int(size), "SMTPUTF8" in values, _check_dsn(values, MAIL_DSN) if dsn or lenient else None)
 
 
 def parse_rcpt(text: str, *, dsn: bool = False, lenient: bool = False) -> dict[str, str]:

@@ -64,9 +64,11 @@ async def test_a_balancer_that_names_nobody(text):
     async with serving({"10-seen": seen}, proxy_from=LOCAL) as it:
         client = await it.connect()
         client.send(text)
+        refusals = it.gateway.refusals.counts
         if text == PROXY[:20]:
             client.half_close()
         assert await client.is_closed()
+        assert dict(refusals) == {("proxy", 421): 1}
     assert seen.told == []
 
 
@@ -162,6 +164,14 @@ async def test_limits_count_the_real_clients(tls):
         for writer, _ in clients:
             writer.transport.abort()
         await it.until(lambda: not it.server._from_network)
+
+
+@run
+async def test_a_stranger_who_is_one_too_many_is_told_so():
+    async with serving(proxy_from=STRANGE, max_connections=1) as it:
+        await it.greeted()
+        client = await it.connect()
+        assert (await client.reply()).startswith("421 4.3.2 too many connections")
 
 
 @run

@@ -104,12 +104,12 @@ def trusted(monkeypatch):
 @pytest.mark.parametrize("where", ["file", "env"])
 def test_delivered_by_a_submission_server(mechanisms, where, monkeypatch, to, tmp_path):
     mbox = write_mbox(tmp_path / "mbox", 30)
-    file = credentials(tmp_path, "alice", "s3cret") if where == "file" else "env"
+    how = ("--credentials", credentials(tmp_path, "alice", "s3cret")) if where == "file" else ("--credentials-env",)
     if where == "env":
         monkeypatch.setenv("MQCORE_LOGIN", "alice")
         monkeypatch.setenv("MQCORE_PASSWORD", "s3cret")
     with serve("--to", f"maildir:{tmp_path}/in") as relay, submission(relay.port, mechanisms=mechanisms) as url:
-        figures = move(f"mbox:{mbox}", url, "--credentials", file, *to)
+        figures = move(f"mbox:{mbox}", url, *how, *to)
     assert counted(figures) == {"continued": 30}
     assert len(read_maildir(tmp_path / "in")) == 30
 
@@ -121,7 +121,7 @@ def test_a_wrong_password_keeps_the_mails(to, tmp_path):
     with serve("--to", f"maildir:{tmp_path}/in") as relay, submission(relay.port) as url:
         result = run("run", "--from", f"mbox:{mbox}", "--to", url, *options)
         assert result.returncode == 4
-        assert re.search(r"cannot reach smtp://\S+: it does not take the --credentials of 'alice': 535 ", result.stderr)
+        assert re.search(r"cannot reach smtp://\S+: it does not take the credentials of 'alice': 535 ", result.stderr)
         assert "wrong" not in result.stderr.replace("wrong password", "")
         assert read_maildir(tmp_path / "in") == read_maildir(tmp_path / "failed") == []
         credentials(tmp_path, "alice", "s3cret")
@@ -140,7 +140,7 @@ def test_a_client_is_told_to_come_again(tmp_path):
         client.mail("a@example.org")
         client.rcpt("b@example.org")
         code, said = client.data("Subject: x\r\n\r\nx\r\n")
-        assert code == 451 and b"--credentials of 'alice': 535" in said
+        assert code == 451 and b"the credentials of 'alice': 535" in said
 
 
 @pytest.mark.parametrize("level", [(), ("--tls-out", "require")])

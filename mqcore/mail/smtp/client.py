@@ -160,10 +160,10 @@ class Client(asyncio.Protocol):
         """Raises Unreachable, and the connection is closed then: mails are kept, as it is no fault of theirs."""
         try:
             if not {"PLAIN", "LOGIN"} & set(self._protocol.extensions.get("AUTH", "").upper().split()):
-                raise Unreachable("it offers neither AUTH PLAIN nor LOGIN, but there are --credentials for it", final=True)
+                raise Unreachable("it offers neither AUTH PLAIN nor LOGIN, but there are credentials for it", final=True)
             reply = await self._ask(lambda: self._protocol.login(*credentials))
             if not reply.is_positive:
-                raise Unreachable(f"it does not take the --credentials of {credentials.login!a}: {reply}", final=reply.is_final)
+                raise Unreachable(f"it does not take the credentials of {credentials.login!a}: {reply}", final=reply.is_final)
         except BaseException as error:
             self.close()
             if isinstance(error, Lost):

@@ -169,7 +169,8 @@ class SmtpServer:
         peer = address[0] if address else ""
         is_proxy = peer in self._proxies
         network = "" if is_proxy or not self.implicit_tls else self._network_of(peer)
-        if self._find_excess(network, len(self._handshakes), peer) is None:
+        is_said_later = not (is_proxy or self.implicit_tls)  # that there are too many
+        if is_said_later or self._find_excess(network, len(self._handshakes), peer) is None:
             begin = self._hear_proxy(client, peer) if is_proxy else self._shake_hands(client, peer)
             handshake = self.loop.create_task(begin)
             self._handshakes[handshake] = network
@@ -185,7 +186,7 @@ class SmtpServer:
         try:
             said = await read_header(self.loop, client)
         except (ProxyError, OSError) as error:
-            log.warning("%s should have sent a header of the PROXY protocol: %s", peer, error)
+            self.gateway.refusals.note("proxy", 421, f"4.7.0 no header of the PROXY protocol: {error}", client=peer)
             return False
         if said is None:
             return False

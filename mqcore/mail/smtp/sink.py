@@ -18,7 +18,7 @@ from ..errors import SinkError, describe
 from ..files import append, sync_folder
 from ..threads import in_thread
 from ..verdicts import Verdict
-from .credentials import CREDENTIALS, Credentials, read_credentials
+from .credentials import CREDENTIALS, Credentials, check_credentials, find_credentials
 from .hostname import check_hostname, choose_hostname
 from .source import HOSTNAME, LENIENT, split_host
 from .upstream import Upstream
@@ -53,7 +53,7 @@ class SmtpSink(Sink):
         ),
         HOSTNAME,
         LENIENT,
-        CREDENTIALS,
+        *CREDENTIALS,
     )
     implicit_tls = False
     lmtp = False
@@ -66,10 +66,7 @@ class SmtpSink(Sink):
             raise ValueError(f"--tls-out is for --to {cls.scheme}://HOST:PORT; a socket on this machine needs no TLS")
         if "hostname" in given:
             check_hostname(given["hostname"])
-        if "credentials" in given and path.startswith("unix:"):
-            raise ValueError(f"--credentials is for --to {cls.scheme}://HOST:PORT; they are sent under TLS only")
-        if "credentials" in given and given.get("tls_out") in ("may", "none"):
-            raise ValueError("--credentials are sent under TLS only; with them --tls-out is verify (the default) or require")
+        check_credentials(path, given, cls.scheme)
 
     @classmethod
     def open(cls, path: str, source: Source, **options: Any) -> Self:
@@ -84,12 +81,13 @@ class SmtpSink(Sink):
         hostname: str | None = None,
         lenient: bool = False,
         credentials: str | None = None,
+        credentials_env: bool = False,
     ) -> None:
         """`path` is `//HOST:PORT` or `unix:PATH`; `source` is where the mailbox lies that mails come from.
 
         With `tls_out`, STARTTLS is used `may`be (where it is offered and works), is a must (`require`), also with a
-        certificate that the system trusts (`verify`), or is not used (`none`). With `credentials`, a file or `env`, it is
-        `verify` unless it is `require`; without them `may`. `lenient`: what no RFC allows is sent as it is;
+        certificate that the system trusts (`verify`), or is not used (`none`). With `credentials`, a file, or those of the
+        environment, it is `verify` unless it is `require`; without them `may`. `lenient`: what no RFC allows is sent as it is;
         a source that is lenient makes its sink so.
         """
         self.lenient = lenient
@@ -102,7 +100,7 @@ class SmtpSink(Sink):
         self._delivered: set[bytes] = set()
         self._partly: dict[str, set[str]] = {}
         self._fd = -1
-        login = None if credentials is None else read_credentials(credentials)
+        login = find_credentials(credentials, env=credentials_env)
         self.upstream = self._find_upstream(tls_out or ("may" if login is None else "verify"), name, login)
         if self.record is not None:
             try:
@@ -229,7 +227,7 @@ class SmtpsSink(SmtpSink):
 
     implicit_tls = True
     scheme = "smtps"
-    options = (HOSTNAME, LENIENT, CREDENTIALS)
+    options = (HOSTNAME, LENIENT, *CREDENTIALS)
 
 
 class LmtpSink(SmtpSink):
@@ -237,4 +235,4 @@ class LmtpSink(SmtpSink):
 
     lmtp = True
     scheme = "lmtp"
-    options = tuple(option for option in SmtpSink.options if option is not CREDENTIALS)
+    options = tuple(option for option in SmtpSink.options if option not in CREDENTIALS)

@@ -202,7 +202,7 @@ async def test_only_an_address_that_is_nothing_else_is_named(address, is_there):
 async def test_the_limit_for_a_message_is_for_what_the_client_sends(more, said):
     async with serving() as it:
         await it.until(lambda: it.server)
-        it.server.service = replace(it.server.service, max_message=len(TEXT))
+        it.server._service = replace(it.server._service, max_message=len(TEXT))
         client = await it.opened()
         client.send(b"x" * more + TEXT + b".\r\n")
         assert (await client.reply()).startswith(said)

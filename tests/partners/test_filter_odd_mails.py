@@ -33,8 +33,9 @@ class Servers(NamedTuple):
     filtered: int
 
 
-@pytest.fixture
-def servers(tmp_path: Path) -> Iterator[Servers]:
+@pytest.fixture(params=["yes", "no"])
+def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Servers]:
+    """With `smtputf8_enable = no`, Postfix takes addresses of any bytes."""
     alone, back = free_port(), free_port()
     with (
         serve("--to", f"smtp://127.0.0.1:{back}", "--failed", f"maildir:{tmp_path}/failed", "--lenient") as filter,
@@ -42,6 +43,7 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
             tmp_path / "postfix",
             master=SERVER.format(plain=alone, back=back),
             default_transport="discard:",
+            smtputf8_enable=request.param,
             smtpd_hard_error_limit="100000",
             smtpd_soft_error_limit="100000",
         ) as postfix,

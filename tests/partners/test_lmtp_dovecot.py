@@ -70,6 +70,19 @@ def test_from_a_client(server, tmp_path):
     assert counted(it.figures) == {"continued": 2, "rejected": 5}
 
 
+def test_a_nul_arrives_as_it_is(server, tmp_path):
+    """With `--lenient`, as Dovecot has no BINARYMIME; without, it is refused."""
+    text = TEXT + b"a NUL \0 here\r\n.\r\n"
+    (tmp_path / "in" / "new").mkdir(parents=True)
+    (tmp_path / "in" / "new" / "1").write_bytes(text)
+    plugins = to(tmp_path / "plugins", "alice")
+    write_plugin(plugins, "20-from", 'def mq_smtp_out_data(context, message): message.envelope = ""\n')
+    assert counted(move(f"maildir:{tmp_path}/in", server.unix, "--plugins", plugins, code=1)) == {"rejected": 1}
+    assert server.mails("alice") == []
+    assert counted(move(f"maildir:{tmp_path}/in", server.unix, "--plugins", plugins, "--lenient")) == {"continued": 1}
+    assert [mail.replace(b"\r\n", b"\n") for mail in server.mails("alice")] == [text.replace(b"\r\n", b"\n")]
+
+
 def test_every_real_mail(server, tmp_path):
     mails = [mail for _, mail in real_mails()]
     (tmp_path / "in" / "new").mkdir(parents=True)

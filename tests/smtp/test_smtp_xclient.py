@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,3 +93,25 @@ def test_addresses_are_written_as_postfix_has_them():
         b"XFORWARD NAME=[UNAVAILABLE] ADDR=IPV6:2001:db8::7\r\n"
     ]
     assert xclient.write({"addr": "192.0.2.7"}, ["NAME"]) == []
+
+
+LINES = st.sampled_from(
+    [
+        *(EHLO, MAIL, RCPT, b"DATA\r\n", b".\r\n", b"RSET\r\n", b"QUIT\r\n", b"XCLIENT\r\n", b"XFORWARD HELO=a+0Ab\r\n"),
+        *(b"XCLIENT ADDR=192.0.2.7\r\n", b"XCLIENT LOGIN=a NAME=[TEMPUNAVAIL]\r\n", b"XFORWARD ADDR=192.0.2.7 IDENT=+\r\n"),
+        *(b"XFORWARD NAME=x\r\n", b"xclient addr=IPV6:::1\r\n", b"XCLIENT \xff=\r\n", b"XCLIENT ADDR=" + b"9" * 5000 + b"\r\n"),
+    ]
+)
+
+
+@given(st.lists(LINES, max_size=30).map(b"".join), st.lists(st.integers(0, 500), max_size=4))
+def test_in_any_order_and_in_whatever_pieces(script, cuts):
+    """The same comes of it, and no mail is taken without EHLO since the last XCLIENT."""
+    whole, parts = talk(xclient=True, xforward=True), talk(xclient=True, xforward=True)
+    whole.say(script)
+    places = [0, *sorted(cuts), len(script)]
+    for start, end in itertools.pairwise(places):
+        if not parts.protocol.closed:
+            parts.say(script[start:end])
+    assert (whole.events, whole.out, whole.protocol.closed) == (parts.events, parts.out, parts.protocol.closed)
+    assert whole.out.count(b"220 ") == 1 + sum(isinstance(event, XClient) for event in whole.events)

@@ -84,6 +84,8 @@ GOALS = {
     "100 mails a connection, pipelined, processor time": Goal("aiosmtpd", 1 / 8, room=1.4),
     "1 mail a connection, processor time": Goal("aiosmtpd", 1 / 8, room=1.8),
     "run_many, 10 native plugins": Goal("floor", 1.5, room=1.3),
+    **{f"get, {size}": Goal("email", 1 / 5) for size in ("4 KB", "1 MB")},
+    **{f"add on top, {size}": Goal("email", 1 / 20) for size in ("4 KB", "1 MB")},
     "hold, give back from a native timer": Goal(plus=300, room=2.0),
     "10 native plugins hold, in two threads": Goal("one thread", 1 / 1.8, room=1.5),
     "10 native plugins compute, in two threads": Goal("one thread", 1 / 1.8, room=1.5),

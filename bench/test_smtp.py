@@ -159,7 +159,7 @@ def test_receive_by_lmtp(benchmark: Any, report: Callable[..., None], served: Se
 
 
 def test_latency(benchmark: Any, report: Callable[..., None], served: Served, *, short: bool) -> None:
-    """Of a whole mail, when they come at half of the rate of which the command is capable. One plugin more holds each for 5 ms."""
+    """Of a whole mail, at half of the rate of which the command is capable. One plugin more holds each for 5 ms."""
     load = build_program("smtp_load")
     port, _ = served("mqcore")
     start = time.perf_counter()

@@ -24,7 +24,7 @@ from ._holds cimport HoldTable, count_given
 from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TIMED_OUT, TOO_MANY_RETRIES, TO_CANCEL,
     TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide, drop_later,
-    end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised)
+    end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised, unless_skipping)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
@@ -141,7 +141,8 @@ cdef int advance(Runner runner, Message message, Chain chain, Entry *entry, Drop
                 result = call_timed(runner, entry, arguments, count)
             else:
                 result = call_function(entry.function, arguments, count)
-            if (result == Py_False or result == Py_None) and message.decision == UNDECIDED and message.token == NULL:
+            if ((result == Py_False or result == Py_None) and message.decision | message.skipping == UNDECIDED
+                    and message.token == NULL):
                 Py_DECREF(<object>result)
                 entry += 1
                 continue
@@ -203,6 +204,7 @@ cdef void resume(Runner runner, Message message) noexcept:
 
 cdef int proceed(Runner runner, Message message, Chain chain, int decision, Drops *drops) noexcept:
     """Go on as the plugin at message.entry has it: how the step ends, or UNDECIDED when it is suspended."""
+    decision = unless_skipping(message, decision)
     if decision == TO_CONTINUE:
         message.decision = UNDECIDED
         return advance(runner, message, chain, message.entry + 1, drops)
@@ -275,7 +277,7 @@ cdef int leave_hook(Runner runner, Message message, int decision, Drops *drops) 
         if message.decision == TO_CANCEL:
             return TO_CANCEL
     message.decision = UNDECIDED
-    return decision
+    return unless_skipping(message, decision)
 
 
 cdef int resolve_early(Message message, object value, int meaning, int early) except -1:
@@ -380,6 +382,7 @@ cdef PyObject *finish(Runner runner, Message message, int decision, Drops *drops
     move(&runner.holds.lists, message, RUNNING, IDLE)
     message.entry = NULL
     message.decision = UNDECIDED
+    message.skipping = False
     return outcome
 
 
@@ -492,16 +495,18 @@ cdef bint timeout_phase(void *owner) noexcept:
 cdef bint goes_on_in_time(Runner runner, Message message) noexcept:
     """A native plugin gave it back, and the dispatcher has not come to that yet: it is not too late. RUNNING -> QUEUED."""
     cdef int decision = UNDECIDED
+    cdef Drops drops
+    no_drops(&drops)
     if message.beside.native != NULL:
-        decision = (<NativeSide>runner.holds.lists.native).claim(message.beside.native)
+        decision = (<NativeSide>runner.holds.lists.native).claim(message, &drops)
     if decision == UNDECIDED:
         return False
-    message.beside.native = NULL
     message.strong = False  # its reference is the queue's now
     message.decision = decision
     count_given(message.entry.counters, decision)
     move(&runner.holds.lists, message, RUNNING, QUEUED)
     runner.reactor.request_tick()
+    flush(&drops, runner.reactor)
     return True
 
 

@@ -153,6 +153,7 @@ cdef class Message:
     cdef uint64_t since             # when the hold began, in ns of uv_hrtime(); 0: how long it was is counted
     cdef uint8_t state              # State
     cdef uint8_t decision           # Decision
+    cdef uint8_t skipping           # bool: in this step, whoever goes on with continue or retry means complete
     cdef uint8_t reason             # Reason; then `failure` is the CounterRow of plugin and hook, or None
     cdef uint8_t by_token           # bool: the hook returned its Hold: nobody else can give back
     cdef uint8_t strong             # bool: the hold has a reference, as the finalizer cannot be trusted
@@ -171,6 +172,7 @@ cdef class Message:
     cdef void track(self) noexcept
     cdef void fail(self, object error, Drops *drops) noexcept
     cdef void fail_for(self, int reason, PyObject *row, Drops *drops) noexcept
+    cdef PyObject *current_plugin(self) noexcept
 
 cdef class HoldBase(Lifetime):
     """The base of Hold: refers to its message; the live token of it until it is over."""
@@ -186,7 +188,7 @@ cdef class NativeSide:
     cdef Py_ssize_t run_many(
         self, object chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept
     cdef void hold_ended(self, void *native) noexcept
-    cdef int claim(self, void *native) noexcept
+    cdef int claim(self, Message message, Drops *drops) noexcept
     cdef void close(self) noexcept
 
 # ---------------------------------------------------------------------------------------------------------------- Drops
@@ -230,6 +232,12 @@ cdef void end_hold(Message message, Drops *drops) noexcept
 cdef void end_token(Message message, Drops *drops) noexcept
 cdef bint finalizer_is_trusted(Message message) noexcept
 cdef void abandon(Message message) noexcept
+
+cdef inline int unless_skipping(Message message, int decision) noexcept nogil:
+    """What becomes of a decision: where `skip_others` was called, continue and retry are complete."""
+    if message.skipping and (decision == TO_CONTINUE or decision == TO_RETRY):
+        return TO_COMPLETE
+    return decision
 
 # --------------------------------------------------------------------------------------------------------------- States
 

@@ -163,6 +163,25 @@ cdef class Message:
         self.failure = <object>row
         self.reason = reason
 
+    cdef PyObject *current_plugin(self) noexcept:
+        """The name of the plugin that is being called, or has the message, or gave it back last; NULL when it is in no step."""
+        cdef Entry *entry = self.entry
+        return NULL if entry == NULL or self.state == IDLE else entry.plugin
+
+    def skip_others(self):
+        """Let the step that the message is in end with the plugin that has it now: when that one says that it is done, by what
+        it returns or by giving back, continue and retry are the same as complete. Failing stays failing.
+
+        For a subclass whose plugins may decide about the message, as `Mail.reject` does; native plugins reach it by what is
+        registered in `mqcore.native.accessors`. Any thread. Nothing happens when the message is in no step.
+        """
+        cdef Entry *entry = self.entry
+        if self.current_plugin() == NULL:
+            return
+        self.skipping = True
+        if (<Reactor>entry.lists.reactor).thread == PyThread_get_thread_ident():
+            entry.lists.fast_path_off = True  # a chain of native hooks that is being called looks at it
+
     @property
     def error(self):
         """None, or the exception with which the last step failed."""
@@ -227,9 +246,9 @@ cdef class NativeSide:
     cdef void hold_ended(self, void *native) noexcept:
         """The core ends a native plugin's hold, however it came to that: `native` is what stood for it. Any thread."""
 
-    cdef int claim(self, void *native) noexcept:
-        """If a native plugin has given control back, and the message has not gone on yet: the decision, by which it is for the
-        caller to go on, and the hold is over. Else UNDECIDED."""
+    cdef int claim(self, Message message, Drops *drops) noexcept:
+        """Of a message that a native plugin has, and that is RUNNING: if the plugin has given control back, the decision, by
+        which it is for the caller to go on. Else UNDECIDED."""
         return UNDECIDED
 
     cdef void close(self) noexcept:

@@ -86,10 +86,11 @@ MAILERQ_HOOKS: list[HookSpec] = [
     HookSpec("mq_smtp_in_data", "mime"),
     HookSpec("mq_smtp_in_message"),
     HookSpec("mq_smtp_in_close"),
+    HookSpec("mq_smtp_in_rejected"),
     HookSpec("mq_smtp_out_data"),
     HookSpec("mq_smtp_out_sent"),
 ]
-"""MailerQ's hooks, which `Plugins` takes unless told otherwise."""
+"""MailerQ's hooks, and `mq_smtp_in_rejected`, which is ours. `Plugins` takes these unless told otherwise."""
 
 
 _MAILERQ_NAMES = frozenset(spec.name for spec in MAILERQ_HOOKS)

@@ -44,6 +44,10 @@ class Message:
         step = self._step
         return step.context.plugin.name if step and step.state is HELD else None
 
+    def skip_others(self) -> None:
+        if self._step and self._step.context:
+            self._step.skipping = True  # rule 5
+
     def __del__(self) -> None:
         self._finalized = True
         if self._step and self._step.state is HELD:  # rule 12: only queue; the object lives until the step has failed
@@ -67,6 +71,7 @@ class Step:
         self.hold: Any = None  # a weak reference to the Hold of that control, if one was asked for
         self.early: tuple[Any, Any] | None = None  # rule 7: what was given back before the hook returned
         self.doom: BaseException | None = None  # cancelled or closed while a hook ran
+        self.skipping = False  # rule 5: continue and retry are the same as complete
         self.coroutine: Any = None
         self.due: float | None = None
         message._step = self  # in a step from now on
@@ -224,6 +229,8 @@ class Dispatcher:
         """Carry out what a plugin decided, then call plugins until one has the message or the step has an outcome."""
         step.state = RUNNING
         while True:
+            if step.skipping and (kind is CONTINUE or kind is RETRY):
+                kind = COMPLETE
             if kind is FAIL:
                 return self._end(step, FAIL, error)
             if kind is COMPLETE:

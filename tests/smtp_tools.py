@@ -256,7 +256,7 @@ async def serving(
             gateway.stop()
             await it.leave()
         counts = (await running).counts
-        ends = (counts.continued, counts.completed, counts.failed, counts.rejected, counts.unfinished)
+        ends = (counts.continued, counts.completed, counts.failed, counts.rejected, counts.discarded, counts.unfinished)
         assert counts.read == sum(ends), counts
         assert counts.stored == len(stored.mails) or sink is not stored
         assert it.server._reserved == gateway.in_flight == gateway.bytes == 0

@@ -36,7 +36,7 @@ class Question:
             "protocol_state": "END-OF-MESSAGE",
             "sender": message.envelope or "",
             "recipient": message.recipient or "",
-            "size": len(message.mime),
+            "size": message.size,
         }
         self.out = "".join(f"{name}={value}\n" for name, value in attributes.items()).encode() + b"\n"
         self.answer = b""

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from .. import PluginError
+from ..mail import refusals
 from ..mail.errors import SinkError, SourceError
 from ..mail.report import BAD_PLUGIN, UNREACHABLE
 from . import check, include, order, run
-from .output import StandardError, complain, drop, open_standard_files
+from .output import OneLine, StandardError, complain, drop, open_standard_files
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -22,9 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     open_standard_files()
     options = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[StandardError()]
-    )
+    handler = StandardError()
+    handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    refusals.log.setLevel(logging.INFO)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         code = command(options)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 from typing import TYPE_CHECKING
 
-from .. import PluginError
+import uvloop
+
+from .. import Dispatcher, PluginError, Plugins
 from ..mail.report import BAD_PLUGIN, OK
 from .output import complain
-from .plugins import load, loading
+from .plugins import load, loading, printing_to_standard_error, tell_what_is_missing
 
 if TYPE_CHECKING:
     from . import Commands
@@ -16,21 +19,40 @@ if TYPE_CHECKING:
 
 def add_to(commands: Commands) -> None:
     check = commands.add_parser("check", parents=[loading()], help="load plugins and say what is wrong with them")
-    check.add_argument("paths", metavar="PLUGIN", nargs="+", help="file, package, or directory of plugins")
-    check.set_defaults(command=check_plugins)
+    check.add_argument("paths", metavar="PLUGIN", nargs="*", help="file, package, or directory of plugins")
+    check.set_defaults(command=check_plugins, parser=check)
 
 
 def check_plugins(options: argparse.Namespace) -> int:
+    if not options.paths and not options.entry_points:
+        options.parser.error("which plugins? Give paths, or --entry-points")
     code = OK
-    with load(options) as plugins:
+    with printing_to_standard_error(), load(options) as plugins:
         for path in options.paths:
-            before = {plugin.name for plugin in plugins}
             try:
                 plugins.load(path)
             except PluginError as error:
                 code = complain(error, BAD_PLUGIN)
-                continue
-            for plugin in plugins:
-                if plugin.name not in before:
-                    print(f"{plugin.name}: {', '.join(plugin.hooks) or 'no hooks'}")
+        if not code or len(plugins):
+            tell_what_is_missing(options, plugins, [] if code else options.paths)
+        code = _begin(plugins) or code
+        lines = [f"{plugin.name}: {', '.join(plugin.hooks) or 'no hooks'}" for plugin in plugins]
+    for line in lines:
+        print(line)
     return code
+
+
+def _begin(plugins: Plugins) -> int:
+    """Run `mq_context_initialize` of each; those that fail are taken out."""
+    code = OK
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        while True:
+            try:
+                Dispatcher(plugins, runner.get_loop()).close()
+            except PluginError as error:
+                code = complain(error, BAD_PLUGIN)
+                if not any(plugin.name == error.plugin for plugin in plugins):
+                    return code
+                plugins.remove(str(error.plugin))
+            else:
+                return code

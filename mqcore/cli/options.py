@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +42,9 @@ def options_for(options: argparse.Namespace, *places: Location[Any]) -> list[dic
             given[_attribute(option)] = value
             if not any(option in place.kind.options for place in places):
                 options.parser.error(f"--{option.name} is for {' and '.join(filter(None, (', '.join(kinds[:-1]), kinds[-1])))}")
+    for option in options_of_places():
+        if option.metavar == "FILE" and _attribute(option) in given:
+            given[_attribute(option)] = os.path.abspath(given[_attribute(option)])  # a plugin may change the current directory
     chosen = []
     for place in places:
         names = map(_attribute, place.kind.options)

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..mail.report import OK
-from .plugins import choosing, load
+from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 
 if TYPE_CHECKING:
     from . import Commands
@@ -18,11 +18,13 @@ def add_to(commands: Commands) -> None:
 
 
 def print_order(options: argparse.Namespace) -> int:
-    with load(options, *options.plugins) as plugins:
-        paths = {plugin.name: plugin.path for plugin in plugins}
+    lines = []
+    with printing_to_standard_error(), load(options, *options.plugins) as plugins:
+        tell_what_is_missing(options, plugins, options.plugins)
+        paths = {plugin.name: plugin.path or "an entry point" for plugin in plugins}
         for hook in plugins.hooks:
             if names := plugins.order(hook):
-                print(hook)
-                for name in names:
-                    print(f"    {name}  ({paths[name]})")
+                lines += [hook, *(f"    {name}  ({paths[name]})" for name in names)]
+    for line in lines:
+        print(line)
     return OK

@@ -8,11 +8,28 @@ import sys
 import time
 from collections import Counter
 
+from ..mail import refusals
+
+
+class OneLine(logging.Formatter):
+    """Whoever chose a part of the text, as clients do, cannot make it look like two lines, or change a terminal: all lines but
+    the first are indented, and what does not print is escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n  ".join(map(_printable, super().format(record).split("\n")))
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
 
 class StandardError(logging.Handler):
     """Writes what each logger says to standard error, up to a limit: a million mails may fail in the same way.
 
-    The limit is for some time only, as a server may run for months.
+    The limit is for some time only, as a server may run for months. Refusals have a limit of their own.
+
     """
 
     LIMIT = 100
@@ -28,7 +45,7 @@ class StandardError(logging.Handler):
             self._since = time.monotonic()
             self._said.clear()
         self._said[record.name] += 1
-        if self._said[record.name] <= self.LIMIT:
+        if self._said[record.name] <= self.LIMIT or record.name == refusals.log.name:
             say(self.format(record))
         elif self._said[record.name] == self.LIMIT + 1:
             say(f"{record.name} said {self.LIMIT} things, and is silent for a while; what failed is counted at the end")

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator
 
 from .. import Plugins
+from ..mail.report import OK
+from ..plugins._checks import is_inside
+from .options import TABLE as RUN_TABLE
+from .output import complain
 
 
 def loading() -> argparse.ArgumentParser:
@@ -12,6 +22,7 @@ def loading() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", metavar="FILE", help="TOML file with a table for each plugin")
     parser.add_argument("--trust-writable", action="store_true", help="load plugins that everyone may write to")
+    parser.add_argument("--entry-points", action="store_true", help="load the plugins of installed packages")
     return parser
 
 
@@ -29,4 +40,62 @@ def choosing() -> argparse.ArgumentParser:
 
 
 def load(options: argparse.Namespace, *paths: str) -> Plugins:
-    return Plugins(*paths, config=options.config, trust_writable=options.trust_writable)
+    plugins = Plugins(*paths, config=options.config, trust_writable=options.trust_writable)
+    try:
+        if options.entry_points:
+            plugins.load_entry_points()
+    except BaseException:
+        plugins.close()
+        raise
+    return plugins
+
+
+def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: Iterable[str]) -> None:
+    """Say what is likely to be a mistake: no plugins, and tables of the file for which there is none."""
+    if not len(plugins):
+        complain("there are no plugins", OK)
+    else:
+        for path in paths:
+            if not any(plugin.path and is_inside(plugin.path, os.path.abspath(path)) for plugin in plugins):
+                complain(f"there are no plugins in {path}", OK)
+    for name in plugins.unused_config:
+        if name != RUN_TABLE:
+            close = difflib.get_close_matches(name, [plugin.name for plugin in plugins], 1)
+            hint = f"did you mean {close[0]}?" if close else "write [plugins.NAME]"
+            complain(f"{options.config} has {name}, and there is no plugin of that name; {hint}", OK)
+
+
+@contextlib.contextmanager
+def printing_to_standard_error() -> Iterator[None]:
+    """What plugins print, in whatever language, and what their processes do, goes to standard error: standard output is for the
+    command."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(_StandardError()):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # a plugin kept the stream, and its reader is gone
+            sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+class _StandardError(io.TextIOBase):
+    """What `sys.stderr` is at the time: the progress bar puts itself in its place."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()

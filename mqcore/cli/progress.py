@@ -18,12 +18,16 @@ INTERVAL = 0.2
 
 @contextlib.asynccontextmanager
 async def progress_bar(gateway: Gateway) -> AsyncIterator[None]:
-    """Show how far the run is, if standard error is a terminal."""
+    """Show how far the run is, if standard error is a terminal and rich is installed."""
     if not sys.stderr.isatty():
         yield
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    except ModuleNotFoundError:
+        yield
+        return
 
     columns = (
         TextColumn("{task.fields[read]:,} read, {task.fields[stored]:,} stored"),

@@ -19,18 +19,24 @@ from .. import Dispatcher, Plugins
 from ..mail._gateway import HOOK, Gateway, needs_failed
 from ..mail.base import BaseSink, Place, Source
 from ..mail.failed import FailedSink
+from ..mail.files import raise_file_limit
 from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
 from . import options as place_options
 from .output import complain, drop
-from .plugins import choosing, load
+from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 from .progress import progress_bar
 
 if TYPE_CHECKING:
     from . import Commands
 
 P = TypeVar("P", bound=Place)
+
+FILES = 1024
+"""That the process may open, if it can, for what is no connection of a server's: plugins, sinks and their connections."""
+FEW_FILES = 64
+"""With fewer there is a warning."""
 
 EXIT_CODES = """\
 exit codes: 0 all mails are in the sink, of a server: all that it accepted; 1 some failed or were rejected, or a plugin ended
@@ -78,20 +84,21 @@ def move(options: argparse.Namespace) -> int:
         if one.is_same(other):
             options.parser.error(f"{one} and {other} are the same mailbox")
     reading, writing = place_options.options_for(options, source, sink)
+    files = raise_file_limit(FILES)
+    if files < FEW_FILES:
+        complain(f"this process may open {files} files, which may be too few; raise the limit (ulimit -n)", OK)
     if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
         options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
     with contextlib.ExitStack() as opened:
+        opened.enter_context(printing_to_standard_error())
         plugins = opened.enter_context(load(options, *options.plugins))
-        for name in plugins.unused_config:
-            if name == place_options.TABLE:
-                continue
-            complain(f"{options.config} has {name}, and there is no plugin of that name; write [plugins.NAME]", OK)
         from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
         _check_recipients(options, plugins)
         to = opened.enter_context(contextlib.closing(sink.kind.open(sink.path, from_, **writing)))
         aside = FailedSink(failed.kind.open(failed.path, from_), from_.url) if failed else None
         if aside is not None:
             opened.enter_context(contextlib.closing(aside))
+        tell_what_is_missing(options, plugins, options.plugins)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             report = _run(runner, plugins, from_, to, aside, options.max_in_flight)
     try:

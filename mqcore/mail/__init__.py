@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._gateway import Gateway
+from ._headers import Headers
 from ._mail import Connection, Mail
 from ._transaction import Transaction
 from .accessors import MailAccessors
@@ -29,6 +30,7 @@ __all__ = [
     "Connection",
     "FailedSink",
     "Gateway",
+    "Headers",
     "Kind",
     "LmtpSink",
     "LmtpSource",

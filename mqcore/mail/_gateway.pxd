@@ -13,6 +13,7 @@ cdef class Gateway:
     cdef readonly object sink
     cdef readonly object failed
     cdef readonly object report
+    cdef readonly object refusals
     cdef readonly object ends_when
     cdef readonly Py_ssize_t in_flight  # mails that are with plugins or the sink
     cdef readonly Py_ssize_t bytes      # what they have
@@ -41,6 +42,7 @@ cdef class Gateway:
     cdef int enter(self, Transaction transaction) except -1
     cdef int submit(self, Transaction transaction) except -1
     cdef int turn_away(self, Py_ssize_t count, bint failed) except -1
+    cdef int count_discarded(self, Py_ssize_t count) except -1
     cdef int start(self) except -1
     cdef list begin(self)
     cdef int run_portion(self) except -1
@@ -56,6 +58,8 @@ cdef class Gateway:
     cdef int delivered(self, Transaction transaction, list verdicts) except -1
     cdef int explain(self, Mail mail, verdict) except -1
     cdef int committed(self, Transaction transaction, bint set_aside, bint stored) except -1
+    cdef int note_refused(self, Transaction transaction) except -1
+    cdef int note_first(self, Transaction transaction, verdict) except -1
     cdef int refuse(self, Transaction transaction, verdict) except -1
     cdef int settle(self, Transaction transaction, verdict) except -1
     cdef bint begin_follow_up(self, Transaction transaction) except -1
@@ -63,5 +67,6 @@ cdef class Gateway:
     cdef int drop(self, Transaction transaction) except -1
     cdef list verdicts_of(self, Transaction transaction, verdict)
     cdef Py_ssize_t count_refused(self, Transaction transaction) except -1
+    cdef int count_dropped(self, Transaction transaction) except -1
     cdef int count_good(self, list steps) except -1
     cdef int notify(self) except -1

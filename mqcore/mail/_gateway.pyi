@@ -6,6 +6,7 @@ from .. import Dispatcher
 from ._spool import Memory
 from ._transaction import Transaction
 from .base import BaseSink, Source, Store
+from .refusals import Refusals
 from .report import Report
 
 HOOK: str
@@ -34,6 +35,8 @@ class Gateway:
     def sink(self) -> BaseSink: ...
     @property
     def failed(self) -> Store | None: ...
+    @property
+    def refusals(self) -> Refusals: ...
     @property
     def report(self) -> Report: ...
     @property

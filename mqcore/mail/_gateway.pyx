@@ -16,9 +16,10 @@ from ._writer cimport Writer
 from .. import COMPLETE, FAIL, Cancelled
 from ._mail import put_in_spool
 from .errors import SinkError, SourceError
+from .refusals import Refusals
 from .report import UNREACHABLE, Counts, Report
 from .threads import begin_thread
-from .verdicts import ACCEPTED, CANCELLED, FAILED, Kind, Verdict
+from .verdicts import ACCEPTED, CANCELLED, DISCARDED, FAILED, Kind, Verdict
 
 HOOK = "mq_smtp_in_message"
 IN_FLIGHT_BYTES = 64 << 20
@@ -70,6 +71,8 @@ cdef class Gateway:
         self.settles_each = source.has_waiting_client and source.settles_each
         self.report = Report(Counts(), finite=source.finite)
         self.counts = self.report.counts
+        self.refusals = Refusals(dispatcher)
+        self.report.refusals = self.refusals.counts
         self.ends_when = source.ends_when or sink.ends_when
         self.hook = dispatcher.hook(HOOK)
         store = sink if sink.stores else None
@@ -105,7 +108,8 @@ cdef class Gateway:
             async with asyncio.TaskGroup() as self.tasks:
                 self.tasks.create_task(self.writer.run())
                 try:
-                    begin_thread()
+                    if self.writer.blocks or self.failed is not None:
+                        begin_thread()
                     await self.source.run(self)
                 except SourceError as error:
                     self.fail(str(error))
@@ -116,6 +120,7 @@ cdef class Gateway:
             self.is_stopping = True  # a stop that comes late has nothing to do
             if self.timer is not None:
                 self.timer.cancel()
+            self.refusals.close()
             if not self.sink.stores:
                 await self.sink.end()
         self.report.seconds = time.perf_counter() - begin
@@ -211,6 +216,12 @@ cdef class Gateway:
             self.counts.failed += count
         else:
             self.counts.rejected += count
+        return 0
+
+    cdef int count_discarded(self, Py_ssize_t count) except -1:
+        """So many mails were accepted and dropped before they existed."""
+        self.counts.read += count
+        self.counts.discarded += count
         return 0
 
     def cancel(self, Transaction transaction not None):
@@ -347,7 +358,7 @@ cdef class Gateway:
                 log.warning("%d mails of %s are refused for now: their bytes do not fit into the memory, and a file for them "
                             "cannot be written: %s", len(transaction.mails), self.source.url, error)
             transaction.full = True
-            mail.content = b""  # what is refused is of no use
+            mail.set_bytes(b"")  # what is refused is of no use
         return 0
 
     cdef int decide(self, Transaction transaction) except -1:
@@ -365,7 +376,10 @@ cdef class Gateway:
             return self.drop(transaction)
         transaction.cancelled = False  # the plugins were done with it before the run was stopped
         transaction.sort()
+        if transaction.refused is not None:
+            self.note_refused(transaction)
         if transaction.full:
+            self.note_first(transaction, FULL)
             return self.refuse(transaction, FULL)
         if transaction.refused is not None and self.has_waiting_client and not self.settles_each:
             refusal = refusal_of_all(transaction, self.failed is not None)
@@ -441,6 +455,9 @@ cdef class Gateway:
         cdef Py_ssize_t cancelled = 0
         for step, verdict in zip(transaction.good, verdicts):
             mail = step[0]
+            if verdict.kind is Kind.DISCARDED:
+                transaction.discard(<Mail>mail)
+                continue
             if verdict.is_good or verdict.partly:
                 transaction.accepted += 1
                 transaction.receipt = transaction.receipt or verdict.text
@@ -453,9 +470,12 @@ cdef class Gateway:
             else:
                 self.explain(<Mail>mail, verdict)
                 transaction.refuse(<Mail>mail, verdict)
+                self.refusals.note_mail("delivery", mail, verdict)
         transaction.delivering = None
         transaction.good = good
         if self.settles_each:
+            if transaction.verdicts is not None:
+                told.update(transaction.verdicts)  # what was discarded
             transaction.verdicts = told
             self.counts.unfinished += cancelled
             return self.write(transaction)
@@ -495,19 +515,49 @@ cdef class Gateway:
             else:
                 self.counts.unfinished += len(good)
         if (set_aside or not bad) and (stored or not good):
+            if transaction.discarded:
+                self.counts.discarded += transaction.discarded
             if transaction.cancelled:
                 self.counts.unanswered += len(transaction.mails)
-            return self.settle(transaction, Verdict.accepted(transaction.receipt) if transaction.receipt else ACCEPTED)
+            return self.settle(transaction, verdict_on_good(transaction))
+        self.count_dropped(transaction)
         if self.has_waiting_client:  # and sends all of it again
             self.counts.in_doubt += transaction.accepted
         if set_aside and good:
             self.counts.in_doubt += len(bad)
-        return self.settle(transaction, FULL if transaction.full else FAILED)
+        verdict = FULL if transaction.full else FAILED
+        self.note_first(transaction, verdict)
+        return self.settle(transaction, verdict)
+
+    cdef int note_refused(self, Transaction transaction) except -1:
+        for mail, verdict in transaction.refused.items():
+            self.refusals.note_mail("message", mail, verdict)
+        return 0
+
+    cdef int note_first(self, Transaction transaction, verdict) except -1:
+        """A refusal of all that has no reason in any mail."""
+        if self.has_waiting_client:
+            mail = <Mail>transaction.mails[0]
+            code, text = verdict.reply
+            client = None if mail.connection is None else mail.connection.peer
+            self.refusals.note("delivery", code, text, client=client, mail=mail.origin.id, sender=mail.envelope)
+        return 0
 
     cdef int refuse(self, Transaction transaction, verdict) except -1:
         """Nothing of it is stored, and the client is told why."""
-        self.counts.unfinished += len(transaction.mails) - self.count_refused(transaction)
+        cdef Py_ssize_t refused = self.count_refused(transaction)
+        self.counts.unfinished += len(transaction.mails) - refused - transaction.discarded
+        self.count_dropped(transaction)
         return self.settle(transaction, verdict)
+
+    cdef int count_dropped(self, Transaction transaction) except -1:
+        """Those that plugins discarded, where the others could not be brought to their end: unless each has a verdict of its
+        own, a client that waits sends them again."""
+        if self.has_waiting_client and not self.settles_each:
+            self.counts.unfinished += transaction.discarded
+        else:
+            self.counts.discarded += transaction.discarded
+        return 0
 
     cdef int settle(self, Transaction transaction, verdict) except -1:
         """Settle it, with this verdict on all mails that have none of their own."""
@@ -613,6 +663,12 @@ cdef bint was_cancelled(list steps) except -1:
         if outcome is None or outcome is FAIL and isinstance(mail.error, Cancelled):
             return True
     return False
+
+
+cdef object verdict_on_good(Transaction transaction):
+    if transaction.receipt:
+        return Verdict.accepted(transaction.receipt)
+    return DISCARDED if transaction.discarded and not transaction.good else ACCEPTED
 
 
 def needs_failed(source, sink):

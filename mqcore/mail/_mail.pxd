@@ -11,18 +11,26 @@ cdef class Connection:
     cdef public bint authenticated
     cdef public object data         # a dict
     cdef public object transport
+    cdef public object forwarded
 
 cdef class Mail(Message):
     cdef bytes content              # None while a spool has it
     cdef Spooled spooled
+    cdef bytes above                # None, or what plugins made of the first `hidden` octets of that, in its header
+    cdef Py_ssize_t hidden
     cdef object known               # a dict: what `json` gives
     cdef readonly object origin
     cdef public object connection
     cdef object refusal             # what `rejection` gives
+    cdef readonly object rejected_by  # the name of the plugin that did, or None
+    cdef readonly bint discarded
     cdef public object results
     cdef object transaction         # that it is of, while a step of `mq_smtp_in_message` runs
 
+    cdef int set_bytes(self, bytes mime) except -1
+    cdef bytes whole(self)
     cdef Py_ssize_t length(self) noexcept
+    cdef object decide(self)
 
 cdef object address_in(object known, str key)
 cdef Mail new_mail(bytes mime, object json, object connection, object origin)

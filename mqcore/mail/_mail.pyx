@@ -2,11 +2,15 @@
 
 from hashlib import blake2b
 
-from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from libc.string cimport memcpy
 from .._message cimport Message
 from ._spool cimport Spool, Spooled
 
 from .message import Origin, Rejection
+
+cdef object headers_type = None  # of _headers, which is built on this module
 
 
 cdef class Connection:
@@ -14,12 +18,15 @@ cdef class Connection:
 
     `id`: no other connection of the run has it. `peer`: the client's IP address. `helo`: what the client calls itself, None
     until it says so. `tls`. `authenticated`: a plugin that implements `mq_smtp_in_authenticate` sets it. `data`: what
-    plugins know about the connection; each keeps to keys of its own. `transport`: its end here, None when it is gone; for
+    plugins know about the connection; each keeps to keys of its own. `forwarded`: what the client says of the one whose mail
+    it forwards, by XFORWARD: a dict with name, addr, port, proto, helo, ident, source, as far as it says so; else None.
+    `transport`: its end here, None when it is gone; for
     native plugins, whose functions reach it.
     """
 
     def __init__(
-        self, id, str peer not None, helo=None, bint tls=False, bint authenticated=False, data=None, transport=None
+        self, id, str peer not None, helo=None, bint tls=False, bint authenticated=False, data=None, transport=None,
+        forwarded=None
     ):
         self.id = id
         self.peer = peer
@@ -28,6 +35,7 @@ cdef class Connection:
         self.authenticated = authenticated
         self.data = {} if data is None else data
         self.transport = transport
+        self.forwarded = forwarded
 
     def __repr__(self):
         return (f"Connection(id={self.id}, peer={self.peer!r}, helo={self.helo!r}, tls={self.tls}, "
@@ -37,12 +45,14 @@ cdef class Connection:
 cdef class Mail(Message):
     """One mail on its way through the plugins.
 
-    `mime` is the whole mail, as bytes; a plugin changes the mail by setting it. All else that is known about the mail
+    `mime` is the whole mail, as bytes; a plugin changes the mail by setting it, or by `headers`, which reads and edits the
+    fields of its header and leaves the rest as it is. All else that is known about the mail
     is in `json`, a dict with MailerQ's keys, in which a plugin may keep keys of its own. `envelope`, `recipient` and
     `recipients` are short for the keys of the same names.
 
     `origin` is the mail as the source has it, whatever plugins changed since. `connection` is None for a mail that came
-    from a file. `results` is what the next server said to each recipient, when the mail goes out by SMTP.
+    from a file. `results` is what the next server said to each recipient, when the mail goes out by SMTP. `rejected_by` is
+    the name of the plugin that rejected the mail, None if none did; `discarded` is whether one discarded it.
     """
 
     def __init__(self, mime, *, envelope=None, recipients=(), json=None, connection=None, origin=None):
@@ -69,20 +79,53 @@ cdef class Mail(Message):
     @property
     def mime(self):
         """The whole mail."""
-        return self.content if self.spooled is None else self.spooled.read()
+        return self.whole()
 
     @mime.setter
     def mime(self, mime):
         if not isinstance(mime, bytes):  # said to the plugin that sets it, not to the sink that cannot store it
             raise TypeError(f"mime is the mail as bytes, not as {type(mime).__name__}")
+        self.set_bytes(mime)
+
+    cdef int set_bytes(self, bytes mime) except -1:
         self.content = mime
         self.spooled = None
+        self.above = None
+        self.hidden = 0
+        return 0
+
+    cdef bytes whole(self):
+        """`mime`. A header that was edited is joined with the rest when somebody asks for all of it, once."""
+        if self.above is None:
+            return self.content if self.spooled is None else self.spooled.read()
+        cdef bytes rest = self.content if self.spooled is None else self.spooled.part(self.hidden, self.spooled.length())
+        cdef Py_ssize_t skipped = self.hidden if self.spooled is None else 0
+        cdef Py_ssize_t top = PyBytes_GET_SIZE(self.above)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(rest) - skipped
+        cdef bytes mime = PyBytes_FromStringAndSize(NULL, top + size)
+        memcpy(PyBytes_AS_STRING(mime), PyBytes_AS_STRING(self.above), top)
+        memcpy(PyBytes_AS_STRING(mime) + top, PyBytes_AS_STRING(rest) + skipped, size)
+        if self.spooled is None:
+            self.set_bytes(mime)
+        return mime
 
     cdef Py_ssize_t length(self) noexcept:
         """Of `mime`."""
+        cdef Py_ssize_t size = 0
         if self.spooled is not None:
-            return self.spooled.length()
-        return PyBytes_GET_SIZE(self.content) if self.content is not None else 0
+            size = self.spooled.length()
+        elif self.content is not None:
+            size = PyBytes_GET_SIZE(self.content)
+        return size if self.above is None else PyBytes_GET_SIZE(self.above) + size - self.hidden
+
+    @property
+    def headers(self):
+        """The fields of the header: a `Headers`."""
+        global headers_type
+        if headers_type is None:
+            from ._headers import Headers
+            headers_type = Headers
+        return headers_type(self)
 
     @property
     def size(self):
@@ -138,7 +181,8 @@ cdef class Mail(Message):
     @rejection.setter
     def rejection(self, rejection):
         if rejection is None:
-            self.refusal = None
+            self.refusal = self.rejected_by = None
+            self.skipping = self.discarded
         else:
             code, text = rejection
             self.reject(code, text)
@@ -146,19 +190,38 @@ cdef class Mail(Message):
     def reject(self, code, text):
         """Refuse the mail with an SMTP reply, as `mail.reject(550, "no such user")`.
 
-        It does not go to the sink, however the step ends. At a stage of SMTP where there is no mail yet, what is refused
-        is the client's command. The plugins after this one still see the mail, unless the hook returns COMPLETE. A second
-        call replaces the first.
+        It does not go to the sink. At a stage of SMTP where there is no mail yet, what is refused is the client's command.
+        That is decided: when the plugin says that it is done with the mail, the plugins after it are not called, and what is
+        rejected or discarded after that stays as it was. A plugin that holds the mail still has to give it back.
         """
         if not isinstance(code, int) or isinstance(code, bool):
             raise TypeError(f"a mail is rejected with an int and a text, as reject(550, 'no such user'); the code is {code!r}")
         number = int.__index__(code)
         if not 400 <= number <= 599:
             raise ValueError(f"a mail is rejected with a code from 400 to 599, not {number}")
-        self.refusal = Rejection(number, one_line("text of a rejection", text))
+        rejection = Rejection(number, one_line("text of a rejection", text))
+        if self.refusal is None and not self.discarded:
+            self.refusal = rejection
+            self.rejected_by = self.decide()
+
+    def discard(self):
+        """Accept the mail, and drop it: whoever sent it is told that all is well. Decided as by `reject`.
+
+        At the stages of SMTP where there is no mail yet, that is what comes for this recipient, in this transaction, or in
+        this connection.
+        """
+        if self.refusal is None and not self.discarded:
+            self.discarded = True
+            self.decide()
+
+    cdef object decide(self):
+        """A plugin decides about the mail. Its name, or None where it was none."""
+        cdef PyObject *plugin = self.current_plugin()
+        self.skip_others()
+        return None if plugin == NULL else <str>plugin
 
     def __repr__(self):
-        return f"<Mail {self.origin.id} from {self.envelope!r}, {len(self.mime)} bytes>"
+        return f"<Mail {self.origin.id} from {self.envelope!r}, {self.length()} bytes>"
 
 
 cdef Mail new_mail(bytes mime, object json, object connection, object origin):
@@ -170,6 +233,15 @@ cdef Mail new_mail(bytes mime, object json, object connection, object origin):
     mail.origin = origin
     mail.results = []
     return mail
+
+
+def copy_rejected(Mail mail not None, dict json not None):
+    """What plugins see of a mail that was rejected: the same, with `json` for its own, and its bytes shared."""
+    cdef Mail copy = new_mail(mail.content, json, mail.connection, mail.origin)
+    copy.spooled = mail.spooled
+    copy.refusal = mail.refusal
+    copy.rejected_by = mail.rejected_by
+    return copy
 
 
 cdef object address_in(object known, str key):
@@ -190,15 +262,32 @@ def put_in_spool(Mail mail not None, Spool spool not None):
     """Keep the bytes of a mail in little memory, beside those of others that are alike, as long as they do not change. It
     gives them as before, made anew each time. OSError: there is no room for them, and it has them still.
     """
-    if mail.spooled is None and mail.content is not None:
+    if mail.content is None and mail.spooled is None or mail.spooled is not None and mail.above is None:
+        return
+    if mail.above is None:
         kept = spool.take(mail.content)
-        if isinstance(kept, Spooled):
-            mail.spooled = kept
-            mail.content = None
-        else:
-            mail.content = kept
+    elif mail.spooled is None:
+        kept = spool.take_edited(mail.above, mail.content, mail.hidden)
+    else:
+        kept = take_edited_again(mail, spool)
+    if isinstance(kept, Spooled):
+        mail.set_bytes(None)
+        mail.spooled = kept
+    else:
+        mail.set_bytes(kept)
+
+
+cdef object take_edited_again(Mail mail, Spool spool):
+    """What to keep for a mail whose header was edited when it was in a spool."""
+    cdef Spooled spooled = mail.spooled
+    cdef Py_ssize_t rest = spooled.length() - mail.hidden
+    if rest > spooled.tail:
+        return spool.take(mail.whole())
+    return spool.take_edited(mail.above, spooled.base, PyBytes_GET_SIZE(spooled.base) - rest)
 
 
 def bytes_of(Mail mail not None):
     """What stands for the bytes of a mail: where it is equal, so are they."""
-    return mail.content if mail.spooled is None else mail.spooled
+    if mail.spooled is None or mail.above is not None:
+        return mail.whole()
+    return mail.spooled

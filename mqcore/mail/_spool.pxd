@@ -14,6 +14,7 @@ cdef class Spooled:
     cdef Py_ssize_t at
 
     cdef bytes read(self)
+    cdef bytes part(self, Py_ssize_t start, Py_ssize_t stop)
     cdef Py_ssize_t length(self) noexcept
     cdef tuple key(self)
 
@@ -30,4 +31,5 @@ cdef class Spool:
     cdef SpoolFile file
 
     cdef object take(self, bytes content)
-    cdef Spooled keep(self, bytes content, Py_ssize_t head, Py_ssize_t tail)
+    cdef object take_edited(self, bytes above, bytes base, Py_ssize_t hidden)
+    cdef Spooled keep(self, bytes middle, Py_ssize_t head, Py_ssize_t tail)

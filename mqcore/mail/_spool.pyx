@@ -75,15 +75,29 @@ cdef class Spooled:
         return self.head + self.size + self.tail
 
     cdef bytes read(self):
-        cdef bytes middle = self.file.read(self.at, self.size) if self.middle is None else self.middle
         if not self.head and not self.tail:
-            return middle
-        cdef bytes content = PyBytes_FromStringAndSize(NULL, self.length())
+            return self.file.read(self.at, self.size) if self.middle is None else self.middle
+        return self.part(0, self.length())
+
+    cdef bytes part(self, Py_ssize_t start, Py_ssize_t stop):
+        """Those from `start` to `stop`."""
+        cdef Py_ssize_t end = self.head + self.size  # of the middle
+        cdef Py_ssize_t first = min(max(start, self.head), end), last = max(min(stop, end), first)
+        cdef Py_ssize_t skipped
+        cdef bytes middle = self.middle
+        if middle is None and first < last:
+            middle = self.file.read(self.at + first - self.head, last - first)
+        cdef bytes content = PyBytes_FromStringAndSize(NULL, stop - start)
         cdef char *to = PyBytes_AS_STRING(content)
         cdef const char *base = PyBytes_AS_STRING(self.base)
-        memcpy(to, base, self.head)
-        memcpy(to + self.head, PyBytes_AS_STRING(middle), self.size)
-        memcpy(to + self.head + self.size, base + PyBytes_GET_SIZE(self.base) - self.tail, self.tail)
+        if start < self.head:
+            memcpy(to, base + start, min(stop, self.head) - start)
+        if first < last:
+            skipped = 0 if self.middle is None else first - self.head
+            memcpy(to + first - start, PyBytes_AS_STRING(middle) + skipped, last - first)
+        if stop > end:
+            first = max(start, end)
+            memcpy(to + first - start, base + PyBytes_GET_SIZE(self.base) - self.tail + first - end, stop - first)
         return content
 
     def __eq__(self, other):
@@ -120,15 +134,31 @@ cdef class Spool:
         head = count_equal(self.base, content)
         tail = count_equal_at_end(self.base, content, head)
         if head + tail >= len(content) // 2:
-            return self.keep(content, head, tail)
+            return self.keep(content[head:len(content) - tail], head, tail)
         spooled = self.keep(content, 0, 0)
         if spooled.file is None:
             self.base = content  # the next ones may be as this one is
         return spooled
 
-    cdef Spooled keep(self, bytes content, Py_ssize_t head, Py_ssize_t tail):
+    cdef object take_edited(self, bytes above, bytes base, Py_ssize_t hidden):
+        """The same for `above` and the octets of `base` from `hidden` on, without putting them together."""
+        cdef Py_ssize_t head, tail = len(base) - hidden, size = len(above) + tail
+        if self.base is None:
+            self.base = base
+        if base is not self.base or size <= SMALL or tail < size // 2:
+            return self.take(above + base[hidden:])
+        if above == base[:hidden]:
+            return base
+        head = count_equal(base, above)
+        if head < hidden:
+            tail += count_equal_at_end(base[:hidden], above, head)
+        else:
+            tail = min(tail, min(len(base), size) - head)
+        return self.keep(above[head:size - tail], head, tail)
+
+    cdef Spooled keep(self, bytes middle, Py_ssize_t head, Py_ssize_t tail):
+        """`middle`, between the first `head` octets of the base and its last `tail`."""
         cdef Spooled spooled = Spooled.__new__(Spooled)
-        cdef bytes middle = content if not head and not tail else content[head:len(content) - tail]
         spooled.head = head
         spooled.tail = tail
         spooled.base = self.base if head or tail else b""

@@ -19,6 +19,7 @@ cdef class Transaction:
     cdef Spool spool                # of the bytes of many mails, until the sink takes them
     cdef str receipt                # what the next owner calls it
     cdef bint full                  # there was no room for it
+    cdef Py_ssize_t discarded       # mails that plugins discarded
     cdef readonly bint cancelled
     cdef readonly bint committing   # the sink has begun to take it, or has it: too late to take it back
 
@@ -26,6 +27,7 @@ cdef class Transaction:
     cpdef object cancel(self)
     cdef int released(self) except -1
     cdef int sort(self) except -1
+    cdef int discard(self, Mail mail) except -1
     cdef int refuse(self, Mail mail, verdict) except -1
     cdef Py_ssize_t count_failed(self) except -1
     cdef list good_mails(self)

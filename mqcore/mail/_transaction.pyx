@@ -3,7 +3,7 @@
 from ._mail cimport Mail
 
 from .. import FAIL
-from .verdicts import FAILED, Kind, Verdict
+from .verdicts import DISCARDED, FAILED, Kind, Verdict
 
 
 cdef class Transaction:
@@ -46,10 +46,19 @@ cdef class Transaction:
             rejection = (<Mail?>mail).refusal
             if outcome is FAIL:
                 self.refuse(<Mail>mail, FAILED)
+            elif (<Mail>mail).discarded:
+                self.discard(<Mail>mail)
             elif rejection is not None:
                 self.refuse(<Mail>mail, Verdict.refused(rejection))
             else:
                 self.good.append(step)
+        return 0
+
+    cdef int discard(self, Mail mail) except -1:
+        self.discarded += 1
+        if self.verdicts is None:
+            self.verdicts = {}
+        self.verdicts[mail] = DISCARDED
         return 0
 
     cdef int refuse(self, Mail mail, verdict) except -1:

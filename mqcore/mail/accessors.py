@@ -38,6 +38,20 @@ class MailAccessors(Accessors):
         if message.connection is not None:
             message.connection.authenticated = authenticated
 
+    def reply_due(self, message: Mail) -> bool:
+        transport = _transport(message)
+        return transport is not None and getattr(transport.get_protocol(), "owes_reply", False) is True
+
+    def helo(self, message: Mail) -> str | None:
+        return None if message.connection is None else message.connection.helo
+
+    def peer(self, message: Mail) -> str | None:
+        return None if message.connection is None else message.connection.peer
+
+    def reject(self, message: Mail, code: int, text: str) -> bool:
+        message.reject(code, text)
+        return True
+
     def envelope(self, message: Mail) -> str | None:
         return message.envelope
 

@@ -14,7 +14,7 @@ from ._transaction import Transaction
 from ._writer import BATCH, BATCH_BYTES
 from .errors import SourceError
 from .message import Origin
-from .threads import in_thread
+from .threads import begin_thread, in_thread
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Source(Place, ABC):
     """Whether each mail says to whom it goes."""
     traces: bool = True
     """Whether mail that comes from the network gets a line that says so, by which loops are found."""
+    lenient: bool = False
+    """Whether addresses and messages may be as the RFCs do not have them, since a server in front took them so."""
     path: Path | None = None
     """The mailbox, if it is one."""
     total: int | None = None
@@ -99,6 +101,7 @@ class Reader(Source):
         """Raises SourceError."""
 
     async def run(self, gateway: Gateway) -> None:
+        begin_thread()
         origins = iter(self)
         while room := await gateway.room():
             mails, present, read_all, error = await in_thread(self._take, origins, gateway, min(BATCH, room))
@@ -145,6 +148,8 @@ class BaseSink(Place):
     """Whether it may take some mails of a transaction and then refuse others."""
     needs_recipients: bool = False
     """Whether it takes no mail that does not say to whom it goes."""
+    takes_dsn: bool = False
+    """Whether it does what `json["dsn"]` of a mail says, as far as is known now (RFC 3461)."""
     ends_when: str
 
     @classmethod

@@ -34,6 +34,8 @@ class Origin(NamedTuple):
     """How often it was here before, by the lines below that."""
     hops: int = 0
     """How many servers of this kind it has come by."""
+    utf8: bool | None = None
+    """Whether the client said SMTPUTF8; None if there was none."""
 
 
 class Rejection(NamedTuple):

@@ -80,6 +80,11 @@ def options() -> dict[Option, list[str]]:
     return known
 
 
+def _absolute(path: str) -> str:
+    """Whatever a plugin makes the current directory later."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def _parse(url: str, known: Mapping[str, type[P]], what: str) -> Location[P]:
     scheme, _, path = url.partition(":")
     for usage, kind in known.items():
@@ -91,7 +96,7 @@ def _parse(url: str, known: Mapping[str, type[P]], what: str) -> Location[P]:
             split_host(path)
             return Location(scheme, path, kind)
         if usual_path == "unix:PATH" and is_socket:
-            return Location(scheme, f"unix:{os.path.expanduser(path.removeprefix('unix:'))}", kind)
+            return Location(scheme, f"unix:{_absolute(path.removeprefix('unix:'))}", kind)
         if not usual_path.endswith(("//HOST:PORT", "unix:PATH")):
-            return Location(scheme, os.path.expanduser(path), kind)
+            return Location(scheme, path and _absolute(path), kind)
     raise ValueError(f"{url!r} is no {what}; it can be {' or '.join(known)}")

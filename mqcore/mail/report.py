@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..stats import HookStats
@@ -27,6 +28,8 @@ class Counts:
     """Their step failed."""
     rejected: int = 0
     """Refused by a plugin or by the next server."""
+    discarded: int = 0
+    """Accepted and dropped, as a plugin wanted."""
     unfinished: int = 0
     """Given up, as the run was stopped or the sink failed, or the client went away. The source still has them."""
     unanswered: int = 0
@@ -58,6 +61,8 @@ class Report:
     """What was wrong with the source or the sink, or ended the run otherwise."""
     error_code: int = UNREACHABLE
     hooks: tuple[HookStats, ...] = ()
+    refusals: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """By stage and code: of mails, and at the stages of SMTP before there is one, of which a client may have told in vain."""
 
     @property
     def per_second(self) -> float:
@@ -80,6 +85,9 @@ class Report:
             "messages": asdict(self.counts) | {"stored": self.counts.stored},
             "seconds": round(self.seconds, 6),
             "per_second": round(self.per_second, 1),
+            "refusals": [
+                {"stage": stage, "code": code, "count": count} for (stage, code), count in sorted(self.refusals.items())
+            ],
             "plugins": [asdict(hook) for hook in self.hooks],
             "stopped": self.stopped.name if self.stopped else None,
             "error": self.error,

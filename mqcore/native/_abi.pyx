@@ -12,16 +12,17 @@ from libc.string cimport strlen
 
 from .._context cimport Context
 from .._dispatch cimport Runner
-from .._message cimport TO_COMPLETE, TO_CONTINUE, TO_RETRY, Message
+from .._message cimport TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, Message
 from ..loop._atomic cimport get, store
 from ..loop._dl cimport RTLD_GLOBAL, RTLD_LAZY, RTLD_NOLOAD, dlopen
 from ..loop._list cimport append
 from ..loop._poll cimport C_READ, C_WRITE, add_watch
 from ._abi cimport MQ_Address, MQ_Connection, MQ_Context, MQ_IOWatcher, MQ_Message, MQ_Timer, c_bool, uv_loop_s
 from ._access cimport (
-    Access, ask_email, ask_flag, ask_number, ask_presence, ask_text, find_symbol, get_data, give_bytes, give_flag, give_text,
-    in_control, log_unwatched, new_access, set_data, use)
+    Access, ask_email, ask_flag, ask_number, ask_presence, ask_reject, ask_text, find_setting, find_symbol, get_data,
+    give_bytes, give_flag, give_text, in_control, log_unwatched, new_access, set_data, use)
 from ._diagnostics cimport is_of_another, refuse, write_log
+from ._failures cimport fail_when_done
 from ._hooks cimport give
 from ._nogil cimport stop
 from ._slots cimport (
@@ -47,15 +48,22 @@ def make_global():
 # --------------------------------------------------------------------------------------------------------------- Control
 
 cdef public void MQ_continue(MQ_Connection *connection) noexcept nogil:
-    give(connection, TO_CONTINUE, caller())
+    give(connection, TO_CONTINUE, NULL, caller())
 
 
 cdef public void MQ_complete(MQ_Connection *connection) noexcept nogil:
-    give(connection, TO_COMPLETE, caller())
+    give(connection, TO_COMPLETE, NULL, caller())
 
 
 cdef public void MQ_retry(MQ_Connection *connection) noexcept nogil:
-    give(connection, TO_RETRY, caller())
+    give(connection, TO_RETRY, NULL, caller())
+
+
+cdef public void MQ_fail(MQ_Connection *connection, const char *text) noexcept nogil:
+    cdef const char *reason = b"failed by a native plugin"
+    if text != NULL:
+        reason = text
+    give(connection, TO_FAIL, reason, caller())
 
 
 # -------------------------------------------------------------------------------------------------------------- Contexts
@@ -79,6 +87,14 @@ cdef public void MQ_setContextData(MQ_Context *context, void *data) noexcept nog
     cdef Slot *slot = started(context, CONTEXT, b"called MQ_setContextData for no context, or outside of its calls", caller())
     if slot != NULL:
         slot.data = data
+
+
+cdef public const char *MQ_config(MQ_Context *context, const char *key) noexcept nogil:
+    cdef Slot *slot = started(context, CONTEXT, b"called MQ_config for no context, or outside of its calls", caller())
+    if slot == NULL or key == NULL:
+        return NULL
+    with gil:
+        return find_setting(<Context>slot.object, slot, key)
 
 
 cdef public uv_loop_s *MQ_uv(MQ_Context *context) noexcept nogil:
@@ -226,10 +242,15 @@ cdef public size_t MQ_send(MQ_Connection *connection, const void *buffer, size_t
     cdef Access access = new_access(connection)
     access.given = buffer
     access.size = size
-    if usable(connection, CONNECTION, b"called MQ_send for a connection that it does not have", caller()) and buffer != NULL:
-        with gil:
+    if not usable(connection, CONNECTION, b"called MQ_send for a connection that it does not have", caller()) or buffer == NULL:
+        return 0
+    with gil:
+        use(ask_flag, &access, "reply_due")
+        if not access.number:
             use(give_bytes, &access, "send")
-    return size if access.number else 0
+            return size if access.number else 0
+    refuse(connection, b"called MQ_send while the other side waits for a reply, which it would take this for", caller())
+    return 0
 
 
 cdef public c_bool MQ_secure(MQ_Connection *connection) noexcept nogil:
@@ -254,6 +275,37 @@ cdef public void MQ_setAuthenticated(MQ_Connection *connection, c_bool authentic
     if usable(connection, CONNECTION, b"called MQ_setAuthenticated for a connection that it does not have", caller()):
         with gil:
             use(give_flag, &access, "set_authenticated")
+
+
+cdef public const char *MQ_helo(MQ_Connection *connection) noexcept nogil:
+    cdef Access access = new_access(connection)
+    if usable(connection, CONNECTION, b"called MQ_helo for a connection that it does not have", caller()):
+        with gil:
+            use(ask_text, &access, "helo")
+    return access.text
+
+
+cdef public const char *MQ_peer(MQ_Connection *connection) noexcept nogil:
+    cdef Access access = new_access(connection)
+    if usable(connection, CONNECTION, b"called MQ_peer for a connection that it does not have", caller()):
+        with gil:
+            use(ask_text, &access, "peer")
+    return access.text
+
+
+cdef public void MQ_reject(MQ_Connection *connection, int code, const char *text) noexcept nogil:
+    cdef Access access = new_access(connection)
+    cdef Slot *slot = slot_of(connection)
+    access.number = code
+    access.given = b"refused"
+    if text != NULL:
+        access.given = text
+    access.size = strlen(<const char *>access.given)
+    if usable(connection, CONNECTION, b"called MQ_reject for a connection that it does not have", caller()):
+        with gil:
+            use(ask_reject, &access, "reject")
+        if access.number != 1 and in_control(slot, connection):
+            fail_when_done(slot, code, <const char *>access.given)
 
 
 cdef MQ_Address *address_of(void *message, int part) noexcept nogil:

@@ -32,6 +32,8 @@ cdef int ask_flag(Access *access, str name) except -1
 cdef int ask_number(Access *access, str name) except -1
 cdef int ask_presence(Access *access, str name) except -1
 cdef int ask_text(Access *access, str name) except -1
+cdef int ask_reject(Access *access, str name) except -1
+cdef const char *find_setting(Context context, Slot *slot, const char *key) noexcept
 cdef int ask_email(Access *access, str name) except -1
 cdef int give_flag(Access *access, str name) except -1
 cdef int give_bytes(Access *access, str name) except -1

@@ -7,13 +7,14 @@ ends: the error is logged under the plugin's name, or leaves through the loop, a
 also end the step: what belongs to it is looked at anew after each call.
 """
 
+import json
 import logging
 import os
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from .._context cimport Context
 from .._message cimport Message, report_raised
@@ -132,6 +133,15 @@ cdef object encoded(str value):
         return value.encode("utf-8", "replace")
 
 
+cdef int ask_reject(Access *access, str name) except -1:
+    """Whether the message could be rejected; where that raises, it could not."""
+    cdef str text = copy_of(access).decode("utf-8", "surrogateescape")
+    if in_control(slot_of(access.handle), access.handle):
+        code, access.number = access.number, 0
+        access.number = call_accessor(access, name, (code, text)) is True
+    return 0
+
+
 cdef int give_flag(Access *access, str name) except -1:
     call_accessor(access, name, (access.number != 0,))
     return 0
@@ -190,6 +200,33 @@ cdef int set_data(Access *access, str name) except -1:
 
 cdef object plugin_of(Access *access):
     return (<Context>(<Message>slot_of(access.handle).object).entry.context).plugin
+
+
+# ---------------------------------------------------------------------------------------------------------------- Config
+
+cdef const char *find_setting(Context context, Slot *slot, const char *key) noexcept:
+    """What the plugin's config has for that key, as text that is kept as long as the context; NULL for nothing."""
+    cdef const char *found = NULL
+    if (<int (*)(Context, Slot *, const char *, const char **) noexcept>look_up_setting)(context, slot, key, &found) < 0:
+        function_raised(context, "MQ_config")
+    return found
+
+
+cdef int look_up_setting(Context context, Slot *slot, const char *key, const char **found) except -1:
+    cdef str name = key.decode()
+    value = context.config.get(name)
+    if value is None:
+        return 0
+    text = encoded(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    cdef dict kept = {}
+    if context.handle == NULL:  # it ended while memory was made
+        return 0
+    if slot.kept == NULL:
+        slot.kept = <PyObject *>kept
+        Py_INCREF(kept)
+    text = (<dict>slot.kept).setdefault(name, text)
+    found[0] = PyBytes_AS_STRING(text) if isinstance(text, bytes) else PyUnicode_AsUTF8(text)
+    return 0
 
 
 # --------------------------------------------------------------------------------------------------------------- The loop

@@ -71,8 +71,9 @@ cdef int call_native(NativeSide side, Message message, Entry *entry, bint timed,
 cdef Py_ssize_t run_many_native(
     NativeSide side, Chain chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept
 cdef void end_native_hold(void *native) noexcept
-cdef int claim_given(void *native) noexcept
-cdef void give(void *handle, int decision, void *caller) noexcept nogil
+cdef int claim_given(Message message, Drops *drops) noexcept
+cdef void give(void *handle, int decision, const char *reason, void *caller) noexcept nogil
+cdef void drop_kept(Slot *slot) noexcept
 cdef int keep(Slot *slot, object value) except -1
 cdef void hold_by(Message message, Slot *slot) noexcept nogil
 cdef void put_back(Table *table, Slot *slot) noexcept nogil

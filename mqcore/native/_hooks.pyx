@@ -23,11 +23,12 @@ from .._chain cimport Chain
 from .._dispatch cimport Runner, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
 from .._holds cimport count_given
 from .._message cimport (
-    IDLE, RUNNING, TAKEN, TO_CONTINUE, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, flush, move, no_drops)
+    IDLE, RUNNING, TAKEN, TO_CONTINUE, TO_FAIL, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, flush, move, no_drops)
 from ..loop._atomic cimport get, load, set, store, swap
 from ..loop._call cimport take_error
 from ._arguments cimport OF_ADDRESS, Arguments, take_arguments
 from ._diagnostics cimport is_of_another, refuse, wake
+from ._failures cimport fail, is_failing, note_reason
 from ._queue cimport put
 from ._slots cimport (
     CALLED, CLAIMED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of,
@@ -326,10 +327,12 @@ cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *ke
             end_native_hold(message.beside.native)
             message.beside.native = NULL
         return decision
-    early = state_of(load(&slot.word)) - GIVEN
+    early = TO_FAIL if is_failing(slot) else state_of(load(&slot.word)) - GIVEN
     if early > 0 and message.decision == UNDECIDED:
         message.decision = early
         count_given(message.entry.counters, early)
+        if early == TO_FAIL:
+            fail(message, slot, drops)
     return interpret(runner, message, True if taken else False, drops)
 
 
@@ -376,8 +379,8 @@ cdef void drop_kept(Slot *slot) noexcept:
 
 # ----------------------------------------------------------------------------------------------------------------- Holds
 
-cdef void give(void *handle, int decision, void *caller) noexcept nogil:
-    """A plugin gives control back. Any thread, without the GIL."""
+cdef void give(void *handle, int decision, const char *reason, void *caller) noexcept nogil:
+    """A plugin gives control back; `reason`: why the step fails, or NULL. Any thread, without the GIL."""
     cdef Table *table = table_of(handle)
     cdef Slot *slot = slot_of(handle)
     cdef uint64_t word
@@ -392,6 +395,11 @@ cdef void give(void *handle, int decision, void *caller) noexcept nogil:
         if state_of(word) == HELD_BY and is_of_another(table, get_pointer(&slot.owner)):
             refuse(handle, b"gave back a message that another plugin holds", caller)
             return
+        if is_failing(slot):
+            decision = TO_FAIL
+        elif reason != NULL:
+            note_reason(slot, generation_in(handle), reason)
+            reason = NULL
         if swap(&slot.word, word, (word >> 32 << 32) | <uint64_t>(GIVEN + decision)):
             break
     if state_of(word) == HELD_BY and put(&table.given, slot):
@@ -415,13 +423,16 @@ cdef void end_native_hold(void *native) noexcept:
         free_slot(table_of(handle_of(slot)), slot)
 
 
-cdef int claim_given(void *native) noexcept:
-    """NativeSide.claim: its slot is let go when its turn comes."""
-    cdef Slot *slot = <Slot *>native
+cdef int claim_given(Message message, Drops *drops) noexcept:
+    """NativeSide.claim: the slot is let go when its turn comes."""
+    cdef Slot *slot = <Slot *>message.beside.native
     cdef uint64_t word = load(&slot.word)
     cdef int decision = state_of(word) - GIVEN
     if decision <= 0:
         return UNDECIDED
+    message.beside.native = NULL
+    if decision == TO_FAIL:
+        fail(message, slot, drops)
     drop_kept(slot)
     store(&slot.word, ((word >> 32) + GENERATION) << 32 | CLAIMED)
     return decision

@@ -22,7 +22,7 @@ from ..loop._atomic cimport get, store
 from ..loop._list cimport append_all, first, init_list, is_empty
 from ..loop._seal cimport seal
 from ._diagnostics cimport log_records, raise_pending_exit, set_living
-from ._hooks cimport Inside, call_native, claim_given, end_native_hold, enter, leave, run_many_native
+from ._hooks cimport Inside, call_native, claim_given, drop_kept, end_native_hold, enter, leave, run_many_native
 from ._library cimport Library
 from ._nogil cimport gil_phase, go_on, nogil_phase, stop
 from ._slots cimport (
@@ -51,8 +51,8 @@ cdef class NativePlugins(NativeSide):
     cdef void hold_ended(self, void *native) noexcept:
         end_native_hold(native)
 
-    cdef int claim(self, void *native) noexcept:
-        return claim_given(native)
+    cdef int claim(self, Message message, Drops *drops) noexcept:
+        return claim_given(message, drops)
 
     cdef void close(self) noexcept:
         close(<Runner>self.runner, <Table *>self.table)
@@ -130,6 +130,7 @@ cdef void end_context(Context context) noexcept:
     if context.reactor.thread != 0:
         request_nogil_tick(&context.reactor.state)
     context.handle = NULL
+    drop_kept(slot)
     end_slot(table_in(context.holds), slot)
     Py_DECREF(context)
 

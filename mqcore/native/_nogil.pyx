@@ -20,8 +20,8 @@ from .._chain cimport Chain
 from .._dispatch cimport Runner, is_sampled, resume
 from .._holds cimport count_given
 from .._message cimport (
-    HELD, QUEUED, RUNNING, TO_CONTINUE, TO_RETRY, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, enter_nogil_phase,
-    flush, leave_nogil_phase, move, no_drops)
+    HELD, QUEUED, RUNNING, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide,
+    enter_nogil_phase, flush, leave_nogil_phase, move, no_drops)
 from ..loop._atomic cimport get, load, store, store_flag, swap
 from ..loop._list cimport first, is_empty, unlink
 from ..loop._poll cimport lost_for, remove_watch
@@ -29,6 +29,7 @@ from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, goes_on, requ
 from ..loop._wheel cimport DUE_NOGIL, first_due
 from ._arguments cimport Arguments, find_arguments
 from ._diagnostics cimport log_records, refuse_late
+from ._failures cimport fail, forget_reasons, is_failing
 from ._hooks cimport (
     Inside, call_hooks, decide, enter, hold_by, is_exhausted, leave, new_generation, put_back)
 from ._queue cimport has_any, take
@@ -163,6 +164,7 @@ cdef void go_on(Runner runner, Table *table) noexcept nogil:
         if decision <= 0:
             if decision == OVER - GIVEN:
                 refuse_late(table, slot)
+            forget_reasons(slot)
             store(&slot.word, get(&slot.word) >> 32 << 32)
             free_slot(table, slot)
         elif go_on_with(runner, table, slot, <Message>slot.object, decision, now):
@@ -181,6 +183,8 @@ cdef bint go_on_with(
     message.decision = decision
     message.beside.native = NULL
     message.strong = False  # its reference is ours now
+    if decision == TO_FAIL:
+        decision = fail_with_gil(runner, message, slot)
     new_generation(slot)
     while decision != UNDECIDED:
         if is_exhausted(slot):
@@ -208,6 +212,8 @@ cdef bint go_on_with(
 cdef Entry *next_native(Runner runner, Message message, int decision, Arguments *arguments) noexcept nogil:
     """The hook to be called now, and its arguments, if that is a native one; NULL when going on needs the GIL."""
     cdef Entry *entry = NULL
+    if message.skipping:
+        return NULL
     if decision == TO_CONTINUE:
         entry = &message.entry[1]
     elif decision == TO_RETRY and message.retries < runner.max_retries \
@@ -240,8 +246,8 @@ cdef int call(
             message.strong = True
             move(&runner.holds.lists, message, RUNNING, HELD)
             return UNDECIDED
-        early = state_of(load(&slot.word)) - GIVEN
-        if taken or early < 0 or early == TO_CONTINUE:
+        early = TO_FAIL if is_failing(slot) else state_of(load(&slot.word)) - GIVEN
+        if early != TO_FAIL and (taken or early < 0 or early == TO_CONTINUE):
             count_given(message.entry.counters, early)  # nothing, where the message was only passed on
             new_generation(slot)
             if not taken:
@@ -255,7 +261,7 @@ cdef int call(
 
 
 cdef void go_on_with_gil(Runner runner, Table *table, Message message, Slot *slot, bint taken) noexcept with gil:
-    """The hook contradicted itself, or its step or dispatcher was ended while it was called."""
+    """The hook contradicted itself, or failed the step, or that or its dispatcher was ended while it was called."""
     cdef Drops drops
     cdef bint kept = True
     cdef int decision
@@ -269,3 +275,12 @@ cdef void go_on_with_gil(Runner runner, Table *table, Message message, Slot *slo
         resume(runner, message)
     flush(&drops, runner.reactor)
     Py_DECREF(message)
+
+
+cdef int fail_with_gil(Runner runner, Message message, Slot *slot) noexcept with gil:
+    """A plugin gave a message back that fails. What is decided about it then."""
+    cdef Drops drops
+    no_drops(&drops)
+    fail(message, slot, &drops)
+    flush(&drops, runner.reactor)
+    return message.decision

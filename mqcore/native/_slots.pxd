@@ -75,9 +75,14 @@ cdef union Waiting:
     Watch watch             # watchers
     List started            # contexts: their timers and watchers
 
+cdef struct Reason:
+    # Why a step fails; the text follows it in memory.
+    Reason *next
+    uint32_t generation
+
 cdef struct Slot:
-    # What one handle at a time stands for. Atomic, as any thread may look: `word`, `kind`, `held`, `owner` and `hook`. The rest
-    # belongs to the dispatcher's thread; or, of a step that is held, to whoever has the GIL.
+    # What one handle at a time stands for. Atomic, as any thread may look: `word`, `kind`, `held`, `owner`, `hook`, `failing`.
+    # The rest belongs to the dispatcher's thread; or, of a step that is held, to whoever has the GIL.
     Slot *next              # in a queue: of slots that were let go, or of steps that were given back
     Link link               # timers and watchers: in the list of their context, or of what is to be stopped
     uint64_t word           # generation << 32 | state
@@ -86,8 +91,10 @@ cdef struct Slot:
     uint32_t held           # steps: the generation of the last hold; `owner` and `hook` are those of it
     void *owner             # timers, watchers, steps that were held: the MQ_Context of the plugin
     PyObject *object        # steps: the Message, borrowed; contexts: the Context, owned
-    PyObject *kept          # steps: a list of what strings that were handed out belong to, or NULL
+    PyObject *kept          # what strings that were handed out belong to: of steps a list, of contexts a dict, or NULL
     PyObject *hook          # steps that were held: the hook's name, interned, never freed
+    uint32_t failing        # steps: the generation that fails as soon as its plugin is done with it, and 1
+    Reason *reasons         # atomic: why steps fail, for any generation
     void *callback          # timers, watchers
     int fd                  # watchers
     void *data              # of the plugin's own

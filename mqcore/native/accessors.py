@@ -44,6 +44,22 @@ class Accessors:
     def set_authenticated(self, message: Any, authenticated: bool) -> None:
         """Let the client's login count, or not."""
 
+    def reply_due(self, message: Any) -> bool:
+        """Whether the other side waits for a reply, and would take for it whatever is sent now. `MQ_send` is refused then."""
+        return False
+
+    def helo(self, message: Any) -> str | None:
+        """What the other side calls itself."""
+        return None
+
+    def peer(self, message: Any) -> str | None:
+        """Its address."""
+        return None
+
+    def reject(self, message: Any, code: int, text: str) -> bool:
+        """Refuse it. Whether that can be done: where not, or where this raises, the step fails when the plugin is done."""
+        return False
+
     def envelope(self, message: Any) -> str | None:
         """The sender's address, "" for a bounce."""
         return None

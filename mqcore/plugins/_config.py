@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import re
 import tomllib
 from collections.abc import Mapping
@@ -12,6 +14,11 @@ from ..errors import PluginError
 from ._files import bad_line, line_at, unreadable
 
 Config = Mapping[str, Any]
+
+OWN = ("hold_timeout", "on_error")
+"""The keys of a plugin's table that are not the plugin's own."""
+
+_log = logging.getLogger("mqcore")
 
 
 def read_config(source: Config | str | None) -> Config:
@@ -55,6 +62,10 @@ def settings_of(plugin: str, path: str | None, config: Config, source: Config | 
             wrong = f"hold_timeout in its config must be a number of seconds, or 0 for none, and is {timeout!r}"
         elif on_error not in ("fail", "continue"):
             wrong = f'on_error in its config must be "fail" or "continue", and is {on_error!r}'
+        for name in table:
+            close = name not in OWN and difflib.get_close_matches(str(name), OWN, 1, cutoff=0.8)
+            if close:
+                _log.warning("plugin %s: its config has %s; did you mean %s?", plugin, name, close[0])
     if wrong:
         raise PluginError(wrong, plugin=plugin, path=source if isinstance(source, str) else path)
     return MappingProxyType(dict(table))

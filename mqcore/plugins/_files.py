@@ -1,13 +1,13 @@
-"""Plugin files: finding them, refusing those that anyone may change, importing them under private names."""
+"""Plugin files: finding them, refusing those that anyone may change, importing them as `mqcore_plugins.NAME`."""
 
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
-import re
 import stat
 import sys
+import threading
+from collections import Counter
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
     SOURCE_SUFFIXES,
@@ -25,8 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import CodeType, ModuleType
 
-_PREFIX = "mqcore_plugin_"
-_numbers = itertools.count(1)
+_PACKAGE = "mqcore_plugins"
+_FOLDERS = "MQCORE_PLUGIN_FOLDERS"
+"""In the environment: where processes that are started find the modules of plugins."""
+
+_Modules = dict[str, "ModuleType"]
+
+_live: dict[str, list[_Modules]] = {}
+"""By the name of a plugin's module: that module and those in it, of each plugin of that name that has not ended. The last is
+the one that is in `sys.modules`."""
+_lock = threading.RLock()
+_folders: Counter[str] = Counter()
+"""In which plugins are, and how many that are loaded."""
 
 
 def find(path: str, *, trust_writable: bool) -> Iterator[tuple[str, str]]:
@@ -133,11 +143,11 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder:
-    """Finds the modules inside package plugins, for the same loader."""
+    """Finds the modules inside package plugins, and in a process that was started those of plugins, for the same loader."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if path is None or not name.startswith(_PREFIX):
+        if path is None or not name.startswith(_PACKAGE + "."):
             return None
         for directory in path:
             finder = FileFinder(directory, (ExtensionFileLoader, EXTENSION_SUFFIXES), (_Loader, SOURCE_SUFFIXES))
@@ -153,10 +163,10 @@ sys.meta_path.insert(0, _Finder)
 def import_file(plugin: str, path: str, undo: Callable[..., object]) -> ModuleType:
     """Import a file or package as a new module, in `sys.modules` until `undo` calls what it is given here.
 
-    The name is private and never used twice, so that a reloaded plugin and its predecessor live side by side.
+    Its name is that of the plugin, so that what is pickled finds it again. A reloaded plugin and its predecessor live side by
+    side: the new one has the name, and loses it to the old one only if it ends first.
     """
-    identifier = re.sub(r"\W", "_", plugin)
-    name = f"{_PREFIX}{next(_numbers)}_{identifier}"
+    name = f"{_PACKAGE}.{plugin.replace('%', '%25').replace('.', '%2E')}"  # a dot would ask for a package
     package = _is_package(path)
     file = os.path.join(path, "__init__.py") if package else path
     loader = _Loader(name, file)
@@ -165,8 +175,7 @@ def import_file(plugin: str, path: str, undo: Callable[..., object]) -> ModuleTy
     )
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    undo(_forget, name)
-    sys.modules[name] = module
+    undo(_forget, name, _remember(name, module, os.path.dirname(path)), os.path.dirname(path))
     try:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -174,10 +183,54 @@ def import_file(plugin: str, path: str, undo: Callable[..., object]) -> ModuleTy
     return module
 
 
-def _forget(name: str) -> None:
-    for module in list(sys.modules):
-        if module == name or module.startswith(name + "."):
-            sys.modules.pop(module, None)
+def _remember(name: str, module: ModuleType, folder: str) -> _Modules:
+    """Give a new module the name. What stands for it in `_live`."""
+    modules = {name: module}
+    with _lock:
+        generations = _live.setdefault(name, [])
+        if generations:
+            generations[-1].update(_take(name))
+        generations.append(modules)
+        _count_folder(folder, 1)
+        sys.modules[name] = module
+    return modules
+
+
+def _forget(name: str, modules: _Modules, folder: str) -> None:
+    with _lock:
+        _count_folder(folder, -1)
+        generations = _live[name]
+        is_last = generations[-1] is modules
+        generations[:] = [each for each in generations if each is not modules]
+        if is_last:
+            _take(name)
+            sys.modules.update(generations[-1] if generations else {})
+        if not generations:
+            del _live[name]
+
+
+def _take(name: str) -> _Modules:
+    """A module, and those in it, out of `sys.modules`."""
+    return {each: sys.modules.pop(each) for each in list(sys.modules) if each == name or each.startswith(name + ".")}
+
+
+def _count_folder(folder: str, change: int) -> None:
+    """Processes that are started from now on know the folders that plugins are in."""
+    _folders[folder] += change
+    known = [folder for folder, count in _folders.items() if count > 0 and os.pathsep not in folder]
+    if known:
+        os.environ[_FOLDERS] = os.pathsep.join(known)
+    else:
+        os.environ.pop(_FOLDERS, None)
+    if _folders[folder] <= 0:
+        del _folders[folder]
+    if _PACKAGE in sys.modules:
+        sys.modules[_PACKAGE].__path__ = folders()
+
+
+def folders() -> list[str]:
+    """Where this process, or the one that started it, has plugins from."""
+    return [folder for folder in os.environ.get(_FOLDERS, "").split(os.pathsep) if folder]
 
 
 def bad_line(data: bytes) -> int | None:

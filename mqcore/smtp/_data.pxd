@@ -2,14 +2,13 @@
 
 cdef class DataReceiver:
     cdef Py_ssize_t max_size
-    cdef Py_ssize_t max_line
     cdef bytearray text
     cdef Py_ssize_t line            # where in it the line begins that has not ended yet
-    cdef Py_ssize_t longest         # line, with its end
     cdef Py_ssize_t lines
     cdef Py_ssize_t head            # where the empty line is that ends the header; 0 if none came yet
     cdef bytes trace
     cdef Py_ssize_t max_loops
+    cdef bint lenient
     cdef bint stray                 # a CR or LF that is not part of a CR LF
     cdef bint dots                  # a line begins with one
     cdef Py_ssize_t discarded
@@ -23,6 +22,7 @@ cdef class DataReceiver:
     cdef bint look(self, Py_ssize_t at) noexcept
     cdef int discard(self) except -1
     cdef int check(self) except -1
+    cdef int straighten(self) except -1
     cdef bytes below(self, bytes top)
     cdef int count_loops(self) except -1
     cpdef bytes finish(self)

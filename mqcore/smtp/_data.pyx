@@ -7,6 +7,7 @@ from libc.string cimport memchr, memcmp, memcpy
 
 import re
 
+from .content import with_crlf
 from .syntax import ReplyError
 
 cdef extern from "<string.h>" nogil:
@@ -27,7 +28,8 @@ cdef class DataReceiver:
     """Collects the message, finds its end, and then gives it as it was before it was made ready for SMTP.
 
     Only CR LF, dot, CR LF ends it. Whatever else another server could take for its end (SMTP smuggling) has a CR or LF
-    that stands alone, for which the message as a whole is refused. Sizes are in octets.
+    that stands alone, for which the message as a whole is refused; or, if this is `lenient`, such a LF becomes CR LF and a CR
+    a blank. Sizes are in octets.
 
     `size`: what has come so far, as it was sent, without what may belong to the line that ends it.
     `fault`: the reply that it will be refused with, as far as is known before its end.
@@ -35,9 +37,9 @@ cdef class DataReceiver:
     `hops`: how many are of any server of this kind, where there is a `trace`.
     """
 
-    def __cinit__(self, Py_ssize_t max_size, Py_ssize_t max_line, bytes trace not None=b"", Py_ssize_t max_loops=0):
+    def __cinit__(self, Py_ssize_t max_size, bytes trace not None=b"", Py_ssize_t max_loops=0, bint lenient=False):
         self.max_size = max_size
-        self.max_line = max_line
+        self.lenient = lenient
         self.trace = trace
         self.max_loops = max_loops
         self.text = PyByteArray_FromStringAndSize(b"\r\n", 2)  # so that its first line is like any other
@@ -109,7 +111,6 @@ cdef class DataReceiver:
             self.dots |= line[0] == c"."
             if end - line == 2 and self.head == 0:
                 self.head = line - text
-            self.longest = max(self.longest, end - line)
             self.lines += 1
             line = end
             end = <const char *>memchr(line, c"\n", last - line)
@@ -133,14 +134,25 @@ cdef class DataReceiver:
         """Raises ReplyError if it is not to be taken."""
         if self.fault is not None:
             raise ReplyError(self.fault)
-        if self.stray:
+        if self.stray and not self.lenient:
             raise ReplyError("554 5.6.0 lines of a message end in CR LF, and neither may stand alone")
-        cdef const char *text = PyByteArray_AS_STRING(self.text)
-        if memchr(text, 0, len(self.text)) != NULL:
-            raise ReplyError("554 5.6.0 a message may not have NUL in it")
-        if self.longest > self.max_line:
-            raise ReplyError("554 5.6.0 a line of this message is too long")
+        if self.stray:
+            self.straighten()
         return self.count_loops()
+
+    cdef int straighten(self) except -1:
+        """Make each LF a CR LF, and each CR that stands alone a blank. The dots that SMTP put before lines go first: those
+        that are behind a lone LF belong to the message."""
+        try:
+            self.text = with_crlf(self.text.replace(b"\r\n.", b"\r\n"))
+        except MemoryError:
+            raise ReplyError(NO_MEMORY) from None
+        self.dots = self.stray = False
+        self.head = self.text.find(b"\r\n\r\n") + 2
+        if self.head == 1:
+            self.head = 0
+        self.lines = self.text.count(b"\n") - 1
+        return 0
 
     cdef int count_loops(self) except -1:
         cdef Py_ssize_t end = self.head or len(self.text)

@@ -28,6 +28,7 @@ cdef class ServerProtocol:
     cdef Expected expected
     cdef str login                  # in the exchange of AUTH LOGIN
     cdef str refusal                # the reply to all commands but QUIT
+    cdef list faults                # (stage, address, reply) of what was refused here; None if nothing was
     cdef Py_ssize_t max_line
     cdef Py_ssize_t max_recipients
     cdef tuple limits               # what a `DataReceiver` is made of
@@ -40,12 +41,17 @@ cdef class ServerProtocol:
     cdef bint extended              # it said EHLO
     cdef bint must_secure           # it has to begin TLS first
     cdef bint must_log_in
+    cdef bint lenient
     cdef readonly bint lmtp
     cdef readonly bint secure
     cdef readonly bint authenticated
     cdef readonly bint closed
     cdef readonly bint in_transaction
     cdef readonly str helo
+    cdef readonly dict dsn
+    cdef readonly dict forwarded
+    cdef public bint may_xclient
+    cdef public bint may_xforward
     cdef readonly DataReceiver receiver
 
     # What the host calls
@@ -61,6 +67,8 @@ cdef class ServerProtocol:
     cdef int say_to_others(self, str reply) except -1
     cdef int say_idly(self, str reply) except -1
     cdef int complain(self, str reply) except -1
+    cdef int note(self, str line, str reply) except -1
+    cdef list take_faults(self)
     cdef int count_error(self) except -1
     cdef int close(self, str reply) except -1
     cdef int reset(self) except -1
@@ -71,16 +79,19 @@ cdef class ServerProtocol:
     cdef bint collect(self) except -1
     cdef DataReceiver end_message(self)
     cdef object obey(self, str line)
-    cdef object obey_other(self, str line)
+    cdef object obey_other(self, str line, const char *text)
     cdef int greet(self, str name) except -1
     cdef int ehlo(self, str name) except -1
     cdef object mail(self, str line)
     cdef str take_sender(self, str argument)
+    cdef object take_path(self, str argument, str keyword, str refusal)
     cdef int must_be_extended(self) except -1
     cdef object rcpt(self, str line)
     cdef str take_recipient(self, str argument)
     cdef int data(self, str line) except -1
     cdef object starttls(self)
+    cdef object begin_again(self, str argument)
+    cdef int forward(self, str argument) except -1
     cdef object auth(self, str argument)
     cdef bint takes_passwords(self) except -1
     cdef object take_login(self, str line)

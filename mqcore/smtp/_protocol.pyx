@@ -8,15 +8,21 @@ from libc.string cimport memchr, strlen
 
 from ._data cimport DataReceiver
 
-from . import syntax
-from .events import Authenticate, MailFrom, Message, RcptTo, StartTls
+from . import syntax, xclient
+from .events import Authenticate, MailFrom, Message, RcptTo, StartTls, XClient
+from .lenient import parse_path
 from .syntax import ReplyError
 
 cdef extern from "Python.h":
     bint Py_ISALNUM(char character) noexcept
+    bint PyUnicode_IS_ASCII(object text) noexcept
     int PyOS_strnicmp(const char *one, const char *other, Py_ssize_t size) noexcept
 
+cdef enum:
+    LONGEST_VERB = 10
+
 cdef Py_ssize_t max_address = syntax.MAX_ADDRESS
+cdef dict STAGES = {"MAIL": "mailfrom", "RCPT": "rcptto", "DATA": "data", "STAR": "secure", "AUTH": "authenticate"}
 
 # A browser that was made to talk to us, or a header of its request: commands may hide further down.
 cdef object is_http = re.compile(
@@ -35,6 +41,9 @@ cdef class ServerProtocol:
     Whatever the client sends, it gets a reply of SMTP. In LMTP, a message gets one for each RCPT that was accepted, in their
     order (RFC 2033, 4.2): the same for all by `accept` and `reject`, or one of its own for each by `answer_each`.
 
+    `dsn`: what the MAIL or RCPT that was last taken says of delivery status notifications; None or empty if nothing.
+    `may_xclient`, `may_xforward`: whether the client may say for whom it speaks; the host sets them before it greets.
+    `forwarded`: what it said by XFORWARD of the client whose mail comes next, or is coming; None if nothing.
     `helo`: what the client calls itself; None until it said HELO or EHLO.
     `receiver`: the message that is coming in.
     `in_transaction`: from an accepted MAIL to the reply to its message.
@@ -45,7 +54,8 @@ cdef class ServerProtocol:
         self.lmtp = service.lmtp
         self.max_line = service.max_line
         self.max_recipients = service.max_recipients
-        self.limits = service.max_message, service.max_message_line, service.trace, service.max_loops
+        self.limits = service.max_message, service.trace, service.max_loops, service.lenient
+        self.lenient = service.lenient
         self.secure = secure
         self.must_secure = service.require_tls and not secure
         self.must_log_in = service.require_login
@@ -56,6 +66,7 @@ cdef class ServerProtocol:
     cdef int reset(self) except -1:
         self.in_transaction = False
         self.utf8 = False
+        self.forwarded = None
         self.recipients = 0
         return 0
 
@@ -85,6 +96,8 @@ cdef class ServerProtocol:
             return RcptTo(payload)
         if self.due == AUTHENTICATE:
             return Authenticate(*payload)
+        if self.due == GREETING:
+            return XClient(payload)
         if self.due != MESSAGE:
             return StartTls()
         try:
@@ -96,6 +109,7 @@ cdef class ServerProtocol:
     cdef object next_payload(self):
         """`next_event`, for callers that look at `due`: only what the event has, which is an address, the receiver of a mail,
         login and password, or of StartTls nothing but True."""
+        cdef str line = None
         while self.due == NOTHING and not self.closed:
             if self.at == len(self.buffer) and not self.shutting_down:
                 return None  # as after nearly every command
@@ -103,16 +117,19 @@ cdef class ServerProtocol:
                 if self.receiver is not None:
                     if not self.collect():
                         return None
+                    line = "DATA"
                     payload = self.end_message()
                 elif self.shutting_down and not self.in_transaction:
                     self.close("421 4.3.2 this server is shutting down")
                     return None
                 else:
+                    line = None
                     line = self.take_line()
                     if line is None:
                         return None
                     payload = self.obey(line)
             except ReplyError as error:
+                self.note(line, str(error))
                 self.expected = COMMAND
                 self.complain(str(error))
                 continue
@@ -243,8 +260,30 @@ cdef class ServerProtocol:
     cdef int count_error(self) except -1:
         self.errors += 1
         if self.errors > self.service.max_errors:
+            self.note(None, "421 4.7.0 too many errors")
             self.close("421 4.7.0 too many errors")
         return 0
+
+    cdef int note(self, str line, str reply) except -1:
+        """Keep for `take_faults` that a command, or with None something else, is refused. Never what AUTH sends."""
+        cdef str stage = "command"
+        cdef str address = ""
+        if reply == self.refusal:  # once is enough
+            return 0
+        if self.expected != COMMAND:
+            stage = "authenticate"
+        elif line is not None:
+            stage = STAGES.get(line[:4].upper(), "command")
+            if stage == "mailfrom" or stage == "rcptto":
+                address = argument_of(line)
+        if self.faults is None:
+            self.faults = []
+        self.faults.append((stage, address, reply))
+        return 0
+
+    cdef list take_faults(self):
+        faults, self.faults = self.faults, None
+        return faults
 
     cdef int close(self, str reply) except -1:
         self.say(reply)
@@ -271,7 +310,7 @@ cdef class ServerProtocol:
         if self.skipping or size > self.max_line:
             self.skipping = False
             raise ReplyError("500 5.5.2 this line is too long")
-        return decode(start, size)
+        return decode(start, size, self.lenient)
 
     cdef bint collect(self) except -1:
         """Whether the message is all there."""
@@ -279,6 +318,7 @@ cdef class ServerProtocol:
         cdef Py_ssize_t taken = self.receiver.collect(data + self.at, len(self.buffer) - self.at)
         self.at = self.at + taken if taken else len(self.buffer)
         if self.receiver.is_endless:
+            self.note("DATA", self.receiver.fault)
             self.close(self.receiver.fault)
             return False
         return taken > 0
@@ -298,7 +338,13 @@ cdef class ServerProtocol:
     cdef object obey(self, str line):
         if self.expected != COMMAND:
             return self.take_login(line)
-        cdef const char *text = PyUnicode_AsUTF8(line)
+        cdef bytes verb  # of what may be no text
+        cdef const char *text
+        if PyUnicode_IS_ASCII(line):
+            text = PyUnicode_AsUTF8(line)
+        else:
+            verb = line[:LONGEST_VERB + 1].encode("ascii", "replace")
+            text = verb
         if self.refusal is not None and not says(text, b"QUIT"):
             if self.refusal.startswith("421"):
                 self.close(self.refusal)
@@ -313,11 +359,10 @@ cdef class ServerProtocol:
         if says(text, b"DATA"):
             self.data(line)
             return None
-        return self.obey_other(line)
+        return self.obey_other(line, text)
 
-    cdef object obey_other(self, str line):
+    cdef object obey_other(self, str line, const char *text):
         """What is not said for every mail."""
-        cdef const char *text = PyUnicode_AsUTF8(line)
         if says(text, b"LHLO" if self.lmtp else b"EHLO"):
             self.ehlo(argument_of(line))
         elif says(text, b"HELO") and not self.lmtp:
@@ -345,7 +390,12 @@ cdef class ServerProtocol:
             return self.starttls()
         elif says(text, b"AUTH"):
             return self.auth(argument_of(line))
+        elif says(text, b"XCLIENT"):
+            return self.begin_again(argument_of(line))
+        elif says(text, b"XFORWARD"):
+            self.forward(argument_of(line))
         elif is_http(line):
+            self.note(None, "421 4.7.0 this is no web server")
             self.close("421 4.7.0 this is no web server")
         else:
             raise ReplyError("500 5.5.1 no such command")
@@ -366,9 +416,12 @@ cdef class ServerProtocol:
         self.extended = True
         starttls = "250-STARTTLS\r\n" if self.service.starttls and not self.secure else ""
         auth = "250-AUTH PLAIN LOGIN\r\n" if self.takes_passwords() else ""
+        dsn = "250-DSN\r\n" if self.service.dsn else ""
+        xclient_ = f"250-XCLIENT {' '.join(xclient.XCLIENT)}\r\n" if self.may_xclient else ""
+        xforward = f"250-XFORWARD {' '.join(xclient.XFORWARD)}\r\n" if self.may_xforward else ""
         self.say_idly(
             f"250-{self.service.name}\r\n250-PIPELINING\r\n250-SIZE {self.service.max_message}\r\n250-8BITMIME\r\n"
-            f"250-SMTPUTF8\r\n{starttls}{auth}250 ENHANCEDSTATUSCODES")
+            f"250-SMTPUTF8\r\n{dsn}{starttls}{auth}{xclient_}{xforward}250 ENHANCEDSTATUSCODES")
         return 0
 
     cdef object mail(self, str line):
@@ -380,6 +433,7 @@ cdef class ServerProtocol:
             raise ReplyError("530 5.7.0 log in first")
         address = plain_address(line, b"MAIL FROM:<", 11)
         self.utf8 = False
+        self.dsn = None
         if address is None:
             address = self.take_sender(argument_of(line))
         self.due = MAIL_FROM
@@ -388,18 +442,28 @@ cdef class ServerProtocol:
     cdef str take_sender(self, str argument):
         match = syntax.parse_from(argument)
         if match is None:
-            raise ReplyError("501 5.1.7 say MAIL FROM:<address>")
-        address, text = match.groups()
-        if text is not None:
+            address, text = self.take_path(argument, "FROM", "501 5.1.7 say MAIL FROM:<address>")
+        else:
+            address, text = match.groups()
+        if text:
             self.must_be_extended()
-            parameters = syntax.parse_mail(text, auth=self.takes_passwords())
+            parameters = syntax.parse_mail(text, auth=self.takes_passwords(), dsn=self.service.dsn, lenient=self.lenient)
             if parameters.size > self.service.max_message:
                 raise ReplyError(f"552 5.3.4 a message may have {self.service.max_message} octets")
             self.utf8 = parameters.utf8
+            self.dsn = parameters.dsn
         if address is None:
             return ""
-        syntax.check_address(address, utf8=self.utf8)
+        if not self.lenient:
+            syntax.check_address(address, utf8=self.utf8)
         return address
+
+    cdef object take_path(self, str argument, str keyword, str refusal):
+        """The address and the parameters of what is not as RFC 5321 has it. Raises ReplyError."""
+        found = parse_path(argument, keyword) if self.lenient else None
+        if found is None:
+            raise ReplyError(refusal)
+        return found
 
     cdef int must_be_extended(self) except -1:
         if not self.extended:
@@ -410,9 +474,11 @@ cdef class ServerProtocol:
         if not self.in_transaction:
             raise ReplyError("503 5.5.1 say MAIL first")
         address = plain_address(line, b"RCPT TO:<", 9)
+        self.dsn = None
         if address is None:
             address = self.take_recipient(argument_of(line))
         if self.recipients >= self.max_recipients:
+            self.note(line, "452 4.5.3 no more recipients in this transaction")
             self.say("452 4.5.3 no more recipients in this transaction")
             return None
         self.due = RCPT_TO
@@ -421,12 +487,16 @@ cdef class ServerProtocol:
     cdef str take_recipient(self, str argument):
         match = syntax.parse_to(argument)
         if match is None:
-            raise ReplyError("501 5.1.3 say RCPT TO:<address>")
-        address, parameters = match.groups()
+            address, parameters = self.take_path(argument, "TO", "501 5.1.3 say RCPT TO:<address>")
+        else:
+            address, parameters = match.groups()
         if parameters:
             self.must_be_extended()
-            raise ReplyError("555 5.5.4 this parameter is not known here")
-        syntax.check_address(address, utf8=self.utf8)
+            self.dsn = syntax.parse_rcpt(parameters, dsn=self.service.dsn, lenient=self.lenient)
+        if not address:
+            raise ReplyError("501 5.1.3 a mail goes to nobody at <>")
+        if not self.lenient:
+            syntax.check_address(address, utf8=self.utf8)
         return address
 
     cdef int data(self, str line) except -1:
@@ -445,11 +515,34 @@ cdef class ServerProtocol:
             raise ReplyError("503 5.5.1 STARTTLS is not offered")
         if self.at < len(self.buffer):
             # It came in the clear, from whoever was able to put it there, and would pass for what came by TLS.
+            self.note("STARTTLS", "554 5.5.1 nothing may follow STARTTLS before its reply")
             self.close("554 5.5.1 nothing may follow STARTTLS before its reply")
             return None
         self.say("220 2.0.0 go ahead")
         self.due = START_TLS
         return True
+
+    cdef object begin_again(self, str argument):
+        """XCLIENT: what is known of the client for whom this one speaks."""
+        if not self.may_xclient:
+            raise ReplyError("550 5.7.0 XCLIENT is not for this client")
+        if self.in_transaction:
+            raise ReplyError("503 5.5.1 a transaction is open; RSET ends it")
+        attributes = xclient.parse(argument, xclient.XCLIENT)
+        self.extended = False
+        self.helo = None
+        self.authenticated = attributes.get("login") is not None
+        self.reset()
+        self.due = GREETING
+        return attributes
+
+    cdef int forward(self, str argument) except -1:
+        if not self.may_xforward:
+            raise ReplyError("550 5.7.0 XFORWARD is not for this client")
+        if self.in_transaction:
+            raise ReplyError("503 5.5.1 a transaction is open; RSET ends it")
+        self.forwarded = {**(self.forwarded or {}), **xclient.parse(argument, xclient.XFORWARD)}
+        return self.say_idly("250 2.0.0 ok")
 
     cdef bint takes_passwords(self) except -1:
         return self.service.auth and (self.secure or self.service.auth_without_tls)
@@ -479,7 +572,6 @@ cdef class ServerProtocol:
     cdef object take_login(self, str line):
         """What is no command but comes after AUTH."""
         cdef Expected expected = self.expected
-        self.expected = COMMAND
         if expected == LOGIN:
             self.login = syntax.decode_base64(line)
             self.expected = PASSWORD
@@ -489,11 +581,12 @@ cdef class ServerProtocol:
             login, password = syntax.parse_plain(line)
         else:
             login, password = self.login, syntax.decode_base64(line)
+        self.expected = COMMAND
         self.due = AUTHENTICATE
         return login, password
 
 
-cdef str decode(const char *text, Py_ssize_t size):
+cdef str decode(const char *text, Py_ssize_t size, bint lenient):
     """A line as text, without its end. Raises ReplyError."""
     cdef Py_ssize_t at = 0
     while c" " <= text[at] <= c"~":
@@ -502,12 +595,14 @@ cdef str decode(const char *text, Py_ssize_t size):
         return text[:at].decode("ascii")  # as nearly all are
     cdef str line
     try:
-        line = text[:size].decode()
+        line = text[:size].decode(errors="surrogateescape" if lenient else "strict")
     except UnicodeDecodeError:
         raise ReplyError("501 5.5.2 this is not UTF-8") from None
     if not line.endswith("\r\n"):
         raise ReplyError("500 5.5.2 lines must end in CR LF")
     line = line[: len(line) - 2]
+    if lenient:
+        line = line.replace("\t", " ")
     if not line.isprintable() and syntax.find_control(line):
         raise ReplyError("500 5.5.2 control characters are not allowed")
     return line
@@ -540,6 +635,8 @@ cdef str argument_of(str line):
 
 cdef str plain_address(str line, const char *begin, Py_ssize_t at):
     """The address between `begin`, which has `at` characters, and a final `>`, if it is as most are; else None."""
+    if not PyUnicode_IS_ASCII(line):
+        return None
     cdef Py_ssize_t size, i
     cdef const char *text = PyUnicode_AsUTF8AndSize(line, &size)
     cdef char last = c"."

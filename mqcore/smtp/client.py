@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
+from . import xclient
+from .content import without_dots
 from .replies import ProtocolError, Reply, ReplyReader
 from .syntax import is_safe
 
 Blocks = Callable[[Reply], bool]
+
+
+class Terms(NamedTuple):
+    """How a mail is to be sent."""
+
+    utf8: bool | None = None
+    """Whether SMTPUTF8 is said: if True, to servers that offer it, and if None, where an address needs it. If False, an address
+    goes out as it is."""
+    lenient: bool = False
+    """Whether NULs and bytes that are no UTF-8 in addresses are sent to whom nobody asked about them."""
+    dsn: str = ""
+    """Parameters of MAIL for a server that offers DSN."""
+    rcpt_dsn: Mapping[str, str] = {}
+    """Those of RCPT, by recipients."""
+    forwarded: Mapping[str, str | None] = {}
+    """What a server that offers XFORWARD is told of the client before (`xclient.XFORWARD`, in small letters)."""
+
+
+USUAL = Terms()
 
 
 class ClientProtocol:
@@ -58,6 +80,8 @@ class ClientProtocol:
         self._secrets: list[bytes] = []
         self._recipients: Sequence[str] = ()
         self._content = b""
+        self._is_binary = False
+        """Whether the message goes by BDAT (RFC 3030)."""
         self._blocks: Blocks | None = None
         self._mail_reply: Reply | None = None
         self._rcpt_replies: list[Reply] = []
@@ -119,7 +143,9 @@ class ClientProtocol:
             self._secrets = [_base64(login) + b"\r\n", _base64(password) + b"\r\n"]
             self._ask("auth", b"AUTH LOGIN\r\n")
 
-    def send(self, sender: str, recipients: Sequence[str], content: bytes, blocks: Blocks | None = None) -> Reply | None:
+    def send(
+        self, sender: str, recipients: Sequence[str], content: bytes, blocks: Blocks | None = None, terms: Terms = USUAL
+    ) -> Reply | None:
         """One transaction; in the end, or if this returns a reply at once, `replies` has one for each recipient.
 
         `content` is what `make_content` makes. `recipients` are there once each. If the reply to one of them `blocks`, the
@@ -127,38 +153,61 @@ class ClientProtocol:
         """
         if not self.is_idle:
             raise RuntimeError("something else is asked for")
-        if not all(map(is_safe, recipients)) or not (sender == "" or is_safe(sender)):
+        if not all(is_safe(address, raw=terms.lenient) for address in (*recipients, *filter(None, [sender]))):
             raise ValueError(f"these cannot be sent as addresses: {sender!a}, {recipients!a}")
         self.replies = {}
         self.state = "mailfrom"
         self._recipients, self._content, self._blocks = recipients, content, blocks
+        self._is_binary = b"\0" in content and {"BINARYMIME", "CHUNKING"} <= self.extensions.keys()
         self._mail_reply, self._rcpt_replies = None, []
-        options = b""
-        if "SIZE" in self.extensions:
-            limit = self.extensions["SIZE"]
-            if limit.isdecimal() and len(limit) <= 20 and 0 < int(limit) < len(content):
-                return self._end_all(Reply("mailfrom", 552, f"5.3.4 the next server takes messages of {limit} octets at most"))
-            options = b" SIZE=%d" % len(content)
-        if "8BITMIME" in self.extensions and not content.isascii():
-            options += b" BODY=8BITMIME"
-        if not (sender.isascii() and all(recipient.isascii() for recipient in recipients)):
-            if "SMTPUTF8" not in self.extensions:
-                return self._end_all(Reply("mailfrom", 553, "5.6.7 the next server takes ASCII addresses only"))
-            options += b" SMTPUTF8"
+        needs_utf8 = terms.utf8 is not False and not (sender + "".join(recipients)).isascii()
+        refusal = self._find_refusal(content, terms, needs_utf8=needs_utf8)
+        if refusal is not None:
+            self.replies = dict.fromkeys(recipients, refusal)
+            return refusal
         self.pipelined = self._pipelining and "PIPELINING" in self.extensions
-        commands = [("mailfrom", b"MAIL FROM:<%b>%b\r\n" % (sender.encode(), options))]
-        commands += [("rcptto", b"RCPT TO:<%b>\r\n" % recipient.encode()) for recipient in recipients]
+        says_utf8 = needs_utf8 or (terms.utf8 is True and "SMTPUTF8" in self.extensions)
+        parameters = self._make_parameters(content, says_utf8=says_utf8)
+        rcpt_dsn: Mapping[str, str] = {}
+        if "DSN" in self.extensions:
+            parameters += terms.dsn.encode()
+            rcpt_dsn = terms.rcpt_dsn
+        offered = self.extensions.get("XFORWARD", "").upper().split() if terms.forwarded else ()
+        commands = [("xforward", command) for command in xclient.write(terms.forwarded, offered)]
+        commands.append(("mailfrom", b"MAIL FROM:<%b>%b\r\n" % (_encode(sender), parameters)))
+        for to in recipients:
+            commands.append(("rcptto", b"RCPT TO:<%b>%b\r\n" % (_encode(to), rcpt_dsn.get(to, "").encode())))
         if not self.pipelined:
             self._later.extend(commands)
             self._ask(*self._later.popleft())
             return None
-        if blocks is None or len(recipients) == 1:
+        if (blocks is None or len(recipients) == 1) and not self._is_binary:
             # Else the message could go to those who are taken, though another one's reply blocks.
             commands.append(("data", b"DATA\r\n"))
         for state, _ in commands:
             self._expected.append(state)
         self._output.append(b"".join([command for _, command in commands]))
         return None
+
+    def _find_refusal(self, content: bytes, terms: Terms, *, needs_utf8: bool) -> Reply | None:
+        """Why it is no use to ask this server."""
+        limit = self.extensions.get("SIZE", "")
+        if limit.isdecimal() and len(limit) <= 20 and 0 < int(limit) < len(content):
+            return Reply("mailfrom", 552, f"5.3.4 the next server takes messages of {limit} octets at most")
+        if needs_utf8 and "SMTPUTF8" not in self.extensions:
+            return Reply("mailfrom", 553, "5.6.7 the next server takes ASCII addresses only")
+        if b"\0" in content and not (self._is_binary or terms.lenient):
+            return Reply("mailfrom", 554, "5.6.0 the next server takes no message with a NUL in it")
+        return None
+
+    def _make_parameters(self, content: bytes, *, says_utf8: bool) -> bytes:
+        """Those of MAIL."""
+        parameters = b" SIZE=%d" % len(content) if "SIZE" in self.extensions else b""
+        if self._is_binary:
+            parameters += b" BODY=BINARYMIME"
+        elif "8BITMIME" in self.extensions and not content.isascii():
+            parameters += b" BODY=8BITMIME"
+        return parameters + b" SMTPUTF8" if says_utf8 else parameters
 
     def reset(self) -> None:
         self._ask("rset", b"RSET\r\n")
@@ -167,7 +216,7 @@ class ClientProtocol:
         self._ask("quit", b"QUIT\r\n")
 
     def _ask(self, state: str, command: bytes) -> None:
-        self.state = state
+        self.state = "mailfrom" if state == "xforward" else state
         self._expected.append(state)
         self._output.append(command)
 
@@ -181,7 +230,8 @@ class ClientProtocol:
         self.heard += 1
         reply = Reply(self._expected.popleft(), code, " ".join(lines))
         end = self._interpret(reply, lines, flushed)
-        self.state = self._expected[0] if self._expected and end is None else reply.state
+        state = self._expected[0] if self._expected and end is None else reply.state
+        self.state = "mailfrom" if state == "xforward" else state
         return end
 
     def _interpret(self, reply: Reply, lines: list[str], flushed: bool) -> Reply | None:
@@ -195,8 +245,11 @@ class ClientProtocol:
         if reply.code == 421:
             self.closed = True
             self._expected.clear()
-            return reply
+            return reply._replace(state="mailfrom") if reply.state == "xforward" else reply
         match reply.state:
+            case "xforward":
+                self._take_xforward()
+                return None
             case "mailfrom":
                 return self._take_mail(reply)
             case "rcptto":
@@ -232,6 +285,11 @@ class ClientProtocol:
         self._ask("auth", self._secrets.pop(0) if self._secrets else b"*\r\n")
         return None
 
+    def _take_xforward(self) -> None:
+        """Whatever it says: the mail goes there all the same."""
+        if not self.pipelined:
+            self._ask(*self._later.popleft())
+
     def _take_mail(self, reply: Reply) -> Reply | None:
         self._mail_reply = reply
         if not reply.is_positive:
@@ -259,8 +317,17 @@ class ClientProtocol:
         elif not self._expected:
             if not self._accepted or (self._blocks is not None and any(map(self._blocks, self._rcpt_replies))):
                 return self._end_without_message()
-            self._ask("data", b"DATA\r\n")
+            if self._is_binary:
+                self._send_binary()
+            else:
+                self._ask("data", b"DATA\r\n")
         return None
+
+    def _send_binary(self) -> None:
+        self._unanswered = deque(self._accepted)
+        content = without_dots(self._content)
+        self.state = "message"
+        self._put_out(b"BDAT %d LAST\r\n" % len(content) + content)
 
     @property
     def _is_begun(self) -> bool:
@@ -277,9 +344,7 @@ class ClientProtocol:
             raise ProtocolError(f"this is no reply to DATA: {reply}")
         self._unanswered = deque(self._accepted)
         if reply.code == 354 and self._unanswered:
-            self.in_doubt = True
-            self._expected.extend(["message"] * (len(self._unanswered) if self.lmtp else 1))
-            self._output.append(self._content)
+            self._put_out(self._content)
             return None
         if reply.code == 354:
             if self.lmtp:
@@ -290,6 +355,11 @@ class ClientProtocol:
             return self._end_without_message()
         self.replies |= dict.fromkeys(self._unanswered, reply)
         return reply
+
+    def _put_out(self, message: bytes) -> None:
+        self.in_doubt = True
+        self._expected.extend(["message"] * (len(self._unanswered) if self.lmtp else 1))
+        self._output.append(message)
 
     def _take_message(self, reply: Reply, flushed: bool) -> Reply | None:
         if not flushed:
@@ -313,9 +383,9 @@ class ClientProtocol:
             self.replies = dict(zip(self._recipients, self._rcpt_replies, strict=True))
         return self.replies[self._recipients[-1]]
 
-    def _end_all(self, reply: Reply) -> Reply:
-        self.replies = dict.fromkeys(self._recipients, reply)
-        return reply
+
+def _encode(address: str) -> bytes:
+    return address.encode(errors="surrogateescape")
 
 
 def _base64(text: str) -> bytes:

@@ -25,12 +25,15 @@ class Service:
     """Take no mail and no password from a client that has not begun TLS (530)."""
     require_login: bool = False
     """Take no mail from a client that has not logged in (530)."""
+    lenient: bool = False
+    """Take what a server in front may have taken though it is not as the RFCs have it: see `lenient.py` for addresses and
+    parameters; in messages CRs and LFs that stand alone."""
+    dsn: bool = False
+    """Offer DSN (RFC 3461)."""
     max_message: int = MAX_MESSAGE
     max_recipients: int = MAX_RECIPIENTS
     max_line: int = 4096
     """For a command. RFC 5321 asks for 512; long addresses, their parameters and AUTH need more."""
-    max_message_line: int = 1 << 16
-    """RFC 5321 allows 1,000, which real mail does not keep to."""
     max_errors: int = 20
     """Wrong commands and refused logins in one connection."""
     max_idle_commands: int = 100
@@ -62,8 +65,15 @@ class Authenticate(NamedTuple):
     password: str
 
 
+class XClient(NamedTuple):
+    """The client speaks for another one, of which these things are known (`xclient.XCLIENT`, in small letters; None for what it
+    does not know). All begins anew, with the greeting; answer as at the beginning."""
+
+    attributes: dict[str, str | None]
+
+
 class StartTls(NamedTuple):
     """Read no more, send the output, and begin TLS; then call `secured`, and answer."""
 
 
-Event: TypeAlias = MailFrom | RcptTo | Message | Authenticate | StartTls
+Event: TypeAlias = MailFrom | RcptTo | Message | Authenticate | StartTls | XClient

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 MAX_ADDRESS = 254
@@ -29,6 +30,18 @@ _ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3} ").match
 _LONGEST_TEXT = 500
 """A reply has 512 octets at most (RFC 5321, 4.5.3.1.5)."""
 
+MAIL_DSN = ("RET", "ENVID")
+RCPT_DSN = ("NOTIFY", "ORCPT")
+_XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})"
+_CLEAN = r"(?!.*\+0[0AD])"
+"""What stands for a NUL, a CR or a LF would be one in a notification."""
+_DSN = {
+    "RET": re.compile(r"FULL|HDRS", re.IGNORECASE),
+    "ENVID": re.compile(rf"{_CLEAN}{_XTEXT}{{1,100}}"),
+    "NOTIFY": re.compile(r"NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY)){0,2}", re.IGNORECASE),
+    "ORCPT": re.compile(rf"{_CLEAN}[A-Za-z0-9-]+;{_XTEXT}{{1,500}}|(?i:utf-8);[!-<>-~]{{1,500}}"),
+}
+
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\s=]+))?")
 
 
@@ -41,20 +54,20 @@ class Parameters(NamedTuple):
 
     size: int = 0
     utf8: bool = False
+    dsn: dict[str, str] | None = None
+    """RET and ENVID, by their names in small letters."""
 
 
-def parse_mail(text: str, *, auth: bool) -> Parameters:
-    """The parameters of MAIL; AUTH is one only where that is offered. Raises ReplyError for what is no parameter."""
-    known = ("SIZE", "BODY", "SMTPUTF8", "AUTH") if auth else ("SIZE", "BODY", "SMTPUTF8")
-    values: dict[str, str | None] = {}
-    for word in text.split():
-        match = _PARAMETER.fullmatch(word)
-        name = match[1].upper() if match else ""
-        if match is None or name in values:
-            raise ReplyError("501 5.5.4 this parameter is malformed, or given twice")
-        if name not in known:
-            raise ReplyError("555 5.5.4 this parameter is not known here")
-        values[name] = match[2]
+def parse_mail(text: str, *, auth: bool, dsn: bool = False, lenient: bool = False) -> Parameters:
+    """The parameters of MAIL; AUTH and those of DSN only where that is offered. Raises ReplyError for what is no parameter.
+
+    If this is `lenient`, they are in any case, and of what is given twice the last counts."""
+    known = ["SIZE", "BODY", "SMTPUTF8"]
+    if auth or lenient:
+        known.append("AUTH")
+    if dsn or lenient:
+        known += MAIL_DSN
+    values = _split(text, known, lenient=lenient)
     size = values.get("SIZE", "0")
     if size is None or not (size.isascii() and size.isdecimal() and len(size) <= 20):
         raise ReplyError("501 5.5.4 SIZE takes a number of octets")
@@ -63,7 +76,52 @@ def parse_mail(text: str, *, auth: bool) -> Parameters:
         raise ReplyError("501 5.5.4 BODY takes 7BIT or 8BITMIME")
     if values.get("SMTPUTF8") is not None:
         raise ReplyError("501 5.5.4 SMTPUTF8 takes no value")
-    return Parameters(int(size), "SMTPUTF8" in values)
+    return Parameters(int(size), "SMTPUTF8" in values, _check_dsn(values, MAIL_DSN))
+
+
+def parse_rcpt(text: str, *, dsn: bool = False, lenient: bool = False) -> dict[str, str]:
+    """NOTIFY and ORCPT, by their names in small letters, if DSN is offered, or this is `lenient`. Raises ReplyError."""
+    known = RCPT_DSN if dsn or lenient else ()
+    return _check_dsn(_split(text, known, lenient=lenient), RCPT_DSN)
+
+
+def _split(text: str, known: Iterable[str], *, lenient: bool) -> dict[str, str | None]:
+    values: dict[str, str | None] = {}
+    for word in text.split():
+        match = _PARAMETER.fullmatch(word)
+        name = match[1].upper() if match else ""
+        if match is None or (name in values and not lenient):
+            raise ReplyError("501 5.5.4 this parameter is malformed, or given twice")
+        if name not in known:
+            raise ReplyError("555 5.5.4 this parameter is not known here")
+        values[name] = match[2]
+    return values
+
+
+# Delivery status notifications (RFC 3461): what a client says of them is given to the next server as it is
+
+
+def _check_dsn(values: Mapping[str, str | None], names: Iterable[str]) -> dict[str, str]:
+    dsn = {}
+    for name in names:
+        if name in values:
+            value = values[name]
+            if not _is_dsn(name, value):
+                raise ReplyError(f"501 5.5.4 this is no value of {name}")
+            dsn[name.lower()] = str(value)
+    return dsn
+
+
+def _is_dsn(name: str, value: object) -> bool:
+    return isinstance(value, str) and _DSN[name].fullmatch(value) is not None
+
+
+def write_dsn(names: Iterable[str], values: object) -> str:
+    """The parameters of these names, each with a blank in front. What plugins made of `values` may be anything."""
+    if not isinstance(values, Mapping):
+        return ""
+    found = ((name, values.get(name.lower())) for name in names)
+    return "".join(f" {name}={value}" for name, value in found if _is_dsn(name, value))
 
 
 def check_address(address: str, *, utf8: bool) -> None:
@@ -77,14 +135,16 @@ def check_address(address: str, *, utf8: bool) -> None:
             raise ReplyError("553 5.1.0 this address is too long")
 
 
-def is_safe(address: str) -> bool:
-    """Whether it can stand between angle brackets in a command, and be nothing else; its server may know more of it."""
-    return _PATH(address) is not None and not find_control(address) and _is_text(address)
+def is_safe(address: str, *, raw: bool = False) -> bool:
+    """Whether it can stand between angle brackets in a command, and be nothing else; its server may know more of it.
+
+    With `raw`, it may have bytes that are no UTF-8 (as surrogates)."""
+    return _PATH(address) is not None and not find_control(address) and _can_be_encoded(address, raw=raw)
 
 
-def _is_text(address: str) -> bool:
+def _can_be_encoded(address: str, *, raw: bool) -> bool:
     try:
-        address.encode()
+        address.encode(errors="surrogateescape" if raw else "strict")
     except UnicodeEncodeError:  # from bytes that were no UTF-8
         return False
     return True

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cli_tools import TEXT, Server, serve
-from mail_tools import run, start, write_plugin
+from mail_tools import NO_PLUGINS, run, start, write_mbox, write_plugin
 from smtp_tools import certificate
 
 TLS = ("--tls-certificate", certificate().file)
@@ -90,3 +90,15 @@ def test_few_files_are_told_of():
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard >= 4096 or hard == resource.RLIM_INFINITY:
         assert "clients can be there at once" not in said()
+
+
+def test_a_soft_limit_of_files_is_raised(tmp_path):
+    """For runs without a server too; what the system does not let be raised is told of at the start."""
+    box = write_mbox(tmp_path / "box", 300)
+    few = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (16, 2000))
+    result = run("run", "--from", f"mbox:{box}", "--to", f"maildir:{tmp_path / 'out'}", preexec_fn=few)
+    assert (result.returncode, result.stderr) == (0, NO_PLUGINS)
+    few = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (40, 40))
+    result = run("run", "--from", f"mbox:{box}", "--to", f"maildir:{tmp_path / 'more'}", preexec_fn=few)
+    warning = "mqcore: this process may open 40 files, which may be too few; raise the limit (ulimit -n)\n"
+    assert (result.returncode, result.stderr) == (0, warning + NO_PLUGINS)

@@ -40,6 +40,7 @@ actions = st.deferred(
         st.just(("raise",)),
         st.tuples(st.just("give back and raise"), st.sampled_from(BACK)),
         st.tuples(st.just("cancel"), verdicts),
+        st.tuples(st.just("skip others"), st.booleans(), verdicts),
         st.tuples(st.just("cancel another"), st.integers(0, 5), verdicts),
         st.tuples(st.just("run another"), st.lists(actions, max_size=2), verdicts),
         st.tuples(st.just("run itself"), verdicts),
@@ -140,6 +141,9 @@ class World:
             case ("give back and raise", back):
                 self.note(message.key, self.attempt(False, self.give, context, message, back))
                 raise LookupError
+            case ("skip others", thread, verdict):
+                self.note(message.key, self.attempt(thread, message.skip_others))
+                return self.verdict(context, message, verdict)
             case ("cancel", verdict):
                 self.note(message.key, self.attempt(False, self.dispatcher.cancel, message))
                 return self.verdict(context, message, verdict)
@@ -230,6 +234,9 @@ class World:
 
     def cancel(self, key):
         return self.attempt(False, self.dispatcher.cancel, self.messages[key])
+
+    def skip_others(self, key, thread):
+        return self.attempt(thread, self.messages[key].skip_others)
 
     def drop(self, key):
         for which in [which for which in self.holds if which[0] == key]:
@@ -378,6 +385,11 @@ class Machine(RuleBasedStateMachine):
     def cancel(self, key):
         if self.exists(key):
             self.both("cancel", key)
+
+    @rule(key=messages, thread=st.booleans())
+    def skip_others(self, key, thread):
+        if self.exists(key):
+            self.both("skip_others", key, thread)
 
     @rule(key=messages)
     def drop(self, key):

@@ -7,9 +7,11 @@ SystemError, and the dispatchers still work afterwards.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import copy
 import faulthandler
+import functools
 import gc
 import importlib
 import itertools
@@ -152,6 +154,19 @@ MQ_EXPORT bool mq_step(MQ_Context *context, MQ_Connection *connection, MQ_Messag
 """
 
 
+@functools.cache
+def native_plugin() -> str:
+    import native_tools
+
+    return str(native_tools.compile_plugin(Path(COMPILED.name) / "30-native.so", NATIVE))
+
+
+COMPILED = tempfile.TemporaryDirectory()
+atexit.register(COMPILED.cleanup)
+OLD: list[Any] = []
+"""What was there before anything was made to be attacked, and is not looked through: it has none of it, and stays."""
+
+
 class Scenario:
     """A dispatcher with everything that can be found on one, in every state."""
 
@@ -162,9 +177,7 @@ class Scenario:
         plugins = owner.plugins({"20-all": self.plugin})
         self.folder = tempfile.TemporaryDirectory()
         if shutil.which("cc"):
-            import native_tools
-
-            plugins.load(str(native_tools.compile_plugin(Path(self.folder.name) / "30-native.so", NATIVE)))
+            plugins.load(shutil.copy(native_plugin(), self.folder.name))
         self.dispatcher = owner.dispatcher(plugins, hold_timeout=0)
         step = self.dispatcher.hook("mq_step")
         context = self.plugin.context
@@ -209,7 +222,7 @@ class Scenario:
         types, as it takes longer than most attacks."""
         found: dict[type, list[Any]] = {kind: [] for kind in kinds}
         waiting: list[Any] = [self, *gc.get_objects()]
-        seen: set[int] = set()
+        seen = set(map(id, OLD))
         while waiting:
             each = waiting.pop()
             if id(each) in seen:
@@ -494,6 +507,8 @@ def main() -> None:
     if name == "list":
         print("\n".join(extension_types()))
         return
+    extension_types()
+    OLD.extend(gc.get_objects())
     owner = tools.start_owner(owner_name)
     quiet_faults(owner)
     faulthandler.dump_traceback_later(200, exit=True)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
     reason="this Python has no _testcapi, which makes allocations fail: it is part of CPython's own tests",
 )
 CASES = [
-    (name, owner)
+    pytest.param(name, owner, marks=[pytest.mark.slow] if owner == "pyuv" else [])
     for name, scenario in no_memory.SCENARIOS.items()
     for owner in ("uvloop", "pyuv")
     if owner == "uvloop" or not scenario.only_uvloop

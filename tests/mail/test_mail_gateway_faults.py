@@ -236,6 +236,16 @@ async def test_a_source_for_which_there_is_no_memory():
     assert report.counts.stored == len(sink.mails) == 1
 
 
+class Disk(Store):
+    url = "disk:"
+
+    def __init__(self):
+        self.mails = []
+
+    def store(self, mails):
+        self.mails += mails
+
+
 def test_no_memory_for_another_thread(monkeypatch):
     """It ended the run with a traceback, while what was refused was stored all the same, later."""
     begun = []
@@ -245,15 +255,6 @@ def test_no_memory_for_another_thread(monkeypatch):
             raise RuntimeError("can't start new thread")
         begun.append(thread)
         start_thread(thread)
-
-    class Disk(Store):
-        url = "disk:"
-
-        def __init__(self):
-            self.mails = []
-
-        def store(self, mails):
-            self.mails += mails
 
     start_thread = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", begin_one)
@@ -284,9 +285,11 @@ def test_no_memory_for_any_thread(monkeypatch):
         with pytest.raises(RuntimeError, match="can't start"):
             await in_thread(bool)
         with dispatcher() as made:
-            report = await ended(Gateway(made, Jobs(Job(b"x")), NullSink("")))
-        assert report.error == "there is no thread to read and to store with: can't start new thread"
-        assert report.exit_code == 4 and report.counts.read == 0
+            report = await ended(Gateway(made, Jobs(Job(b"x")), Disk()))
+            assert report.error == "there is no thread to read and to store with: can't start new thread"
+            assert report.exit_code == 4 and report.counts.read == 0
+            report = await ended(Gateway(made, Jobs(Job(b"x")), NullSink("")))  # which needs none
+            assert report.error is None and report.counts.stored == 1
 
     main()
 

@@ -209,7 +209,7 @@ async def test_a_plugin_that_fails_what_goes_out():
         relaying(server, {"10-bug": SimpleNamespace(mq_smtp_out_data=hook)}, mixed=True) as it,
     ):
         assert await answer(it, b"b", b"c") == "451 4.3.0 this server has a problem; try again later"
-        assert server.connections == 0
+        assert not any(command.startswith("MAIL") for command in server.commands)
     assert counts(it) == {"failed": 1, "unfinished": 1}
 
 
@@ -361,7 +361,7 @@ async def test_a_client_that_goes_away_before_its_mail_goes_out():
         await it.until(lambda: held)
         client.leave()
         await it.until(lambda: it.gateway.report.counts.unfinished)
-        assert server.connections == 0
+        assert not any(command.startswith("MAIL") for command in server.commands)
     assert counts(it) == {"unfinished": 1}
 
 

@@ -7,15 +7,17 @@ import contextlib
 import os
 import re
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from cli_tools import serve
 from native_tools import compile_plugin
 
 import mqcore
-from mqcore.mail import Mail
+from mqcore.mail import Connection, Mail
 from mqcore.native import accessors
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "native"
@@ -40,17 +42,20 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "native.md"
 
 
 def test_the_example_of_the_guide(tmp_path):
-    (source,) = re.findall(r"^```c\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
-    path = compile_plugin(tmp_path / "20-slow.so", source.replace("2.0f", "0.01f"))
+    source, refuses = re.findall(r"^```c\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    path = compile_plugin(tmp_path / "20-slow.so", source.replace("2.0f", "0.01f") + refuses)
 
     async def main():
         mails = [Mail(b"", envelope=f"me@{host}.example") for host in ("slow", "fast")]
-        with mqcore.Plugins(path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+        config = {"20-slow": {"blocked": "me@bad.example"}}
+        with mqcore.Plugins(path, config=config) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
             outcomes = [await dispatcher.hook("mq_smtp_in_message")(mail) for mail in mails]
-            assert dispatcher.stats().hooks[0].holds == 1
-        return outcomes
+            assert sum(each.holds for each in dispatcher.stats().hooks) == 1
+            for mail, sender in zip(mails, ("me@bad.example", "me@good.example"), strict=True):
+                await dispatcher.hook("mq_smtp_in_mailfrom")(mail, sender)
+        return outcomes, [mail.rejection for mail in mails]
 
-    assert uvloop.run(main()) == [mqcore.CONTINUE] * 2
+    assert uvloop.run(main()) == ([mqcore.CONTINUE] * 2, [(550, "5.7.1 not from you"), None])
 
 
 def test_the_accessors_of_the_guide():
@@ -204,3 +209,66 @@ def test_watch(plugins, tmp_path, monkeypatch, caplog, early):
     uvloop.run(main())
     lines = [f"line {number}" for number in range(4)]
     assert said(caplog, "30-watch") == lines + ([] if early else ["nothing came for a while"])
+
+
+def test_greylist(tmp_path):
+    """By network, sender and recipient; who comes again later passes, and others do not."""
+    compile_plugin(tmp_path / "plugins" / "40-greylist.so", (EXAMPLES / "40-greylist.c").read_text())
+    config = tmp_path / "mqcore.toml"
+    sinks = ("--to", f"maildir:{tmp_path}/out", "--config", config, "--plugins", tmp_path / "plugins")
+    greylisted = (450, b"4.7.1 greylisted, come again in a few minutes")
+    config.write_text("[plugins.40-greylist]\ndelay = 0.3\n")
+    with serve(*sinks) as server, server.client() as client:
+        client.ehlo()
+        client.mail("a@example.org")
+        assert client.rcpt("b@example.org") == greylisted
+        give_up = time.monotonic() + 60
+        while (reply := client.rcpt("b@example.org")) == greylisted and time.monotonic() < give_up:
+            time.sleep(0.1)
+            client.rset()
+            client.mail("a@example.org")
+        assert reply[0] == 250
+        assert client.rcpt("c@example.org") == greylisted
+        assert client.rcpt("b@example.org")[0] == 250
+    config.write_text("[plugins.40-greylist]\ndelay = 1000\n")
+    with serve(*sinks) as server:
+        for _ in range(3):
+            with server.client() as client:
+                client.ehlo()
+                for sender in ("a@example.org", ""):
+                    client.mail(sender)
+                    assert client.rcpt("b@example.org") == greylisted
+                    client.rset()
+
+
+def test_greylist_knows_networks(tmp_path):
+    path = compile_plugin(tmp_path / "40-greylist.so", (EXAMPLES / "40-greylist.c").read_text())
+
+    async def main():
+        async def ask(peer, recipient, **known):
+            mail = Mail(b"", connection=Connection(1, peer, **known))
+            await mailfrom(mail, "a@example.org")
+            await rcptto(mail, recipient)
+            await close(mail)
+            return None if mail.rejection is None else mail.rejection.code
+
+        async def wait_for(peer):
+            async with asyncio.timeout(60):
+                while await ask(peer, "b@example.org"):
+                    await asyncio.sleep(0.05)
+
+        config = {"40-greylist": {"delay": 0.1}}
+        with mqcore.Plugins(path, config=config) as loaded, mqcore.Dispatcher(loaded) as dispatcher:
+            mailfrom, rcptto, close = (dispatcher.hook(f"mq_smtp_in_{name}") for name in ("mailfrom", "rcptto", "close"))
+            peers = [("192.0.2.7", "192.0.2.9", "192.0.3.7"), ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")]
+            for first, near, far in peers:
+                assert await ask(first, "b@example.org") == 450
+                await wait_for(first)
+                assert await ask(near, "b@example.org") is None
+                assert await ask(far, "b@example.org") == await ask("", f"{far}@example.org") == 450
+            assert await ask("192.0.3.8", "new@example.org", authenticated=True) is None
+            for number in range(100_000):  # more than there are places for
+                assert await ask("192.0.3.8", f"{number}@example.org") == 450
+            assert sum(each.refused for each in dispatcher.stats().hooks) == 0
+
+    uvloop.run(main())

@@ -97,6 +97,10 @@ class Postfix:
         result = subprocess.run([self._program, "-c", self._home / "etc", word], capture_output=True, timeout=60, check=False)
         assert word != "start" or result.returncode == 0, (result, self.log)
 
+    def reload(self) -> None:
+        self._command("reload")
+        self.wait_for(r"reload -- version")
+
     @property
     def log(self) -> str:
         path = self._home / "log" / "maillog"

@@ -26,12 +26,14 @@ def mq_smtp_in_message(context, message):
         return mqcore.COMPLETE
     if b"bug" in message.mime:
         raise ValueError("a bug")
-    message.mime = b"X-Filtered: yes\\r\\n" + message.mime
+    client = (message.connection.forwarded or {}).get("addr") or "unknown"
+    message.mime = f"X-Filtered: yes, from {client}\\r\\n".encode() + message.mime
     return False
 """
 BACK = """127.0.0.1:{port} inet n - n - - smtpd
     -o smtpd_proxy_filter=
     -o mynetworks=127.0.0.0/8
+    -o smtpd_authorized_xforward_hosts=127.0.0.0/8
     -o smtpd_recipient_restrictions=permit_mynetworks,reject
     -o receive_override_options=no_unknown_recipient_checks"""
 
@@ -53,11 +55,11 @@ def filtered(folder: Path) -> Iterator[Filtered]:
     write_plugin(folder / "plugins", "10-subject", PLUGIN)
     back = free_port()
     arrived, failed = folder / "arrived", folder / "failed"
-    options = ("--to", f"smtp://127.0.0.1:{back}", "--plugins", folder / "plugins", "--failed", f"maildir:{failed}")
+    options = ("--to", f"smtp://127.0.0.1:{back}", "--plugins", folder / "plugins", "--failed", f"maildir:{failed}",
+               "--lenient", "--xforward-from", "127.0.0.1")  # fmt: skip
     with serve(*options) as filter, serve("--to", f"maildir:{arrived}") as mailboxes:
         settings = {
             "smtpd_proxy_filter": f"127.0.0.1:{filter.port}",
-            "smtpd_discard_ehlo_keywords": "dsn",
             "relayhost": f"[127.0.0.1]:{mailboxes.port}",
         }
         with Postfix(folder / "postfix", master=BACK.format(port=back), **settings) as postfix:
@@ -76,10 +78,11 @@ def test_what_plugins_take_is_delivered_as_they_made_it(postfix):
     mails = read_maildir(postfix.arrived)
     assert len(mails) == 30
     for mail in mails:
-        assert b"\r\nX-Filtered: yes\r\n" in mail or mail.startswith(b"X-Filtered: yes\r\n")
+        assert b"\r\nX-Filtered: yes, from 127.0.0.1\r\n" in mail
         assert mail.endswith(TEXT.format("hello").encode())
     postfix.filter.stop()
     assert counted(postfix.filter.figures) == {"continued": 30}
+    assert "orig_client=localhost[127.0.0.1]" in postfix.postfix.log or "orig_client=unknown[127.0.0.1]" in postfix.postfix.log
 
 
 @pytest.mark.parametrize(("subject", "code", "said"), [

@@ -24,7 +24,7 @@ from mqcore.plugins import Plugins
 def no_module_stays():
     before = set(sys.modules)
     yield
-    assert not [name for name in set(sys.modules) - before if name.startswith("mqcore_plugin_")]
+    assert not [name for name in set(sys.modules) - before if name.startswith("mqcore_plugins.")]
 
 
 def refused(*args: object, **options: object) -> PluginError:

@@ -42,7 +42,7 @@ def test_smuggling(before, after):
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"a", b"\r\n.\r\n"])).map(b"".join))
 def test_what_our_own_server_makes_of_it(mime):
-    receiver = DataReceiver(1 << 20, 1 << 16)
+    receiver = DataReceiver(1 << 20)
     content = make_content(mime)
     assert receiver.take(content) == len(content)
     lines = mime.replace(b"\r\n", b"\n").replace(b"\r", b" ")

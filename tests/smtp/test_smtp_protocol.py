@@ -281,16 +281,6 @@ def test_of_a_message_that_is_too_big_nothing_is_kept_and_one_without_an_end_is_
     assert talk.protocol.closed
 
 
-def test_a_line_of_a_message_that_is_too_long():
-    talk = Talk(max_message_line=100)
-    talk.say(OPEN)
-    lines = b"x" * 97 + b"\r\n" + b"x\r\n" * 100 + b"x" * 98 + b"\r\n"
-    assert codes(talk.say(lines + b".\r\n")) == ["250 2.6.0"]
-    for place in (lines + b"x" * 101 + b"\r\n", b"x" * 101 + b"\r\n" + lines):
-        talk.say(MAIL + RCPT + b"DATA\r\n")
-        assert talk.say(place + b".\r\n") == ["554 5.6.0 a line of this message is too long"]
-
-
 def test_too_many_errors_end_the_connection():
     talk = Talk(max_errors=3)
     assert codes(talk.say(b"BAD\r\n" * 10)) == ["500 5.5.1"] * 4 + ["421 4.7.0"]

@@ -35,6 +35,7 @@ cdef class SmtpTransaction(Transaction):
 
 cdef class SmtpConnection:
     cdef object host
+    cdef str peer                   # what was said of the client before it was heard; None if nothing
     cdef double timeout
     cdef object hooks
     cdef Hook mailfrom
@@ -50,7 +51,11 @@ cdef class SmtpConnection:
     cdef object resume              # `_resume`, made once
     cdef str address                # the recipient that a step is about, whatever plugins make of it
     cdef list recipients
-    cdef list named                 # the same, as the client named them, some maybe twice; if there are several
+    cdef list named                 # the same, as the client named them, some maybe twice; None if there was one
+    cdef set dropped                # those for whom a plugin discards what comes; None if there are none
+    cdef bint drops                 # a plugin discards what comes in this transaction,
+    cdef bint drops_all             # or in this connection
+    cdef dict dsn                   # what the client says of notifications, by recipients; None if nothing
     cdef bytes received             # the message as it came, with our trace, whatever plugins make of it
     cdef double received_at
     cdef Py_ssize_t loops
@@ -63,6 +68,8 @@ cdef class SmtpConnection:
     cdef int traced_kind
     cdef SmtpTransaction transaction
     cdef object tls_task
+    cdef object delayed             # the timer of the reply to a failed login
+    cdef int failed_logins
     cdef double since               # when the client was last told something
     cdef Py_ssize_t reserved
     cdef Stage stage
@@ -81,14 +88,23 @@ cdef class SmtpConnection:
     cdef int run(self, Hook hook, Stage stage, tuple arguments) except -1
     cdef int end_stage(self, outcome) except -1
     cdef bint answer(self, outcome, failed=*) except -1
+    cdef int note(self, rejection, outcome) except -1
+    cdef int note_faults(self) except -1
     cdef int begin_stage(self, payload) except -1
+    cdef int discard(self) except -1
+    cdef int introduce(self, unsigned long long number, str peer, helo) except -1
+    cdef int begin_again(self, dict known) except -1
     cdef int start_tls(self) except -1
     cdef int after_login(self, outcome) except -1
+    cdef int delay_refusal(self, outcome) except -1
     cdef int mail_from(self, str address) except -1
+    cdef int note_dsn(self) except -1
     cdef int rcpt_to(self, str address) except -1
     cdef int take_message(self, DataReceiver receiver) except -1
     cdef bytes make_trace(self)
     cdef int after_data(self, outcome) except -1
+    cdef int take_names(self) except -1
+    cdef int drop_message(self) except -1
     cdef list make_mails(self)
     cdef int settled(self, verdict) except -1
     cdef int settled_each(self, list verdicts) except -1

@@ -10,12 +10,13 @@ from ..._hook cimport Hook
 from .._mail cimport Connection, Mail, address_in, new_mail
 from .._transaction cimport Transaction
 from ...smtp._data cimport DataReceiver
-from ...smtp._protocol cimport AUTHENTICATE, MAIL_FROM, MESSAGE, NOTHING, RCPT_TO, START_TLS, ServerProtocol
+from ...smtp._protocol cimport AUTHENTICATE, GREETING, MAIL_FROM, MESSAGE, NOTHING, RCPT_TO, START_TLS, ServerProtocol
 from ._trace cimport kind_of
 
 from ... import FAIL
 from ...smtp.syntax import printable
 from ..message import Origin, Rejection
+from ..refusals import describe
 from ..verdicts import ACCEPTED, UNAVAILABLE
 
 cdef enum:
@@ -32,6 +33,7 @@ cdef object NO_ROOM = Rejection(452, "4.3.1 too many big messages at once; try a
 cdef object NO_MEMORY = Rejection(452, "4.3.1 there is no memory for this message; try again later")
 cdef object GO_AWAY = Rejection(421, UNAVAILABLE.text)
 cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
+cdef tuple STAGES = ("connect", "secure", "authenticate", "mailfrom", "rcptto", "data")
 cdef frozenset UNCHANGING = frozenset((str, int, float, bool, bytes))
 cdef Connection NOBODY = Connection(0, "")
 cdef object REFUSED_LOGIN = Rejection(535, "5.7.8 login or password is wrong")
@@ -61,7 +63,7 @@ cdef class SmtpTransaction(Transaction):
         connection, self.connection = self.connection, None
         if connection is None or not verdicts:
             raise RuntimeError("the gateway settles this, once, with a verdict for each mail")
-        if len(verdicts) > 1 and connection.protocol.lmtp:
+        if connection.named is not None and connection.protocol.lmtp:
             connection.settled_each(verdicts)
         else:
             connection.settled(verdicts[0])
@@ -81,8 +83,9 @@ cdef class SmtpConnection:
     step runs at a time; what the client sends meanwhile waits.
     """
 
-    def __cinit__(self, host not None):
+    def __cinit__(self, host not None, str peer=None):
         self.host = host
+        self.peer = peer
         self.hooks = host.hooks
         self.mailfrom = self.hooks.mailfrom
         self.rcptto = self.hooks.rcptto
@@ -103,21 +106,29 @@ cdef class SmtpConnection:
 
     def connection_made(self, transport):
         self.transport = transport
-        peername = transport.get_extra_info("peername")
-        peer = peername[0] if peername else ""
+        peer = self.peer
+        if peer is None:
+            peername = transport.get_extra_info("peername")
+            peer = peername[0] if peername else ""
         entered = self.host.enter(self, peer)
         if isinstance(entered, Rejection):
             self.is_lost = True
             transport.write(f"{entered}\r\n".encode())
             transport.close()
             return
-        cdef unsigned long long number = entered
         self.resume = self._resume
-        self.info = Connection(number, peer, tls=self.protocol.secure, transport=transport)
-        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, False, 0, 0))
-        self.message = new_mail(b"", {}, self.info, origin)
-        self.run(self.hooks.connect, CONNECT, ())
+        self.protocol.may_xclient, self.protocol.may_xforward = self.host.trusts(peer)
+        self.introduce(entered, peer, None)
         self.proceed()
+
+    cdef int introduce(self, unsigned long long number, str peer, helo) except -1:
+        """This is another client than before."""
+        self.drops_all = False
+        self.info = Connection(number, peer, helo, self.protocol.secure, self.protocol.authenticated, transport=self.transport)
+        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, False, 0, 0,
+                                        None))
+        self.message = new_mail(b"", {}, self.info, origin)
+        return self.run(self.hooks.connect, CONNECT, ())
 
     def data_received(self, bytes data not None):
         cdef ServerProtocol protocol = self.protocol
@@ -176,6 +187,9 @@ cdef class SmtpConnection:
 
     cdef int cancel_steps(self) except -1:
         """Take back what plugins hold, and do nothing about how it ends."""
+        if self.delayed is not None:
+            self.delayed.cancel()
+            self.delayed = None
         if self.is_stepping:
             self.dispatcher.cancel(self.message)
         if self.transaction is not None:
@@ -184,6 +198,11 @@ cdef class SmtpConnection:
 
     def _closed(self, message, outcome):
         self.host.leave(self)
+
+    @property
+    def owes_reply(self):
+        """Whether the client waits for a reply."""
+        return self.protocol.due != NOTHING
 
     # What the server calls
 
@@ -203,6 +222,10 @@ cdef class SmtpConnection:
         if self.tls_task is not None:
             self.tls_task.cancel()
         self.protocol.shut_down()
+        if self.delayed is not None:
+            self.delayed.cancel()
+            self.delayed = None
+            self.protocol.give_up(421, "4.3.2 this server is shutting down")
         self.proceed()
 
     def end(self, int code, str text not None):
@@ -241,6 +264,8 @@ cdef class SmtpConnection:
 
     cdef int flush(self) except -1:
         out = self.protocol.take_output()
+        if self.protocol.faults is not None:
+            self.note_faults()
         if self.transport.is_closing():
             return 0  # we closed it, or the client did, which will be told to us in a moment
         if out:
@@ -255,7 +280,9 @@ cdef class SmtpConnection:
 
     cdef int run(self, Hook hook, Stage stage, tuple arguments) except -1:
         """Run the step of a stage, and then finish that."""
-        self.message.refusal = None
+        if self.message.refusal is not None:
+            self.message.refusal = self.message.rejected_by = None
+        self.message.discarded = False
         self.stage = stage
         outcome = hook.run_one(self.message, arguments, self.resume)
         if outcome is not None:
@@ -278,7 +305,31 @@ cdef class SmtpConnection:
             return True
         code, text = rejection
         self.protocol.reject(code, text)
+        self.note(rejection, outcome)
         return False
+
+    cdef int note(self, rejection, outcome) except -1:
+        """A step is answered with this refusal: count it, log it, and tell plugins."""
+        message = self.message
+        code, text = rejection
+        self.gateway.refusals.note(
+            STAGES[self.stage], code, text, client=self.info.peer, helo=self.protocol.helo,
+            sender=address_in(message.known, "envelope") if self.stage >= SENDER else None,
+            recipient=self.address if self.stage == RECIPIENT else None,
+            plugin=message.rejected_by,
+            error=describe(message.error) if outcome is FAIL else None)
+        if outcome is not FAIL:
+            self.gateway.refusals.tell(message)
+        return 0
+
+    cdef int note_faults(self) except -1:
+        """The same for what the protocol refused by itself."""
+        sender = address_in(self.message.known, "envelope") if self.protocol.in_transaction else None
+        for stage, address, reply in self.protocol.take_faults():
+            self.gateway.refusals.note(
+                stage, int(reply[:3]), reply[4:], client=self.info.peer, helo=self.protocol.helo,
+                sender=address if stage == "mailfrom" else sender, recipient=address if stage == "rcptto" else None)
+        return 0
 
     # Stages
 
@@ -294,17 +345,23 @@ cdef class SmtpConnection:
             self.info.helo = self.protocol.helo
             self.info.authenticated = False
             self.run(self.hooks.authenticate, LOGIN, payload)
+        elif due == GREETING:
+            self.begin_again(payload)
         else:
             self.take_message(<DataReceiver?>payload)
         return 0
 
     cdef int end_stage(self, outcome) except -1:
         """The step of a stage has ended."""
+        if self.message.discarded and outcome is not FAIL:
+            self.discard()
         if self.stage == SENDER:
             self.answer(outcome)
         elif self.stage == RECIPIENT:
             if self.answer(outcome):
                 self.recipients.append(address_in(self.message.known, "recipient") or self.address)
+                if self.protocol.dsn:
+                    self.note_dsn()
         elif self.stage == DATA:
             self.after_data(outcome)
         elif self.stage == LOGIN:
@@ -314,6 +371,30 @@ cdef class SmtpConnection:
         else:
             self.answer(outcome, GO_AWAY)
         return 0
+
+    cdef int discard(self) except -1:
+        """A plugin discards what comes for this recipient, in this transaction, or in this connection."""
+        if self.stage == RECIPIENT:
+            if self.dropped is None:
+                self.dropped = set()
+            self.dropped.add(address_in(self.message.known, "recipient") or self.address)
+        elif self.stage == SENDER or self.stage == DATA:
+            self.drops = True
+        else:
+            self.drops_all = True
+        return 0
+
+    cdef int begin_again(self, dict known) except -1:
+        """The client speaks for another one, by XCLIENT. For plugins its own connection is over, and that one's begins."""
+        peer = (known["addr"] or "") if "addr" in known else self.info.peer
+        (<Hook?>self.hooks.close).run_one(self.message, (), _forget)
+        entered = self.host.reenter(self, peer)
+        if isinstance(entered, Rejection):
+            code, text = entered
+            self.protocol.give_up(code, text)
+            return 0
+        self.traced_helo = None  # the trace names the peer
+        return self.introduce(entered, peer, known.get("helo"))
 
     cdef int start_tls(self) except -1:
         self.flush()
@@ -351,15 +432,45 @@ cdef class SmtpConnection:
     cdef int after_login(self, outcome) except -1:
         if outcome is not FAIL and self.message.refusal is None and not self.info.authenticated:
             self.message.refusal = REFUSED_LOGIN
+        if outcome is not FAIL and self.message.refusal is not None:
+            return self.delay_refusal(outcome)
         if not self.answer(outcome, NO_LOGIN_NOW):
             self.info.authenticated = False
         return 0
 
+    cdef int delay_refusal(self, outcome) except -1:
+        """The reply to a failed login waits, and with it what the client has sent behind that."""
+        self.info.authenticated = False
+        self.note(self.message.refusal, outcome)
+        self.failed_logins += 1
+        seconds = self.host.failed_logins.count(self.info.peer, self.failed_logins, self.time())
+        self.delayed = self.host.loop.call_later(seconds, self._refuse_login, self.message.refusal)
+        return 0
+
+    def _refuse_login(self, rejection):
+        self.delayed = None
+        code, text = rejection
+        self.protocol.reject(code, text)
+        self.proceed()
+
     cdef int mail_from(self, str address) except -1:
         self.info.helo = self.protocol.helo
+        self.info.forwarded = self.protocol.forwarded
         self.recipients = []
+        self.dropped = None
+        self.drops = False
+        self.dsn = None
         self.message.known = {"envelope": address}
+        if self.protocol.dsn:
+            self.message.known["dsn"] = self.protocol.dsn
         return self.run(self.mailfrom, SENDER, (address,))
+
+    cdef int note_dsn(self) except -1:
+        """What the client says of notifications about its last recipient."""
+        if self.dsn is None:
+            self.dsn = {}
+        self.dsn.setdefault(self.recipients[len(self.recipients) - 1], self.protocol.dsn)
+        return 0
 
     cdef int rcpt_to(self, str address) except -1:
         self.address = address
@@ -372,9 +483,11 @@ cdef class SmtpConnection:
             return self.refuse_message(NO_ROOM)
         json = self.message.known
         json.pop("recipient", None)
+        self.named = None
         if len(self.recipients) > 1:
-            self.named = self.recipients
-            self.recipients = list(dict.fromkeys(self.named))  # whoever is named twice gets one mail
+            self.take_names()
+        if self.drops or self.drops_all or self.dropped is not None and self.dropped.issuperset(self.recipients):
+            return self.drop_message()
         json["recipients"] = self.recipients[:]
         self.loops = receiver.loops
         self.hops = receiver.hops
@@ -382,15 +495,36 @@ cdef class SmtpConnection:
         self.number = self.names.take(len(self.recipients))
         self.id = self.names.name(self.number)
         try:
-            self.message.content = self.received = receiver.below(self.make_trace())
+            self.received = receiver.below(self.make_trace())
         except MemoryError:
             return self.refuse_message(NO_MEMORY)
+        self.message.set_bytes(self.received)
         return self.run(self.data, DATA, (self.received,))
+
+    cdef int take_names(self) except -1:
+        """Of several recipients: whoever is named twice gets one mail, and some maybe none."""
+        self.named = self.recipients
+        self.recipients = []
+        for recipient in dict.fromkeys(self.named):
+            if self.dropped is None or recipient not in self.dropped:
+                self.recipients.append(recipient)
+        if not self.recipients:
+            self.recipients = list(self.dropped)
+        return 0
+
+    cdef int drop_message(self) except -1:
+        """It is accepted, and nobody gets it."""
+        self.gateway.count_discarded(len(self.recipients))
+        self.protocol.accept()
+        return self.forget_message()
 
     cdef int refuse_message(self, rejection) except -1:
         """There is no room for it; it had no step."""
         code, text = rejection
         self.protocol.reject(code, text)
+        self.stage = DATA
+        self.message.rejected_by = None
+        self.note(rejection, None)
         return self.forget_message()
 
     cdef bytes make_trace(self):
@@ -406,6 +540,8 @@ cdef class SmtpConnection:
 
     cdef int after_data(self, outcome) except -1:
         cdef list mails = None
+        if self.drops:
+            return self.drop_message()
         if outcome is not FAIL and self.message.refusal is None:
             try:
                 mails = self.make_mails()
@@ -416,6 +552,8 @@ cdef class SmtpConnection:
             self.gateway.turn_away(len(self.recipients), outcome is FAIL)
             self.answer(outcome)
             return self.forget_message()
+        if self.dropped is not None:
+            self.gateway.count_discarded(len(self.dropped))
         self.transaction = SmtpTransaction.__new__(SmtpTransaction)
         self.transaction.mails = tuple(mails)
         self.transaction.connection = self
@@ -431,15 +569,18 @@ cdef class SmtpConnection:
         known.pop("recipients", None)  # each of them has one
         envelope = address_in(known, "envelope") or ""
         cdef list mails = []
+        cdef bytes mime = self.message.whole()  # which they share
         cdef unsigned long long number = self.number
         for recipient in self.recipients:
             id = self.names.name(number) if mails else self.id
             origin = tuple.__new__(Origin, (self.received, id, number, envelope, self.received_at, None, None, recipient, None,
-                                            None, False, self.tracer is not None, self.loops, self.hops))
+                                            None, False, self.tracer is not None, self.loops, self.hops, self.protocol.utf8))
             number += 1
             json = copied(known) if mails else known.copy()
             json["recipient"] = recipient
-            mails.append(new_mail(self.message.content, json, self.info, origin))
+            if self.dsn is not None and recipient in self.dsn:
+                json["dsn"] = {**json.get("dsn", {}), **self.dsn[recipient]}
+            mails.append(new_mail(mime, json, self.info, origin))
         return mails
 
     cdef int settled(self, verdict) except -1:
@@ -471,13 +612,14 @@ cdef class SmtpConnection:
             replies[(<Mail>mail).origin.recipient] = reply
         cdef list each = []
         for recipient in self.named:
-            each.append(replies[recipient])
+            each.append(replies.get(recipient, (250, "")))  # of those for whom it was discarded there is no mail
         self.protocol.answer_each(each)
         self.forget_message()
         return self.proceed()
 
     cdef int forget_message(self) except -1:
-        self.message.content = self.received = b""
+        self.received = b""
+        self.message.set_bytes(b"")
         self.reserve(0)
         return 0
 
@@ -486,6 +628,10 @@ cdef class SmtpConnection:
         cdef Py_ssize_t more = size - self.reserved
         self.reserved = size
         return more == 0 or self.host.reserve(more)
+
+
+def _forget(message, outcome):
+    """How a step ended that nothing depends on."""
 
 
 cdef inline str stored_as(Mail mail):

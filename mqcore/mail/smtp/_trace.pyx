@@ -14,15 +14,22 @@ from ...smtp._protocol cimport ServerProtocol
 from ...smtp.syntax import is_safe
 from ..mbox import format as mbox
 
-cdef extern from "Python.h":
-    bint Py_ISALNUM(char character) noexcept
-
 cdef enum:
     EXTENDED = 1
     SECURE = 2
     AUTHENTICATED = 4
     UTF8 = 8
     LONGEST_HELO = 255
+    LONGEST_ADDRESS = 254
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(str text) noexcept
+    const unsigned char *PyUnicode_1BYTE_DATA(str text) noexcept
+
+cdef bint PLAIN[256]
+cdef int code
+for code in range(256):
+    PLAIN[code] = code < 128 and (chr(code).isalnum() or chr(code) in ".-_")
 
 cdef object IN_NO_NAME = re.compile(r"[^A-Za-z0-9._:\[\]-]").sub
 cdef object IN_NO_ADDRESS = re.compile(r"[<>;]").search  # also where quotes let it be there
@@ -42,14 +49,22 @@ cdef class Tracer:
         self.id = blake2b(f"{hostname} {url}".encode(), digest_size=8).hexdigest()
         self.by = f"\r\n\tby {hostname} (mqcore {self.id})\r\n\twith ".encode()
         self.second = -1.0
+        self.last_kind = -1
 
     cdef bytes begin(self, ServerProtocol protocol, str peer):
         """What is the same for all mails of a connection, as long as `kind_of` and the client's name are."""
         cdef int kind = kind_of(protocol)
-        name = IN_NO_NAME("?", protocol.helo[:LONGEST_HELO])
-        address = peer.partition("%")[0]
+        # A server in front of us says the same on each of its connections.
+        if kind == self.last_kind and peer == self.last_peer and protocol.helo == self.last_helo:
+            return self.last
+        self.last_kind, self.last_peer, self.last_helo = kind, peer, protocol.helo
+        name = protocol.helo[:LONGEST_HELO]
+        if not is_plain(name, 0):
+            name = IN_NO_NAME("?", name)
+        address = peer.partition("%")[0] if ":" in peer else peer
         where = f" ([IPv6:{address}])" if ":" in address else f" ([{address}])" if address else ""
-        return f"Received: from {name}{where}".encode() + self.by + f"{protocol_name(kind, protocol.lmtp)} id ".encode()
+        self.last = f"Received: from {name}{where}".encode() + self.by + f"{protocol_name(kind, protocol.lmtp)} id ".encode()
+        return self.last
 
     cdef bytes line(self, bytes begin, str id, str recipient, double now):
         """All of it; `recipient` is None where there are several."""
@@ -95,14 +110,20 @@ cdef str protocol_name(int kind, bint lmtp):
 
 cdef bint can_be_written(str address) except -1:
     """Whether it can stand between angle brackets, and nothing in it be taken for anything else."""
-    cdef Py_ssize_t size
-    cdef const char *text
-    if not address.isascii():
-        return is_safe(address) and not IN_NO_ADDRESS(address)
-    text = PyUnicode_AsUTF8AndSize(address, &size)
-    for i in range(size):
-        if not (Py_ISALNUM(text[i]) or text[i] == c"@" or text[i] == c"." or text[i] == c"-" or text[i] == c"_"):
-            return is_safe(address) and not IN_NO_ADDRESS(address)
+    if len(address) > LONGEST_ADDRESS:
+        return False  # it would make a long line
+    return is_plain(address, c"@") or is_safe(address) and not IN_NO_ADDRESS(address)
+
+
+cdef bint is_plain(str text, char also) except -1:
+    """Whether it is made of what most names are made of, and of this character, so that nothing in it need be looked for."""
+    if not PyUnicode_IS_ASCII(text):
+        return False
+    cdef const unsigned char *characters = PyUnicode_1BYTE_DATA(text)
+    cdef Py_ssize_t i
+    for i in range(len(text)):
+        if not PLAIN[characters[i]] and characters[i] != also:
+            return False
     return True
 
 

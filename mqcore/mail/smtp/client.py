@@ -10,8 +10,9 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Self, cast
 
-from ...smtp.client import ClientProtocol
+from ...smtp.client import USUAL, ClientProtocol, Terms
 from ...smtp.replies import ProtocolError, Reply
+from .credentials import Credentials
 from .upstream import Health, Upstream
 
 CONNECT_TIMEOUT = 30.0
@@ -77,6 +78,14 @@ class Client(asyncio.Protocol):
     @classmethod
     async def connect(cls, upstream: Upstream, health: Health) -> Self:
         """Raises Unreachable."""
+        client = await cls._connect(upstream, health)
+        if upstream.credentials is not None:
+            await client._log_in(upstream.credentials)
+        health.extensions = frozenset(client._protocol.extensions)
+        return client
+
+    @classmethod
+    async def _connect(cls, upstream: Upstream, health: Health) -> Self:
         client = await cls._open(upstream, health)
         if not client._wants_tls():
             return client
@@ -147,6 +156,20 @@ class Client(asyncio.Protocol):
             raise
         self._timeout = COMMAND_TIMEOUT
 
+    async def _log_in(self, credentials: Credentials) -> None:
+        """Raises Unreachable, and the connection is closed then: mails are kept, as it is no fault of theirs."""
+        try:
+            if not {"PLAIN", "LOGIN"} & set(self._protocol.extensions.get("AUTH", "").upper().split()):
+                raise Unreachable("it offers neither AUTH PLAIN nor LOGIN, but there are --credentials for it", final=True)
+            reply = await self._ask(lambda: self._protocol.login(*credentials))
+            if not reply.is_positive:
+                raise Unreachable(f"it does not take the --credentials of {credentials.login!a}: {reply}", final=reply.is_final)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, Lost):
+                raise Unreachable(f"the connection broke at the login: {error}") from error
+            raise
+
     async def _shake_hands(self) -> None:
         if "STARTTLS" not in self._protocol.extensions:
             raise StartTlsFailed("it does not offer STARTTLS")
@@ -202,14 +225,20 @@ class Client(asyncio.Protocol):
         self.close()
 
     async def send(
-        self, sender: str, recipients: Sequence[str], content: bytes, *, blocks: Callable[[Reply], bool] | None = None
+        self,
+        sender: str,
+        recipients: Sequence[str],
+        content: bytes,
+        *,
+        blocks: Callable[[Reply], bool] | None = None,
+        terms: Terms = USUAL,
     ) -> dict[str, Reply]:
         """One transaction, and the reply to each recipient. Raises Lost; `replies` has those that came.
 
         If the reply to a RCPT `blocks`, the message is not sent to anybody; those whom the server would have taken keep
         the reply to theirs.
         """
-        if self._protocol.send(sender, recipients, content, blocks) is not None:
+        if self._protocol.send(sender, recipients, content, blocks, terms) is not None:
             return self._protocol.replies  # nothing was asked for, as it would not be taken
         self._is_open = True
         await self._run()

@@ -9,14 +9,15 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import FAIL, Hook, Outcome
+from ...smtp.client import Terms
 from ...smtp.content import make_content
 from ...smtp.replies import Reply
-from ...smtp.syntax import is_safe
+from ...smtp.syntax import MAIL_DSN, RCPT_DSN, is_safe, write_dsn
 from .._mail import Mail, bytes_of, put_in_spool
 from .._spool import Spool
 from ..errors import SinkError
 from ..message import Rejection
-from ..verdicts import CANCELLED, Verdict
+from ..verdicts import CANCELLED, DISCARDED, Verdict
 from .client import Lost, NoneFree, Unreachable
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class RecipientJob(NamedTuple):
     envelope: str
     mime: Hashable
     """Equal for mails of the same bytes."""
+    dsn: str
+    """What MAIL says of delivery status notifications."""
 
 
 class Delivery:
@@ -96,7 +99,7 @@ class Delivery:
     # Before
 
     def _good(self) -> list[Mail]:
-        return [mail for mail in self._mails if mail not in self._failed and mail.rejection is None]
+        return [mail for mail in self._mails if not (mail in self._failed or mail.discarded or mail.rejection is not None)]
 
     async def _prepare(self) -> None:
         """Run `mq_smtp_out_data`."""
@@ -105,7 +108,7 @@ class Delivery:
         outcomes = await run_all(self._sender.data_hook, self._mails, Spool(self._sender.gateway.memory))
         self._failed = {mail for mail, outcome in zip(self._mails, outcomes, strict=True) if outcome is FAIL}
         for mail in self._good():
-            _check(mail)
+            _check(mail, raw=self._sender.sink.lenient)
 
     def _make_jobs(self) -> list[RecipientJob]:
         """What to send: nothing if the client is to come again, as far as is known now."""
@@ -115,9 +118,10 @@ class Delivery:
         for mail in self._good():
             have = self._sender.sink.recipients_of(mail.origin.id)
             self._replies[mail] = {recipient: DONE for recipient in mail.recipients if recipient in have}
+            dsn = write_dsn(MAIL_DSN, mail.json.get("dsn"))
             for recipient in dict.fromkeys(mail.recipients):
                 if recipient not in have:
-                    jobs.append(RecipientJob(mail, recipient, mail.envelope or "", bytes_of(mail)))
+                    jobs.append(RecipientJob(mail, recipient, mail.envelope or "", bytes_of(mail), dsn))
         return jobs
 
     # Sending
@@ -155,12 +159,13 @@ class Delivery:
         origin = group[0].mail.origin  # all are of one transaction
         waits = bool(self._sender.pauses) or not origin.loops  # else what goes round would wait for itself
         blocks = None if self._is_delivered or not self._sender.together else self._sender.blocks
+        terms = self._make_terms(group)
         while True:
             try:
                 async with self._sender.pool.client(fresh=fresh, waits=waits, hops=origin.hops) as client:
                     self._is_busy = True
                     try:
-                        return await client.send(group[0].envelope, recipients, content, blocks=blocks)
+                        return await client.send(group[0].envelope, recipients, content, blocks=blocks, terms=terms)
                     except Lost as lost:
                         if client.is_in_doubt or not client.is_used or len(client.replies) == len(recipients):
                             return dict.fromkeys(recipients, lost.reply) | client.replies
@@ -175,6 +180,15 @@ class Delivery:
                     raise
                 log.warning("cannot reach %s: %s", self._sender.sink.url, error)
                 return dict.fromkeys(recipients, Reply("connect", None, f"cannot reach the next server: {error}"))
+
+    def _make_terms(self, group: Sequence[RecipientJob]) -> Terms:
+        """How the client, if there was one, wants it to be sent."""
+        origin, lenient = group[0].mail.origin, self._sender.sink.lenient
+        utf8: bool | None = origin.utf8 or None
+        if lenient and origin.utf8 is False and all(_is_as_given(job) for job in group):
+            utf8 = False
+        rcpt_dsn = {job.recipient: write_dsn(RCPT_DSN, job.mail.json.get("dsn")) for job in group}
+        return Terms(utf8, lenient, group[0].dsn, rcpt_dsn, _forwarded(group[0].mail))
 
     def _count(self, group: Sequence[RecipientJob], client: Client) -> None:
         """What became of a transaction that is over, or was broken off."""
@@ -226,6 +240,8 @@ class Delivery:
             return CANCELLED
         if mail in self._failed:
             return Verdict.failed(mail.error)
+        if mail.discarded:
+            return DISCARDED
         success = next((reply for reply in self._replies.get(mail, {}).values() if reply.is_delivered), None)
         if mail.rejection is not None:
             verdict = Verdict.refused(mail.rejection)
@@ -254,8 +270,9 @@ async def run_all(hook: Hook, mails: Sequence[Mail], shared: Spool | None = None
     return await asyncio.gather(*map(run, mails))
 
 
-def _check(mail: Mail) -> None:
-    """Reject what cannot be sent at all. What plugins put into `json` may be anything."""
+def _check(mail: Mail, *, raw: bool) -> None:
+    """Reject what cannot be sent at all. What plugins put into `json` may be anything. With `raw`, addresses may have bytes
+    that are no UTF-8."""
     if not isinstance(mail.recipients, list):
         mail.reject(550, "5.1.0 what a plugin left as the recipients of this mail are none")
     elif not mail.recipients:
@@ -264,12 +281,28 @@ def _check(mail: Mail) -> None:
     elif mail.envelope is None:
         log.warning("mail %s is not sent: %s", mail.origin.id, NO_SENDER)
         mail.reject(550, NO_SENDER)
-    elif b"\0" in mail.mime:
-        mail.reject(554, "5.6.0 a message may not have NUL in it")
     else:
         for address in (*mail.recipients, *filter(None, [mail.envelope])):
-            if not (isinstance(address, str) and is_safe(address)):
+            if not (isinstance(address, str) and is_safe(address, raw=raw)):
                 mail.reject(553, f"5.1.3 this is no address: {address!a}")
+
+
+def _forwarded(mail: Mail) -> Mapping[str, str | None]:
+    """What the next server may know of the client that the mail is from."""
+    client = mail.connection
+    if client is None:
+        return {}
+    if isinstance(client.forwarded, Mapping):
+        return client.forwarded
+    return {"name": None, "addr": client.peer, "helo": client.helo} if client.peer else {}
+
+
+def _is_as_given(job: RecipientJob) -> bool:
+    """Whether the addresses are ASCII, or those that the client gave without a word about it."""
+    origin = job.mail.origin
+    return (job.envelope.isascii() or job.envelope == origin.envelope) and (
+        job.recipient.isascii() or job.recipient == origin.recipient
+    )
 
 
 def _is_put_off(mail: Mail) -> bool:
@@ -292,7 +325,7 @@ def _as_dict(recipient: str, reply: Reply) -> dict[str, Any]:
 
 def _group(jobs: Iterable[RecipientJob]) -> Iterable[list[RecipientJob]]:
     """Those together that are sent in one transaction: all but the recipient is the same."""
-    groups: dict[tuple[str, Hashable], list[RecipientJob]] = defaultdict(list)
+    groups: dict[tuple[str, Hashable, str], list[RecipientJob]] = defaultdict(list)
     for job in jobs:
-        groups[job.envelope, job.mime].append(job)
+        groups[job.envelope, job.mime, job.dsn].append(job)
     return groups.values()

@@ -12,6 +12,7 @@ from .._gateway import Gateway
 from ..message import Rejection
 from ._connection import Names, SmtpConnection
 from ._trace import Tracer
+from .logins import FailedLogins
 
 
 class Hooks(NamedTuple):
@@ -33,17 +34,30 @@ class Hooks(NamedTuple):
 class Host(Protocol):
     loop: asyncio.AbstractEventLoop
     hooks: Hooks
-    service: Service
     gateway: Gateway
     names: Names
+    failed_logins: FailedLogins
     tracer: Tracer | None
     tls: ssl.SSLContext | None
     implicit_tls: bool
     timeout: float
     """Seconds that a client has for a command (RFC 5321, 4.5.3.2.7), or for a message, and then some by its size."""
 
+    @property
+    def service(self) -> Service:
+        """What a connection that begins now is offered."""
+        ...
+
     def enter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
         """The number of a new connection, or what its client is told if there are too many."""
+        ...
+
+    def reenter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
+        """The same for one that is there, and speaks for this client now."""
+        ...
+
+    def trusts(self, peer: str) -> tuple[bool, bool]:
+        """Whether a client may say XCLIENT, and XFORWARD."""
         ...
 
     def leave(self, connection: SmtpConnection) -> None: ...

@@ -35,7 +35,7 @@ class Pool:
 
     def __init__(self, upstream: Upstream, pauses: Sequence[float]) -> None:
         self._upstream = upstream
-        self._health = Health(upstream.url)
+        self.health = Health(upstream.url)
         self._pauses = pauses
         self._rooms = [asyncio.Semaphore(MAX_CONNECTIONS + more) for more in range(MORE_CONNECTIONS + 1)]
         """A mail enters those from the number of its hops on, one after the other."""
@@ -65,6 +65,14 @@ class Pool:
             finally:
                 self._moved = asyncio.get_running_loop().time()
                 self._put_back(client)
+
+    async def probe(self) -> None:
+        """See what the server offers, if it is there; if not, nothing follows from that."""
+        health = Health(self._upstream.url)
+        with contextlib.suppress(Unreachable):
+            client = await Client.connect(self._upstream, health)
+            self.health.extensions = health.extensions
+            await client.quit()
 
     async def _enter(self, room: asyncio.Semaphore, waits: bool) -> None:
         if not room.locked():
@@ -128,7 +136,7 @@ class Pool:
     async def _connect(self) -> Client:
         self._open += 1
         try:
-            return await Client.connect(self._upstream, self._health)
+            return await Client.connect(self._upstream, self.health)
         except Unreachable:
             self._open -= 1
             raise
@@ -143,7 +151,7 @@ class Pool:
             for pause in self._pauses:
                 if error.final:
                     break
-                if (change := self._health.next_change(asyncio.get_running_loop().time())) is not None:
+                if (change := self.health.next_change(asyncio.get_running_loop().time())) is not None:
                     pause = min(pause, change)
                 log.warning("cannot reach %s: %s; trying again in %g s", self._upstream.url, error, pause)
                 await asyncio.sleep(pause)

@@ -43,6 +43,7 @@ class Sender:
         self.pauses = () if gateway.source.has_waiting_client else PAUSES
         self.together = gateway.source.has_waiting_client and not gateway.source.settles_each
         self.pool = Pool(sink.upstream, self.pauses)
+        self._probe = asyncio.create_task(self.pool.probe()) if gateway.source.has_waiting_client else None
         self._mixed = gateway.failed is not None
         self._deliveries: dict[int, Delivery] = {}
         self._sent: dict[int, Sequence[Mail]] = {}
@@ -87,6 +88,9 @@ class Sender:
         return not reply.is_positive
 
     async def close(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait([self._probe])
         try:
             async with asyncio.timeout(GOODBYE):
                 await self.pool.close()

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
-import ipaddress
 import logging
-import resource
 import socket
 from collections import Counter
 
 from ...smtp.events import Service
+from ...smtp.proxy import ProxyError
 from .._gateway import Gateway
 from ..errors import SourceError
+from ..files import raise_file_limit
 from ..message import Rejection
 from ._connection import HANDSHAKE_TIMEOUT, Names, SmtpConnection
 from ._trace import Tracer
 from .host import Hooks
 from .hostname import is_full
+from .logins import FailedLogins
+from .networks import network_of
+from .proxied import read_header
 from .source import SmtpSource
 
 MAX_CONNECTIONS = 20_000
@@ -27,6 +31,7 @@ MAX_MESSAGE_BYTES = 256 << 20
 SWEEP = 5.0
 """Seconds from one look for clients that are late to the next."""
 BACKLOG = 1024
+TOO_SLOW = Rejection(421, "4.4.2 you are too slow")
 FEW_CONNECTIONS = 200
 """With fewer than these there is a warning, whatever is asked for."""
 ACCEPT_AGAIN = 1.0
@@ -45,11 +50,15 @@ class SmtpServer:
         self.gateway = gateway
         self.hooks = Hooks.of(gateway.dispatcher)
         self.names = Names()
+        self.failed_logins = FailedLogins()
         self.tracer = Tracer(source.hostname, source.url) if source.traces else None
         self.tls = source.tls
         self.implicit_tls = source.implicit_tls
-        self.service = self._make_service(source)
-        if source.require_login and not self.service.auth:
+        self._service = self._make_service(source)
+        self._service_with_dsn = dataclasses.replace(self._service, dsn=True)
+        self._proxies = source.proxy_from
+        self._trusted = source.xclient_from, source.xforward_from
+        if source.require_login and not self._service.auth:
             raise SourceError("--require-login: no plugin has the hook mq_smtp_in_authenticate, so nobody could log in")
         self._listeners = source.listeners
         self.timeout = source.timeout
@@ -75,11 +84,17 @@ class SmtpServer:
             auth_without_tls=source.auth_without_tls,
             require_tls=source.require_tls,
             require_login=source.require_login,
+            lenient=source.lenient,
             max_message=source.max_message_size,
             max_recipients=source.max_recipients,
             trace=self.tracer.id.encode() if self.tracer is not None else b"",
             max_loops=source.max_loops,
         )
+
+    @property
+    def service(self) -> Service:
+        """What a connection that begins now is offered."""
+        return self._service_with_dsn if self.gateway.sink.takes_dsn else self._service
 
     # What the source calls
 
@@ -120,7 +135,7 @@ class SmtpServer:
     async def _listen_until_stopped(self) -> None:
         async with contextlib.AsyncExitStack() as listening:
             for listener in self._listeners:
-                if self.implicit_tls:
+                if self.implicit_tls or self._proxies:
                     listener.setblocking(False)
                     listener.listen(BACKLOG)
                     self._listen(listener)
@@ -135,7 +150,8 @@ class SmtpServer:
                 for handshake in self._handshakes:
                     handshake.cancel()
 
-    # With implicit TLS, where `create_server` would not tell how many clients have not shaken hands yet
+    # Where something comes before SMTP: with implicit TLS `create_server` would not tell how many clients have not shaken
+    # hands yet, and with the PROXY protocol it would read too much.
 
     def _listen(self, listener: socket.socket) -> None:
         if not self._stop.is_set():
@@ -150,9 +166,12 @@ class SmtpServer:
             self.loop.remove_reader(listener)
             self.loop.call_later(ACCEPT_AGAIN, self._listen, listener)
             return
-        network = self._network_of(address[0] if address else "")
-        if self._find_excess(network, len(self._handshakes)) is None:
-            handshake = self.loop.create_task(self._shake_hands(client))
+        peer = address[0] if address else ""
+        is_proxy = peer in self._proxies
+        network = "" if is_proxy or not self.implicit_tls else self._network_of(peer)
+        if self._find_excess(network, len(self._handshakes), peer) is None:
+            begin = self._hear_proxy(client, peer) if is_proxy else self._shake_hands(client, peer)
+            handshake = self.loop.create_task(begin)
             self._handshakes[handshake] = network
             if network:
                 self._from_network[network] += 1
@@ -160,11 +179,33 @@ class SmtpServer:
         else:
             client.close()
 
-    async def _shake_hands(self, client: socket.socket) -> bool:
-        """Whether TLS began; if not, nobody can be told of it."""
+    async def _hear_proxy(self, client: socket.socket, peer: str) -> bool:
+        """Whether a balancer said of whom the connection is, and that is not too many."""
+        client.setblocking(False)
+        try:
+            said = await read_header(self.loop, client)
+        except (ProxyError, OSError) as error:
+            log.warning("%s should have sent a header of the PROXY protocol: %s", peer, error)
+            return False
+        if said is None:
+            return False
+        peer = said or peer
+        if self.implicit_tls:
+            network = self._network_of(peer)
+            handshake = asyncio.current_task()
+            if self._find_excess(network, len(self._handshakes) - 1, peer) is not None or handshake is None:
+                return False
+            self._handshakes[handshake] = network
+            if network:
+                self._from_network[network] += 1
+        return await self._shake_hands(client, peer)
+
+    async def _shake_hands(self, client: socket.socket, peer: str) -> bool:
+        """Whether TLS began, if it is to begin at once; if not, nobody can be told of it."""
+        tls, timeout = (self.tls, HANDSHAKE_TIMEOUT) if self.implicit_tls else (None, None)
         with contextlib.suppress(OSError, MemoryError):
             await self.loop.connect_accepted_socket(
-                lambda: SmtpConnection(self), client, ssl=self.tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
+                lambda: SmtpConnection(self, peer), client, ssl=tls, ssl_handshake_timeout=timeout
             )
             return True
         return False
@@ -180,22 +221,39 @@ class SmtpServer:
             await asyncio.sleep(SWEEP)
             now = self.loop.time()
             for connection in [one for one in self._connections if one.is_late(now)]:
-                connection.end(421, "4.4.2 you are too slow")
+                self.gateway.refusals.note("timeout", *TOO_SLOW, client=connection.info.peer, helo=connection.info.helo)
+                connection.end(*TOO_SLOW)
 
     # What a connection calls
 
     def enter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
-        network = self._network_of(peer)
+        network = "" if self._max_from_network is None else self._network_of(peer)
         if self._stop.is_set():
             return Rejection(421, "4.3.2 this server is shutting down")
         # With implicit TLS this one is still among the handshakes, and was counted there.
-        if (excess := self._find_excess(network, 0)) is not None and not self.implicit_tls:
+        if not self.implicit_tls and (excess := self._find_excess(network, 0, peer)) is not None:
             return excess
         self._connections[connection] = network
         if network:
             self._from_network[network] += 1
         self._entered += 1
         return self._entered
+
+    def reenter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
+        network = self._network_of(peer)
+        self._forget_network(self._connections[connection])
+        self._connections[connection] = ""
+        if (excess := self._find_excess(network, -1, peer)) is not None:
+            return excess
+        self._connections[connection] = network
+        if network:
+            self._from_network[network] += 1
+        self._entered += 1
+        return self._entered
+
+    def trusts(self, peer: str) -> tuple[bool, bool]:
+        xclient, xforward = self._trusted
+        return peer in xclient, peer in xforward
 
     def leave(self, connection: SmtpConnection) -> None:
         self._forget_network(self._connections.pop(connection, ""))
@@ -206,44 +264,25 @@ class SmtpServer:
         self._reserved += size
         return self._reserved <= MAX_MESSAGE_BYTES
 
-
     # Too many
 
     def _network_of(self, peer: str) -> str:
-        """That of a client, where clients are counted by it: whoever has one address of IPv6 has 64 bits of them."""
-        if self._max_from_network is None or not peer:
-            return ""
-        address = ipaddress.ip_address(peer.partition("%")[0])
-        if isinstance(address, ipaddress.IPv6Address):
-            if address.ipv4_mapped is not None:
-                return str(address.ipv4_mapped)
-            return str(ipaddress.ip_network((address, 64), strict=False))
-        return str(address)
+        """That of a client, where clients are counted by it."""
+        return "" if self._max_from_network is None or not peer else network_of(peer)
 
-    def _find_excess(self, network: str, handshakes: int) -> Rejection | None:
-        """What a client is told who comes now, if there are too many."""
+    def _find_excess(self, network: str, handshakes: int, peer: str) -> Rejection | None:
+        """What a client is told who comes now, if there are too many; that is noted as well."""
         if len(self._connections) + handshakes >= self._max_connections:
-            return Rejection(421, "4.3.2 too many connections; try again later")
-        if network and self._max_from_network is not None and self._from_network[network] >= self._max_from_network:
-            return Rejection(421, "4.7.0 too many connections from your network; try again later")
-        return None
+            excess = Rejection(421, "4.3.2 too many connections; try again later")
+        elif network and self._max_from_network is not None and self._from_network[network] >= self._max_from_network:
+            excess = Rejection(421, "4.7.0 too many connections from your network; try again later")
+        else:
+            return None
+        self.gateway.refusals.note("connect", *excess, client=peer)
+        return excess
 
     def _forget_network(self, network: str) -> None:
         if network:
             self._from_network[network] -= 1
             if not self._from_network[network]:
                 del self._from_network[network]
-
-
-def raise_file_limit(wanted: int) -> int:
-    """Let the process open so many files, or as many as it may, and return how many that is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return wanted
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):
-        return soft
-    return wanted

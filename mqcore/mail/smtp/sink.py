@@ -18,8 +18,9 @@ from ..errors import SinkError, describe
 from ..files import append, sync_folder
 from ..threads import in_thread
 from ..verdicts import Verdict
+from .credentials import CREDENTIALS, Credentials, read_credentials
 from .hostname import check_hostname, choose_hostname
-from .source import HOSTNAME, split_host
+from .source import HOSTNAME, LENIENT, split_host
 from .upstream import Upstream
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class SmtpSink(Sink):
             choices=TLS_OUT,
         ),
         HOSTNAME,
+        LENIENT,
+        CREDENTIALS,
     )
     implicit_tls = False
     lmtp = False
@@ -63,17 +66,33 @@ class SmtpSink(Sink):
             raise ValueError(f"--tls-out is for --to {cls.scheme}://HOST:PORT; a socket on this machine needs no TLS")
         if "hostname" in given:
             check_hostname(given["hostname"])
+        if "credentials" in given and path.startswith("unix:"):
+            raise ValueError(f"--credentials is for --to {cls.scheme}://HOST:PORT; they are sent under TLS only")
+        if "credentials" in given and given.get("tls_out") in ("may", "none"):
+            raise ValueError("--credentials are sent under TLS only; with them --tls-out is verify (the default) or require")
 
     @classmethod
     def open(cls, path: str, source: Source, **options: Any) -> Self:
         return cls(path, source=source.path, **options)
 
-    def __init__(self, path: str, *, source: Path | None = None, tls_out: str = "may", hostname: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        source: Path | None = None,
+        tls_out: str | None = None,
+        hostname: str | None = None,
+        lenient: bool = False,
+        credentials: str | None = None,
+    ) -> None:
         """`path` is `//HOST:PORT` or `unix:PATH`; `source` is where the mailbox lies that mails come from.
 
         With `tls_out`, STARTTLS is used `may`be (where it is offered and works), is a must (`require`), also with a
-        certificate that the system trusts (`verify`), or is not used (`none`).
+        certificate that the system trusts (`verify`), or is not used (`none`). With `credentials`, a file or `env`, it is
+        `verify` unless it is `require`; without them `may`. `lenient`: what no RFC allows is sent as it is;
+        a source that is lenient makes its sink so.
         """
+        self.lenient = lenient
         name = choose_hostname(hostname)
         self.url = f"{self.scheme}:{path}"
         self._path = path
@@ -83,7 +102,8 @@ class SmtpSink(Sink):
         self._delivered: set[bytes] = set()
         self._partly: dict[str, set[str]] = {}
         self._fd = -1
-        self.upstream = self._find_upstream(tls_out, name)
+        login = None if credentials is None else read_credentials(credentials)
+        self.upstream = self._find_upstream(tls_out or ("may" if login is None else "verify"), name, login)
         if self.record is not None:
             try:
                 self._open(self.record)
@@ -94,7 +114,7 @@ class SmtpSink(Sink):
                 self.close()
                 raise
 
-    def _find_upstream(self, tls_out: str, name: str) -> Upstream:
+    def _find_upstream(self, tls_out: str, name: str, login: Credentials | None) -> Upstream:
         if self._path.startswith("unix:"):
             return Upstream(self.url, self._path.removeprefix("unix:"), name, self.lmtp, tls_out="none")
         host, port = split_host(self._path)
@@ -102,7 +122,7 @@ class SmtpSink(Sink):
             raise SinkError(f"{self.url} does not say to which host mails are to be sent")
         verified = self.implicit_tls or tls_out == "verify"
         tls = ssl.create_default_context() if verified else _unverified()
-        return Upstream(self.url, (host, port), name, self.lmtp, self.implicit_tls, tls_out, tls)
+        return Upstream(self.url, (host, port), name, self.lmtp, self.implicit_tls, tls_out, tls, login)
 
     def _beside(self, source: Path) -> Path:
         path = self._path.removeprefix("//").replace("%", "%25").replace("/", "%2F")
@@ -134,11 +154,17 @@ class SmtpSink(Sink):
         """Those that have the mail by an earlier run, which has others that do not."""
         return frozenset(self._partly.get(id, ()))
 
+    @property
+    def takes_dsn(self) -> bool:  # type: ignore[override]
+        """As far as the next server said so on the connection that was made last."""
+        return "DSN" in self._sender.pool.health.extensions
+
     def begin(self, gateway: Gateway) -> None:
         from .sender import Sender  # takes its time, as it takes the client with it
 
         if not gateway.source.traces:
             log.warning("mails go to %s without a Received line: no server can find out that they go round in a loop", self.url)
+        self.lenient = self.lenient or gateway.source.lenient
         self._sender = Sender(gateway, self)
 
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
@@ -203,7 +229,7 @@ class SmtpsSink(SmtpSink):
 
     implicit_tls = True
     scheme = "smtps"
-    options = (HOSTNAME,)
+    options = (HOSTNAME, LENIENT, CREDENTIALS)
 
 
 class LmtpSink(SmtpSink):
@@ -211,3 +237,4 @@ class LmtpSink(SmtpSink):
 
     lmtp = True
     scheme = "lmtp"
+    options = tuple(option for option in SmtpSink.options if option is not CREDENTIALS)

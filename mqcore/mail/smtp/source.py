@@ -13,6 +13,7 @@ from ..base import Option, Source
 from ..errors import SourceError, describe
 from ..unix_socket import UnixSocket
 from .hostname import check_hostname, choose_hostname
+from .networks import TRUST, Networks, check_networks
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 HOSTNAME = Option(
     "hostname", "full name of this machine, for the greeting, EHLO and Received lines (default: as it knows it)", "NAME"
+)
+LENIENT = Option(
+    "lenient", "take, and send on, what the server in front took though no RFC allows it (always with --from lmtp:)"
 )
 
 
@@ -46,6 +50,8 @@ class SmtpSource(Source):
         Option("require-login", "take no mail from a client that has not logged in"),
         Option("one-recipient", "let a transaction have one recipient, and ask clients to send to others afterwards"),
         HOSTNAME,
+        LENIENT,
+        *TRUST,
         Option("no-trace", "add no Received line to mails, nor Delivered-To and Return-Path in mailboxes"),
         Option("max-loops", "how often a mail may come again (default: 10)", "N", is_number=True),
         Option("max-message-size", "octets that a mail may have (default: 52428800)", "N", is_number=True),
@@ -70,6 +76,10 @@ class SmtpSource(Source):
         require_login: bool = False,
         one_recipient: bool = False,
         hostname: str | None = None,
+        lenient: bool = False,
+        proxy_from: str | None = None,
+        xclient_from: str | None = None,
+        xforward_from: str | None = None,
         no_trace: bool = False,
         max_loops: int = 10,
         max_message_size: int = MAX_MESSAGE,
@@ -81,6 +91,10 @@ class SmtpSource(Source):
         """`path` is `//HOST:PORT` or `unix:PATH`. `max_message_size` is in octets, `timeout` in seconds."""
         self.hostname = choose_hostname(hostname)
         self.traces = not no_trace
+        self.lenient = lenient or self.lmtp
+        self.proxy_from = Networks("proxy-from", proxy_from)
+        self.xclient_from = Networks("xclient-from", xclient_from)
+        self.xforward_from = Networks("xforward-from", xforward_from)
         self.max_loops = max_loops
         self.single_mail = one_recipient
         self.auth_without_tls = auth_without_tls
@@ -109,6 +123,7 @@ class SmtpSource(Source):
             raise ValueError("--tls-key needs --tls-certificate")
         if "hostname" in given:
             check_hostname(given["hostname"])
+        check_networks(path, given, cls.scheme)
         if "require_tls" in given and "tls_certificate" not in given:
             raise ValueError("--require-tls needs --tls-certificate")
         if "require_login" in given and not ("tls_certificate" in given or "auth_without_tls" in given):

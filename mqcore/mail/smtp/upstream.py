@@ -6,6 +6,8 @@ import logging
 import ssl
 from typing import NamedTuple
 
+from .credentials import Credentials
+
 CLEAR_AFTER = 300.0
 """Seconds for which STARTTLS must have failed before mails go in the clear; for as long they do, until it is tried again."""
 
@@ -25,6 +27,8 @@ class Upstream(NamedTuple):
     tls_out: str = "may"
     """What becomes of STARTTLS: none, may, require, or verify."""
     tls: ssl.SSLContext | None = None
+    credentials: Credentials | None = None
+    """With these TLS is a must."""
 
 
 class Health:
@@ -33,6 +37,8 @@ class Health:
     def __init__(self, url: str) -> None:
         self.pipelining = True
         """False once it did not reply to commands that came together."""
+        self.extensions: frozenset[str] = frozenset()
+        """What it offered on the connection that was made last."""
         self._url = url
         self._failing_since: float | None = None
         self._clear_until = 0.0

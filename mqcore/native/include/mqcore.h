@@ -100,7 +100,7 @@ MQ_EXPORT void mq_context_initialize(MQ_Context *context);
 MQ_EXPORT void mq_context_cleanup(MQ_Context *context);
 
 /* Hooks. false: go on, with the next plugin. true: the plugin has control, and MUST give it back once, with MQ_continue,
- * MQ_complete or MQ_retry. Until then the message waits; a hook must not block.
+ * MQ_complete, MQ_retry or MQ_fail. Until then the message waits; a hook must not block.
  *
  * Control may be given back before the hook returns. Then it returns true; or false, if what it said was MQ_continue. */
 MQ_EXPORT bool mq_smtp_in_connect(MQ_Context *context, MQ_Connection *connection);
@@ -114,6 +114,8 @@ MQ_EXPORT bool mq_smtp_in_message(MQ_Context *context, MQ_Connection *connection
 MQ_EXPORT bool mq_smtp_in_close(MQ_Context *context, MQ_Connection *connection);
 MQ_EXPORT bool mq_smtp_out_data(MQ_Context *context, MQ_Connection *connection, MQ_Message *message);
 MQ_EXPORT bool mq_smtp_out_sent(MQ_Context *context, MQ_Connection *connection, MQ_Message *message);
+/* Not MailerQ's: a plugin has rejected this. What it returns changes nothing. */
+MQ_EXPORT bool mq_smtp_in_rejected(MQ_Context *context, MQ_Connection *connection, MQ_Message *message);
 
 /* A hook that a server declared itself, and that has no arguments of its own, is called like mq_smtp_in_message. */
 
@@ -127,10 +129,18 @@ void MQ_continue(MQ_Connection *connection);
 void MQ_complete(MQ_Connection *connection);
 void MQ_retry(MQ_Connection *connection);
 
+/* Give control back: the step fails, with an error that has this text. As the three above, except that a signal handler may
+ * not call it, as it takes memory. Not MailerQ's. */
+void MQ_fail(MQ_Connection *connection, const char *text);
+
 /* A pointer of the plugin's own for each context, NULL at first. mqcore never looks at it; free it in
  * mq_context_cleanup. Never takes the GIL. Ignored: NULL. */
 void *MQ_contextData(MQ_Context *context);
 void MQ_setContextData(MQ_Context *context, void *data);
+
+/* What the plugin's configuration has for `key`, or NULL: text as it is, all else as JSON ("30", "true", "[1, 2]"). Valid as
+ * long as the context. May take the GIL. Ignored: NULL. Not MailerQ's. */
+const char *MQ_config(MQ_Context *context, const char *key);
 
 /* Call `callback` once, after so many seconds, never early; with 0 in the next turn of the loop. A number of seconds that is
  * negative, not finite or above 10^9 is ignored. Never takes the GIL. Ignored: NULL. `data` is the plugin's. */
@@ -173,13 +183,24 @@ void MQ_setConnectionData(MQ_Connection *connection, void *data);
 /* The socket, to look at (as with getpeername()) and nothing else. Ignored, or no connection: -1. */
 int MQ_fileDescriptor(MQ_Connection *connection);
 
-/* Send bytes as they are. How many were taken: all, or 0 when there is no connection, or ignored. */
+/* Send bytes as they are. How many were taken: all, or 0 when there is no connection, or ignored. It is ignored while the other
+ * side waits for a reply, and would take the bytes for that: in an SMTP server that is in every hook before the reply. */
 size_t MQ_send(MQ_Connection *connection, const void *buffer, size_t size);
 
 /* Whether the connection is encrypted, and whether its client has logged in. Ignored, or no connection: false. */
 bool MQ_secure(MQ_Connection *connection);
 bool MQ_authenticated(MQ_Connection *connection);
 void MQ_setAuthenticated(MQ_Connection *connection, bool authenticated);
+
+/* What the client calls itself (NULL until it has said so), and its address (empty on a Unix socket). Ignored, or no
+ * connection: NULL. Not MailerQ's. */
+const char *MQ_helo(MQ_Connection *connection);
+const char *MQ_peer(MQ_Connection *connection);
+
+/* Refuse what the hook is about, with an SMTP reply: a code from 400 to 599 and a text in one line. This gives nothing back: the
+ * plugin does that as ever, or its hook returns false. Where it cannot be refused so (a message of no mail server, another
+ * code), the step fails when the plugin is done with it. Not MailerQ's. */
+void MQ_reject(MQ_Connection *connection, int code, const char *text);
 
 /* The sender and the recipient of a message; NULL where there is none, or ignored. Setters change the JSON of an incoming
  * message, and of an outgoing one only what is sent. An address with a CR or LF in it is ignored. */

@@ -498,10 +498,9 @@ cdef bint goes_on_in_time(Runner runner, Message message) noexcept:
     cdef Drops drops
     no_drops(&drops)
     if message.beside.native != NULL:
-        decision = (<NativeSide>runner.holds.lists.native).claim(message.beside.native, &drops)
+        decision = (<NativeSide>runner.holds.lists.native).claim(message, &drops)
     if decision == UNDECIDED:
         return False
-    message.beside.native = NULL
     message.strong = False  # its reference is the queue's now
     message.decision = decision
     count_given(message.entry.counters, decision)

@@ -188,7 +188,7 @@ cdef class NativeSide:
     cdef Py_ssize_t run_many(
         self, object chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept
     cdef void hold_ended(self, void *native) noexcept
-    cdef int claim(self, void *native, Drops *drops) noexcept
+    cdef int claim(self, Message message, Drops *drops) noexcept
     cdef void close(self) noexcept
 
 # ---------------------------------------------------------------------------------------------------------------- Drops

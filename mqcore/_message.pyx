@@ -246,9 +246,9 @@ cdef class NativeSide:
     cdef void hold_ended(self, void *native) noexcept:
         """The core ends a native plugin's hold, however it came to that: `native` is what stood for it. Any thread."""
 
-    cdef int claim(self, void *native, Drops *drops) noexcept:
-        """If a native plugin has given control back, and the message has not gone on yet: the decision, by which it is for the
-        caller to go on, and the hold is over. Else UNDECIDED."""
+    cdef int claim(self, Message message, Drops *drops) noexcept:
+        """Of a message that a native plugin has, and that is RUNNING: if the plugin has given control back, the decision, by
+        which it is for the caller to go on. Else UNDECIDED."""
         return UNDECIDED
 
     cdef void close(self) noexcept:

@@ -22,6 +22,11 @@ from ._slots cimport Reason, Slot, generation_of, handle_of, set_number, table_o
 
 from ..errors import MqError
 
+cdef extern from *:
+    # Of loop/_atomic.pxd.
+    Reason *load_reason "mqcore_load"(Reason **) noexcept nogil
+    Reason *exchange_reason "mqcore_exchange"(Reason **, Reason *) noexcept nogil
+
 cdef extern from "Python.h":
     int PyGC_Disable() noexcept
     int PyGC_Enable() noexcept
@@ -45,7 +50,7 @@ cdef void note_reason(Slot *slot, uint32_t generation, const char *text) noexcep
     while True:
         reason.next = load_reason(&slot.reasons)
         if swap_pointer(&slot.reasons, reason.next, reason):
-            return
+            break
 
 
 cdef void fail_when_done(Slot *slot, int code, const char *text) noexcept nogil:

@@ -71,7 +71,7 @@ cdef int call_native(NativeSide side, Message message, Entry *entry, bint timed,
 cdef Py_ssize_t run_many_native(
     NativeSide side, Chain chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept
 cdef void end_native_hold(void *native) noexcept
-cdef int claim_given(void *native, Drops *drops) noexcept
+cdef int claim_given(Message message, Drops *drops) noexcept
 cdef void give(void *handle, int decision, const char *reason, void *caller) noexcept nogil
 cdef void drop_kept(Slot *slot) noexcept
 cdef int keep(Slot *slot, object value) except -1

@@ -423,15 +423,16 @@ cdef void end_native_hold(void *native) noexcept:
         free_slot(table_of(handle_of(slot)), slot)
 
 
-cdef int claim_given(void *native, Drops *drops) noexcept:
-    """NativeSide.claim: its slot is let go when its turn comes."""
-    cdef Slot *slot = <Slot *>native
+cdef int claim_given(Message message, Drops *drops) noexcept:
+    """NativeSide.claim: the slot is let go when its turn comes."""
+    cdef Slot *slot = <Slot *>message.beside.native
     cdef uint64_t word = load(&slot.word)
     cdef int decision = state_of(word) - GIVEN
     if decision <= 0:
         return UNDECIDED
+    message.beside.native = NULL
     if decision == TO_FAIL:
-        fail(<Message>slot.object, slot, drops)
+        fail(message, slot, drops)
     drop_kept(slot)
     store(&slot.word, ((word >> 32) + GENERATION) << 32 | CLAIMED)
     return decision

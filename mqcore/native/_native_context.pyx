@@ -51,8 +51,8 @@ cdef class NativePlugins(NativeSide):
     cdef void hold_ended(self, void *native) noexcept:
         end_native_hold(native)
 
-    cdef int claim(self, void *native, Drops *drops) noexcept:
-        return claim_given(native, drops)
+    cdef int claim(self, Message message, Drops *drops) noexcept:
+        return claim_given(message, drops)
 
     cdef void close(self) noexcept:
         close(<Runner>self.runner, <Table *>self.table)

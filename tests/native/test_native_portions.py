@@ -69,7 +69,7 @@ def test_what_was_given_back_in_time_is_not_too_late_and_no_more_goes_on_than_is
 
 def test_one_that_is_due_goes_on_before_its_turn_and_its_handle_is_stale(owner, puppets, driver):
     """It is given back behind so many others that a tick cannot come to it; and once more when it has gone on."""
-    dispatcher, _ = hold(owner, puppets, 40, config={"10-first": {"hold_timeout": 0.05}})
+    dispatcher, messages = hold(owner, puppets, 40, config={"10-first": {"hold_timeout": 0.05}})
     seen = []
     connections = list(puppets[0].connections)
 
@@ -79,14 +79,17 @@ def test_one_that_is_due_goes_on_before_its_turn_and_its_handle_is_stale(owner, 
         return False
 
     puppets[1].step = slow
-    for connection in connections:
+    for connection in connections[:-1]:
         mq.MQ_continue(connection)
+    mq.MQ_fail(connections[-1], b"on purpose")
     time.sleep(0.06)
     owner.run_until(lambda: len(owner.finished) == 40)
     for connection in connections:
         mq.MQ_continue(connection)
     owner.turn()
-    assert [outcome for _, outcome in owner.finished] == [mqcore.CONTINUE] * 40
+    outcomes = dict(owner.finished)
+    assert [outcomes[message] for message in messages] == [mqcore.CONTINUE] * 39 + [mqcore.FAIL]
+    assert "on purpose" in str(messages[-1].error)
     assert max(seen) > 30  # not all of them were taken from the queue at once
     assert driver.given_back(dispatcher) == 0
     assert dispatcher.stats().hooks[0].refused == 40

@@ -86,13 +86,12 @@ def test_one_that_is_due_goes_on_before_its_turn_and_its_handle_is_stale(owner, 
     owner.run_until(lambda: len(owner.finished) == 40)
     for connection in connections:
         mq.MQ_continue(connection)
-    owner.turn()
+    owner.run_until(lambda: dispatcher.stats().hooks[0].refused == 40)
     outcomes = dict(owner.finished)
     assert [outcomes[message] for message in messages] == [mqcore.CONTINUE] * 39 + [mqcore.FAIL]
     assert "on purpose" in str(messages[-1].error)
     assert max(seen) > 30  # not all of them were taken from the queue at once
     assert driver.given_back(dispatcher) == 0
-    assert dispatcher.stats().hooks[0].refused == 40
     puppets[1].step = None
     again = [mqcore.Message() for _ in range(100)]
     dispatcher.hook("mq_step").run_many(again, done=owner.done)

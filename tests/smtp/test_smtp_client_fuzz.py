@@ -53,7 +53,7 @@ class Talk:
             assert protocol.closed or set(protocol.replies) == set(self.recipients)
             assert not protocol.in_doubt
             self.results.append(protocol.replies)
-        elif protocol.closed:
+        elif protocol.closed and protocol.state != "quit":  # else there is no transaction, and the last one has been counted
             self.doubts += protocol.in_doubt
             self.results.append(protocol.replies)
         if protocol.closed:

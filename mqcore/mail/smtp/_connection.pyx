@@ -117,7 +117,8 @@ cdef class SmtpConnection:
             transport.close()
             return
         self.resume = self._resume
-        self.protocol.may_xclient, self.protocol.may_xforward = self.host.trusts(peer)
+        if self.host.trusts_some:
+            self.protocol.may_xclient, self.protocol.may_xforward = self.host.trusts(peer)
         self.introduce(entered, peer, None)
         self.proceed()
 

@@ -56,6 +56,9 @@ class Host(Protocol):
         """The same for one that is there, and speaks for this client now."""
         ...
 
+    trusts_some: bool
+    """Whether there is any client that may say either of these."""
+
     def trusts(self, peer: str) -> tuple[bool, bool]:
         """Whether a client may say XCLIENT, and XFORWARD."""
         ...

@@ -58,6 +58,7 @@ class SmtpServer:
         self._service_with_dsn = dataclasses.replace(self._service, dsn=True)
         self._proxies = source.proxy_from
         self._trusted = source.xclient_from, source.xforward_from
+        self.trusts_some = any(self._trusted)
         if source.require_login and not self._service.auth:
             raise SourceError("--require-login: no plugin has the hook mq_smtp_in_authenticate, so nobody could log in")
         self._listeners = source.listeners

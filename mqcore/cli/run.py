@@ -177,7 +177,11 @@ def _stopped_by_signals(gateway: Gateway) -> Iterator[None]:
         for one in before:
             signal.signal(one, signal.SIG_DFL)
         loop.call_soon_threadsafe(gateway.stop, signal.Signals(number))
-        complain(f"stopping when {gateway.ends_when}; once more to stop at once", OK)
+        why = f"stopping when {gateway.ends_when}; once more to stop at once"
+        try:
+            complain(why, OK)
+        except RuntimeError:  # it is print() that was interrupted
+            loop.call_soon_threadsafe(complain, why, OK)
 
     before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
     try:

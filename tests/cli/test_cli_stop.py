@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_tools import finish, wait_until
@@ -26,6 +29,8 @@ from mail_tools import (
     write_mbox,
     write_plugin,
 )
+
+from mqcore.cli.run import _stopped_by_signals
 
 HOLDS_ODD_ONES = """
     def mq_smtp_in_message(context, message):
@@ -219,3 +224,31 @@ def test_a_plugin_that_exits_ends_the_run_in_good_order(tmp_path, code, hook):
     (tmp_path / "plugins" / "10-exit.py").unlink()
     move(f"mbox:{mbox}", f"mbox:{out}")
     assert sorted(read_mbox(out)) == sorted(read_mbox(mbox))
+
+
+def test_a_signal_that_comes_while_standard_error_is_written(monkeypatch):
+    """print() cannot be called within itself; the RuntimeError came out of whatever had been printing."""
+    written = []
+
+    class Raw(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if not written:
+                written.append(b"")
+                signal.raise_signal(signal.SIGTERM)
+            written.append(bytes(data))
+            return len(data)
+
+    async def main():
+        stopped = []
+        gateway = SimpleNamespace(stop=stopped.append, ends_when="all is over")
+        with _stopped_by_signals(gateway):
+            print("a line", file=sys.stderr, flush=True)
+            await asyncio.sleep(0)
+        return stopped
+
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Raw())))
+    assert asyncio.run(main()) == [signal.SIGTERM]
+    assert b"".join(written).splitlines() == [b"a line", b"mqcore: stopping when all is over; once more to stop at once"]

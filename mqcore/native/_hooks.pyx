@@ -28,7 +28,7 @@ from ..loop._atomic cimport get, load, set, store, swap
 from ..loop._call cimport take_error
 from ._arguments cimport OF_ADDRESS, Arguments, take_arguments
 from ._diagnostics cimport is_of_another, refuse, wake
-from ._failures cimport fail, is_failing, note_reason
+from ._failures cimport early_decision, fail, is_failing, note_reason
 from ._queue cimport put
 from ._slots cimport (
     CALLED, CLAIMED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of,
@@ -327,7 +327,7 @@ cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *ke
             end_native_hold(message.beside.native)
             message.beside.native = NULL
         return decision
-    early = TO_FAIL if is_failing(slot) else state_of(load(&slot.word)) - GIVEN
+    early = early_decision(slot)
     if early > 0 and message.decision == UNDECIDED:
         message.decision = early
         count_given(message.entry.counters, early)

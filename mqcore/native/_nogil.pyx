@@ -29,7 +29,7 @@ from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, goes_on, requ
 from ..loop._wheel cimport DUE_NOGIL, first_due
 from ._arguments cimport Arguments, find_arguments
 from ._diagnostics cimport log_records, refuse_late
-from ._failures cimport fail, forget_reasons, is_failing
+from ._failures cimport early_decision, fail, forget_reasons
 from ._hooks cimport (
     Inside, call_hooks, decide, enter, hold_by, is_exhausted, leave, new_generation, put_back)
 from ._queue cimport has_any, take
@@ -246,7 +246,7 @@ cdef int call(
             message.strong = True
             move(&runner.holds.lists, message, RUNNING, HELD)
             return UNDECIDED
-        early = TO_FAIL if is_failing(slot) else state_of(load(&slot.word)) - GIVEN
+        early = early_decision(slot)
         if early != TO_FAIL and (taken or early < 0 or early == TO_CONTINUE):
             count_given(message.entry.counters, early)  # nothing, where the message was only passed on
             new_generation(slot)

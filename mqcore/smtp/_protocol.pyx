@@ -108,11 +108,12 @@ cdef class ServerProtocol:
 
     cdef object next_payload(self):
         """`next_event`, for callers that look at `due`: only what the event has, which is an address, the receiver of a mail,
-        login and password, or of StartTls nothing but True."""
-        cdef str line = None
+        login and password, the attributes of XCLIENT, or of StartTls nothing but True."""
+        cdef str line
         while self.due == NOTHING and not self.closed:
             if self.at == len(self.buffer) and not self.shutting_down:
                 return None  # as after nearly every command
+            line = None
             try:
                 if self.receiver is not None:
                     if not self.collect():
@@ -123,7 +124,6 @@ cdef class ServerProtocol:
                     self.close("421 4.3.2 this server is shutting down")
                     return None
                 else:
-                    line = None
                     line = self.take_line()
                     if line is None:
                         return None

@@ -93,6 +93,11 @@ class ClientProtocol:
         """Whether something can be asked for: nothing is waited for, and the server said nothing that it was not asked."""
         return not (self.closed or self._expected or self._output or self._reader.is_within)
 
+    @property
+    def mechanisms(self) -> list[str]:
+        """Of AUTH: how the server lets clients log in."""
+        return self.extensions.get("AUTH", "").upper().split()
+
     def take_output(self) -> bytes:
         """What is to be sent."""
         output = b"".join(self._output)
@@ -137,7 +142,7 @@ class ClientProtocol:
         """By AUTH PLAIN, or LOGIN where only that is offered. In the clear it raises ValueError."""
         if not self.secure:
             raise ValueError("no password is sent in the clear")
-        if "PLAIN" in self.extensions.get("AUTH", "").upper().split():
+        if "PLAIN" in self.mechanisms:
             self._ask("auth", b"AUTH PLAIN %b\r\n" % _base64(f"\0{login}\0{password}"))
         else:
             self._secrets = [_base64(login) + b"\r\n", _base64(password) + b"\r\n"]

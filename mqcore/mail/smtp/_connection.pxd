@@ -97,6 +97,7 @@ cdef class SmtpConnection:
     cdef int start_tls(self) except -1
     cdef int after_login(self, outcome) except -1
     cdef int delay_refusal(self, outcome) except -1
+    cdef bint cancel_delayed(self) except -1
     cdef int mail_from(self, str address) except -1
     cdef int note_dsn(self) except -1
     cdef int rcpt_to(self, str address) except -1

@@ -188,9 +188,7 @@ cdef class SmtpConnection:
 
     cdef int cancel_steps(self) except -1:
         """Take back what plugins hold, and do nothing about how it ends."""
-        if self.delayed is not None:
-            self.delayed.cancel()
-            self.delayed = None
+        self.cancel_delayed()
         if self.is_stepping:
             self.dispatcher.cancel(self.message)
         if self.transaction is not None:
@@ -223,9 +221,7 @@ cdef class SmtpConnection:
         if self.tls_task is not None:
             self.tls_task.cancel()
         self.protocol.shut_down()
-        if self.delayed is not None:
-            self.delayed.cancel()
-            self.delayed = None
+        if self.cancel_delayed():
             self.protocol.give_up(421, "4.3.2 this server is shutting down")
         self.proceed()
 
@@ -447,6 +443,14 @@ cdef class SmtpConnection:
         seconds = self.host.failed_logins.count(self.info.peer, self.failed_logins, self.time())
         self.delayed = self.host.loop.call_later(seconds, self._refuse_login, self.message.refusal)
         return 0
+
+    cdef bint cancel_delayed(self) except -1:
+        """Whether there was a reply that waits."""
+        if self.delayed is None:
+            return False
+        self.delayed.cancel()
+        self.delayed = None
+        return True
 
     def _refuse_login(self, rejection):
         self.delayed = None

@@ -159,7 +159,7 @@ class Client(asyncio.Protocol):
     async def _log_in(self, credentials: Credentials) -> None:
         """Raises Unreachable, and the connection is closed then: mails are kept, as it is no fault of theirs."""
         try:
-            if not {"PLAIN", "LOGIN"} & set(self._protocol.extensions.get("AUTH", "").upper().split()):
+            if not {"PLAIN", "LOGIN"}.intersection(self._protocol.mechanisms):
                 raise Unreachable("it offers neither AUTH PLAIN nor LOGIN, but there are credentials for it", final=True)
             reply = await self._ask(lambda: self._protocol.login(*credentials))
             if not reply.is_positive:

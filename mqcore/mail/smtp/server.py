@@ -175,8 +175,7 @@ class SmtpServer:
             begin = self._hear_proxy(client, peer) if is_proxy else self._shake_hands(client, peer)
             handshake = self.loop.create_task(begin)
             self._handshakes[handshake] = network
-            if network:
-                self._from_network[network] += 1
+            self._count_network(network)
             handshake.add_done_callback(functools.partial(self._after_handshake, client))
         else:
             client.close()
@@ -198,8 +197,7 @@ class SmtpServer:
             if self._find_excess(network, len(self._handshakes) - 1, peer) is not None or handshake is None:
                 return False
             self._handshakes[handshake] = network
-            if network:
-                self._from_network[network] += 1
+            self._count_network(network)
         return await self._shake_hands(client, peer)
 
     async def _shake_hands(self, client: socket.socket, peer: str) -> bool:
@@ -229,17 +227,13 @@ class SmtpServer:
     # What a connection calls
 
     def enter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
-        network = "" if self._max_from_network is None else self._network_of(peer)
+        network = self._network_of(peer)
         if self._stop.is_set():
             return Rejection(421, "4.3.2 this server is shutting down")
         # With implicit TLS this one is still among the handshakes, and was counted there.
         if not self.implicit_tls and (excess := self._find_excess(network, 0, peer)) is not None:
             return excess
-        self._connections[connection] = network
-        if network:
-            self._from_network[network] += 1
-        self._entered += 1
-        return self._entered
+        return self._admit(connection, network)
 
     def reenter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
         network = self._network_of(peer)
@@ -247,9 +241,11 @@ class SmtpServer:
         self._connections[connection] = ""
         if (excess := self._find_excess(network, -1, peer)) is not None:
             return excess
+        return self._admit(connection, network)
+
+    def _admit(self, connection: SmtpConnection, network: str) -> int:
         self._connections[connection] = network
-        if network:
-            self._from_network[network] += 1
+        self._count_network(network)
         self._entered += 1
         return self._entered
 
@@ -282,6 +278,10 @@ class SmtpServer:
             return None
         self.gateway.refusals.note("connect", *excess, client=peer)
         return excess
+
+    def _count_network(self, network: str) -> None:
+        if network:
+            self._from_network[network] += 1
 
     def _forget_network(self, network: str) -> None:
         if network:

@@ -22,6 +22,7 @@ import itertools
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -277,6 +278,16 @@ def socket_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     theirs.setblocking(False)
     with ours, theirs:
         yield ours, theirs
+
+
+@pytest.fixture
+def puppet(tmp_path: Path) -> Iterator[Any]:
+    """A native plugin whose functions the test sets: a `Puppet` of native_tools, which only these tests need."""
+    from native_tools import Puppet
+
+    made = Puppet(tmp_path / "20-puppet.so")
+    yield made
+    assert not made.errors, made.errors
 
 
 def _owner(name: str) -> Iterator[Owner]:

@@ -15,13 +15,6 @@ import mqcore
 from mqcore import READ, WRITE
 
 
-@pytest.fixture
-def puppet(tmp_path):
-    made = Puppet(tmp_path / "20-puppet.so")
-    yield made
-    assert not made.errors, made.errors
-
-
 def inside(owner, puppet, function):
     """Call `function(context)` in a call of the puppet's hook. What it returned."""
     results = []

@@ -18,13 +18,6 @@ from mqcore.mail import Connection, Mail
 from mqcore.native import accessors
 
 
-@pytest.fixture
-def puppet(tmp_path):
-    made = Puppet(tmp_path / "20-puppet.so")
-    yield made
-    assert not made.errors, made.errors
-
-
 def look(owner, puppet, message, function):
     """What `function(connection, message)` says in the hook."""
     results = []

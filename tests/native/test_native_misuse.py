@@ -24,13 +24,6 @@ GIVE_BACKS = [mq.MQ_continue, mq.MQ_complete, mq.MQ_retry]
 
 
 @pytest.fixture
-def puppet(tmp_path):
-    made = Puppet(tmp_path / "20-puppet.so")
-    yield made
-    assert not made.errors, made.errors
-
-
-@pytest.fixture
 def held(puppet):
     """The connections that the puppet was called with; it holds them all."""
     connections = []

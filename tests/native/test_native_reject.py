@@ -17,13 +17,6 @@ from mqcore.native import accessors
 
 
 @pytest.fixture
-def puppet(tmp_path):
-    made = Puppet(tmp_path / "20-puppet.so")
-    yield made
-    assert not made.errors, made.errors
-
-
-@pytest.fixture
 def after(tmp_path):
     """A native plugin behind it, which counts its calls."""
     made = Puppet(tmp_path / "30-after.so")

@@ -19,13 +19,6 @@ from mqcore.native import accessors
 CONTINUE, COMPLETE, FAIL = mqcore.CONTINUE, mqcore.COMPLETE, mqcore.FAIL
 
 
-@pytest.fixture
-def puppet(tmp_path):
-    made = Puppet(tmp_path / "20-puppet.so")
-    yield made
-    assert not made.errors, made.errors
-
-
 def run(owner, dispatcher, message=None):
     """One step to its end: its outcome."""
     message = message or mqcore.Message()

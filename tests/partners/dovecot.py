@@ -1,4 +1,4 @@
-"""Dovecot's LMTP server, with folders of its own."""
+"""Dovecot with folders of its own: its LMTP server, and how to start another one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from cli_tools import need
+from senders import free_port
 from smtp_tools import certificate
 
 CONFIG = """\
@@ -74,33 +75,41 @@ class Dovecot:
 
 @contextlib.contextmanager
 def dovecot(*, ssl: bool = False) -> Iterator[Dovecot]:
-    program = need("dovecot", "dovecot-lmtpd")
-    if not Path("/usr/lib/dovecot/lmtp").exists():
-        pytest.skip("needs Dovecot's LMTP server: apt-get install dovecot-lmtpd")
+    nobody = pwd.getpwnam("nobody")
+    extras = {"full": "userdb_quota_rule=*:bytes=200", "broken": "userdb_mail=maildir:/dev/null/x"}
+    users = (
+        f"{name}::{nobody.pw_uid}:{nobody.pw_gid}::{{folder}}/mail/{name}::{extras.get(name, '')}\n"
+        for name in ("alice", "bob", "carol", "full", "broken")
+    )
+    with started("lmtp", CONFIG, "".join(users), ssl="yes" if ssl else "no") as (folder, port):
+        yield Dovecot(folder, port)
+
+
+@contextlib.contextmanager
+def started(protocol: str, config: str, users: str, **values: object) -> Iterator[tuple[Path, int]]:
+    """Its folder and its port. In `config` and `users`, names in braces are replaced: those of `values`, folder, port,
+    certificate, and uid and gid of nobody, who owns the mailboxes."""
+    program = need("dovecot", f"dovecot-{protocol}d")
+    if not Path("/usr/lib/dovecot", protocol).exists():
+        pytest.skip(f"needs Dovecot's server of {protocol}: apt-get install dovecot-{protocol}d")
     if os.getuid() != 0:
         pytest.skip("needs root, as Dovecot changes to the users of its mailboxes")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    nobody = pwd.getpwnam("nobody")
+    port = free_port()
     # Not pytest's folder, into which only its owner may look, and whose path is too long for a socket.
     folder = Path(tempfile.mkdtemp(prefix="mqcore-dovecot-"))
     try:
         folder.chmod(0o755)
-        nobody = pwd.getpwnam("nobody")
         (folder / "mail").mkdir()
         os.chown(folder / "mail", nobody.pw_uid, nobody.pw_gid)
-        extras = {"full": "userdb_quota_rule=*:bytes=200", "broken": "userdb_mail=maildir:/dev/null/x"}
-        users = (
-            f"{name}::{nobody.pw_uid}:{nobody.pw_gid}::{folder}/mail/{name}::{extras.get(name, '')}\n"
-            for name in ("alice", "bob", "carol", "full", "broken")
-        )
-        (folder / "users").write_text("".join(users))
-        config = folder / "dovecot.conf"
-        values = {"folder": folder, "port": port, "ssl": "yes" if ssl else "no", "certificate": certificate().file}
-        config.write_text(CONFIG.format(**values))
-        with subprocess.Popen([program, "-F", "-c", config], stderr=subprocess.PIPE, text=True) as process:
+        values |= {"folder": folder, "port": port, "certificate": certificate().file}
+        values |= {"uid": nobody.pw_uid, "gid": nobody.pw_gid}
+        for name, text in (("users", users), ("dovecot.conf", config)):
+            (folder / name).write_text(text.format(**values))
+        with subprocess.Popen([program, "-F", "-c", folder / "dovecot.conf"], stderr=subprocess.PIPE, text=True) as process:
             try:
                 wait_for(process, port)
-                yield Dovecot(folder, port)
+                yield folder, port
             finally:
                 process.terminate()
     finally:

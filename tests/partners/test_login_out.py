@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import pwd
 import re
-import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_tools import need, serve
-from dovecot import wait_for
+from cli_tools import serve
+from dovecot import started
 from mail_tools import COMMAND, counted, move, read_maildir, run, write_mbox, write_plugin
-from senders import free_port
 from smtp_tools import certificate
 
 CONFIG = """\
@@ -58,28 +53,9 @@ service submission-login {{
 @contextlib.contextmanager
 def submission(relay: int, *, mechanisms: str = "plain login", ssl: str = "yes") -> Iterator[str]:
     """The URL of a server that takes mail from alice, whose password is `s3cret`, and gives it to `relay`."""
-    program = need("dovecot", "dovecot-submissiond")
-    if not Path("/usr/lib/dovecot/submission").exists():
-        pytest.skip("needs Dovecot's submission server: apt-get install dovecot-submissiond")
-    if os.getuid() != 0:
-        pytest.skip("needs root, as Dovecot changes to the users of its mailboxes")
-    port, nobody = free_port(), pwd.getpwnam("nobody")
-    folder = Path(tempfile.mkdtemp(prefix="mqcore-dovecot-"))
-    try:
-        folder.chmod(0o755)
-        (folder / "mail").mkdir()
-        os.chown(folder / "mail", nobody.pw_uid, nobody.pw_gid)
-        (folder / "users").write_text("alice:{PLAIN}s3cret\n")
-        values = {"uid": nobody.pw_uid, "gid": nobody.pw_gid, "relay": relay, "port": port, "certificate": certificate().file}
-        (folder / "dovecot.conf").write_text(CONFIG.format(folder=folder, mechanisms=mechanisms, ssl=ssl, **values))
-        with subprocess.Popen([program, "-F", "-c", folder / "dovecot.conf"], stderr=subprocess.PIPE, text=True) as process:
-            try:
-                wait_for(process, port)
-                yield f"smtp://localhost:{port}"
-            finally:
-                process.terminate()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    values = {"mechanisms": mechanisms, "ssl": ssl, "relay": relay}
+    with started("submission", CONFIG, "alice:{{PLAIN}}s3cret\n", **values) as (_, port):
+        yield f"smtp://localhost:{port}"
 
 
 @pytest.fixture

@@ -175,7 +175,8 @@ class SmtpServer:
             begin = self._hear_proxy(client, peer) if is_proxy else self._shake_hands(client, peer)
             handshake = self.loop.create_task(begin)
             self._handshakes[handshake] = network
-            self._count_network(network)
+            if network:
+                self._from_network[network] += 1
             handshake.add_done_callback(functools.partial(self._after_handshake, client))
         else:
             client.close()
@@ -197,7 +198,8 @@ class SmtpServer:
             if self._find_excess(network, len(self._handshakes) - 1, peer) is not None or handshake is None:
                 return False
             self._handshakes[handshake] = network
-            self._count_network(network)
+            if network:
+                self._from_network[network] += 1
         return await self._shake_hands(client, peer)
 
     async def _shake_hands(self, client: socket.socket, peer: str) -> bool:
@@ -245,7 +247,8 @@ class SmtpServer:
 
     def _admit(self, connection: SmtpConnection, network: str) -> int:
         self._connections[connection] = network
-        self._count_network(network)
+        if network:
+            self._from_network[network] += 1
         self._entered += 1
         return self._entered
 
@@ -278,10 +281,6 @@ class SmtpServer:
             return None
         self.gateway.refusals.note("connect", *excess, client=peer)
         return excess
-
-    def _count_network(self, network: str) -> None:
-        if network:
-            self._from_network[network] += 1
 
     def _forget_network(self, network: str) -> None:
         if network:

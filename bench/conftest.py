@@ -18,6 +18,8 @@ from comparing import Row, compare
 
 from mqcore.loop._libuv import Library
 
+TIMES = ("ns", "ms")
+
 ROWS = pytest.StashKey[list[Row]]()
 
 
@@ -46,14 +48,22 @@ def loop() -> Iterator[uvloop.Loop]:
     made.close()
 
 
+def beyond(row: Row) -> str:
+    """What is told of a row whose bound is broken."""
+    return f"{row.case}: {row.mqcore_cost:,.1f} {row.unit} beside {row.base_cost:,.1f}; the goal is {row.goal}"
+
+
 @pytest.fixture
-def report(request: pytest.FixtureRequest) -> Callable[[Row], None]:
-    """Put a row into the table; the test fails when its bound is broken."""
+def report(request: pytest.FixtureRequest, short: bool) -> Callable[[Row], None]:
+    """Put a row into the table; the test fails when its bound is broken.
+
+    Few and short rounds say too little of a time, on a machine that others use too: there a time beyond its bound is told of
+    below the table, and no more. Instructions and bytes are the same each time.
+    """
 
     def put(row: Row) -> None:
         request.config.stash[ROWS].append(row)
-        beside = f"{row.mqcore_cost:.0f} {row.unit} beside {row.base_cost:.0f}"
-        assert row.bound_kept, f"{row.case}: {beside}; the goal is {row.goal}"
+        assert row.bound_kept or (short and row.unit in TIMES), beyond(row)
 
     return put
 
@@ -96,3 +106,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if config.stash[ROWS]:
         for line in table.lines_of(config.stash[ROWS]):
             terminalreporter.write_line(line)
+        for row in config.stash[ROWS]:
+            if not row.bound_kept:
+                terminalreporter.write_line(f"beyond its bound: {beyond(row)}")

@@ -1,7 +1,7 @@
 """The goals, each a bound on what mqcore costs beside something that was measured in the same run.
 
-One place for all of them. A run fails where a cost is beyond its goal by more than the room that it has: for noise, for
-slower machines where the goal is a time, or on the way to a goal that is not reached yet.
+One place for all of them. A run fails where a cost is beyond its goal by more than the room that it has (the short form: where
+that cost is no time): for noise, for slower machines where the goal is a time, or on the way to a goal that is not reached yet.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ cdef class HoldTable:
     cdef void arm_next(self) noexcept
     cdef void refill(self) noexcept
     cdef list oldest(self, Py_ssize_t limit, str plugin, str hook)
+    cdef dict oldest_of_each(self, Py_ssize_t among)
 
 cdef void count_given(Counters *counters, int decision) noexcept nogil
 cdef bint has_pending(void *table) noexcept nogil

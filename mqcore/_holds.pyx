@@ -263,6 +263,13 @@ cdef class HoldTable:
             free(messages)
         return result
 
+    cdef dict oldest_of_each(self, Py_ssize_t among):
+        """By (plugin, hook), when the oldest hold began, as far as it is one of so many oldest ones."""
+        cdef dict found = {}
+        for _, plugin, hook, since in self.oldest(among, None, None):
+            found.setdefault((plugin, hook), since)
+        return found
+
 
 cdef HoldTable new_hold_table(Reactor reactor):
     cdef HoldTable table = HoldTable.__new__(HoldTable)

@@ -98,6 +98,11 @@ cdef class Dispatcher:
         """The uvloop.Loop or pyuv.Loop; None before it was made."""
         return self.reactor.loop
 
+    @property
+    def libuv(self):
+        """The version of the loop's libuv; None before it was made."""
+        return None if self.reactor.library is None else self.reactor.library.version
+
     def hook(self, str name not None):
         """The Hook of that name. Raises MqError when there is none, with the nearest name. Any thread."""
         if self.runner.closed:

@@ -44,6 +44,10 @@ class Place:
     def check(cls, path: str, given: Mapping[str, Any]) -> None:
         """Raise ValueError for options that do not go together, before anything is opened."""
 
+    def figures(self) -> dict[str, Any]:
+        """What it counts of its own while it is used, as plain data."""
+        return {}
+
     def close(self) -> None:
         """Nothing to close."""
 

@@ -151,6 +151,9 @@ class SmtpSource(Source):
         if self._server is not None:
             self._server.cut()
 
+    def figures(self) -> dict[str, Any]:
+        return {} if self._server is None else {"smtp": self._server.figures()}
+
     def _listen_at(self, path: str) -> None:
         try:
             self._socket = UnixSocket(path)

@@ -23,7 +23,8 @@ cdef class Gateway:
     cdef readonly unsigned long long bytes_out  # and of the mails that the sink has
     cdef readonly Histogram commit_seconds      # from here, of each group of a store that blocks, or each transaction of a sink
     cdef readonly Histogram group_mails
-    cdef readonly bint is_stopping
+    cdef readonly bint is_draining      # no more is taken
+    cdef readonly bint is_stopping      # and what is open has little time left
     cdef bint has_waiting_client        # see Source
     cdef bint settles_each              # likewise
     cdef Hook hook
@@ -38,7 +39,7 @@ cdef class Gateway:
     cdef object take                    # `_take`, made once
     cdef object change                  # an asyncio.Event
     cdef object timer
-    cdef Py_ssize_t max_in_flight
+    cdef Py_ssize_t limit               # of `in_flight`
     cdef bint is_starting
     cdef bint is_portioned              # `pending` goes on in another turn
     cdef bint is_awaited                # `change` is

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .server import ReloadError, Server
+from .server import Reloaded, ReloadError, Server
 
-__all__ = ["ReloadError", "Server"]
+__all__ = ["ReloadError", "Reloaded", "Server"]

@@ -249,6 +249,13 @@ cdef class HoldTable:
             raise MemoryError()
         return described(messages, found)
 
+    cdef dict oldest_of_each(self, Py_ssize_t among):
+        """By (plugin, hook), when the oldest hold began, as far as it is one of so many oldest ones."""
+        cdef dict found = {}
+        for _, plugin, hook, since in self.oldest(among, None, None):
+            found.setdefault((plugin, hook), since)
+        return found
+
     cdef void begin_scan(self, uint64_t until) noexcept:
         """Of what is held since `until` or before. There is one scan at a time: whoever began another one before begins again."""
         self.scanned_until = until
@@ -298,13 +305,6 @@ cdef list described(PyObject **messages, Py_ssize_t count):
             Py_DECREF(<Message>messages[index])
         free(messages)
     return result
-
-    cdef dict oldest_of_each(self, Py_ssize_t among):
-        """By (plugin, hook), when the oldest hold began, as far as it is one of so many oldest ones."""
-        cdef dict found = {}
-        for _, plugin, hook, since in self.oldest(among, None, None):
-            found.setdefault((plugin, hook), since)
-        return found
 
 
 cdef HoldTable new_hold_table(Reactor reactor):

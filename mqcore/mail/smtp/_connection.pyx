@@ -302,7 +302,7 @@ cdef class SmtpConnection:
         rejection = failed if outcome is FAIL else self.message.refusal
         if rejection is None:
             self.protocol.accept()
-            self.counters.numbers[self.stage] += 1
+            self.counters.numbers[<int>self.stage] += 1
             return True
         if self.stage <= SECURE:
             self.counters.refused["plugin"] += 1

@@ -43,8 +43,8 @@ class Plugin:
 
 @contextlib.contextmanager
 def scraped(plugins: int, held: int) -> Iterator[dict[str, Callable[[], Any]]]:
-    """By prometheus_client with a collector, and by the server's own writer. One plugin in ten holds so many messages in all, and
-    others are over."""
+    """By prometheus_client with a collector, and by the server's own writer. One plugin in ten holds so many messages in all,
+    and others are over."""
     loop = uvloop.new_event_loop()
     loaded = mqcore.Plugins()
     own = {f"{number:03}-plugin": Plugin() for number in range(plugins)}

@@ -24,7 +24,8 @@ from ._holds cimport HoldTable, count_given
 from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TIMED_OUT, TOO_MANY_RETRIES, TO_CANCEL,
     TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide,
-    count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised, unless_skipping)
+    count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised,
+    unless_skipping)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal

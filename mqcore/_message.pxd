@@ -108,7 +108,7 @@ cdef struct Counters:
     uint64_t held_ns
     uint64_t held                   # now
     uint64_t retry_limits
-    uint64_t hold_times[HOLD_TIMES] # holds that are over, by how long they took
+    uint64_t hold_times[HOLD_TIMES]  # holds that are over, by how long they took
 
 cdef struct TimeoutBucket:
     # The held messages that share one hold_timeout, in the order in which they were held: the first is the next due.

@@ -22,8 +22,8 @@ _BOUNDS = [*map(repr, HOLD_TIMES), "+Inf"]
 
 
 class Collector(_Collector):
-    """Steps, plugins and hooks of a dispatcher, by the names that `mqcore run --metrics` gives them. Any thread may collect; how
-    old the oldest messages are is told on the dispatcher's own only. After `close()` the last figures stay."""
+    """Steps, plugins and hooks of a dispatcher, by the names that `mqcore run --metrics` gives them. Any thread may collect;
+    how old the oldest messages are is told on the dispatcher's own only. After `close()` the last figures stay."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
@@ -80,8 +80,9 @@ def _plugins(rows: tuple[HookStats, ...]) -> Iterator[Metric]:
             for row in rows:
                 family.add_metric(row[:2], getattr(row, field))
             yield family
-    give_backs = CounterMetricFamily("mqcore_plugin_give_backs", "Times that control was given back.", labels=(*_ROW, "verdict"))
-    failures = CounterMetricFamily("mqcore_plugin_failures", "Steps that failed at this plugin.", labels=(*_ROW, "reason"))
+    verdicts, reasons = (*_ROW, "verdict"), (*_ROW, "reason")
+    give_backs = CounterMetricFamily("mqcore_plugin_give_backs", "Times that control was given back.", labels=verdicts)
+    failures = CounterMetricFamily("mqcore_plugin_failures", "Steps that failed at this plugin.", labels=reasons)
     holds = HistogramMetricFamily("mqcore_plugin_hold_seconds", "How long holds took that are over.", labels=_ROW)
     for row in rows:
         for verdict, count in (("continue", row.continues), ("complete", row.completes), ("retry", row.retries)):

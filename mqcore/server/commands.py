@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from .. import MqError
-from ..stats import HookStats
 from .durations import LONGEST, parse_duration
 from .held import FEW, HeldMessages, describe
 from .server import ReloadError, Server
@@ -106,9 +105,7 @@ class Commands:
 
     async def _stats(self) -> object:
         stats = self._server.dispatcher.stats()
-        names = [field.name for field in fields(HookStats)]
-        rows = [{name: getattr(row, name) for name in names} for row in stats.hooks]
-        return {"steps": dict(self._server.dispatcher.counts()), "plugins": rows}
+        return {"steps": dict(self._server.dispatcher.counts()), "plugins": [row._asdict() for row in stats.hooks]}
 
     async def _order(self, hook: str) -> object:
         plugins = self._server.plugins
@@ -126,7 +123,7 @@ class Commands:
         return Encoded(f'{{"held": {self._server.dispatcher.counts()["held"]}, "oldest": [{", ".join(rows)}]}}')
 
     async def _cancel(self, id: str | None = None, plugin: str | None = None, older: float | None = None) -> object:
-        if (id is None) == (plugin is None) or id is not None and older is not None:
+        if (id is None) == (plugin is None) or (id is not None and older is not None):
             raise CommandError("cancel needs either the id of a message, or a plugin and perhaps older", "usage")
         self._check_plugin(plugin)
         if plugin is not None:

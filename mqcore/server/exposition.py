@@ -284,10 +284,10 @@ def _mails(figures: Mapping[str, Any]) -> list[Family]:
             "result",
             results,
         ),
-        _one("mqcore_mails_unanswered", "counter", "Stored mails whose client went away before it was told.", mails["unanswered"]),
+        _one("mqcore_mails_unanswered", "counter", "Stored mails whose client left before it was told.", mails["unanswered"]),
         _one("mqcore_mails_in_doubt", "counter", "Mails that may be with the next server twice.", mails["in_doubt"]),
-        _one("mqcore_mails_in_clear", "counter", "Mails sent in the clear as the next server's STARTTLS fails.", mails["in_clear"]),
-        _by("mqcore_mail_bytes", "counter", "Octets of messages that came in, and that the sink took.", "direction", figures["bytes"]),
+        _one("mqcore_mails_in_clear", "counter", "Mails sent in the clear, as STARTTLS fails there.", mails["in_clear"]),
+        _by("mqcore_mail_bytes", "counter", "Octets that came in, and that the sink took.", "direction", figures["bytes"]),
         _one("mqcore_in_flight", "gauge", "Mails that are with plugins or the sink.", figures["in_flight"]),
         _one("mqcore_in_flight_limit", "gauge", "Most mails that may be.", figures["in_flight_limit"]),
         _one("mqcore_message_memory_bytes", "gauge", "Octets of these mails in memory.", figures["message_memory"]),
@@ -325,9 +325,7 @@ def _smtp(figures: Mapping[str, Any]) -> list[Family]:
 def _sinks(figures: Mapping[str, Any]) -> list[Family]:
     out = figures.get("smtp_out")
     found = [
-        _histogram(
-            "mqcore_sink_commit_seconds", "How long the sink took for a group of mails, or a transaction.", figures["commit_seconds"]
-        ),
+        _histogram("mqcore_sink_commit_seconds", "How long the sink took for a group of mails.", figures["commit_seconds"]),
         _histogram("mqcore_sink_group_mails", "Mails that were in one.", figures["group_mails"]),
     ]
     if out is not None:

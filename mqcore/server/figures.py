@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from ..mail._histogram import Histogram
 from ..stats import HOLD_TIMES
 from .server import Server
@@ -29,7 +27,7 @@ class Figures:
         self._build = {
             "version": version("mqcore"),
             "python": platform.python_version(),
-            "uvloop": uvloop.__version__,
+            "uvloop": version("uvloop"),
             "libuv": server.dispatcher.libuv or "",
         }
         self._boot = _boot_time()

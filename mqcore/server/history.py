@@ -54,7 +54,8 @@ class History:
         stats = self._server.dispatcher.stats()
         done = counts.stored + counts.failed + counts.rejected + counts.discarded + counts.unfinished
         columns = zip(*(row.hold_times for row in stats.hooks if row.holds), strict=True)
-        self.points.append(Point(round(time.time(), 3), done, stats.held, round(max(0.0, now - self._due), 4), [*map(sum, columns)]))
+        lag = round(max(0.0, now - self._due), 4)
+        self.points.append(Point(round(time.time(), 3), done, stats.held, lag, [*map(sum, columns)]))
         self._due = max(self._due + PERIOD, now)  # what was missed is not made up for
         self._timer = self._loop.call_at(self._due, self._take)
         self._told()

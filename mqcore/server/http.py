@@ -94,7 +94,8 @@ class HttpServer:
         else:
             self._socket = _listen(*address)
             host, port = self._socket.getsockname()[:2]
-            self._names = frozenset(name.lower() for name in ("localhost", address[0], host, socket.gethostname(), own_hostname()))
+            names = ("localhost", address[0], host, socket.gethostname(), own_hostname())
+            self._names = frozenset(map(str.lower, names))
             self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
     async def __aenter__(self) -> Self:
@@ -295,7 +296,7 @@ class HttpConnection(asyncio.Protocol):
     def _go_on(self) -> None:
         self._is_due = False
         if self._is_over or self._is_blocked:
-            return
+            return None
         try:
             request = self._parser.next_request()
         except BadRequest as error:

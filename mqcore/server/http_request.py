@@ -1,7 +1,7 @@
 """HTTP requests that have no body: bytes in, requests out, without any I/O (RFC 9110 and 9112).
 
-Whatever two parsers might read differently is refused: lines that end in LF alone, headers that are folded or have blanks before
-the colon, any body, and a Host that is there twice. So nobody can hide a request in another one.
+Whatever two parsers might read differently is refused: lines that end in LF alone, headers that are folded or have blanks
+before the colon, any body, and a Host that is there twice. So nobody can hide a request in another one.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ class Browser:
 @contextlib.contextmanager
 def chromium(folder: Path) -> Iterator[Browser]:
     driver, program, port = need("chromedriver", "chromium-driver"), need("chromium"), free_port()
-    arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={folder / 'user'}"]
+    arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    arguments.append(f"--user-data-dir={folder / 'user'}")
     options = {
         "goog:chromeOptions": {"binary": program, "args": arguments},
         "goog:loggingPrefs": {"browser": "ALL"},

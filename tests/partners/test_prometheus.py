@@ -49,15 +49,11 @@ def test_the_alerts_are_rules():
 
 
 def test_alerts_and_dashboard_use_names_that_there_are():
-    with serve("--to", "null:", "--metrics", ":0") as server:
-        with urllib.request.urlopen(f"{metrics_of(server)}metrics", timeout=30) as answer:
-            text = answer.read().decode()
     sources = (Path(__file__).parents[2] / "mqcore" / "server" / "exposition.py").read_text()
-    known = set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)) | {f"{name}_total" for name in re.findall(r'"(mqcore_\w+)"', sources)}
-    known |= set(re.findall(r'"(mqcore_\w+)"', sources))
+    known = set(re.findall(r'"((?:mqcore)_\w+)"', sources))
     for file in (RULES, DASHBOARD):
         for name in set(re.findall(r"\bmqcore_\w+", file.read_text())):
-            assert re.sub(r"_(bucket|sum|count)$", "", name) in known, (file, name)
+            assert re.sub(r"_(total|bucket|sum|count)$", "", name) in known, (file, name)
 
 
 def test_the_dashboard_is_one():

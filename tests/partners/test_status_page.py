@@ -1,5 +1,5 @@
-"""The status page in a real browser: the figures move, the plots draw, in the dark, on a telephone, and by keyboard; and a plugin
-cannot put anything into it."""
+"""The status page in a real browser: the figures move, the plots draw, in the dark, on a telephone, and by keyboard; and a
+plugin cannot put anything into it."""
 
 from __future__ import annotations
 

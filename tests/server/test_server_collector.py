@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 
-import mqcore
 from metrics_tools import shown
-from mqcore.prometheus import Collector
-from mqcore.server.exposition import OPENMETRICS, Exposition, Labels, families
-from mqcore.server.figures import Figures
-from mqcore.stats import HOLD_TIMES
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
 from smtp_tools import ALL, Holds, plugin, run
+
+import mqcore
+from mqcore.prometheus import Collector
+from mqcore.server.exposition import OPENMETRICS, Exposition, Labels, families
+from mqcore.server.figures import Figures
+from mqcore.stats import HOLD_TIMES
 
 
 def read(text: str) -> dict:

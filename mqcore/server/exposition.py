@@ -106,6 +106,7 @@ def families(figures: Mapping[str, Any], labels: Labels) -> list[Family]:
         *_mails(figures),
         *_smtp(figures),
         *_sinks(figures),
+        *_loop(figures["loop"]),
         *_server(figures),
     ]
 
@@ -333,6 +334,22 @@ def _sinks(figures: Mapping[str, Any]) -> list[Family]:
         found.append(_one("mqcore_smtp_out_connections", "gauge", "Connections to the next server.", out["connections"]))
         found.append(_many("mqcore_smtp_out_replies", "counter", "What it said to recipients; none: it did not.", replies))
     return found
+
+
+def _loop(loop: Mapping[str, Any] | None) -> list[Family]:
+    if loop is None:
+        return []
+    blocked = ((label(plugin=plugin, hook=hook), times) for plugin, hook, times in loop["blocked"])
+    return [
+        _histogram("mqcore_loop_lag_seconds", "How long turns of the loop took, for which all else waited.", loop["lag"]),
+        _many(
+            "mqcore_loop_blocked",
+            "counter",
+            "Times that the loop was kept for longer than the watchdog's limit, by whom. No hook: a timer or watcher of the "
+            "plugin; neither: no plugin.",
+            blocked,
+        ),
+    ]
 
 
 def _server(figures: Mapping[str, Any]) -> list[Family]:

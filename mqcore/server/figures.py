@@ -3,6 +3,7 @@ many messages are held, nor on how many clients there are."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import resource
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..mail._histogram import Histogram
-from ..stats import HOLD_TIMES
+from ..stats import HOLD_TIMES, Lag
 from .server import Server
 
 _PROC = Path("/proc/self")
@@ -59,6 +60,7 @@ class Figures:
             "commit_seconds": plain(gateway.commit_seconds),
             "group_mails": plain(gateway.group_mails),
             "reloads": asdict(server.reloads),
+            "loop": plain_lag(dispatcher.lag()),
             **_plain_places(server.source.figures()),
             **server.sink.figures(),
         }
@@ -69,6 +71,19 @@ _STEPS = ("entered", "continued", "completed", "failed", "cancelled", "held", "r
 
 def plain(histogram: Histogram) -> dict[str, Any]:
     return {"bounds": histogram.bounds, "counts": histogram.counts, "sum": histogram.sum}
+
+
+def plain_lag(lag: Lag | None) -> dict[str, Any] | None:
+    """None where no watchdog looks. Turns that were longer than all bounds count behind them."""
+    if lag is None:
+        return None
+    bounded = [(bound, count) for bound, count in lag.buckets if bound != math.inf]
+    counts = [count for _, count in bounded]
+    return {
+        "lag": {"bounds": [bound for bound, _ in bounded], "counts": [*counts, max(0, lag.turns - sum(counts))], "sum": lag.seconds},
+        "longest": lag.longest,
+        "blocked": [[one.plugin or "", one.hook or "", one.times] for one in lag.blocked],
+    }
 
 
 def _plain_places(figures: dict[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         complain(f"this process may open {files} files, which may be too few; raise the limit (ulimit -n)", OK)
     if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
         options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
+    read_again, control = place_options.again(options, source, sink), _control_path(options)  # where we are now
     with contextlib.ExitStack() as opened:
         opened.enter_context(printing_to_standard_error())
         plugins = opened.enter_context(load(options, *options.plugins))
@@ -115,8 +116,8 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
             opened.enter_context(contextlib.closing(aside))
         tell_what_is_missing(options, plugins, options.plugins)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            parts = [PlaceOptions((from_, to), (reading, writing), place_options.again(options, source, sink))]
-            moving = _Moving(plugins, from_, to, aside, options.max_in_flight, steering, parts, _control_path(options))
+            parts = [PlaceOptions((from_, to), (reading, writing), read_again)]
+            moving = _Moving(plugins, from_, to, aside, options.max_in_flight, steering, parts, control)
             report = _run(runner, moving)
     try:
         _print(report, as_json=options.json)

@@ -162,8 +162,8 @@ cdef class Dispatcher:
             self.holds.begin_scan(now - least if least < now else 0, most)
 
     def _scan(self, Py_ssize_t steps, str plugin=None, match=None):
-        """Look at the next `steps` messages: what `held` has of those that the plugin holds, and `match` is true for. Those that
-        share a `hold_timeout` are in order of their age. None when all have been looked at."""
+        """Look at the next `steps` messages: what `held` has of those that the plugin holds, and `match` is true for. Those
+        that share a `hold_timeout` are in order of their age. None when all have been looked at."""
         if not 1 <= steps <= 1 << 20:
             raise ValueError(f"a portion is of 1 to {1 << 20} messages, not of {steps}")
         if self.runner.closed or self.life == NEW:

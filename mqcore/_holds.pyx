@@ -250,8 +250,8 @@ cdef class HoldTable:
         return described(messages, found, None)
 
     cdef void begin_scan(self, uint64_t until, Py_ssize_t most) noexcept:
-        """Of what is held since `until` or before, the first `most` of each bucket that are wanted; -1: all. There is one scan at
-        a time: whoever began another one before begins again."""
+        """Of what is held since `until` or before, the first `most` of each bucket that are wanted; -1: all. There is one scan
+        at a time: whoever began another one before begins again."""
         self.scanned_until = until
         self.scanned_most = most
         self.scan_bucket(self.lists.buckets)

@@ -57,7 +57,8 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
         complain("there are no plugins", OK)
     else:
         for path in paths:
-            if not any(plugin.path and is_inside(plugin.path, os.path.abspath(os.path.join(options.folder, path))) for plugin in plugins):
+            whole = os.path.abspath(os.path.join(options.folder, path))
+            if not any(plugin.path and is_inside(plugin.path, whole) for plugin in plugins):
                 complain(f"there are no plugins in {path}", OK)
     for name in plugins.unused_config:
         if name != RUN_TABLE:

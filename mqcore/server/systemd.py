@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 def notify(*states: str) -> None:
-    """Such as `READY=1` and `STATUS=...`. Where systemd did not start this process, or does not want to know, nothing happens."""
+    """Such as `READY=1` and `STATUS=...`. Where systemd did not start this process, or does not ask, nothing happens."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return

@@ -47,9 +47,8 @@ def folder():
 @needs_root
 def test_who_it_is(folder):
     write_plugin(folder / "plugins", "10-look", LOOKS)
-    result = run(
-        "run", "--from", "smtp://127.0.0.1:0", "--to", "mbox:/root/not-mine", "--plugins", folder / "plugins", "--user", "nobody"
-    )
+    options = ("--plugins", folder / "plugins", "--user", "nobody")
+    result = run("run", "--from", "smtp://127.0.0.1:0", "--to", "mbox:/root/not-mine", *options)
     assert result.returncode == 4, result
     assert "Permission denied" in result.stderr  # the sink is opened by him too
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("who ")]

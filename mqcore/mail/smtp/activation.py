@@ -10,7 +10,7 @@ FIRST = 3
 
 
 def take_sockets() -> list[socket.socket]:
-    """They are this process's own from now on; a second time there are none. Raises ValueError for what is not as it must be."""
+    """They are this process's own from now on; a second time there are none. Raises ValueError for one that will not do."""
     number, count = (os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS"))
     os.environ.pop("LISTEN_FDNAMES", None)
     if number != str(os.getpid()) or not (count.isascii() and count.isdecimal()):

@@ -98,6 +98,11 @@ cdef class Dispatcher:
         """The uvloop.Loop or pyuv.Loop; None before it was made."""
         return self.reactor.loop
 
+    @property
+    def libuv(self):
+        """The version of the loop's libuv; None before it was made."""
+        return None if self.reactor.library is None else self.reactor.library.version
+
     def hook(self, str name not None):
         """The Hook of that name. Raises MqError when there is none, with the nearest name. Any thread."""
         if self.runner.closed:
@@ -177,6 +182,21 @@ cdef class Dispatcher:
         cdef uint64_t now = self.reactor.state.uv.hrtime()
         for message, by, where, since in rows:
             found.append(Held(message, by, where, (now - <uint64_t>since) / 1e9))
+        return found
+
+    def oldest_held(self, Py_ssize_t among=1000):
+        """How long the oldest message that is held now is held, in seconds, by (plugin, hook). Only the oldest `among` messages
+        are looked at, so it takes no longer however many are held; of whoever holds none of them nothing is said. The
+        dispatcher's thread; empty after close()."""
+        if among < 0:
+            raise ValueError(f"among is a number of messages, not {among}")
+        if self.runner.closed or self.life == NEW:
+            return {}
+        self.reactor.check("oldest_held()")
+        cdef dict found = self.holds.oldest_of_each(among)
+        cdef uint64_t now = self.reactor.state.uv.hrtime()
+        for key, since in list(found.items()):
+            found[key] = (now - <uint64_t>since) / 1e9
         return found
 
     def close(self):

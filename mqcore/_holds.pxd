@@ -33,6 +33,7 @@ cdef class HoldTable:
     cdef void arm_next(self) noexcept
     cdef void refill(self) noexcept
     cdef list oldest(self, Py_ssize_t limit, str plugin, str hook)
+    cdef dict oldest_of_each(self, Py_ssize_t among)
     cdef void begin_scan(self, uint64_t until, Py_ssize_t most) noexcept
     cdef void scan_bucket(self, TimeoutBucket *bucket) noexcept
     cdef list scan(self, Py_ssize_t steps, str plugin, object match)

@@ -249,6 +249,13 @@ cdef class HoldTable:
             raise MemoryError()
         return described(messages, found, None)
 
+    cdef dict oldest_of_each(self, Py_ssize_t among):
+        """By (plugin, hook), when the oldest hold began, as far as it is one of so many oldest ones."""
+        cdef dict found = {}
+        for _, plugin, hook, since in self.oldest(among, None, None):
+            found.setdefault((plugin, hook), since)
+        return found
+
     cdef void begin_scan(self, uint64_t until, Py_ssize_t most) noexcept:
         """Of what is held since `until` or before, the first `most` of each bucket that are wanted; -1: all. There is one scan
         at a time: whoever began another one before begins again."""

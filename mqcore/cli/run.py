@@ -26,6 +26,7 @@ from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_so
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
 from ..server import Server, systemd
+from ..server.address import Address, parse_address, write_address
 from ..server.options import PlaceOptions
 from . import options as place_options
 from .output import complain, drop
@@ -74,6 +75,12 @@ def add_to(commands: Commands) -> None:
         help="Unix socket for mqcore ctl (under systemd, with RuntimeDirectory=: control.sock in that folder)",
     )
     run.add_argument("--user", metavar="NAME", help="give up root's privileges for this user's, once the port is open")
+    run.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        type=_metrics_address,
+        help="HOST:PORT, :PORT (this machine only) or unix:PATH for /metrics, /healthz, /readyz and the status page",
+    )
     run.set_defaults(command=move, parser=run)
 
 
@@ -87,6 +94,13 @@ def _place(parse: Callable[[str], Location[P]]) -> Callable[[str], Location[P]]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
+
+
+def _metrics_address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def move(options: argparse.Namespace) -> int:
@@ -122,7 +136,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         tell_what_is_missing(options, plugins, options.plugins)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             parts: list[Callable[[], Prepared]] = [PlaceOptions((from_, to), (reading, writing), read_again)]
-            moving = _Moving(plugins, from_, to, aside, options.max_in_flight, steering, parts, control)
+            moving = _Moving(plugins, from_, to, aside, options.max_in_flight, steering, parts, control, options.metrics)
             report = _run(runner, moving)
     try:
         _print(report, as_json=options.json)
@@ -173,6 +187,7 @@ class _Moving(NamedTuple):
     steering: Steering
     parts: list[Callable[[], Prepared]]
     control: str | None
+    metrics: Address | None
 
 
 def _run(runner: asyncio.Runner, moving: _Moving) -> Report:
@@ -200,9 +215,11 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
         made(gateway)
         server = Server(gateway, moving.parts)
         with _stopped_by_signals(gateway), moving.steering.of(server):
-            async with _controlled(server, moving.control):
+            async with _controlled(server, moving.control), _shown(server, moving.metrics) as url:
                 if not source.finite:
                     complain(f"listening on {source.url}", OK)  # whoever reads this may end it at once
+                if url is not None:
+                    complain(f"metrics at {url}", OK)
                 systemd.notify("READY=1", f"STATUS={'moving' if source.finite else 'listening on'} {source.url}")
                 async with progress_bar(gateway):
                     return await gateway.run()
@@ -222,6 +239,22 @@ async def _controlled(server: Server, path: str | None) -> AsyncIterator[None]:
         raise SourceError(f"cannot listen on the control socket {path}: {error.strerror or error}") from error
     async with control:
         yield
+
+
+@contextlib.asynccontextmanager
+async def _shown(server: Server, address: Address | None) -> AsyncIterator[str | None]:
+    """With metrics, if there are to be any: where they are."""
+    if address is None:
+        yield None
+        return
+    from ..server.http import HttpServer  # takes its time
+
+    try:
+        http = HttpServer(server, address)
+    except OSError as error:
+        raise SourceError(f"cannot listen for --metrics on {write_address(address)}: {error.strerror or error}") from error
+    async with http:
+        yield http.url
 
 
 @contextlib.contextmanager

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from .. import MqError
-from ..stats import HookStats
 from .durations import LONGEST, parse_duration
 from .held import FEW, HeldMessages, describe
 from .server import ReloadError, Server
@@ -106,9 +105,7 @@ class Commands:
 
     async def _stats(self) -> object:
         stats = self._server.dispatcher.stats()
-        names = [field.name for field in fields(HookStats)]
-        rows = [{name: getattr(row, name) for name in names} for row in stats.hooks]
-        return {"steps": dict(self._server.dispatcher.counts()), "plugins": rows}
+        return {"steps": dict(self._server.dispatcher.counts()), "plugins": [row._asdict() for row in stats.hooks]}
 
     async def _order(self, hook: str) -> object:
         plugins = self._server.plugins

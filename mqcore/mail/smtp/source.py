@@ -15,6 +15,7 @@ from ..base import Option, Prepared, Source
 from ..errors import SourceError, describe
 from ..unix_socket import UnixSocket
 from .activation import take_sockets
+from .certificate import read_not_after
 from .hostname import check_hostname, choose_hostname
 from .networks import TRUST, Networks, check_networks
 
@@ -129,6 +130,7 @@ class SmtpSource(Source):
         self.timeout = timeout
         self._files = _digest_of(tls_certificate, tls_key)
         self.tls = None if tls_certificate is None else _load(tls_certificate, tls_key)
+        self._not_after = read_not_after(tls_certificate)
         self.url = f"{self.scheme}:{path}"
         self.listeners: list[socket.socket] = []
         if path.startswith("unix:"):
@@ -180,6 +182,7 @@ class SmtpSource(Source):
         files = _digest_of(certificate, key)
         changed = ("the certificate",) if files != self._files else ()
         values |= {"tls": None if certificate is None else _load(certificate, key), "_files": files}
+        values["_not_after"] = read_not_after(certificate)
         return Prepared(lambda: self._configure(values), changed)
 
     def _configure(self, values: Mapping[str, Any]) -> None:
@@ -204,6 +207,9 @@ class SmtpSource(Source):
             raise SourceError(f"systemd passes no socket on to {self.url}: start it by a .socket unit")
         ports = [one.getsockname()[1] for one in self.listeners if one.family != socket.AF_UNIX]
         self.port = ports[0] if ports else None
+
+    def figures(self) -> dict[str, Any]:
+        return {} if self._server is None else {"smtp": self._server.figures(), "certificate_not_after": self._not_after}
 
     def _listen_at(self, path: str) -> None:
         try:

@@ -154,9 +154,9 @@ cdef class Dispatcher:
         self.reactor.check("held()")
         return self.as_held(self.holds.oldest(most, plugin, hook))
 
-    def _begin_scan(self, double older=0.0):
-        """Begin to look at what is held for so many seconds and longer, in portions. Whoever is at it already has to begin again.
-        The dispatcher's thread."""
+    def _begin_scan(self, double older=0.0, Py_ssize_t most=-1):
+        """Begin to look at what is held for so many seconds and longer, in portions; the `most` oldest that a `_scan` wants, of
+        those that share a `hold_timeout`, are enough. Whoever is at it already has to begin again. The dispatcher's thread."""
         cdef uint64_t now, least
         if not 0 <= older <= 1e9:
             raise ValueError(f"older is in seconds, not {older!r}")
@@ -164,17 +164,17 @@ cdef class Dispatcher:
             self.reactor.check("_begin_scan()")
             now = self.reactor.state.uv.hrtime()
             least = <uint64_t>(older * 1e9)
-            self.holds.begin_scan(now - least if least < now else 0)
+            self.holds.begin_scan(now - least if least < now else 0, most)
 
-    def _scan(self, Py_ssize_t steps, str plugin=None, str hook=None):
-        """What `held` has of the next `steps` messages: those that share a `hold_timeout` in order of their age. None when all
-        have been looked at."""
+    def _scan(self, Py_ssize_t steps, str plugin=None, match=None):
+        """Look at the next `steps` messages: what `held` has of those that the plugin holds, and `match` is true for. Those
+        that share a `hold_timeout` are in order of their age. None when all have been looked at."""
         if not 1 <= steps <= 1 << 20:
             raise ValueError(f"a portion is of 1 to {1 << 20} messages, not of {steps}")
         if self.runner.closed or self.life == NEW:
             return None
         self.reactor.check("_scan()")
-        rows = self.holds.scan(steps, plugin, hook)
+        rows = self.holds.scan(steps, plugin, match)
         return None if rows is None else self.as_held(rows)
 
     cdef list as_held(self, list rows):

@@ -206,7 +206,7 @@ class Dispatcher:
             self._prepare(snapshot).commit()
 
     def chain(self, hook: str) -> list[Context]:
-        # Rules 1 and 2: the snapshot is in byte order of names; who does not implement the hook, or is paused, is not in the chain.
+        # Rules 1 and 2: the snapshot is in byte order of names; who does not implement the hook, or is paused, is not in it.
         plugins = self.snapshot
         return [self.contexts[plugin] for plugin in plugins if hook in plugin.hooks and plugin.name not in plugins.paused]
 

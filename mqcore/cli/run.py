@@ -25,7 +25,7 @@ from ..mail.files import raise_file_limit
 from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
-from ..server import Server
+from ..server import Server, systemd
 from ..server.address import Address, parse_address, write_address
 from ..server.options import PlaceOptions
 from . import options as place_options
@@ -74,6 +74,7 @@ def add_to(commands: Commands) -> None:
         metavar="PATH",
         help="Unix socket for mqcore ctl (under systemd, with RuntimeDirectory=: control.sock in that folder)",
     )
+    run.add_argument("--user", metavar="NAME", help="give up root's privileges for this user's, once the port is open")
     run.add_argument(
         "--metrics",
         metavar="ADDRESS",
@@ -118,10 +119,15 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         complain(f"this process may open {files} files, which may be too few; raise the limit (ulimit -n)", OK)
     if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
         options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
+    read_again, control = place_options.again(options, source, sink), _control_path(options)  # where we are now
     with contextlib.ExitStack() as opened:
         opened.enter_context(printing_to_standard_error())
+        from_: Source | None = None
+        if options.user is not None:  # who may not have the port, and whose code the plugins are
+            from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
+            _become(options)
         plugins = opened.enter_context(load(options, *options.plugins))
-        from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
+        from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
         _check_recipients(options, plugins)
         to = opened.enter_context(contextlib.closing(sink.kind.open(sink.path, from_, **writing)))
         aside = FailedSink(failed.kind.open(failed.path, from_), from_.url) if failed else None
@@ -129,8 +135,8 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
             opened.enter_context(contextlib.closing(aside))
         tell_what_is_missing(options, plugins, options.plugins)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            parts = [PlaceOptions((from_, to), (reading, writing), place_options.again(options, source, sink))]
-            moving = _Moving(plugins, from_, to, aside, options.max_in_flight, steering, parts, _control_path(options), options.metrics)
+            parts: list[Callable[[], Prepared]] = [PlaceOptions((from_, to), (reading, writing), read_again)]
+            moving = _Moving(plugins, from_, to, aside, options.max_in_flight, steering, parts, control, options.metrics)
             report = _run(runner, moving)
     try:
         _print(report, as_json=options.json)
@@ -142,6 +148,15 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
     if report.error is not None:
         complain(report.error, UNREACHABLE)
     return report.exit_code
+
+
+def _become(options: argparse.Namespace) -> None:
+    from .user import become
+
+    try:
+        become(options.user)
+    except ValueError as error:
+        options.parser.error(f"--user {options.user}: {error}")
 
 
 def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:
@@ -205,6 +220,7 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
                     complain(f"listening on {source.url}", OK)  # whoever reads this may end it at once
                 if url is not None:
                     complain(f"metrics at {url}", OK)
+                systemd.notify("READY=1", f"STATUS={'moving' if source.finite else 'listening on'} {source.url}")
                 async with progress_bar(gateway):
                     return await gateway.run()
 
@@ -251,6 +267,7 @@ def _stopped_by_signals(gateway: Gateway) -> Iterator[None]:
         for one in before:
             signal.signal(one, signal.SIG_DFL)
         loop.call_soon_threadsafe(gateway.stop, signal.Signals(number))
+        systemd.notify("STOPPING=1")
         why = f"stopping when {gateway.ends_when}; once more to stop at once"
         try:
             complain(why, OK)

@@ -145,8 +145,8 @@ cdef class Gateway:
         return self.report
 
     def drain(self, timeout=None, why=None):
-        """Take no more mail, and end when what is open is over, however long plugins hold it. What is still open after `timeout`
-        seconds, if that is given, is broken off. May be called again, with another timeout."""
+        """Take no more mail, and end when what is open is over, however long plugins hold it. What is still open after
+        `timeout` seconds, if that is given, is broken off. May be called again, with another timeout."""
         if self.is_stopping:
             return
         if not self.is_draining:

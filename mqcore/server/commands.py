@@ -109,7 +109,8 @@ class Commands:
 
     async def _order(self, hook: str) -> object:
         plugins = self._server.plugins
-        return {"order": plugins.order(hook), "paused": sorted(p.name for p in plugins if hook in p.hooks and p.name in plugins.paused)}
+        paused = [plugin.name for plugin in plugins if hook in plugin.hooks and plugin.name in plugins.paused]
+        return {"order": plugins.order(hook), "paused": paused}
 
     async def _list_held(self, limit: int = 100, plugin: str | None = None, older: float = 0.0) -> object:
         self._check_plugin(plugin)
@@ -141,7 +142,7 @@ class Commands:
     async def _reload(self) -> object:
         return asdict(self._server.reload())
 
-    async def _drain(self, timeout: float | None = None) -> object:
+    async def _drain(self, timeout: float | None = None) -> object:  # noqa: ASYNC109 - it is the server's
         self._server.drain(timeout)
         return {"in_flight": self._server.gateway.in_flight}
 

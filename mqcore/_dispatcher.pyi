@@ -6,12 +6,19 @@ from typing_extensions import disjoint_base
 from ._hook import Hook
 from ._message import Message
 from .plugins import Plugins
-from .stats import Held, Stats
+from .stats import Held, Lag, Stats
+from .watchdog import Watchdog
 
 @disjoint_base
 class Dispatcher:
     def __init__(
-        self, plugins: Plugins, loop: Any = None, *, hold_timeout: float = 30.0, max_retries: int = 16
+        self,
+        plugins: Plugins,
+        loop: Any = None,
+        *,
+        hold_timeout: float = 30.0,
+        max_retries: int = 16,
+        watchdog: float | Watchdog | None = None,
     ) -> None: ...
     @property
     def plugins(self) -> Plugins: ...
@@ -21,6 +28,7 @@ class Dispatcher:
     def cancel(self, message: Message) -> bool: ...
     def stats(self) -> Stats: ...
     def counts(self) -> dict[str, int]: ...
+    def lag(self) -> Lag | None: ...
     def held(self, limit: int | None = None, plugin: str | None = None, hook: str | None = None) -> list[Held]: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...

@@ -52,7 +52,7 @@ cdef class ActivePlugins:
         self.retired = new_retired()
         self.rows = {}
 
-    cdef object prepare(self, tuple plugins):
+    cdef object prepare(self, object plugins):
         """Make ready for another list of plugins: an object with `commit` and `discard`. From another thread, and while a list
         is taken over, nothing can be made ready: there `commit` leaves the change to a later tick."""
         cdef Change change
@@ -62,7 +62,7 @@ cdef class ActivePlugins:
         change.prepare()
         return change
 
-    cdef int take_over(self, tuple plugins) except -1:
+    cdef int take_over(self, object plugins) except -1:
         """Change to these plugins, which are the set's by now."""
         cdef Change change
         self.taking_over = True
@@ -159,7 +159,7 @@ cdef object stats_of(CounterRow row):
 cdef class Change:
     """A change of a dispatcher's plugins, made ready on its thread."""
     cdef ActivePlugins active
-    cdef tuple plugins
+    cdef object plugins             # a Snapshot
     cdef dict contexts
     cdef list fresh
     cdef dict chains
@@ -185,10 +185,11 @@ cdef class Change:
         return 0
 
     cdef list contexts_with(self, str hook):
-        """The contexts of plugins that implement the hook, in order."""
+        """The contexts of plugins that implement the hook and are not paused, in order."""
         cdef list found = []
+        cdef object paused = self.plugins.paused
         for plugin, context in self.contexts.items():
-            if hook in plugin.hooks:
+            if hook in plugin.hooks and plugin.name not in paused:
                 found.append(context)
         return found
 
@@ -247,7 +248,7 @@ cdef class Change:
             clean_up(<Context>self.fresh.pop())
 
 
-cdef Change new_change(ActivePlugins active, tuple plugins):
+cdef Change new_change(ActivePlugins active, object plugins):
     cdef Change change = Change.__new__(Change)
     change.active = active
     change.plugins = plugins

@@ -27,3 +27,4 @@ cdef class Dispatcher:
     cpdef Books counts(self)
     cdef int open(self, object order) except -1
     cdef int end(self) except -1
+    cdef list as_held(self, list rows)

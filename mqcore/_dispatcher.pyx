@@ -160,8 +160,33 @@ cdef class Dispatcher:
         if self.runner.closed or self.life == NEW:
             return []
         self.reactor.check("held()")
+        return self.as_held(self.holds.oldest(most, plugin, hook))
+
+    def _begin_scan(self, double older=0.0):
+        """Begin to look at what is held for so many seconds and longer, in portions. Whoever is at it already has to begin again.
+        The dispatcher's thread."""
+        cdef uint64_t now, least
+        if not 0 <= older <= 1e9:
+            raise ValueError(f"older is in seconds, not {older!r}")
+        if self.life != NEW and not self.runner.closed:
+            self.reactor.check("_begin_scan()")
+            now = self.reactor.state.uv.hrtime()
+            least = <uint64_t>(older * 1e9)
+            self.holds.begin_scan(now - least if least < now else 0)
+
+    def _scan(self, Py_ssize_t steps, str plugin=None, str hook=None):
+        """What `held` has of the next `steps` messages: those that share a `hold_timeout` in order of their age. None when all
+        have been looked at."""
+        if not 1 <= steps <= 1 << 20:
+            raise ValueError(f"a portion is of 1 to {1 << 20} messages, not of {steps}")
+        if self.runner.closed or self.life == NEW:
+            return None
+        self.reactor.check("_scan()")
+        rows = self.holds.scan(steps, plugin, hook)
+        return None if rows is None else self.as_held(rows)
+
+    cdef list as_held(self, list rows):
         cdef list found = []
-        rows = self.holds.oldest(most, plugin, hook)
         cdef uint64_t now = self.reactor.state.uv.hrtime()
         for message, by, where, since in rows:
             found.append(Held(message, by, where, (now - <uint64_t>since) / 1e9))
@@ -222,7 +247,7 @@ cdef class Dispatcher:
             self.reactor.thread = PyThread_get_thread_ident()  # a loop that does not run may be closed on any thread
         self.close()
 
-    def _prepare(self, tuple plugins not None):
+    def _prepare(self, plugins not None):
         """Rule 18, for Plugins: make ready for another list of plugins. Returns an object with `commit` and `discard`."""
         return self.active.prepare(plugins)
 

@@ -12,6 +12,8 @@ cdef class HoldTable:
     cdef Reactor reactor
     cdef bint in_batch              # native hooks are called for the messages of one run_many()
     cdef uint64_t passed            # how many of these are through, and not in the books yet
+    cdef TimeoutBucket *scanned     # where `lists.cursor` is
+    cdef uint64_t scanned_until     # what is held since later is left out
 
     cdef int open(self) except -1
     cdef void close(self) noexcept
@@ -29,6 +31,8 @@ cdef class HoldTable:
     cdef void arm_next(self) noexcept
     cdef void refill(self) noexcept
     cdef list oldest(self, Py_ssize_t limit, str plugin, str hook)
+    cdef void begin_scan(self, uint64_t until) noexcept
+    cdef list scan(self, Py_ssize_t steps, str plugin, str hook)
 
 cdef void count_given(Counters *counters, int decision) noexcept nogil
 cdef bint has_pending(void *table) noexcept nogil

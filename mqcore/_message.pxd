@@ -127,6 +127,7 @@ cdef struct HoldLists:
     uint32_t books_version  # odd: they are just being changed, without the GIL; atomic
     uint64_t holds_begun
     uint64_t holds_ended
+    Link *cursor            # how far a scan of the buckets is: the next message, or the end of its bucket; NULL: there is none
     Handle *deadline        # one timer for all buckets; `due` is 0 when it is stopped
     HoldLists *next_open    # in the list of those of all dispatchers
     PyObject *stand_in      # owned: a plain Message, for one that is deallocated while it is held
@@ -305,6 +306,8 @@ cdef inline void enter_bucket(HoldLists *lists, Message message) noexcept nogil:
 cdef inline void leave_bucket(HoldLists *lists, Message message) noexcept nogil:
     lists.holds_ended += 1
     count_held(lists, -1)
+    if lists.cursor == &message.link:
+        lists.cursor = message.link.next
     unlink(&message.link)
 
 

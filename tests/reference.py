@@ -200,14 +200,15 @@ class Dispatcher:
         self.leaving: BaseException | None = None
         self.rows: dict[tuple[str, str], dict[str, int]] = {}
         self.contexts: dict[Any, Context] = {}
-        self.snapshot: tuple[Any, ...] = ()
+        self.snapshot: Any = ()
         self.plugins = plugins
         with plugins._attach(self) as snapshot:
             self._prepare(snapshot).commit()
 
     def chain(self, hook: str) -> list[Context]:
-        # Rules 1 and 2: the snapshot is in byte order of names; who does not implement the hook is not in the chain.
-        return [self.contexts[plugin] for plugin in self.snapshot if hook in plugin.hooks]
+        # Rules 1 and 2: the snapshot is in byte order of names; who does not implement the hook, or is paused, is not in the chain.
+        plugins = self.snapshot
+        return [self.contexts[plugin] for plugin in plugins if hook in plugin.hooks and plugin.name not in plugins.paused]
 
     def hook(self, name: str) -> Hook:
         if name not in self.plugins.hooks:

@@ -13,7 +13,7 @@ from .. import PluginError
 from ..mail import refusals
 from ..mail.errors import SinkError, SourceError
 from ..mail.report import BAD_PLUGIN, UNREACHABLE
-from . import check, include, order, run
+from . import check, ctl, include, order, run
 from .output import OneLine, StandardError, complain, drop, open_standard_files
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler = StandardError()
     handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    refusals.log.setLevel(logging.INFO)
+    for name in (refusals.log.name, "mqcore.server"):
+        logging.getLogger(name).setLevel(logging.INFO)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         code = command(options)
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mqcore", description="Move mail through plugins.", epilog=run.EXIT_CODES)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, order, check, include):
+    for command in (run, ctl, order, check, include):
         command.add_to(commands)
     return parser
 

@@ -6,8 +6,8 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 from ..mail.base import Option
 from ..mail.places import Location
@@ -33,6 +33,23 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{option.name}", help=f"{option.help} ({', '.join(places)})", **how)
 
 
+class _Raising(argparse.ArgumentParser):
+    """Tells of mistakes by ValueError, as they must not end a server."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def again(options: argparse.Namespace, *places: Location[Any]) -> Callable[[], list[dict[str, Any]]]:
+    """`options_for`, to be called when the file may say something else. What it has to say of a mistake is a ValueError, and
+    paths are where they are now."""
+    here = argparse.Namespace(**vars(options))
+    here.parser = _Raising(add_help=False)
+    here.folder = os.getcwd()
+    here.config = options.config and os.path.abspath(options.config)
+    return lambda: options_for(here, *places)
+
+
 def options_for(options: argparse.Namespace, *places: Location[Any]) -> list[dict[str, Any]]:
     """Those that each place takes. One that is given for places that are not there is wrong usage; in the file, which may be
     for several runs, it is left alone."""
@@ -44,7 +61,8 @@ def options_for(options: argparse.Namespace, *places: Location[Any]) -> list[dic
                 options.parser.error(f"--{option.name} is for {' and '.join(filter(None, (', '.join(kinds[:-1]), kinds[-1])))}")
     for option in options_of_places():
         if option.metavar == "FILE" and _attribute(option) in given:
-            given[_attribute(option)] = os.path.abspath(given[_attribute(option)])  # a plugin may change the current directory
+            folder = getattr(options, "folder", "")
+            given[_attribute(option)] = os.path.abspath(os.path.join(folder, given[_attribute(option)]))  # a plugin may change the current directory
     chosen = []
     for place in places:
         names = map(_attribute, place.kind.options)

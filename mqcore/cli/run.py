@@ -7,26 +7,31 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import uvloop
 
 from .. import Dispatcher, Plugins
 from ..mail._gateway import HOOK, Gateway, needs_failed
-from ..mail.base import BaseSink, Place, Source
+from ..mail.base import BaseSink, Place, Prepared, Source
+from ..mail.errors import SourceError
 from ..mail.failed import FailedSink
 from ..mail.files import raise_file_limit
 from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
+from ..server import Server
+from ..server.options import PlaceOptions
 from . import options as place_options
 from .output import complain, drop
 from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 from .progress import progress_bar
+from .signals import Steering
 
 if TYPE_CHECKING:
     from . import Commands
@@ -63,6 +68,11 @@ def add_to(commands: Commands) -> None:
     )
     place_options.add_to(run)
     run.add_argument("--json", action="store_true", help="print the closing figures as JSON")
+    run.add_argument(
+        "--control",
+        metavar="PATH",
+        help="Unix socket for mqcore ctl (under systemd, with RuntimeDirectory=: control.sock in that folder)",
+    )
     run.set_defaults(command=move, parser=run)
 
 
@@ -79,6 +89,11 @@ def _place(parse: Callable[[str], Location[P]]) -> Callable[[str], Location[P]]:
 
 
 def move(options: argparse.Namespace) -> int:
+    with Steering() as steering:
+        return _move_steered(options, steering)
+
+
+def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
     source, sink, failed = options.source, options.sink, options.failed
     for one, other in itertools.combinations(filter(None, (source, sink, failed)), 2):
         if one.is_same(other):
@@ -100,7 +115,9 @@ def move(options: argparse.Namespace) -> int:
             opened.enter_context(contextlib.closing(aside))
         tell_what_is_missing(options, plugins, options.plugins)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            report = _run(runner, plugins, from_, to, aside, options.max_in_flight)
+            parts = [PlaceOptions((from_, to), (reading, writing), place_options.again(options, source, sink))]
+            moving = _Moving(plugins, from_, to, aside, options.max_in_flight, steering, parts, _control_path(options))
+            report = _run(runner, moving)
     try:
         _print(report, as_json=options.json)
     except BrokenPipeError:
@@ -124,18 +141,30 @@ def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:
         )
 
 
-def _run(
-    runner: asyncio.Runner,
-    plugins: Plugins,
-    source: Source,
-    sink: BaseSink,
-    failed: FailedSink | None,
-    max_in_flight: int,
-) -> Report:
+def _control_path(options: argparse.Namespace) -> str | None:
+    folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]  # systemd's
+    path = options.control or (os.path.join(folder, "control.sock") if folder else None)
+    return None if path is None else os.path.abspath(path)
+
+
+class _Moving(NamedTuple):
+    """What a run is made of."""
+
+    plugins: Plugins
+    source: Source
+    sink: BaseSink
+    failed: FailedSink | None
+    max_in_flight: int
+    steering: Steering
+    parts: list[Callable[[], Prepared]]
+    control: str | None
+
+
+def _run(runner: asyncio.Runner, moving: _Moving) -> Report:
     """A plugin that calls sys.exit() leaves through the loop. Its step has failed then, and the others go on."""
     gateways: list[Gateway] = []
     loop = runner.get_loop()
-    running = loop.create_task(_move(plugins, source, sink, failed, max_in_flight, gateways.append))
+    running = loop.create_task(_move(moving, gateways.append))
     while True:
         try:
             return loop.run_until_complete(running)
@@ -148,23 +177,35 @@ def _run(
             loop.call_soon(loop.call_soon, gateways[0].fail, reason, SOME_FAILED)
 
 
-async def _move(
-    plugins: Plugins,
-    source: Source,
-    sink: BaseSink,
-    failed: FailedSink | None,
-    max_in_flight: int,
-    made: Callable[[Gateway], object],
-) -> Report:
-    asyncio.get_running_loop().set_exception_handler(names_plugins(plugins))
-    with Dispatcher(plugins) as dispatcher:
-        gateway = Gateway(dispatcher, source, sink, failed, max_in_flight=max_in_flight)
+async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
+    source = moving.source
+    asyncio.get_running_loop().set_exception_handler(names_plugins(moving.plugins))
+    with Dispatcher(moving.plugins) as dispatcher:
+        gateway = Gateway(dispatcher, source, moving.sink, moving.failed, max_in_flight=moving.max_in_flight)
         made(gateway)
-        with _stopped_by_signals(gateway):
-            if not source.finite:
-                complain(f"listening on {source.url}", OK)  # whoever reads this may end it at once
-            async with progress_bar(gateway):
-                return await gateway.run()
+        server = Server(gateway, moving.parts)
+        with _stopped_by_signals(gateway), moving.steering.of(server):
+            async with _controlled(server, moving.control):
+                if not source.finite:
+                    complain(f"listening on {source.url}", OK)  # whoever reads this may end it at once
+                async with progress_bar(gateway):
+                    return await gateway.run()
+
+
+@contextlib.asynccontextmanager
+async def _controlled(server: Server, path: str | None) -> AsyncIterator[None]:
+    """With a control socket, if there is to be one."""
+    if path is None:
+        yield
+        return
+    from ..server.control import Control  # takes its time
+
+    try:
+        control = Control(server, path)
+    except OSError as error:
+        raise SourceError(f"cannot listen on the control socket {path}: {error.strerror or error}") from error
+    async with control:
+        yield
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ cdef class Gateway:
     cdef readonly Py_ssize_t in_flight  # mails that are with plugins or the sink
     cdef readonly Py_ssize_t bytes      # what they have
     cdef readonly Memory memory         # that changed mails take
-    cdef readonly bint is_stopping
+    cdef readonly bint is_draining      # no more is taken
+    cdef readonly bint is_stopping      # and what is open has little time left
     cdef bint has_waiting_client        # see Source
     cdef bint settles_each              # likewise
     cdef Hook hook
@@ -33,7 +34,7 @@ cdef class Gateway:
     cdef object take                    # `_take`, made once
     cdef object change                  # an asyncio.Event
     cdef object timer
-    cdef Py_ssize_t max_in_flight
+    cdef Py_ssize_t limit               # of `in_flight`
     cdef bint is_starting
     cdef bint is_portioned              # `pending` goes on in another turn
     cdef bint is_awaited                # `change` is

@@ -85,7 +85,20 @@ cdef class Gateway:
         self.pending = deque()
         self.take = self._take
         self.change = asyncio.Event()
-        self.max_in_flight = max_in_flight
+        self.limit = max_in_flight
+
+    @property
+    def max_in_flight(self):
+        """May be changed while it runs; what is on the way goes on."""
+        return self.limit
+
+    @max_in_flight.setter
+    def max_in_flight(self, Py_ssize_t limit):
+        if limit < 1:
+            raise ValueError(f"max_in_flight is at least 1, not {limit}")
+        self.limit = limit
+        self.start()
+        self.notify()
 
     @property
     def total(self):
@@ -117,7 +130,7 @@ cdef class Gateway:
                     await self._wait()
                 self.writer.close()
         finally:
-            self.is_stopping = True  # a stop that comes late has nothing to do
+            self.is_draining = self.is_stopping = True  # a stop that comes late has nothing to do
             if self.timer is not None:
                 self.timer.cancel()
             self.refusals.close()
@@ -127,22 +140,45 @@ cdef class Gateway:
         self.report.hooks = self.dispatcher.stats().hooks
         return self.report
 
-    def stop(self, why=None):
-        """Take no more mail, and end when what is open is over. Where no client waits, what plugins hold is taken back."""
+    def drain(self, timeout=None, why=None):
+        """Take no more mail, and end when what is open is over, however long plugins hold it. What is still open after `timeout`
+        seconds, if that is given, is broken off. May be called again, with another timeout."""
+        if self.is_stopping:
+            return
+        if not self.is_draining:
+            self.is_draining = True
+            if self.source.finite:
+                self.report.stopped = why
+            self.source.stop()
+            self.notify()
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = None if timeout is None else self.loop.call_later(timeout, self._end_draining)
+
+    def _end_draining(self):
+        self.stop(self.report.stopped, 0.0)
+
+    def stop(self, why=None, patience=None):
+        """Take no more mail, and end when what is open is over. Where no client waits, what plugins hold is taken back. What is
+        still open after `patience` (PATIENCE), in seconds, is broken off."""
         cdef Transaction transaction
         if self.is_stopping:
             return
         self.is_stopping = True
         if self.source.finite:
             self.report.stopped = why
-        self.source.stop()
+        if not self.is_draining:
+            self.is_draining = True
+            self.source.stop()
         if not self.has_waiting_client:
             for transaction in [*self.active, *self.waiting]:
                 transaction.cancelled = not transaction.committing
                 self.cancel(transaction)
         self.start()
         self.notify()
-        self.timer = self.loop.call_later(PATIENCE, self._cut)
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self.loop.call_later(PATIENCE if patience is None else patience, self._cut)
 
     def _cut(self):
         """Break off what is still open."""
@@ -168,9 +204,9 @@ cdef class Gateway:
 
     async def room(self):
         """Wait until there is room for more mails, and return for how many. 0: the run is being stopped."""
-        while not self.is_stopping and (self.in_flight >= self.max_in_flight or self.bytes >= IN_FLIGHT_BYTES):
+        while not self.is_draining and (self.in_flight >= self.limit or self.bytes >= IN_FLIGHT_BYTES):
             await self._wait()
-        return 0 if self.is_stopping else self.max_in_flight - self.in_flight
+        return 0 if self.is_draining else self.limit - self.in_flight
 
     def offer(self, transactions):
         """Take these. What there is no room for waits."""
@@ -319,7 +355,7 @@ cdef class Gateway:
                 self.waiting.popleft()  # see cancel()
                 self.notify()
                 continue
-            if self.in_flight >= self.max_in_flight:
+            if self.in_flight >= self.limit:
                 break
             self.waiting.popleft()
             self.active.add(transaction)

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Owner, ReferenceOwner, assert_conserved
+from effort import examples
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -448,7 +449,7 @@ def drive(owner, coroutines):
         run_state_machine_as_test(
             lambda: Machine(owner, coroutines),
             settings=settings(
-                max_examples=200,
+                max_examples=examples(200),
                 stateful_step_count=40,
                 phases=PHASES,
                 deadline=None,

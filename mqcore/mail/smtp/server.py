@@ -52,29 +52,46 @@ class SmtpServer:
         self.names = Names()
         self.failed_logins = FailedLogins()
         self.tracer = Tracer(source.hostname, source.url) if source.traces else None
-        self.tls = source.tls
         self.implicit_tls = source.implicit_tls
-        self._service = self._make_service(source)
-        self._service_with_dsn = dataclasses.replace(self._service, dsn=True)
+        self._source = source
+        self.configure()
         self._proxies = source.proxy_from
         self._trusted = source.xclient_from, source.xforward_from
         self.trusts_some = any(self._trusted)
         if source.require_login and not self._service.auth:
             raise SourceError("--require-login: no plugin has the hook mq_smtp_in_authenticate, so nobody could log in")
         self._listeners = source.listeners
-        self.timeout = source.timeout
         self._connections: dict[SmtpConnection, str] = {}  # with the network that each is from
         self._handshakes: dict[asyncio.Task[bool], str] = {}
         self._from_network: Counter[str] = Counter()
-        self._wanted = source.max_connections
-        self._max_connections = source.max_connections or MAX_CONNECTIONS
-        self._max_from_network = source.max_connections_per_ip
         self._entered = 0
         self._reserved = 0
         self._stop = asyncio.Event()
         self._empty = asyncio.Event()
         if not is_full(source.hostname):
             log.warning("%s is no full name of a host, as mx.example.org; give one with --hostname", source.hostname)
+
+    def configure(self) -> None:
+        """Take the options of the source as they are now. They are for those who connect from now on."""
+        source = self._source
+        self.tls = source.tls
+        self.timeout = source.timeout
+        self._max_from_network = source.max_connections_per_ip
+        self._limit_connections(source.max_connections)
+        self._make_services()
+
+    def _limit_connections(self, wanted: int | None) -> None:
+        most = wanted or MAX_CONNECTIONS
+        files = raise_file_limit(most + 2 * SPARE_FILES)
+        self._max_connections = min(most, files - min(SPARE_FILES, files // 2))
+        if self._max_connections < (wanted or FEW_CONNECTIONS):
+            log.warning("%d clients can be there at once, as this process may open %d files; raise the limit (ulimit -n)",
+                        self._max_connections, files)
+
+    def _make_services(self) -> None:
+        self._plugins = self.gateway.dispatcher.plugins.snapshot
+        self._service = self._make_service(self._source)
+        self._service_with_dsn = dataclasses.replace(self._service, dsn=True)
 
     def _make_service(self, source: SmtpSource) -> Service:
         return Service(
@@ -95,17 +112,14 @@ class SmtpServer:
     @property
     def service(self) -> Service:
         """What a connection that begins now is offered."""
+        if self._plugins is not self.gateway.dispatcher.plugins.snapshot:  # logins are offered where a plugin takes them
+            self._make_services()
         return self._service_with_dsn if self.gateway.sink.takes_dsn else self._service
 
     # What the source calls
 
     async def run(self) -> None:
         """Ends after `stop`, when no client is left."""
-        files = raise_file_limit(self._max_connections + 2 * SPARE_FILES)
-        self._max_connections = min(self._max_connections, files - min(SPARE_FILES, files // 2))
-        if self._max_connections < (self._wanted or FEW_CONNECTIONS):
-            log.warning("%d clients can be there at once, as this process may open %d files; raise the limit (ulimit -n)",
-                        self._max_connections, files)
         try:
             await self._serve()
         finally:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import inspect
 import socket
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...smtp.events import MAX_MESSAGE, MAX_RECIPIENTS
-from ..base import Option, Source
+from ..base import Option, Prepared, Source
 from ..errors import SourceError, describe
 from ..unix_socket import UnixSocket
 from .hostname import check_hostname, choose_hostname
@@ -60,6 +62,21 @@ class SmtpSource(Source):
         Option("max-connections-per-ip", "those from one address, or IPv6 network (/64; default: all)", "N", is_number=True),
         Option("timeout", "seconds that a client has for a command (default: 300)", "N", is_number=True),
     )
+    changeable = frozenset(
+        {
+            "tls_certificate",
+            "tls_key",
+            "auth_without_tls",
+            "require_tls",
+            "require_login",
+            "max_loops",
+            "max_message_size",
+            "max_recipients",
+            "max_connections",
+            "max_connections_per_ip",
+            "timeout",
+        }
+    )
     port: int | None = None
     """None for a Unix socket."""
     _socket: UnixSocket | None = None
@@ -105,6 +122,7 @@ class SmtpSource(Source):
         self.max_connections = max_connections
         self.max_connections_per_ip = max_connections_per_ip
         self.timeout = timeout
+        self._files = _digest_of(tls_certificate, tls_key)
         self.tls = None if tls_certificate is None else _load(tls_certificate, tls_key)
         self.url = f"{self.scheme}:{path}"
         self.listeners: list[socket.socket] = []
@@ -139,9 +157,28 @@ class SmtpSource(Source):
         from .server import SmtpServer  # takes its time, which a mailbox need not wait for
 
         self._server = SmtpServer(self, gateway)
-        if gateway.is_stopping:
+        if gateway.is_draining:
             self._server.stop()
         await self._server.run()
+
+    def prepare(self, options: Mapping[str, Any]) -> Prepared:
+        """Those who connect from then on have them; TLS that began goes on as it began."""
+        defaults = inspect.signature(SmtpSource.__init__).parameters
+        values = {name: options.get(name, defaults[name].default) for name in self.changeable}
+        certificate, key = values.pop("tls_certificate"), values.pop("tls_key")
+        if self.single_mail:
+            values["max_recipients"] = 1
+        if certificate is None and self.tls is not None:  # somebody may be about to begin it
+            return Prepared(lambda: self._configure(values), needs_restart=("tls-certificate",))
+        files = _digest_of(certificate, key)
+        changed = ("the certificate",) if files != self._files else ()
+        values |= {"tls": None if certificate is None else _load(certificate, key), "_files": files}
+        return Prepared(lambda: self._configure(values), changed)
+
+    def _configure(self, values: Mapping[str, Any]) -> None:
+        vars(self).update(values)
+        if self._server is not None:
+            self._server.configure()
 
     def stop(self) -> None:
         if self._server is not None:
@@ -262,6 +299,18 @@ def _load(certificate: str, key: str | None) -> ssl.SSLContext:
             f"cannot use {where} for TLS: {reason or 'a certificate and its key, in PEM, are not there'}"
         ) from error
     return context
+
+
+def _digest_of(*files: str | None) -> str:
+    """Of what is in them, which shows whether a reload found others; empty if one cannot be read, which `_load` tells of."""
+    digest = hashlib.sha256()
+    for file in filter(None, files):
+        try:
+            with open(file, "rb") as opened:
+                digest.update(opened.read())
+        except OSError:
+            return ""
+    return digest.hexdigest()
 
 
 def _no_password() -> str:

@@ -97,7 +97,7 @@ turn()
         owner,
     )
     line, figures = text.splitlines()
-    assert " WARNING mqcore.watchdog: plugin 20-slow has kept the loop for 0." in line
+    assert " WARNING mqcore.watchdog: plugin 20-slow has kept the loop for " in line
     assert line.endswith(" s in mq_step")
     assert figures == "[('20-slow', 'mq_step', 1)]"
 
@@ -116,7 +116,7 @@ turn()
 """,
         owner,
     )
-    assert "plugin 20-slow has kept the loop for 0." in text
+    assert "plugin 20-slow has kept the loop for " in text
 
 
 @pytest.mark.parametrize("owner", OWNERS)
@@ -173,7 +173,7 @@ turn()
         "uvloop",
     )
     line, figures = text.splitlines()
-    assert "a done callback has kept the loop for 0." in line
+    assert "a done callback has kept the loop for " in line
     assert figures == "[(None, 'done', 1)]"
 
 
@@ -245,7 +245,7 @@ turn()
         "uvloop",
     )
     first, second, figures = text.splitlines()
-    assert "has kept the loop for 1." in second
+    assert "has kept the loop for " in second
     assert figures == "[('20-slow', 'mq_step', 1)]"
 
 
@@ -295,7 +295,7 @@ turn()
         "uvloop",
     )
     first, *stack, figures = text.splitlines()
-    assert first.startswith("what is no plugin's has kept the loop for 0.")
+    assert first.startswith("what is no plugin's has kept the loop for ")
     assert first.endswith(", in the task host:")
     assert any("in host" in line for line in stack)
     assert figures == "[(None, None, 1)]"
@@ -395,7 +395,7 @@ turn()
     )
     line, figures = text.splitlines()
     hook = None if how == "a timer" else "mq_smtp_in_message"
-    assert "plugin 40-native has kept the loop for 0." in line
+    assert "plugin 40-native has kept the loop for " in line
     assert line.endswith(" s in a callback of a timer or watcher" if hook is None else f" s in {hook}")
     assert figures == f"[('40-native', {hook!r}, 1)]"
 
@@ -410,11 +410,12 @@ def test_a_chain_with_hooks_of_both_kinds(tmp_path):
     text = python(
         BLOCKING
         + f"""
-class Slow(Plugin):
-    mq_smtp_in_message = Plugin.mq_step
-    mq_step = None
+class Slow:
+    told = b""
+    def mq_smtp_in_message(self, context, message):
+        self.told += sleeping()
 plugins = mqcore.Plugins({str(library)!r})
-plugin = Slow(sleeping)
+plugin = Slow()
 plugins.add("20-slow", plugin)
 dispatcher = mqcore.Dispatcher(plugins, loop=loop, watchdog=0.02)
 turn()
@@ -445,7 +446,7 @@ dispatcher.hook("mq_step").run(mqcore.Message())
     )
     process = subprocess.run([sys.executable, "-c", script, "uvloop"], capture_output=True, text=True, timeout=30)
     assert process.returncode == -6
-    assert "CRITICAL mqcore.watchdog: plugin 20-slow has kept the loop for 0.2" in process.stderr
+    assert "CRITICAL mqcore.watchdog: plugin 20-slow has kept the loop for " in process.stderr
     assert "; the process ends" in process.stderr
     assert "in mq_step" in process.stderr.partition("Fatal Python error: Aborted")[2]
 

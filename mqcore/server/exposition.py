@@ -358,5 +358,8 @@ def _server(figures: Mapping[str, Any]) -> list[Family]:
     return [
         _by("mqcore_reloads", "counter", "Reloads.", "result", results),
         _one("mqcore_last_reload_seconds", "gauge", "When the last reload succeeded, since unix epoch.", reloads["last"]),
+        _by(
+            "mqcore_log_suppressed", "counter", "Lines of the log that were not written.", "logger", figures["log_suppressed"]
+        ),
         _one("mqcore_ready", "gauge", "1 while mail is taken, 0 when draining.", int(figures["ready"])),
     ]

@@ -3,11 +3,13 @@ many messages are held, nor on how many clients there are."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import platform
 import resource
 import time
+from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +63,7 @@ class Figures:
             "group_mails": plain(gateway.group_mails),
             "reloads": asdict(server.reloads),
             "loop": plain_lag(dispatcher.lag()),
+            "log_suppressed": suppressed_lines(),
             **_plain_places(server.source.figures()),
             **server.sink.figures(),
         }
@@ -73,6 +76,14 @@ def plain(histogram: Histogram) -> dict[str, Any]:
     return {"bounds": histogram.bounds, "counts": histogram.counts, "sum": histogram.sum}
 
 
+def suppressed_lines() -> dict[str, int]:
+    """By logger, what handlers that count it in `suppressed`, as the command's does, did not write."""
+    found: Counter[str] = Counter()
+    for handler in logging.getLogger().handlers:
+        found.update(getattr(handler, "suppressed", {}))
+    return dict(found)
+
+
 def plain_lag(lag: Lag | None) -> dict[str, Any] | None:
     """None where no watchdog looks. Turns that were longer than all bounds count behind them."""
     if lag is None:
@@ -80,7 +91,11 @@ def plain_lag(lag: Lag | None) -> dict[str, Any] | None:
     bounded = [(bound, count) for bound, count in lag.buckets if bound != math.inf]
     counts = [count for _, count in bounded]
     return {
-        "lag": {"bounds": [bound for bound, _ in bounded], "counts": [*counts, max(0, lag.turns - sum(counts))], "sum": lag.seconds},
+        "lag": {
+            "bounds": [bound for bound, _ in bounded],
+            "counts": [*counts, max(0, lag.turns - sum(counts))],
+            "sum": lag.seconds,
+        },
         "longest": lag.longest,
         "blocked": [[one.plugin or "", one.hook or "", one.times] for one in lag.blocked],
     }

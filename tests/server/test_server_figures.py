@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -59,8 +61,8 @@ def test_the_end_of_a_certificate(tmp_path, year, kind):
 def test_what_is_no_certificate(tmp_path):
     file = tmp_path / "x.pem"
     assert read_not_after(None) is read_not_after(str(file)) is None
-    for text in ("", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----", "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----"):
-        file.write_text(text)
+    for text in ("!", "", "MAA="):
+        file.write_text(f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----")
         assert read_not_after(str(file)) is None
 
 
@@ -102,6 +104,18 @@ async def test_a_loop_that_a_watchdog_looks_at():
         found = {family.name: family for family in families(figures, Labels())}
         assert found["mqcore_loop_lag_seconds"].numbers == [1, 3, 9.0, 3]
         assert found["mqcore_loop_blocked"].labels == ['{plugin="a",hook="b"}']
+
+
+@run
+async def test_lines_that_were_not_written():
+    handler = logging.NullHandler()
+    handler.suppressed = Counter({"mqcore.plugins.a": 3})
+    logging.getLogger().addHandler(handler)
+    try:
+        async with shown() as it:
+            assert value(await it.series(), "mqcore_log_suppressed_total", logger="mqcore.plugins.a") == 3
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 @run

@@ -50,6 +50,7 @@ class Figures:
             "source": server.source.url,
             "sink": server.sink.url,
             "ready": not server.draining,
+            "paused": sorted(server.plugins.paused),
             "steps": {name: getattr(stats, name) for name in _STEPS},
             "plugins": stats.hooks,
             "oldest": [oldest.get((row.plugin, row.hook)) for row in stats.hooks],

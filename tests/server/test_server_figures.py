@@ -98,6 +98,7 @@ def test_lag_and_who_blocked_the_loop():
 @run
 async def test_a_loop_that_a_watchdog_looks_at():
     async with shown() as it:
+        await it.it.greeted()
         figures = it.http._figures.collect()
         assert figures["loop"] is None
         figures["loop"] = {"lag": {"bounds": [0.5], "counts": [1, 2], "sum": 9.0}, "longest": 8.0, "blocked": [["a", "b", 3]]}

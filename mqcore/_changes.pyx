@@ -16,7 +16,7 @@ from libc.stdint cimport uint64_t
 from ._chain cimport Chain, Route, new_chain
 from ._context cimport Context, new_context, new_retired
 from ._holds cimport HoldTable
-from ._message cimport CounterRow, Counters, report_raised
+from ._message cimport HOLD_TIMES, CounterRow, Counters, report_raised
 from .loop._call cimport ends_program, take_error
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Task, goes_on, start_portion
 from .loop._seal cimport seal
@@ -40,6 +40,8 @@ cdef extern from *:
     }
     """
     void read_numbers "mqcore_read_numbers"(uint64_t *, uint64_t *, size_t) noexcept
+
+cdef tuple NO_HOLDS = (0,) * HOLD_TIMES
 
 
 @cython.final
@@ -148,9 +150,20 @@ cdef object stats_of(CounterRow row):
     cdef Counters of
     read_numbers(<uint64_t *>&of, <uint64_t *>&row.counters, sizeof(Counters) // sizeof(uint64_t))
     seconds = of.sampled_ns / 1e9 * of.caller.calls / of.samples if of.samples else 0.0
-    return HookStats(
+    return tuple.__new__(HookStats, (
         row.plugin, row.hook, of.caller.calls, of.holds, of.continues, of.completes, of.retries, of.failures, of.timeouts,
-        of.abandoned, of.refused, seconds, of.longest_ns / 1e9, of.held_ns / 1e9)
+        of.abandoned, of.refused, seconds, of.longest_ns / 1e9, of.held_ns / 1e9, of.held, hold_times_of(&of),
+        of.retry_limits))
+
+
+cdef tuple hold_times_of(Counters *counters):
+    cdef list times = []
+    cdef int index
+    if not counters.holds:
+        return NO_HOLDS  # as of most
+    for index in range(HOLD_TIMES):
+        times.append(counters.hold_times[index])
+    return tuple(times)
 
 
 # --------------------------------------------------------------------------------------------------------------- Changes

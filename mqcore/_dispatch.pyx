@@ -23,8 +23,9 @@ from ._coroutine cimport is_coroutine, result_of, start_task, watch_task
 from ._holds cimport HoldTable, count_given
 from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TIMED_OUT, TOO_MANY_RETRIES, TO_CANCEL,
-    TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide, drop_later,
-    end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised, unless_skipping)
+    TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide,
+    count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised,
+    unless_skipping)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
 from .loop._reactor cimport Caller, Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
@@ -336,6 +337,7 @@ cdef int start_over(Runner runner, Message message, Route route, Drops *drops) n
         return closed_meanwhile(message, drops)
     if message.retries >= runner.max_retries:
         message.decision = TO_FAIL  # nobody has control while this is logged
+        message.entry.counters.retry_limits += 1
         message.fail_for(TOO_MANY_RETRIES, message.entry.row, drops)
         return log_reason(runner, message)
     message.retries += 1
@@ -435,6 +437,8 @@ cdef void end_step(Runner runner, Message message, int decision, int reason) noe
     """End the step of a message that was HELD or QUEUED and is RUNNING now."""
     cdef Drops drops
     no_drops(&drops)
+    if message.since:
+        count_held_time(message, runner.reactor.state.uv.hrtime())
     message.decision = decision
     end_hold(message, &drops)
     message.fail_for(reason, NULL, &drops)
@@ -559,11 +563,6 @@ cdef bint resume_phase(void *owner) noexcept:
         resume(runner, <Message>taken)
         Py_DECREF(<Message>taken)
     return False
-
-
-cdef inline void count_held_time(Message message, uint64_t now) noexcept:
-    message.entry.counters.held_ns += now - message.since
-    message.since = 0
 
 
 # ------------------------------------------------------------------------------------------------------- Coroutine hooks

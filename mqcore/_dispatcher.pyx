@@ -107,6 +107,11 @@ cdef class Dispatcher:
         """The uvloop.Loop or pyuv.Loop; None before it was made."""
         return self.reactor.loop
 
+    @property
+    def libuv(self):
+        """The version of the loop's libuv; None before it was made."""
+        return None if self.reactor.library is None else self.reactor.library.version
+
     def hook(self, str name not None):
         """The Hook of that name. Raises MqError when there is none, with the nearest name. Any thread."""
         if self.runner.closed:
@@ -162,9 +167,9 @@ cdef class Dispatcher:
         self.reactor.check("held()")
         return self.as_held(self.holds.oldest(most, plugin, hook))
 
-    def _begin_scan(self, double older=0.0):
-        """Begin to look at what is held for so many seconds and longer, in portions. Whoever is at it already has to begin again.
-        The dispatcher's thread."""
+    def _begin_scan(self, double older=0.0, Py_ssize_t most=-1):
+        """Begin to look at what is held for so many seconds and longer, in portions; the `most` oldest that a `_scan` wants, of
+        those that share a `hold_timeout`, are enough. Whoever is at it already has to begin again. The dispatcher's thread."""
         cdef uint64_t now, least
         if not 0 <= older <= 1e9:
             raise ValueError(f"older is in seconds, not {older!r}")
@@ -172,17 +177,17 @@ cdef class Dispatcher:
             self.reactor.check("_begin_scan()")
             now = self.reactor.state.uv.hrtime()
             least = <uint64_t>(older * 1e9)
-            self.holds.begin_scan(now - least if least < now else 0)
+            self.holds.begin_scan(now - least if least < now else 0, most)
 
-    def _scan(self, Py_ssize_t steps, str plugin=None, str hook=None):
-        """What `held` has of the next `steps` messages: those that share a `hold_timeout` in order of their age. None when all
-        have been looked at."""
+    def _scan(self, Py_ssize_t steps, str plugin=None, match=None):
+        """Look at the next `steps` messages: what `held` has of those that the plugin holds, and `match` is true for. Those
+        that share a `hold_timeout` are in order of their age. None when all have been looked at."""
         if not 1 <= steps <= 1 << 20:
             raise ValueError(f"a portion is of 1 to {1 << 20} messages, not of {steps}")
         if self.runner.closed or self.life == NEW:
             return None
         self.reactor.check("_scan()")
-        rows = self.holds.scan(steps, plugin, hook)
+        rows = self.holds.scan(steps, plugin, match)
         return None if rows is None else self.as_held(rows)
 
     cdef list as_held(self, list rows):
@@ -190,6 +195,21 @@ cdef class Dispatcher:
         cdef uint64_t now = self.reactor.state.uv.hrtime()
         for message, by, where, since in rows:
             found.append(Held(message, by, where, (now - <uint64_t>since) / 1e9))
+        return found
+
+    def oldest_held(self, Py_ssize_t among=1000):
+        """How long the oldest message that is held now is held, in seconds, by (plugin, hook). Only the oldest `among` messages
+        are looked at, so it takes no longer however many are held; of whoever holds none of them nothing is said. The
+        dispatcher's thread; empty after close()."""
+        if among < 0:
+            raise ValueError(f"among is a number of messages, not {among}")
+        if self.runner.closed or self.life == NEW:
+            return {}
+        self.reactor.check("oldest_held()")
+        cdef dict found = self.holds.oldest_of_each(among)
+        cdef uint64_t now = self.reactor.state.uv.hrtime()
+        for key, since in list(found.items()):
+            found[key] = (now - <uint64_t>since) / 1e9
         return found
 
     def close(self):

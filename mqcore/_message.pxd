@@ -73,6 +73,24 @@ cdef struct Books:
     uint64_t held
     uint64_t running
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+
+    /* Holds end within 1, 2, 4 ... 32,768 ms, or later. */
+    #define MQCORE_HOLD_TIMES 17
+
+    static inline int mqcore_hold_time(uint64_t ns)
+    {
+        uint64_t ms = ns ? (ns - 1) / 1000000 : 0;
+        int log = 63 - __builtin_clzll(2 * ms + 1);
+        return log < MQCORE_HOLD_TIMES ? log : MQCORE_HOLD_TIMES - 1;
+    }
+    """
+    enum:
+        HOLD_TIMES "MQCORE_HOLD_TIMES"
+    int hold_time "mqcore_hold_time"(uint64_t ns) noexcept nogil
+
 cdef struct Counters:
     # Of one plugin and hook in one dispatcher.
     Caller caller           # first: to know the counters is to know the caller
@@ -88,6 +106,9 @@ cdef struct Counters:
     uint64_t sampled_ns     # how long they took together
     uint64_t longest_ns
     uint64_t held_ns
+    uint64_t held                   # now
+    uint64_t retry_limits
+    uint64_t hold_times[HOLD_TIMES]  # holds that are over, by how long they took
 
 cdef struct TimeoutBucket:
     # The held messages that share one hold_timeout, in the order in which they were held: the first is the next due.
@@ -294,6 +315,7 @@ cdef inline void enter_bucket(HoldLists *lists, Message message) noexcept nogil:
     cdef TimeoutBucket *bucket = message.entry.bucket
     lists.holds_begun += 1
     message.entry.counters.holds += 1
+    message.entry.counters.held += 1
     count_held(lists, 1)
     message.since = (<Reactor>lists.reactor).state.uv.hrtime()
     append(&bucket.held, &message.link)
@@ -305,10 +327,20 @@ cdef inline void enter_bucket(HoldLists *lists, Message message) noexcept nogil:
 @cython.nonecheck(False)
 cdef inline void leave_bucket(HoldLists *lists, Message message) noexcept nogil:
     lists.holds_ended += 1
+    message.entry.counters.held -= 1
     count_held(lists, -1)
     if lists.cursor == &message.link:
         lists.cursor = message.link.next
     unlink(&message.link)
+
+
+@cython.nonecheck(False)
+cdef inline void count_held_time(Message message, uint64_t now) noexcept nogil:
+    """A hold is over, for good; once for each."""
+    cdef Counters *counters = message.entry.counters
+    counters.held_ns += now - message.since
+    counters.hold_times[hold_time(now - message.since)] += 1
+    message.since = 0
 
 
 cdef inline void count_held(HoldLists *lists, int change) noexcept nogil:

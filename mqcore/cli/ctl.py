@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..mail.report import BAD_PLUGIN, OK, SOME_FAILED, UNREACHABLE, USAGE
@@ -23,7 +24,7 @@ NAME = "control.sock"
 PATIENCE = 5.0
 """Seconds until it says what it waits for."""
 EXIT_CODES = """\
-exit codes: 0 done; 1 the server says no; 2 wrong usage; 3 nothing was reloaded, and all is as it was; 4 no server can be reached"""
+exit codes: 0 done; 1 the server says no; 2 wrong usage; 3 nothing was reloaded, all is as it was; 4 no server can be reached"""
 _CODES = {"usage": USAGE, "reload": BAD_PLUGIN}
 
 
@@ -159,7 +160,7 @@ def _show_reload(result: dict[str, Any]) -> Iterable[str]:
 class _Command(NamedTuple):
     help: str
     show: Callable[[dict[str, Any]], Iterable[str]] = _pairs
-    arguments: dict[str, dict[str, Any]] = {}
+    arguments: Mapping[str, dict[str, Any]] = MappingProxyType({})
 
 
 _PLUGIN: dict[str, Any] = {"metavar": "PLUGIN", "help": "its name"}

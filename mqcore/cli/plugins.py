@@ -45,6 +45,7 @@ def choosing() -> argparse.ArgumentParser:
 
 
 def load(options: argparse.Namespace, *paths: str) -> Plugins:
+    options.folder = os.getcwd()  # a plugin may change it
     plugins = Plugins(*paths, config=options.config, trust_writable=options.trust_writable)
     try:
         if options.entry_points:
@@ -61,7 +62,8 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
         complain("there are no plugins", OK)
     else:
         for path in paths:
-            if not any(plugin.path and is_inside(plugin.path, os.path.abspath(path)) for plugin in plugins):
+            whole = os.path.abspath(os.path.join(options.folder, path))
+            if not any(plugin.path and is_inside(plugin.path, whole) for plugin in plugins):
                 complain(f"there are no plugins in {path}", OK)
     for name in plugins.unused_config:
         if name != RUN_TABLE:

@@ -25,7 +25,8 @@ from ..mail.files import raise_file_limit
 from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
-from ..server import Server, logs
+from ..server import Server, logs, systemd
+from ..server.address import Address, parse_address, write_address
 from ..server.options import PlaceOptions
 from . import options as place_options
 from . import watchdog
@@ -81,6 +82,13 @@ def options() -> argparse.ArgumentParser:
         metavar="PATH",
         help="Unix socket for mqcore ctl (under systemd, with RuntimeDirectory=: control.sock in that folder)",
     )
+    run.add_argument("--user", metavar="NAME", help="give up root's privileges for this user's, once the port is open")
+    run.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        type=_metrics_address,
+        help="HOST:PORT, :PORT (this machine only) or unix:PATH for /metrics, /healthz, /readyz and the status page",
+    )
     watchdog.add_to(run)
     run.add_argument("--log-format", choices=logs.FORMATS, default="text", help="how lines of the log look (default: text)")
     run.add_argument(
@@ -103,6 +111,13 @@ def _place(parse: Callable[[str], Location[P]]) -> Callable[[str], Location[P]]:
     return convert
 
 
+def _metrics_address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def move(options: argparse.Namespace) -> int:
     with Steering() as steering:
         return _move_steered(options.known.settled(options), steering)
@@ -121,10 +136,15 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         complain(f"this process may open {files} files, which may be too few; raise the limit (ulimit -n)", OK)
     if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
         options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
+    read_again, control = place_options.again(options, source, sink), _control_path(options)  # where we are now
     with contextlib.ExitStack() as opened:
         opened.enter_context(printing_to_standard_error())
+        from_: Source | None = None
+        if options.user is not None:  # who may not have the port, and whose code the plugins are
+            from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
+            _become(options)
         plugins = opened.enter_context(load(options, *options.plugins))
-        from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
+        from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
         _check_recipients(options, plugins)
         to = opened.enter_context(contextlib.closing(sink.kind.open(sink.path, from_, **writing)))
         aside = FailedSink(failed.kind.open(failed.path, from_), from_.url) if failed else None
@@ -132,8 +152,10 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
             opened.enter_context(contextlib.closing(aside))
         tell_what_is_missing(options, plugins, options.plugins)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            parts = [PlaceOptions((from_, to), (reading, writing), place_options.again(options, source, sink))]
-            moving = _Moving(plugins, from_, to, aside, options.max_in_flight, steering, parts, _control_path(options), watched)
+            parts: list[Callable[[], Prepared]] = [PlaceOptions((from_, to), (reading, writing), read_again)]
+            moving = _Moving(
+                plugins, from_, to, aside, options.max_in_flight, steering, parts, control, options.metrics, watched
+            )
             report = _run(runner, moving)
     try:
         _print(report, as_json=options.json)
@@ -145,6 +167,15 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
     if report.error is not None:
         complain(report.error, UNREACHABLE)
     return report.exit_code
+
+
+def _become(options: argparse.Namespace) -> None:
+    from .user import become
+
+    try:
+        become(options.user)
+    except ValueError as error:
+        options.parser.error(f"--user {options.user}: {error}")
 
 
 def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:
@@ -175,6 +206,7 @@ class _Moving(NamedTuple):
     steering: Steering
     parts: list[Callable[[], Prepared]]
     control: str | None
+    metrics: Address | None
     watchdog: Watchdog | None
 
 
@@ -203,9 +235,12 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
         made(gateway)
         server = Server(gateway, moving.parts)
         with _stopped_by_signals(gateway), moving.steering.of(server):
-            async with _controlled(server, moving.control):
+            async with _controlled(server, moving.control), _shown(server, moving.metrics) as url:
                 if not source.finite:
                     complain(f"listening on {source.url}", OK)  # whoever reads this may end it at once
+                if url is not None:
+                    complain(f"metrics at {url}", OK)
+                systemd.notify("READY=1", f"STATUS={'moving' if source.finite else 'listening on'} {source.url}")
                 async with progress_bar(gateway):
                     return await gateway.run()
 
@@ -226,6 +261,22 @@ async def _controlled(server: Server, path: str | None) -> AsyncIterator[None]:
         yield
 
 
+@contextlib.asynccontextmanager
+async def _shown(server: Server, address: Address | None) -> AsyncIterator[str | None]:
+    """With metrics, if there are to be any: where they are."""
+    if address is None:
+        yield None
+        return
+    from ..server.http import HttpServer  # takes its time
+
+    try:
+        http = HttpServer(server, address)
+    except OSError as error:
+        raise SourceError(f"cannot listen for --metrics on {write_address(address)}: {error.strerror or error}") from error
+    async with http:
+        yield http.url
+
+
 @contextlib.contextmanager
 def _stopped_by_signals(gateway: Gateway) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends the run in good order, the second ends the process."""
@@ -236,6 +287,7 @@ def _stopped_by_signals(gateway: Gateway) -> Iterator[None]:
         for one in before:
             signal.signal(one, signal.SIG_DFL)
         loop.call_soon_threadsafe(gateway.stop, signal.Signals(number))
+        systemd.notify("STOPPING=1")
         why = f"stopping when {gateway.ends_when}; once more to stop at once"
         try:
             complain(why, OK)

@@ -7,7 +7,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from ..server import Server
@@ -23,7 +23,7 @@ class Steering:
         self._server: Server | None = None
         self._early: list[int] = []
 
-    def __enter__(self) -> Steering:
+    def __enter__(self) -> Self:
         self._before = {one: signal.signal(one, self._handle) for one in STEERING}
         return self
 

@@ -2,6 +2,7 @@
 
 from .._dispatcher cimport Dispatcher
 from .._hook cimport Hook
+from ._histogram cimport Histogram
 from ._mail cimport Mail
 from ._spool cimport Memory
 from ._transaction cimport Transaction
@@ -18,6 +19,10 @@ cdef class Gateway:
     cdef readonly Py_ssize_t in_flight  # mails that are with plugins or the sink
     cdef readonly Py_ssize_t bytes      # what they have
     cdef readonly Memory memory         # that changed mails take
+    cdef readonly unsigned long long bytes_in   # of the transactions that came,
+    cdef readonly unsigned long long bytes_out  # and of the mails that the sink has
+    cdef readonly Histogram commit_seconds      # from here, of each group of a store that blocks, or each transaction of a sink
+    cdef readonly Histogram group_mails
     cdef readonly bint is_draining      # no more is taken
     cdef readonly bint is_stopping      # and what is open has little time left
     cdef bint has_waiting_client        # see Source

@@ -8,6 +8,7 @@ from collections import deque
 cimport cython
 from cpython.time cimport monotonic
 from .._dispatcher cimport Dispatcher
+from ._histogram cimport Histogram
 from ._mail cimport Mail
 from ._spool cimport Memory, Spool
 from ._transaction cimport Transaction
@@ -79,7 +80,10 @@ cdef class Gateway:
         self.ends_when = source.ends_when or sink.ends_when
         self.hook = dispatcher.hook(HOOK)
         store = sink if sink.stores else None
-        self.writer = Writer(store, failed, self._stored, self._drop, self.fail, source.has_waiting_client)
+        self.commit_seconds = Histogram(1e-3)
+        self.group_mails = Histogram(1)
+        self.writer = Writer(store, failed, self._stored, self._drop, self.fail, source.has_waiting_client,
+                             self.commit_seconds, self.group_mails)
         self.loop = asyncio.get_running_loop()
         self.memory = Memory()
         self.deliveries = {}
@@ -144,8 +148,8 @@ cdef class Gateway:
         return self.report
 
     def drain(self, timeout=None, why=None):
-        """Take no more mail, and end when what is open is over, however long plugins hold it. What is still open after `timeout`
-        seconds, if that is given, is broken off. May be called again, with another timeout."""
+        """Take no more mail, and end when what is open is over, however long plugins hold it. What is still open after
+        `timeout` seconds, if that is given, is broken off. May be called again, with another timeout."""
         if self.is_stopping:
             return
         if not self.is_draining:
@@ -246,6 +250,7 @@ cdef class Gateway:
         transaction.steps_left = len(transaction.mails)
         transaction.steps = []
         self.counts.read += transaction.steps_left
+        self.bytes_in += transaction.size
         self.waiting.append(transaction)
         return 0
 
@@ -448,6 +453,7 @@ cdef class Gateway:
             return
         transaction.committing = True
         transaction.given = mails
+        cdef double begun = monotonic()
         try:
             verdicts = list(await self.sink.deliver(mails))
             if len(verdicts) != len(mails) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
@@ -460,6 +466,8 @@ cdef class Gateway:
         except Exception as error:
             log.exception("%s failed", self.sink.url)
             verdicts = [Verdict.failed(error)] * len(mails)
+        self.commit_seconds.count(monotonic() - begun)
+        self.group_mails.count(len(mails))
         self.take_verdicts(transaction, verdicts)
 
     def _after_delivery(self, task):
@@ -604,7 +612,7 @@ cdef class Gateway:
         transaction.gateway = None
         told = self.verdicts_of(transaction, verdict) if self.settles_each else [verdict] * len(transaction.mails)
         if mail_log.isEnabledFor(INFO):
-            log_mail(transaction, told, monotonic() - transaction.begun)
+            log_mail(transaction, self.verdicts_of(transaction, verdict), monotonic() - transaction.begun)
         try:
             transaction.settle(told)
         except Exception:
@@ -672,8 +680,9 @@ cdef class Gateway:
 
     cdef int count_good(self, list steps) except -1:
         cdef Py_ssize_t completed = 0
-        for _, outcome in steps:
+        for mail, outcome in steps:
             completed += outcome is COMPLETE
+            self.bytes_out += (<Mail>mail).length()
         if completed:
             self.counts.completed += completed
         self.counts.continued += len(steps) - completed

@@ -63,6 +63,10 @@ class Place:
         Nothing changes before the commit. Raises SourceError or SinkError."""
         return Prepared()
 
+    def figures(self) -> dict[str, Any]:
+        """What it counts of its own while it is used, as plain data."""
+        return {}
+
     def close(self) -> None:
         """Nothing to close."""
 

@@ -235,8 +235,8 @@ class Plugins:
             self._change(kept, self._find(self._paths), read_config(self._config_source))
 
     def pause(self, name: str) -> None:
-        """Leave a plugin out of every step that begins from now on, until `resume`. It stays loaded: steps that are under way go
-        on as they began, what it holds included. New code of the same name, after a `reload`, is paused too."""
+        """Leave a plugin out of every step that begins from now on, until `resume`. It stays loaded: steps that are under way
+        go on as they began, what it holds included. New code of the same name, after a `reload`, is paused too."""
         with self._one_change():
             self._swap(Snapshot(self.snapshot, self.snapshot.paused | {self._named(name).name}))
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from .. import MqError
-from ..stats import HookStats
 from .durations import LONGEST, parse_duration
 from .held import FEW, HeldMessages, describe
 from .server import ReloadError, Server
@@ -106,13 +105,12 @@ class Commands:
 
     async def _stats(self) -> object:
         stats = self._server.dispatcher.stats()
-        names = [field.name for field in fields(HookStats)]
-        rows = [{name: getattr(row, name) for name in names} for row in stats.hooks]
-        return {"steps": dict(self._server.dispatcher.counts()), "plugins": rows}
+        return {"steps": dict(self._server.dispatcher.counts()), "plugins": [row._asdict() for row in stats.hooks]}
 
     async def _order(self, hook: str) -> object:
         plugins = self._server.plugins
-        return {"order": plugins.order(hook), "paused": sorted(p.name for p in plugins if hook in p.hooks and p.name in plugins.paused)}
+        paused = [plugin.name for plugin in plugins if hook in plugin.hooks and plugin.name in plugins.paused]
+        return {"order": plugins.order(hook), "paused": paused}
 
     async def _list_held(self, limit: int = 100, plugin: str | None = None, older: float = 0.0) -> object:
         self._check_plugin(plugin)
@@ -126,7 +124,7 @@ class Commands:
         return Encoded(f'{{"held": {self._server.dispatcher.counts()["held"]}, "oldest": [{", ".join(rows)}]}}')
 
     async def _cancel(self, id: str | None = None, plugin: str | None = None, older: float | None = None) -> object:
-        if (id is None) == (plugin is None) or id is not None and older is not None:
+        if (id is None) == (plugin is None) or (id is not None and older is not None):
             raise CommandError("cancel needs either the id of a message, or a plugin and perhaps older", "usage")
         self._check_plugin(plugin)
         if plugin is not None:
@@ -144,7 +142,7 @@ class Commands:
     async def _reload(self) -> object:
         return asdict(self._server.reload())
 
-    async def _drain(self, timeout: float | None = None) -> object:
+    async def _drain(self, timeout: float | None = None) -> object:  # noqa: ASYNC109 - it is the server's
         self._server.drain(timeout)
         return {"in_flight": self._server.gateway.in_flight}
 

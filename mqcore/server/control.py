@@ -1,4 +1,4 @@
-"""The control socket: whoever runs the server, and nobody else, tells it what to do. JSON, one request and one answer a line."""
+"""The control socket: whoever runs the server, and nobody else, tells it what to do. JSON, a request and an answer a line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Control:
         uid = peer_uid(writer.get_extra_info("socket"))
         if uid not in (os.geteuid(), 0):
             log.warning("the user with the uid %d may not use the control socket", uid)
-            _refuse(writer, f"this server is steered by the user who runs it (uid {os.geteuid()}) and by root, not by uid {uid}")
+            _refuse(writer, f"this server is steered by the user who runs it (uid {os.geteuid()}) and by root, not by {uid}")
         elif len(self._clients) >= MOST_CLIENTS:
             _refuse(writer, f"{MOST_CLIENTS} others are connected to the control socket; try again later")
         else:

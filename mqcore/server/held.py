@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -56,23 +55,23 @@ class HeldMessages:
         if plugin is None:
             return [held for held in self._dispatcher.held(limit) if held.age >= older]
         found: list[Held] = []
-        async with aclosing(self._scan(PORTION, plugin, older)) as portions:
+        async with aclosing(self._scan(PORTION, older, limit, plugin)) as portions:
             async for portion in portions:
-                found = heapq.nlargest(limit, found + portion, key=_age)
-        return found
+                found += portion
+        return sorted(found, key=_age, reverse=True)[:limit]
 
     async def cancel(self, id: str) -> int:
-        """End the steps of the message with this id: one, or one for each recipient. How many there were."""
+        """End the step of the message with this id. How many there were."""
         count = 0
-        async with aclosing(self._scan(PORTION)) as portions:
+        async with aclosing(self._scan(PORTION, match=lambda message: id_of(message) == id)) as portions:
             async for portion in portions:
-                count += self._cancel([held for held in portion if id_of(held.message) == id])
+                count += self._cancel(portion)
         return count
 
     async def cancel_of(self, plugin: str, older: float = 0.0) -> int:
         """End the steps that a plugin holds, for so many seconds or longer. How many there were."""
         count = 0
-        async with aclosing(self._scan(FEW, plugin, older)) as portions:
+        async with aclosing(self._scan(FEW, older, plugin=plugin)) as portions:
             async for portion in portions:
                 count += self._cancel(portion)
         return count
@@ -81,12 +80,19 @@ class HeldMessages:
         # One that ends may end others, which are in other steps by then: those who wait for them see to that.
         return sum(held.message.holder == held.plugin and self._dispatcher.cancel(held.message) for held in portion)
 
-    async def _scan(self, size: int, plugin: str | None = None, older: float = 0.0) -> AsyncIterator[list[Held]]:
+    async def _scan(
+        self,
+        size: int,
+        older: float = 0.0,
+        most: int = -1,
+        plugin: str | None = None,
+        match: Callable[[Message], bool] | None = None,
+    ) -> AsyncGenerator[list[Held], None]:
         async with self._scanning:  # there is one scan of a dispatcher at a time
-            self._dispatcher._begin_scan(older)
-            while (portion := self._dispatcher._scan(size, plugin)) is not None:
-                yield portion
-                portion = []
+            self._dispatcher._begin_scan(older, most)
+            while (portion := self._dispatcher._scan(size, plugin, match)) is not None:
+                if portion:
+                    yield portion
                 await asyncio.sleep(0)
 
 

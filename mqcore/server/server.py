@@ -13,6 +13,7 @@ from .. import MqError, Plugins
 from ..mail._gateway import Gateway
 from ..mail.base import Prepared
 from ..mail.errors import SinkError, SourceError
+from . import systemd
 from .held import describe
 
 log = logging.getLogger("mqcore.server")
@@ -103,6 +104,10 @@ class Server:
     def reload(self) -> Reloaded:
         """Read plugins, configuration and certificates again. Steps and connections that are there go on as they began. Raises
         ReloadError, when all stays as it was."""
+        with systemd.reloading():
+            return self._reload()
+
+    def _reload(self) -> Reloaded:
         begin = time.perf_counter()
         try:
             prepared = [part() for part in self.parts]
@@ -138,13 +143,15 @@ class Server:
         log.info("plugin %s goes on", plugin)
 
     def drain(self, timeout: float | None = None) -> None:
-        """Take no new connections and mails, and end when what is open is over; after `timeout` seconds, if given, in any case."""
+        """Take no new connections and mails, and end when what is open is over; after `timeout` seconds in any case."""
         log.info("draining%s", "" if timeout is None else f", for {timeout:g} s at most")
+        systemd.notify(f"STATUS=draining {self.source.url}")  # not STOPPING: from that on systemd counts the time
         self.gateway.drain(timeout, signal.SIGTERM)
 
     def stop(self) -> None:
         """The same in a hurry, as SIGTERM does it."""
         log.info("stopping when %s", self.gateway.ends_when)
+        systemd.notify("STOPPING=1", f"STATUS=stopping {self.source.url}")
         self.gateway.stop(signal.SIGTERM)
 
     def log_status(self) -> None:

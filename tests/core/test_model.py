@@ -305,7 +305,8 @@ class World:
         s = self.dispatcher.stats()
         rows = {}
         for r in s.hooks:
-            row = (r.calls, r.holds, r.continues, r.completes, r.retries, r.failures, r.timeouts, r.abandoned, r.refused)
+            row = (r.calls, r.holds, r.continues, r.completes, r.retries, r.failures, r.timeouts, r.abandoned, r.refused,
+                   r.retry_limits)
             old = rows.get(r.plugin, (0,) * len(row))
             rows[r.plugin] = tuple(a + b for a, b in zip(old, row, strict=True))
         current = {plugin.name for plugin in self.plugins}

@@ -188,7 +188,8 @@ def test_before_and_after(owner):
 def test_at_random(owner, seed):
     """Each message that is held from the beginning to the end of a scan is seen once; none is seen twice."""
     chance = random.Random(seed)
-    dispatcher, holds = start(owner, "a", "b", config={"a": {"hold_timeout": 100}, "b": {"hold_timeout": chance.choice([0, 100])}})
+    config = {"a": {"hold_timeout": 100}, "b": {"hold_timeout": chance.choice([0, 100])}}
+    dispatcher, holds = start(owner, "a", "b", config=config)
     alive = hold(owner, dispatcher, 200)
     seen: list[int] = []
     left = {id(message) for message in alive}
@@ -211,3 +212,37 @@ def test_at_random(owner, seed):
     begun = {id(message) for message in kept[:200]}
     assert not [each for each in seen if each not in begun]
     assert len(seen) == len(set(seen))
+
+
+def test_the_oldest_of_each_timeout_are_enough(owner):
+    dispatcher, holds = start(owner, "a", "b", config={"a": {"hold_timeout": 5}, "b": {"hold_timeout": 50}})
+    first, second = hold(owner, dispatcher, 5), hold(owner, dispatcher, 5)
+    for message in first:
+        holds["a"].context.continue_(message)
+    owner.run_until(lambda: all(message.holder == "b" for message in first))
+    for steps in (1, 3, 100):
+        dispatcher._begin_scan(0.0, 2)
+        assert {id(held.message) for held in rest(dispatcher, steps)} == set(map(id, first[:2] + second[:2]))
+        dispatcher._begin_scan(0.0, 2)
+        assert [held.message for held in rest(dispatcher, steps, "b")] == first[:2]
+
+
+def test_what_matches(owner):
+    dispatcher, _ = start(owner)
+    messages = hold(owner, dispatcher, 10)
+    dispatcher._begin_scan()
+    assert [held.message for held in dispatcher._scan(100, match=lambda message: message in messages[3:5])] == messages[3:5]
+
+    def cancels(message):
+        return not dispatcher.cancel(message) or True
+
+    dispatcher._begin_scan()
+    assert dispatcher._scan(100, match=cancels) == []  # none of them is held any more
+
+    def raises(message):
+        raise LookupError(message)
+
+    messages = hold(owner, dispatcher, 3)
+    dispatcher._begin_scan()
+    with pytest.raises(LookupError):
+        dispatcher._scan(100, match=raises)

@@ -11,6 +11,7 @@ from ...smtp.events import Service
 from .._gateway import Gateway
 from ..message import Rejection
 from ._connection import Names, SmtpConnection
+from ._counters import SmtpCounters
 from ._trace import Tracer
 from .logins import FailedLogins
 
@@ -36,6 +37,7 @@ class Host(Protocol):
     hooks: Hooks
     gateway: Gateway
     names: Names
+    counters: SmtpCounters
     failed_logins: FailedLogins
     tracer: Tracer | None
     tls: ssl.SSLContext | None

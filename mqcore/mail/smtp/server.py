@@ -9,6 +9,7 @@ import functools
 import logging
 import socket
 from collections import Counter
+from typing import Any
 
 from ...smtp.events import Service
 from ...smtp.proxy import ProxyError
@@ -17,6 +18,7 @@ from ..errors import SourceError
 from ..files import raise_file_limit
 from ..message import Rejection
 from ._connection import HANDSHAKE_TIMEOUT, Names, SmtpConnection
+from ._counters import SmtpCounters
 from ._trace import Tracer
 from .host import Hooks
 from .hostname import is_full
@@ -50,6 +52,7 @@ class SmtpServer:
         self.gateway = gateway
         self.hooks = Hooks.of(gateway.dispatcher)
         self.names = Names()
+        self.counters = SmtpCounters()
         self.failed_logins = FailedLogins()
         self.tracer = Tracer(source.hostname, source.url) if source.traces else None
         self.implicit_tls = source.implicit_tls
@@ -115,6 +118,19 @@ class SmtpServer:
         if self._plugins is not self.gateway.dispatcher.plugins.snapshot:  # logins are offered where a plugin takes them
             self._make_services()
         return self._service_with_dsn if self.gateway.sink.takes_dsn else self._service
+
+    def figures(self) -> dict[str, Any]:
+        """Since it began, as plain data."""
+        counters = self.counters
+        return {
+            "connections_open": len(self._connections) + len(self._handshakes),
+            "connections": self._entered,
+            "refused": dict(counters.refused),
+            "accepted": counters.accepted,
+            "logins": dict(counters.logins),
+            "handshakes": [[version, result, count] for (version, result), count in counters.handshakes.items()],
+            "transactions": counters.transactions,
+        }
 
     # What the source calls
 
@@ -201,6 +217,7 @@ class SmtpServer:
         try:
             said = await read_header(self.loop, client)
         except (ProxyError, OSError) as error:
+            self.counters.refused["proxy"] += 1
             self.gateway.refusals.note("proxy", 421, f"4.7.0 no header of the PROXY protocol: {error}", client=peer)
             return False
         if said is None:
@@ -224,6 +241,8 @@ class SmtpServer:
                 lambda: SmtpConnection(self, peer), client, ssl=tls, ssl_handshake_timeout=timeout
             )
             return True
+        if tls is not None:
+            self.counters.handshakes["none", "failed"] += 1
         return False
 
     def _after_handshake(self, client: socket.socket, handshake: asyncio.Task[bool]) -> None:
@@ -245,6 +264,7 @@ class SmtpServer:
     def enter(self, connection: SmtpConnection, peer: str) -> int | Rejection:
         network = self._network_of(peer)
         if self._stop.is_set():
+            self.counters.refused["shutting_down"] += 1
             return Rejection(421, "4.3.2 this server is shutting down")
         # With implicit TLS this one is still among the handshakes, and was counted there.
         if not self.implicit_tls and (excess := self._find_excess(network, 0, peer)) is not None:
@@ -289,8 +309,10 @@ class SmtpServer:
         """What a client is told who comes now, if there are too many; that is noted as well."""
         if len(self._connections) + handshakes >= self._max_connections:
             excess = Rejection(421, "4.3.2 too many connections; try again later")
+            self.counters.refused["too_many"] += 1
         elif network and self._max_from_network is not None and self._from_network[network] >= self._max_from_network:
             excess = Rejection(421, "4.7.0 too many connections from your network; try again later")
+            self.counters.refused["too_many_from_network"] += 1
         else:
             return None
         self.gateway.refusals.note("connect", *excess, client=peer)

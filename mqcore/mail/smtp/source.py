@@ -14,6 +14,8 @@ from ...smtp.events import MAX_MESSAGE, MAX_RECIPIENTS
 from ..base import Option, Prepared, Source
 from ..errors import SourceError, describe
 from ..unix_socket import UnixSocket
+from .activation import take_sockets
+from .certificate import read_not_after
 from .hostname import check_hostname, choose_hostname
 from .networks import TRUST, Networks, check_networks
 
@@ -28,6 +30,10 @@ HOSTNAME = Option(
 LENIENT = Option(
     "lenient", "take, and send on, what the server in front took though no RFC allows it (always with --from lmtp:)"
 )
+
+
+SYSTEMD = "systemd"
+"""In place of host and port: systemd listens, and passes its sockets on."""
 
 
 class SmtpSource(Source):
@@ -105,7 +111,7 @@ class SmtpSource(Source):
         max_connections_per_ip: int | None = None,
         timeout: float = 300.0,
     ) -> None:
-        """`path` is `//HOST:PORT` or `unix:PATH`. `max_message_size` is in octets, `timeout` in seconds."""
+        """`path` is `//HOST:PORT`, `unix:PATH` or `systemd`. `max_message_size` is in octets, `timeout` in seconds."""
         self.hostname = choose_hostname(hostname)
         self.traces = not no_trace
         self.lenient = lenient or self.lmtp
@@ -124,10 +130,13 @@ class SmtpSource(Source):
         self.timeout = timeout
         self._files = _digest_of(tls_certificate, tls_key)
         self.tls = None if tls_certificate is None else _load(tls_certificate, tls_key)
+        self._not_after = read_not_after(tls_certificate)
         self.url = f"{self.scheme}:{path}"
         self.listeners: list[socket.socket] = []
         if path.startswith("unix:"):
             self._listen_at(path.removeprefix("unix:"))
+        elif path == SYSTEMD:
+            self._listen_for_systemd()
         else:
             self._listen_on(*split_host(path))
 
@@ -173,6 +182,7 @@ class SmtpSource(Source):
         files = _digest_of(certificate, key)
         changed = ("the certificate",) if files != self._files else ()
         values |= {"tls": None if certificate is None else _load(certificate, key), "_files": files}
+        values["_not_after"] = read_not_after(certificate)
         return Prepared(lambda: self._configure(values), changed)
 
     def _configure(self, values: Mapping[str, Any]) -> None:
@@ -187,6 +197,19 @@ class SmtpSource(Source):
     def cut(self) -> None:
         if self._server is not None:
             self._server.cut()
+
+    def _listen_for_systemd(self) -> None:
+        try:
+            self.listeners += take_sockets()
+        except (ValueError, OSError) as error:
+            raise SourceError(f"cannot listen on what systemd passes on to {self.url}: {error}") from error
+        if not self.listeners:
+            raise SourceError(f"systemd passes no socket on to {self.url}: start it by a .socket unit")
+        ports = [one.getsockname()[1] for one in self.listeners if one.family != socket.AF_UNIX]
+        self.port = ports[0] if ports else None
+
+    def figures(self) -> dict[str, Any]:
+        return {} if self._server is None else {"smtp": self._server.figures(), "certificate_not_after": self._not_after}
 
     def _listen_at(self, path: str) -> None:
         try:

@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     open_standard_files()
     options = _parser().parse_args(arguments)
-    logging.basicConfig(handlers=[StandardError()])
+    handler = StandardError()
+    logging.basicConfig(handlers=[handler])
     begin_log("text", None)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         drop(1)  # as in `mqcore order | head`
         return 128 + signal.SIGPIPE
+    finally:
+        handler.tell_suppressed()
 
 
 def _parser() -> argparse.ArgumentParser:

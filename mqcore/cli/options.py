@@ -53,10 +53,10 @@ def options_for(options: argparse.Namespace, *places: Location[Any]) -> list[dic
         given[_attribute(option)] = setting.value
         if setting.origin == COMMAND_LINE and not any(option in place.kind.options for place in places):
             options.parser.error(f"--{option.name} is for {' and '.join(filter(None, (', '.join(kinds[:-1]), kinds[-1])))}")
+    folder = getattr(options, "folder", "")  # a plugin may change the current directory
     for option in options_of_places():
         if option.metavar == "FILE" and _attribute(option) in given:
-            # A plugin may change the current directory.
-            given[_attribute(option)] = os.path.abspath(os.path.join(getattr(options, "folder", ""), given[_attribute(option)]))
+            given[_attribute(option)] = os.path.abspath(os.path.join(folder, given[_attribute(option)]))
     chosen = []
     for place in places:
         names = map(_attribute, place.kind.options)

@@ -38,8 +38,7 @@ class StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if time.monotonic() - self._since > self.PERIOD:
             self._since = time.monotonic()
-            for name in [name for name, count in self._said.items() if count > self.LIMIT]:
-                self._tell_suppressed(name)
+            self.tell_suppressed()
             self._said.clear()
         if record.name in UNLIMITED:
             self._say_if_read(record)
@@ -60,6 +59,11 @@ class StandardError(logging.Handler):
             return
         self._tell_suppressed(record.name)
         say(self.format(record))
+
+    def tell_suppressed(self) -> None:
+        """How much was not written, if that was not told yet."""
+        for name in list(self.suppressed):
+            self._tell_suppressed(name)
 
     def _tell_suppressed(self, name: str) -> None:
         count = self.suppressed[name] - self._told[name]

@@ -154,8 +154,9 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         tell_what_is_missing(options, plugins, options.plugins)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             parts: list[Callable[[], Prepared]] = [PlaceOptions((from_, to), (reading, writing), read_again)]
-            most, metrics = options.max_in_flight, options.metrics
-            moving = _Moving(plugins, from_, to, aside, most, steering, parts, control, metrics, watched)
+            moving = _Moving(
+                plugins, from_, to, aside, options.max_in_flight, steering, parts, control, options.metrics, watched
+            )
             report = _run(runner, moving)
     try:
         _print(report, as_json=options.json)

@@ -26,6 +26,7 @@ cdef struct Asked:
 cdef struct Span:
     # For how long something has been the same, as far as the thread has seen.
     uint64_t since              # ns
+    uint64_t late               # ns by which the thread that looks came too late since then
     uint64_t waited             # ns that the loop's thread had waited for a processor by then
     int told                    # levels
 

@@ -236,8 +236,8 @@ cdef void *look_out(void *started) noexcept nogil:
         now = clock()
         late = now - planned if now > planned else 0
         planned = now + half
-        of_turn.since += late
-        of_call.since += late
+        of_turn.late += late
+        of_call.late += late
         turn = load(&lookout.turn)
         caller = current(lookout)
         calls = 0 if caller == NULL else get(&caller.calls)
@@ -267,15 +267,16 @@ cdef Caller *current(Lookout *lookout) noexcept nogil:
 
 cdef void begin_span(Lookout *lookout, Span *span, uint64_t now) noexcept nogil:
     span.since = now
+    span.late = 0
     span.waited = waited_for_processor(lookout)
     span.told = 0
 
 
 cdef uint64_t length_of(Lookout *lookout, Span *span, uint64_t now) noexcept nogil:
-    """For how long the loop could have gone on."""
-    cdef uint64_t lasted = now - span.since if now > span.since else 0
-    cdef uint64_t waited = waited_for_processor(lookout) - span.waited
-    return lasted - waited if lasted > waited else 0
+    """For how long the loop could have gone on. Both threads may have waited at the same time: so the longer counts."""
+    cdef uint64_t lasted = now - span.since
+    cdef uint64_t lost = max(waited_for_processor(lookout) - span.waited, span.late)
+    return lasted - lost if lasted > lost else 0
 
 
 cdef bint reaches_level(Lookout *lookout, Span *span, uint64_t lasted) noexcept nogil:

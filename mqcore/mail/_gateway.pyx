@@ -612,7 +612,7 @@ cdef class Gateway:
         transaction.gateway = None
         told = self.verdicts_of(transaction, verdict) if self.settles_each else [verdict] * len(transaction.mails)
         if mail_log.isEnabledFor(INFO):
-            log_mail(transaction, told, monotonic() - transaction.begun)
+            log_mail(transaction, self.verdicts_of(transaction, verdict), monotonic() - transaction.begun)
         try:
             transaction.settle(told)
         except Exception:

@@ -244,7 +244,7 @@ turn()
 """,
         "uvloop",
     )
-    first, second, figures = text.splitlines()
+    _, second, figures = text.splitlines()
     assert "has kept the loop for " in second
     assert figures == "[('20-slow', 'mq_step', 1)]"
 

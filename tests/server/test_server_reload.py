@@ -312,3 +312,17 @@ def test_places_that_have_nothing_to_change(tmp_path):
     assert part().needs_restart == ("anything",)
     source.close()
     assert Server is not None and asyncio is not None
+
+
+@run
+async def test_the_status_is_logged_whatever_the_level(tmp_path, caplog):
+    caplog.set_level(logging.ERROR, "mqcore.server")
+    async with steered(tmp_path, {"10-hold": Holds("connect")}) as at:
+        await at.it.connect()
+        await at.it.until(lambda: at.server.dispatcher.stats().held)
+        at.server.log_status()
+        (record,) = [each for each in caplog.records if each.name == "mqcore.server"]
+        lines = record.getMessage().split("\n")
+        assert lines[:2] == ["status", "state: running"]
+        assert lines[-1].startswith("held: id=")
+        assert "plugin=10-hold hook=mq_smtp_in_connect" in lines[-1]

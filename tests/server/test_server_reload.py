@@ -317,6 +317,7 @@ def test_places_that_have_nothing_to_change(tmp_path):
 @run
 async def test_the_status_is_logged_whatever_the_level(tmp_path, caplog):
     caplog.set_level(logging.ERROR, "mqcore.server")
+    caplog.handler.setLevel(logging.NOTSET)
     async with steered(tmp_path, {"10-hold": Holds("connect")}) as at:
         await at.it.connect()
         await at.it.until(lambda: at.server.dispatcher.stats().held)

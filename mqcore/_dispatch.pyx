@@ -27,8 +27,9 @@ from ._message cimport (
     count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised,
     unless_skipping)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
-from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
+from .loop._reactor cimport Caller, Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
+from .loop._state cimport set_caller
 
 from ._misuse import wrong_result
 from .errors import MqError
@@ -63,6 +64,8 @@ cdef Runner new_runner(Reactor reactor, HoldTable holds):
     cdef Runner runner = Runner.__new__(Runner)
     runner.reactor = reactor
     runner.holds = holds
+    runner.done.hook = b"done"
+    reactor.state.calling = &runner.calling
     return runner
 
 
@@ -116,6 +119,7 @@ cdef int advance(Runner runner, Message message, Chain chain, Entry *entry, Drop
     cdef size_t count = 2
     cdef PyObject *result
     cdef int decision
+    cdef Caller *caller
     arguments[1] = <PyObject *>message
     if message.args is not None:
         while count < size_of(message.args) + 2:
@@ -137,7 +141,9 @@ cdef int advance(Runner runner, Message message, Chain chain, Entry *entry, Drop
         else:
             message.entry = entry
             arguments[0] = entry.context
-            entry.counters.calls += 1
+            caller = &entry.counters.caller
+            caller.calls += 1
+            set_caller(&runner.calling, caller)
             if timed:
                 result = call_timed(runner, entry, arguments, count)
             else:
@@ -176,6 +182,7 @@ cdef list begin_all(
     cdef Py_ssize_t count = len(messages)
     cdef Py_ssize_t index = 0
     cdef Chain chain
+    cdef Caller *before = runner.calling
     while index < count:
         if route.chain is not None:  # else a hook has closed the dispatcher
             chain = route.chain
@@ -188,6 +195,7 @@ cdef list begin_all(
                 Py_INCREF(<object>outcome)
                 PyList_SetItem(outcomes, index, outcome)
             index += 1
+    set_caller(&runner.calling, before)
     return outcomes
 
 
@@ -392,6 +400,7 @@ cdef void conclude(Runner runner, Message message, PyObject *outcome) noexcept:
     """Rule 15: call `done` with how a suspended step ended."""
     cdef PyObject *space[3]
     cdef PyObject *result
+    cdef Caller *before
     done = message.done
     message.done = None
     if not message.suspended:
@@ -402,7 +411,11 @@ cdef void conclude(Runner runner, Message message, PyObject *outcome) noexcept:
     hook = <str>message.last_hook
     space[1] = <PyObject *>message
     space[2] = outcome
+    before = runner.calling
+    runner.done.calls += 1
+    set_caller(&runner.calling, &runner.done)
     result = call_function(<PyObject *>done, space + 1, 2 | ROOM)
+    set_caller(&runner.calling, before)
     if result == NULL:
         done_raised(runner, take_error(), hook)
     else:

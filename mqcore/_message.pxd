@@ -9,7 +9,7 @@ from .loop._atomic cimport fence, set, store_version
 from .loop._call cimport take_error
 from .loop._lifetime cimport Lifetime
 from .loop._list cimport Link, List, append, first, unlink
-from .loop._reactor cimport Handle, Reactor
+from .loop._reactor cimport Caller, Handle, Reactor
 
 cdef extern from *:
     """
@@ -93,7 +93,7 @@ cdef extern from *:
 
 cdef struct Counters:
     # Of one plugin and hook in one dispatcher.
-    uint64_t calls
+    Caller caller           # first: to know the counters is to know the caller
     uint64_t holds
     uint64_t continues
     uint64_t completes
@@ -163,7 +163,8 @@ cdef class CounterRow:
     """The counters of one plugin and hook in one dispatcher: for its whole life, whatever code of that name comes and goes."""
     cdef Counters counters
     cdef str plugin
-    cdef str hook
+    cdef str hook                   # None: not of a hook, but of the callbacks of timers and watchers
+    cdef tuple texts                # keeps what the caller's names point to
 
 cdef class Message:
     cdef object __weakref__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..mail.report import BAD_PLUGIN, OK, SOME_FAILED, UNREACHABLE, USAGE
 from ..server.durations import parse_duration
-from .options import count
+from .configuration import count
 from .output import complain
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ DEFAULT = "/run/mqcore"
 NAME = "control.sock"
 PATIENCE = 5.0
 """Seconds until it says what it waits for."""
+SOCKET = f"its control socket (default: {NAME} in $RUNTIME_DIRECTORY, or in {DEFAULT})"
 EXIT_CODES = """\
 exit codes: 0 done; 1 the server says no; 2 wrong usage; 3 nothing was reloaded, all is as it was; 4 no server can be reached"""
 _CODES = {"usage": USAGE, "reload": BAD_PLUGIN}
@@ -31,11 +32,7 @@ _CODES = {"usage": USAGE, "reload": BAD_PLUGIN}
 
 def add_to(commands: Commands) -> None:
     ctl = commands.add_parser("ctl", help="ask and steer a server that runs with --control", epilog=EXIT_CODES)
-    ctl.add_argument(
-        "--socket",
-        metavar="PATH",
-        help=f"its control socket (default: {NAME} in $RUNTIME_DIRECTORY, or in {DEFAULT})",
-    )
+    ctl.add_argument("--socket", metavar="PATH", help=SOCKET)
     asked = ctl.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, what in _COMMANDS.items():
         parser = asked.add_parser(name, help=what.help)
@@ -52,11 +49,11 @@ def ask(options: argparse.Namespace) -> int:
         name = argument.removeprefix("--")
         if (value := getattr(options, name)) is not None:
             request[name] = value
-    path = options.socket or os.path.join(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or DEFAULT, NAME)
+    path = path_of(options)
     try:
-        answer = _exchange(path, request)
+        answer = exchange(path, request)
     except (OSError, ValueError) as error:
-        return complain(_explain(error, path), UNREACHABLE)
+        return complain(explain(error, path), UNREACHABLE)
     if not answer["ok"]:
         return complain(answer["error"], _CODES.get(answer["kind"], SOME_FAILED))
     if options.json:
@@ -67,7 +64,13 @@ def ask(options: argparse.Namespace) -> int:
     return OK
 
 
-def _exchange(path: str, request: dict[str, Any]) -> dict[str, Any]:
+def path_of(options: argparse.Namespace) -> str:
+    """Of the control socket."""
+    given: str | None = options.socket
+    return given or os.path.join(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or DEFAULT, NAME)
+
+
+def exchange(path: str, request: dict[str, Any]) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.settimeout(PATIENCE)
         server.connect(path)
@@ -87,7 +90,7 @@ def _exchange(path: str, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _explain(error: Exception, path: str) -> str:
+def explain(error: Exception, path: str) -> str:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     match error:
         case FileNotFoundError():
@@ -121,13 +124,13 @@ def _pairs(result: dict[str, Any]) -> Iterable[str]:
 
 
 def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Iterable[str]:
-    cells = [[_printable(row[column]) for column in columns] for row in rows]
+    cells = [[printable(row[column]) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in (columns, *cells):
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def _printable(value: object) -> str:
+def printable(value: object) -> str:
     """What a client chose changes no terminal."""
     text = "-" if value is None else str(value)
     return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..mail.report import BAD_PLUGIN, OK, SOME_FAILED, UNREACHABLE, USAGE
 from ..server.durations import parse_duration
+from ..server.logs import printable
 from .configuration import count
 from .output import complain
 
@@ -143,7 +144,7 @@ def _show_status(result: dict[str, Any]) -> Iterable[str]:
     last = f", the last one at {_moment(reloads['last'])}" if reloads["last"] else ""
     yield f"reloads: {reloads['succeeded']}{last}; {reloads['failed']} failed"
     if reloads["error"]:
-        yield f"why the last one failed: {_printable(reloads['error'])}"
+        yield f"why the last one failed: {printable(reloads['error'])}"
 
 
 def _moment(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..mail.report import BAD_PLUGIN, OK, SOME_FAILED, UNREACHABLE, USAGE
 from ..server.durations import parse_duration
+from ..server.logs import printable
 from .configuration import count
 from .output import complain
 
@@ -135,6 +137,20 @@ def printable(value: object) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
+def _show_status(result: dict[str, Any]) -> Iterable[str]:
+    reloads = result.pop("reloads")
+    uptime = datetime.timedelta(seconds=round(result["uptime"]))
+    yield from _pairs(result | {"started": _moment(result["started"]), "uptime": str(uptime)})
+    last = f", the last one at {_moment(reloads['last'])}" if reloads["last"] else ""
+    yield f"reloads: {reloads['succeeded']}{last}; {reloads['failed']} failed"
+    if reloads["error"]:
+        yield f"why the last one failed: {printable(reloads['error'])}"
+
+
+def _moment(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+
+
 def _show_stats(result: dict[str, Any]) -> Iterable[str]:
     yield from _pairs({"steps": result["steps"]})
     yield from _table(result["plugins"], ("plugin", "hook", "calls", "holds", "continues", "completes", "retries", "failures"))
@@ -170,7 +186,7 @@ _PLUGIN: dict[str, Any] = {"metavar": "PLUGIN", "help": "its name"}
 _OF_PLUGIN: dict[str, Any] = {"metavar": "NAME", "help": "those that this plugin holds"}
 _OLDER: dict[str, Any] = {"metavar": "TIME", "type": _duration, "help": "those that are held for so long: 500ms, 10s, 5m"}
 _COMMANDS = {
-    "status": _Command("how it is"),
+    "status": _Command("how it is", _show_status),
     "stats": _Command("the figures of each plugin", _show_stats),
     "order": _Command("the chain of a hook", _show_order, {"hook": {"metavar": "HOOK", "help": "such as mq_smtp_in_message"}}),
     "held": _Command(

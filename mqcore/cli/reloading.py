@@ -17,7 +17,7 @@ Settings = Mapping[str, Setting]
 
 
 class RunOptions:
-    """A part of a server: the log, and how much may be in flight, as `read` says anew, or raises. What else is another is told."""
+    """A part of a server: the log, and how much may be in flight, as `read` says anew, or raises. What else differs is told."""
 
     def __init__(self, gateway: Gateway, settings: Settings, read: Callable[[], Settings]) -> None:
         self._gateway = gateway

@@ -247,8 +247,9 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
                 if url is not None:
                     complain(f"metrics at {url}", OK)
                 systemd.notify("READY=1", f"STATUS={'moving' if source.finite else 'listening on'} {source.url}")
-                async with progress_bar(gateway):
-                    return await gateway.run()
+                with systemd.kept_alive(asyncio.get_running_loop()):
+                    async with progress_bar(gateway):
+                        return await gateway.run()
 
 
 @contextlib.asynccontextmanager

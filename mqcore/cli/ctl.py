@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..mail.report import BAD_PLUGIN, OK, SOME_FAILED, UNREACHABLE, USAGE
 from ..server.durations import parse_duration
-from .options import count
+from .configuration import count
 from .output import complain
 
 if TYPE_CHECKING:

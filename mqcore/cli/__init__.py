@@ -12,7 +12,7 @@ from typing import TypeAlias
 from .. import PluginError
 from ..mail.errors import SinkError, SourceError
 from ..mail.report import BAD_PLUGIN, UNREACHABLE
-from . import check, config, ctl, include, order, run
+from . import check, config, ctl, include, order, run, top
 from .output import StandardError, begin_log, complain, drop, open_standard_files
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mqcore", description="Move mail through plugins.", epilog=run.EXIT_CODES)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, ctl, order, check, config, include):
+    for command in (run, ctl, top, order, check, config, include):
         command.add_to(commands)
     return parser
 

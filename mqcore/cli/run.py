@@ -113,9 +113,10 @@ def _place(parse: Callable[[str], Location[P]]) -> Callable[[str], Location[P]]:
 
 def _metrics_address(text: str) -> Address:
     try:
-        return parse_address(text)
+        address = parse_address(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    return os.path.abspath(address) if isinstance(address, str) else address  # a plugin may change the current directory
 
 
 def move(options: argparse.Namespace) -> int:

@@ -106,6 +106,7 @@ def families(figures: Mapping[str, Any], labels: Labels) -> list[Family]:
         *_mails(figures),
         *_smtp(figures),
         *_sinks(figures),
+        *_loop(figures["loop"]),
         *_server(figures),
     ]
 
@@ -335,11 +336,30 @@ def _sinks(figures: Mapping[str, Any]) -> list[Family]:
     return found
 
 
+def _loop(loop: Mapping[str, Any] | None) -> list[Family]:
+    if loop is None:
+        return []
+    blocked = ((label(plugin=plugin, hook=hook), times) for plugin, hook, times in loop["blocked"])
+    return [
+        _histogram("mqcore_loop_lag_seconds", "How long turns of the loop took, for which all else waited.", loop["lag"]),
+        _many(
+            "mqcore_loop_blocked",
+            "counter",
+            "Times that the loop was kept for longer than the watchdog's limit, by whom. No hook: a timer or watcher of the "
+            "plugin; neither: no plugin.",
+            blocked,
+        ),
+    ]
+
+
 def _server(figures: Mapping[str, Any]) -> list[Family]:
     reloads = figures["reloads"]
     results = {"ok": reloads["succeeded"], "failed": reloads["failed"]}
     return [
         _by("mqcore_reloads", "counter", "Reloads.", "result", results),
         _one("mqcore_last_reload_seconds", "gauge", "When the last reload succeeded, since unix epoch.", reloads["last"]),
+        _by(
+            "mqcore_log_suppressed", "counter", "Lines of the log that were not written.", "logger", figures["log_suppressed"]
+        ),
         _one("mqcore_ready", "gauge", "1 while mail is taken, 0 when draining.", int(figures["ready"])),
     ]

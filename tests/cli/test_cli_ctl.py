@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -54,6 +55,8 @@ def test_status(steered):
     assert "state: running\n" in text
     assert f"source: {steered.url}\n" in text
     assert "plugins: 10-hold\npaused: none\n" in text
+    assert re.search(r"^started: \d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d\nuptime: 0:0\d:\d\d\n", text, re.MULTILINE), text
+    assert re.search(r"^reloads: \d+(, the last one at .{25})?; \d+ failed$", text, re.MULTILINE), text
     assert json.loads(said(steered.ctl("status", "--json")))["state"] == "running"
     assert said(steered.ctl("order", "mq_smtp_in_message")) == "10-hold\n"
     assert said(steered.ctl("held")) == "0 held\n"
@@ -94,6 +97,7 @@ def test_reload(steered):
     plugin.write_text("1 +")
     text = said(steered.ctl("reload"), 3)
     assert text.startswith(f"mqcore: {plugin}:1: ")
+    assert f"; 1 failed\nwhy the last one failed: {plugin}:1: " in said(steered.ctl("status"))
     assert send(steered) == (550, "5.7.1 version 1")
     plugin.unlink()
     assert said(steered.ctl("reload")).startswith("reloaded 1 plugins in ")

@@ -6,8 +6,8 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from conftest import STEP, assert_conserved
 from loop_tools import Lender
+from owners import STEP, assert_conserved
 
 import mqcore
 

@@ -19,8 +19,8 @@ class Watchdog:
     soon as the GIL can be had.
 
     `abort`: after so many seconds the process ends, with the stacks of all threads (SIGABRT); 0: never. `unsafe_stack`: write
-    the stack at once, without the GIL, which may crash the process: for those who hunt what keeps the GIL. `json`: the lines are
-    JSON.
+    the stack at once, without the GIL, which may crash the process: for those who hunt what keeps the GIL. `json`: the lines
+    are JSON.
 
     Raises ValueError for times out of range, and where this Python cannot write a stack without the GIL.
     """

@@ -37,13 +37,9 @@ def watchdog_of(options: argparse.Namespace) -> Watchdog | None:
         if abort:
             options.parser.error("--watchdog-abort needs the watchdog; leave --watchdog 0 out")
         return None
+    unsafe = options.watchdog_stack == "unsafe"
     try:
-        return Watchdog(
-            options.watchdog,
-            abort=abort,
-            unsafe_stack=options.watchdog_stack == "unsafe",
-            json=options.log_format == "json",
-        )
+        return Watchdog(options.watchdog, abort=abort, unsafe_stack=unsafe, json=options.log_format == "json")
     except ValueError as error:
-        options.parser.error(f"--watchdog: {error}")
+        return options.parser.error(f"--watchdog: {error}")  # type: ignore[no-any-return]
 

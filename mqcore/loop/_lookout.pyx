@@ -5,8 +5,9 @@ The loop notes when a turn begins and ends, and who has been called; the thread 
 the loop does. What it sees twice is a block if it was the same call in the same turn all the time. What it tells of it at once
 is one line, by write(2); more, such as the stack, is for somebody who has the GIL, whom it asks by a byte in a pipe.
 
-Nobody is accused for what the machine did: the time by which this thread itself came too late is not counted (a stopped process,
-a machine that was busy or asleep), nor, where the system tells it, the time for which the loop's thread waited for a processor.
+Nobody is accused for what the machine did: the time by which this thread itself came too late is not counted (a stopped
+process, a machine that was busy or asleep), nor, where the system tells it, the time for which the loop's thread waited for a
+processor.
 """
 
 from libc.errno cimport EINTR, errno
@@ -224,6 +225,7 @@ cdef void *look_out(void *started) noexcept nogil:
     cdef Caller *caller
     cdef Caller *was_caller = NULL
     cdef bint runs, same
+    cdef bint moved = False
     cdef uint64_t now
     cdef Span of_turn, of_call
     memset(&of_turn, 0, sizeof(Span))
@@ -250,8 +252,9 @@ cdef void *look_out(void *started) noexcept nogil:
         if same and caller != NULL:
             look_at_call(lookout, &of_call, caller, turn, calls, now)
             of_turn.told = max(of_turn.told, of_call.told)
-        elif runs:
+        elif runs and (caller == NULL or moved):  # else it is the first that is seen of this call, which may last
             look_at_turn(lookout, &of_turn, turn, now)
+        moved = turn == was_turn and not same
         if same and caller == NULL and (not runs or of_turn.told == LEVELS and not lookout.abort_after):
             if wait_for_turn(lookout, turn):
                 planned = clock() + half
@@ -431,7 +434,8 @@ cdef void describe(Caller *caller, double seconds, const char *event, char *text
     cdef const char *end = <const char *>b"; the process ends" if event[0] == c"a" else <const char *>b""
     if caller.plugin == NULL:
         snprintf(text, size, b"%s has kept the loop for %.2f s%s",
-                 <const char *>b"code that is no plugin's" if caller.hook == NULL else <const char *>b"a done callback", seconds, end)
+                 <const char *>b"code that is no plugin's" if caller.hook == NULL else <const char *>b"a done callback",
+                 seconds, end)
     elif caller.hook == NULL:
         snprintf(text, size, b"plugin %.200s has kept the loop for %.2f s in a callback of a timer or watcher%s",
                  caller.plugin, seconds, end)

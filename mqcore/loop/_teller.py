@@ -1,4 +1,4 @@
-"""What the watchdog tells that needs the GIL: the stack of whatever keeps the loop. In a thread of its own, one for each loop."""
+"""What the watchdog tells that needs the GIL: the stack of whatever keeps the loop. In a thread of its own for each loop."""
 
 from __future__ import annotations
 

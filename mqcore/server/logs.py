@@ -3,8 +3,8 @@
     handler = logging.StreamHandler()
     handler.setFormatter(mqcore.server.logs.JsonFormatter())
 
-Whatever a client put into a record, it stays one line (or, in text, lines that are indented), and changes no terminal: line ends,
-control characters, and what makes text run from right to left are escaped.
+Whatever a client put into a record, it stays one line (or, in text, lines that are indented), and changes no terminal: line
+ends, control characters, and what makes text run from right to left are escaped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
 KEYS = ("time", "level", "logger", "plugin", "hook", "connection", "mail", "event")
-"""That each line in JSON has, in this order; null is what does not apply. `message` follows, and whatever else the record has."""
+"""That each line in JSON has, in this order; null is what does not apply. Then comes `message`, and what else there is."""
 
 PLUGINS = "mqcore.plugins."
 """What the names of plugins' loggers begin with."""
@@ -44,8 +44,8 @@ class JsonFormatter(logging.Formatter):
         extra = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
         plugin = record.name.removeprefix(PLUGINS) if record.name.startswith(PLUGINS) else None
         line: dict[str, Any] = dict.fromkeys(KEYS)
-        line |= {"time": utc(record.created), "level": record.levelname, "logger": record.name, "plugin": plugin, "event": "log"}
-        line |= {"message": record.getMessage()} | extra
+        line |= {"time": utc(record.created), "level": record.levelname, "logger": record.name, "plugin": plugin}
+        line |= {"event": "log", "message": record.getMessage()} | extra
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:

@@ -66,7 +66,7 @@ def test_no_password_is_printed(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[plugins.x]\nmax-loops = 1\n[run]\n\nmax-loop = 3", ":5: [run] has max-loop, which is no option that it may have; did"),
+        ("[plugins.x]\nmax-loops = 1\n[run]\n\nmax-loop = 3", ":5: [run] has max-loop, which is no option that it may have"),
         ("[run]\nmax-loops = 'x'", ":2: max-loops in [run] is a whole number above 0, not 'x'"),
         ("[run]\n# a comment\nto = 'maildr:x'", ":3: to in [run]: 'maildr:x' is no sink; it can be "),
         ("[run]\nwatchdog = 'soon'", ":2: watchdog in [run]: 'soon' is no duration; write 500ms, 10s, 5m or 2h"),

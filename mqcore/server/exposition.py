@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from ..stats import HOLD_TIMES, HookStats
+from ._template import Template
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -38,28 +39,28 @@ class Exposition:
     def __init__(self, content_type: str) -> None:
         self.content_type = content_type
         self._is_open = content_type == OPENMETRICS
-        self._templates: dict[str, tuple[Sequence[str], str]] = {}
+        self._templates: dict[str, tuple[Sequence[str], Template]] = {}
 
     def write(self, families: Iterable[Family]) -> bytes:
-        parts = [self._template_of(family) % tuple(family.numbers) for family in families if family.labels]
+        parts = [self._template_of(family).fill(family.numbers) for family in families if family.labels]
         if self._is_open:
-            parts.append("# EOF\n")
-        return "".join(parts).encode()
+            parts.append(b"# EOF\n")
+        return b"".join(parts)
 
-    def _template_of(self, family: Family) -> str:
-        labels, template = self._templates.get(family.name, ((), ""))
-        if labels != family.labels:
-            template = self._make(family)
-            self._templates[family.name] = family.labels, template
-        return template
+    def _template_of(self, family: Family) -> Template:
+        known = self._templates.get(family.name)
+        if known is None or known[0] != family.labels:
+            known = family.labels, self._make(family)
+            self._templates[family.name] = known
+        return known[1]
 
-    def _make(self, family: Family) -> str:
+    def _make(self, family: Family) -> Template:
         name = family.name
         suffix = "_total" if family.kind == "counter" else ""
         shown = name if self._is_open else name + suffix
-        head = f"# HELP {shown} {family.help}\n# TYPE {shown} {family.kind}\n"
-        lines = [f"{name}{suffix}{written}".replace("%", "%%") + " %s\n" for written in family.labels]
-        return head.replace("%", "%%") + "".join(lines)
+        pieces = [f"{name}{suffix}{written} " for written in family.labels]
+        pieces[0] = f"# HELP {shown} {family.help}\n# TYPE {shown} {family.kind}\n{pieces[0]}"
+        return Template(pieces)
 
 
 def choose(accept: str) -> str:

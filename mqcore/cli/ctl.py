@@ -125,16 +125,15 @@ def _pairs(result: dict[str, Any]) -> Iterable[str]:
 
 
 def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Iterable[str]:
-    cells = [[printable(row[column]) for column in columns] for row in rows]
+    cells = [[as_cell(row[column]) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in (columns, *cells):
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def printable(value: object) -> str:
+def as_cell(value: object) -> str:
     """What a client chose changes no terminal."""
-    text = "-" if value is None else str(value)
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+    return "-" if value is None else printable(str(value))
 
 
 def _show_status(result: dict[str, Any]) -> Iterable[str]:

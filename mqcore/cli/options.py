@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..mail.base import Option
@@ -30,15 +29,14 @@ class _Raising(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def again(options: argparse.Namespace, *places: Location[Any]) -> Callable[[], list[dict[str, Any]]]:
-    """`options_for`, to be called when the file may say something else. What it has to say of a mistake is a ValueError, and
-    paths are where they are now."""
+def to_read_again(options: argparse.Namespace) -> argparse.Namespace:
+    """For `options_for`, when the file may say something else: what it has to say of a mistake is a ValueError then, and paths
+    are where they are now."""
     parser, folder = _Raising(add_help=False), os.getcwd()
     given = argparse.Namespace(**vars(options.given) | {"parser": parser})
     if options.config:
         given.config = os.path.abspath(options.config)
-    here = argparse.Namespace(known=options.known, given=given, parser=parser, folder=folder)
-    return lambda: options_for(here, *places)
+    return argparse.Namespace(known=options.known, given=given, parser=parser, folder=folder)
 
 
 def options_for(options: argparse.Namespace, *places: Location[Any]) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from .configuration import Options, count
 from .output import begin_log, complain, drop
 from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 from .progress import progress_bar
+from .reloading import RunOptions
 from .signals import Steering
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         complain(f"this process may open {files} files, which may be too few; raise the limit (ulimit -n)", OK)
     if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
         options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
-    read_again, control = place_options.again(options, source, sink), _control_path(options)  # where we are now
+    again, control = place_options.to_read_again(options), _control_path(options)  # where we are now
     with contextlib.ExitStack() as opened:
         opened.enter_context(printing_to_standard_error())
         from_: Source | None = None
@@ -152,8 +153,12 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         if aside is not None:
             opened.enter_context(contextlib.closing(aside))
         tell_what_is_missing(options, plugins, options.plugins)
+        of_places = PlaceOptions((from_, to), (reading, writing), lambda: place_options.options_for(again, source, sink))
+
+        def parts(gateway: Gateway) -> list[Callable[[], Prepared]]:
+            return [of_places, RunOptions(gateway, options.settings, lambda: again.known.settle(again.given))]
+
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            parts: list[Callable[[], Prepared]] = [PlaceOptions((from_, to), (reading, writing), read_again)]
             moving = _Moving(
                 plugins, from_, to, aside, options.max_in_flight, steering, parts, control, options.metrics, watched
             )
@@ -205,7 +210,7 @@ class _Moving(NamedTuple):
     failed: FailedSink | None
     max_in_flight: int
     steering: Steering
-    parts: list[Callable[[], Prepared]]
+    parts: Callable[[Gateway], list[Callable[[], Prepared]]]
     control: str | None
     metrics: Address | None
     watchdog: Watchdog | None
@@ -234,7 +239,7 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
     with Dispatcher(moving.plugins, watchdog=moving.watchdog) as dispatcher:
         gateway = Gateway(dispatcher, source, moving.sink, moving.failed, max_in_flight=moving.max_in_flight)
         made(gateway)
-        server = Server(gateway, moving.parts)
+        server = Server(gateway, moving.parts(gateway))
         with _stopped_by_signals(gateway), moving.steering.of(server):
             async with _controlled(server, moving.control), _shown(server, moving.metrics) as url:
                 if not source.finite:
@@ -242,8 +247,9 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
                 if url is not None:
                     complain(f"metrics at {url}", OK)
                 systemd.notify("READY=1", f"STATUS={'moving' if source.finite else 'listening on'} {source.url}")
-                async with progress_bar(gateway):
-                    return await gateway.run()
+                with systemd.kept_alive(asyncio.get_running_loop()):
+                    async with progress_bar(gateway):
+                        return await gateway.run()
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE
-from .ctl import EXIT_CODES, SOCKET, exchange, explain, path_of, printable
+from .ctl import EXIT_CODES, SOCKET, as_cell, exchange, explain, path_of
 from .output import complain
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class View:
         if lag is not None:
             parts.append(f"longest turn {_seconds(lag['longest'])}")
         state = "running" if figures["ready"] else "draining"
-        head = f"{state}: {printable(figures['source'])} -> {printable(figures['sink'])}"
+        head = f"{state}: {as_cell(figures['source'])} -> {as_cell(figures['sink'])}"
         shown = self._draw_plugins() if self._held is None else self._draw_held(self._held)
         return Group(Text(head), Text(", ".join(parts)), shown, Text(KEYS, style="dim"))
 
@@ -210,7 +210,7 @@ class View:
         for number, (heading, _, _) in enumerate(COLUMNS):
             table.add_column(f"{heading}*" if number == self._sorted else heading, justify="right", no_wrap=True)
         for row in self.rows():
-            plugin = printable(row["plugin"]) + (" (paused)" if row["plugin"] in self._paused else "")
+            plugin = as_cell(row["plugin"]) + (" (paused)" if row["plugin"] in self._paused else "")
             style = "reverse" if (row["plugin"], row["hook"]) == self._chosen else ""
             cells = [write(value(row)) for _, value, write in COLUMNS]
             table.add_row(plugin, row["hook"].removeprefix("mq_"), *cells, style=style)
@@ -220,11 +220,11 @@ class View:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        plugin = "" if self._chosen is None else printable(self._chosen[0])
+        plugin = "" if self._chosen is None else as_cell(self._chosen[0])
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"held by {plugin}", title_justify="left")
         for name in ("age", "hook", "peer", "envelope", "recipient"):
             table.add_column(name, overflow="ellipsis", no_wrap=True)
         for row in held:
             hook = row["hook"].removeprefix("mq_")
-            table.add_row(_seconds(row["age"]), hook, *(printable(row[name]) for name in ("peer", "envelope", "recipient")))
+            table.add_row(_seconds(row["age"]), hook, *(as_cell(row[name]) for name in ("peer", "envelope", "recipient")))
         return table

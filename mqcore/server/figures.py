@@ -110,10 +110,13 @@ def _plain_places(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def for_json(figures: dict[str, Any]) -> dict[str, Any]:
-    """The same with names in place of columns."""
-    rows = [
-        row._asdict() | {"held_oldest": oldest} for row, oldest in zip(figures["plugins"], figures["oldest"], strict=True)
-    ]
+    """The same with names in place of columns. Of a plugin that held nothing there are no hold times."""
+    rows = []
+    for row, oldest in zip(figures["plugins"], figures["oldest"], strict=True):
+        rows.append(row._asdict())
+        rows[-1]["held_oldest"] = oldest
+        if not row.holds:
+            rows[-1]["hold_times"] = None
     rest = {name: value for name, value in figures.items() if name not in ("plugins", "oldest")}
     return rest | {"time": time.time(), "plugins": rows, "hold_times": HOLD_TIMES}
 

@@ -11,8 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import assert_conserved
 from native_tools import Puppet, compile_plugin, mq, start
+from owners import assert_conserved
 
 import mqcore
 from mqcore import COMPLETE, CONTINUE, FAIL

@@ -14,7 +14,7 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf, sscanf
 from libc.stdlib cimport abort
-from libc.string cimport memset
+from libc.string cimport memset, strrchr
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport close, read, write
@@ -115,6 +115,7 @@ cdef enum:
     LONGEST_LINE = 1500         # shorter than what a pipe takes as one
     LONGEST_TEXT = 600
     GLANCE_MS = 1               # by then another thread sees that this one is parked
+    TICK_MS = 12                # by then the system has counted that a thread runs
 
 cdef uint64_t *LAG_BOUNDS = [
     5 * NS_PER_MS, 10 * NS_PER_MS, 25 * NS_PER_MS, 50 * NS_PER_MS, 100 * NS_PER_MS, 250 * NS_PER_MS, 500 * NS_PER_MS,
@@ -285,6 +286,8 @@ cdef uint64_t length_of(Lookout *lookout, Span *span, uint64_t now) noexcept nog
 cdef bint reaches_level(Lookout *lookout, Span *span, uint64_t lasted) noexcept nogil:
     """Whether it is to be told of (once more)."""
     cdef bint reached = False
+    if span.told == LEVELS or lasted < lookout.levels[span.told] or waits_for_processor(lookout):
+        return False
     while span.told < LEVELS and lasted >= lookout.levels[span.told]:
         span.told += 1
         reached = True
@@ -384,9 +387,36 @@ cdef bint wait_for_turn(Lookout *lookout, uint64_t turn) noexcept nogil:
 
 cdef uint64_t waited_for_processor(Lookout *lookout) noexcept nogil:
     """How long the loop's thread was ready to run and did not, ns; 0 where the system does not tell."""
-    cdef char text[128]
     cdef unsigned long long ran = 0
     cdef unsigned long long waited = 0
+    read_times(lookout, &ran, &waited)
+    return waited
+
+
+cdef bint waits_for_processor(Lookout *lookout) noexcept nogil:
+    """Whether the loop's thread is ready to run and does not, just now: for how long will be counted when it runs again."""
+    cdef char text[512]
+    cdef char *state
+    cdef unsigned long long before = 0
+    cdef unsigned long long ran = 0
+    cdef unsigned long long waited = 0
+    snprintf(text, sizeof(text), b"/proc/self/task/%llu/stat", <unsigned long long>load(&lookout.native_ident))
+    cdef int fd = open(text, O_RDONLY | O_CLOEXEC)
+    cdef ssize_t size = read(fd, text, sizeof(text) - 1) if fd >= 0 else -1
+    close_one(&fd)
+    if size <= 0:
+        return False
+    text[size] = 0
+    state = strrchr(text, c")")  # its name may have anything in it
+    if state == NULL or state[1] != c" " or state[2] != c"R" or not read_times(lookout, &before, &waited):
+        return False
+    wait_for(lookout.peek[0], -1, TICK_MS)
+    return read_times(lookout, &ran, &waited) and ran == before
+
+
+cdef bint read_times(Lookout *lookout, unsigned long long *ran, unsigned long long *waited) noexcept nogil:
+    """For how long the loop's thread has run, and has waited for a processor, ns. Whether the system tells."""
+    cdef char text[128]
     cdef uint64_t thread = load(&lookout.native_ident)
     cdef ssize_t size
     if thread != lookout.delays_of:
@@ -396,9 +426,9 @@ cdef uint64_t waited_for_processor(Lookout *lookout) noexcept nogil:
         lookout.delays_of = thread
     size = pread(lookout.delays, text, sizeof(text) - 1, 0) if lookout.delays >= 0 else -1
     if size <= 0:
-        return 0
+        return False
     text[size] = 0
-    return waited if sscanf(text, b"%llu %llu", &ran, &waited) == 2 else 0
+    return sscanf(text, b"%llu %llu", ran, waited) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------------- Lines

@@ -43,6 +43,8 @@ class Goal:
 PHASES = ("posted", "io", "timer", "timeout", "resume", "stop", "sweep")
 
 GOALS = {
+    "a scrape, 100 plugins, 5 hooks": Goal(plus=2e6, room=2.0),
+    "a scrape, 3 plugins, 100k held": Goal(plus=1e6, room=2.0),
     **{f"{phase} phase": Goal(plus=10) for phase in PHASES},
     "run_many, 10 plugins": Goal("floor", 1.10),
     "run, 1 plugin": Goal("floor", plus=45),

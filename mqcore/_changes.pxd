@@ -18,8 +18,8 @@ cdef class ActivePlugins:
     cdef bint taking_over           # a list that is the set's already
     cdef bint closed
 
-    cdef object prepare(self, tuple plugins)
-    cdef int take_over(self, tuple plugins) except -1
+    cdef object prepare(self, object plugins)
+    cdef int take_over(self, object plugins) except -1
     cdef bint sweep(self) noexcept
     cdef void close(self) noexcept
     cdef tuple stats(self)

@@ -16,7 +16,7 @@ from libc.stdint cimport uint64_t
 from ._chain cimport Chain, Route, new_chain
 from ._context cimport Context, new_context, new_retired
 from ._holds cimport HoldTable
-from ._message cimport CounterRow, Counters, report_raised
+from ._message cimport HOLD_TIMES, CounterRow, Counters, report_raised
 from .loop._call cimport ends_program, take_error
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Task, goes_on, start_portion
 from .loop._seal cimport seal
@@ -41,6 +41,8 @@ cdef extern from *:
     """
     void read_numbers "mqcore_read_numbers"(uint64_t *, uint64_t *, size_t) noexcept
 
+cdef tuple NO_HOLDS = (0,) * HOLD_TIMES
+
 
 @cython.final
 @cython.no_gc_clear
@@ -52,7 +54,7 @@ cdef class ActivePlugins:
         self.retired = new_retired()
         self.rows = {}
 
-    cdef object prepare(self, tuple plugins):
+    cdef object prepare(self, object plugins):
         """Make ready for another list of plugins: an object with `commit` and `discard`. From another thread, and while a list
         is taken over, nothing can be made ready: there `commit` leaves the change to a later tick."""
         cdef Change change
@@ -62,7 +64,7 @@ cdef class ActivePlugins:
         change.prepare()
         return change
 
-    cdef int take_over(self, tuple plugins) except -1:
+    cdef int take_over(self, object plugins) except -1:
         """Change to these plugins, which are the set's by now."""
         cdef Change change
         self.taking_over = True
@@ -101,7 +103,8 @@ cdef class ActivePlugins:
             hooks[name] = len(hooks) - 1
         rows.sort(key=lambda row: (hooks.get((<CounterRow>row).hook, 0), order.get((<CounterRow>row).plugin, len(order))))
         for row in rows:
-            stats.append(stats_of(<CounterRow>row))
+            if (<CounterRow>row).hook is not None:
+                stats.append(stats_of(<CounterRow>row))
         return tuple(stats)
 
 
@@ -146,10 +149,21 @@ cdef int take_over_current(ActivePlugins active) except -1:
 cdef object stats_of(CounterRow row):
     cdef Counters of
     read_numbers(<uint64_t *>&of, <uint64_t *>&row.counters, sizeof(Counters) // sizeof(uint64_t))
-    seconds = of.sampled_ns / 1e9 * of.calls / of.samples if of.samples else 0.0
-    return HookStats(
-        row.plugin, row.hook, of.calls, of.holds, of.continues, of.completes, of.retries, of.failures, of.timeouts,
-        of.abandoned, of.refused, seconds, of.longest_ns / 1e9, of.held_ns / 1e9)
+    seconds = of.sampled_ns / 1e9 * of.caller.calls / of.samples if of.samples else 0.0
+    return tuple.__new__(HookStats, (
+        row.plugin, row.hook, of.caller.calls, of.holds, of.continues, of.completes, of.retries, of.failures, of.timeouts,
+        of.abandoned, of.refused, seconds, of.longest_ns / 1e9, of.held_ns / 1e9, of.held, hold_times_of(&of),
+        of.retry_limits))
+
+
+cdef tuple hold_times_of(Counters *counters):
+    cdef list times = []
+    cdef int index
+    if not counters.holds:
+        return NO_HOLDS  # as of most
+    for index in range(HOLD_TIMES):
+        times.append(counters.hold_times[index])
+    return tuple(times)
 
 
 # --------------------------------------------------------------------------------------------------------------- Changes
@@ -158,7 +172,7 @@ cdef object stats_of(CounterRow row):
 cdef class Change:
     """A change of a dispatcher's plugins, made ready on its thread."""
     cdef ActivePlugins active
-    cdef tuple plugins
+    cdef object plugins             # a Snapshot
     cdef dict contexts
     cdef list fresh
     cdef dict chains
@@ -184,10 +198,11 @@ cdef class Change:
         return 0
 
     cdef list contexts_with(self, str hook):
-        """The contexts of plugins that implement the hook, in order."""
+        """The contexts of plugins that implement the hook and are not paused, in order."""
         cdef list found = []
+        cdef object paused = self.plugins.paused
         for plugin, context in self.contexts.items():
-            if hook in plugin.hooks:
+            if hook in plugin.hooks and plugin.name not in paused:
                 found.append(context)
         return found
 
@@ -246,7 +261,7 @@ cdef class Change:
             clean_up(<Context>self.fresh.pop())
 
 
-cdef Change new_change(ActivePlugins active, tuple plugins):
+cdef Change new_change(ActivePlugins active, object plugins):
     cdef Change change = Change.__new__(Change)
     change.active = active
     change.plugins = plugins

@@ -23,11 +23,13 @@ from ._coroutine cimport is_coroutine, result_of, start_task, watch_task
 from ._holds cimport HoldTable, count_given
 from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TIMED_OUT, TOO_MANY_RETRIES, TO_CANCEL,
-    TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide, drop_later,
-    end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised, unless_skipping)
+    TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide,
+    count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised,
+    unless_skipping)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
-from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
+from .loop._reactor cimport Caller, Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
+from .loop._state cimport set_caller
 
 from ._misuse import wrong_result
 from .errors import MqError
@@ -62,6 +64,8 @@ cdef Runner new_runner(Reactor reactor, HoldTable holds):
     cdef Runner runner = Runner.__new__(Runner)
     runner.reactor = reactor
     runner.holds = holds
+    runner.done.hook = b"done"
+    reactor.state.calling = &runner.calling
     return runner
 
 
@@ -115,6 +119,7 @@ cdef int advance(Runner runner, Message message, Chain chain, Entry *entry, Drop
     cdef size_t count = 2
     cdef PyObject *result
     cdef int decision
+    cdef Caller *caller
     arguments[1] = <PyObject *>message
     if message.args is not None:
         while count < size_of(message.args) + 2:
@@ -136,7 +141,9 @@ cdef int advance(Runner runner, Message message, Chain chain, Entry *entry, Drop
         else:
             message.entry = entry
             arguments[0] = entry.context
-            entry.counters.calls += 1
+            caller = &entry.counters.caller
+            caller.calls += 1
+            set_caller(&runner.calling, caller)
             if timed:
                 result = call_timed(runner, entry, arguments, count)
             else:
@@ -175,6 +182,7 @@ cdef list begin_all(
     cdef Py_ssize_t count = len(messages)
     cdef Py_ssize_t index = 0
     cdef Chain chain
+    cdef Caller *before = runner.calling
     while index < count:
         if route.chain is not None:  # else a hook has closed the dispatcher
             chain = route.chain
@@ -187,6 +195,7 @@ cdef list begin_all(
                 Py_INCREF(<object>outcome)
                 PyList_SetItem(outcomes, index, outcome)
             index += 1
+    set_caller(&runner.calling, before)
     return outcomes
 
 
@@ -328,6 +337,7 @@ cdef int start_over(Runner runner, Message message, Route route, Drops *drops) n
         return closed_meanwhile(message, drops)
     if message.retries >= runner.max_retries:
         message.decision = TO_FAIL  # nobody has control while this is logged
+        message.entry.counters.retry_limits += 1
         message.fail_for(TOO_MANY_RETRIES, message.entry.row, drops)
         return log_reason(runner, message)
     message.retries += 1
@@ -390,6 +400,7 @@ cdef void conclude(Runner runner, Message message, PyObject *outcome) noexcept:
     """Rule 15: call `done` with how a suspended step ended."""
     cdef PyObject *space[3]
     cdef PyObject *result
+    cdef Caller *before
     done = message.done
     message.done = None
     if not message.suspended:
@@ -400,7 +411,11 @@ cdef void conclude(Runner runner, Message message, PyObject *outcome) noexcept:
     hook = <str>message.last_hook
     space[1] = <PyObject *>message
     space[2] = outcome
+    before = runner.calling
+    runner.done.calls += 1
+    set_caller(&runner.calling, &runner.done)
     result = call_function(<PyObject *>done, space + 1, 2 | ROOM)
+    set_caller(&runner.calling, before)
     if result == NULL:
         done_raised(runner, take_error(), hook)
     else:
@@ -422,6 +437,8 @@ cdef void end_step(Runner runner, Message message, int decision, int reason) noe
     """End the step of a message that was HELD or QUEUED and is RUNNING now."""
     cdef Drops drops
     no_drops(&drops)
+    if message.since:
+        count_held_time(message, runner.reactor.state.uv.hrtime())
     message.decision = decision
     end_hold(message, &drops)
     message.fail_for(reason, NULL, &drops)
@@ -546,11 +563,6 @@ cdef bint resume_phase(void *owner) noexcept:
         resume(runner, <Message>taken)
         Py_DECREF(<Message>taken)
     return False
-
-
-cdef inline void count_held_time(Message message, uint64_t now) noexcept:
-    message.entry.counters.held_ns += now - message.since
-    message.since = 0
 
 
 # ------------------------------------------------------------------------------------------------------- Coroutine hooks

@@ -12,6 +12,8 @@ from ._hook cimport new_hook
 from ._holds cimport has_pending, new_hold_table, stop_when_idle
 from ._message cimport Books, Message, NativeSide
 from .loop._attach cimport attach, close, stop_all
+from .loop._guard cimport new_guard
+from .loop._lookout cimport add_caller
 from .loop._reactor cimport RESUME_PHASE, SWEEP_PHASE, TIMEOUT_PHASE, PyThread_get_thread_ident, new_reactor
 
 from ._misuse import describe
@@ -19,6 +21,7 @@ from .errors import DispatcherClosed, MqError
 from .loop._ending import Ending
 from .plugins import Plugins
 from .stats import Held, Stats
+from .watchdog import watchdog_of
 
 
 @cython.no_gc_clear  # messages, holds and contexts need what it is made of
@@ -27,7 +30,8 @@ cdef class Dispatcher:
 
     `plugins`: Plugins; their changes reach the dispatcher, between steps. `loop`: a uvloop.Loop or pyuv.Loop; without it
     the running uvloop loop. `hold_timeout`: seconds that a plugin may hold a message, unless its config says otherwise;
-    0: no limit. `max_retries`: how often one step may start again.
+    0: no limit. `max_retries`: how often one step may start again. `watchdog`: seconds; what keeps the loop for longer is told
+    of while it does (a `Watchdog` says more about how); None or 0: it is not watched.
 
     Use it with `with` or `async with`, or `close()` it. A uvloop loop that ends closes it too; on pyuv you must. Until
     then it keeps itself alive. All methods but `stats`, and giving back, belong to the thread that runs the loop.
@@ -46,9 +50,10 @@ cdef class Dispatcher:
         self.runner = new_runner(self.reactor, self.holds)
         self.active = new_active_plugins(self.holds)
 
-    def __init__(self, plugins, loop=None, *, hold_timeout=30.0, max_retries=16):
+    def __init__(self, plugins, loop=None, *, hold_timeout=30.0, max_retries=16, watchdog=None):
         cdef double seconds = hold_timeout
         cdef unsigned int retries = as_retries(max_retries)
+        order = watchdog_of(watchdog)
         if self.life != NEW:
             raise MqError("the dispatcher has been initialised already")
         if not isinstance(plugins, Plugins):
@@ -68,14 +73,18 @@ cdef class Dispatcher:
         attach(self.reactor, loop, self)
         self.life = OPENING
         try:
-            self.open()
+            self.open(order)
         except BaseException:
             self.end()
             raise
         self.life = OPEN
 
-    cdef int open(self) except -1:
+    cdef int open(self, object order) except -1:
         self.holds.open()
+        if order is not None:
+            self.guard = new_guard(self.reactor)
+            self.guard.start(order)
+            add_caller(&self.guard.lookout, &self.runner.done)
         self.reactor.set_phase(TIMEOUT_PHASE, timeout_phase, <void *>self.runner)
         self.reactor.set_phase(RESUME_PHASE, resume_phase, <void *>self.runner)
         self.reactor.set_phase(SWEEP_PHASE, sweep_phase, <void *>self.active)
@@ -97,6 +106,11 @@ cdef class Dispatcher:
     def loop(self):
         """The uvloop.Loop or pyuv.Loop; None before it was made."""
         return self.reactor.loop
+
+    @property
+    def libuv(self):
+        """The version of the loop's libuv; None before it was made."""
+        return None if self.reactor.library is None else self.reactor.library.version
 
     def hook(self, str name not None):
         """The Hook of that name. Raises MqError when there is none, with the nearest name. Any thread."""
@@ -135,6 +149,10 @@ cdef class Dispatcher:
         Any thread, with the GIL."""
         return self.holds.snapshot()
 
+    def lag(self):
+        """What the watchdog has seen of the loop: a `Lag`; None without a watchdog. Any thread; also after close()."""
+        return None if self.guard is None else self.guard.lag()
+
     def held(self, limit=None, plugin=None, hook=None):
         """The messages that are held now, oldest first: a list of `Held`; empty after close(). The dispatcher's thread.
 
@@ -147,11 +165,51 @@ cdef class Dispatcher:
         if self.runner.closed or self.life == NEW:
             return []
         self.reactor.check("held()")
+        return self.as_held(self.holds.oldest(most, plugin, hook))
+
+    def _begin_scan(self, double older=0.0, Py_ssize_t most=-1):
+        """Begin to look at what is held for so many seconds and longer, in portions; the `most` oldest that a `_scan` wants, of
+        those that share a `hold_timeout`, are enough. Whoever is at it already has to begin again. The dispatcher's thread."""
+        cdef uint64_t now, least
+        if not 0 <= older <= 1e9:
+            raise ValueError(f"older is in seconds, not {older!r}")
+        if self.life != NEW and not self.runner.closed:
+            self.reactor.check("_begin_scan()")
+            now = self.reactor.state.uv.hrtime()
+            least = <uint64_t>(older * 1e9)
+            self.holds.begin_scan(now - least if least < now else 0, most)
+
+    def _scan(self, Py_ssize_t steps, str plugin=None, match=None):
+        """Look at the next `steps` messages: what `held` has of those that the plugin holds, and `match` is true for. Those
+        that share a `hold_timeout` are in order of their age. None when all have been looked at."""
+        if not 1 <= steps <= 1 << 20:
+            raise ValueError(f"a portion is of 1 to {1 << 20} messages, not of {steps}")
+        if self.runner.closed or self.life == NEW:
+            return None
+        self.reactor.check("_scan()")
+        rows = self.holds.scan(steps, plugin, match)
+        return None if rows is None else self.as_held(rows)
+
+    cdef list as_held(self, list rows):
         cdef list found = []
-        rows = self.holds.oldest(most, plugin, hook)
         cdef uint64_t now = self.reactor.state.uv.hrtime()
         for message, by, where, since in rows:
             found.append(Held(message, by, where, (now - <uint64_t>since) / 1e9))
+        return found
+
+    def oldest_held(self, Py_ssize_t among=1000):
+        """How long the oldest message that is held now is held, in seconds, by (plugin, hook). Only the oldest `among` messages
+        are looked at, so it takes no longer however many are held; of whoever holds none of them nothing is said. The
+        dispatcher's thread; empty after close()."""
+        if among < 0:
+            raise ValueError(f"among is a number of messages, not {among}")
+        if self.runner.closed or self.life == NEW:
+            return {}
+        self.reactor.check("oldest_held()")
+        cdef dict found = self.holds.oldest_of_each(among)
+        cdef uint64_t now = self.reactor.state.uv.hrtime()
+        for key, since in list(found.items()):
+            found[key] = (now - <uint64_t>since) / 1e9
         return found
 
     def close(self):
@@ -181,6 +239,8 @@ cdef class Dispatcher:
             self.runner.closed = True
             self.reactor.closed = True
             self.reactor.thread = 0
+            if self.guard is not None:
+                self.guard.stop()
             if not self.reactor.forked:
                 end_all_steps(self.runner)
                 self.active.close()
@@ -207,7 +267,7 @@ cdef class Dispatcher:
             self.reactor.thread = PyThread_get_thread_ident()  # a loop that does not run may be closed on any thread
         self.close()
 
-    def _prepare(self, tuple plugins not None):
+    def _prepare(self, plugins not None):
         """Rule 18, for Plugins: make ready for another list of plugins. Returns an object with `commit` and `discard`."""
         return self.active.prepare(plugins)
 

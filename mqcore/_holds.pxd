@@ -12,6 +12,10 @@ cdef class HoldTable:
     cdef Reactor reactor
     cdef bint in_batch              # native hooks are called for the messages of one run_many()
     cdef uint64_t passed            # how many of these are through, and not in the books yet
+    cdef TimeoutBucket *scanned     # where `lists.cursor` is
+    cdef uint64_t scanned_until     # what is held since later is left out
+    cdef Py_ssize_t scanned_most    # so many are enough of each bucket; negative: all
+    cdef Py_ssize_t scanned_left    # and so many of this one
 
     cdef int open(self) except -1
     cdef void close(self) noexcept
@@ -29,6 +33,10 @@ cdef class HoldTable:
     cdef void arm_next(self) noexcept
     cdef void refill(self) noexcept
     cdef list oldest(self, Py_ssize_t limit, str plugin, str hook)
+    cdef dict oldest_of_each(self, Py_ssize_t among)
+    cdef void begin_scan(self, uint64_t until, Py_ssize_t most) noexcept
+    cdef void scan_bucket(self, TimeoutBucket *bucket) noexcept
+    cdef list scan(self, Py_ssize_t steps, str plugin, object match)
 
 cdef void count_given(Counters *counters, int decision) noexcept nogil
 cdef bint has_pending(void *table) noexcept nogil

@@ -235,13 +235,11 @@ cdef class HoldTable:
         plugin, hook and when the hold began. O(limit x log of the timeouts), and as much again for what is filtered out."""
         cdef Py_ssize_t most = <Py_ssize_t>self.lists.books.held
         cdef Py_ssize_t found = 0
-        cdef Py_ssize_t index
         cdef PyObject **messages
-        cdef list result = []
         if limit >= 0 and limit < most:
             most = limit
         if most == 0:
-            return result
+            return []
         messages = <PyObject **>malloc(most * sizeof(PyObject *))
         if messages == NULL:
             raise MemoryError()
@@ -249,19 +247,73 @@ cdef class HoldTable:
         if found < 0:
             free(messages)
             raise MemoryError()
-        try:
-            for index in range(found):  # now memory may be made: by that a message may go on, and then it is left out
-                if (<Message>messages[index]).state != HELD:
-                    continue
-                by = <str>(<Message>messages[index]).entry.plugin
-                where = <str>(<Message>messages[index]).entry.hook
-                since = (<Message>messages[index]).since
-                result.append((<Message>messages[index], by, where, since))
-        finally:
-            for index in range(found):
-                Py_DECREF(<Message>messages[index])
-            free(messages)
-        return result
+        return described(messages, found, None)
+
+    cdef dict oldest_of_each(self, Py_ssize_t among):
+        """By (plugin, hook), when the oldest hold began, as far as it is one of so many oldest ones."""
+        cdef dict found = {}
+        for _, plugin, hook, since in self.oldest(among, None, None):
+            found.setdefault((plugin, hook), since)
+        return found
+
+    cdef void begin_scan(self, uint64_t until, Py_ssize_t most) noexcept:
+        """Of what is held since `until` or before, the first `most` of each bucket that are wanted; -1: all. There is one scan
+        at a time: whoever began another one before begins again."""
+        self.scanned_until = until
+        self.scanned_most = most
+        self.scan_bucket(self.lists.buckets)
+
+    cdef void scan_bucket(self, TimeoutBucket *bucket) noexcept:
+        """Go on with this one; NULL: the scan is over."""
+        self.scanned = bucket
+        self.scanned_left = self.scanned_most
+        self.lists.cursor = NULL if bucket == NULL else bucket.held.ends.next
+
+    cdef list scan(self, Py_ssize_t steps, str plugin, object match):
+        """Those of the next `steps` held messages, bucket by bucket, that the plugin holds and that `match` is true for, where
+        these are not None: as `oldest` has them. None when the scan is over. Its place moves on as messages come and go."""
+        cdef Py_ssize_t found = 0
+        cdef PyObject **messages
+        cdef PyObject *each
+        if self.scanned == NULL:
+            return None
+        messages = <PyObject **>malloc(steps * sizeof(PyObject *))
+        if messages == NULL:
+            raise MemoryError()
+        while steps > 0 and self.scanned != NULL:
+            steps -= 1
+            each = message_at(self.lists.cursor)
+            if (self.lists.cursor == &self.scanned.held.ends or self.scanned_left == 0
+                    or (<Message>each).since > self.scanned_until):
+                self.scan_bucket(self.scanned.next)
+                continue
+            self.lists.cursor = self.lists.cursor.next
+            if is_wanted(each, <PyObject *>plugin, Py_None):
+                Py_INCREF(<Message>each)
+                messages[found] = each
+                found += 1
+                self.scanned_left -= 1
+        return described(messages, found, match)
+
+
+cdef list described(PyObject **messages, Py_ssize_t count, object match):
+    """As tuples of message, plugin, hook and since when it is held: those that `match` is true for, unless it is None. Takes
+    `messages` over, and the references in it."""
+    cdef Py_ssize_t index
+    cdef list result = []
+    try:
+        for index in range(count):  # now memory may be made: by that a message may go on, and then it is left out
+            if match is not None and not match(<Message>messages[index]) or (<Message>messages[index]).state != HELD:
+                continue
+            by = <str>(<Message>messages[index]).entry.plugin
+            where = <str>(<Message>messages[index]).entry.hook
+            since = (<Message>messages[index]).since
+            result.append((<Message>messages[index], by, where, since))
+    finally:
+        for index in range(count):
+            Py_DECREF(<Message>messages[index])
+        free(messages)
+    return result
 
 
 cdef HoldTable new_hold_table(Reactor reactor):

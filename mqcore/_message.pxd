@@ -9,7 +9,7 @@ from .loop._atomic cimport fence, set, store_version
 from .loop._call cimport take_error
 from .loop._lifetime cimport Lifetime
 from .loop._list cimport Link, List, append, first, unlink
-from .loop._reactor cimport Handle, Reactor
+from .loop._reactor cimport Caller, Handle, Reactor
 
 cdef extern from *:
     """
@@ -73,9 +73,27 @@ cdef struct Books:
     uint64_t held
     uint64_t running
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+
+    /* Holds end within 1, 2, 4 ... 32,768 ms, or later. */
+    #define MQCORE_HOLD_TIMES 17
+
+    static inline int mqcore_hold_time(uint64_t ns)
+    {
+        uint64_t ms = ns ? (ns - 1) / 1000000 : 0;
+        int log = 63 - __builtin_clzll(2 * ms + 1);
+        return log < MQCORE_HOLD_TIMES ? log : MQCORE_HOLD_TIMES - 1;
+    }
+    """
+    enum:
+        HOLD_TIMES "MQCORE_HOLD_TIMES"
+    int hold_time "mqcore_hold_time"(uint64_t ns) noexcept nogil
+
 cdef struct Counters:
     # Of one plugin and hook in one dispatcher.
-    uint64_t calls
+    Caller caller           # first: to know the counters is to know the caller
     uint64_t holds
     uint64_t continues
     uint64_t completes
@@ -88,6 +106,9 @@ cdef struct Counters:
     uint64_t sampled_ns     # how long they took together
     uint64_t longest_ns
     uint64_t held_ns
+    uint64_t held                   # now
+    uint64_t retry_limits
+    uint64_t hold_times[HOLD_TIMES]  # holds that are over, by how long they took
 
 cdef struct TimeoutBucket:
     # The held messages that share one hold_timeout, in the order in which they were held: the first is the next due.
@@ -127,6 +148,7 @@ cdef struct HoldLists:
     uint32_t books_version  # odd: they are just being changed, without the GIL; atomic
     uint64_t holds_begun
     uint64_t holds_ended
+    Link *cursor            # how far a scan of the buckets is: the next message, or the end of its bucket; NULL: there is none
     Handle *deadline        # one timer for all buckets; `due` is 0 when it is stopped
     HoldLists *next_open    # in the list of those of all dispatchers
     PyObject *stand_in      # owned: a plain Message, for one that is deallocated while it is held
@@ -141,7 +163,8 @@ cdef class CounterRow:
     """The counters of one plugin and hook in one dispatcher: for its whole life, whatever code of that name comes and goes."""
     cdef Counters counters
     cdef str plugin
-    cdef str hook
+    cdef str hook                   # None: not of a hook, but of the callbacks of timers and watchers
+    cdef tuple texts                # keeps what the caller's names point to
 
 cdef class Message:
     cdef object __weakref__
@@ -292,6 +315,7 @@ cdef inline void enter_bucket(HoldLists *lists, Message message) noexcept nogil:
     cdef TimeoutBucket *bucket = message.entry.bucket
     lists.holds_begun += 1
     message.entry.counters.holds += 1
+    message.entry.counters.held += 1
     count_held(lists, 1)
     message.since = (<Reactor>lists.reactor).state.uv.hrtime()
     append(&bucket.held, &message.link)
@@ -303,8 +327,20 @@ cdef inline void enter_bucket(HoldLists *lists, Message message) noexcept nogil:
 @cython.nonecheck(False)
 cdef inline void leave_bucket(HoldLists *lists, Message message) noexcept nogil:
     lists.holds_ended += 1
+    message.entry.counters.held -= 1
     count_held(lists, -1)
+    if lists.cursor == &message.link:
+        lists.cursor = message.link.next
     unlink(&message.link)
+
+
+@cython.nonecheck(False)
+cdef inline void count_held_time(Message message, uint64_t now) noexcept nogil:
+    """A hold is over, for good; once for each."""
+    cdef Counters *counters = message.entry.counters
+    counters.held_ns += now - message.since
+    counters.hold_times[hold_time(now - message.since)] += 1
+    message.since = 0
 
 
 cdef inline void count_held(HoldLists *lists, int change) noexcept nogil:

@@ -439,6 +439,8 @@ cdef void take_place_of(Message dead, Message stand_in) noexcept:
     stand_in.done = dead.done
     stand_in.variables = dead.variables
     replace(&dead.link, &stand_in.link)
+    if stand_in.entry.lists.cursor == &dead.link:
+        stand_in.entry.lists.cursor = &stand_in.link
     stand_in.state = HELD
     dead.state = IDLE
     stand_in.track()

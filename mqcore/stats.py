@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from ._message import Message
 
 
-@dataclass(frozen=True, slots=True)
-class HookStats:
+HOLD_TIMES = tuple(2**power / 1000 for power in range(16))
+"""Seconds: the bounds of `HookStats.hold_times`."""
+
+
+class HookStats(NamedTuple):
     """One hook of one plugin, since the dispatcher was made.
 
     There is one row for a plugin's name and a hook, for the dispatcher's life, and its numbers never fall: new code of the
     same name, after a reload, goes on in it, and the row of a name that was removed stays.
 
     `continues`, `completes` and `retries` count give-backs, the last two also what hooks returned. `failures` are the steps
-    that failed at this plugin; `timeouts` and `abandoned` are the parts of them that its `hold_timeout` ended, or that
-    nobody could give back any more. `refused` are the give-backs that raised NotHeld (hook "" stands for messages that had
-    been in no step). `seconds` in the hook, in all, and `longest` are estimated from samples: the first call and about one
-    step in 256 after it. `held_seconds` is how long the plugin held messages, in all, until they went on.
+    that failed at this plugin; `timeouts`, `abandoned` and `retry_limits` are the parts of them that its `hold_timeout`
+    ended, that nobody could give back any more, or that it let begin again too often. `refused` are the give-backs that
+    raised NotHeld (hook "" stands for messages that had been in no step). `seconds` in the hook, in all, and `longest` are
+    estimated from samples: the first call and about one step in 256 after it. `held` is how many messages the plugin holds
+    now; what another thread gave back counts as held until the dispatcher comes to it. `held_seconds` is how long the holds
+    took that are over, in all, until the message went on, and `hold_times` how many took up to 1, 2, 4 ... 32,768 ms
+    (`HOLD_TIMES`) but longer than the bound before, and, as the last of its 17 numbers, how many took longer than that.
     """
 
     plugin: str
@@ -37,6 +43,9 @@ class HookStats:
     seconds: float
     longest: float
     held_seconds: float
+    held: int
+    hold_times: tuple[int, ...]
+    retry_limits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,29 @@ class Stats:
     held: int
     running: int
     hooks: tuple[HookStats, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """How often a hook or callback kept the loop for longer than the watchdog's limit. `hook` is None for the callbacks of a
+    plugin's timers and watchers, "done" with no plugin for the `done` of steps; both are None for what is no plugin's."""
+
+    plugin: str | None
+    hook: str | None
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What a dispatcher's watchdog has seen: how many `turns` the loop has made, how many `seconds` they took, in all, and the
+    `longest`, to the millisecond; for each of `buckets` (the most seconds, and how many turns were as long and no shorter than
+    the bucket before has them); and who blocked it."""
+
+    turns: int
+    seconds: float
+    longest: float
+    buckets: tuple[tuple[float, int], ...]
+    blocked: tuple[Blocked, ...]
 
 
 @dataclass(frozen=True, slots=True)

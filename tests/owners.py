@@ -90,6 +90,8 @@ class Owner:
                 assert_conserved(dispatcher)
                 stats = dispatcher.stats()
                 assert (stats.held, stats.running) == (0, 0), stats
+                for row in stats.hooks:  # each hold is over, and was counted by how long it took, once
+                    assert (row.held, row.holds) == (0, sum(row.hold_times)), row
             self.dispatchers.clear()
             for plugins in self.made_plugins:
                 plugins.close()

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from mqcore import COMPLETE, CONTINUE, FAIL, RETRY, errors
-from mqcore.stats import Held, HookStats, Stats
+from mqcore.stats import HOLD_TIMES, Held, HookStats, Stats
 
 # A step is in one of these states. RUNNING: a hook is being called. HELD: a plugin has the message. QUEUED: it was
 # given back, and waits for the loop. ENDED: it has an outcome.
@@ -88,7 +88,7 @@ class Step:
 class Context:
     def __init__(self, dispatcher: Dispatcher, plugin: Any) -> None:
         self.dispatcher, self.plugin, self.config, self.data = dispatcher, plugin, plugin.config, {}
-        counts = "calls holds continues completes retries failures timeouts abandoned refused"
+        counts = "calls holds continues completes retries failures timeouts abandoned refused retry_limits"
         self.rows = {  # one for a plugin's name and hook, for the dispatcher's life
             hook: dispatcher.rows.setdefault((plugin.name, hook), dict.fromkeys(counts.split(), 0)) for hook in plugin.hooks
         }
@@ -200,14 +200,15 @@ class Dispatcher:
         self.leaving: BaseException | None = None
         self.rows: dict[tuple[str, str], dict[str, int]] = {}
         self.contexts: dict[Any, Context] = {}
-        self.snapshot: tuple[Any, ...] = ()
+        self.snapshot: Any = ()
         self.plugins = plugins
         with plugins._attach(self) as snapshot:
             self._prepare(snapshot).commit()
 
     def chain(self, hook: str) -> list[Context]:
-        # Rules 1 and 2: the snapshot is in byte order of names; who does not implement the hook is not in the chain.
-        return [self.contexts[plugin] for plugin in self.snapshot if hook in plugin.hooks]
+        # Rules 1 and 2: the snapshot is in byte order of names; who does not implement the hook, or is paused, is not in it.
+        plugins = self.snapshot
+        return [self.contexts[plugin] for plugin in plugins if hook in plugin.hooks and plugin.name not in plugins.paused]
 
     def hook(self, name: str) -> Hook:
         if name not in self.plugins.hooks:
@@ -239,6 +240,7 @@ class Dispatcher:
                 step.place += 1  # rules 3 and 5
             if kind is RETRY:
                 if step.message.retries == self.max_retries:  # rule 11
+                    step.row["retry_limits"] += 1
                     return self._end(step, FAIL, errors.RetryLimit(step.where))
                 step.message.retries += 1
                 step.chain, step.place = self.chain(step.hook), 0  # rule 5: the chain as it is now
@@ -459,10 +461,13 @@ class Dispatcher:
 
     def stats(self) -> Stats:
         held = sum(step.state is HELD for step in self.open)
-        rows = [
-            HookStats(plugin, hook, **row, seconds=0.0, longest=0.0, held_seconds=0.0)
-            for (plugin, hook), row in self.rows.items()
-        ]
+        rows = []
+        for (plugin, hook), row in self.rows.items():
+            now = sum(one.plugin == plugin and one.hook == hook for one in self.held())
+            over = (row["holds"] - now, *[0] * len(HOLD_TIMES))  # within no time
+            rows.append(
+                HookStats(plugin, hook, **row, seconds=0.0, longest=0.0, held_seconds=0.0, held=now, hold_times=over)
+            )
         return Stats(**self.counts, held=held, running=len(self.open) - held, hooks=tuple(rows))
 
     def held(self) -> list[Held]:

@@ -13,14 +13,19 @@ from collections.abc import Iterable, Iterator
 from .. import Plugins
 from ..mail.report import OK
 from ..plugins._checks import is_inside
-from .options import TABLE as RUN_TABLE
+from .configuration import TABLE as RUN_TABLE
 from .output import complain
 
 
 def loading() -> argparse.ArgumentParser:
     """The options of each command that loads plugins."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config", metavar="FILE", help="TOML file with a table for each plugin")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=os.environ.get("MQCORE_CONFIG") or None,
+        help="TOML file with a table for each plugin, and [run] (default: $MQCORE_CONFIG)",
+    )
     parser.add_argument("--trust-writable", action="store_true", help="load plugins that everyone may write to")
     parser.add_argument("--entry-points", action="store_true", help="load the plugins of installed packages")
     return parser
@@ -40,6 +45,7 @@ def choosing() -> argparse.ArgumentParser:
 
 
 def load(options: argparse.Namespace, *paths: str) -> Plugins:
+    options.folder = os.getcwd()  # a plugin may change it
     plugins = Plugins(*paths, config=options.config, trust_writable=options.trust_writable)
     try:
         if options.entry_points:
@@ -56,7 +62,8 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
         complain("there are no plugins", OK)
     else:
         for path in paths:
-            if not any(plugin.path and is_inside(plugin.path, os.path.abspath(path)) for plugin in plugins):
+            whole = os.path.abspath(os.path.join(options.folder, path))
+            if not any(plugin.path and is_inside(plugin.path, whole) for plugin in plugins):
                 complain(f"there are no plugins in {path}", OK)
     for name in plugins.unused_config:
         if name != RUN_TABLE:

@@ -7,26 +7,35 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import uvloop
 
-from .. import Dispatcher, Plugins
+from .. import Dispatcher, Plugins, Watchdog
 from ..mail._gateway import HOOK, Gateway, needs_failed
-from ..mail.base import BaseSink, Place, Source
+from ..mail.base import BaseSink, Place, Prepared, Source
+from ..mail.errors import SourceError
 from ..mail.failed import FailedSink
 from ..mail.files import raise_file_limit
 from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
+from ..server import Server, logs, systemd
+from ..server.address import Address, parse_address, write_address
+from ..server.options import PlaceOptions
 from . import options as place_options
-from .output import complain, drop
+from . import watchdog
+from .configuration import Options, count
+from .output import begin_log, complain, drop
 from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 from .progress import progress_bar
+from .reloading import RunOptions
+from .signals import Steering
 
 if TYPE_CHECKING:
     from . import Commands
@@ -44,7 +53,13 @@ the run; 2 wrong usage; 3 a plugin did not load; 4 source or sink cannot be used
 
 
 def add_to(commands: Commands) -> None:
-    run = commands.add_parser("run", parents=[choosing()], help="move mail from a source to a sink", epilog=EXIT_CODES)
+    run = commands.add_parser("run", parents=[options()], help="move mail from a source to a sink", epilog=EXIT_CODES)
+    run.set_defaults(command=move, parser=run, known=Options(run))
+
+
+def options() -> argparse.ArgumentParser:
+    """Those of a run."""
+    run = argparse.ArgumentParser(add_help=False, parents=[choosing()])
     sources, sinks = (", ".join(known) for known in (SOURCES, SINKS))
     run.add_argument("--from", dest="source", metavar="SOURCE", type=_place(parse_source), required=True, help=sources)
     run.add_argument("--to", dest="sink", metavar="SINK", type=_place(parse_sink), required=True, help=sinks)
@@ -57,13 +72,32 @@ def add_to(commands: Commands) -> None:
     run.add_argument(
         "--max-in-flight",
         metavar="N",
-        type=place_options.count,
+        type=count,
         default=1000,
         help="most mails between source and sink (default: 1000)",
     )
     place_options.add_to(run)
     run.add_argument("--json", action="store_true", help="print the closing figures as JSON")
-    run.set_defaults(command=move, parser=run)
+    run.add_argument(
+        "--control",
+        metavar="PATH",
+        help="Unix socket for mqcore ctl (under systemd, with RuntimeDirectory=: control.sock in that folder)",
+    )
+    run.add_argument("--user", metavar="NAME", help="give up root's privileges for this user's, once the port is open")
+    run.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        type=_metrics_address,
+        help="HOST:PORT, :PORT (this machine only) or unix:PATH for /metrics, /healthz, /readyz and the status page",
+    )
+    watchdog.add_to(run)
+    run.add_argument("--log-format", choices=logs.FORMATS, default="text", help="how lines of the log look (default: text)")
+    run.add_argument(
+        "--log-level",
+        choices=logs.LEVELS,
+        help="the least that is logged; info has a line for each mail (default: warnings, and each refusal)",
+    )
+    return run
 
 
 def _place(parse: Callable[[str], Location[P]]) -> Callable[[str], Location[P]]:
@@ -78,29 +112,57 @@ def _place(parse: Callable[[str], Location[P]]) -> Callable[[str], Location[P]]:
     return convert
 
 
+def _metrics_address(text: str) -> Address:
+    try:
+        address = parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return os.path.abspath(address) if isinstance(address, str) else address  # a plugin may change the current directory
+
+
 def move(options: argparse.Namespace) -> int:
+    with Steering() as steering:
+        return _move_steered(options.known.settled(options), steering)
+
+
+def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
     source, sink, failed = options.source, options.sink, options.failed
     for one, other in itertools.combinations(filter(None, (source, sink, failed)), 2):
         if one.is_same(other):
             options.parser.error(f"{one} and {other} are the same mailbox")
     reading, writing = place_options.options_for(options, source, sink)
+    watched = watchdog.watchdog_of(options)
+    begin_log(options.log_format, options.log_level)
     files = raise_file_limit(FILES)
     if files < FEW_FILES:
         complain(f"this process may open {files} files, which may be too few; raise the limit (ulimit -n)", OK)
     if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
         options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
+    again, control = place_options.to_read_again(options), _control_path(options)  # where we are now
     with contextlib.ExitStack() as opened:
         opened.enter_context(printing_to_standard_error())
+        from_: Source | None = None
+        if options.user is not None:  # who may not have the port, and whose code the plugins are
+            from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
+            _become(options)
         plugins = opened.enter_context(load(options, *options.plugins))
-        from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
+        from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
         _check_recipients(options, plugins)
         to = opened.enter_context(contextlib.closing(sink.kind.open(sink.path, from_, **writing)))
         aside = FailedSink(failed.kind.open(failed.path, from_), from_.url) if failed else None
         if aside is not None:
             opened.enter_context(contextlib.closing(aside))
         tell_what_is_missing(options, plugins, options.plugins)
+        of_places = PlaceOptions((from_, to), (reading, writing), lambda: place_options.options_for(again, source, sink))
+
+        def parts(gateway: Gateway) -> list[Callable[[], Prepared]]:
+            return [of_places, RunOptions(gateway, options.settings, lambda: again.known.settle(again.given))]
+
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            report = _run(runner, plugins, from_, to, aside, options.max_in_flight)
+            moving = _Moving(
+                plugins, from_, to, aside, options.max_in_flight, steering, parts, control, options.metrics, watched
+            )
+            report = _run(runner, moving)
     try:
         _print(report, as_json=options.json)
     except BrokenPipeError:
@@ -111,6 +173,15 @@ def move(options: argparse.Namespace) -> int:
     if report.error is not None:
         complain(report.error, UNREACHABLE)
     return report.exit_code
+
+
+def _become(options: argparse.Namespace) -> None:
+    from .user import become
+
+    try:
+        become(options.user)
+    except ValueError as error:
+        options.parser.error(f"--user {options.user}: {error}")
 
 
 def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:
@@ -124,18 +195,32 @@ def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:
         )
 
 
-def _run(
-    runner: asyncio.Runner,
-    plugins: Plugins,
-    source: Source,
-    sink: BaseSink,
-    failed: FailedSink | None,
-    max_in_flight: int,
-) -> Report:
+def _control_path(options: argparse.Namespace) -> str | None:
+    folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]  # systemd's
+    path = options.control or (os.path.join(folder, "control.sock") if folder else None)
+    return None if path is None else os.path.abspath(path)
+
+
+class _Moving(NamedTuple):
+    """What a run is made of."""
+
+    plugins: Plugins
+    source: Source
+    sink: BaseSink
+    failed: FailedSink | None
+    max_in_flight: int
+    steering: Steering
+    parts: Callable[[Gateway], list[Callable[[], Prepared]]]
+    control: str | None
+    metrics: Address | None
+    watchdog: Watchdog | None
+
+
+def _run(runner: asyncio.Runner, moving: _Moving) -> Report:
     """A plugin that calls sys.exit() leaves through the loop. Its step has failed then, and the others go on."""
     gateways: list[Gateway] = []
     loop = runner.get_loop()
-    running = loop.create_task(_move(plugins, source, sink, failed, max_in_flight, gateways.append))
+    running = loop.create_task(_move(moving, gateways.append))
     while True:
         try:
             return loop.run_until_complete(running)
@@ -148,23 +233,55 @@ def _run(
             loop.call_soon(loop.call_soon, gateways[0].fail, reason, SOME_FAILED)
 
 
-async def _move(
-    plugins: Plugins,
-    source: Source,
-    sink: BaseSink,
-    failed: FailedSink | None,
-    max_in_flight: int,
-    made: Callable[[Gateway], object],
-) -> Report:
-    asyncio.get_running_loop().set_exception_handler(names_plugins(plugins))
-    with Dispatcher(plugins) as dispatcher:
-        gateway = Gateway(dispatcher, source, sink, failed, max_in_flight=max_in_flight)
+async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
+    source = moving.source
+    asyncio.get_running_loop().set_exception_handler(names_plugins(moving.plugins))
+    with Dispatcher(moving.plugins, watchdog=moving.watchdog) as dispatcher:
+        gateway = Gateway(dispatcher, source, moving.sink, moving.failed, max_in_flight=moving.max_in_flight)
         made(gateway)
-        with _stopped_by_signals(gateway):
-            if not source.finite:
-                complain(f"listening on {source.url}", OK)  # whoever reads this may end it at once
-            async with progress_bar(gateway):
-                return await gateway.run()
+        server = Server(gateway, moving.parts(gateway))
+        with _stopped_by_signals(gateway), moving.steering.of(server):
+            async with _controlled(server, moving.control), _shown(server, moving.metrics) as url:
+                if not source.finite:
+                    complain(f"listening on {source.url}", OK)  # whoever reads this may end it at once
+                if url is not None:
+                    complain(f"metrics at {url}", OK)
+                systemd.notify("READY=1", f"STATUS={'moving' if source.finite else 'listening on'} {source.url}")
+                with systemd.kept_alive(asyncio.get_running_loop()):
+                    async with progress_bar(gateway):
+                        return await gateway.run()
+
+
+@contextlib.asynccontextmanager
+async def _controlled(server: Server, path: str | None) -> AsyncIterator[None]:
+    """With a control socket, if there is to be one."""
+    if path is None:
+        yield
+        return
+    from ..server.control import Control  # takes its time
+
+    try:
+        control = Control(server, path)
+    except OSError as error:
+        raise SourceError(f"cannot listen on the control socket {path}: {error.strerror or error}") from error
+    async with control:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _shown(server: Server, address: Address | None) -> AsyncIterator[str | None]:
+    """With metrics, if there are to be any: where they are."""
+    if address is None:
+        yield None
+        return
+    from ..server.http import HttpServer  # takes its time
+
+    try:
+        http = HttpServer(server, address)
+    except OSError as error:
+        raise SourceError(f"cannot listen for --metrics on {write_address(address)}: {error.strerror or error}") from error
+    async with http:
+        yield http.url
 
 
 @contextlib.contextmanager
@@ -177,6 +294,7 @@ def _stopped_by_signals(gateway: Gateway) -> Iterator[None]:
         for one in before:
             signal.signal(one, signal.SIG_DFL)
         loop.call_soon_threadsafe(gateway.stop, signal.Signals(number))
+        systemd.notify("STOPPING=1")
         why = f"stopping when {gateway.ends_when}; once more to stop at once"
         try:
             complain(why, OK)

@@ -21,6 +21,7 @@ from ._atomic cimport load_flag, store_flag
 from ._call cimport ends_program, take_error
 from ._libuv cimport uv_handle_t
 from ._list cimport append, first, init_list, is_empty, is_linked, unlink
+from ._lookout cimport note_thread
 from ._poll cimport poll_again, renew_some, tell_lost
 from ._report cimport try_log, try_log_failure, try_raise_through_loop, try_report, type_name
 from ._seal cimport seal_base
@@ -208,6 +209,7 @@ cdef class Reactor:
     def __cinit__(self):
         self.state.owner = <PyObject *>self
         self.state.on_idle = on_idle
+        self.state.calling = &self.calling
         init_list(&self.state.ready[False])
         init_list(&self.state.ready[True])
         init_list(&self.state.polls)
@@ -352,12 +354,15 @@ cdef class Reactor:
         if self.thread == 0:
             return
         self.thread = PyThread_get_thread_ident()
+        if self.state.lookout != NULL:
+            note_thread(self.state.lookout)
         self.state.asked = False
         store_flag(&self.state.gil_needed, False)
         for phase in range(POSTED_PHASE, PHASES):
             row = &self.phases[phase]
             if row.function != NULL:
                 more |= row.function(row.owner)
+                set_calling(&self.state, NULL)
                 if self.thread == 0:  # closed, or in the child of a fork, by what was called
                     return
         if self.retries_exit:

@@ -2,6 +2,7 @@
 
 from .._dispatcher cimport Dispatcher
 from .._hook cimport Hook
+from ._histogram cimport Histogram
 from ._mail cimport Mail
 from ._spool cimport Memory
 from ._transaction cimport Transaction
@@ -18,7 +19,12 @@ cdef class Gateway:
     cdef readonly Py_ssize_t in_flight  # mails that are with plugins or the sink
     cdef readonly Py_ssize_t bytes      # what they have
     cdef readonly Memory memory         # that changed mails take
-    cdef readonly bint is_stopping
+    cdef readonly unsigned long long bytes_in   # of the transactions that came,
+    cdef readonly unsigned long long bytes_out  # and of the mails that the sink has
+    cdef readonly Histogram commit_seconds      # from here, of each group of a store that blocks, or each transaction of a sink
+    cdef readonly Histogram group_mails
+    cdef readonly bint is_draining      # no more is taken
+    cdef readonly bint is_stopping      # and what is open has little time left
     cdef bint has_waiting_client        # see Source
     cdef bint settles_each              # likewise
     cdef Hook hook
@@ -33,7 +39,7 @@ cdef class Gateway:
     cdef object take                    # `_take`, made once
     cdef object change                  # an asyncio.Event
     cdef object timer
-    cdef Py_ssize_t max_in_flight
+    cdef Py_ssize_t limit               # of `in_flight`
     cdef bint is_starting
     cdef bint is_portioned              # `pending` goes on in another turn
     cdef bint is_awaited                # `change` is

@@ -8,6 +8,7 @@ from collections import deque
 cimport cython
 from cpython.time cimport monotonic
 from .._dispatcher cimport Dispatcher
+from ._histogram cimport Histogram
 from ._mail cimport Mail
 from ._spool cimport Memory, Spool
 from ._transaction cimport Transaction
@@ -16,6 +17,7 @@ from ._writer cimport Writer
 from .. import COMPLETE, FAIL, Cancelled
 from ._mail import put_in_spool
 from .errors import SinkError, SourceError
+from .done import log as mail_log, log_mail
 from .refusals import Refusals
 from .report import UNREACHABLE, Counts, Report
 from .threads import begin_thread
@@ -35,6 +37,8 @@ cdef enum:
 cdef double PORTION = 1e-3  # seconds of a turn of the loop for the steps of mails to many recipients
 
 log = logging.getLogger(__name__)
+
+cdef object INFO = logging.INFO
 
 cdef object FULL = Verdict.deferred(452, "4.3.1 there is no room for it now; try again later")
 cdef object NO_ANSWER = "4.4.2 this took too long"
@@ -76,7 +80,10 @@ cdef class Gateway:
         self.ends_when = source.ends_when or sink.ends_when
         self.hook = dispatcher.hook(HOOK)
         store = sink if sink.stores else None
-        self.writer = Writer(store, failed, self._stored, self._drop, self.fail, source.has_waiting_client)
+        self.commit_seconds = Histogram(1e-3)
+        self.group_mails = Histogram(1)
+        self.writer = Writer(store, failed, self._stored, self._drop, self.fail, source.has_waiting_client,
+                             self.commit_seconds, self.group_mails)
         self.loop = asyncio.get_running_loop()
         self.memory = Memory()
         self.deliveries = {}
@@ -85,7 +92,20 @@ cdef class Gateway:
         self.pending = deque()
         self.take = self._take
         self.change = asyncio.Event()
-        self.max_in_flight = max_in_flight
+        self.limit = max_in_flight
+
+    @property
+    def max_in_flight(self):
+        """May be changed while it runs; what is on the way goes on."""
+        return self.limit
+
+    @max_in_flight.setter
+    def max_in_flight(self, Py_ssize_t limit):
+        if limit < 1:
+            raise ValueError(f"max_in_flight is at least 1, not {limit}")
+        self.limit = limit
+        self.start()
+        self.notify()
 
     @property
     def total(self):
@@ -117,7 +137,7 @@ cdef class Gateway:
                     await self._wait()
                 self.writer.close()
         finally:
-            self.is_stopping = True  # a stop that comes late has nothing to do
+            self.is_draining = self.is_stopping = True  # a stop that comes late has nothing to do
             if self.timer is not None:
                 self.timer.cancel()
             self.refusals.close()
@@ -127,22 +147,45 @@ cdef class Gateway:
         self.report.hooks = self.dispatcher.stats().hooks
         return self.report
 
-    def stop(self, why=None):
-        """Take no more mail, and end when what is open is over. Where no client waits, what plugins hold is taken back."""
+    def drain(self, timeout=None, why=None):
+        """Take no more mail, and end when what is open is over, however long plugins hold it. What is still open after
+        `timeout` seconds, if that is given, is broken off. May be called again, with another timeout."""
+        if self.is_stopping:
+            return
+        if not self.is_draining:
+            self.is_draining = True
+            if self.source.finite:
+                self.report.stopped = why
+            self.source.stop()
+            self.notify()
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = None if timeout is None else self.loop.call_later(timeout, self._end_draining)
+
+    def _end_draining(self):
+        self.stop(self.report.stopped, 0.0)
+
+    def stop(self, why=None, patience=None):
+        """Take no more mail, and end when what is open is over. Where no client waits, what plugins hold is taken back. What is
+        still open after `patience` (PATIENCE), in seconds, is broken off."""
         cdef Transaction transaction
         if self.is_stopping:
             return
         self.is_stopping = True
         if self.source.finite:
             self.report.stopped = why
-        self.source.stop()
+        if not self.is_draining:
+            self.is_draining = True
+            self.source.stop()
         if not self.has_waiting_client:
             for transaction in [*self.active, *self.waiting]:
                 transaction.cancelled = not transaction.committing
                 self.cancel(transaction)
         self.start()
         self.notify()
-        self.timer = self.loop.call_later(PATIENCE, self._cut)
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self.loop.call_later(PATIENCE if patience is None else patience, self._cut)
 
     def _cut(self):
         """Break off what is still open."""
@@ -168,9 +211,9 @@ cdef class Gateway:
 
     async def room(self):
         """Wait until there is room for more mails, and return for how many. 0: the run is being stopped."""
-        while not self.is_stopping and (self.in_flight >= self.max_in_flight or self.bytes >= IN_FLIGHT_BYTES):
+        while not self.is_draining and (self.in_flight >= self.limit or self.bytes >= IN_FLIGHT_BYTES):
             await self._wait()
-        return 0 if self.is_stopping else self.max_in_flight - self.in_flight
+        return 0 if self.is_draining else self.limit - self.in_flight
 
     def offer(self, transactions):
         """Take these. What there is no room for waits."""
@@ -203,9 +246,11 @@ cdef class Gateway:
                 raise ValueError(f"{mail!r} is offered twice")
             (<Mail>mail).transaction = transaction
         transaction.gateway = self
+        transaction.begun = monotonic()
         transaction.steps_left = len(transaction.mails)
         transaction.steps = []
         self.counts.read += transaction.steps_left
+        self.bytes_in += transaction.size
         self.waiting.append(transaction)
         return 0
 
@@ -319,7 +364,7 @@ cdef class Gateway:
                 self.waiting.popleft()  # see cancel()
                 self.notify()
                 continue
-            if self.in_flight >= self.max_in_flight:
+            if self.in_flight >= self.limit:
                 break
             self.waiting.popleft()
             self.active.add(transaction)
@@ -408,6 +453,7 @@ cdef class Gateway:
             return
         transaction.committing = True
         transaction.given = mails
+        cdef double begun = monotonic()
         try:
             verdicts = list(await self.sink.deliver(mails))
             if len(verdicts) != len(mails) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
@@ -420,6 +466,8 @@ cdef class Gateway:
         except Exception as error:
             log.exception("%s failed", self.sink.url)
             verdicts = [Verdict.failed(error)] * len(mails)
+        self.commit_seconds.count(monotonic() - begun)
+        self.group_mails.count(len(mails))
         self.take_verdicts(transaction, verdicts)
 
     def _after_delivery(self, task):
@@ -563,6 +611,8 @@ cdef class Gateway:
         """Settle it, with this verdict on all mails that have none of their own."""
         transaction.gateway = None
         told = self.verdicts_of(transaction, verdict) if self.settles_each else [verdict] * len(transaction.mails)
+        if mail_log.isEnabledFor(INFO):
+            log_mail(transaction, self.verdicts_of(transaction, verdict), monotonic() - transaction.begun)
         try:
             transaction.settle(told)
         except Exception:
@@ -611,6 +661,8 @@ cdef class Gateway:
 
     cdef int drop(self, Transaction transaction) except -1:
         """It was taken back before anything was done with it."""
+        if mail_log.isEnabledFor(INFO):
+            log_mail(transaction, [CANCELLED], monotonic() - transaction.begun)
         transaction.delivering = None
         self.counts.unfinished += len(transaction.mails)
         return self.release(transaction)
@@ -628,8 +680,9 @@ cdef class Gateway:
 
     cdef int count_good(self, list steps) except -1:
         cdef Py_ssize_t completed = 0
-        for _, outcome in steps:
+        for mail, outcome in steps:
             completed += outcome is COMPLETE
+            self.bytes_out += (<Mail>mail).length()
         if completed:
             self.counts.completed += completed
         self.counts.continued += len(steps) - completed

@@ -1,5 +1,6 @@
 # Storing what is good, and what failed where that goes, in groups.
 
+from ._histogram cimport Histogram
 from ._transaction cimport Transaction
 
 cdef class Writer:
@@ -8,6 +9,8 @@ cdef class Writer:
     cdef object done                # called with a transaction, and whether its bad ones are set aside and its good stored
     cdef object dropped             # called with one that was taken back before it was stored
     cdef object on_error
+    cdef Histogram seconds          # that each group took
+    cdef Histogram sizes            # how many mails it had
     cdef object waiting             # a deque of transactions
     cdef object work                # an asyncio.Event
     cdef set broken                 # stores

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Self, final
 
+from ._histogram import Histogram
 from ._transaction import Transaction
 from .base import Store
 
@@ -17,5 +18,7 @@ class Writer:
         dropped: Callable[[Transaction], object],
         on_error: Callable[[str], object],
         goes_on: bool,
+        seconds: Histogram,
+        sizes: Histogram,
     ) -> Self: ...
     async def run(self) -> None: ...

@@ -5,6 +5,8 @@ import logging
 from collections import deque
 
 cimport cython
+from cpython.time cimport monotonic
+from ._histogram cimport Histogram
 from ._mail cimport Mail
 from ._transaction cimport Transaction
 
@@ -30,7 +32,8 @@ cdef class Writer:
     `dropped`: on a slow disk, clients that lost their patience send the same again.
     """
 
-    def __cinit__(self, store, failed, done not None, dropped not None, on_error not None, bint goes_on):
+    def __cinit__(self, store, failed, done not None, dropped not None, on_error not None, bint goes_on,
+                  Histogram seconds not None, Histogram sizes not None):
         self.store = store
         self.failed = failed
         self.done = done
@@ -38,6 +41,8 @@ cdef class Writer:
         self.on_error = on_error
         self.blocks = store is not None and store.blocks
         self.goes_on = goes_on
+        self.seconds = seconds
+        self.sizes = sizes
         self.waiting = deque()
         self.work = asyncio.Event()
         self.broken = set()
@@ -122,9 +127,13 @@ cdef class Writer:
             return True
         if store in self.broken:
             return False
+        cdef double begun = monotonic()
         try:
             if store.blocks:
                 await in_thread(store.store, mails)
+                if store is self.store:
+                    self.seconds.count(monotonic() - begun)
+                    self.sizes.count(len(mails))
             else:
                 store.store(mails)
         except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -33,6 +33,17 @@ class Option(NamedTuple):
     is_number: bool = False
 
 
+class Prepared(NamedTuple):
+    """What is ready to be put in force by a reload."""
+
+    commit: Callable[[], object] = tuple
+    """Puts it in force, and does not fail."""
+    changed: tuple[str, ...] = ()
+    """What is another than before, for people."""
+    needs_restart: tuple[str, ...] = ()
+    """What would have to be another, and cannot while it runs."""
+
+
 class Place:
     """What sources and sinks have in common. Opened by being made; raises SourceError or SinkError."""
 
@@ -43,6 +54,18 @@ class Place:
     @classmethod
     def check(cls, path: str, given: Mapping[str, Any]) -> None:
         """Raise ValueError for options that do not go together, before anything is opened."""
+
+    changeable: ClassVar[frozenset[str]] = frozenset()
+    """The options that `prepare` can change."""
+
+    def prepare(self, options: Mapping[str, Any]) -> Prepared:
+        """Make ready for a reload, with these options, which were checked; none but the changeable are others than before.
+        Nothing changes before the commit. Raises SourceError or SinkError."""
+        return Prepared()
+
+    def figures(self) -> dict[str, Any]:
+        """What it counts of its own while it is used, as plain data."""
+        return {}
 
     def close(self) -> None:
         """Nothing to close."""

@@ -13,7 +13,7 @@ from .mbox.sink import MboxSink
 from .mbox.source import MboxSource
 from .null_sink import NullSink
 from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
-from .smtp.source import LmtpSource, SmtpSource, SmtpsSource, split_host
+from .smtp.source import SYSTEMD, LmtpSource, SmtpSource, SmtpsSource, split_host
 
 P = TypeVar("P", bound=Place)
 
@@ -25,6 +25,9 @@ SOURCES: Mapping[str, type[Source]] = {
     "smtps://HOST:PORT": SmtpsSource,
     "lmtp://HOST:PORT": LmtpSource,
     "lmtp:unix:PATH": LmtpSource,
+    "smtp:systemd": SmtpSource,
+    "smtps:systemd": SmtpsSource,
+    "lmtp:systemd": LmtpSource,
 }
 STORES: Mapping[str, type[Store]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
 SINKS: Mapping[str, type[BaseSink]] = {
@@ -87,6 +90,8 @@ def _absolute(path: str) -> str:
 
 def _parse(url: str, known: Mapping[str, type[P]], what: str) -> Location[P]:
     scheme, _, path = url.partition(":")
+    if path == SYSTEMD and url in known:
+        return Location(scheme, path, known[url])
     for usage, kind in known.items():
         usual_scheme, _, usual_path = usage.partition(":")
         if scheme != usual_scheme or bool(path) != bool(usual_path):

@@ -88,7 +88,7 @@ class Report:
             "refusals": [
                 {"stage": stage, "code": code, "count": count} for (stage, code), count in sorted(self.refusals.items())
             ],
-            "plugins": [asdict(hook) for hook in self.hooks],
+            "plugins": [hook._asdict() for hook in self.hooks],
             "stopped": self.stopped.name if self.stopped else None,
             "error": self.error,
             "exit_code": self.exit_code,

@@ -22,15 +22,15 @@ class UnixSocket:
     which begin or end at once do not take the path from each other.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, mode: int = MODE) -> None:
         self._path = os.path.abspath(path)  # whatever a plugin makes the current directory
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with self._alone():
                 self._remove_if_dead()
-                os.fchmod(self.listener.fileno(), MODE)  # on Linux no more is allowed from the beginning
+                os.fchmod(self.listener.fileno(), mode)  # on Linux no more is allowed from the beginning
                 self.listener.bind(self._path)
-                os.chmod(self._path, MODE)  # whatever the umask
+                os.chmod(self._path, mode)  # whatever the umask; until it listens nobody can connect
                 self.listener.listen()
         except BaseException:
             self.listener.close()

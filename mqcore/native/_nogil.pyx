@@ -21,7 +21,7 @@ from .._dispatch cimport Runner, is_sampled, resume
 from .._holds cimport count_given
 from .._message cimport (
     HELD, QUEUED, RUNNING, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide,
-    enter_nogil_phase, flush, leave_nogil_phase, move, no_drops)
+    count_held_time, enter_nogil_phase, flush, leave_nogil_phase, move, no_drops)
 from ..loop._atomic cimport get, load, store, store_flag, swap
 from ..loop._list cimport first, is_empty, unlink
 from ..loop._poll cimport lost_for, remove_watch
@@ -199,9 +199,8 @@ cdef bint go_on_with(
             if slot != NULL:
                 put_back(table, slot)
             return called
-        if message.since and message.since < now:  # else the hold was over at once
-            message.entry.counters.held_ns += now - message.since
-        message.since = 0
+        if message.since:  # it may have begun after `now`, and was over at once
+            count_held_time(message, max(now, message.since))
         message.decision = UNDECIDED
         slot.object = <PyObject *>message
         called = True

@@ -47,7 +47,18 @@ class _Change(Protocol):
 class _Dispatcher(Protocol):
     """What plugins ask of a dispatcher; other threads than its own ask too, and there `_prepare` neither waits nor fails."""
 
-    def _prepare(self, plugins: tuple[Plugin, ...], /) -> _Change: ...
+    def _prepare(self, plugins: Snapshot, /) -> _Change: ...
+
+
+class Snapshot(tuple["Plugin", ...]):
+    """The plugins as they are at one moment, in order; `paused` are the names of those that are in no chain."""
+
+    paused: frozenset[str]
+
+    def __new__(cls, plugins: Iterable[Plugin] = (), paused: Iterable[str] = ()) -> Self:
+        self = super().__new__(cls, plugins)
+        self.paused = frozenset(paused).intersection(plugin.name for plugin in self)
+        return self
 
 
 class Plugin:
@@ -163,7 +174,7 @@ class Plugins:
         config: Config | _Path | None = None,
         trust_writable: bool = False,
     ) -> None:
-        self.snapshot: tuple[Plugin, ...] = ()
+        self.snapshot = Snapshot()
         """The plugins as they are now; every change makes a new tuple."""
         self.hooks: Mapping[str, HookSpec] = MappingProxyType(_specs(hooks))
         self._paths = [_absolute(path) for path in paths]
@@ -209,9 +220,7 @@ class Plugins:
         If it is in a directory of the set, `reload` brings it back for as long as its file is there.
         """
         with self._one_change():
-            removed = next((plugin for plugin in self.snapshot if plugin.name == name), None)
-            if removed is None:
-                raise PluginError(f"no plugin is named {name!r}{nearest(name, [p.name for p in self.snapshot])}")
+            removed = self._named(name)
             self._change([plugin for plugin in self.snapshot if plugin is not removed], [], self._config)
             self._paths = [path for path in self._paths if path != removed.path]
 
@@ -225,11 +234,28 @@ class Plugins:
             kept = [plugin for plugin in self.snapshot if plugin.path is None]
             self._change(kept, self._find(self._paths), read_config(self._config_source))
 
+    def pause(self, name: str) -> None:
+        """Leave a plugin out of every step that begins from now on, until `resume`. It stays loaded: steps that are under way
+        go on as they began, what it holds included. New code of the same name, after a `reload`, is paused too."""
+        with self._one_change():
+            self._swap(Snapshot(self.snapshot, self.snapshot.paused | {self._named(name).name}))
+
+    def resume(self, name: str) -> None:
+        """End what `pause` began; of one that is not paused, do nothing."""
+        with self._one_change():
+            self._swap(Snapshot(self.snapshot, self.snapshot.paused - {self._named(name).name}))
+
+    @property
+    def paused(self) -> frozenset[str]:
+        """The names of those that are paused."""
+        return self.snapshot.paused
+
     def order(self, hook: str) -> list[str]:
-        """The names of the plugins that implement `hook`, in the order in which they are called."""
+        """The names of the plugins that implement `hook` and are not paused, in the order in which they are called."""
         if hook not in self.hooks:
             raise MqError(f"no hook is named {hook!r}{nearest(hook, self.hooks)}")
-        return [plugin.name for plugin in self.snapshot if hook in plugin.hooks]
+        plugins = self.snapshot
+        return [plugin.name for plugin in plugins if hook in plugin.hooks and plugin.name not in plugins.paused]
 
     @property
     def unused_config(self) -> list[str]:
@@ -242,7 +268,7 @@ class Plugins:
         with self._one_change(closing=True), self._lock:
             self._closed = True
             self._gone.extend(self.snapshot)
-            self.snapshot = ()
+            self.snapshot = Snapshot()
 
     def __enter__(self) -> Self:
         return self
@@ -262,7 +288,7 @@ class Plugins:
         return f"<mqcore.Plugins {', '.join(plugin.name for plugin in self.snapshot) or '(none)'}>"
 
     @contextmanager
-    def _attach(self, dispatcher: _Dispatcher) -> Iterator[tuple[Plugin, ...]]:
+    def _attach(self, dispatcher: _Dispatcher) -> Iterator[Snapshot]:
         """For a dispatcher that is being made: the plugins that it takes, as `_current` gives them.
 
         From then on changes reach the dispatcher, also one that is under way, unless the block raises.
@@ -284,7 +310,7 @@ class Plugins:
             self._dispatchers = [ref for ref in self._dispatchers if ref() is not None and ref() is not dispatcher]
 
     @contextmanager
-    def _current(self) -> Iterator[tuple[Plugin, ...] | None]:
+    def _current(self) -> Iterator[Snapshot | None]:
         """The plugins as they are now, for a dispatcher that takes them over; None once they are closed.
 
         Other threads may change the set meanwhile, but within the block none of these plugins ends.
@@ -294,11 +320,17 @@ class Plugins:
                 plugins = None if self._closed else self._use(used)
             yield plugins
 
-    def _use(self, used: ExitStack) -> tuple[Plugin, ...]:
+    def _use(self, used: ExitStack) -> Snapshot:
         for plugin in self.snapshot:
             plugin._acquire()
             used.callback(plugin._release)
         return self.snapshot
+
+    def _named(self, name: str) -> Plugin:
+        for plugin in self.snapshot:
+            if plugin.name == name:
+                return plugin
+        raise PluginError(f"no plugin is named {name!r}{nearest(name, [p.name for p in self.snapshot])}")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -346,7 +378,7 @@ class Plugins:
                 made.append(plugin)
             for plugin in made:
                 plugin._start()
-            self._swap(tuple(sorted(kept + made, key=_order)))
+            self._swap(Snapshot(sorted(kept + made, key=_order), old.paused))
             undo.pop_all()
         self._config = config
         self._gone.extend(plugin for plugin in old if plugin not in staying)
@@ -362,7 +394,7 @@ class Plugins:
                 )
             return Plugin(candidate.name, candidate.path, settings, callables, undo.pop_all())
 
-    def _swap(self, new: tuple[Plugin, ...]) -> None:
+    def _swap(self, new: Snapshot) -> None:
         """Bring the new set into every dispatcher, or into none; also into those that are made meanwhile."""
         changes: list[_Change] = []
         asked: list[_Dispatcher] = []
@@ -377,7 +409,7 @@ class Plugins:
         for change in changes:
             change.commit()
 
-    def _take_over(self, new: tuple[Plugin, ...], asked: list[_Dispatcher]) -> list[_Dispatcher]:
+    def _take_over(self, new: Snapshot, asked: list[_Dispatcher]) -> list[_Dispatcher]:
         """The dispatchers that are not ready for the new set; when there are none, it is the set from now on."""
         with self._lock:
             dispatchers = [reference() for reference in self._dispatchers]

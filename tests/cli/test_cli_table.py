@@ -15,7 +15,7 @@ from mqcore.stats import HookStats
 
 
 def report(*rows):
-    zero = dict.fromkeys(HookStats.__dataclass_fields__, 0)
+    zero = dict.fromkeys(HookStats._fields, 0)
     hooks = tuple(HookStats(**(zero | {"plugin": plugin, "hook": hook, "calls": 1_234})) for plugin, hook in rows)
     counts = Counts(read=1_000, continued=990, rejected=7, discarded=3)
     return Report(counts, seconds=2.0, hooks=hooks, refusals=Counter({("rcptto", 550): 5, ("message", 450): 2}))

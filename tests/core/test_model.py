@@ -14,6 +14,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from effort import examples
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -304,7 +305,8 @@ class World:
         s = self.dispatcher.stats()
         rows = {}
         for r in s.hooks:
-            row = (r.calls, r.holds, r.continues, r.completes, r.retries, r.failures, r.timeouts, r.abandoned, r.refused)
+            row = (r.calls, r.holds, r.continues, r.completes, r.retries, r.failures, r.timeouts, r.abandoned, r.refused,
+                   r.retry_limits)
             old = rows.get(r.plugin, (0,) * len(row))
             rows[r.plugin] = tuple(a + b for a, b in zip(old, row, strict=True))
         current = {plugin.name for plugin in self.plugins}
@@ -448,7 +450,7 @@ def drive(owner, coroutines):
         run_state_machine_as_test(
             lambda: Machine(owner, coroutines),
             settings=settings(
-                max_examples=200,
+                max_examples=examples(200),
                 stateful_step_count=40,
                 phases=PHASES,
                 deadline=None,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from types import SimpleNamespace
 
 import pytest
-from loop_tools import Lender
+from loop_tools import Lender, borrow
 from owners import STEP, assert_conserved
 
 import mqcore
+from mqcore.stats import HOLD_TIMES
 
 
 class Lives:
@@ -128,6 +130,64 @@ def test_rule_16_per_plugin_and_hook(engine):
     for row in (a, b):
         assert (row.timeouts, row.abandoned) == (0, 0)
         assert row.seconds >= 0 and row.longest >= 0 and row.held_seconds >= 0
+
+
+def row_of(dispatcher, plugin):
+    return next(row for row in dispatcher.stats().hooks if (row.plugin, row.hook) == (plugin, "mq_step"))
+
+
+def test_rule_16_held_now_and_hold_times(engine):
+    """Whatever ends a hold, it is held no more and counted once by how long it took."""
+    holder, other = Lender(), Lender()
+    dispatcher = engine.start({"a": holder, "b": other}, hold_timeout=0)
+    messages = [engine.Message() for _ in range(4)]
+    for message in messages:
+        dispatcher.hook("mq_step").run(message, done=engine.done)
+    row = row_of(dispatcher, "a")
+    assert (row.held, row.holds, sum(row.hold_times)) == (4, 4, 0)
+    holder.context.complete(messages[0])
+    assert row_of(dispatcher, "a").held == 3
+    engine.run_until(lambda: len(engine.finished) == 1)
+    holder.context.continue_(messages[1])
+    engine.run_until(lambda: row_of(dispatcher, "b").held)
+    dispatcher.cancel(messages[2])
+    row = row_of(dispatcher, "a")
+    assert (row.held, sum(row.hold_times)) == (1, 3)
+    assert row_of(dispatcher, "b").held == 1
+    dispatcher.close()
+    row = row_of(dispatcher, "a")
+    assert (row.held, row.holds, sum(row.hold_times)) == (0, 4, 4)
+
+
+def test_hold_times_have_the_bounds_that_they_say(owner):
+    dispatcher, context = borrow(owner)
+    message = mqcore.Message()
+    dispatcher.hook("mq_step").run(message, done=owner.done)
+    time.sleep(0.0021)
+    context.continue_(message)
+    owner.run_until(lambda: owner.finished)
+    row = row_of(dispatcher, "lender")
+    (place,) = [place for place, count in enumerate(row.hold_times) if count]
+    bounds = (0.0, *HOLD_TIMES, float("inf"))
+    assert len(row.hold_times) == len(HOLD_TIMES) + 1
+    assert bounds[place] < row.held_seconds <= bounds[place + 1]
+
+
+def test_the_oldest_of_each_that_holds(owner):
+    """As far as it is among the oldest that are looked at."""
+    dispatcher = owner.start({"a": lambda context, message: message.payload == "a", "b": Lender()})
+    messages = [mqcore.Message(payload) for payload in "aab"]
+    for message in messages:
+        dispatcher.hook("mq_step").run(message, done=owner.done)
+    oldest = dispatcher.oldest_held()
+    assert list(oldest) == [("a", "mq_step"), ("b", "mq_step")]
+    assert oldest["a", "mq_step"] >= oldest["b", "mq_step"] >= 0
+    assert list(dispatcher.oldest_held(2)) == [("a", "mq_step")]
+    assert dispatcher.oldest_held(0) == {}
+    with pytest.raises(ValueError, match="among is a number of messages"):
+        dispatcher.oldest_held(-1)
+    dispatcher.close()
+    assert dispatcher.oldest_held() == {}
 
 
 def test_rule_16_stats_survive_close(engine):

@@ -1,4 +1,4 @@
-"""Rule 22: each extension type of mqcore is attacked: `python -m attack_types OWNER NAME`, in a process of its own.
+"""Rule 22: each extension type of mqcore is attacked: `python -m attack_types OWNER NAME...`, in a process of its own.
 
 What was done last is on standard error, in case of a crash. Ends well when each attack worked or raised anything but a
 SystemError, and the dispatchers still work afterwards.
@@ -503,18 +503,16 @@ def quiet_faults(owner: Owner) -> None:
 
 
 def main() -> None:
-    owner_name, name = sys.argv[1:]
-    if name == "list":
-        print("\n".join(extension_types()))
-        return
+    owner_name, *names = sys.argv[1:]
     extension_types()
     OLD.extend(gc.get_objects())
     owner = tools.start_owner(owner_name)
     quiet_faults(owner)
     faulthandler.dump_traceback_later(200, exit=True)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        attack_type(owner, name)
-        owner.loop_errors.clear()
+        for name in names:
+            attack_type(owner, name)
+            owner.loop_errors.clear()
         gc.collect()
         still_works(owner)
         owner.loop_errors.clear()

@@ -1,4 +1,4 @@
-"""Small scenarios in which the n-th allocation fails, for every n: `python -m no_memory OWNER SCENARIO [FIRST LAST]`.
+"""Small scenarios in which the n-th allocation fails, for every n: `python -m no_memory OWNER SCENARIO [EVERY FIRST LAST]`.
 
 Each n is a process of its own. It ends well when its books are in order, every `done` that was due was called (or its call
 failed for want of memory, which then was told), nothing is left after close(), and the dispatcher worked on in between.
@@ -486,7 +486,7 @@ def one(owner_name: str, name: str, nth: int) -> int:
 
 def main() -> None:
     owner_name, name = sys.argv[1:3]
-    first, last = map(int, sys.argv[3:] or (1, 10**6))
+    every, first, last = map(int, (*sys.argv[3:], *(1, 1, 10**6)[len(sys.argv) - 3 :]))
     logging.lastResort = None
     logging.getLogger("mqcore").addHandler(logging.NullHandler())
     sys.stdout.flush()
@@ -500,9 +500,9 @@ def main() -> None:
         enough = enough + 1 if code == 2 else 0
         if code not in (1, 2):
             failed.append(f"n = {nth}: exit code {code}")
-        nth += 1
+        nth += every
     assert not failed, f"{owner_name}, {name}: {failed}"
-    print(f"{nth - 1} allocations")
+    print(f"{nth - every} allocations")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hostile_tools
 import pytest
+from effort import examples
 
 
 @pytest.mark.parametrize("owner", ["uvloop", "pyuv"])
 def test_operations_at_random(owner: str) -> None:
-    out = hostile_tools.run("machine", "--owner", owner, "--seed", 1, "--seconds", 20, dev=False, timeout=240)
+    out = hostile_tools.run("machine", "--owner", owner, "--seed", 1, "--seconds", examples(20), dev=False, timeout=240)
     assert out.endswith("nothing found\n")
 
 
 @pytest.mark.parametrize("owner", ["uvloop", "pyuv"])
 def test_state_machine(owner: str) -> None:
-    assert hostile_tools.run("machine_hypothesis", owner, 60, dev=False, timeout=240).endswith("nothing found\n")
+    assert hostile_tools.run("machine_hypothesis", owner, examples(60), dev=False, timeout=240).endswith("nothing found\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cython_tools import build_driver
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -98,4 +99,4 @@ def test_against_a_sorted_list(driver):
         def teardown(self):
             assert self.wheel.drop_all() == len(self.waiting) + len(self.due)
 
-    run_state_machine_as_test(Machine, settings=settings(max_examples=300, stateful_step_count=60, deadline=None))
+    run_state_machine_as_test(Machine, settings=settings(max_examples=examples(300), stateful_step_count=60, deadline=None))

@@ -13,6 +13,7 @@ import os
 import threading
 
 import pytest
+from effort import examples
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
@@ -258,7 +259,7 @@ def test_against_the_reference(tmp_path, name, chain, later):
     run_state_machine_as_test(
         machine(name, CHAINS[chain], later, tmp_path),
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, phases=[Phase.generate],
+            max_examples=examples(60), stateful_step_count=40, deadline=None, phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),
     )

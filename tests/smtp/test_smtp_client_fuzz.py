@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,7 +114,7 @@ SOUND = st.lists(
 ).map(lambda replies: [b"220 hi\r\n", b"250-mx\r\n250 PIPELINING\r\n", *replies])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(
     st.lists(st.one_of(st.tuples(LINES, ENDS).map(b"".join), st.binary(max_size=20)), max_size=40).map(b"".join),
     st.lists(st.integers(0, 400), max_size=6),
@@ -125,7 +126,7 @@ def test_made_up_inputs(data, cuts, recipients, mode):
     check([data[start:end] for start, end in itertools.pairwise(places)], recipients, mode)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(SOUND, st.integers(1, 3), st.sampled_from(MODES))
 def test_whole_replies_in_any_order(replies, recipients, mode):
     """Reply by reply and byte by byte it is the same."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from smtp_tools import EHLO, OPEN, converse
@@ -77,7 +78,7 @@ def test_there_are_stored_inputs():
     assert len(CORPUS) > 20
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(OPENINGS, SCRIPTS, st.lists(st.integers(0, 600), max_size=6), st.sampled_from(MODES))
 def test_made_up_inputs(opening, script, cuts, mode):
     data = opening + script
@@ -85,7 +86,7 @@ def test_made_up_inputs(opening, script, cuts, mode):
     check(data, [data[start:end] for start, end in itertools.pairwise(places)], mode)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"..", b"a", b"\0"]), max_size=30).map(b"".join))
 def test_only_the_true_end_ends_a_message(text):
     """The message that is taken, made ready for SMTP again, is what was sent; and nothing behind its end is part of it."""
@@ -101,7 +102,7 @@ def test_only_the_true_end_ends_a_message(text):
 ADDRESSES = st.lists(st.sampled_from([*"aZ9.@-_+=\"<>/", "x" * 120]), max_size=9).map("".join)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(st.sampled_from(["", "<", " <", "<<"]), ADDRESSES, st.sampled_from(["", ">", ">>"]))
 def test_an_address_is_what_the_grammar_says(before, address, after):
     """Most are taken without the regular expressions that say what an address is."""

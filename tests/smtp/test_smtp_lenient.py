@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from smtp_tools import EHLO, MAIL, OPEN, Talk, codes, converse
@@ -114,7 +115,7 @@ def test_loops_are_found_behind_any_line_end():
 PIECES = st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"..", b"a", b"\0", b"\r\n.\r", b"\n.\r\n", b"RCPT TO:<evil@b>\r\n"])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.lists(PIECES, max_size=30).map(b"".join), st.integers(0, 100))
 def test_nothing_is_smuggled(text, at):
     """In whatever pieces it comes: one message, up to the true end, which can be sent on as one."""
@@ -134,7 +135,7 @@ def test_nothing_is_smuggled(text, at):
 CHARACTERS = st.sampled_from([*'aZ9.@-<>"()\\ ,;:[]\u00e9\u00a0', "FROM:", "\udce9", "<a@b>", "x" * 50])
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 @given(st.lists(CHARACTERS, max_size=16).map("".join))
 def test_whatever_is_taken_can_be_sent(text):
     found = parse_path(f"FROM:{text}", "FROM")

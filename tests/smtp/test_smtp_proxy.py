@@ -7,6 +7,7 @@ import struct
 from collections import deque
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,7 +89,7 @@ def test_what_is_no_header(text, step):
     assert not reader.done
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(
     st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 ", SIGNATURE, SIGNATURE + b"\x21\x11\0\x0c"]),
     st.lists(st.binary(max_size=300), min_size=1, max_size=5),

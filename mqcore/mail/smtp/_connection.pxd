@@ -7,6 +7,7 @@ from ...smtp._protocol cimport ServerProtocol
 from .._gateway cimport Gateway
 from .._transaction cimport Transaction
 from ...smtp._data cimport DataReceiver
+from ._counters cimport SmtpCounters
 from ._host cimport Host
 
 cdef class SmtpConnection
@@ -30,6 +31,7 @@ cdef class SmtpConnection:
     cdef str peer                   # what was said of the client before it was heard; None if nothing
     cdef Dispatcher dispatcher
     cdef Gateway gateway
+    cdef SmtpCounters counters
     cdef readonly object transport
     cdef readonly Connection info   # what plugins see of it
     cdef readonly ServerProtocol protocol
@@ -56,6 +58,7 @@ cdef class SmtpConnection:
     cdef object delayed             # the timer of the reply to a failed login
     cdef int failed_logins
     cdef double since               # when the client was last told something
+    cdef double begun               # when it said MAIL
     cdef Py_ssize_t reserved
     cdef Stage stage
     cdef bint is_stepping
@@ -74,6 +77,8 @@ cdef class SmtpConnection:
     cdef int end_stage(self, outcome) except -1
     cdef bint answer(self, outcome, failed=*) except -1
     cdef int note(self, rejection, outcome) except -1
+    cdef int count_handshake(self) except -1
+    cdef int end_transaction(self) except -1
     cdef int note_faults(self) except -1
     cdef int begin_stage(self, payload) except -1
     cdef int discard(self) except -1

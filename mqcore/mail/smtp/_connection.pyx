@@ -74,6 +74,7 @@ cdef class SmtpConnection:
         self.host = host
         self.peer = peer
         self.gateway = host.gateway
+        self.counters = host.counters
         self.info = NOBODY  # until `connection_made`
         self.message = NOTHING_SAID
         self.dispatcher = self.gateway.dispatcher
@@ -97,6 +98,8 @@ cdef class SmtpConnection:
             transport.close()
             return
         self.resume = self._resume
+        if self.protocol.secure:
+            self.count_handshake()
         if self.host.trusts_some:
             self.protocol.may_xclient = peer in self.host.xclient_from
             self.protocol.may_xforward = peer in self.host.xforward_from
@@ -281,7 +284,10 @@ cdef class SmtpConnection:
         rejection = failed if outcome is FAIL else self.message.refusal
         if rejection is None:
             self.protocol.accept()
+            self.counters.numbers[<int>self.stage] += 1
             return True
+        if self.stage <= SECURE:
+            self.counters.refused["plugin"] += 1
         code, text = rejection
         self.protocol.reject(code, text)
         self.note(rejection, outcome)
@@ -300,6 +306,17 @@ cdef class SmtpConnection:
         if outcome is not FAIL:
             self.gateway.refusals.tell(message)
         return 0
+
+    cdef int count_handshake(self) except -1:
+        """TLS has begun."""
+        session = self.transport.get_extra_info("ssl_object")
+        self.counters.handshakes[session.version() or "unknown" if session is not None else "unknown", "ok"] += 1
+        return 0
+
+    cdef int end_transaction(self) except -1:
+        """A message is replied to."""
+        self.counters.transactions.count(self.time() - self.begun)
+        return self.forget_message()
 
     cdef int note_faults(self) except -1:
         """The same for what the protocol refused by itself."""
@@ -398,9 +415,11 @@ cdef class SmtpConnection:
         self.tls_task = None
         transport = None if task.cancelled() else task.result()
         if transport is None or self.transport.is_closing():
+            self.counters.handshakes["none", "failed"] += 1
             self.abandon()
             return
         self.transport = self.info.transport = transport
+        self.count_handshake()
         self.info.tls = True
         self.info.helo = None
         self.info.authenticated = False
@@ -413,13 +432,17 @@ cdef class SmtpConnection:
             self.message.refusal = REFUSED_LOGIN
         if outcome is not FAIL and self.message.refusal is not None:
             return self.delay_refusal(outcome)
-        if not self.answer(outcome, NO_LOGIN_NOW):
+        if self.answer(outcome, NO_LOGIN_NOW):
+            self.counters.logins["ok"] += 1
+        else:
+            self.counters.logins["failed"] += 1
             self.info.authenticated = False
         return 0
 
     cdef int delay_refusal(self, outcome) except -1:
         """The reply to a failed login waits, and with it what the client has sent behind that."""
         self.info.authenticated = False
+        self.counters.logins["refused"] += 1
         self.note(self.message.refusal, outcome)
         self.failed_logins += 1
         seconds = self.host.failed_logins.count(self.info.peer, self.failed_logins, self.time())
@@ -444,6 +467,7 @@ cdef class SmtpConnection:
         self.info.helo = self.protocol.helo
         if self.info.forwarded is not self.protocol.forwarded:
             self.info = self.message.connection = for_transaction(self.info, self.protocol.forwarded)
+        self.begun = self.time()
         self.recipients = []
         self.dropped = None
         self.drops = False
@@ -504,7 +528,8 @@ cdef class SmtpConnection:
         """It is accepted, and nobody gets it."""
         self.gateway.count_discarded(len(self.recipients))
         self.protocol.accept()
-        return self.forget_message()
+        self.counters.numbers[<int>DATA] += 1
+        return self.end_transaction()
 
     cdef int refuse_message(self, rejection) except -1:
         """There is no room for it; it had no step."""
@@ -513,7 +538,7 @@ cdef class SmtpConnection:
         self.stage = DATA
         self.message.rejected_by = None
         self.note(rejection, None)
-        return self.forget_message()
+        return self.end_transaction()
 
     cdef bytes make_trace(self):
         """The line that goes above the message; empty if none does."""
@@ -539,7 +564,7 @@ cdef class SmtpConnection:
         if not mails:
             self.gateway.turn_away(len(self.recipients), outcome is FAIL)
             self.answer(outcome)
-            return self.forget_message()
+            return self.end_transaction()
         if self.dropped is not None:
             self.gateway.count_discarded(len(self.dropped))
         self.transaction = SmtpTransaction.__new__(SmtpTransaction)
@@ -579,12 +604,14 @@ cdef class SmtpConnection:
             return 0
         if verdict is ACCEPTED:
             self.protocol.accept(stored_as(<Mail>transaction.mails[0]))
+            self.counters.numbers[<int>DATA] += 1
         elif verdict.is_good:
             self.protocol.accept(printable(verdict.text))
+            self.counters.numbers[<int>DATA] += 1
         else:
             code, text = verdict.reply
             self.protocol.reject(code, text)
-        self.forget_message()
+        self.end_transaction()
         return self.proceed()
 
     cdef int settled_each(self, list verdicts) except -1:
@@ -599,11 +626,12 @@ cdef class SmtpConnection:
             else:
                 reply = (250, printable(verdict.text)) if verdict.is_good else verdict.reply
             replies[(<Mail>mail).origin.recipient] = reply
+            self.counters.numbers[<int>DATA] += verdict.is_good
         cdef list each = []
         for recipient in self.named:
             each.append(replies.get(recipient, (250, "")))  # of those for whom it was discarded there is no mail
         self.protocol.answer_each(each)
-        self.forget_message()
+        self.end_transaction()
         return self.proceed()
 
     cdef int forget_message(self) except -1:

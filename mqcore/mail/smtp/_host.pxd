@@ -2,6 +2,7 @@
 
 from ..._hook cimport Hook
 from .._gateway cimport Gateway
+from ._counters cimport SmtpCounters
 from ._trace cimport Tracer
 
 cdef class Names:
@@ -24,6 +25,10 @@ cdef class Host:
     cdef Hook data
     cdef Hook close
     cdef Names names
+    cdef readonly SmtpCounters counters
+    cdef object plugins
+    cdef object known               # the snapshot of the plugins that the services are for
+    cdef object make_service
     cdef readonly Tracer tracer     # None: no trace is written
     cdef readonly object failed_logins  # FailedLogins
     cdef object service
@@ -37,7 +42,7 @@ cdef class Host:
     cdef readonly dict connections
     cdef readonly object from_network  # a Counter
     cdef object max_from_network    # None: they are not counted
-    cdef public Py_ssize_t max_connections
+    cdef Py_ssize_t max_connections
     cdef readonly unsigned long long entered
     cdef readonly Py_ssize_t reserved
     cdef Py_ssize_t max_reserved
@@ -45,6 +50,7 @@ cdef class Host:
     cdef public bint is_stopping
 
     cdef object offered(self)
+    cdef int renew(self) except -1
     cdef object enter(self, connection, str peer)
     cdef object reenter(self, connection, str peer)
     cdef object admit(self, connection, str network)

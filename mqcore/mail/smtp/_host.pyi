@@ -1,12 +1,14 @@
 import asyncio
 import ssl
 from collections import Counter
+from collections.abc import Callable
 from typing import Self, final
 
 from ...smtp.events import Service
 from .._gateway import Gateway
 from ..message import Rejection
 from ._connection import SmtpConnection
+from ._counters import SmtpCounters
 from ._trace import Tracer
 from .logins import FailedLogins
 from .networks import Networks
@@ -17,24 +19,24 @@ class Names:
 
 @final
 class Host:
-    max_connections: int
     is_stopping: bool
     def __new__(
         cls,
         loop: asyncio.AbstractEventLoop,
         gateway: Gateway,
-        service: Service,
+        make_service: Callable[[], Service],
         tracer: Tracer | None,
         *,
-        tls: ssl.SSLContext | None,
         implicit_tls: bool,
-        timeout: float,
         xclient_from: Networks,
         xforward_from: Networks,
-        max_connections: int,
-        max_from_network: int | None,
         max_reserved: int,
     ) -> Self: ...
+    def configure(
+        self, *, tls: ssl.SSLContext | None, timeout: float, max_connections: int, max_from_network: int | None
+    ) -> None: ...
+    @property
+    def counters(self) -> SmtpCounters: ...
     @property
     def connections(self) -> dict[SmtpConnection, str]: ...
     @property

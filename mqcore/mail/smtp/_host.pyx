@@ -8,6 +8,7 @@ from collections import Counter
 cimport cython
 from libc.string cimport memcpy
 from .._gateway cimport Gateway
+from ._counters cimport SmtpCounters
 from ._trace cimport Tracer
 
 from ...smtp import syntax
@@ -62,9 +63,8 @@ cdef class Host:
     how many are there of each, with those that shake hands yet. `reserved`: octets of messages in memory.
     """
 
-    def __cinit__(self, loop not None, Gateway gateway not None, service not None, Tracer tracer, *, tls, bint implicit_tls,
-                  double timeout, xclient_from, xforward_from, Py_ssize_t max_connections, max_from_network,
-                  Py_ssize_t max_reserved):
+    def __cinit__(self, loop not None, Gateway gateway not None, make_service not None, Tracer tracer, *, bint implicit_tls,
+                  xclient_from, xforward_from, Py_ssize_t max_reserved):
         self.loop = loop
         self.gateway = gateway
         self.sink = gateway.sink
@@ -79,20 +79,31 @@ cdef class Host:
         self.names = Names()
         self.tracer = tracer
         self.failed_logins = FailedLogins()
-        self.service = service
-        self.service_with_dsn = dataclasses.replace(service, dsn=True)
-        self.tls = tls
+        self.counters = SmtpCounters()
+        self.plugins = gateway.dispatcher.plugins
+        self.make_service = make_service
         self.implicit_tls = implicit_tls
-        self.timeout = timeout
         self.xclient_from = xclient_from
         self.xforward_from = xforward_from
         self.trusts_some = bool(xclient_from) or bool(xforward_from)
         self.connections = {}
         self.from_network = Counter()
-        self.max_connections = max_connections
-        self.max_from_network = max_from_network
         self.max_reserved = max_reserved
         self.empty = asyncio.Event()
+
+    def configure(self, *, tls, double timeout, Py_ssize_t max_connections, max_from_network):
+        """For those who connect from now on."""
+        self.tls = tls
+        self.timeout = timeout
+        self.max_connections = max_connections
+        self.max_from_network = max_from_network
+        self.renew()
+
+    cdef int renew(self) except -1:
+        self.known = self.plugins.snapshot
+        self.service = self.make_service()
+        self.service_with_dsn = dataclasses.replace(self.service, dsn=True)
+        return 0
 
     async def wait_until_empty(self):
         """Until all have left."""
@@ -104,12 +115,15 @@ cdef class Host:
 
     cdef object offered(self):
         """The service for a connection that begins now."""
+        if self.known is not self.plugins.snapshot:  # logins are offered where a plugin takes them
+            self.renew()
         return self.service_with_dsn if self.sink.takes_dsn else self.service
 
     cdef object enter(self, connection, str peer):
         """The number of a new connection, or the Rejection that its client is told if it is not let in."""
         cdef str network = self.network_of(peer)
         if self.is_stopping:
+            self.counters.refused["shutting_down"] += 1
             return STOPPING
         # With implicit TLS this one is still among the handshakes, and was counted there.
         if not self.implicit_tls:
@@ -153,8 +167,10 @@ cdef class Host:
         """What a client is told who comes now, if there are too many with so many handshakes; that is noted as well."""
         if len(self.connections) + handshakes >= self.max_connections:
             excess = TOO_MANY
-        elif network and self.from_network[network] >= self.max_from_network:
+            self.counters.refused["too_many"] += 1
+        elif network and self.max_from_network is not None and self.from_network[network] >= self.max_from_network:
             excess = TOO_MANY_FROM_THERE
+            self.counters.refused["too_many_from_network"] += 1
         else:
             return None
         code, text = excess

@@ -193,6 +193,7 @@ class Delivery:
     def _count(self, group: Sequence[RecipientJob], client: Client) -> None:
         """What became of a transaction that is over, or was broken off."""
         counts, replies = self._sender.counts, client.replies
+        self._sender.replies.update(reply.code for reply in replies.values())
         self._take(group, replies)  # also if it was broken off: some of the recipients may have the mail for certain
         if client.is_in_doubt:
             counts.in_doubt += len({job.mail for job in group if job.recipient not in replies})

@@ -66,6 +66,11 @@ class Pool:
                 self._moved = asyncio.get_running_loop().time()
                 self._put_back(client)
 
+    @property
+    def open(self) -> int:
+        """Connections that there are, or that are being made."""
+        return self._open
+
     async def probe(self) -> None:
         """See what the server offers, if it is there; if not, nothing follows from that."""
         health = Health(self._upstream.url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ class Sender:
         self.gateway = gateway
         self.sink = sink
         self.counts = gateway.report.counts
+        self.replies: Counter[int | None] = Counter()
+        """What the server said of each recipient in the end, by code; None: it did not."""
         self.pauses = () if gateway.source.has_waiting_client else PAUSES
         self.together = gateway.source.has_waiting_client and not gateway.source.settles_each
         self.pool = Pool(sink.upstream, self.pauses)

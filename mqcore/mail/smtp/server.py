@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 from functools import partial
+from typing import Any
 
 from ...smtp.events import Service
 from ...smtp.proxy import ProxyError
@@ -45,35 +46,41 @@ class SmtpServer:
     def __init__(self, source: SmtpSource, gateway: Gateway) -> None:
         self.loop = asyncio.get_running_loop()
         self.gateway = gateway
-        tracer = Tracer(source.hostname, source.url) if source.traces else None
-        service = self._make_service(source, tracer)
-        if source.require_login and not service.auth:
+        self._tracer = Tracer(source.hostname, source.url) if source.traces else None
+        self._source = source
+        if source.require_login and not self._make_service().auth:
             raise SourceError("--require-login: no plugin has the hook mq_smtp_in_authenticate, so nobody could log in")
         self.host = Host(
             self.loop,
             gateway,
-            service,
-            tracer,
-            tls=source.tls,
+            self._make_service,
+            self._tracer,
             implicit_tls=source.implicit_tls,
-            timeout=source.timeout,
             xclient_from=source.xclient_from,
             xforward_from=source.xforward_from,
-            max_connections=source.max_connections or MAX_CONNECTIONS,
-            max_from_network=source.max_connections_per_ip,
             max_reserved=MAX_MESSAGE_BYTES,
         )
-        self._tls = source.tls
+        self.configure()
         self._implicit_tls = source.implicit_tls
         self._proxies = source.proxy_from
         self._listeners = source.listeners
         self._handshakes: dict[asyncio.Task[bool], str] = {}
-        self._wanted = source.max_connections
         self._stop = asyncio.Event()
         if not is_full(source.hostname):
             log.warning("%s is no full name of a host, as mx.example.org; give one with --hostname", source.hostname)
 
-    def _make_service(self, source: SmtpSource, tracer: Tracer | None) -> Service:
+    def configure(self) -> None:
+        """Take the options of the source as they are now. They are for those who connect from now on."""
+        source = self._source
+        self.host.configure(
+            tls=source.tls,
+            timeout=source.timeout,
+            max_connections=_connections_for(source.max_connections),
+            max_from_network=source.max_connections_per_ip,
+        )
+
+    def _make_service(self) -> Service:
+        source, tracer = self._source, self._tracer
         return Service(
             name=source.hostname,
             lmtp=source.lmtp,
@@ -89,15 +96,23 @@ class SmtpServer:
             max_loops=source.max_loops,
         )
 
+    def figures(self) -> dict[str, Any]:
+        """Since it began, as plain data."""
+        host, counters = self.host, self.host.counters
+        return {
+            "connections_open": len(host.connections) + len(self._handshakes),
+            "connections": host.entered,
+            "refused": dict(counters.refused),
+            "accepted": counters.accepted,
+            "logins": dict(counters.logins),
+            "handshakes": [[version, result, count] for (version, result), count in counters.handshakes.items()],
+            "transactions": counters.transactions,
+        }
+
     # What the source calls
 
     async def run(self) -> None:
         """Ends after `stop`, when no client is left."""
-        files = raise_file_limit(self.host.max_connections + 2 * SPARE_FILES)
-        most = self.host.max_connections = min(self.host.max_connections, files - min(SPARE_FILES, files // 2))
-        if most < (self._wanted or FEW_CONNECTIONS):
-            log.warning("%d clients can be there at once, as this process may open %d files; raise the limit (ulimit -n)",
-                        most, files)
         try:
             await self._serve()
         finally:
@@ -177,6 +192,7 @@ class SmtpServer:
         try:
             said = await read_header(self.loop, client)
         except (ProxyError, OSError) as error:
+            self.host.counters.refused["proxy"] += 1
             self.gateway.refusals.note("proxy", 421, f"4.7.0 no header of the PROXY protocol: {error}", client=peer)
             return False
         if said is None:
@@ -193,12 +209,14 @@ class SmtpServer:
 
     async def _shake_hands(self, client: socket.socket, peer: str) -> bool:
         """Whether TLS began, if it is to begin at once; if not, nobody can be told of it."""
-        tls, timeout = (self._tls, HANDSHAKE_TIMEOUT) if self._implicit_tls else (None, None)
+        tls, timeout = (self._source.tls, HANDSHAKE_TIMEOUT) if self._implicit_tls else (None, None)
         with contextlib.suppress(OSError, MemoryError):
             await self.loop.connect_accepted_socket(
                 partial(SmtpConnection, self.host, peer), client, ssl=tls, ssl_handshake_timeout=timeout
             )
             return True
+        if tls is not None:
+            self.host.counters.handshakes["none", "failed"] += 1
         return False
 
     def _after_handshake(self, client: socket.socket, handshake: asyncio.Task[bool]) -> None:
@@ -214,3 +232,14 @@ class SmtpServer:
             for connection in [one for one in self.host.connections if one.is_late(now)]:
                 self.gateway.refusals.note("timeout", *TOO_SLOW, client=connection.info.peer, helo=connection.info.helo)
                 connection.end(*TOO_SLOW)
+
+
+def _connections_for(wanted: int | None) -> int:
+    """How many clients there can be at once, if so many are wanted."""
+    most = wanted or MAX_CONNECTIONS
+    files = raise_file_limit(most + 2 * SPARE_FILES)
+    possible = min(most, files - min(SPARE_FILES, files // 2))
+    if possible < (wanted or FEW_CONNECTIONS):
+        log.warning("%d clients can be there at once, as this process may open %d files; raise the limit (ulimit -n)",
+                    possible, files)
+    return possible

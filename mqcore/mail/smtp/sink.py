@@ -157,6 +157,9 @@ class SmtpSink(Sink):
         """As far as the next server said so on the connection that was made last."""
         return "DSN" in self._sender.pool.health.extensions
 
+    def figures(self) -> dict[str, Any]:
+        return {"smtp_out": {"connections": self._sender.pool.open, "replies": dict(self._sender.replies)}}
+
     def begin(self, gateway: Gateway) -> None:
         from .sender import Sender  # takes its time, as it takes the client with it
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import inspect
 import socket
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...smtp.events import MAX_MESSAGE, MAX_RECIPIENTS
-from ..base import Option, Source
+from ..base import Option, Prepared, Source
 from ..errors import SourceError, describe
 from ..unix_socket import UnixSocket
+from .activation import take_sockets
+from .certificate import read_not_after
 from .hostname import check_hostname, choose_hostname
 from .networks import TRUST, Networks, check_networks
 
@@ -26,6 +30,10 @@ HOSTNAME = Option(
 LENIENT = Option(
     "lenient", "take, and send on, what the server in front took though no RFC allows it (always with --from lmtp:)"
 )
+
+
+SYSTEMD = "systemd"
+"""In place of host and port: systemd listens, and passes its sockets on."""
 
 
 class SmtpSource(Source):
@@ -60,6 +68,21 @@ class SmtpSource(Source):
         Option("max-connections-per-ip", "those from one address, or IPv6 network (/64; default: all)", "N", is_number=True),
         Option("timeout", "seconds that a client has for a command (default: 300)", "N", is_number=True),
     )
+    changeable = frozenset(
+        {
+            "tls_certificate",
+            "tls_key",
+            "auth_without_tls",
+            "require_tls",
+            "require_login",
+            "max_loops",
+            "max_message_size",
+            "max_recipients",
+            "max_connections",
+            "max_connections_per_ip",
+            "timeout",
+        }
+    )
     port: int | None = None
     """None for a Unix socket."""
     _socket: UnixSocket | None = None
@@ -88,7 +111,7 @@ class SmtpSource(Source):
         max_connections_per_ip: int | None = None,
         timeout: float = 300.0,
     ) -> None:
-        """`path` is `//HOST:PORT` or `unix:PATH`. `max_message_size` is in octets, `timeout` in seconds."""
+        """`path` is `//HOST:PORT`, `unix:PATH` or `systemd`. `max_message_size` is in octets, `timeout` in seconds."""
         self.hostname = choose_hostname(hostname)
         self.traces = not no_trace
         self.lenient = lenient or self.lmtp
@@ -105,11 +128,15 @@ class SmtpSource(Source):
         self.max_connections = max_connections
         self.max_connections_per_ip = max_connections_per_ip
         self.timeout = timeout
+        self._files = _digest_of(tls_certificate, tls_key)
         self.tls = None if tls_certificate is None else _load(tls_certificate, tls_key)
+        self._not_after = read_not_after(tls_certificate)
         self.url = f"{self.scheme}:{path}"
         self.listeners: list[socket.socket] = []
         if path.startswith("unix:"):
             self._listen_at(path.removeprefix("unix:"))
+        elif path == SYSTEMD:
+            self._listen_for_systemd()
         else:
             self._listen_on(*split_host(path))
 
@@ -139,9 +166,29 @@ class SmtpSource(Source):
         from .server import SmtpServer  # takes its time, which a mailbox need not wait for
 
         self._server = SmtpServer(self, gateway)
-        if gateway.is_stopping:
+        if gateway.is_draining:
             self._server.stop()
         await self._server.run()
+
+    def prepare(self, options: Mapping[str, Any]) -> Prepared:
+        """Those who connect from then on have them; TLS that began goes on as it began."""
+        defaults = inspect.signature(SmtpSource.__init__).parameters
+        values = {name: options.get(name, defaults[name].default) for name in self.changeable}
+        certificate, key = values.pop("tls_certificate"), values.pop("tls_key")
+        if self.single_mail:
+            values["max_recipients"] = 1
+        if certificate is None and self.tls is not None:  # somebody may be about to begin it
+            return Prepared(lambda: self._configure(values), needs_restart=("tls-certificate",))
+        files = _digest_of(certificate, key)
+        changed = ("the certificate",) if files != self._files else ()
+        values |= {"tls": None if certificate is None else _load(certificate, key), "_files": files}
+        values["_not_after"] = read_not_after(certificate)
+        return Prepared(lambda: self._configure(values), changed)
+
+    def _configure(self, values: Mapping[str, Any]) -> None:
+        vars(self).update(values)
+        if self._server is not None:
+            self._server.configure()
 
     def stop(self) -> None:
         if self._server is not None:
@@ -150,6 +197,19 @@ class SmtpSource(Source):
     def cut(self) -> None:
         if self._server is not None:
             self._server.cut()
+
+    def _listen_for_systemd(self) -> None:
+        try:
+            self.listeners += take_sockets()
+        except (ValueError, OSError) as error:
+            raise SourceError(f"cannot listen on what systemd passes on to {self.url}: {error}") from error
+        if not self.listeners:
+            raise SourceError(f"systemd passes no socket on to {self.url}: start it by a .socket unit")
+        ports = [one.getsockname()[1] for one in self.listeners if one.family != socket.AF_UNIX]
+        self.port = ports[0] if ports else None
+
+    def figures(self) -> dict[str, Any]:
+        return {} if self._server is None else {"smtp": self._server.figures(), "certificate_not_after": self._not_after}
 
     def _listen_at(self, path: str) -> None:
         try:
@@ -262,6 +322,18 @@ def _load(certificate: str, key: str | None) -> ssl.SSLContext:
             f"cannot use {where} for TLS: {reason or 'a certificate and its key, in PEM, are not there'}"
         ) from error
     return context
+
+
+def _digest_of(*files: str | None) -> str:
+    """Of what is in them, which shows whether a reload found others; empty if one cannot be read, which `_load` tells of."""
+    digest = hashlib.sha256()
+    for file in filter(None, files):
+        try:
+            with open(file, "rb") as opened:
+                digest.update(opened.read())
+        except OSError:
+            return ""
+    return digest.hexdigest()
 
 
 def _no_password() -> str:

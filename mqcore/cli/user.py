@@ -1,0 +1,39 @@
+"""`--user`: giving up root's privileges for good."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+
+
+def become(name: str) -> None:
+    """Be this user from now on, as he logs in, and never again who this was. Raises ValueError where that cannot be."""
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise ValueError(f"there is no user {name!r}") from None
+    if user.pw_uid == 0:
+        raise ValueError(f"{name} has root's privileges, which are to be given up; make a user for the server")
+    if os.geteuid() == user.pw_uid == os.getuid():
+        return
+    if os.geteuid() != 0:
+        raise ValueError(f"only root can become the user {name}")
+    os.setgroups(os.getgrouplist(name, user.pw_gid))
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)  # as root, for the real, the effective and the saved one
+    os.environ.update(HOME=user.pw_dir, USER=name, LOGNAME=name)
+    _check(user)
+
+
+def _check(user: pwd.struct_passwd) -> None:
+    """That they cannot come back."""
+    ids = {os.getuid(), os.geteuid()}, {os.getgid(), os.getegid()}
+    if hasattr(os, "getresuid"):
+        ids = {*os.getresuid()}, {*os.getresgid()}
+    for get_back in (os.setuid, os.seteuid, os.setgid):
+        with contextlib.suppress(OSError):
+            get_back(0)
+            raise RuntimeError(f"privileges could be got back after this became the user {user.pw_name}")
+    if ids != ({user.pw_uid}, {user.pw_gid}):
+        raise RuntimeError(f"this did not become the user {user.pw_name}: {ids}")

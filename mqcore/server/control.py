@@ -1,0 +1,115 @@
+"""The control socket: whoever runs the server, and nobody else, tells it what to do. JSON, a request and an answer a line."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import socket
+import struct
+from types import TracebackType
+from typing import Self
+
+from ..mail.unix_socket import UnixSocket
+from .commands import CommandError, Commands, Encoded
+from .server import Server
+
+MODE = 0o600
+MOST_CLIENTS = 32
+LONGEST_LINE = 64 << 10
+"""Octets of a request."""
+
+log = logging.getLogger("mqcore.server")
+
+
+class Control:
+    """Listens at `path` for those who steer `server`: users with its own uid, and root.
+
+    `async with Control(server, path):` in the coroutine that runs the gateway. OSError is raised where it cannot be.
+    """
+
+    def __init__(self, server: Server, path: str) -> None:
+        self._commands = Commands(server)
+        self._clients: set[asyncio.Task[None]] = set()
+        self._socket = UnixSocket(path, MODE)
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._listener = await asyncio.start_unix_server(self._begin, sock=self._socket.listener, limit=LONGEST_LINE)
+        except BaseException:
+            self._socket.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._listener.close()
+        for client in self._clients:
+            client.cancel()
+        if self._clients:
+            await asyncio.wait(self._clients)
+        self._socket.close()
+
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Somebody connected. What is refused costs no task."""
+        try:
+            uid = peer_uid(writer.get_extra_info("socket"))
+        except OSError:  # it is gone
+            writer.close()
+            return
+        if uid not in (os.geteuid(), 0):
+            log.warning("the user with the uid %d may not use the control socket", uid)
+            _refuse(writer, f"this server is steered by the user who runs it (uid {os.geteuid()}) and by root, not by {uid}")
+        elif len(self._clients) >= MOST_CLIENTS:
+            _refuse(writer, f"{MOST_CLIENTS} others are connected to the control socket; try again later")
+        else:
+            task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+            self._clients.add(task)
+            task.add_done_callback(self._clients.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                writer.write((await self._answer(line)).encode() + b"\n")
+                await writer.drain()
+                await asyncio.sleep(0)  # as more requests may have come than one tick has time for
+        except ValueError:
+            _refuse(writer, f"a request is at most {LONGEST_LINE} octets long")
+        except OSError:  # the client is gone
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> str:
+        try:
+            try:
+                request = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise CommandError(f"a request is a line of JSON: {error}", "usage") from error
+            result = await self._commands.run(request)
+        except CommandError as error:
+            return json.dumps({"ok": False, "kind": error.kind, "error": str(error)})
+        except Exception as error:
+            log.exception("a command failed")
+            return json.dumps({"ok": False, "kind": "failed", "error": f"{type(error).__name__}: {error}"})
+        return f'{{"ok": true, "result": {result if isinstance(result, Encoded) else json.dumps(result)}}}'
+
+
+def _refuse(writer: asyncio.StreamWriter, why: str) -> None:
+    writer.write(json.dumps({"ok": False, "kind": "failed", "error": why}).encode() + b"\n")
+    writer.close()
+
+
+def peer_uid(client: socket.socket) -> int:
+    """Of the process that connected, as the system says."""
+    if hasattr(socket, "SO_PEERCRED"):
+        format = "iII"  # struct ucred
+        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(format))
+        return int(struct.unpack(format, credentials)[1])
+    uid, gid = ctypes.c_uint32(), ctypes.c_uint32()
+    if ctypes.CDLL(None, use_errno=True).getpeereid(client.fileno(), ctypes.byref(uid), ctypes.byref(gid)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return uid.value

@@ -1,0 +1,13 @@
+"""How much is tried of what tests make up: a third of it by day, all of it with `--slow`, as by night."""
+
+from __future__ import annotations
+
+import os
+
+THOROUGH = "MQCORE_THOROUGH" in os.environ
+"""scripts/dev sets it."""
+
+
+def examples(count: int) -> int:
+    """So many of `count` that a thorough run tries."""
+    return count if THOROUGH else -(-count // 3)

@@ -31,10 +31,18 @@ cdef extern from *:
                 abort(); \
             } \
         } while (0)
+    #define mqcore_check_room(count, most) do { \
+            if ((count) >= (most)) { \
+                fprintf(stderr, "mqcore: more than %d references are to be dropped at the end\\n", (most)); \
+                abort(); \
+            } \
+        } while (0)
     #else
     #define mqcore_check_move(state, before, after) ((void)0)
+    #define mqcore_check_room(count, most) ((void)0)
     #endif
     """
+    void check_room "mqcore_check_room"(int count, int most) noexcept nogil
     void check_move "mqcore_check_move"(uint8_t state, int before, int after) noexcept nogil
 
 cdef enum State:
@@ -217,6 +225,7 @@ cdef class NativeSide:
 # ---------------------------------------------------------------------------------------------------------------- Drops
 
 cdef enum:
+    # What a hook leaves is dropped before another one is called; with what a step keeps that is a dozen at most.
     MOST_DROPS = 20
 
 cdef struct Drops:
@@ -231,11 +240,16 @@ cdef inline void no_drops(Drops *drops) noexcept nogil:
     drops.stops = False
     drops.task = NULL
 
+cdef inline void put_aside(Drops *drops, PyObject *reference) noexcept:
+    """Steal `reference`, and drop it in flush()."""
+    check_room(drops.count, MOST_DROPS)
+    drops.items[drops.count] = reference
+    drops.count += 1
+
 cdef inline void drop_later(Drops *drops, object reference) noexcept:
     """Keep `reference` until flush(): who overwrites what refers to it cannot run anybody's code by that."""
     Py_INCREF(reference)
-    drops.items[drops.count] = <PyObject *>reference
-    drops.count += 1
+    put_aside(drops, <PyObject *>reference)
 
 cdef inline void flush(Drops *drops, Reactor reactor) noexcept:
     """Drop what was put aside. Anybody's code may run: the caller must have changed all that it had to change."""

@@ -344,8 +344,7 @@ cdef void end_hold(Message message, Drops *drops) noexcept:
         message.beside.native = NULL
     if message.strong:
         message.strong = False
-        drops.items[drops.count] = <PyObject *>message  # the hold's reference
-        drops.count += 1
+        put_aside(drops, <PyObject *>message)  # the hold's reference
     message.by_token = False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections.abc
 import contextvars
 import threading
 from types import SimpleNamespace
@@ -270,6 +271,62 @@ def test_rule_12_what_a_coroutine_holds_on_to_can_be_abandoned(uvloop_owner, by)
     dispatcher.hook("mq_step").run(mqcore.Message(), done=lambda message, outcome: told.append(type(message.error)))
     uvloop_owner.run_until(lambda: told)
     assert told == [mqcore.Abandoned]
+
+
+class Again(collections.abc.Coroutine):
+    """Returns itself, for ever."""
+
+    closed = 0
+
+    def send(self, value):
+        raise StopIteration(self)
+
+    def throw(self, *error):
+        raise error[0]
+
+    def close(self):
+        self.closed += 1
+
+    def __await__(self):
+        yield
+
+
+@pytest.mark.parametrize("sleeps", [0, 1])
+@pytest.mark.parametrize("kind", ["native", "of a class"])
+def test_rule_13_a_coroutine_that_returns_a_coroutine(uvloop_owner, kind, sleeps):
+    """It is not run: most likely an `await` is missing."""
+    again = Again()
+
+    async def inner():
+        raise AssertionError
+
+    async def hook(context, message):
+        for _ in range(sleeps):
+            await asyncio.sleep(0)
+        return inner() if kind == "native" else again
+
+    dispatcher = uvloop_owner.start({"a": hook, "b": lambda context, message: True})
+    message = mqcore.Message()
+    assert outcome_of(uvloop_owner, dispatcher.hook("mq_step"), message) is mqcore.FAIL
+    assert isinstance(message.error, TypeError)
+    assert "plugin a returned <" in str(message.error) and "from mq_step" in str(message.error)
+    assert again.closed == (kind == "of a class")
+
+
+def test_rule_13_a_coroutine_that_returns_itself(uvloop_owner):
+    again = Again()
+    dispatcher = uvloop_owner.start({"a": lambda context, message: again})
+    message = mqcore.Message()
+    assert outcome_of(uvloop_owner, dispatcher.hook("mq_step"), message) is mqcore.FAIL
+    assert isinstance(message.error, TypeError)
+    assert again.closed == 1
+
+
+def test_rule_13_a_generator_is_no_coroutine(uvloop_owner):
+    dispatcher = uvloop_owner.start({"a": lambda context, message: (each for each in ())})
+    message = mqcore.Message()
+    assert outcome_of(uvloop_owner, dispatcher.hook("mq_step"), message) is mqcore.FAIL
+    assert isinstance(message.error, TypeError)
 
 
 @pytest.mark.parametrize("thread", [False, True])

@@ -24,8 +24,8 @@ from ._holds cimport HoldTable, count_given
 from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TIMED_OUT, TOO_MANY_RETRIES, TO_CANCEL,
     TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide,
-    count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, put_aside,
-    report_raised, unless_skipping)
+    cancel_later, cancel_none, count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move, no_drops,
+    put_aside, report_raised, unless_skipping)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
 from .loop._reactor cimport Caller, Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
@@ -584,20 +584,25 @@ cdef int run_coroutine(Runner runner, Message message, object coroutine, Drops *
 
 
 cdef int start_coroutine(Runner runner, Message message, object coroutine, Drops *drops) except -1:
-    if runner.reactor.library.owner != "uvloop":
+    try:
+        if runner.reactor.library.owner != "uvloop":
+            raise MqError("the hook returned a coroutine, which needs a uvloop loop")
+        variables = contextvars.copy_context() if message.variables is None else message.variables.copy()
+        name = f"{<str>message.entry.plugin}:{<str>message.entry.hook}"
+        task = start_task(coroutine, runner.reactor.loop, name, variables)
+    except BaseException:
         coroutine.close()
-        raise MqError("the hook returned a coroutine, which needs a uvloop loop")
-    variables = contextvars.copy_context() if message.variables is None else message.variables.copy()
-    task = start_task(coroutine, runner.reactor.loop, f"{<str>message.entry.plugin}:{<str>message.entry.hook}", variables)
+        raise
     drop_later(drops, task)  # whoever has the last reference may run anybody's code
     if task.done():
         value = task.result()
         drop_later(drops, value)
         return follow(runner, message, value, parse_verdict(message, value), drops)
+    cancel_later(drops, task)  # should there be no memory for what follows
     watch_task(task, variables, runner, message, coroutine_ended)
     if runner.closed or message.decision == TO_CANCEL:
-        task.cancel()
         return follow(runner, message, None, TO_CONTINUE, drops)
+    cancel_none(drops)
     message.task = task
     message.track()
     hold(runner, message, UNDECIDED, drops)

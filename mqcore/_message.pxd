@@ -251,6 +251,16 @@ cdef inline void drop_later(Drops *drops, object reference) noexcept:
     Py_INCREF(reference)
     put_aside(drops, <PyObject *>reference)
 
+cdef inline void cancel_later(Drops *drops, object task) noexcept:
+    """Have flush() cancel the task of a coroutine hook."""
+    Py_INCREF(task)
+    drops.task = <PyObject *>task
+
+cdef inline void cancel_none(Drops *drops) noexcept:
+    """No longer; the caller has a reference to it."""
+    Py_DECREF(<object>drops.task)
+    drops.task = NULL
+
 cdef inline void flush(Drops *drops, Reactor reactor) noexcept:
     """Drop what was put aside. Anybody's code may run: the caller must have changed all that it had to change."""
     if drops.count or drops.task != NULL or drops.stops:

@@ -399,7 +399,6 @@ cdef PyObject *finish(Runner runner, Message message, int decision, Drops *drops
     move(&runner.holds.lists, message, RUNNING, IDLE)
     message.entry = NULL
     message.decision = UNDECIDED
-    message.skipping = False
     return outcome
 
 

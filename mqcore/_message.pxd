@@ -183,8 +183,8 @@ cdef class Message:
     cdef PyObject *last_hook        # the name of the hook of the current or last step
     cdef uint64_t since             # when the hold began, in ns of uv_hrtime(); 0: how long it was is counted
     cdef uint8_t state              # State
-    cdef uint8_t decision           # Decision
     cdef uint8_t skipping           # bool: in this step, whoever goes on with continue or retry means complete
+    cdef uint8_t decision           # Decision
     cdef uint8_t reason             # Reason; then `failure` is the CounterRow of plugin and hook, or None
     cdef uint8_t by_token           # bool: the hook returned its Hold: nobody else can give back
     cdef uint8_t strong             # bool: the hold has a reference, as the finalizer cannot be trusted
@@ -311,6 +311,8 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
         lists.books.running += 1
     elif before == RUNNING and after == IDLE:
         count_end(lists, message)
+    if before == IDLE:
+        message.skipping = False  # here, with the GIL: another thread may set it while the step before ends without
     if after == HELD:
         enter_bucket(lists, message)
     elif after == QUEUED:

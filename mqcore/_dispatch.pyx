@@ -318,7 +318,7 @@ cdef int resolve_early(Message message, object value, int meaning, int early) ex
 
 
 cdef int hook_raised(Runner runner, Message message, PyObject *raised, Drops *drops) noexcept:
-    """Rule 13: a hook raised, or returned what it may not. Stored first, then logged. Takes the reference to the error over."""
+    """Rule 13: a hook raised, or returned what it may not. Stored first, then logged. Steals the reference to the error."""
     error = <object>raised
     Py_DECREF(error)
     cdef Context context = <Context>message.entry.context

@@ -305,10 +305,10 @@ cdef int resolve_early(Message message, object value, int meaning, int early) ex
         return TO_FAIL
     if meaning == UNKNOWN or early != UNDECIDED and early != meaning:
         message.decision = TO_FAIL
+        plugin, hook = <str>message.entry.plugin, <str>message.entry.hook  # now, for the step may end by what is called here
         if meaning == UNKNOWN and is_coroutine(value):  # what a coroutine returned, which is not run: that could go on for ever
             value.close()
-        raise wrong_result(
-            <str>message.entry.plugin, <str>message.entry.hook, value, UNDECIDED if meaning == UNKNOWN else early)
+        raise wrong_result(plugin, hook, value, UNDECIDED if meaning == UNKNOWN else early)
     if early == UNDECIDED:
         if meaning == TO_COMPLETE:
             message.entry.counters.completes += 1
@@ -656,9 +656,12 @@ cdef int coroutine_returned(Runner runner, Message message, object task, object 
 
 
 cdef int coroutine_raised(Runner runner, Message message, object task, PyObject *raised, Drops *drops) noexcept:
-    """As hook_raised, for a message that is HELD. While this is logged the step may end, and another one begin."""
+    """As hook_raised, for a message that is HELD. Its step may have ended meanwhile, or end while this is logged, and another one
+    begin."""
     error = <object>raised
     Py_DECREF(error)
+    if message.task is not task:
+        return UNDECIDED
     cdef Context context = <Context>message.entry.context
     message.decision = TO_FAIL  # nobody has control while this is logged
     message.fail(error, drops)

@@ -322,6 +322,30 @@ def test_rule_13_a_coroutine_that_returns_itself(uvloop_owner):
     assert again.closed == 1
 
 
+@pytest.mark.parametrize("sleeps", [0, 1])
+@pytest.mark.parametrize("where", ["repr", "close"])
+def test_rule_14_a_step_that_is_cancelled_while_a_wrong_result_is_looked_at(uvloop_owner, where, sleeps):
+    class Wrong(Again):
+        def close(self):
+            cancelled.append(where == "close" and dispatcher.cancel(message))
+
+        def __repr__(self):
+            cancelled.append(where == "repr" and dispatcher.cancel(message))
+            return "Wrong"
+
+    async def hook(context, message):
+        for _ in range(sleeps):
+            await asyncio.sleep(0)
+        return Wrong()
+
+    cancelled = []
+    dispatcher = uvloop_owner.start({"a": hook})
+    message = mqcore.Message()
+    assert outcome_of(uvloop_owner, dispatcher.hook("mq_step"), message) is mqcore.FAIL
+    assert isinstance(message.error, mqcore.Cancelled)
+    assert sorted(cancelled) == [False, True]
+
+
 def test_rule_13_a_generator_is_no_coroutine(uvloop_owner):
     dispatcher = uvloop_owner.start({"a": lambda context, message: (each for each in ())})
     message = mqcore.Message()

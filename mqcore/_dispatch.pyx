@@ -615,7 +615,7 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
     cdef int decision
     if runner.reactor.thread != PyThread_get_thread_ident() and not runner.closed:
         return  # asyncio does not call it there
-    cdef PyObject *result = (<PyObject *(*)(object) noexcept>fetch_result)(task)
+    cdef PyObject *result = (<PyObject *(*)(object) noexcept>fetch_result)(task)  # what ends the program asyncio lets out
     no_drops(&drops)
     if result == NULL:
         decision = UNDECIDED
@@ -650,8 +650,12 @@ cdef int coroutine_returned(Runner runner, Message message, object task, object 
     cdef int early = message.decision  # until here a give-back is early
     cdef int decision = (<int (*)(Message, object, int, int) noexcept>resolve_early)(
         message, value, parse_verdict(message, value), early)
+    cdef PyObject *raised
     if decision < 0:
-        return coroutine_raised(runner, message, task, take_error(), drops)
+        raised = take_error()
+        if ends_program(<object>raised):
+            runner.reactor.raise_through_loop(<object>raised)
+        return coroutine_raised(runner, message, task, raised, drops)
     return early if decision == UNDECIDED else decision
 
 
@@ -665,7 +669,7 @@ cdef int coroutine_raised(Runner runner, Message message, object task, PyObject 
     cdef Context context = <Context>message.entry.context
     message.decision = TO_FAIL  # nobody has control while this is logged
     message.fail(error, drops)
-    log_failure(context, error, message.entry.hook)  # what ends the program asyncio itself lets out through the loop
+    log_failure(context, error, message.entry.hook)
     if message.task is not task:
         return UNDECIDED
     if context.forgiving and not ends_program(error):

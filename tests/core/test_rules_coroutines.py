@@ -533,6 +533,28 @@ def test_rule_13_what_ends_a_program_leaves_through_the_loop(uvloop_owner, sleep
     assert isinstance(message.error, error)
 
 
+def test_rule_13_what_ends_a_program_while_a_wrong_result_is_looked_at(uvloop_owner):
+    class Wrong:
+        def __repr__(self):
+            raise KeyboardInterrupt
+
+    async def hook(context, message):
+        await asyncio.sleep(0)
+        return Wrong()
+
+    dispatcher = uvloop_owner.start({"a": hook})
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message, done=uvloop_owner.done) is None
+    left = []
+    for _ in range(5):
+        try:
+            uvloop_owner.turn()
+        except KeyboardInterrupt as raised:
+            left.append(raised)
+    assert uvloop_owner.finished == [(message, mqcore.FAIL)]
+    assert left == [message.error]
+
+
 def test_coroutine_hooks_see_the_context_variables_of_run(uvloop_owner):
     seen = []
 

@@ -219,7 +219,7 @@ cdef class Change:
             try:
                 plugin._call("mq_context_initialize", context)
             except BaseException:
-                context.end()
+                context.detach()
                 plugin._release()
                 raise
         self.fresh.append(context)
@@ -297,7 +297,7 @@ cdef LaterChange new_later_change(ActivePlugins active):
 # ----------------------------------------------------------------------------------------------------------- End of life
 
 cdef void clean_up_retired(PyObject *taken) noexcept:
-    """Takes the reference over."""
+    """The end of a context that is not in use any more. Steals the reference."""
     clean_up(<Context>taken)
     Py_DECREF(<Context>taken)
 
@@ -306,7 +306,7 @@ cdef void clean_up(Context context) noexcept:
     """Rule 17: the end of a context."""
     if (<int (*)(Context) noexcept>call_cleanup)(context) < 0:
         cleanup_raised(context)
-    context.end()
+    context.detach()
     if (<int (*)(Context) noexcept>release_plugin)(context) < 0:
         report_raised(context.reactor, "the end of a plugin")
 

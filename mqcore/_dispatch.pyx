@@ -19,13 +19,13 @@ from libc.stdint cimport uint64_t
 
 from ._chain cimport Chain, Route
 from ._context cimport Context, log_failure
-from ._coroutine cimport is_coroutine, result_of, start_task, watch_task
+from ._coroutine cimport is_coroutine, start_task, watch_task
 from ._holds cimport HoldTable, count_given
 from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TIMED_OUT, TOO_MANY_RETRIES, TO_CANCEL,
     TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide,
-    count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised,
-    unless_skipping)
+    cancel_later, cancel_none, count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move, no_drops,
+    put_aside, report_raised, unless_skipping)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
 from .loop._reactor cimport Caller, Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
@@ -234,13 +234,12 @@ cdef int returned(Runner runner, Message message, PyObject *result, Drops *drops
     """What follows from the result of a Python hook, which may be NULL."""
     if result == NULL:
         return hook_raised(runner, message, take_error(), drops)
-    drops.items[drops.count] = result  # its reference; dropped when the step is suspended or goes on
-    drops.count += 1
+    put_aside(drops, result)  # dropped when the step is suspended or goes on
     return interpret(runner, message, <object>result, drops)
 
 
 cdef int interpret(Runner runner, Message message, object value, Drops *drops) noexcept:
-    """What follows from what a hook, or its coroutine, returned."""
+    """What follows from what a hook returned."""
     cdef int meaning = parse_verdict(message, value)
     cdef int decision
     if meaning == UNKNOWN and not runner.closed:
@@ -249,6 +248,12 @@ cdef int interpret(Runner runner, Message message, object value, Drops *drops) n
             return hook_raised(runner, message, take_error(), drops)
         if decision:
             return run_coroutine(runner, message, value, drops)
+    return follow(runner, message, value, meaning, drops)
+
+
+cdef int follow(Runner runner, Message message, object value, int meaning, Drops *drops) noexcept:
+    """What follows from the value that a hook returned, or its coroutine before the hook was over, and from its meaning."""
+    cdef int decision
     if runner.closed:
         return closed_meanwhile(message, drops)
     # Read only now: another thread may give back as long as Python code runs.
@@ -300,8 +305,10 @@ cdef int resolve_early(Message message, object value, int meaning, int early) ex
         return TO_FAIL
     if meaning == UNKNOWN or early != UNDECIDED and early != meaning:
         message.decision = TO_FAIL
-        raise wrong_result(
-            <str>message.entry.plugin, <str>message.entry.hook, value, UNDECIDED if meaning == UNKNOWN else early)
+        plugin, hook = <str>message.entry.plugin, <str>message.entry.hook  # now, for the step may end by what is called here
+        if meaning == UNKNOWN and is_coroutine(value):  # what a coroutine returned, which is not run: that could go on for ever
+            value.close()
+        raise wrong_result(plugin, hook, value, UNDECIDED if meaning == UNKNOWN else early)
     if early == UNDECIDED:
         if meaning == TO_COMPLETE:
             message.entry.counters.completes += 1
@@ -311,7 +318,7 @@ cdef int resolve_early(Message message, object value, int meaning, int early) ex
 
 
 cdef int hook_raised(Runner runner, Message message, PyObject *raised, Drops *drops) noexcept:
-    """Rule 13: a hook raised, or returned what it may not. Stored first, then logged. Takes the reference to the error over."""
+    """Rule 13: a hook raised, or returned what it may not. Stored first, then logged. Steals the reference to the error."""
     error = <object>raised
     Py_DECREF(error)
     cdef Context context = <Context>message.entry.context
@@ -392,7 +399,6 @@ cdef PyObject *finish(Runner runner, Message message, int decision, Drops *drops
     move(&runner.holds.lists, message, RUNNING, IDLE)
     message.entry = NULL
     message.decision = UNDECIDED
-    message.skipping = False
     return outcome
 
 
@@ -577,20 +583,25 @@ cdef int run_coroutine(Runner runner, Message message, object coroutine, Drops *
 
 
 cdef int start_coroutine(Runner runner, Message message, object coroutine, Drops *drops) except -1:
-    if runner.reactor.library.owner != "uvloop":
+    try:
+        if runner.reactor.library.owner != "uvloop":
+            raise MqError("the hook returned a coroutine, which needs a uvloop loop")
+        variables = contextvars.copy_context() if message.variables is None else message.variables.copy()
+        name = f"{<str>message.entry.plugin}:{<str>message.entry.hook}"
+        task = start_task(coroutine, runner.reactor.loop, name, variables)
+    except BaseException:
         coroutine.close()
-        raise MqError("the hook returned a coroutine, which needs a uvloop loop")
-    variables = contextvars.copy_context() if message.variables is None else message.variables.copy()
-    task = start_task(coroutine, runner.reactor.loop, f"{<str>message.entry.plugin}:{<str>message.entry.hook}", variables)
+        raise
     drop_later(drops, task)  # whoever has the last reference may run anybody's code
     if task.done():
-        value = result_of(task)
+        value = task.result()
         drop_later(drops, value)
-        return interpret(runner, message, value, drops)
+        return follow(runner, message, value, parse_verdict(message, value), drops)
+    cancel_later(drops, task)  # should there be no memory for what follows
     watch_task(task, variables, runner, message, coroutine_ended)
     if runner.closed or message.decision == TO_CANCEL:
-        task.cancel()
-        return interpret(runner, message, None, drops)
+        return follow(runner, message, None, TO_CONTINUE, drops)
+    cancel_none(drops)
     message.task = task
     message.track()
     hold(runner, message, UNDECIDED, drops)
@@ -604,7 +615,7 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
     cdef int decision
     if runner.reactor.thread != PyThread_get_thread_ident() and not runner.closed:
         return  # asyncio does not call it there
-    cdef PyObject *result = (<PyObject *(*)(object) noexcept>fetch_result)(task)
+    cdef PyObject *result = (<PyObject *(*)(object) noexcept>fetch_result)(task)  # what ends the program asyncio lets out
     no_drops(&drops)
     if result == NULL:
         decision = UNDECIDED
@@ -613,8 +624,7 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
         else:
             Py_DECREF(<object>take_error())
     else:
-        drops.items[0] = result
-        drops.count = 1
+        put_aside(&drops, result)
         decision = message.decision
         if message.task is task:
             decision = coroutine_returned(runner, message, task, <object>result, &drops)
@@ -625,13 +635,12 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
             runner.holds.end_and_queue(message, &drops)
         elif message.strong and finalizer_is_trusted(message):  # it returned true: from now on it may be abandoned
             message.strong = False
-            drops.items[drops.count] = <PyObject *>message
-            drops.count += 1
+            put_aside(&drops, <PyObject *>message)
     flush(&drops, runner.reactor)
 
 
 cdef PyObject *fetch_result(object task) except NULL:
-    value = result_of(task)
+    value = task.result()
     Py_INCREF(value)
     return <PyObject *>value
 
@@ -641,19 +650,26 @@ cdef int coroutine_returned(Runner runner, Message message, object task, object 
     cdef int early = message.decision  # until here a give-back is early
     cdef int decision = (<int (*)(Message, object, int, int) noexcept>resolve_early)(
         message, value, parse_verdict(message, value), early)
+    cdef PyObject *raised
     if decision < 0:
-        return coroutine_raised(runner, message, task, take_error(), drops)
+        raised = take_error()
+        if ends_program(<object>raised):
+            runner.reactor.raise_through_loop(<object>raised)
+        return coroutine_raised(runner, message, task, raised, drops)
     return early if decision == UNDECIDED else decision
 
 
 cdef int coroutine_raised(Runner runner, Message message, object task, PyObject *raised, Drops *drops) noexcept:
-    """As hook_raised, for a message that is HELD. While this is logged the step may end, and another one begin."""
+    """As hook_raised, for a message that is HELD. Its step may have ended meanwhile, or end while this is logged, and another one
+    begin."""
     error = <object>raised
     Py_DECREF(error)
+    if message.task is not task:
+        return UNDECIDED
     cdef Context context = <Context>message.entry.context
     message.decision = TO_FAIL  # nobody has control while this is logged
     message.fail(error, drops)
-    log_failure(context, error, message.entry.hook)  # what ends the program asyncio itself lets out through the loop
+    log_failure(context, error, message.entry.hook)
     if message.task is not task:
         return UNDECIDED
     if context.forgiving and not ends_program(error):

@@ -297,8 +297,8 @@ cdef class HoldTable:
 
 
 cdef list described(PyObject **messages, Py_ssize_t count, object match):
-    """As tuples of message, plugin, hook and since when it is held: those that `match` is true for, unless it is None. Takes
-    `messages` over, and the references in it."""
+    """As tuples of message, plugin, hook and since when it is held: those that `match` is true for, unless it is None. Frees
+    `messages`, and steals the references in it."""
     cdef Py_ssize_t index
     cdef list result = []
     try:
@@ -349,8 +349,8 @@ cdef void stop_when_idle(void *table) noexcept nogil:
 # --------------------------------------------------------------------------------------------------------- By age
 
 cdef PyObject *alive_from(PyObject *each) noexcept:
-    """This message or the first after it whose deallocation was not put off before its finalizer ran, as that of deeply nested
-    objects is."""
+    """This message, or the first after it that is alive. One that is not may be in its bucket still: CPython puts the deallocation
+    of deeply nested objects off, and with it the finalizer, which takes the message out."""
     while each != NULL and each.ob_refcnt <= 0:
         each = next_in_bucket(each)
     return each

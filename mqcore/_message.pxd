@@ -31,10 +31,18 @@ cdef extern from *:
                 abort(); \
             } \
         } while (0)
+    #define mqcore_check_room(count, most) do { \
+            if ((count) >= (most)) { \
+                fprintf(stderr, "mqcore: more than %d references are to be dropped at the end\\n", (most)); \
+                abort(); \
+            } \
+        } while (0)
     #else
     #define mqcore_check_move(state, before, after) ((void)0)
+    #define mqcore_check_room(count, most) ((void)0)
     #endif
     """
+    void check_room "mqcore_check_room"(int count, int most) noexcept nogil
     void check_move "mqcore_check_move"(uint8_t state, int before, int after) noexcept nogil
 
 cdef enum State:
@@ -175,8 +183,8 @@ cdef class Message:
     cdef PyObject *last_hook        # the name of the hook of the current or last step
     cdef uint64_t since             # when the hold began, in ns of uv_hrtime(); 0: how long it was is counted
     cdef uint8_t state              # State
-    cdef uint8_t decision           # Decision
     cdef uint8_t skipping           # bool: in this step, whoever goes on with continue or retry means complete
+    cdef uint8_t decision           # Decision
     cdef uint8_t reason             # Reason; then `failure` is the CounterRow of plugin and hook, or None
     cdef uint8_t by_token           # bool: the hook returned its Hold: nobody else can give back
     cdef uint8_t strong             # bool: the hold has a reference, as the finalizer cannot be trusted
@@ -217,6 +225,7 @@ cdef class NativeSide:
 # ---------------------------------------------------------------------------------------------------------------- Drops
 
 cdef enum:
+    # What a hook leaves is dropped before another one is called; with what a step keeps that is a dozen at most.
     MOST_DROPS = 20
 
 cdef struct Drops:
@@ -231,11 +240,26 @@ cdef inline void no_drops(Drops *drops) noexcept nogil:
     drops.stops = False
     drops.task = NULL
 
+cdef inline void put_aside(Drops *drops, PyObject *reference) noexcept:
+    """Steal `reference`, and drop it in flush()."""
+    check_room(drops.count, MOST_DROPS)
+    drops.items[drops.count] = reference
+    drops.count += 1
+
 cdef inline void drop_later(Drops *drops, object reference) noexcept:
     """Keep `reference` until flush(): who overwrites what refers to it cannot run anybody's code by that."""
     Py_INCREF(reference)
-    drops.items[drops.count] = <PyObject *>reference
-    drops.count += 1
+    put_aside(drops, <PyObject *>reference)
+
+cdef inline void cancel_later(Drops *drops, object task) noexcept:
+    """Have flush() cancel the task of a coroutine hook."""
+    Py_INCREF(task)
+    drops.task = <PyObject *>task
+
+cdef inline void cancel_none(Drops *drops) noexcept:
+    """No longer; the caller has a reference to it."""
+    Py_DECREF(<object>drops.task)
+    drops.task = NULL
 
 cdef inline void flush(Drops *drops, Reactor reactor) noexcept:
     """Drop what was put aside. Anybody's code may run: the caller must have changed all that it had to change."""
@@ -287,6 +311,8 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
         lists.books.running += 1
     elif before == RUNNING and after == IDLE:
         count_end(lists, message)
+    if before == IDLE:
+        message.skipping = False  # here, with the GIL: another thread may set it while the step before ends without
     if after == HELD:
         enter_bucket(lists, message)
     elif after == QUEUED:

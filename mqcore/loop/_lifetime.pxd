@@ -19,7 +19,6 @@ cdef class Lifetime:
     cdef Py_ssize_t arguments_of(self, const char *method, Py_ssize_t count) noexcept
     cdef void callback_raised(self, object error) noexcept
     cdef void detach(self) noexcept
-    cdef void end(self) noexcept
 
 cdef class WatchHandle(Runnable):
     """A timer or a watcher: something active on a lifetime."""

@@ -99,10 +99,6 @@ cdef class Lifetime:
             append_all(&self.reactor.stopping, &self.running)
             self.reactor.wake()
 
-    cdef void end(self) noexcept:
-        """The same, for those whom it is no matter."""
-        self.detach()
-
     def start_timer(self, seconds, callback, *args):
         """Call `callback(*args)` once, after `seconds`, on the dispatcher's thread.
 

@@ -96,7 +96,7 @@ cdef void tick_with_gil(LoopState *state) noexcept with gil:
 cdef bint run_posted(void *owner) noexcept:
     cdef Reactor reactor = <Reactor>owner
     cdef Portion portion = start_portion(reactor.state.uv)
-    cdef size_t count = reactor.posted_count  # what is posted meanwhile has the next tick
+    cdef size_t count = reactor.posted_count  # what is posted meanwhile is for the next tick
     cdef PyObject *task
     while count > 0 and reactor.posted_count > 0 and goes_on(&portion) and reactor.thread != 0:
         count -= 1
@@ -152,7 +152,7 @@ cdef void call_ready(Reactor reactor, Portion *portion) noexcept:
 cdef bint run_due(void *owner) noexcept:
     cdef Reactor reactor = <Reactor>owner
     cdef Portion portion = start_portion(reactor.state.uv)
-    cdef size_t count = reactor.wheel.due  # what becomes due meanwhile has the next tick
+    cdef size_t count = reactor.wheel.due  # what becomes due meanwhile is for the next tick
     while count > 0 and reactor.wheel.due > 0 and goes_on(&portion) and reactor.thread != 0:
         count -= 1
         run_one(first_due(&reactor.wheel, DUE).owner)
@@ -413,7 +413,7 @@ cdef class Reactor:
             Py_DECREF(<object>another)
 
     cdef void report_failed(self, object error, str where) noexcept:
-        """What was to be told of an error raised `error`."""
+        """Log `error`, which was raised while another one was reported."""
         cdef PyObject *another
         if ends_program(error):
             self.raise_through_loop(error)

@@ -194,7 +194,9 @@ cdef class Mail(Message):
     def rejection(self, rejection):
         if rejection is None:
             self.refusal = self.rejected_by = None
-            self.skipping = self.discarded
+            self.skipping = False
+            if self.discarded:
+                self.skip_others()
         else:
             code, text = rejection
             self.reject(code, text)

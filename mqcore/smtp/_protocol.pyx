@@ -80,7 +80,10 @@ cdef class ServerProtocol:
         return 0
 
     cpdef object next_event(self):
-        """What the client wants next; None when more must arrive, or the event before must be answered first."""
+        """What the client wants next; None when more must arrive, or the event before must be answered first.
+
+        For programs with sockets of their own (`mqcore.smtp.server`); mqcore's own server calls `next_payload`.
+        """
         payload = self.next_payload()
         if payload is None:
             return None

@@ -660,8 +660,8 @@ cdef int coroutine_returned(Runner runner, Message message, object task, object 
 
 
 cdef int coroutine_raised(Runner runner, Message message, object task, PyObject *raised, Drops *drops) noexcept:
-    """As hook_raised, for a message that is HELD. Its step may have ended meanwhile, or end while this is logged, and another one
-    begin."""
+    """As hook_raised, for a message that is HELD. Its step may have ended meanwhile, or end while this is logged, and another
+    one begin."""
     error = <object>raised
     Py_DECREF(error)
     if message.task is not task:

@@ -75,7 +75,7 @@ cdef class Dispatcher:
         try:
             self.open(order)
         except BaseException:
-            self.detach()
+            self.end()
             raise
         self.life = OPEN
 
@@ -225,7 +225,7 @@ cdef class Dispatcher:
             raise MqError("close(): the dispatcher is still being made; raise an error to stop that")
         if not self.runner.closed and not self.reactor.forked:
             self.reactor.check("close()")
-        self.detach()
+        self.end()
         if self.reactor.pending_exit is not None:
             error, self.reactor.pending_exit = self.reactor.pending_exit, None
             raise error

@@ -349,8 +349,8 @@ cdef void stop_when_idle(void *table) noexcept nogil:
 # --------------------------------------------------------------------------------------------------------- By age
 
 cdef PyObject *alive_from(PyObject *each) noexcept:
-    """This message, or the first after it that is alive. One that is not may be in its bucket still: CPython puts the deallocation
-    of deeply nested objects off, and with it the finalizer, which takes the message out."""
+    """This message, or the first after it that is alive. One that is not may be in its bucket still: CPython puts the
+    deallocation of deeply nested objects off, and with it the finalizer, which takes the message out."""
     while each != NULL and each.ob_refcnt <= 0:
         each = next_in_bucket(each)
     return each

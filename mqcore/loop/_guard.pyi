@@ -2,8 +2,6 @@ from typing import Any, final
 
 from ..stats import Lag
 
-live: set[Guard]
-
 @final
 class Guard:
     @property

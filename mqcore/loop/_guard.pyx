@@ -29,9 +29,12 @@ cdef extern from "pthread.h" nogil:
     int pthread_mutex_lock(void *)
     int pthread_mutex_unlock(void *)
 
+cdef extern from "Python.h":
+    int PySet_Discard(set, object) noexcept  # of what is hashed by its address: cannot fail
+
 cdef tuple TOLD_AFTER = (1, 10, 60)  # s, once more, if that is longer than the limit
 
-live = set()  # Guards whose threads run
+cdef set live = set()  # Guards whose threads run
 
 
 cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil:
@@ -118,7 +121,7 @@ cdef class Guard:
         let_go(&self.lookout)
         if self.teller is None or self.reactor.forked:
             close_one(&self.lookout.bell[0])
-        live.discard(self)
+        PySet_Discard(live, self)
 
     cdef void stop(self) noexcept:
         """The dispatcher closes: on its thread."""

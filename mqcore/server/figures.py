@@ -62,7 +62,7 @@ class Figures:
             "refusals": [[stage, code, count] for (stage, code), count in gateway.refusals.counts.items()],
             "commit_seconds": plain(gateway.commit_seconds),
             "group_mails": plain(gateway.group_mails),
-            "reloads": asdict(server.reloads),
+            "reloads": {name: getattr(server.reloads, name) for name in _RELOADS},
             "loop": plain_lag(dispatcher.lag()),
             "log_suppressed": suppressed_lines(),
             **_plain_places(server.source.figures()),
@@ -70,6 +70,8 @@ class Figures:
         }
 
 
+_RELOADS = ("succeeded", "failed", "last")
+"""Why one failed is not for everybody: that may quote the configuration."""
 _STEPS = ("entered", "continued", "completed", "failed", "cancelled", "held", "running")
 
 

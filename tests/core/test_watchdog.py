@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from loop_tools import PROLOGUE, python
 from native_tools import compile_plugin
 
 import mqcore
+from mqcore.loop import _teller
 from mqcore.loop._guard import can_dump
 
 OWNERS = ["uvloop", "pyuv"]
@@ -543,3 +546,28 @@ def test_the_lag_is_counted(owner):
     assert sum(count for _, count in lag.buckets) == lag.turns
     assert [bound for bound, _ in lag.buckets] == sorted(bound for bound, _ in lag.buckets)
     assert lag.longest <= lag.seconds
+
+
+def test_a_context_that_outlives_its_dispatcher(owner):
+    """And its books, in which the watchdog's thread would read."""
+    contexts = []
+    plugin = SimpleNamespace(mq_context_initialize=contexts.append, mq_step=lambda context, message: False)
+    dispatcher = owner.start({"10-a": plugin}, watchdog=5)
+    dispatcher.hook("mq_step").run(owner.Message())
+    dispatcher.close()
+    owner.dispatchers.clear()
+    del dispatcher
+    gc.collect()
+    for _ in range(10):
+        with pytest.raises(mqcore.NotHeld):
+            contexts[0].continue_(owner.Message())
+
+
+def test_what_rang_when_the_dispatcher_closed_is_not_told(owner, caplog):
+    dispatcher = owner.start({"10-a": lambda context, message: False}, watchdog=5)
+    (guard,) = (each for each in gc.get_objects() if type(each).__name__ == "Guard")
+    dispatcher.close()
+    assert guard.asked() is None
+    assert _teller.tell_one(guard, 7) == 7
+    assert not caplog.records
+    assert guard.lag().blocked == ()

@@ -559,7 +559,7 @@ def test_a_context_that_outlives_its_dispatcher(owner):
     del dispatcher
     gc.collect()
     for _ in range(10):
-        with pytest.raises(mqcore.NotHeld):
+        with pytest.raises(mqcore.DispatcherClosed):
             contexts[0].continue_(owner.Message())
 
 

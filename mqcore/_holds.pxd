@@ -25,6 +25,8 @@ cdef class HoldTable:
     cdef void collect(self, Message message) noexcept
     cdef bint collect_one(self) noexcept
     cdef bint has_queued(self) noexcept
+    cdef bint has_dead(self) noexcept
+    cdef bint replace_dead(self) noexcept
     cdef PyObject *take_queued(self) noexcept
     cdef PyObject *take_due(self, uint64_t now) noexcept
     cdef PyObject *next_due(self, uint64_t *due) noexcept

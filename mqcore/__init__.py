@@ -26,6 +26,7 @@ from .hooks import API_VERSION, MAILERQ_HOOKS, HookSpec
 from .loop._lifetime import READ, WRITE, Timer, Watcher
 from .plugins import Plugin, Plugins
 from .verdicts import COMPLETE, CONTINUE, FAIL, HOLD, RETRY, Outcome, Verdict
+from .watchdog import Watchdog
 
 __all__ = [
     "API_VERSION",
@@ -57,6 +58,7 @@ __all__ = [
     "RetryLimit",
     "Timer",
     "Verdict",
+    "Watchdog",
     "Watcher",
     "get_include",
 ]

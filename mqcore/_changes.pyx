@@ -103,7 +103,8 @@ cdef class ActivePlugins:
             hooks[name] = len(hooks) - 1
         rows.sort(key=lambda row: (hooks.get((<CounterRow>row).hook, 0), order.get((<CounterRow>row).plugin, len(order))))
         for row in rows:
-            stats.append(stats_of(<CounterRow>row))
+            if (<CounterRow>row).hook is not None:
+                stats.append(stats_of(<CounterRow>row))
         return tuple(stats)
 
 
@@ -148,9 +149,9 @@ cdef int take_over_current(ActivePlugins active) except -1:
 cdef object stats_of(CounterRow row):
     cdef Counters of
     read_numbers(<uint64_t *>&of, <uint64_t *>&row.counters, sizeof(Counters) // sizeof(uint64_t))
-    seconds = of.sampled_ns / 1e9 * of.calls / of.samples if of.samples else 0.0
+    seconds = of.sampled_ns / 1e9 * of.caller.calls / of.samples if of.samples else 0.0
     return tuple.__new__(HookStats, (
-        row.plugin, row.hook, of.calls, of.holds, of.continues, of.completes, of.retries, of.failures, of.timeouts,
+        row.plugin, row.hook, of.caller.calls, of.holds, of.continues, of.completes, of.retries, of.failures, of.timeouts,
         of.abandoned, of.refused, seconds, of.longest_ns / 1e9, of.held_ns / 1e9, of.held, hold_times_of(&of),
         of.retry_limits))
 
@@ -218,7 +219,7 @@ cdef class Change:
             try:
                 plugin._call("mq_context_initialize", context)
             except BaseException:
-                context.end()
+                context.detach()
                 plugin._release()
                 raise
         self.fresh.append(context)
@@ -296,7 +297,7 @@ cdef LaterChange new_later_change(ActivePlugins active):
 # ----------------------------------------------------------------------------------------------------------- End of life
 
 cdef void clean_up_retired(PyObject *taken) noexcept:
-    """Takes the reference over."""
+    """The end of a context that is not in use any more. Steals the reference."""
     clean_up(<Context>taken)
     Py_DECREF(<Context>taken)
 
@@ -305,7 +306,7 @@ cdef void clean_up(Context context) noexcept:
     """Rule 17: the end of a context."""
     if (<int (*)(Context) noexcept>call_cleanup)(context) < 0:
         cleanup_raised(context)
-    context.end()
+    context.detach()
     if (<int (*)(Context) noexcept>release_plugin)(context) < 0:
         report_raised(context.reactor, "the end of a plugin")
 

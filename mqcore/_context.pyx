@@ -1,6 +1,7 @@
 """A plugin's handles: `Context`, on one dispatcher, and `Hold`, on one hold; and giving control back by them."""
 
 import asyncio
+import json
 import logging
 
 cimport cython
@@ -14,7 +15,8 @@ from ._message cimport (
     Message, abandon, flush, new_row, no_drops)
 from .loop._call cimport ends_program, take_error
 from .loop._list cimport append, first, init_list, is_empty, is_linked, last, unlink
-from .loop._reactor cimport PyThread_get_thread_ident, Reactor
+from .loop._lookout cimport Lookout, add_caller
+from .loop._reactor cimport Caller, PyThread_get_thread_ident, Reactor
 from .loop._seal cimport seal
 
 from .errors import MqError, NotHeld
@@ -190,7 +192,25 @@ cdef Context new_context(HoldTable holds, dict rows, Retired retired, object plu
     context.log = plugin.log
     context.forgiving = plugin.config.get("on_error", "fail") == "continue"
     context.hold_timeout = plugin.config.get("hold_timeout", hold_timeout)
+    context.caller = &context.row_of(None).counters.caller  # the dispatcher keeps it
     return context
+
+
+cdef int introduce(Reactor reactor, CounterRow row) except -1:
+    """To the watchdog."""
+    cdef Caller *caller = &row.counters.caller
+    if reactor.state.lookout == NULL:
+        return 0
+    row.texts = tuple(map(as_text, (row.plugin, row.hook)))
+    caller.plugin = <bytes>row.texts[0]
+    caller.hook = NULL if row.hook is None else <const char *><bytes>row.texts[1]
+    add_caller(<Lookout *>reactor.state.lookout, caller)
+    return 0
+
+
+def as_text(name):
+    """For a line of the log, or a text in JSON: nothing in it ends either of them."""
+    return json.dumps(name)[1:-1].encode()
 
 
 @cython.final
@@ -258,6 +278,7 @@ cdef class Context(Lifetime):
             return <Hold>message.token
         hold.reactor = self.reactor
         hold.context = self
+        hold.caller = self.caller
         hold.message_held = message
         hold.hook = message.entry.hook
         message.token = <PyObject *>hold
@@ -266,10 +287,14 @@ cdef class Context(Lifetime):
         return hold
 
     cdef CounterRow row_of(self, str hook):
-        """The counters of this plugin and hook; with "", of what it did with messages that were in no step yet."""
+        """The counters of this plugin and hook; with "", of what it did with messages that were in no step yet; with None, of
+        the callbacks of its timers and watchers."""
         cdef CounterRow row = self.rows.get((self.name, hook))
         if row is None:
-            row = self.rows.setdefault((self.name, hook), new_row(self.name, hook))
+            row = new_row(self.name, hook)
+            if self.rows.setdefault((self.name, hook), row) is row:
+                introduce(self.reactor, row)
+            row = self.rows[self.name, hook]
         return row
 
     cdef int check_open(self, str what) except -1:

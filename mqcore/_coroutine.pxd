@@ -13,4 +13,3 @@ cdef class TaskEnd:
 cdef bint is_coroutine(object value) except -1
 cdef object start_task(object coroutine, object loop, str name, object variables)
 cdef int watch_task(object task, object variables, object runner, Message message, task_ended ended) except -1
-cdef object result_of(object task)

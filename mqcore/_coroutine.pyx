@@ -5,6 +5,7 @@ What a coroutine returns means what a hook's return value means; what follows fr
 
 import asyncio
 import sys
+from collections.abc import Coroutine
 
 cimport cython
 
@@ -22,7 +23,7 @@ cdef bint is_coroutine(object value) except -1:
     if PyCoro_CheckExact(value):
         return True
     try:
-        return asyncio.iscoroutine(value)
+        return isinstance(value, Coroutine)  # on CPython 3.11, asyncio takes generators for coroutines, too
     except Exception:
         return False
 
@@ -41,14 +42,6 @@ cdef int watch_task(object task, object variables, object runner, Message messag
     end.ended = ended
     task.add_done_callback(end, context=variables)
     return 0
-
-
-cdef object result_of(object task):
-    """What its coroutine returned; raises what it raised. A coroutine is not run again: it is closed."""
-    value = task.result()
-    if asyncio.iscoroutine(value):
-        value.close()
-    return value
 
 
 @cython.final

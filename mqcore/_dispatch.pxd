@@ -6,7 +6,7 @@ from libc.stdint cimport uint64_t
 from ._chain cimport Chain, Route
 from ._holds cimport HoldTable
 from ._message cimport Counters, Drops, Entry, Message
-from .loop._reactor cimport Reactor
+from .loop._reactor cimport Caller, Reactor
 
 cdef enum:
     MOST_ARGUMENTS = 16             # of a hook, with context and message
@@ -19,6 +19,8 @@ cdef class Runner:
     cdef unsigned int max_retries
     cdef unsigned int until_sample  # steps until the next one that is timed
     cdef bint closed                # or closing
+    cdef Caller *calling            # who has the loop now: see LoopState; atomic
+    cdef Caller done                # whose the `done` of a step is
 
 cdef Runner new_runner(Reactor reactor, HoldTable holds)
 

@@ -19,16 +19,17 @@ from libc.stdint cimport uint64_t
 
 from ._chain cimport Chain, Route
 from ._context cimport Context, log_failure
-from ._coroutine cimport is_coroutine, result_of, start_task, watch_task
+from ._coroutine cimport is_coroutine, start_task, watch_task
 from ._holds cimport HoldTable, count_given
 from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, NO_REFERENCE, QUEUED, RUNNING, STRONG, TAKEN, TIMED_OUT,
-    TOO_MANY_RETRIES, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, WEAK, Counters, Drops, Entry, Message, NativeSide,
-    count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move, no_drops, report_raised,
-    unless_skipping)
+    TOO_MANY_RETRIES, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, WEAK, Counters, Drops, Entry, Message,
+    NativeSide, cancel_later, cancel_none, count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move,
+    no_drops, put_aside, report_raised, unless_skipping)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
-from .loop._reactor cimport Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
+from .loop._reactor cimport Caller, Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
+from .loop._state cimport set_caller
 
 from ._misuse import wrong_result
 from .errors import MqError
@@ -63,6 +64,8 @@ cdef Runner new_runner(Reactor reactor, HoldTable holds):
     cdef Runner runner = Runner.__new__(Runner)
     runner.reactor = reactor
     runner.holds = holds
+    runner.done.hook = b"done"
+    reactor.state.calling = &runner.calling
     return runner
 
 
@@ -116,6 +119,7 @@ cdef int advance(Runner runner, Message message, Chain chain, Entry *entry, Drop
     cdef size_t count = 2
     cdef PyObject *result
     cdef int decision
+    cdef Caller *caller
     arguments[1] = <PyObject *>message
     if message.args is not None:
         while count < size_of(message.args) + 2:
@@ -137,7 +141,9 @@ cdef int advance(Runner runner, Message message, Chain chain, Entry *entry, Drop
         else:
             message.entry = entry
             arguments[0] = entry.context
-            entry.counters.calls += 1
+            caller = &entry.counters.caller
+            caller.calls += 1
+            set_caller(&runner.calling, caller)
             if timed:
                 result = call_timed(runner, entry, arguments, count)
             else:
@@ -176,6 +182,7 @@ cdef list begin_all(
     cdef Py_ssize_t count = len(messages)
     cdef Py_ssize_t index = 0
     cdef Chain chain
+    cdef Caller *before = runner.calling
     while index < count:
         if route.chain is not None:  # else a hook has closed the dispatcher
             chain = route.chain
@@ -188,6 +195,7 @@ cdef list begin_all(
                 Py_INCREF(<object>outcome)
                 PyList_SetItem(outcomes, index, outcome)
             index += 1
+    set_caller(&runner.calling, before)
     return outcomes
 
 
@@ -226,13 +234,12 @@ cdef int returned(Runner runner, Message message, PyObject *result, Drops *drops
     """What follows from the result of a Python hook, which may be NULL."""
     if result == NULL:
         return hook_raised(runner, message, take_error(), drops)
-    drops.items[drops.count] = result  # its reference; dropped when the step is suspended or goes on
-    drops.count += 1
+    put_aside(drops, result)  # dropped when the step is suspended or goes on
     return interpret(runner, message, <object>result, drops)
 
 
 cdef int interpret(Runner runner, Message message, object value, Drops *drops) noexcept:
-    """What follows from what a hook, or its coroutine, returned."""
+    """What follows from what a hook returned."""
     cdef int meaning = parse_verdict(message, value)
     cdef int decision
     if meaning == UNKNOWN and not runner.closed:
@@ -241,6 +248,12 @@ cdef int interpret(Runner runner, Message message, object value, Drops *drops) n
             return hook_raised(runner, message, take_error(), drops)
         if decision:
             return run_coroutine(runner, message, value, drops)
+    return follow(runner, message, value, meaning, drops)
+
+
+cdef int follow(Runner runner, Message message, object value, int meaning, Drops *drops) noexcept:
+    """What follows from the value that a hook returned, or its coroutine before the hook was over, and from its meaning."""
+    cdef int decision
     if runner.closed:
         return closed_meanwhile(message, drops)
     # Read only now: another thread may give back as long as Python code runs.
@@ -294,8 +307,10 @@ cdef int resolve_early(Message message, object value, int meaning, int early) ex
         return TO_FAIL
     if meaning == UNKNOWN or early != UNDECIDED and early != meaning:
         message.decision = TO_FAIL
-        raise wrong_result(
-            <str>message.entry.plugin, <str>message.entry.hook, value, UNDECIDED if meaning == UNKNOWN else early)
+        plugin, hook = <str>message.entry.plugin, <str>message.entry.hook  # now, for the step may end by what is called here
+        if meaning == UNKNOWN and is_coroutine(value):  # what a coroutine returned, which is not run: that could go on for ever
+            value.close()
+        raise wrong_result(plugin, hook, value, UNDECIDED if meaning == UNKNOWN else early)
     if early == UNDECIDED:
         if meaning == TO_COMPLETE:
             message.entry.counters.completes += 1
@@ -305,7 +320,7 @@ cdef int resolve_early(Message message, object value, int meaning, int early) ex
 
 
 cdef int hook_raised(Runner runner, Message message, PyObject *raised, Drops *drops) noexcept:
-    """Rule 13: a hook raised, or returned what it may not. Stored first, then logged. Takes the reference to the error over."""
+    """Rule 13: a hook raised, or returned what it may not. Stored first, then logged. Steals the reference to the error."""
     error = <object>raised
     Py_DECREF(error)
     cdef Context context = <Context>message.entry.context
@@ -386,7 +401,6 @@ cdef PyObject *finish(Runner runner, Message message, int decision, Drops *drops
     move(&runner.holds.lists, message, RUNNING, IDLE)
     message.entry = NULL
     message.decision = UNDECIDED
-    message.skipping = False
     return outcome
 
 
@@ -394,6 +408,7 @@ cdef void conclude(Runner runner, Message message, PyObject *outcome) noexcept:
     """Rule 15: call `done` with how a suspended step ended."""
     cdef PyObject *space[3]
     cdef PyObject *result
+    cdef Caller *before
     done = message.done
     message.done = None
     if not message.suspended:
@@ -404,7 +419,11 @@ cdef void conclude(Runner runner, Message message, PyObject *outcome) noexcept:
     hook = <str>message.last_hook
     space[1] = <PyObject *>message
     space[2] = outcome
+    before = runner.calling
+    runner.done.calls += 1
+    set_caller(&runner.calling, &runner.done)
     result = call_function(<PyObject *>done, space + 1, 2 | ROOM)
+    set_caller(&runner.calling, before)
     if result == NULL:
         done_raised(runner, take_error(), hook)
     else:
@@ -568,20 +587,25 @@ cdef int run_coroutine(Runner runner, Message message, object coroutine, Drops *
 
 
 cdef int start_coroutine(Runner runner, Message message, object coroutine, Drops *drops) except -1:
-    if runner.reactor.library.owner != "uvloop":
+    try:
+        if runner.reactor.library.owner != "uvloop":
+            raise MqError("the hook returned a coroutine, which needs a uvloop loop")
+        variables = contextvars.copy_context() if message.variables is None else message.variables.copy()
+        name = f"{<str>message.entry.plugin}:{<str>message.entry.hook}"
+        task = start_task(coroutine, runner.reactor.loop, name, variables)
+    except BaseException:
         coroutine.close()
-        raise MqError("the hook returned a coroutine, which needs a uvloop loop")
-    variables = contextvars.copy_context() if message.variables is None else message.variables.copy()
-    task = start_task(coroutine, runner.reactor.loop, f"{<str>message.entry.plugin}:{<str>message.entry.hook}", variables)
+        raise
     drop_later(drops, task)  # whoever has the last reference may run anybody's code
     if task.done():
-        value = result_of(task)
+        value = task.result()
         drop_later(drops, value)
-        return interpret(runner, message, value, drops)
+        return follow(runner, message, value, parse_verdict(message, value), drops)
+    cancel_later(drops, task)  # should there be no memory for what follows
     watch_task(task, variables, runner, message, coroutine_ended)
     if runner.closed or message.decision == TO_CANCEL:
-        task.cancel()
-        return interpret(runner, message, None, drops)
+        return follow(runner, message, None, TO_CONTINUE, drops)
+    cancel_none(drops)
     message.task = task
     message.track()
     hold(runner, message, UNDECIDED, drops)
@@ -595,7 +619,7 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
     cdef int decision
     if runner.reactor.thread != PyThread_get_thread_ident() and not runner.closed:
         return  # asyncio does not call it there
-    cdef PyObject *result = (<PyObject *(*)(object) noexcept>fetch_result)(task)
+    cdef PyObject *result = (<PyObject *(*)(object) noexcept>fetch_result)(task)  # what ends the program asyncio lets out
     no_drops(&drops)
     if result == NULL:
         decision = UNDECIDED
@@ -604,8 +628,7 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
         else:
             Py_DECREF(<object>take_error())
     else:
-        drops.items[0] = result
-        drops.count = 1
+        put_aside(&drops, result)
         decision = message.decision
         if message.task is task:
             decision = coroutine_returned(runner, message, task, <object>result, &drops)
@@ -616,13 +639,12 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
             runner.holds.end_and_queue(message, &drops)
         elif message.reference == STRONG and finalizer_is_trusted(message):  # it returned true: it may be abandoned now
             message.reference = WEAK
-            drops.items[drops.count] = <PyObject *>message
-            drops.count += 1
+            put_aside(&drops, <PyObject *>message)
     flush(&drops, runner.reactor)
 
 
 cdef PyObject *fetch_result(object task) except NULL:
-    value = result_of(task)
+    value = task.result()
     Py_INCREF(value)
     return <PyObject *>value
 
@@ -632,19 +654,26 @@ cdef int coroutine_returned(Runner runner, Message message, object task, object 
     cdef int early = message.decision  # until here a give-back is early
     cdef int decision = (<int (*)(Message, object, int, int) noexcept>resolve_early)(
         message, value, parse_verdict(message, value), early)
+    cdef PyObject *raised
     if decision < 0:
-        return coroutine_raised(runner, message, task, take_error(), drops)
+        raised = take_error()
+        if ends_program(<object>raised):
+            runner.reactor.raise_through_loop(<object>raised)
+        return coroutine_raised(runner, message, task, raised, drops)
     return early if decision == UNDECIDED else decision
 
 
 cdef int coroutine_raised(Runner runner, Message message, object task, PyObject *raised, Drops *drops) noexcept:
-    """As hook_raised, for a message that is HELD. While this is logged the step may end, and another one begin."""
+    """As hook_raised, for a message that is HELD. Its step may have ended meanwhile, or end while this is logged, and another
+    one begin."""
     error = <object>raised
     Py_DECREF(error)
+    if message.task is not task:
+        return UNDECIDED
     cdef Context context = <Context>message.entry.context
     message.decision = TO_FAIL  # nobody has control while this is logged
     message.fail(error, drops)
-    log_failure(context, error, message.entry.hook)  # what ends the program asyncio itself lets out through the loop
+    log_failure(context, error, message.entry.hook)
     if message.task is not task:
         return UNDECIDED
     if context.forgiving and not ends_program(error):

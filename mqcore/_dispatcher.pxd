@@ -4,6 +4,7 @@ from ._changes cimport ActivePlugins
 from ._dispatch cimport Runner
 from ._holds cimport HoldTable
 from ._message cimport Books
+from .loop._guard cimport Guard
 from .loop._reactor cimport Reactor
 
 cdef enum Life:
@@ -20,9 +21,10 @@ cdef class Dispatcher:
     cdef int life                   # Life
     cdef bint ending_now            # close() is under way
     cdef object ending
+    cdef Guard guard                # the watchdog; None without one
     cdef object __weakref__
 
     cpdef Books counts(self)
-    cdef int open(self) except -1
+    cdef int open(self, object order) except -1
     cdef int end(self) except -1
     cdef list as_held(self, list rows)

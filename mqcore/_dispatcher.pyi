@@ -7,12 +7,19 @@ from typing_extensions import disjoint_base
 from ._hook import Hook
 from ._message import Message
 from .plugins import Plugins
-from .stats import Held, Stats
+from .stats import Held, Lag, Stats
+from .watchdog import Watchdog
 
 @disjoint_base
 class Dispatcher:
     def __init__(
-        self, plugins: Plugins, loop: Any = None, *, hold_timeout: float = 30.0, max_retries: int = 16
+        self,
+        plugins: Plugins,
+        loop: Any = None,
+        *,
+        hold_timeout: float = 30.0,
+        max_retries: int = 16,
+        watchdog: float | Watchdog | None = None,
     ) -> None: ...
     @property
     def plugins(self) -> Plugins: ...
@@ -24,6 +31,7 @@ class Dispatcher:
     def cancel(self, message: Message) -> bool: ...
     def stats(self) -> Stats: ...
     def counts(self) -> dict[str, int]: ...
+    def lag(self) -> Lag | None: ...
     def held(self, limit: int | None = None, plugin: str | None = None, hook: str | None = None) -> list[Held]: ...
     def oldest_held(self, among: int = 1000) -> dict[tuple[str, str], float]: ...
     def _begin_scan(self, older: float = 0.0, most: int = -1) -> None: ...

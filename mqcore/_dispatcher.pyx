@@ -12,6 +12,8 @@ from ._hook cimport new_hook
 from ._holds cimport has_pending, new_hold_table, stop_when_idle
 from ._message cimport Books, Message, NativeSide
 from .loop._attach cimport attach, close, stop_all
+from .loop._guard cimport new_guard
+from .loop._lookout cimport add_caller
 from .loop._reactor cimport RESUME_PHASE, SWEEP_PHASE, TIMEOUT_PHASE, PyThread_get_thread_ident, new_reactor
 
 from ._misuse import describe
@@ -19,6 +21,7 @@ from .errors import DispatcherClosed, MqError
 from .loop._ending import Ending
 from .plugins import Plugins
 from .stats import Held, Stats
+from .watchdog import watchdog_of
 
 
 @cython.no_gc_clear  # messages, holds and contexts need what it is made of
@@ -27,7 +30,8 @@ cdef class Dispatcher:
 
     `plugins`: Plugins; their changes reach the dispatcher, between steps. `loop`: a uvloop.Loop or pyuv.Loop; without it
     the running uvloop loop. `hold_timeout`: seconds that a plugin may hold a message, unless its config says otherwise;
-    0: no limit. `max_retries`: how often one step may start again.
+    0: no limit. `max_retries`: how often one step may start again. `watchdog`: seconds; what keeps the loop for longer is told
+    of while it does (a `Watchdog` says more about how); None or 0: it is not watched.
 
     Use it with `with` or `async with`, or `close()` it. A uvloop loop that ends closes it too; on pyuv you must. Until
     then it keeps itself alive. All methods but `stats`, and giving back, belong to the thread that runs the loop.
@@ -46,9 +50,10 @@ cdef class Dispatcher:
         self.runner = new_runner(self.reactor, self.holds)
         self.active = new_active_plugins(self.holds)
 
-    def __init__(self, plugins, loop=None, *, hold_timeout=30.0, max_retries=16):
+    def __init__(self, plugins, loop=None, *, hold_timeout=30.0, max_retries=16, watchdog=None):
         cdef double seconds = hold_timeout
         cdef unsigned int retries = as_retries(max_retries)
+        order = watchdog_of(watchdog)
         if self.life != NEW:
             raise MqError("the dispatcher has been initialised already")
         if not isinstance(plugins, Plugins):
@@ -68,14 +73,18 @@ cdef class Dispatcher:
         attach(self.reactor, loop, self)
         self.life = OPENING
         try:
-            self.open()
+            self.open(order)
         except BaseException:
             self.end()
             raise
         self.life = OPEN
 
-    cdef int open(self) except -1:
+    cdef int open(self, object order) except -1:
         self.holds.open()
+        if order is not None:
+            self.guard = new_guard(self.reactor)
+            self.guard.start(order)
+            add_caller(&self.guard.lookout, &self.runner.done)
         self.reactor.set_phase(TIMEOUT_PHASE, timeout_phase, <void *>self.runner)
         self.reactor.set_phase(RESUME_PHASE, resume_phase, <void *>self.runner)
         self.reactor.set_phase(SWEEP_PHASE, sweep_phase, <void *>self.active)
@@ -139,6 +148,10 @@ cdef class Dispatcher:
         """The books without the plugins' rows, in C a struct: entered, continued, completed, failed, cancelled, held, running.
         Any thread, with the GIL."""
         return self.holds.snapshot()
+
+    def lag(self):
+        """What the watchdog has seen of the loop: a `Lag`; None without a watchdog. Any thread; also after close()."""
+        return None if self.guard is None else self.guard.lag()
 
     def held(self, limit=None, plugin=None, hook=None):
         """The messages that are held now, oldest first: a list of `Held`; empty after close(). The dispatcher's thread.
@@ -226,6 +239,8 @@ cdef class Dispatcher:
             self.runner.closed = True
             self.reactor.closed = True
             self.reactor.thread = 0
+            if self.guard is not None:
+                self.guard.stop()
             if not self.reactor.forked:
                 end_all_steps(self.runner)
                 self.active.close()

@@ -13,8 +13,9 @@ from ._hook cimport Hook, in_step, variables_for
 from ._message cimport IDLE, RUNNING, Message, move, report_raised
 from .loop._call cimport ends_program, take_error
 from .loop._list cimport Link, List, append, first, init_list, is_linked, unlink
-from .loop._reactor cimport Portion, Task, goes_on, start_portion
+from .loop._reactor cimport Caller, Portion, Task, goes_on, start_portion
 from .loop._seal cimport seal
+from .loop._state cimport set_caller
 
 from .errors import MqError
 
@@ -101,6 +102,7 @@ cdef class Flow(Task):
         cdef Place place = self.spare
         cdef Message message
         cdef PyObject *outcome
+        cdef Caller *before
         if not isinstance(candidate, Message):
             raise TypeError(f"{hook.name}: stream() needs messages, not {candidate!r}")
         message = candidate
@@ -118,7 +120,9 @@ cdef class Flow(Task):
         append(&self.flight, &place.link)
         self.in_flight += 1
         move(&hook.holds.lists, message, IDLE, RUNNING)
+        before = hook.runner.calling
         outcome = begin(hook.runner, chain, message, self.args, place, variables)
+        set_caller(&hook.runner.calling, before)
         place.running = NULL
         if outcome != Py_None:
             place.waiting = False

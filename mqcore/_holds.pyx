@@ -319,8 +319,8 @@ cdef class HoldTable:
 
 
 cdef list described(PyObject **messages, Py_ssize_t count, object match):
-    """As tuples of message, plugin, hook and since when it is held: those that `match` is true for, unless it is None. Takes
-    `messages` over, and the references in it."""
+    """As tuples of message, plugin, hook and since when it is held: those that `match` is true for, unless it is None. Frees
+    `messages`, and steals the references in it."""
     cdef Py_ssize_t index
     cdef list result = []
     try:
@@ -375,8 +375,8 @@ cdef inline PyObject *given_at(Link *link) noexcept:
 
 
 cdef PyObject *alive_from(PyObject *each) noexcept:
-    """This message or the first after it that is alive. One that is not is dead, or its deallocation was put off before its
-    finalizer ran, as that of deeply nested objects is."""
+    """This message, or the first after it that is alive. One that is not is in the list of the dead; or CPython puts its
+    deallocation off, as that of deeply nested objects, and with it the finalizer, which takes the message out."""
     while each != NULL and each.ob_refcnt <= 0:
         each = next_in_bucket(each)
     return each

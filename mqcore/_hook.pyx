@@ -1,12 +1,14 @@
 """`Hook`: what a host runs messages through; and awaiting a step."""
 
 cimport cython
+from cpython.object cimport PyObject
 
 from ._chain cimport Route, open_route
 from ._dispatch cimport MOST_ARGUMENTS, Runner, begin, begin_all, cancel_step
 from ._message cimport HELD, IDLE, RUNNING, TAKEN, UNDECIDED, Message, move
-from .loop._reactor cimport PyThread_get_thread_ident
+from .loop._reactor cimport Caller, PyThread_get_thread_ident
 from .loop._seal cimport seal
+from .loop._state cimport set_caller
 
 from ._misuse import describe
 from ._waiting import checked_outcome_of, nobody_waits_yet, outcome_of
@@ -86,7 +88,10 @@ cdef class Hook(Route):
         if message.state != IDLE:
             raise MqError(f"{self.name}: {in_step(message)}")
         move(&self.holds.lists, message, IDLE, RUNNING)
-        return <object>begin(self.runner, chain, message, args, done, variables)
+        cdef Caller *before = self.runner.calling
+        cdef PyObject *outcome = begin(self.runner, chain, message, args, done, variables)
+        set_caller(&self.runner.calling, before)
+        return <object>outcome
 
     def run_many(self, messages, *args, done=None):
         """`run` for each of an iterable of messages: a list of what it returned, in order.

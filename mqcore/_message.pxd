@@ -9,7 +9,7 @@ from .loop._atomic cimport fence, set, store_version
 from .loop._call cimport take_error
 from .loop._lifetime cimport Lifetime
 from .loop._list cimport Link, List, append, first, replace, unlink
-from .loop._reactor cimport Handle, Reactor
+from .loop._reactor cimport Caller, Handle, Reactor
 
 cdef extern from *:
     """
@@ -37,12 +37,20 @@ cdef extern from *:
                 abort(); \
             } \
         } while (0)
+    #define mqcore_check_room(count, most) do { \
+            if ((count) >= (most)) { \
+                fprintf(stderr, "mqcore: more than %d references are to be dropped at the end\\n", (most)); \
+                abort(); \
+            } \
+        } while (0)
     #else
     #define mqcore_check_state(state, expected) ((void)0)
     #define mqcore_check_move(state, before, after) ((void)0)
+    #define mqcore_check_room(count, most) ((void)0)
     #endif
     """
     void check_state "mqcore_check_state"(uint8_t state, int expected) noexcept nogil
+    void check_room "mqcore_check_room"(int count, int most) noexcept nogil
     void check_move "mqcore_check_move"(uint8_t state, int before, int after) noexcept nogil
 
 cdef enum State:
@@ -107,7 +115,7 @@ cdef extern from *:
 
 cdef struct Counters:
     # Of one plugin and hook in one dispatcher.
-    uint64_t calls
+    Caller caller           # first: to know the counters is to know the caller
     uint64_t holds
     uint64_t continues
     uint64_t completes
@@ -176,7 +184,8 @@ cdef class CounterRow:
     """The counters of one plugin and hook in one dispatcher: for its whole life, whatever code of that name comes and goes."""
     cdef Counters counters
     cdef str plugin
-    cdef str hook
+    cdef str hook                   # None: not of a hook, but of the callbacks of timers and watchers
+    cdef tuple texts                # keeps what the caller's names point to
 
 cdef class Message:
     cdef object __weakref__
@@ -187,8 +196,8 @@ cdef class Message:
     cdef PyObject *last_hook        # the name of the hook of the current or last step
     cdef uint64_t since             # when the hold began, in ns of uv_hrtime(); 0: how long it was is counted
     cdef uint8_t state              # State
-    cdef uint8_t decision           # Decision
     cdef uint8_t skipping           # bool: in this step, whoever goes on with continue or retry means complete
+    cdef uint8_t decision           # Decision
     cdef uint8_t reason             # Reason; then `failure` is the CounterRow of plugin and hook, or None
     cdef uint8_t by_token           # bool: the hook returned its Hold: nobody else can give back
     cdef uint8_t reference          # Reference
@@ -229,6 +238,7 @@ cdef class NativeSide:
 # ---------------------------------------------------------------------------------------------------------------- Drops
 
 cdef enum:
+    # What a hook leaves is dropped before another one is called; with what a step keeps that is a dozen at most.
     MOST_DROPS = 20
 
 cdef struct Drops:
@@ -243,11 +253,26 @@ cdef inline void no_drops(Drops *drops) noexcept nogil:
     drops.stops = False
     drops.task = NULL
 
+cdef inline void put_aside(Drops *drops, PyObject *reference) noexcept:
+    """Steal `reference`, and drop it in flush()."""
+    check_room(drops.count, MOST_DROPS)
+    drops.items[drops.count] = reference
+    drops.count += 1
+
 cdef inline void drop_later(Drops *drops, object reference) noexcept:
     """Keep `reference` until flush(): who overwrites what refers to it cannot run anybody's code by that."""
     Py_INCREF(reference)
-    drops.items[drops.count] = <PyObject *>reference
-    drops.count += 1
+    put_aside(drops, <PyObject *>reference)
+
+cdef inline void cancel_later(Drops *drops, object task) noexcept:
+    """Have flush() cancel the task of a coroutine hook."""
+    Py_INCREF(task)
+    drops.task = <PyObject *>task
+
+cdef inline void cancel_none(Drops *drops) noexcept:
+    """No longer; the caller has a reference to it."""
+    Py_DECREF(<object>drops.task)
+    drops.task = NULL
 
 cdef inline void flush(Drops *drops, Reactor reactor) noexcept:
     """Drop what was put aside. Anybody's code may run: the caller must have changed all that it had to change."""
@@ -301,6 +326,8 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
         lists.books.running += 1
     elif before == RUNNING and after == IDLE:
         count_end(lists, message)
+    if before == IDLE:
+        message.skipping = False  # here, with the GIL: another thread may set it while the step before ends without
     if after == HELD:
         enter_bucket(lists, message)
     elif after == QUEUED:

@@ -373,15 +373,13 @@ cdef void end_hold(Message message, Drops *drops) noexcept:
     if message.token != NULL:
         end_token(message, drops)
     if message.task is not None:
-        Py_INCREF(message.task)
-        drops.task = <PyObject *>message.task
+        cancel_later(drops, message.task)
         message.task = None
     if message.beside.native != NULL:
         (<NativeSide>message.entry.lists.native).hold_ended(message.beside.native)
         message.beside.native = NULL
     if message.reference == STRONG:
-        drops.items[drops.count] = <PyObject *>message  # the hold's reference
-        drops.count += 1
+        put_aside(drops, <PyObject *>message)  # the hold's reference
     message.reference = NO_REFERENCE
     message.by_token = False
 
@@ -401,8 +399,7 @@ cdef void flush_all(Drops *drops, Reactor reactor) noexcept:
     cdef int index = 0
     if drops.task != NULL:
         task = <object>drops.task
-        drops.task = NULL
-        Py_DECREF(task)
+        cancel_none(drops)
         if (<int (*)(Reactor, object) noexcept>cancel_task)(reactor, task) < 0:
             report_raised(reactor, "the cancellation of a coroutine hook's task")
     if drops.stops:

@@ -232,7 +232,7 @@ cdef void raise_end(Flow flow) noexcept:
 
 
 cdef void stop_or_keep(Flow flow, PyObject *pair) noexcept:
-    """Raise StopIteration with what is yielded. Takes the reference over."""
+    """Raise StopIteration with what is yielded. Steals the reference."""
     if not stop_with(pair):
         keep_back(flow, item_of(pair, 0), item_of(pair, 1))
     Py_DECREF(<object>pair)

@@ -67,6 +67,29 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocked:
+    """How often a hook or callback kept the loop for longer than the watchdog's limit. `hook` is None for the callbacks of a
+    plugin's timers and watchers, "done" with no plugin for the `done` of steps; both are None for what is no plugin's."""
+
+    plugin: str | None
+    hook: str | None
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What a dispatcher's watchdog has seen: how many `turns` the loop has made, how many `seconds` they took, in all, and the
+    `longest`, to the millisecond; for each of `buckets` (the most seconds, and how many turns were as long and no shorter than
+    the bucket before has them); and who blocked it."""
+
+    turns: int
+    seconds: float
+    longest: float
+    buckets: tuple[tuple[float, int], ...]
+    blocked: tuple[Blocked, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """A message that is held now: by which plugin, in which hook, for how long (`age`, seconds)."""
 

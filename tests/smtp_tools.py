@@ -13,7 +13,8 @@ import ssl
 import struct
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -40,6 +41,19 @@ MAIL = b"MAIL FROM:<a@example.org>\r\n"
 RCPT = b"RCPT TO:<b@example.org>\r\n"
 TEXT = b"Subject: hello\r\n\r\nhello\r\n"
 ALL = OPEN + TEXT + b".\r\n"
+
+
+@contextlib.contextmanager
+def grows_by(*, most: int) -> Iterator[None]:
+    """What runs within leaves no more octets in memory."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        yield
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before <= most
 
 
 def accept(protocol: ServerProtocol, event: Event) -> None:
@@ -221,7 +235,7 @@ class Serving:
     async def leave(self) -> None:
         for client in self._clients:
             client.leave()
-        await self.until(lambda: not self.server._connections)
+        await self.until(lambda: not self.server.host.connections)
 
 
 @contextlib.asynccontextmanager
@@ -259,7 +273,7 @@ async def serving(
         ends = (counts.continued, counts.completed, counts.failed, counts.rejected, counts.discarded, counts.unfinished)
         assert counts.read == sum(ends), counts
         assert counts.stored == len(stored.mails) or sink is not stored
-        assert it.server._reserved == gateway.in_flight == gateway.bytes == 0
+        assert it.server.host.reserved == gateway.in_flight == gateway.bytes == 0
 
 
 class Certificate(NamedTuple):

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from .. import PluginError
-from ..mail import refusals
 from ..mail.errors import SinkError, SourceError
 from ..mail.report import BAD_PLUGIN, UNREACHABLE
-from . import check, ctl, include, order, run
-from .output import OneLine, StandardError, complain, drop, open_standard_files
+from . import check, config, ctl, include, order, run, top
+from .output import StandardError, begin_log, complain, drop, open_standard_files
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -24,10 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_standard_files()
     options = _parser().parse_args(arguments)
     handler = StandardError()
-    handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for name in (refusals.log.name, "mqcore.server"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.basicConfig(handlers=[handler])
+    begin_log("text", None)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         code = command(options)
@@ -42,13 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         drop(1)  # as in `mqcore order | head`
         return 128 + signal.SIGPIPE
+    finally:
+        handler.tell_suppressed()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mqcore", description="Move mail through plugins.", epilog=run.EXIT_CODES)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, ctl, order, check, include):
+    for command in (run, ctl, top, order, check, config, include):
         command.add_to(commands)
     return parser
 

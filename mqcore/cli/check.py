@@ -10,6 +10,8 @@ import uvloop
 
 from .. import Dispatcher, PluginError, Plugins
 from ..mail.report import BAD_PLUGIN, OK
+from . import run
+from .configuration import Options
 from .output import complain
 from .plugins import load, loading, printing_to_standard_error, tell_what_is_missing
 
@@ -24,17 +26,21 @@ def add_to(commands: Commands) -> None:
 
 
 def check_plugins(options: argparse.Namespace) -> int:
-    if not options.paths and not options.entry_points:
-        options.parser.error("which plugins? Give paths, or --entry-points")
+    if not options.paths and not options.entry_points and not options.config:
+        options.parser.error("which plugins? Give paths, or --entry-points, or --config")
     code = OK
+    paths = options.paths
+    if options.config:
+        table = Options(run.options()).check(options, options.config)
+        paths = paths or table.get("plugins", [])
     with printing_to_standard_error(), load(options) as plugins:
-        for path in options.paths:
+        for path in paths:
             try:
                 plugins.load(path)
             except PluginError as error:
                 code = complain(error, BAD_PLUGIN)
         if not code or len(plugins):
-            tell_what_is_missing(options, plugins, [] if code else options.paths)
+            tell_what_is_missing(options, plugins, [] if code else paths)
         code = _begin(plugins) or code
         lines = [f"{plugin.name}: {', '.join(plugin.hooks) or 'no hooks'}" for plugin in plugins]
     for line in lines:

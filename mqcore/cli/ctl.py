@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import socket
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..mail.report import BAD_PLUGIN, OK, SOME_FAILED, UNREACHABLE, USAGE
 from ..server.durations import parse_duration
-from .options import count
+from ..server.logs import printable
+from .configuration import count
 from .output import complain
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ DEFAULT = "/run/mqcore"
 NAME = "control.sock"
 PATIENCE = 5.0
 """Seconds until it says what it waits for."""
+SOCKET = f"its control socket (default: {NAME} in $RUNTIME_DIRECTORY, or in {DEFAULT})"
 EXIT_CODES = """\
 exit codes: 0 done; 1 the server says no; 2 wrong usage; 3 nothing was reloaded, all is as it was; 4 no server can be reached"""
 _CODES = {"usage": USAGE, "reload": BAD_PLUGIN}
@@ -30,11 +33,7 @@ _CODES = {"usage": USAGE, "reload": BAD_PLUGIN}
 
 def add_to(commands: Commands) -> None:
     ctl = commands.add_parser("ctl", help="ask and steer a server that runs with --control", epilog=EXIT_CODES)
-    ctl.add_argument(
-        "--socket",
-        metavar="PATH",
-        help=f"its control socket (default: {NAME} in $RUNTIME_DIRECTORY, or in {DEFAULT})",
-    )
+    ctl.add_argument("--socket", metavar="PATH", help=SOCKET)
     asked = ctl.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, what in _COMMANDS.items():
         parser = asked.add_parser(name, help=what.help)
@@ -51,11 +50,11 @@ def ask(options: argparse.Namespace) -> int:
         name = argument.removeprefix("--")
         if (value := getattr(options, name)) is not None:
             request[name] = value
-    path = options.socket or os.path.join(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or DEFAULT, NAME)
+    path = path_of(options)
     try:
-        answer = _exchange(path, request)
+        answer = exchange(path, request)
     except (OSError, ValueError) as error:
-        return complain(_explain(error, path), UNREACHABLE)
+        return complain(explain(error, path), UNREACHABLE)
     if not answer["ok"]:
         return complain(answer["error"], _CODES.get(answer["kind"], SOME_FAILED))
     if options.json:
@@ -66,7 +65,13 @@ def ask(options: argparse.Namespace) -> int:
     return OK
 
 
-def _exchange(path: str, request: dict[str, Any]) -> dict[str, Any]:
+def path_of(options: argparse.Namespace) -> str:
+    """Of the control socket."""
+    given: str | None = options.socket
+    return given or os.path.join(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or DEFAULT, NAME)
+
+
+def exchange(path: str, request: dict[str, Any]) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.settimeout(PATIENCE)
         server.connect(path)
@@ -86,7 +91,7 @@ def _exchange(path: str, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _explain(error: Exception, path: str) -> str:
+def explain(error: Exception, path: str) -> str:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     match error:
         case FileNotFoundError():
@@ -120,16 +125,29 @@ def _pairs(result: dict[str, Any]) -> Iterable[str]:
 
 
 def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Iterable[str]:
-    cells = [[_printable(row[column]) for column in columns] for row in rows]
+    cells = [[as_cell(row[column]) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in (columns, *cells):
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def _printable(value: object) -> str:
+def as_cell(value: object) -> str:
     """What a client chose changes no terminal."""
-    text = "-" if value is None else str(value)
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+    return "-" if value is None else printable(str(value))
+
+
+def _show_status(result: dict[str, Any]) -> Iterable[str]:
+    reloads = result.pop("reloads")
+    uptime = datetime.timedelta(seconds=round(result["uptime"]))
+    yield from _pairs(result | {"started": _moment(result["started"]), "uptime": str(uptime)})
+    last = f", the last one at {_moment(reloads['last'])}" if reloads["last"] else ""
+    yield f"reloads: {reloads['succeeded']}{last}; {reloads['failed']} failed"
+    if reloads["error"]:
+        yield f"why the last one failed: {printable(reloads['error'])}"
+
+
+def _moment(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
 
 
 def _show_stats(result: dict[str, Any]) -> Iterable[str]:
@@ -167,7 +185,7 @@ _PLUGIN: dict[str, Any] = {"metavar": "PLUGIN", "help": "its name"}
 _OF_PLUGIN: dict[str, Any] = {"metavar": "NAME", "help": "those that this plugin holds"}
 _OLDER: dict[str, Any] = {"metavar": "TIME", "type": _duration, "help": "those that are held for so long: 500ms, 10s, 5m"}
 _COMMANDS = {
-    "status": _Command("how it is"),
+    "status": _Command("how it is", _show_status),
     "stats": _Command("the figures of each plugin", _show_stats),
     "order": _Command("the chain of a hook", _show_order, {"hook": {"metavar": "HOOK", "help": "such as mq_smtp_in_message"}}),
     "held": _Command(

@@ -1,26 +1,15 @@
-"""What places take beside a URL: from the command line, and from the table `[run]` of the TOML file."""
+"""What places take beside a URL."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
-import sys
-from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ..mail.base import Option
 from ..mail.places import Location
 from ..mail.places import options as options_of_places
-from ..plugins._config import read_toml
-
-TABLE = "run"
-
-
-def count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return min(int(text), sys.maxsize)
+from .configuration import COMMAND_LINE, count
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -40,25 +29,28 @@ class _Raising(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def again(options: argparse.Namespace, *places: Location[Any]) -> Callable[[], list[dict[str, Any]]]:
-    """`options_for`, to be called when the file may say something else. What it has to say of a mistake is a ValueError, and
-    paths are where they are now."""
-    here = argparse.Namespace(**vars(options))
-    here.parser = _Raising(add_help=False)
-    here.folder = os.getcwd()
-    here.config = options.config and os.path.abspath(options.config)
-    return lambda: options_for(here, *places)
+def to_read_again(options: argparse.Namespace) -> argparse.Namespace:
+    """For `options_for`, when the file may say something else: what it has to say of a mistake is a ValueError then, and paths
+    are where they are now."""
+    parser, folder = _Raising(add_help=False), os.getcwd()
+    given = argparse.Namespace(**vars(options.given) | {"parser": parser})
+    if options.config:
+        given.config = os.path.abspath(options.config)
+    return argparse.Namespace(known=options.known, given=given, parser=parser, folder=folder)
 
 
 def options_for(options: argparse.Namespace, *places: Location[Any]) -> list[dict[str, Any]]:
-    """Those that each place takes. One that is given for places that are not there is wrong usage; in the file, which may be
-    for several runs, it is left alone."""
-    given = _from_file(options)
+    """Those that each place takes. One that is given on the command line for places that are not there is wrong usage; in the
+    file and the environment, which may be for several runs, it is left alone."""
+    settings = options.known.settle(options.given)
+    given = {}
     for option, kinds in options_of_places().items():
-        if value := getattr(options, _attribute(option)):
-            given[_attribute(option)] = value
-            if not any(option in place.kind.options for place in places):
-                options.parser.error(f"--{option.name} is for {' and '.join(filter(None, (', '.join(kinds[:-1]), kinds[-1])))}")
+        setting = settings[option.name]
+        if not setting.value:
+            continue
+        given[_attribute(option)] = setting.value
+        if setting.origin == COMMAND_LINE and not any(option in place.kind.options for place in places):
+            options.parser.error(f"--{option.name} is for {' and '.join(filter(None, (', '.join(kinds[:-1]), kinds[-1])))}")
     folder = getattr(options, "folder", "")  # a plugin may change the current directory
     for option in options_of_places():
         if option.metavar == "FILE" and _attribute(option) in given:
@@ -76,37 +68,3 @@ def options_for(options: argparse.Namespace, *places: Location[Any]) -> list[dic
 
 def _attribute(option: Option) -> str:
     return option.name.replace("-", "_")
-
-
-def _from_file(options: argparse.Namespace) -> dict[str, Any]:
-    table = read_toml(options.config).get(TABLE, {}) if options.config else {}
-    known = {option.name: option for option in options_of_places()}
-    if not isinstance(table, Mapping):
-        options.parser.error(f"{options.config}: {TABLE} is a table of options, not {table!r}; write [{TABLE}]")
-    given = {}
-    for name, value in table.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            options.parser.error(f"{options.config}: [{TABLE}] has {name}, which is no option that it may have; {hint}")
-        if not _fits(known[name], value):
-            options.parser.error(f"{options.config}: {name} in [{TABLE}] is {_kind(known[name])}, not {value!r}")
-        if value is not False:
-            given[_attribute(known[name])] = value
-    return given
-
-
-def _fits(option: Option, value: object) -> bool:
-    if option.is_number:
-        return type(value) is int and value >= 1
-    if option.choices is not None:
-        return value in option.choices
-    return isinstance(value, bool) if option.metavar is None else isinstance(value, str)
-
-
-def _kind(option: Option) -> str:
-    if option.is_number:
-        return "a whole number above 0"
-    if option.choices is not None:
-        return f"one of {', '.join(option.choices)}"
-    return "true or false" if option.metavar is None else "a text"

@@ -10,27 +10,19 @@ import time
 from collections import Counter
 
 from ..mail import refusals
+from ..mail.done import log as mail_log
+from ..server.logs import new_formatter
 
-
-class OneLine(logging.Formatter):
-    """Whoever chose a part of the text, as clients do, cannot make it look like two lines, or change a terminal: all lines but
-    the first are indented, and what does not print is escaped."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n  ".join(map(_printable, super().format(record).split("\n")))
-
-
-def _printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+UNLIMITED = (refusals.log.name, mail_log.name)
 
 
 class StandardError(logging.Handler):
     """Writes what each logger says to standard error, up to a limit: a million mails may fail in the same way.
 
-    The limit is for some time only, as a server may run for months. Refusals have one of their own. But clients make them, as
-    many as they like: where nobody reads fast enough they are dropped, as else the server would wait.
+    The limit is for some time only, as a server may run for months. Refusals have one of their own, and mails none. But clients
+    make these, as many as they like: where nobody reads fast enough they are dropped, as else the server would wait.
+
+    `suppressed`: how many records of each logger were not written. That is told, when there is something to write again.
     """
 
     LIMIT = 100
@@ -38,39 +30,82 @@ class StandardError(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
+        self.suppressed: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
         self._said: Counter[str] = Counter()
         self._since = time.monotonic()
-        self._unread = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         if time.monotonic() - self._since > self.PERIOD:
             self._since = time.monotonic()
+            self.tell_suppressed()
             self._said.clear()
-        if record.name == refusals.log.name:
+        if record.name in UNLIMITED:
             self._say_if_read(record)
             return
         self._said[record.name] += 1
         if self._said[record.name] <= self.LIMIT:
             say(self.format(record))
-        elif self._said[record.name] == self.LIMIT + 1:
-            say(f"{record.name} said {self.LIMIT} things, and is silent for a while; what failed is counted at the end")
+            return
+        if self._said[record.name] == self.LIMIT + 1:
+            self._notice(record.name, f"said {self.LIMIT} things, and is silent for a while; what failed is counted at the end")
+        self.suppressed[record.name] += 1
 
     def _say_if_read(self, record: logging.LogRecord) -> None:
         poll = select.poll()
         poll.register(2, select.POLLOUT)
         if not poll.poll(0):  # a pipe that has no room for a line
-            self._unread += 1
+            self.suppressed[record.name] += 1
             return
-        if self._unread:
-            say(f"{record.name}: {self._unread} lines were dropped, as nobody read them")
-            self._unread = 0
+        self._tell_suppressed(record.name)
         say(self.format(record))
+
+    def tell_suppressed(self) -> None:
+        """How much was not written, if that was not told yet."""
+        for name in list(self.suppressed):
+            self._tell_suppressed(name)
+
+    def _tell_suppressed(self, name: str) -> None:
+        count = self.suppressed[name] - self._told[name]
+        if count:
+            self._told[name] += count
+            self._notice(name, f"{count} lines were not written")
+
+    def _notice(self, name: str, text: str) -> None:
+        """A line about the lines of a logger."""
+        record = logging.LogRecord(name, logging.WARNING, "", 0, text, None, None)
+        record.event = "suppressed"
+        say(self.format(record))
+
+
+class Notices:
+    """How `complain` says things: as plain lines, until `log` is a handler whose lines are JSON."""
+
+    log: logging.Handler | None = None
 
 
 def complain(problem: object, code: int) -> int:
     """Say what is wrong, and return the exit code."""
-    say(f"mqcore: {problem}")
+    if Notices.log is None:
+        say(f"mqcore: {problem}")
+    else:
+        record = logging.LogRecord("mqcore", logging.WARNING if code else logging.INFO, "", 0, str(problem), None, None)
+        record.event = "notice"
+        say(Notices.log.format(record))
     return code
+
+
+def begin_log(format: str, level: str | None) -> None:
+    """From now on, what is logged is written in this format. Without a level warnings are, refusals, and what is done to the
+    server."""
+    root = logging.getLogger()
+    for handler in root.handlers:
+        if isinstance(handler, StandardError):
+            handler.setFormatter(new_formatter(format))
+            Notices.log = handler if format == "json" else None
+    root.setLevel((level or "warning").upper())
+    for name in (refusals.log.name, "mqcore.server"):
+        logging.getLogger(name).setLevel(logging.INFO if level is None else logging.NOTSET)
 
 
 def say(text: str) -> None:

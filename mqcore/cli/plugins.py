@@ -13,14 +13,19 @@ from collections.abc import Iterable, Iterator
 from .. import Plugins
 from ..mail.report import OK
 from ..plugins._checks import is_inside
-from .options import TABLE as RUN_TABLE
+from .configuration import TABLE as RUN_TABLE
 from .output import complain
 
 
 def loading() -> argparse.ArgumentParser:
     """The options of each command that loads plugins."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config", metavar="FILE", help="TOML file with a table for each plugin")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=os.environ.get("MQCORE_CONFIG") or None,
+        help="TOML file with a table for each plugin, and [run] (default: $MQCORE_CONFIG)",
+    )
     parser.add_argument("--trust-writable", action="store_true", help="load plugins that everyone may write to")
     parser.add_argument("--entry-points", action="store_true", help="load the plugins of installed packages")
     return parser

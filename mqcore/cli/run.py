@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import uvloop
 
-from .. import Dispatcher, Plugins
+from .. import Dispatcher, Plugins, Watchdog
 from ..mail._gateway import HOOK, Gateway, needs_failed
 from ..mail.base import BaseSink, Place, Prepared, Source
 from ..mail.errors import SourceError
@@ -25,13 +25,16 @@ from ..mail.files import raise_file_limit
 from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
-from ..server import Server, systemd
+from ..server import Server, logs, systemd
 from ..server.address import Address, parse_address, write_address
 from ..server.options import PlaceOptions
 from . import options as place_options
-from .output import complain, drop
+from . import watchdog
+from .configuration import Options, count
+from .output import begin_log, complain, drop
 from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 from .progress import progress_bar
+from .reloading import RunOptions
 from .signals import Steering
 
 if TYPE_CHECKING:
@@ -50,7 +53,13 @@ the run; 2 wrong usage; 3 a plugin did not load; 4 source or sink cannot be used
 
 
 def add_to(commands: Commands) -> None:
-    run = commands.add_parser("run", parents=[choosing()], help="move mail from a source to a sink", epilog=EXIT_CODES)
+    run = commands.add_parser("run", parents=[options()], help="move mail from a source to a sink", epilog=EXIT_CODES)
+    run.set_defaults(command=move, parser=run, known=Options(run))
+
+
+def options() -> argparse.ArgumentParser:
+    """Those of a run."""
+    run = argparse.ArgumentParser(add_help=False, parents=[choosing()])
     sources, sinks = (", ".join(known) for known in (SOURCES, SINKS))
     run.add_argument("--from", dest="source", metavar="SOURCE", type=_place(parse_source), required=True, help=sources)
     run.add_argument("--to", dest="sink", metavar="SINK", type=_place(parse_sink), required=True, help=sinks)
@@ -63,7 +72,7 @@ def add_to(commands: Commands) -> None:
     run.add_argument(
         "--max-in-flight",
         metavar="N",
-        type=place_options.count,
+        type=count,
         default=1000,
         help="most mails between source and sink (default: 1000)",
     )
@@ -81,7 +90,14 @@ def add_to(commands: Commands) -> None:
         type=_metrics_address,
         help="HOST:PORT, :PORT (this machine only) or unix:PATH for /metrics, /healthz, /readyz and the status page",
     )
-    run.set_defaults(command=move, parser=run)
+    watchdog.add_to(run)
+    run.add_argument("--log-format", choices=logs.FORMATS, default="text", help="how lines of the log look (default: text)")
+    run.add_argument(
+        "--log-level",
+        choices=logs.LEVELS,
+        help="the least that is logged; info has a line for each mail (default: warnings, and each refusal)",
+    )
+    return run
 
 
 def _place(parse: Callable[[str], Location[P]]) -> Callable[[str], Location[P]]:
@@ -98,14 +114,15 @@ def _place(parse: Callable[[str], Location[P]]) -> Callable[[str], Location[P]]:
 
 def _metrics_address(text: str) -> Address:
     try:
-        return parse_address(text)
+        address = parse_address(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    return os.path.abspath(address) if isinstance(address, str) else address  # a plugin may change the current directory
 
 
 def move(options: argparse.Namespace) -> int:
     with Steering() as steering:
-        return _move_steered(options, steering)
+        return _move_steered(options.known.settled(options), steering)
 
 
 def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
@@ -114,12 +131,14 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         if one.is_same(other):
             options.parser.error(f"{one} and {other} are the same mailbox")
     reading, writing = place_options.options_for(options, source, sink)
+    watched = watchdog.watchdog_of(options)
+    begin_log(options.log_format, options.log_level)
     files = raise_file_limit(FILES)
     if files < FEW_FILES:
         complain(f"this process may open {files} files, which may be too few; raise the limit (ulimit -n)", OK)
     if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
         options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
-    read_again, control = place_options.again(options, source, sink), _control_path(options)  # where we are now
+    again, control = place_options.to_read_again(options), _control_path(options)  # where we are now
     with contextlib.ExitStack() as opened:
         opened.enter_context(printing_to_standard_error())
         from_: Source | None = None
@@ -134,9 +153,15 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         if aside is not None:
             opened.enter_context(contextlib.closing(aside))
         tell_what_is_missing(options, plugins, options.plugins)
+        of_places = PlaceOptions((from_, to), (reading, writing), lambda: place_options.options_for(again, source, sink))
+
+        def parts(gateway: Gateway) -> list[Callable[[], Prepared]]:
+            return [of_places, RunOptions(gateway, options.settings, lambda: again.known.settle(again.given))]
+
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            parts: list[Callable[[], Prepared]] = [PlaceOptions((from_, to), (reading, writing), read_again)]
-            moving = _Moving(plugins, from_, to, aside, options.max_in_flight, steering, parts, control, options.metrics)
+            moving = _Moving(
+                plugins, from_, to, aside, options.max_in_flight, steering, parts, control, options.metrics, watched
+            )
             report = _run(runner, moving)
     try:
         _print(report, as_json=options.json)
@@ -185,9 +210,10 @@ class _Moving(NamedTuple):
     failed: FailedSink | None
     max_in_flight: int
     steering: Steering
-    parts: list[Callable[[], Prepared]]
+    parts: Callable[[Gateway], list[Callable[[], Prepared]]]
     control: str | None
     metrics: Address | None
+    watchdog: Watchdog | None
 
 
 def _run(runner: asyncio.Runner, moving: _Moving) -> Report:
@@ -210,10 +236,10 @@ def _run(runner: asyncio.Runner, moving: _Moving) -> Report:
 async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
     source = moving.source
     asyncio.get_running_loop().set_exception_handler(names_plugins(moving.plugins))
-    with Dispatcher(moving.plugins) as dispatcher:
+    with Dispatcher(moving.plugins, watchdog=moving.watchdog) as dispatcher:
         gateway = Gateway(dispatcher, source, moving.sink, moving.failed, max_in_flight=moving.max_in_flight)
         made(gateway)
-        server = Server(gateway, moving.parts)
+        server = Server(gateway, moving.parts(gateway))
         with _stopped_by_signals(gateway), moving.steering.of(server):
             async with _controlled(server, moving.control), _shown(server, moving.metrics) as url:
                 if not source.finite:
@@ -221,8 +247,9 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
                 if url is not None:
                     complain(f"metrics at {url}", OK)
                 systemd.notify("READY=1", f"STATUS={'moving' if source.finite else 'listening on'} {source.url}")
-                async with progress_bar(gateway):
-                    return await gateway.run()
+                with systemd.kept_alive(asyncio.get_running_loop()):
+                    async with progress_bar(gateway):
+                        return await gateway.run()
 
 
 @contextlib.asynccontextmanager

@@ -34,5 +34,6 @@ cdef extern from *:
     uint64_t get "mqcore_get"(uint64_t *) noexcept nogil
     void set "mqcore_set"(uint64_t *, uint64_t) noexcept nogil
     int add "mqcore_add"(int *, int) noexcept nogil
+    uint64_t add_number "mqcore_add"(uint64_t *, uint64_t) noexcept nogil
     bint swap "mqcore_swap"(uint64_t *, uint64_t before, uint64_t after) noexcept nogil
     bint swap_pointer "mqcore_swap_pointer"(void *, void *before, void *after) noexcept nogil

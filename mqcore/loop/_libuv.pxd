@@ -14,6 +14,7 @@ cdef struct uv_handle_t:
 
 cdef enum:            # uv_handle_type, fixed since libuv 1.0
     UV_ASYNC = 1
+    UV_CHECK = 2
     UV_IDLE = 6
     UV_POLL = 8
     UV_PREPARE = 9
@@ -50,6 +51,8 @@ cdef struct LibUV:
     int (*idle_stop)(uv_handle_t *) noexcept nogil
     int (*prepare_init)(uv_loop_t *, uv_handle_t *) noexcept nogil
     int (*prepare_start)(uv_handle_t *, uv_callback) noexcept nogil
+    int (*check_init)(uv_loop_t *, uv_handle_t *) noexcept nogil
+    int (*check_start)(uv_handle_t *, uv_callback) noexcept nogil
 
 cdef class Library:
     """The libuv of one owner of loops; lives as long as the process."""

@@ -26,6 +26,7 @@ cdef tuple SYMBOLS = (
     "uv_async_init", "uv_async_send",
     "uv_idle_init", "uv_idle_start", "uv_idle_stop",
     "uv_prepare_init", "uv_prepare_start",
+    "uv_check_init", "uv_check_start",
 )
 assert sizeof(LibUV) == len(SYMBOLS) * sizeof(void *)
 

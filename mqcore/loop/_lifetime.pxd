@@ -4,13 +4,14 @@ from cpython.object cimport PyObject
 
 from ._list cimport List
 from ._reactor cimport Reactor, Runnable
-from ._state cimport Watch
+from ._state cimport Caller, Watch
 from ._wheel cimport Node
 
 cdef class Lifetime:
     """What timers and watchers are started on, and end with."""
     cdef Reactor reactor
     cdef List running                   # its WatchHandles that are active; the loop owns them
+    cdef Caller *caller                 # whose their callbacks are
     cdef bint over
 
     cdef int check_open(self, str what) except -1
@@ -18,7 +19,6 @@ cdef class Lifetime:
     cdef Py_ssize_t arguments_of(self, const char *method, Py_ssize_t count) noexcept
     cdef void callback_raised(self, object error) noexcept
     cdef void detach(self) noexcept
-    cdef void end(self) noexcept
 
 cdef class WatchHandle(Runnable):
     """A timer or a watcher: something active on a lifetime."""
@@ -27,6 +27,7 @@ cdef class WatchHandle(Runnable):
     cdef tuple args
 
     cdef int check_lifetime(self, str what) except -1
+    cdef void begin_call(self) noexcept
     cdef void returned(self, PyObject *result) noexcept
 
 cdef class Timer(WatchHandle):

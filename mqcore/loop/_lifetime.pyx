@@ -18,6 +18,7 @@ from ._call cimport ROOM, call_function, is_a, take_error
 from ._list cimport append, append_all, init_list, is_empty, is_linked, unlink
 from ._poll cimport C_READ, C_WRITE, add_watch, change_watch, is_active, lost_for, remove_watch
 from ._seal cimport seal, seal_base
+from ._state cimport Caller, set_calling
 
 from ..errors import MqError
 
@@ -56,6 +57,9 @@ cdef tuple NUMBERS = (0, 1, 2, 3)  # events as callbacks get them
 cdef double LONGEST = 100 * 365.25 * 86400
 
 
+cdef Caller nobody  # whose callbacks those of a lifetime are that is no plugin's
+
+
 # --------------------------------------------------------------------------------------------------------------- Lifetime
 
 @cython.no_gc_clear  # methods need the reactor, also when they are called by another object of the same garbage
@@ -63,6 +67,7 @@ cdef class Lifetime:
 
     def __cinit__(self):
         init_list(&self.running)
+        self.caller = &nobody
 
     cdef int check_open(self, str what) except -1:
         """Raise when nothing can be started here any more. For subclasses to override."""
@@ -93,10 +98,6 @@ cdef class Lifetime:
         if not is_empty(&self.running):
             append_all(&self.reactor.stopping, &self.running)
             self.reactor.wake()
-
-    cdef void end(self) noexcept:
-        """The same, for those whom it is no matter."""
-        self.detach()
 
     def start_timer(self, seconds, callback, *args):
         """Call `callback(*args)` once, after `seconds`, on the dispatcher's thread.
@@ -201,6 +202,11 @@ cdef class WatchHandle(Runnable):
             raise MqError(f"{what}: the garbage collector has let go of this already")
         return self.lifetime.check_open(what)
 
+    cdef inline void begin_call(self) noexcept:
+        """Its callback has the loop until the next one is called, or the phase ends."""
+        self.lifetime.caller.calls += 1
+        set_calling(&self.lifetime.reactor.state, self.lifetime.caller)
+
     cdef void returned(self, PyObject *result) noexcept:
         """The callback returned, or with NULL raised."""
         cdef PyObject *error
@@ -254,6 +260,7 @@ cdef class Timer(WatchHandle):
     cdef void run(self) noexcept:
         self.halt()
         if not self.lifetime.over:
+            self.begin_call()
             self.returned(PyObject_Call(<PyObject *>self.callback, <PyObject *>self.args, NULL))
 
     def reset(self, seconds):
@@ -310,6 +317,7 @@ cdef class Watcher(WatchHandle):
         cdef Py_ssize_t index
         if self.lifetime.over:
             return
+        self.begin_call()
         if count > FEW_ARGUMENTS:
             self.returned(call_with_many(self, events))
             return

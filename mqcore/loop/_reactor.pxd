@@ -7,8 +7,8 @@ from ._call cimport ends_program
 from ._libuv cimport Library, LibUV, uv_callback, uv_handle_t, uv_loop_t
 from ._list cimport Link, List
 from ._state cimport (
-    Handle, LoopState, Portion, Watch, arm, close_handle, first_ready, goes_on, header_of, new_handle, opened,
-    request_nogil_tick, request_tick, start_portion, unlink_ready, uv_of)
+    Caller, Handle, LoopState, Portion, Watch, arm, close_handle, first_ready, goes_on, header_of, new_handle, opened,
+    request_nogil_tick, request_tick, set_calling, start_portion, unlink_ready, uv_of)
 from ._wheel cimport Node, Wheel
 
 cdef extern from "Python.h":
@@ -53,6 +53,7 @@ cdef class Reactor:
     cdef readonly object loop       # the uvloop.Loop or pyuv.Loop; None before it is attached
     cdef Library library
     cdef LoopState state
+    cdef Caller *calling            # see there; where there is no runner that keeps it
     cdef unsigned long thread       # of the loop; 0 before it is attached, once closed or forked: one comparison tells all
     cdef bint closed
     cdef bint forked

@@ -21,6 +21,7 @@ from ._atomic cimport load_flag, store_flag
 from ._call cimport ends_program, take_error
 from ._libuv cimport uv_handle_t
 from ._list cimport append, first, init_list, is_empty, is_linked, unlink
+from ._lookout cimport note_thread
 from ._poll cimport poll_again, renew_some, tell_lost
 from ._report cimport try_log, try_log_failure, try_raise_through_loop, try_report, type_name
 from ._seal cimport seal_base
@@ -95,7 +96,7 @@ cdef void tick_with_gil(LoopState *state) noexcept with gil:
 cdef bint run_posted(void *owner) noexcept:
     cdef Reactor reactor = <Reactor>owner
     cdef Portion portion = start_portion(reactor.state.uv)
-    cdef size_t count = reactor.posted_count  # what is posted meanwhile has the next tick
+    cdef size_t count = reactor.posted_count  # what is posted meanwhile is for the next tick
     cdef PyObject *task
     while count > 0 and reactor.posted_count > 0 and goes_on(&portion) and reactor.thread != 0:
         count -= 1
@@ -151,7 +152,7 @@ cdef void call_ready(Reactor reactor, Portion *portion) noexcept:
 cdef bint run_due(void *owner) noexcept:
     cdef Reactor reactor = <Reactor>owner
     cdef Portion portion = start_portion(reactor.state.uv)
-    cdef size_t count = reactor.wheel.due  # what becomes due meanwhile has the next tick
+    cdef size_t count = reactor.wheel.due  # what becomes due meanwhile is for the next tick
     while count > 0 and reactor.wheel.due > 0 and goes_on(&portion) and reactor.thread != 0:
         count -= 1
         run_one(first_due(&reactor.wheel, DUE).owner)
@@ -208,6 +209,7 @@ cdef class Reactor:
     def __cinit__(self):
         self.state.owner = <PyObject *>self
         self.state.on_idle = on_idle
+        self.state.calling = &self.calling
         init_list(&self.state.ready[False])
         init_list(&self.state.ready[True])
         init_list(&self.state.polls)
@@ -352,12 +354,15 @@ cdef class Reactor:
         if self.thread == 0:
             return
         self.thread = PyThread_get_thread_ident()
+        if self.state.lookout != NULL:
+            note_thread(self.state.lookout)
         self.state.asked = False
         store_flag(&self.state.gil_needed, False)
         for phase in range(POSTED_PHASE, PHASES):
             row = &self.phases[phase]
             if row.function != NULL:
                 more |= row.function(row.owner)
+                set_calling(&self.state, NULL)
                 if self.thread == 0:  # closed, or in the child of a fork, by what was called
                     return
         if self.retries_exit:
@@ -408,7 +413,7 @@ cdef class Reactor:
             Py_DECREF(<object>another)
 
     cdef void report_failed(self, object error, str where) noexcept:
-        """What was to be told of an error raised `error`."""
+        """Log `error`, which was raised while another one was reported."""
         cdef PyObject *another
         if ends_program(error):
             self.raise_through_loop(error)

@@ -1,4 +1,4 @@
-"""How errors are told: each of these may itself fail in any way, which is for the reactor to bear."""
+"""Reporting errors. Each of these functions may itself raise anything; the reactor, which calls them, handles that."""
 
 import logging
 

@@ -13,6 +13,12 @@ cdef enum:
     PORTION_NS = NS_PER_MS    # for each phase of a tick
     PORTION_STEP = 16         # entries, from one look at the clock to the next
 
+cdef extern from *:
+    """
+    #define mqcore_set_caller(place, value) __atomic_store_n(place, value, __ATOMIC_RELAXED)
+    """
+    void set_caller "mqcore_set_caller"(Caller **, Caller *) noexcept nogil
+
 cdef struct Handle:
     # Stands before a libuv handle in one allocation, so that the handle's own `data` can stay NULL.
     LoopState *loop
@@ -49,6 +55,14 @@ cdef struct Watch:
     int lost                  # 0, or the error for which the fd cannot be watched any more: the watch is ready
     bint is_nogil             # its owner needs no GIL
 
+cdef struct Caller:
+    # Whom the loop may call: one hook of a plugin, or its callbacks. Lives as long as its dispatcher.
+    const char *plugin        # names as they stand in a line of the log; NULL: it is no plugin's,
+    const char *hook          # or no hook's
+    uint64_t calls
+    uint64_t blocked          # how many of them kept the loop for longer than the watchdog lets them; atomic
+    Caller *next              # in the list of all that the watchdog knows
+
 cdef struct LoopState:
     PyObject *owner           # borrowed: the Reactor, which outlives its handles
     LibUV *uv
@@ -73,6 +87,8 @@ cdef struct LoopState:
     List ready[2]             # watches: of those whose owner needs the GIL, and of those whose owner does not
     size_t ready_count[2]
     size_t open_handles
+    Caller **calling          # where it stands who has the loop now; NULL there: nobody that is known, or a native plugin
+    void *lookout             # the watchdog's, see _lookout; NULL: there is none
     bint awake                # `idle` is active: a tick will come
     bint asked                # another tick was requested since this one began
     bint gil_needed           # and there is something in it that needs the GIL; atomic
@@ -84,6 +100,10 @@ cdef struct Portion:
     LibUV *uv
     uint64_t until
     unsigned int entries
+
+cdef inline void set_calling(LoopState *state, Caller *caller) noexcept nogil:
+    """From now on this one has the loop: for the watchdog, which may look at any moment."""
+    set_caller(state.calling, caller)
 
 cdef inline Portion start_portion(LibUV *uv) noexcept nogil:
     cdef Portion portion

@@ -17,6 +17,7 @@ from ._writer cimport Writer
 from .. import COMPLETE, FAIL, Cancelled
 from ._mail import put_in_spool
 from .errors import SinkError, SourceError
+from .done import log as mail_log, log_mail
 from .refusals import Refusals
 from .report import UNREACHABLE, Counts, Report
 from .threads import begin_thread
@@ -36,6 +37,8 @@ cdef enum:
 cdef double PORTION = 1e-3  # seconds of a turn of the loop for the steps of mails to many recipients
 
 log = logging.getLogger(__name__)
+
+cdef object INFO = logging.INFO
 
 cdef object FULL = Verdict.deferred(452, "4.3.1 there is no room for it now; try again later")
 cdef object NO_ANSWER = "4.4.2 this took too long"
@@ -243,6 +246,7 @@ cdef class Gateway:
                 raise ValueError(f"{mail!r} is offered twice")
             (<Mail>mail).transaction = transaction
         transaction.gateway = self
+        transaction.begun = monotonic()
         transaction.steps_left = len(transaction.mails)
         transaction.steps = []
         self.counts.read += transaction.steps_left
@@ -607,6 +611,8 @@ cdef class Gateway:
         """Settle it, with this verdict on all mails that have none of their own."""
         transaction.gateway = None
         told = self.verdicts_of(transaction, verdict) if self.settles_each else [verdict] * len(transaction.mails)
+        if mail_log.isEnabledFor(INFO):
+            log_mail(transaction, self.verdicts_of(transaction, verdict), monotonic() - transaction.begun)
         try:
             transaction.settle(told)
         except Exception:
@@ -655,6 +661,8 @@ cdef class Gateway:
 
     cdef int drop(self, Transaction transaction) except -1:
         """It was taken back before anything was done with it."""
+        if mail_log.isEnabledFor(INFO):
+            log_mail(transaction, [CANCELLED], monotonic() - transaction.begun)
         transaction.delivering = None
         self.counts.unfinished += len(transaction.mails)
         return self.release(transaction)

@@ -10,7 +10,8 @@ cdef class Connection:
     cdef public bint tls
     cdef public bint authenticated
     cdef public object data         # a dict
-    cdef public object transport
+    cdef object end                 # what `transport` gives
+    cdef Connection whole           # that this is one transaction of; None if it is all of it
     cdef public object forwarded
 
 cdef class Mail(Message):
@@ -32,5 +33,7 @@ cdef class Mail(Message):
     cdef Py_ssize_t length(self) noexcept
     cdef object decide(self)
 
+cdef Connection new_connection(object id, str peer, object helo, bint tls, bint authenticated, object transport)
+cdef Connection for_transaction(Connection connection, object forwarded)
 cdef object address_in(object known, str key)
 cdef Mail new_mail(bytes mime, object json, object connection, object origin)

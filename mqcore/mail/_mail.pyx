@@ -4,6 +4,7 @@ from hashlib import blake2b
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_FindChar
 from libc.string cimport memcpy
 from .._message cimport Message
 from ._spool cimport Spool, Spooled
@@ -36,6 +37,17 @@ cdef class Connection:
         self.data = {} if data is None else data
         self.transport = transport
         self.forwarded = forwarded
+
+    @property
+    def transport(self):
+        return self.end if self.whole is None else self.whole.end
+
+    @transport.setter
+    def transport(self, transport):
+        if self.whole is None:
+            self.end = transport
+        else:
+            self.whole.end = transport
 
     def __repr__(self):
         return (f"Connection(id={self.id}, peer={self.peer!r}, helo={self.helo!r}, tls={self.tls}, "
@@ -182,7 +194,9 @@ cdef class Mail(Message):
     def rejection(self, rejection):
         if rejection is None:
             self.refusal = self.rejected_by = None
-            self.skipping = self.discarded
+            self.skipping = False
+            if self.discarded:
+                self.skip_others()
         else:
             code, text = rejection
             self.reject(code, text)
@@ -224,6 +238,29 @@ cdef class Mail(Message):
         return f"<Mail {self.origin.id} from {self.envelope!r}, {self.length()} bytes>"
 
 
+cdef Connection new_connection(object id, str peer, object helo, bint tls, bint authenticated, object transport):
+    """What `Connection` makes of these."""
+    cdef Connection connection = Connection.__new__(Connection)
+    connection.id = id
+    connection.peer = peer
+    connection.helo = helo
+    connection.tls = tls
+    connection.authenticated = authenticated
+    connection.data = {}
+    connection.end = transport
+    return connection
+
+
+cdef Connection for_transaction(Connection connection, object forwarded):
+    """The same, with what is said by XFORWARD of the mails of one transaction: those before keep theirs."""
+    cdef Connection part = new_connection(
+        connection.id, connection.peer, connection.helo, connection.tls, connection.authenticated, None)
+    part.data = connection.data
+    part.forwarded = forwarded
+    part.whole = connection if connection.whole is None else connection.whole
+    return part
+
+
 cdef Mail new_mail(bytes mime, object json, object connection, object origin):
     """The mail that `Mail` makes of these, which has `json` itself."""
     cdef Mail mail = Mail.__new__(Mail)
@@ -248,14 +285,19 @@ def copy_rejected(Mail mail not None, dict json not None):
 
 cdef object address_in(object known, str key):
     """What plugins put into `json` may be anything, and whatever is no address must not reach a sink."""
-    value = known.get(key)
-    return value if isinstance(value, str) and "\r" not in value and "\n" not in value else None
+    value = (<dict>known).get(key) if type(known) is dict else known.get(key)
+    return value if isinstance(value, str) and is_one_line(<str>value) else None
+
+
+cdef inline bint is_one_line(str text) except -1:
+    cdef Py_ssize_t size = len(text)
+    return PyUnicode_FindChar(text, c"\r", 0, size, 1) == -1 and PyUnicode_FindChar(text, c"\n", 0, size, 1) == -1
 
 
 cdef object one_line(str what, text):
     if not isinstance(text, str):
         raise TypeError(f"the {what} is a str, not {text!r}")
-    if "\r" in text or "\n" in text:
+    if not is_one_line(text):
         raise ValueError(f"the {what} must be one line, without CR or LF: {text!r}")
     return text
 

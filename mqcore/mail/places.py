@@ -102,6 +102,6 @@ def _parse(url: str, known: Mapping[str, type[P]], what: str) -> Location[P]:
             return Location(scheme, path, kind)
         if usual_path == "unix:PATH" and is_socket:
             return Location(scheme, f"unix:{_absolute(path.removeprefix('unix:'))}", kind)
-        if not usual_path.endswith(("//HOST:PORT", "unix:PATH")):
+        if usual_path in ("PATH", ""):
             return Location(scheme, path and _absolute(path), kind)
     raise ValueError(f"{url!r} is no {what}; it can be {' or '.join(known)}")

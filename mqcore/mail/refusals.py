@@ -47,7 +47,9 @@ class Refusals:
         self._lines += 1
         known = {name: value for name, value in about.items() if value is not None and value != ""}
         fields = "".join(f" {name}={quoted(value)}" for name, value in known.items())
-        log.info("stage=%s%s reply=%s", stage, fields, quoted(f"{code} {text}"))
+        extra = {"event": "refused", "stage": stage, "code": code, "connection": about.get("client")}
+        extra |= {name: str(value)[:LONGEST] for name, value in known.items()}
+        log.info("stage=%s%s reply=%s", stage, fields, quoted(f"{code} {text}"), extra=extra)
 
     def note_mail(self, stage: str, mail: Mail, verdict: Verdict) -> None:
         """The same for what becomes of a mail."""

@@ -93,7 +93,7 @@ cdef int try_forget(void *base) except -1:
 
 cdef void refuse(void *handle, const char *what, void *caller) noexcept nogil:
     """A function was called, by the code at `caller`, with a handle that is not valid for it or where it may not be called. Any
-    thread. When it is called in the instant in which its slot's next hold begins, it may be counted for the plugin of that."""
+    thread. A call that is made just as the next hold of that slot begins may be counted for that hold's plugin."""
     cdef Table *table = table_inside()
     cdef Slot *slot = slot_of(handle)
     cdef void *context = caller_in(table)

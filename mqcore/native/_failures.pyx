@@ -31,10 +31,6 @@ cdef extern from "Python.h":
     int PyGC_Disable() noexcept
     int PyGC_Enable() noexcept
 
-cdef extern from *:
-    Reason *load_reason "mqcore_load"(Reason **) noexcept nogil
-    Reason *exchange_reason "mqcore_exchange"(Reason **, Reason *) noexcept nogil
-
 cdef enum:
     CODE_SIZE = 16      # of a code and a blank
 

@@ -264,7 +264,7 @@ cdef inline Entry *call_all(
     while True:
         message.entry = entry
         set(&slot.word, called)
-        entry.counters.calls += 1
+        entry.counters.caller.calls += 1
         held = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
         if unlikely(<uint64_t>held | get(&slot.word) ^ called | <uint64_t>lists.fast_path_off):
             taken[0] = held
@@ -286,7 +286,7 @@ cdef Entry *call_timed(
     while entry != NULL:
         message.entry = entry
         set(&slot.word, called)
-        entry.counters.calls += 1
+        entry.counters.caller.calls += 1
         start = runner.reactor.state.uv.hrtime()
         taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
         add_sample(entry.counters, runner.reactor.state.uv.hrtime() - start)
@@ -308,7 +308,7 @@ cdef Slot *make_ready(
         if slot == NULL:
             PyErr_SetString(<object>PyExc_RuntimeError, b"there is no handle left for native hooks")
     if slot == NULL:
-        message.entry.counters.calls += 1
+        message.entry.counters.caller.calls += 1
         decision[0] = hook_raised(runner, message, take_error(), drops)
     return slot
 

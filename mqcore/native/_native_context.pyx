@@ -17,8 +17,9 @@ from .._dispatcher cimport Dispatcher
 from .._chain cimport Chain
 from .._holds cimport HoldTable
 from .._message cimport Drops, Entry, Message, NativeSide
-from ..loop._reactor cimport NATIVE_GIL_PHASE, request_nogil_tick
-from ..loop._atomic cimport get, store
+from ..loop._lookout cimport Lookout, is_known, read_safely
+from ..loop._reactor cimport NATIVE_GIL_PHASE, Caller, request_nogil_tick
+from ..loop._atomic cimport fence, get, store
 from ..loop._list cimport append_all, first, init_list, is_empty
 from ..loop._seal cimport seal
 from ._diagnostics cimport log_records, raise_pending_exit, set_living
@@ -26,8 +27,8 @@ from ._hooks cimport Inside, call_native, claim_given, drop_kept, end_native_hol
 from ._library cimport Library
 from ._nogil cimport gil_phase, go_on, nogil_phase, stop
 from ._slots cimport (
-    CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, get_kind, handle_of, live_slot,
-    open_table, slot_at, state_of, take_slot, this_thread)
+    CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, get_kind, get_object, get_pointer,
+    handle_of, live_slot, load_int, open_table, slot_at, slot_of, state_of, take_slot, this_thread)
 
 import os
 
@@ -69,7 +70,33 @@ cdef int open_side(Runner runner) except -1:
     runner.holds.lists.native = <PyObject *>side
     runner.reactor.set_nogil_phase(nogil_phase, <void *>runner)
     runner.reactor.set_phase(NATIVE_GIL_PHASE, gil_phase, <void *>runner)
+    cdef Lookout *lookout = <Lookout *>runner.reactor.state.lookout
+    if lookout != NULL:
+        lookout.native_owner = side.table
+        fence()
+        lookout.native_caller = caller_in
     return 0
+
+
+@cython.nonecheck(False)
+cdef Caller *caller_in(void *owner, Lookout *lookout) noexcept nogil:
+    """Whom the dispatcher's thread is calling now, if that is a native plugin: for the watchdog's thread, in whose way nobody
+    stops. So what is found here may be freed already, but for slots: it is read safely, and checked in the end."""
+    cdef Table *table = <Table *>owner
+    cdef PyObject *object = get_object(&table.message)
+    cdef Caller *caller = NULL
+    cdef Entry *entry = NULL
+    cdef Slot *slot
+    if load_int(&table.inside) == 0:
+        return NULL
+    if object != NULL:
+        if read_safely(lookout, &(<Message>object).entry, &entry, sizeof(entry)) and entry != NULL:
+            read_safely(lookout, &entry.counters, &caller, sizeof(caller))  # they begin with it
+    else:
+        slot = slot_of(get_pointer(&table.current))
+        if slot != NULL and slot.object != NULL:
+            read_safely(lookout, &(<Context>slot.object).caller, &caller, sizeof(caller))
+    return caller if is_known(lookout, caller) else NULL
 
 
 cdef void close(Runner runner, Table *table) noexcept:

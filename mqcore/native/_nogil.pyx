@@ -69,7 +69,7 @@ cdef bint call_native(Runner runner, Reactor reactor, Table *table) noexcept nog
 
 cdef void call_watchers(Reactor reactor, Table *table) noexcept nogil:
     cdef Portion portion = start_portion(reactor.state.uv)
-    cdef size_t count = reactor.state.ready_count[True]  # what becomes ready meanwhile has the next tick
+    cdef size_t count = reactor.state.ready_count[True]  # what becomes ready meanwhile is for the next tick
     cdef Slot *watcher
     cdef Watch *watch
     cdef int events, lost
@@ -103,7 +103,7 @@ cdef void call_watcher(Table *table, Slot *watcher, int events) noexcept nogil:
 
 cdef void call_timers(Reactor reactor, Table *table) noexcept nogil:
     cdef Portion portion = start_portion(reactor.state.uv)
-    cdef size_t count = reactor.wheel.due_nogil  # those that become due meanwhile have the next tick
+    cdef size_t count = reactor.wheel.due_nogil  # those that become due meanwhile are for the next tick
     cdef Slot *timer
     cdef void *callback
     cdef void *data

@@ -60,7 +60,7 @@ cdef enum SlotState:
     HELD_BY = 3         # the plugin has control
     OVER = 4            # a hold that ended otherwise while its give-back was under way
     CLAIMED = 5         # control was given back, and the message has gone on out of its turn
-    GIVEN = 8           # control was given back; with a Verdict of the core added
+    GIVEN = 8           # control was given back; with a Decision of the core added
 
 cdef enum:
     CHUNK_BITS = 10

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from .. import MqError
 from .durations import LONGEST, parse_duration
+from .figures import Figures, for_json
 from .held import FEW, HeldMessages, describe
 from .server import ReloadError, Server
 
@@ -62,9 +63,11 @@ class Commands:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._held = HeldMessages(server.dispatcher)
+        self._figures = Figures(server)
         self._known = {
             "status": _Command(self._status, {}, {}),
             "stats": _Command(self._stats, {}, {}),
+            "figures": _Command(self._collect, {}, {}),
             "order": _Command(self._order, {"hook": _as_text}, {}),
             "held": _Command(self._list_held, {}, {"limit": _as_count, "plugin": _as_text, "older": _as_seconds}),
             "cancel": _Command(self._cancel, {}, {"id": _as_text, "plugin": _as_text, "older": _as_seconds}),
@@ -106,6 +109,9 @@ class Commands:
     async def _stats(self) -> object:
         stats = self._server.dispatcher.stats()
         return {"steps": dict(self._server.dispatcher.counts()), "plugins": [row._asdict() for row in stats.hooks]}
+
+    async def _collect(self) -> object:
+        return for_json(self._figures.collect())
 
     async def _order(self, hook: str) -> object:
         plugins = self._server.plugins

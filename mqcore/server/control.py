@@ -55,7 +55,11 @@ class Control:
 
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Somebody connected. What is refused costs no task."""
-        uid = peer_uid(writer.get_extra_info("socket"))
+        try:
+            uid = peer_uid(writer.get_extra_info("socket"))
+        except OSError:  # it is gone
+            writer.close()
+            return
         if uid not in (os.geteuid(), 0):
             log.warning("the user with the uid %d may not use the control socket", uid)
             _refuse(writer, f"this server is steered by the user who runs it (uid {os.geteuid()}) and by root, not by {uid}")

@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from ..stats import HOLD_TIMES, HookStats
+from ._template import Template
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -38,28 +39,28 @@ class Exposition:
     def __init__(self, content_type: str) -> None:
         self.content_type = content_type
         self._is_open = content_type == OPENMETRICS
-        self._templates: dict[str, tuple[Sequence[str], str]] = {}
+        self._templates: dict[str, tuple[Sequence[str], Template]] = {}
 
     def write(self, families: Iterable[Family]) -> bytes:
-        parts = [self._template_of(family) % tuple(family.numbers) for family in families if family.labels]
+        parts = [self._template_of(family).fill(family.numbers) for family in families if family.labels]
         if self._is_open:
-            parts.append("# EOF\n")
-        return "".join(parts).encode()
+            parts.append(b"# EOF\n")
+        return b"".join(parts)
 
-    def _template_of(self, family: Family) -> str:
-        labels, template = self._templates.get(family.name, ((), ""))
-        if labels != family.labels:
-            template = self._make(family)
-            self._templates[family.name] = family.labels, template
-        return template
+    def _template_of(self, family: Family) -> Template:
+        known = self._templates.get(family.name)
+        if known is None or known[0] != family.labels:
+            known = family.labels, self._make(family)
+            self._templates[family.name] = known
+        return known[1]
 
-    def _make(self, family: Family) -> str:
+    def _make(self, family: Family) -> Template:
         name = family.name
         suffix = "_total" if family.kind == "counter" else ""
         shown = name if self._is_open else name + suffix
-        head = f"# HELP {shown} {family.help}\n# TYPE {shown} {family.kind}\n"
-        lines = [f"{name}{suffix}{written}".replace("%", "%%") + " %s\n" for written in family.labels]
-        return head.replace("%", "%%") + "".join(lines)
+        pieces = [f"{name}{suffix}{written} " for written in family.labels]
+        pieces[0] = f"# HELP {shown} {family.help}\n# TYPE {shown} {family.kind}\n{pieces[0]}"
+        return Template(pieces)
 
 
 def choose(accept: str) -> str:
@@ -106,6 +107,7 @@ def families(figures: Mapping[str, Any], labels: Labels) -> list[Family]:
         *_mails(figures),
         *_smtp(figures),
         *_sinks(figures),
+        *_loop(figures["loop"]),
         *_server(figures),
     ]
 
@@ -335,11 +337,30 @@ def _sinks(figures: Mapping[str, Any]) -> list[Family]:
     return found
 
 
+def _loop(loop: Mapping[str, Any] | None) -> list[Family]:
+    if loop is None:
+        return []
+    blocked = ((label(plugin=plugin, hook=hook), times) for plugin, hook, times in loop["blocked"])
+    return [
+        _histogram("mqcore_loop_lag_seconds", "How long turns of the loop took, for which all else waited.", loop["lag"]),
+        _many(
+            "mqcore_loop_blocked",
+            "counter",
+            "Times that the loop was kept for longer than the watchdog's limit, by whom. No hook: a timer or watcher of the "
+            "plugin; neither: no plugin.",
+            blocked,
+        ),
+    ]
+
+
 def _server(figures: Mapping[str, Any]) -> list[Family]:
     reloads = figures["reloads"]
     results = {"ok": reloads["succeeded"], "failed": reloads["failed"]}
     return [
         _by("mqcore_reloads", "counter", "Reloads.", "result", results),
         _one("mqcore_last_reload_seconds", "gauge", "When the last reload succeeded, since unix epoch.", reloads["last"]),
+        _by(
+            "mqcore_log_suppressed", "counter", "Lines of the log that were not written.", "logger", figures["log_suppressed"]
+        ),
         _one("mqcore_ready", "gauge", "1 while mail is taken, 0 when draining.", int(figures["ready"])),
     ]

@@ -3,17 +3,20 @@ many messages are held, nor on how many clients there are."""
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import platform
 import resource
 import time
+from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..mail._histogram import Histogram
-from ..stats import HOLD_TIMES
+from ..stats import HOLD_TIMES, Lag
 from .server import Server
 
 _PROC = Path("/proc/self")
@@ -47,6 +50,7 @@ class Figures:
             "source": server.source.url,
             "sink": server.sink.url,
             "ready": not server.draining,
+            "paused": sorted(server.plugins.paused),
             "steps": {name: getattr(stats, name) for name in _STEPS},
             "plugins": stats.hooks,
             "oldest": [oldest.get((row.plugin, row.hook)) for row in stats.hooks],
@@ -59,6 +63,8 @@ class Figures:
             "commit_seconds": plain(gateway.commit_seconds),
             "group_mails": plain(gateway.group_mails),
             "reloads": asdict(server.reloads),
+            "loop": plain_lag(dispatcher.lag()),
+            "log_suppressed": suppressed_lines(),
             **_plain_places(server.source.figures()),
             **server.sink.figures(),
         }
@@ -71,6 +77,31 @@ def plain(histogram: Histogram) -> dict[str, Any]:
     return {"bounds": histogram.bounds, "counts": histogram.counts, "sum": histogram.sum}
 
 
+def suppressed_lines() -> dict[str, int]:
+    """By logger, what handlers that count it in `suppressed`, as the command's does, did not write."""
+    found: Counter[str] = Counter()
+    for handler in logging.getLogger().handlers:
+        found.update(getattr(handler, "suppressed", {}))
+    return dict(found)
+
+
+def plain_lag(lag: Lag | None) -> dict[str, Any] | None:
+    """None where no watchdog looks. Turns that were longer than all bounds count behind them."""
+    if lag is None:
+        return None
+    bounded = [(bound, count) for bound, count in lag.buckets if bound != math.inf]
+    counts = [count for _, count in bounded]
+    return {
+        "lag": {
+            "bounds": [bound for bound, _ in bounded],
+            "counts": [*counts, max(0, lag.turns - sum(counts))],
+            "sum": lag.seconds,
+        },
+        "longest": lag.longest,
+        "blocked": [[one.plugin or "", one.hook or "", one.times] for one in lag.blocked],
+    }
+
+
 def _plain_places(figures: dict[str, Any]) -> dict[str, Any]:
     if "smtp" in figures:
         smtp = figures["smtp"]
@@ -79,10 +110,13 @@ def _plain_places(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def for_json(figures: dict[str, Any]) -> dict[str, Any]:
-    """The same with names in place of columns."""
-    rows = [
-        row._asdict() | {"held_oldest": oldest} for row, oldest in zip(figures["plugins"], figures["oldest"], strict=True)
-    ]
+    """The same with names in place of columns. Of a plugin that held nothing there are no hold times."""
+    rows = []
+    for row, oldest in zip(figures["plugins"], figures["oldest"], strict=True):
+        rows.append(row._asdict())
+        rows[-1]["held_oldest"] = oldest
+        if not row.holds:
+            rows[-1]["hold_times"] = None
     rest = {name: value for name, value in figures.items() if name not in ("plugins", "oldest")}
     return rest | {"time": time.time(), "plugins": rows, "hold_times": HOLD_TIMES}
 

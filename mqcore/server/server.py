@@ -155,12 +155,12 @@ class Server:
         self.gateway.stop(signal.SIGTERM)
 
     def log_status(self) -> None:
-        """Write the status and what is held for longest to the log."""
+        """Write the status and what is held for longest to the log, whatever its level: somebody asked for it."""
         status = self.status()
         lines = [f"{name}: {_plain(value)}" for name, value in status.items()]
         for held in map(describe, self.dispatcher.held(OLDEST)):
             lines.append(f"held: {_plain(held)}")
-        log.info("status\n%s", "\n".join(lines))
+        log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, "status\n%s", ("\n".join(lines),), None))
 
 
 def _plain(value: object) -> str:

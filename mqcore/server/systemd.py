@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -18,6 +19,34 @@ def notify(*states: str) -> None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)  # the mail does not wait for it
         sender.sendto("\n".join(states).encode(errors="replace"), address)
+
+
+def watchdog_interval() -> float | None:
+    """Seconds from one `WATCHDOG=1` to the next: twice in the time after which systemd ends this process; None: never."""
+    time, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    if pid != str(os.getpid()) or not (time.isascii() and time.isdecimal() and int(time)):
+        return None
+    return int(time) / 2e6
+
+
+@contextlib.contextmanager
+def kept_alive(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Within the block the loop tells systemd that it turns, if systemd waits for that (WatchdogSec=)."""
+    interval = watchdog_interval()
+    if interval is None:
+        yield
+        return
+
+    async def tell() -> None:
+        while True:
+            notify("WATCHDOG=1")
+            await asyncio.sleep(interval)
+
+    telling = loop.create_task(tell())
+    try:
+        yield
+    finally:
+        telling.cancel()
 
 
 @contextlib.contextmanager

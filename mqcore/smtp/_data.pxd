@@ -26,3 +26,5 @@ cdef class DataReceiver:
     cdef bytes below(self, bytes top)
     cdef int count_loops(self) except -1
     cpdef bytes finish(self)
+
+cdef DataReceiver new_receiver(Py_ssize_t max_size, bytes trace, Py_ssize_t max_loops, bint lenient)

@@ -7,6 +7,7 @@ from libc.string cimport memchr, memcmp, memcpy
 
 import re
 
+from . import syntax
 from .content import with_crlf
 from .syntax import ReplyError
 
@@ -16,7 +17,7 @@ cdef extern from "<string.h>" nogil:
 cdef enum:
     MAX_HOPS = 100          # so many servers a message may have passed (RFC 5321, 6.3): in more there is a loop
 
-cdef str NO_MEMORY = "452 4.3.1 there is no memory for this message; try again later"
+cdef str TOO_BIG = f"452 {syntax.NO_MEMORY}"
 cdef bytes OURS = b"(mqcore "   # in the Received lines of all servers of this kind
 
 cdef object HOPS = re.compile(rb"\r\nreceived[ \t]*:", re.IGNORECASE)
@@ -37,18 +38,16 @@ cdef class DataReceiver:
     `hops`: how many are of any server of this kind, where there is a `trace`.
     """
 
-    def __cinit__(self, Py_ssize_t max_size, bytes trace not None=b"", Py_ssize_t max_loops=0, bint lenient=False):
-        self.max_size = max_size
-        self.lenient = lenient
-        self.trace = trace
-        self.max_loops = max_loops
+    def __cinit__(self):
+        self.trace = b""
         self.text = PyByteArray_FromStringAndSize(b"\r\n", 2)  # so that its first line is like any other
         self.line = 2
 
-    @property
-    def kept(self):
-        """What of it is in memory."""
-        return len(self.text)
+    def __init__(self, Py_ssize_t max_size, bytes trace not None=b"", Py_ssize_t max_loops=0, bint lenient=False):
+        self.max_size = max_size
+        self.trace = trace
+        self.max_loops = max_loops
+        self.lenient = lenient
 
     def refuse(self, str reply not None):
         """Keep nothing of it."""
@@ -92,7 +91,7 @@ cdef class DataReceiver:
         try:
             PyByteArray_Resize(self.text, len(self.text) + size)
         except MemoryError:
-            self.refuse(NO_MEMORY)
+            self.refuse(TOO_BIG)
             PyByteArray_Resize(self.text, len(self.text) + size)
         return 0
 
@@ -128,7 +127,7 @@ cdef class DataReceiver:
         try:
             return self.below(b"")
         except MemoryError:
-            raise ReplyError(NO_MEMORY) from None
+            raise ReplyError(TOO_BIG) from None
 
     cdef int check(self) except -1:
         """Raises ReplyError if it is not to be taken."""
@@ -146,7 +145,7 @@ cdef class DataReceiver:
         try:
             self.text = with_crlf(self.text.replace(b"\r\n.", b"\r\n"))
         except MemoryError:
-            raise ReplyError(NO_MEMORY) from None
+            raise ReplyError(TOO_BIG) from None
         self.dots = self.stray = False
         self.head = self.text.find(b"\r\n\r\n") + 2
         if self.head == 1:
@@ -177,3 +176,13 @@ cdef class DataReceiver:
         memcpy(PyBytes_AS_STRING(message), PyBytes_AS_STRING(top), above)
         memcpy(PyBytes_AS_STRING(message) + above, PyByteArray_AS_STRING(text) + 2, size)
         return message
+
+
+cdef DataReceiver new_receiver(Py_ssize_t max_size, bytes trace, Py_ssize_t max_loops, bint lenient):
+    """What `DataReceiver` makes of these."""
+    cdef DataReceiver receiver = DataReceiver.__new__(DataReceiver)
+    receiver.max_size = max_size
+    receiver.trace = trace
+    receiver.max_loops = max_loops
+    receiver.lenient = lenient
+    return receiver

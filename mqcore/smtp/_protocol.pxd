@@ -1,6 +1,7 @@
 # SMTP and LMTP as a server speaks them, without any I/O.
 
 from ._data cimport DataReceiver
+from ._terms cimport Terms
 
 cdef enum Due:
     # What `accept` or `reject` is to answer.
@@ -20,18 +21,16 @@ cdef enum Expected:
     PASSWORD
 
 cdef class ServerProtocol:
-    cdef object service
+    cdef Terms terms
     cdef bytes buffer
     cdef Py_ssize_t at              # how much of the buffer was taken
-    cdef list out
+    cdef bytes out                  # what is to be sent; None if nothing is
+    cdef list long_out              # what goes before that; None if it is not much
     cdef Due due
     cdef Expected expected
     cdef str login                  # in the exchange of AUTH LOGIN
     cdef str refusal                # the reply to all commands but QUIT
     cdef list faults                # (stage, address, reply) of what was refused here; None if nothing was
-    cdef Py_ssize_t max_line
-    cdef Py_ssize_t max_recipients
-    cdef tuple limits               # what a `DataReceiver` is made of
     cdef unsigned int errors
     cdef unsigned int idle_commands
     cdef unsigned int recipients    # accepted in this transaction
@@ -40,9 +39,6 @@ cdef class ServerProtocol:
     cdef bint utf8                  # the client said SMTPUTF8 in MAIL
     cdef bint extended              # it said EHLO
     cdef bint must_secure           # it has to begin TLS first
-    cdef bint must_log_in
-    cdef bint lenient
-    cdef readonly bint lmtp
     cdef readonly bint secure
     cdef readonly bint authenticated
     cdef readonly bint closed
@@ -63,7 +59,9 @@ cdef class ServerProtocol:
     cpdef int answer_each(self, list replies) except -1
 
     # What it says
+    cdef int put(self, bytes reply) except -1
     cdef int say(self, str reply) except -1
+    cdef int put_to_others(self, bytes reply) except -1
     cdef int say_to_others(self, str reply) except -1
     cdef int say_idly(self, str reply) except -1
     cdef int complain(self, str reply) except -1
@@ -84,7 +82,7 @@ cdef class ServerProtocol:
     cdef int ehlo(self, str name) except -1
     cdef object mail(self, str line)
     cdef str take_sender(self, str argument)
-    cdef object take_path(self, str argument, str keyword, str refusal)
+    cdef object take_path(self, str argument, str keyword, str code, str advice)
     cdef int must_be_extended(self) except -1
     cdef object rcpt(self, str line)
     cdef str take_recipient(self, str argument)

@@ -3,10 +3,13 @@
 import re
 
 cimport cython
-from cpython.unicode cimport PyUnicode_AsUTF8, PyUnicode_AsUTF8AndSize
-from libc.string cimport memchr, strlen
+from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8
+from libc.string cimport memchr
 
-from ._data cimport DataReceiver
+from ._data cimport DataReceiver, new_receiver
+from ._lines cimport argument_of, decode, may_come_before_tls, plain_address, says, without_argument
+from ._terms cimport Terms, terms_of
 
 from . import syntax, xclient
 from .events import Authenticate, MailFrom, Message, RcptTo, StartTls, XClient
@@ -14,14 +17,12 @@ from .lenient import parse_path
 from .syntax import ReplyError
 
 cdef extern from "Python.h":
-    bint Py_ISALNUM(char character) noexcept
     bint PyUnicode_IS_ASCII(object text) noexcept
-    int PyOS_strnicmp(const char *one, const char *other, Py_ssize_t size) noexcept
 
 cdef enum:
     LONGEST_VERB = 10
+    MUCH = 1 << 12          # octets of replies that are put into one piece
 
-cdef Py_ssize_t max_address = syntax.MAX_ADDRESS
 cdef dict STAGES = {"MAIL": "mailfrom", "RCPT": "rcptto", "DATA": "data", "STAR": "secure", "AUTH": "authenticate"}
 
 # A browser that was made to talk to us, or a header of its request: commands may hide further down.
@@ -50,17 +51,10 @@ cdef class ServerProtocol:
     """
 
     def __cinit__(self, service not None, *, bint secure=False):
-        self.service = service
-        self.lmtp = service.lmtp
-        self.max_line = service.max_line
-        self.max_recipients = service.max_recipients
-        self.limits = service.max_message, service.trace, service.max_loops, service.lenient
-        self.lenient = service.lenient
+        self.terms = terms_of(service)
         self.secure = secure
-        self.must_secure = service.require_tls and not secure
-        self.must_log_in = service.require_login
+        self.must_secure = self.terms.require_tls and not secure
         self.buffer = b""
-        self.out = []
         self.due = GREETING
 
     cdef int reset(self) except -1:
@@ -86,7 +80,10 @@ cdef class ServerProtocol:
         return 0
 
     cpdef object next_event(self):
-        """What the client wants next; None when more must arrive, or the event before must be answered first."""
+        """What the client wants next; None when more must arrive, or the event before must be answered first.
+
+        For programs with sockets of their own (`mqcore.smtp.server`); mqcore's own server calls `next_payload`.
+        """
         payload = self.next_payload()
         if payload is None:
             return None
@@ -103,7 +100,7 @@ cdef class ServerProtocol:
         try:
             return Message((<DataReceiver?>payload).below(b""))
         except MemoryError:
-            self.reject(452, "4.3.1 there is no memory for this message; try again later")
+            self.reject(452, syntax.NO_MEMORY)
             return self.next_event()
 
     cdef object next_payload(self):
@@ -121,7 +118,7 @@ cdef class ServerProtocol:
                     line = "DATA"
                     payload = self.end_message()
                 elif self.shutting_down and not self.in_transaction:
-                    self.close("421 4.3.2 this server is shutting down")
+                    self.close(f"421 {syntax.SHUTTING_DOWN}")
                     return None
                 else:
                     line = self.take_line()
@@ -139,11 +136,19 @@ cdef class ServerProtocol:
 
     cpdef bytes take_output(self):
         """What to send to the client, in order."""
-        cdef list out = self.out
-        if len(out) == 1:
-            return out.pop()
-        self.out = []
-        return b"".join(out)
+        cdef bytes out = self.out
+        if out is None:
+            return b""
+        self.out = None
+        if self.long_out is not None:
+            self.long_out.append(out)
+            out = b"".join(self.long_out)
+            self.long_out = None
+        return out
+
+    @property
+    def lmtp(self):
+        return self.terms.lmtp
 
     @property
     def waiting(self):
@@ -156,21 +161,22 @@ cdef class ServerProtocol:
         self.due = NOTHING
         if due == RCPT_TO:
             self.recipients += 1
-            self.out.append(b"250 2.1.5 recipient ok\r\n")
+            self.put(b"250 2.1.5 recipient ok\r\n")
         elif due == MAIL_FROM:
             self.in_transaction = True
-            self.out.append(b"250 2.1.0 sender ok\r\n")
+            self.put(b"250 2.1.0 sender ok\r\n")
         elif due == MESSAGE:
             self.idle_commands = 0
-            if self.lmtp:
-                self.say_to_others(f"250 2.6.0 {text or 'message accepted'}")
+            reply = f"250 2.6.0 {text or 'message accepted'}\r\n".encode()
+            if self.terms.lmtp:
+                self.put_to_others(reply)
             self.reset()
-            self.say(f"250 2.6.0 {text or 'message accepted'}")
+            self.put(reply)
         elif due == AUTHENTICATE:
             self.authenticated = True
             self.say("235 2.7.0 you are logged in")
         elif due == GREETING:
-            self.say(f"220 {self.service.name} {'LMTP' if self.lmtp else 'ESMTP'}")
+            self.put(self.terms.greeting)
         return 0
 
     cpdef int reject(self, int code, str text) except -1:
@@ -200,7 +206,7 @@ cdef class ServerProtocol:
     cpdef int answer_each(self, list replies) except -1:
         """Answer a message of LMTP with a code and a text for each RCPT that was accepted. 421 closes the connection behind all
         of them, and is said as 451: after a 421 the client might not read what became of the others."""
-        if not (self.lmtp and self.due == MESSAGE and len(replies) == self.recipients):
+        if not (self.terms.lmtp and self.due == MESSAGE and len(replies) == self.recipients):
             raise ValueError("these are no replies to each recipient of a message")
         cdef bint going = False
         self.due = NOTHING
@@ -233,22 +239,36 @@ cdef class ServerProtocol:
 
     # What it says
 
+    cdef int put(self, bytes reply) except -1:
+        if self.out is None:
+            self.out = reply
+        elif PyBytes_GET_SIZE(self.out) < MUCH:
+            self.out = self.out + reply
+        else:
+            if self.long_out is None:
+                self.long_out = []
+            self.long_out.append(self.out)
+            self.out = reply
+        return 0
+
     cdef int say(self, str reply) except -1:
-        self.out.append((reply + "\r\n").encode())
+        return self.put((reply + "\r\n").encode())
+
+    cdef int put_to_others(self, bytes reply) except -1:
+        """In LMTP, the reply to a message once for each of its recipients but one, who gets it next."""
+        cdef unsigned int count = self.recipients - 1 if self.terms.lmtp and self.recipients else 0
+        for _ in range(count):
+            self.put(reply)
         return 0
 
     cdef int say_to_others(self, str reply) except -1:
-        """In LMTP, the reply to a message once for each of its recipients but one, who gets it next."""
-        cdef unsigned int count = self.recipients - 1 if self.lmtp and self.recipients else 0
-        for _ in range(count):
-            self.say(reply)
-        return 0
+        return self.put_to_others((reply + "\r\n").encode())
 
     cdef int say_idly(self, str reply) except -1:
         """The reply to a command that moves no mail."""
         self.say(reply)
         self.idle_commands += 1
-        if self.idle_commands > self.service.max_idle_commands:
+        if self.idle_commands > self.terms.max_idle_commands:
             self.count_error()
         return 0
 
@@ -259,7 +279,7 @@ cdef class ServerProtocol:
 
     cdef int count_error(self) except -1:
         self.errors += 1
-        if self.errors > self.service.max_errors:
+        if self.errors > self.terms.max_errors:
             self.note(None, "421 4.7.0 too many errors")
             self.close("421 4.7.0 too many errors")
         return 0
@@ -301,16 +321,21 @@ cdef class ServerProtocol:
         cdef const char *start = data + self.at
         cdef const char *end = <const char *>memchr(start, c"\n", len(self.buffer) - self.at)
         if end == NULL:
-            if self.skipping or len(self.buffer) - self.at > self.max_line:
+            if self.skipping or len(self.buffer) - self.at > self.terms.max_line:
                 self.skipping = True
                 self.at = len(self.buffer)
             return None
         cdef Py_ssize_t size = end + 1 - start
         self.at += size
-        if self.skipping or size > self.max_line:
+        if self.skipping or size > self.terms.max_line:
             self.skipping = False
             raise ReplyError("500 5.5.2 this line is too long")
-        return decode(start, size, self.lenient)
+        try:
+            return decode(start, size, self.terms.lenient)
+        except ReplyError:
+            if self.expected == COMMAND:
+                raise
+            raise ReplyError(syntax.NO_BASE64) from None  # RFC 4954, 4
 
     cdef bint collect(self) except -1:
         """Whether the message is all there."""
@@ -363,11 +388,11 @@ cdef class ServerProtocol:
 
     cdef object obey_other(self, str line, const char *text):
         """What is not said for every mail."""
-        if says(text, b"LHLO" if self.lmtp else b"EHLO"):
+        if says(text, b"LHLO" if self.terms.lmtp else b"EHLO"):
             self.ehlo(argument_of(line))
-        elif says(text, b"HELO") and not self.lmtp:
+        elif says(text, b"HELO") and not self.terms.lmtp:
             self.greet(argument_of(line))
-            self.say_idly(f"250 {self.service.name}")
+            self.say_idly(f"250 {self.terms.service.name}")
         elif says(text, b"RSET"):
             without_argument(line)
             self.reset()
@@ -405,7 +430,7 @@ cdef class ServerProtocol:
 
     cdef int greet(self, str name) except -1:
         if not name or " " in name or not name.isascii():
-            raise ReplyError(f"501 5.5.4 say who you are: {'LHLO' if self.lmtp else 'EHLO'} your.host.name")
+            raise ReplyError(f"501 5.5.4 say who you are: {'LHLO' if self.terms.lmtp else 'EHLO'} your.host.name")
         self.helo = name
         self.extended = False
         self.reset()
@@ -414,22 +439,23 @@ cdef class ServerProtocol:
     cdef int ehlo(self, str name) except -1:
         self.greet(name)
         self.extended = True
-        starttls = "250-STARTTLS\r\n" if self.service.starttls and not self.secure else ""
-        auth = "250-AUTH PLAIN LOGIN\r\n" if self.takes_passwords() else ""
-        dsn = "250-DSN\r\n" if self.service.dsn else ""
-        xclient_ = f"250-XCLIENT {' '.join(xclient.XCLIENT)}\r\n" if self.may_xclient else ""
-        xforward = f"250-XFORWARD {' '.join(xclient.XFORWARD)}\r\n" if self.may_xforward else ""
-        self.say_idly(
-            f"250-{self.service.name}\r\n250-PIPELINING\r\n250-SIZE {self.service.max_message}\r\n250-8BITMIME\r\n"
-            f"250-SMTPUTF8\r\n{dsn}{starttls}{auth}{xclient_}{xforward}250 ENHANCEDSTATUSCODES")
-        return 0
+        cdef str offer = self.terms.offer
+        if self.terms.starttls and not self.secure:
+            offer += "250-STARTTLS\r\n"
+        if self.takes_passwords():
+            offer += "250-AUTH PLAIN LOGIN\r\n"
+        if self.may_xclient:
+            offer += f"250-XCLIENT {' '.join(xclient.XCLIENT)}\r\n"
+        if self.may_xforward:
+            offer += f"250-XFORWARD {' '.join(xclient.XFORWARD)}\r\n"
+        return self.say_idly(offer + "250 ENHANCEDSTATUSCODES")
 
     cdef object mail(self, str line):
         if self.helo is None:
-            raise ReplyError(f"503 5.5.1 say {'LHLO' if self.lmtp else 'EHLO'} first")
+            raise ReplyError(f"503 5.5.1 say {'LHLO' if self.terms.lmtp else 'EHLO'} first")
         if self.in_transaction:
             raise ReplyError("503 5.5.1 a transaction is open; RSET ends it")
-        if self.must_log_in and not self.authenticated:
+        if self.terms.require_login and not self.authenticated:
             raise ReplyError("530 5.7.0 log in first")
         address = plain_address(line, b"MAIL FROM:<", 11)
         self.utf8 = False
@@ -442,32 +468,34 @@ cdef class ServerProtocol:
     cdef str take_sender(self, str argument):
         match = syntax.parse_from(argument)
         if match is None:
-            address, text = self.take_path(argument, "FROM", "501 5.1.7 say MAIL FROM:<address>")
+            address, text = self.take_path(argument, "FROM", "5.1.7", "say MAIL FROM:<address>")
         else:
             address, text = match.groups()
         if text:
             self.must_be_extended()
-            parameters = syntax.parse_mail(text, auth=self.takes_passwords(), dsn=self.service.dsn, lenient=self.lenient)
-            if parameters.size > self.service.max_message:
-                raise ReplyError(f"552 5.3.4 a message may have {self.service.max_message} octets")
+            parameters = syntax.parse_mail(text, auth=self.takes_passwords(), dsn=self.terms.dsn, lenient=self.terms.lenient)
+            if parameters.size > self.terms.max_message:
+                raise ReplyError(f"552 5.3.4 a message may have {self.terms.max_message} octets")
             self.utf8 = parameters.utf8
             self.dsn = parameters.dsn
         if address is None:
             return ""
-        if not self.lenient:
+        if not self.terms.lenient:
             syntax.check_address(address, utf8=self.utf8)
         return address
 
-    cdef object take_path(self, str argument, str keyword, str refusal):
+    cdef object take_path(self, str argument, str keyword, str code, str advice):
         """The address and the parameters of what is not as RFC 5321 has it. Raises ReplyError."""
-        found = parse_path(argument, keyword) if self.lenient else None
+        found = parse_path(argument, keyword) if self.terms.lenient else None
         if found is None:
-            raise ReplyError(refusal)
+            if syntax.has_path(argument):
+                raise ReplyError(f"553 {code} this is no address")
+            raise ReplyError(f"501 {code} {advice}")
         return found
 
     cdef int must_be_extended(self) except -1:
         if not self.extended:
-            raise ReplyError(f"555 5.5.4 parameters are for those who say {'LHLO' if self.lmtp else 'EHLO'}")
+            raise ReplyError(f"555 5.5.4 parameters are for those who say {'LHLO' if self.terms.lmtp else 'EHLO'}")
         return 0
 
     cdef object rcpt(self, str line):
@@ -477,7 +505,7 @@ cdef class ServerProtocol:
         self.dsn = None
         if address is None:
             address = self.take_recipient(argument_of(line))
-        if self.recipients >= self.max_recipients:
+        if self.recipients >= self.terms.max_recipients:
             self.note(line, "452 4.5.3 no more recipients in this transaction")
             self.say("452 4.5.3 no more recipients in this transaction")
             return None
@@ -487,15 +515,15 @@ cdef class ServerProtocol:
     cdef str take_recipient(self, str argument):
         match = syntax.parse_to(argument)
         if match is None:
-            address, parameters = self.take_path(argument, "TO", "501 5.1.3 say RCPT TO:<address>")
+            address, parameters = self.take_path(argument, "TO", "5.1.3", "say RCPT TO:<address>")
         else:
             address, parameters = match.groups()
         if parameters:
             self.must_be_extended()
-            self.dsn = syntax.parse_rcpt(parameters, dsn=self.service.dsn, lenient=self.lenient)
+            self.dsn = syntax.parse_rcpt(parameters, dsn=self.terms.dsn, lenient=self.terms.lenient)
         if not address:
             raise ReplyError("501 5.1.3 a mail goes to nobody at <>")
-        if not self.lenient:
+        if not self.terms.lenient:
             syntax.check_address(address, utf8=self.utf8)
         return address
 
@@ -505,13 +533,14 @@ cdef class ServerProtocol:
         if not self.in_transaction:
             raise ReplyError("503 5.5.1 say MAIL first")
         if not self.recipients:
-            raise ReplyError(f"{503 if self.lmtp else 554} 5.5.1 no valid recipients")
-        self.out.append(b"354 end with CR LF . CR LF\r\n")
-        self.receiver = DataReceiver(*self.limits)
+            raise ReplyError(f"{503 if self.terms.lmtp else 554} 5.5.1 no valid recipients")
+        self.put(b"354 end with CR LF . CR LF\r\n")
+        cdef Terms terms = self.terms
+        self.receiver = new_receiver(terms.max_message, terms.trace, terms.max_loops, terms.lenient)
         return 0
 
     cdef object starttls(self):
-        if self.secure or not self.service.starttls:
+        if self.secure or not self.terms.starttls:
             raise ReplyError("503 5.5.1 STARTTLS is not offered")
         if self.at < len(self.buffer):
             # It came in the clear, from whoever was able to put it there, and would pass for what came by TLS.
@@ -545,10 +574,10 @@ cdef class ServerProtocol:
         return self.say_idly("250 2.0.0 ok")
 
     cdef bint takes_passwords(self) except -1:
-        return self.service.auth and (self.secure or self.service.auth_without_tls)
+        return self.terms.auth and (self.secure or self.terms.auth_without_tls)
 
     cdef object auth(self, str argument):
-        if not self.service.auth:
+        if not self.terms.auth:
             raise ReplyError("503 5.5.1 AUTH is not offered")
         if not self.takes_passwords():
             raise ReplyError("538 5.7.11 say STARTTLS first")
@@ -584,78 +613,3 @@ cdef class ServerProtocol:
         self.expected = COMMAND
         self.due = AUTHENTICATE
         return login, password
-
-
-cdef str decode(const char *text, Py_ssize_t size, bint lenient):
-    """A line as text, without its end. Raises ReplyError."""
-    cdef Py_ssize_t at = 0
-    while c" " <= text[at] <= c"~":
-        at += 1
-    if at == size - 2 and text[at] == c"\r":
-        return text[:at].decode("ascii")  # as nearly all are
-    cdef str line
-    try:
-        line = text[:size].decode(errors="surrogateescape" if lenient else "strict")
-    except UnicodeDecodeError:
-        raise ReplyError("501 5.5.2 this is not UTF-8") from None
-    if not line.endswith("\r\n"):
-        raise ReplyError("500 5.5.2 lines must end in CR LF")
-    line = line[: len(line) - 2]
-    if lenient:
-        line = line.replace("\t", " ")
-    if not line.isprintable() and syntax.find_control(line):
-        raise ReplyError("500 5.5.2 control characters are not allowed")
-    return line
-
-
-cdef inline bint says(const char *line, const char *verb) noexcept:
-    """Whether this is the verb of a line."""
-    cdef size_t size = strlen(verb)
-    return PyOS_strnicmp(line, verb, size) == 0 and (line[size] == 0 or line[size] == c" ")
-
-
-cdef bint may_come_before_tls(const char *line) noexcept:
-    """RFC 3207, 4. HELO is for those who then learn why nothing else works."""
-    return (says(line, b"EHLO") or says(line, b"LHLO") or says(line, b"HELO") or says(line, b"NOOP")
-            or says(line, b"STARTTLS") or says(line, b"QUIT"))
-
-
-cdef int without_argument(str line) except -1:
-    """Raises ReplyError if anything follows the verb."""
-    verb, blank, argument = line.partition(" ")
-    if blank and argument.strip(" "):
-        raise ReplyError(f"501 5.5.4 {verb.upper()} has no arguments")
-    return 0
-
-
-cdef str argument_of(str line):
-    """What follows the verb."""
-    return line.partition(" ")[2].strip(" ")
-
-
-cdef str plain_address(str line, const char *begin, Py_ssize_t at):
-    """The address between `begin`, which has `at` characters, and a final `>`, if it is as most are; else None."""
-    if not PyUnicode_IS_ASCII(line):
-        return None
-    cdef Py_ssize_t size, i
-    cdef const char *text = PyUnicode_AsUTF8AndSize(line, &size)
-    cdef char last = c"."
-    cdef bint in_domain = False
-    size -= 1
-    if not at < size <= at + max_address or PyOS_strnicmp(text, begin, at) != 0 or text[size] != c">":
-        return None
-    for i in range(at, size):
-        if text[i] == c"@":
-            if in_domain or i == at:
-                return None
-            in_domain = True
-            last = c"."
-        elif text[i] == c".":
-            if in_domain and last == c".":
-                return None
-            last = c"."
-        elif Py_ISALNUM(text[i]) or text[i] == c"-" or text[i] == c"_" or text[i] == c"+" or text[i] == c"=":
-            last = c"x"
-        else:
-            return None
-    return line[at:size] if in_domain and last != c"." else None

@@ -1,4 +1,7 @@
-"""What the protocol is about: the service that is offered, and the events that come of what a client says."""
+"""What the protocol is about: the service that is offered, and the events that come of what a client says.
+
+The events are for programs with sockets of their own, which import them from `mqcore.smtp.server`.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,12 @@ from typing import NamedTuple
 MAX_ADDRESS = 254
 """In octets: a path has 256 at most, with its angle brackets (RFC 5321, 4.5.3.1.3)."""
 
+NO_MEMORY = "4.3.1 there is no memory for this message; try again later"
+SHUTTING_DOWN = "4.3.2 this server is shutting down"
+"""What our own server says, at more places than one."""
+
+NO_BASE64 = "501 5.5.2 this is not base64 of UTF-8"
+
 _ATOM = r'[^\s"(),:;<>@\[\\\]]+'
 _LABEL = r'[^\s"(),:;<>@\[\\\].]+'
 _DOMAIN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[^\s<>\[\\\]]+\])"
@@ -20,6 +26,8 @@ parse_from = re.compile(rf"FROM: ?<(?:{_ROUTE}({_ADDRESS})|)>(?: +(.*))?", re.IG
 """Matches what follows MAIL. The groups are the address, None if it is empty, and the parameters."""
 parse_to = re.compile(rf"TO: ?<{_ROUTE}({_ADDRESS}|postmaster)>(?: +(.*))?", re.IGNORECASE).fullmatch
 """Matches what follows RCPT, with the same groups."""
+has_path = re.compile(r"[A-Z]+: ?<[^<>]+>(?: .*)?", re.IGNORECASE).fullmatch
+"""Whether it is right but for what is in the brackets (RFC 5321, 4.2.2: 553)."""
 
 find_control = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 """Control characters, and others that some programs take for the end of a line."""
@@ -162,7 +170,7 @@ def decode_base64(text: str) -> str:
     try:
         return base64.b64decode(text, validate=True).decode()
     except ValueError:  # not base64, which is ASCII, or not UTF-8
-        raise ReplyError("501 5.5.2 this is not base64 of UTF-8") from None
+        raise ReplyError(NO_BASE64) from None
 
 
 def parse_plain(text: str) -> tuple[str, str]:

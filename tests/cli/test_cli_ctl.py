@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -54,6 +55,8 @@ def test_status(steered):
     assert "state: running\n" in text
     assert f"source: {steered.url}\n" in text
     assert "plugins: 10-hold\npaused: none\n" in text
+    assert re.search(r"^started: \d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d\nuptime: 0:0\d:\d\d\n", text, re.MULTILINE), text
+    assert re.search(r"^reloads: \d+(, the last one at .{25})?; \d+ failed$", text, re.MULTILINE), text
     assert json.loads(said(steered.ctl("status", "--json")))["state"] == "running"
     assert said(steered.ctl("order", "mq_smtp_in_message")) == "10-hold\n"
     assert said(steered.ctl("held")) == "0 held\n"
@@ -94,6 +97,7 @@ def test_reload(steered):
     plugin.write_text("1 +")
     text = said(steered.ctl("reload"), 3)
     assert text.startswith(f"mqcore: {plugin}:1: ")
+    assert f"; 1 failed\nwhy the last one failed: {plugin}:1: " in said(steered.ctl("status"))
     assert send(steered) == (550, "5.7.1 version 1")
     plugin.unlink()
     assert said(steered.ctl("reload")).startswith("reloaded 1 plugins in ")
@@ -186,13 +190,13 @@ def test_signals(tmp_path):
         authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(file)
         server.process.send_signal(signal.SIGHUP)
         line = lines_until(server.process, "reloaded")[-1]
-        assert line.startswith("WARNING mqcore.server: reloaded 1 plugin in ")
+        assert " WARNING mqcore.server: reloaded 1 plugin in " in line
         assert line.endswith("; changed: max-recipients, the certificate; as before until the next start: lenient")
         assert send(server) == (550, "5.7.1 version 2")
         config.write_text("[run]\nmax-recipient = 1\n")
         server.process.send_signal(signal.SIGHUP)
         line = lines_until(server.process, "not reloaded")[-1]
-        assert f"{config}: [run] has max-recipient, which is no option that it may have; did you mean max-recipients?" in line
+        assert f"{config}:2: [run] has max-recipient, which is no option that it may have; did you mean max-recipients?" in line
         config.write_text("[run]\nmax-recipients = 1\n")
         write_plugin(tmp_path / "plugins", "20-tag", "def mq_smtp_in_mesage(context, message): pass")
         server.process.send_signal(signal.SIGHUP)
@@ -203,6 +207,32 @@ def test_signals(tmp_path):
         assert "  state: running" in lines
         assert "  plugins: 20-tag" in lines
         assert lines[-1].startswith("  reloads: succeeded=1 failed=2 ")
+
+
+def test_the_log_level_and_what_may_be_in_flight(tmp_path):
+    config = tmp_path / "mqcore.toml"
+    config.write_text("[run]\nmax-in-flight = 7\n")
+    with serve("--to", "null:", "--config", config, "--control", tmp_path / "control.sock") as server:
+        ctl = ("ctl", "--socket", tmp_path / "control.sock")
+        assert "in flight limit: 7\n" in said(run(*ctl, "status"))
+        config.write_text('[run]\nmax-in-flight = 8\nlog-level = "info"\nlog-format = "json"\njson = true\nfailed = "null:"\n')
+        text = said(run(*ctl, "reload"))
+        assert "changed: max-in-flight, log-format, log-level\n" in text
+        assert "as before until the next start: failed\n" in text  # --json was given
+        assert "in flight limit: 8\n" in said(run(*ctl, "status"))
+        lines_until(server.process, "reloaded")
+        assert send(server)[0] == 250
+        line = json.loads(server.process.stderr.readline())
+        assert (line["event"], line["outcome"]) == ("mail", "accepted")
+        config.write_text('[run]\nmax-in-flight = 8\nlog-level = "inf"\n')
+        text = said(run(*ctl, "reload"), 3)
+        assert f"{config}:3: log-level in [run] is one of debug, info, warning, error, not 'inf'" in text
+        config.write_text("")
+        assert "changed: max-in-flight, log-format, log-level\n" in said(run(*ctl, "reload"))
+        assert "in flight limit: 1000\n" in said(run(*ctl, "status"))
+        assert send(server)[0] == 250
+        assert json.loads(lines_until(server.process, "not reloaded")[-1])["level"] == "ERROR"
+        assert " INFO mqcore.server: reloaded" in server.process.stderr.readline()
 
 
 def test_a_signal_before_there_is_a_server(tmp_path):

@@ -76,7 +76,7 @@ def test_in_the_file(tmp_path):
     ("text", "said"),
     [
         ("[run]\nhostnam = 'x'", "[run] has hostnam, which is no option that it may have; did you mean hostname?"),
-        ("[run]\nx = 1", "[run] has x, which is no option that it may have; there are auth-without-tls, credentials, "),
+        ("[run]\nx = 1", "[run] has x, which is no option that it may have; there are auth-without-tls, control, "),
         ("[run]\nhostname = 1", "hostname in [run] is a text, not 1"),
         ("[run]\nhostname = 'a b'", "--hostname 'a b' is no name of a host; write it as mx.example.org"),
         ("[run]\nmax-loops = 0", "max-loops in [run] is a whole number above 0, not 0"),

@@ -14,11 +14,11 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from conftest import Owner, ReferenceOwner, assert_conserved
 from effort import examples
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from owners import Owner, ReferenceOwner, assert_conserved
 
 import mqcore
 

@@ -13,7 +13,7 @@ import queue
 import threading
 
 import pytest
-from conftest import ReferenceOwner
+from owners import ReferenceOwner
 
 import mqcore
 

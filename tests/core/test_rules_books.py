@@ -7,8 +7,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import STEP, assert_conserved
 from loop_tools import Lender, borrow
+from owners import STEP, assert_conserved
 
 import mqcore
 from mqcore.stats import HOLD_TIMES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections.abc
 import contextvars
 import threading
 from types import SimpleNamespace
@@ -272,6 +273,86 @@ def test_rule_12_what_a_coroutine_holds_on_to_can_be_abandoned(uvloop_owner, by)
     assert told == [mqcore.Abandoned]
 
 
+class Again(collections.abc.Coroutine):
+    """Returns itself, for ever."""
+
+    closed = 0
+
+    def send(self, value):
+        raise StopIteration(self)
+
+    def throw(self, *error):
+        raise error[0]
+
+    def close(self):
+        self.closed += 1
+
+    def __await__(self):
+        yield
+
+
+@pytest.mark.parametrize("sleeps", [0, 1])
+@pytest.mark.parametrize("kind", ["native", "of a class"])
+def test_rule_13_a_coroutine_that_returns_a_coroutine(uvloop_owner, kind, sleeps):
+    """It is not run: most likely an `await` is missing."""
+    again = Again()
+
+    async def inner():
+        raise AssertionError
+
+    async def hook(context, message):
+        for _ in range(sleeps):
+            await asyncio.sleep(0)
+        return inner() if kind == "native" else again
+
+    dispatcher = uvloop_owner.start({"a": hook, "b": lambda context, message: True})
+    message = mqcore.Message()
+    assert outcome_of(uvloop_owner, dispatcher.hook("mq_step"), message) is mqcore.FAIL
+    assert isinstance(message.error, TypeError)
+    assert "plugin a returned <" in str(message.error) and "from mq_step" in str(message.error)
+    assert again.closed == (kind == "of a class")
+
+
+def test_rule_13_a_coroutine_that_returns_itself(uvloop_owner):
+    again = Again()
+    dispatcher = uvloop_owner.start({"a": lambda context, message: again})
+    message = mqcore.Message()
+    assert outcome_of(uvloop_owner, dispatcher.hook("mq_step"), message) is mqcore.FAIL
+    assert isinstance(message.error, TypeError)
+    assert again.closed == 1
+
+
+@pytest.mark.parametrize("sleeps", [0, 1])
+@pytest.mark.parametrize("where", ["repr", "close"])
+def test_rule_14_a_step_that_is_cancelled_while_a_wrong_result_is_looked_at(uvloop_owner, where, sleeps):
+    class Wrong(Again):
+        def close(self):
+            cancelled.append(where == "close" and dispatcher.cancel(message))
+
+        def __repr__(self):
+            cancelled.append(where == "repr" and dispatcher.cancel(message))
+            return "Wrong"
+
+    async def hook(context, message):
+        for _ in range(sleeps):
+            await asyncio.sleep(0)
+        return Wrong()
+
+    cancelled = []
+    dispatcher = uvloop_owner.start({"a": hook})
+    message = mqcore.Message()
+    assert outcome_of(uvloop_owner, dispatcher.hook("mq_step"), message) is mqcore.FAIL
+    assert isinstance(message.error, mqcore.Cancelled)
+    assert sorted(cancelled) == [False, True]
+
+
+def test_rule_13_a_generator_is_no_coroutine(uvloop_owner):
+    dispatcher = uvloop_owner.start({"a": lambda context, message: (each for each in ())})
+    message = mqcore.Message()
+    assert outcome_of(uvloop_owner, dispatcher.hook("mq_step"), message) is mqcore.FAIL
+    assert isinstance(message.error, TypeError)
+
+
 @pytest.mark.parametrize("thread", [False, True])
 @pytest.mark.parametrize(
     ("early", "verdict", "outcome"),
@@ -450,6 +531,28 @@ def test_rule_13_what_ends_a_program_leaves_through_the_loop(uvloop_owner, sleep
     assert left == [error]
     assert uvloop_owner.finished == [(message, mqcore.FAIL)]
     assert isinstance(message.error, error)
+
+
+def test_rule_13_what_ends_a_program_while_a_wrong_result_is_looked_at(uvloop_owner):
+    class Wrong:
+        def __repr__(self):
+            raise KeyboardInterrupt
+
+    async def hook(context, message):
+        await asyncio.sleep(0)
+        return Wrong()
+
+    dispatcher = uvloop_owner.start({"a": hook})
+    message = mqcore.Message()
+    assert dispatcher.hook("mq_step").run(message, done=uvloop_owner.done) is None
+    left = []
+    for _ in range(5):
+        try:
+            uvloop_owner.turn()
+        except KeyboardInterrupt as raised:
+            left.append(raised)
+    assert uvloop_owner.finished == [(message, mqcore.FAIL)]
+    assert left == [message.error]
 
 
 def test_coroutine_hooks_see_the_context_variables_of_run(uvloop_owner):

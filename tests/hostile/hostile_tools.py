@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import OWNERS, Owner, assert_conserved
+from owners import OWNERS, Owner, assert_conserved
 
 import mqcore
 

@@ -281,6 +281,7 @@ class Coroutine(Scenario):
     only_uvloop = True
 
     def prepare(self) -> None:
+        self.ended = dict.fromkeys(self.messages, False)
         self.plugins.add("20-coroutine", SimpleNamespace(mq_step=self.coroutine))
 
     def hook(self, context: Any, message: Any) -> Any:
@@ -288,12 +289,18 @@ class Coroutine(Scenario):
 
     async def coroutine(self, context: Any, message: Any) -> Any:
         await asyncio.sleep(0)
+        self.ended[message] = True
         return False
 
     def body(self) -> Iterator[None]:
         self.run()
         yield from self.turns()
         yield from self.turns()
+
+    def check(self) -> None:
+        super().check()
+        over = [message for message, returned in zip(self.messages, self.returned, strict=True) if returned is not None]
+        assert not any(self.ended[message] for message in over), (self.returned, self.ended)
 
 
 class Changes(Scenario):

@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 import pytest
-from conftest import STEP, assert_conserved
+from owners import STEP, assert_conserved
 
 import mqcore
 from mqcore import READ

@@ -10,8 +10,8 @@ import time
 import pytest
 import uvloop
 from busy import Busy
-from conftest import assert_conserved
 from loop_tools import borrow
+from owners import assert_conserved
 
 import mqcore
 from mqcore import READ

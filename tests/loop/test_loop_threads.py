@@ -14,8 +14,8 @@ from functools import partial
 
 import pytest
 import uvloop
-from conftest import STEP, assert_conserved
 from loop_tools import Lender, borrow
+from owners import STEP, assert_conserved
 
 import mqcore
 from mqcore import READ

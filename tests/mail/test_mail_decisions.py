@@ -138,6 +138,18 @@ def test_a_rejection_that_is_taken_back(owner):
     assert (called, mail.rejection) == ([mail], None)
 
 
+def test_a_decision_that_is_changed_between_steps(owner):
+    """That is no matter of the next one."""
+    called = []
+    hooks = {name: lambda context, message, name=name: called.append(name) for name in ("10-first", "20-second")}
+    hook = owner.start(hooks).hook("mq_step")
+    mail = Mail(b"x")
+    mail.discard()
+    mail.rejection = None
+    assert hook.run(mail) is mqcore.CONTINUE
+    assert called == ["10-first", "20-second"]
+
+
 # Discarding
 
 

@@ -74,7 +74,7 @@ async def delays(it, *seconds):
         asked.append((peer, in_connection))
         return seconds[min(len(asked), len(seconds)) - 1]
 
-    it.server.failed_logins.count = count
+    it.server.host.failed_logins.count = count
     return asked
 
 
@@ -110,7 +110,7 @@ async def test_a_client_that_goes_cancels_its_reply():
         client.send(WRONG)
         await it.until(lambda: asked)
         client.leave()
-        await it.until(lambda: not it.server._connections)
+        await it.until(lambda: not it.server.host.connections)
 
 
 @run

@@ -206,7 +206,7 @@ async def test_what_waits_for_the_store_is_dropped_when_its_client_goes_away():
         third.send(TEXT + b".\r\n")
         await it.until(lambda: it.gateway.in_flight == 3)
         gone.leave()
-        await it.until(lambda: len(it.server._connections) == 2)
+        await it.until(lambda: len(it.server.host.connections) == 2)
         it.sink.gate.set()
         assert codes([await first.reply(), await third.reply()]) == ["250 2.6.0"] * 2
         assert it.sink.groups == [1, 1]

@@ -187,7 +187,7 @@ async def test_a_client_that_goes_away_while_its_mail_is_stored():
         client.send(message(*NAMES))
         await it.until(it.sink.waits.is_set)
         client.leave()
-        await it.until(lambda: not it.server._connections)
+        await it.until(lambda: not it.server.host.connections)
     assert len(it.sink.mails) == 3 and figures(it) == {"continued": 3, "unanswered": 3}
 
 

@@ -53,7 +53,7 @@ async def test_what_is_not_whole_is_dropped(sent):
         client.send(sent)
         client.half_close()
         assert await client.is_closed()
-        await it.until(lambda: holds.closed and not it.server._connections)
+        await it.until(lambda: holds.closed and not it.server.host.connections)
         assert it.sink.mails == []
         assert it.gateway.report.counts.read == 0
 
@@ -80,7 +80,7 @@ async def test_a_client_that_is_gone_is_noticed_when_the_reply_cannot_be_written
         await asyncio.sleep(0.01)
         assert not holds.closed
         holds.release()
-        await it.until(lambda: not it.server._connections)
+        await it.until(lambda: not it.server.host.connections)
         assert len(it.sink.mails) == 1
 
 

@@ -31,7 +31,7 @@ async def test_a_client_that_goes_away_cancels_its_step(stage):
         assert stage != "message" or isinstance(message.error, mqcore.Cancelled)
         with pytest.raises(mqcore.NotHeld):
             context.continue_(message)
-        await it.until(lambda: not it.server._connections)
+        await it.until(lambda: not it.server.host.connections)
         assert it.sink.mails == []
         assert it.gateway.report.counts.unfinished == (stage == "message")
 
@@ -44,7 +44,7 @@ async def test_a_client_that_goes_away_at_any_time(sent):
         client = await it.connect()
         await client.ask(sent)
         client.leave()
-        await it.until(lambda: holds.closed == 1 and not it.server._connections)
+        await it.until(lambda: holds.closed == 1 and not it.server.host.connections)
 
 
 @run
@@ -55,7 +55,7 @@ async def test_what_is_being_stored_when_the_client_goes_away_is_stored_and_coun
         client.send(ALL.removeprefix(EHLO))
         await it.until(it.sink.waits.is_set)
         client.leave()
-        await it.until(lambda: not it.server._connections)
+        await it.until(lambda: not it.server.host.connections)
         it.sink.gate.set()
         await it.until(lambda: it.gateway.report.counts.unanswered == 1)
         assert len(it.sink.mails) == 1
@@ -65,11 +65,11 @@ async def test_what_is_being_stored_when_the_client_goes_away_is_stored_and_coun
 async def test_a_reply_that_comes_when_the_connection_is_gone_and_nobody_has_said_so_yet():
     async with serving() as it:
         await it.greeted()
-        (connection,) = it.server._connections
+        (connection,) = it.server.host.connections
         connection.transport.abort()
         connection.shut_down()
         assert connection.protocol.closed
-        await it.until(lambda: not it.server._connections)
+        await it.until(lambda: not it.server.host.connections)
 
 
 @run
@@ -81,7 +81,7 @@ async def test_the_step_of_close_may_be_held():
     async with serving({"10-close": plugin(close=close)}) as it:
         client = await it.greeted()
         client.leave()
-        await it.until(lambda: not it.server._connections)
+        await it.until(lambda: not it.server.host.connections)
 
 
 def connections_in_memory() -> int:
@@ -128,7 +128,7 @@ async def test_no_more_mails_than_allowed_are_on_the_way():
         await it.until(lambda: it.gateway.report.counts.read == 5)
         assert len(holds.held) == 2
         clients[-1].leave()  # one that waits
-        await it.until(lambda: len(it.server._connections) == 4)
+        await it.until(lambda: len(it.server.host.connections) == 4)
         while it.gateway.report.counts.stored < 4:
             assert len(holds.held) <= 2
             holds.release()
@@ -196,9 +196,9 @@ async def test_connections_of_one_address(tls):
         other = await it.connect(local_addr=("127.0.0.2", 0), **options)  # another one is not the worse for it
         assert (await other.reply()).startswith("220 ")
         clients[0].leave()
-        await it.until(lambda: it.server._from_network["127.0.0.1"] == 1)
+        await it.until(lambda: it.server.host.from_network["127.0.0.1"] == 1)
         await it.greeted(**options)
-    assert it.server._from_network.total() == 0
+    assert it.server.host.from_network.total() == 0
 
 
 @pytest.mark.parametrize(("one", "other", "same"), [
@@ -212,7 +212,7 @@ async def test_connections_of_one_address(tls):
 async def test_networks(one, other, same):
     async with serving(max_connections_per_ip=1) as it:
         await it.greeted()
-        assert (it.server._network_of(one) == it.server._network_of(other)) == same
+        assert (it.server.host.network_of(one) == it.server.host.network_of(other)) == same
 
 
 @run
@@ -231,7 +231,7 @@ async def test_a_flood_of_connections():
         for _ in range(20):
             for client in await asyncio.gather(*(it.connect() for _ in range(50))):
                 client.leave()
-        await it.until(lambda: not it.server._connections)
+        await it.until(lambda: not it.server.host.connections)
         await (await it.greeted()).asks(ALL.removeprefix(EHLO), 4)
         assert len(it.sink.mails) == 1
 
@@ -253,7 +253,7 @@ async def test_what_a_client_sends_while_its_step_is_held_is_not_read_without_en
         client = await it.greeted()
         client.send(MAIL)
         await it.until(lambda: holds.held)
-        (connection,) = it.server._connections
+        (connection,) = it.server.host.connections
         client.send(b"NOOP\r\n" * 1_000_000)
         await it.until(lambda: connection.is_paused)
         await asyncio.sleep(0.05)
@@ -267,7 +267,7 @@ async def test_what_a_client_sends_while_its_step_is_held_is_not_read_without_en
 async def test_a_client_that_does_not_read_gets_no_more_replies(monkeypatch):
     async with serving() as it:
         client = await it.greeted()
-        (connection,) = it.server._connections
+        (connection,) = it.server.host.connections
         connection.transport.set_write_buffer_limits(high=0)
         connection.pause_writing()
         client.send(b"NOOP\r\n" * 50_000)
@@ -331,19 +331,19 @@ async def test_big_messages_beyond_what_memory_is_for(monkeypatch):
     async with serving() as it:
         first, second = await it.opened(), await it.opened()
         first.send(big * 8_000)
-        await it.until(lambda: it.server._reserved > 500_000)
+        await it.until(lambda: it.server.host.reserved > 500_000)
         second.send(big * 8_000)
-        await it.until(lambda: any(one.protocol.receiver.fault for one in it.server._connections))
-        await it.until(lambda: it.server._reserved < 1_000_000)
+        await it.until(lambda: any(one.protocol.receiver.fault for one in it.server.host.connections))
+        await it.until(lambda: it.server.host.reserved < 1_000_000)
         assert await second.ask(b".\r\n") == "452 4.3.1 too many big messages at once; try again later"
         assert codes([await first.ask(b".\r\n")]) == ["250 2.6.0"]
         assert untraced(mail.mime for mail in it.sink.mails) == [big * 8_000]
-        await it.until(lambda: it.server._reserved == 0)
+        await it.until(lambda: it.server.host.reserved == 0)
 
 
 def reserved_for(it, size):
     """Whether so many octets are counted, and perhaps those that end a message."""
-    return size <= it.server._reserved <= size + 2 * len(b"\r\n\r\n.\r\n")
+    return size <= it.server.host.reserved <= size + 2 * len(b"\r\n\r\n.\r\n")
 
 
 @run
@@ -379,13 +379,13 @@ async def test_what_a_client_sent_that_is_gone_counts_until_it_is_let_go(rests):
         await it.until(lambda: reserved_for(it, 2 * len(BIG)))
         if rests == "with the sink":
             first.leave()
-            await it.until(lambda: len(it.server._connections) == 1)
+            await it.until(lambda: len(it.server.host.connections) == 1)
             assert reserved_for(it, 2 * len(BIG))
         second.leave()  # which nobody has yet
         await it.until(lambda: reserved_for(it, len(BIG)))
         it.sink.gate.set()
         holds.release()
-        await it.until(lambda: it.server._reserved == 0)
+        await it.until(lambda: it.server.host.reserved == 0)
 
 
 @run
@@ -394,11 +394,11 @@ async def test_what_was_not_received_to_its_end_is_let_go_at_once():
     async with serving({"10-hold": holds}) as it:
         client = await it.opened()
         client.send(BIG)
-        await it.until(lambda: it.server._reserved >= len(BIG))
+        await it.until(lambda: it.server.host.reserved >= len(BIG))
         client.leave()
         await it.until(lambda: holds.held)
-        (connection,) = it.server._connections
-        assert connection.protocol.receiver is None and it.server._reserved == 0
+        (connection,) = it.server.host.connections
+        assert connection.protocol.receiver is None and it.server.host.reserved == 0
         holds.release()
 
 

@@ -77,7 +77,7 @@ async def test_one_mail_that_goes_round_is_refused_for_good(max_loops, tmp_path)
 
 
 def line_of(it: Serving) -> bytes:
-    return b"Received: from x by y\r\n\t(mqcore %b)\r\n\twith ESMTP; z\r\n" % it.server.tracer.id.encode()
+    return b"Received: from x by y\r\n\t(mqcore %b)\r\n\twith ESMTP; z\r\n" % it.server.host.tracer.id.encode()
 
 
 OTHER = b"Received: from x by y (mqcore 0123456789abcdef) with ESMTP; z\r\n"

@@ -372,7 +372,7 @@ async def test_a_client_that_goes_away_while_its_mail_goes_out():
         client.send(MESSAGE)
         await server.silent.wait()
         client.leave()
-        await it.until(lambda: not it.server._connections)
+        await it.until(lambda: not it.server.host.connections)
         server.speak.set()
         await it.until(lambda: it.gateway.report.counts.stored)
         assert len(server.mails) == 1
@@ -415,7 +415,7 @@ async def test_stopped_when_the_client_is_gone_and_the_next_server_silent(stage,
             client.send(MESSAGE)
             await server.silent.wait()
             client.leave()
-            await it.until(lambda: not it.server._connections)
+            await it.until(lambda: not it.server.host.connections)
             it.gateway.stop()
             await it.until(lambda: not it.gateway.in_flight)
         assert server.mails == []

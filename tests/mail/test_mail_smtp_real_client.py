@@ -158,12 +158,12 @@ async def test_limits_count_the_real_clients(tls):
         clients = [await arrive(it, address) for address in (b"192.0.2.1", b"192.0.2.1", b"192.0.2.1", b"192.0.2.2")]
         assert [said for _, said in clients] == ["220", "220", "421" if tls is None else "", "220"]
         clients[0][0].transport.abort()
-        await it.until(lambda: it.server._from_network["192.0.2.1"] == 1)
+        await it.until(lambda: it.server.host.from_network["192.0.2.1"] == 1)
         clients.append(await arrive(it, b"192.0.2.1"))
         assert clients[-1][1] == "220"
         for writer, _ in clients:
             writer.transport.abort()
-        await it.until(lambda: not it.server._from_network)
+        await it.until(lambda: not it.server.host.from_network)
 
 
 @run
@@ -223,6 +223,27 @@ async def test_xforward_tells_plugins_and_changes_nothing_else():
         assert seen.forwarded is None
     assert {peer for _, peer in seen.told} == {"127.0.0.1"}
     assert TEXT in it.sink.mails[0].mime
+
+
+@run
+async def test_a_mail_keeps_what_xforward_said_of_it():
+    mails = []
+
+    def note(context, mail):
+        mails.append(mail)
+
+    async with serving({"10-note": plugin(message=note)}, xforward_from=LOCAL) as it:
+        client = await it.greeted()
+        for said in (b"XFORWARD ADDR=192.0.2.7\r\n", b"XFORWARD ADDR=192.0.2.8\r\n", b"NOOP\r\n"):
+            assert (await client.ask(said)).startswith("250 ")
+            client.send(ALL.removeprefix(EHLO))
+            assert (await client.asks(b"", 4))[-1] == "250 2.6.0"
+        assert [mail.connection.forwarded for mail in mails] == [{"addr": "192.0.2.7"}, {"addr": "192.0.2.8"}, None]
+        one, other, _ = (mail.connection for mail in mails)
+        assert one.id == other.id and one.data is other.data and one.transport is other.transport is not None
+        client.leave()
+        await it.until(lambda: not it.server.host.connections)
+        assert one.transport is other.transport is None
 
 
 @pytest.mark.parametrize("text", ["", "x", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/8,,", "localhost"])

@@ -138,7 +138,7 @@ async def test_a_handshake_that_fails(tls, end):
         else:
             with pytest.raises(ssl.SSLCertVerificationError):
                 await client.start_tls(ssl.create_default_context())
-        await it.until(lambda: not it.server._connections)
+        await it.until(lambda: not it.server.host.connections)
         assert holds.closed == (tls == "starttls")  # with implicit TLS, no plugin knew of it
 
 
@@ -234,7 +234,7 @@ async def test_a_big_message_and_much_read_ahead_under_tls():
         client.send(OPEN.removeprefix(EHLO) + big * 20_000 + b".\r\n")
         client.send(b"NOOP\r\n" * 50 + ALL.removeprefix(EHLO) + b"NOOP\r\n" * 200_000)
         await it.until(lambda: holds.held)
-        (connection,) = it.server._connections
+        (connection,) = it.server.host.connections
         await it.until(lambda: connection.is_paused)
         holds.release()
         await it.until(lambda: holds.held)
@@ -313,7 +313,7 @@ async def test_a_plugin_may_refuse_a_login_with_a_reply_of_its_own():
     async with serving({"10-locked": plugin(authenticate=authenticate)}, tls="implicit") as it:
         client = await it.greeted(**TLS)
         assert await client.ask(PLAIN) == "535 5.7.8 this account is locked"
-        (connection,) = it.server._connections
+        (connection,) = it.server.host.connections
         assert connection.info.authenticated is False
 
 
@@ -391,7 +391,7 @@ def test_a_key_with_a_password_is_not_asked_for(tmp_path):
 async def test_a_handshake_that_is_ended_before_it_began_ends_the_connection(end):
     async with serving(tls="starttls") as it:
         await it.greeted()
-        (connection,) = it.server._connections
+        (connection,) = it.server.host.connections
         connection.data_received(b"STARTTLS\r\n")
         end(connection)
-        await it.until(lambda: not it.server._connections)
+        await it.until(lambda: not it.server.host.connections)

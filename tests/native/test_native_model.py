@@ -13,12 +13,12 @@ import os
 import threading
 
 import pytest
-from conftest import OWNERS, ReferenceOwner, assert_conserved
 from effort import examples
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from native_tools import Puppet, mq
+from owners import OWNERS, ReferenceOwner, assert_conserved
 
 import mqcore
 from mqcore.native import accessors

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from conftest import assert_conserved
 from native_tools import Puppet, compile_plugin, mq, start
+from owners import assert_conserved
 
 import mqcore
 from mqcore import COMPLETE, CONTINUE, FAIL

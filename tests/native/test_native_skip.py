@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
-from native_tools import Puppet, mq, start
+from native_tools import Puppet, compile_plugin, mq, start
 
 import mqcore
 from mqcore.mail import Mail
@@ -119,3 +123,49 @@ def test_a_mail_that_a_native_plugin_rejects(owner, puppets, count, held):
     assert (outcomes if held else found) == [mqcore.COMPLETE] * count
     assert sorted(calls) == [1] * count + [2] * count
     assert {(mail.rejection, mail.rejected_by) for mail in mails} == {((550, "5.7.1 no"), "20-puppet")}
+
+
+# Its hook waits, in the step of one message of many, as long as another thread needs to do something.
+WAITS = """
+#include <unistd.h>
+enum { TENTHS = 100000 };  /* of a millisecond: ten seconds, should that thread not come */
+static _Atomic int calls, waiting, over;
+static void wait_for(_Atomic int *flag) { for (int n = 0; n < TENTHS && !*flag; n++) usleep(100); }
+
+MQ_EXPORT int until_it_waits(void) { wait_for(&waiting); return waiting; }
+MQ_EXPORT void go_on(void) { over = 1; }
+MQ_EXPORT bool mq_step(MQ_Context *context, MQ_Connection *connection, MQ_Message *message)
+{
+    (void)context, (void)connection, (void)message;
+    if (calls++ == 30) {
+        waiting = 1;
+        wait_for(&over);
+    }
+    return false;
+}
+"""
+
+
+def test_another_thread_decides_while_a_chain_runs_without_the_gil(owner, tmp_path):
+    """That may come too late for the step, but is not for the next one."""
+    path = compile_plugin(tmp_path / "10-waits.so", WAITS)
+    library, called = ctypes.CDLL(str(path)), []
+    others = {name: SimpleNamespace(mq_other=lambda context, message, extra, name=name: called.append(name)) for name in "ab"}
+    plugins = owner.plugins(others)
+    plugins.load(path)
+    dispatcher = owner.dispatcher(plugins)
+    messages = [mqcore.Message() for _ in range(50)]
+
+    def decide():
+        waits = library.until_it_waits()
+        messages[30].skip_others()
+        library.go_on()
+        return waits
+
+    with ThreadPoolExecutor(1) as pool:
+        waited = pool.submit(decide)
+        outcomes = dispatcher.hook("mq_step").run_many(messages)
+        assert waited.result()
+    assert set(outcomes) <= {mqcore.CONTINUE, mqcore.COMPLETE}
+    assert dispatcher.hook("mq_other").run(messages[30], None) is mqcore.CONTINUE
+    assert called == ["a", "b"]

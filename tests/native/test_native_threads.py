@@ -10,8 +10,8 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from conftest import assert_conserved
 from native_tools import compile_plugin
+from owners import assert_conserved
 
 import mqcore
 import mqcore.native._abi

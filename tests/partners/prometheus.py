@@ -26,7 +26,15 @@ scrape_configs:
 
 class Prometheus:
     def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}/api/v1/"
+        self._root = f"http://127.0.0.1:{port}/"
+        self._url = f"{self._root}api/v1/"
+
+    def is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self._root}-/ready", timeout=30) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def ask(self, path: str, **parameters: str) -> Any:
         with urllib.request.urlopen(f"{self._url}{path}?{urllib.parse.urlencode(parameters)}", timeout=30) as answer:
@@ -57,7 +65,11 @@ def prometheus(folder: Path, target: str, rules: Path) -> Iterator[Prometheus]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         wait_for_port(port, process, folder / "prometheus.log")
-        yield Prometheus(port)
+        watcher, give_up = Prometheus(port), time.monotonic() + 30
+        while not watcher.is_ready():
+            assert time.monotonic() < give_up, (folder / "prometheus.log").read_text()
+            time.sleep(0.05)
+        yield watcher
     finally:
         process.kill()
         process.wait(30)

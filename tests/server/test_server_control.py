@@ -397,3 +397,17 @@ def test_durations():
     for wrong in ("", "s", "-1s", "1 s", "1d", "1e5", "inf", "nan", "1s5", "٣s", "9" * 400, "999999999999h", "1.s", "1s\n"):
         with pytest.raises(ValueError, match="is no duration; write 500ms"):
             parse_duration(wrong)
+
+
+@run
+async def test_a_client_of_whom_nothing_can_be_known(tmp_path, monkeypatch):
+    def fails(client):
+        raise OSError(107, "Transport endpoint is not connected")
+
+    async with steered(tmp_path) as at:
+        with monkeypatch.context() as patch:
+            patch.setattr(control, "peer_uid", fails)
+            reader, writer = await at.connect()
+            assert await reader.read() == b""
+            writer.close()
+        assert (await at.ask("status"))["state"] == "running"

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 import trustme
+import uvloop
 from server_tools import issue, steered, trusting
 from smtp_tools import ALL, EHLO, MAIL, OPEN, RCPT, TEXT, Holds, codes, plugin, run
 
@@ -227,7 +228,7 @@ async def test_a_part_with_a_fault_of_its_own(tmp_path, caplog):
         assert "Traceback" in caplog.text
 
 
-async def reload_under_load(at, plugins, client, count, *, tls):
+async def reload_under_load(at, plugins, client, count):
     """What is held over all of them goes on in the end, and each mail is answered."""
     message = ALL.removeprefix(EHLO)
     for number in range(count):
@@ -240,13 +241,22 @@ async def reload_under_load(at, plugins, client, count, *, tls):
         assert at.it.sink.mails[-1].json["version"] == number
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
 @run
-async def test_again_and_again_under_load(tmp_path, count):
+async def test_again_and_again_under_load(tmp_path):
+    await again_and_again(tmp_path, 30)
+
+
+@pytest.mark.slow
+def test_a_thousand_times_under_load(tmp_path):
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(again_and_again(tmp_path, 1000), 280))
+
+
+async def again_and_again(tmp_path, count):
     authority, file = trustme.CA(), tmp_path / "cert.pem"
     tls = trusting(authority)
     issue(authority, file)
-    plugins = write(tmp_path / "plugins", "20-version", "")
+    plugins = write(tmp_path / "plugins", "20-version", "def mq_smtp_in_message(context, message): pass")
     async with steered(tmp_path, {"10-hold": (holds := Holds("data"))}, tls="starttls") as at:
         at.it.gateway.dispatcher.plugins.load(plugins)
         at.chosen.update(tls_certificate=str(file))
@@ -257,7 +267,7 @@ async def test_again_and_again_under_load(tmp_path, count):
         at.server.pause("10-hold")
         client = await secured(at.it, tls)
         assert (await client.ask(EHLO)).startswith("250-")
-        await reload_under_load(at, plugins, client, count, tls=tls)
+        await reload_under_load(at, plugins, client, count)
         assert at.server.reloads.succeeded == count + 1
         assert at.server.dispatcher.stats().held == 1
         holds.release()
@@ -302,3 +312,18 @@ def test_places_that_have_nothing_to_change(tmp_path):
     assert part().needs_restart == ("anything",)
     source.close()
     assert Server is not None and asyncio is not None
+
+
+@run
+async def test_the_status_is_logged_whatever_the_level(tmp_path, caplog):
+    caplog.set_level(logging.ERROR, "mqcore.server")
+    caplog.handler.setLevel(logging.NOTSET)
+    async with steered(tmp_path, {"10-hold": Holds("connect")}) as at:
+        await at.it.connect()
+        await at.it.until(lambda: at.server.dispatcher.stats().held)
+        at.server.log_status()
+        (record,) = [each for each in caplog.records if each.name == "mqcore.server"]
+        lines = record.getMessage().split("\n")
+        assert lines[:2] == ["status", "state: running"]
+        assert lines[-1].startswith("held: id=")
+        assert "plugin=10-hold hook=mq_smtp_in_connect" in lines[-1]

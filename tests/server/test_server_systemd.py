@@ -50,6 +50,27 @@ def test_from_ready_to_stopping(told, tmp_path):
         assert finish(server.process).returncode == 0
 
 
+@pytest.mark.parametrize("pid", [None, "1"])
+def test_the_loop_says_that_it_turns(told, monkeypatch, pid):
+    """Twice in the time after which systemd would end it; unless systemd waits for another process."""
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+    if pid is not None:
+        monkeypatch.setenv("WATCHDOG_PID", pid)
+    with serve("--to", "null:") as server:
+        assert told()[0] == "READY=1"
+        if pid is None:
+            assert [told() for _ in range(3)] == [["WATCHDOG=1"]] * 3
+        else:
+            server.process.send_signal(signal.SIGHUP)
+            assert told()[0] == "RELOADING=1"
+
+
+@pytest.mark.parametrize("time", ["", "0", "-5", "soon", "٣"])
+def test_systemd_does_not_wait(monkeypatch, time):
+    monkeypatch.setenv("WATCHDOG_USEC", time)
+    assert systemd.watchdog_interval() is None
+
+
 def test_draining_is_no_stop_yet(told, tmp_path, monkeypatch):
     """systemd would end it after TimeoutStopSec."""
     with serve("--to", "null:", "--control", tmp_path / "control.sock") as server:

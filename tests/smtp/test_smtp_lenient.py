@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from effort import examples
 from hypothesis import given, settings
@@ -51,7 +53,7 @@ def test_odd_addresses(given, address):
 @pytest.mark.parametrize("given", [*NONE[:8], *NONE[9:]])
 def test_what_is_no_address_in_any_case(given):
     events, out, _ = converse([EHLO + b"MAIL FROM:%b\r\n" % given], lenient=True)
-    assert events == [] and out[-60:].count(b"\r\n50") == 1, out
+    assert events == [] and len(re.findall(rb"\r\n5[05][013] ", out)) == 1, out
 
 
 def test_nobody_as_a_sender_and_no_recipient():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from smtp_tools import EHLO, MAIL, OPEN, RCPT, TEXT, Talk, codes, converse
+from smtp_tools import EHLO, MAIL, OPEN, RCPT, TEXT, Talk, codes, converse, grows_by
 
 from mqcore.smtp._protocol import ServerProtocol
 from mqcore.smtp.events import Authenticate, MailFrom, Message, RcptTo, Service
@@ -111,7 +111,11 @@ def test_wherever_the_bytes_are_split_the_result_is_the_same():
         (b"", b" ", "500 5.5.1"),
         (b"", b"BDAT 10", "500 5.5.1"),
         (b"", b"EHLOx y", "500 5.5.1"),
-        (b"", b"NOOP \xff", "501 5.5.2"),
+        (b"", b"NOOP \xff", "500 5.5.2"),
+        (b"", b"\x80NOOP", "500 5.5.2"),
+        (EHLO, b"MAIL FROM:<@b>", "553 5.1.7"),
+        (EHLO, b"MAIL FROM:<a@b> SIZE 1000", "555 5.5.4"),
+        (EHLO, b"MAIL FROM:<a@b> #=1", "501 5.5.4"),
         (b"", b"NOOP \0", "500 5.5.2"),
         (b"", b"NOOP\rNOOP", "500 5.5.2"),
         (b"", "NOOP \u0085".encode(), "500 5.5.2"),
@@ -150,17 +154,17 @@ def test_a_line_that_ends_in_lf_alone_is_not_obeyed():
         ("<@relay.example,@other.example:a@b>", "a@b"),
         ("<" + "a" * 250 + "@b.c>", "a" * 250 + "@b.c"),
         ("<" + "a" * 251 + "@b.c>", "553 5.1.0"),
-        ("<a b@c>", "501 5.1.7"),
+        ("<a b@c>", "553 5.1.7"),
         ("<a@b", "501 5.1.7"),
         ("a@b", "501 5.1.7"),
-        ("<a>", "501 5.1.7"),
-        ("<a@>", "501 5.1.7"),
-        ("<a@b..c>", "501 5.1.7"),
-        ("<@b>", "501 5.1.7"),
+        ("<a>", "553 5.1.7"),
+        ("<a@>", "553 5.1.7"),
+        ("<a@b..c>", "553 5.1.7"),
+        ("<@b>", "553 5.1.7"),
         ("<a@b><c@d>", "501 5.1.7"),
         ("<a@b>x", "501 5.1.7"),
-        ("<a,b@c>", "501 5.1.7"),
-        ('<"a@b>', "501 5.1.7"),
+        ("<a,b@c>", "553 5.1.7"),
+        ('<"a@b>', "553 5.1.7"),
         ("", "501 5.1.7"),
         ("<\u00e9@b>", "553 5.6.7"),
         ("<\u00e9@b> SMTPUTF8", "\u00e9@b"),
@@ -202,7 +206,7 @@ def test_the_sender(address, taken):
         ("<Postmaster>", "Postmaster"),
         ("<@relay:postmaster>", "postmaster"),
         ("<>", "501 5.1.3"),
-        ("<abuse>", "501 5.1.3"),
+        ("<abuse>", "553 5.1.3"),
         ("<a@b> NOTIFY=NEVER", "555 5.5.4"),
         ("<\u00e9@b>", "553 5.6.7"),
         ("<" + "a" * 251 + "@b.c>", "553 5.1.0"),
@@ -271,13 +275,12 @@ def test_a_message_that_is_too_big(pieces):
 
 
 def test_of_a_message_that_is_too_big_nothing_is_kept_and_one_without_an_end_is_cut_off():
-    talk = Talk(max_message=10_000)
+    talk = Talk(max_message=1_000_000)
     talk.say(OPEN)
-    for _ in range(29):
-        assert talk.say(b"x" * 1000) == []
-        assert talk.protocol.receiver.kept <= 10_010
-    assert talk.protocol.receiver.kept < 10
-    assert codes(talk.say(b"x" * 1003)) == ["552 5.3.4"]
+    with grows_by(most=200_000):
+        for _ in range(29):
+            assert talk.say(b"x" * 100_000) == []
+    assert codes(talk.say(b"x" * 100_003)) == ["552 5.3.4"]
     assert talk.protocol.closed
 
 

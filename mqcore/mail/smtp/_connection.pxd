@@ -8,7 +8,7 @@ from .._gateway cimport Gateway
 from .._transaction cimport Transaction
 from ...smtp._data cimport DataReceiver
 from ._counters cimport SmtpCounters
-from ._trace cimport Tracer
+from ._host cimport Host
 
 cdef class SmtpConnection
 
@@ -21,30 +21,16 @@ cdef enum Stage:
     RECIPIENT
     DATA
 
-cdef class Names:
-    # Of mails.
-    cdef str name_of_run
-    cdef unsigned long long count
-
-    cdef unsigned long long take(self, Py_ssize_t count) noexcept
-    cdef str name(self, unsigned long long number)
-
 cdef class SmtpTransaction(Transaction):
     cdef SmtpConnection connection
-    cdef object host
+    cdef Host host
     cdef Py_ssize_t reserved            # octets that count against the server's memory until it is released
 
 cdef class SmtpConnection:
-    cdef object host
+    cdef Host host
     cdef str peer                   # what was said of the client before it was heard; None if nothing
-    cdef double timeout
-    cdef object hooks
-    cdef Hook mailfrom
-    cdef Hook rcptto
-    cdef Hook data
     cdef Dispatcher dispatcher
     cdef Gateway gateway
-    cdef Names names
     cdef SmtpCounters counters
     cdef readonly object transport
     cdef readonly Connection info   # what plugins see of it
@@ -64,7 +50,6 @@ cdef class SmtpConnection:
     cdef Py_ssize_t hops
     cdef unsigned long long number  # of the first of its mails
     cdef str id                     # of that one
-    cdef Tracer tracer              # None: no trace is written
     cdef bytes trace                # how it begins: always the same, for this name of the client and this kind of protocol
     cdef object traced_helo
     cdef int traced_kind

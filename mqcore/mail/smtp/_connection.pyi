@@ -5,14 +5,10 @@ from ...smtp._protocol import ServerProtocol
 from .._mail import Connection
 from .._transaction import Transaction
 from ..verdicts import Verdict
-from .host import Host
+from ._host import Host
 
 MIN_RATE: int
 HANDSHAKE_TIMEOUT: float
-
-@final
-class Names:
-    def __new__(cls) -> Self: ...
 
 @final
 class SmtpTransaction(Transaction):

@@ -2,18 +2,19 @@
 
 import copy
 import logging
-import os
 
 cimport cython
 from cpython.time cimport time as wall_time
 from ..._hook cimport Hook
-from .._mail cimport Connection, Mail, address_in, new_mail
+from .._mail cimport Connection, Mail, address_in, for_transaction, new_connection, new_mail
 from .._transaction cimport Transaction
 from ...smtp._data cimport DataReceiver
 from ...smtp._protocol cimport AUTHENTICATE, GREETING, MAIL_FROM, MESSAGE, NOTHING, RCPT_TO, START_TLS, ServerProtocol
+from ._host cimport Host, numbered
 from ._trace cimport kind_of
 
 from ... import FAIL
+from ...smtp import syntax
 from ...smtp.syntax import printable
 from ..message import Origin, Rejection
 from ..refusals import describe
@@ -30,29 +31,15 @@ HANDSHAKE_TIMEOUT = 30.0
 log = logging.getLogger(__name__)
 
 cdef object NO_ROOM = Rejection(452, "4.3.1 too many big messages at once; try again later")
-cdef object NO_MEMORY = Rejection(452, "4.3.1 there is no memory for this message; try again later")
+cdef object TOO_BIG = Rejection(452, syntax.NO_MEMORY)
 cdef object GO_AWAY = Rejection(421, UNAVAILABLE.text)
 cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
 cdef tuple STAGES = ("connect", "secure", "authenticate", "mailfrom", "rcptto", "data")
 cdef frozenset UNCHANGING = frozenset((str, int, float, bool, bytes))
 cdef Connection NOBODY = Connection(0, "")
+cdef Mail NOTHING_SAID = new_mail(b"", {}, NOBODY, None)
+cdef str ZEROS = "0" * 16
 cdef object REFUSED_LOGIN = Rejection(535, "5.7.8 login or password is wrong")
-
-
-@cython.final
-cdef class Names:
-    """Names mails, each as no other of any run."""
-
-    def __cinit__(self):
-        self.name_of_run = os.urandom(8).hex()
-
-    cdef unsigned long long take(self, Py_ssize_t count) noexcept:
-        """The first of so many numbers."""
-        self.count += count
-        return self.count - count + 1
-
-    cdef str name(self, unsigned long long number):
-        return f"{self.name_of_run}{number:016x}"
 
 
 @cython.final
@@ -63,7 +50,7 @@ cdef class SmtpTransaction(Transaction):
         connection, self.connection = self.connection, None
         if connection is None or not verdicts:
             raise RuntimeError("the gateway settles this, once, with a verdict for each mail")
-        if connection.named is not None and connection.protocol.lmtp:
+        if connection.named is not None and connection.protocol.terms.lmtp:
             connection.settled_each(verdicts)
         else:
             connection.settled(verdicts[0])
@@ -83,22 +70,15 @@ cdef class SmtpConnection:
     step runs at a time; what the client sends meanwhile waits.
     """
 
-    def __cinit__(self, host not None, str peer=None):
+    def __cinit__(self, Host host not None, str peer=None):
         self.host = host
         self.peer = peer
-        self.hooks = host.hooks
-        self.mailfrom = self.hooks.mailfrom
-        self.rcptto = self.hooks.rcptto
-        self.data = self.hooks.data
         self.gateway = host.gateway
-        self.names = host.names
         self.counters = host.counters
-        self.timeout = host.timeout
-        self.tracer = host.tracer
         self.info = NOBODY  # until `connection_made`
-        self.message = new_mail(b"", {}, NOBODY, None)
+        self.message = NOTHING_SAID
         self.dispatcher = self.gateway.dispatcher
-        self.protocol = ServerProtocol(host.service, secure=host.implicit_tls)
+        self.protocol = ServerProtocol(host.offered(), secure=host.implicit_tls)
         self.since = self.time()
         self.recipients = []
         self.received = b""
@@ -121,18 +101,20 @@ cdef class SmtpConnection:
         if self.protocol.secure:
             self.count_handshake()
         if self.host.trusts_some:
-            self.protocol.may_xclient, self.protocol.may_xforward = self.host.trusts(peer)
+            self.protocol.may_xclient = peer in self.host.xclient_from
+            self.protocol.may_xforward = peer in self.host.xforward_from
         self.introduce(entered, peer, None)
         self.proceed()
 
     cdef int introduce(self, unsigned long long number, str peer, helo) except -1:
         """This is another client than before."""
         self.drops_all = False
-        self.info = Connection(number, peer, helo, self.protocol.secure, self.protocol.authenticated, transport=self.transport)
-        origin = tuple.__new__(Origin, (b"", f"{number:032x}", 0, None, None, None, None, None, None, None, False, False, 0, 0,
-                                        None))
+        protocol = self.protocol
+        self.info = new_connection(number, peer, helo, protocol.secure, protocol.authenticated, self.transport)
+        id = numbered(ZEROS, number)
+        origin = tuple.__new__(Origin, (b"", id, 0, None, None, None, None, None, None, None, False, False, 0, 0, None))
         self.message = new_mail(b"", {}, self.info, origin)
-        return self.run(self.hooks.connect, CONNECT, ())
+        return self.run(self.host.connect, CONNECT, ())
 
     def data_received(self, bytes data not None):
         cdef ServerProtocol protocol = self.protocol
@@ -186,7 +168,7 @@ cdef class SmtpConnection:
         # What leads back here goes now, and not when garbage is collected next.
         self.resume = self.transaction = None
         self.info.transport = None
-        if (<Hook?>self.hooks.close).run_one(self.message, (), self._closed) is not None:
+        if self.host.close.run_one(self.message, (), self._closed) is not None:
             self.host.leave(self)
 
     cdef int cancel_steps(self) except -1:
@@ -217,7 +199,7 @@ cdef class SmtpConnection:
         if self.is_lost or self.protocol.due != NOTHING:
             return False
         receiver = self.protocol.receiver
-        return now - self.since > self.timeout + (receiver.size / MIN_RATE if receiver is not None else 0.0)
+        return now - self.since > self.host.timeout + (receiver.size / MIN_RATE if receiver is not None else 0.0)
 
     def shut_down(self):
         """Say goodbye when the transaction that is open is over; within a handshake there is no way to say it."""
@@ -225,7 +207,7 @@ cdef class SmtpConnection:
             self.tls_task.cancel()
         self.protocol.shut_down()
         if self.cancel_delayed():
-            self.protocol.give_up(421, "4.3.2 this server is shutting down")
+            self.protocol.give_up(421, syntax.SHUTTING_DOWN)
         self.proceed()
 
     def end(self, int code, str text not None):
@@ -358,7 +340,7 @@ cdef class SmtpConnection:
         elif due == AUTHENTICATE:
             self.info.helo = self.protocol.helo
             self.info.authenticated = False
-            self.run(self.hooks.authenticate, LOGIN, payload)
+            self.run(self.host.authenticate, LOGIN, payload)
         elif due == GREETING:
             self.begin_again(payload)
         else:
@@ -381,7 +363,7 @@ cdef class SmtpConnection:
         elif self.stage == LOGIN:
             self.after_login(outcome)
         elif self.stage == CONNECT and self.info.tls and outcome is not FAIL and self.message.refusal is None:
-            self.run(self.hooks.secure, SECURE, ())
+            self.run(self.host.secure, SECURE, ())
         else:
             self.answer(outcome, GO_AWAY)
         return 0
@@ -401,7 +383,7 @@ cdef class SmtpConnection:
     cdef int begin_again(self, dict known) except -1:
         """The client speaks for another one, by XCLIENT. For plugins its own connection is over, and that one's begins."""
         peer = (known["addr"] or "") if "addr" in known else self.info.peer
-        (<Hook?>self.hooks.close).run_one(self.message, (), _forget)
+        self.host.close.run_one(self.message, (), _forget)
         entered = self.host.reenter(self, peer)
         if isinstance(entered, Rejection):
             code, text = entered
@@ -442,7 +424,7 @@ cdef class SmtpConnection:
         self.info.helo = None
         self.info.authenticated = False
         self.protocol.secured()
-        self.run(self.hooks.secure, SECURE, ())
+        self.run(self.host.secure, SECURE, ())
         self.proceed()
 
     cdef int after_login(self, outcome) except -1:
@@ -483,7 +465,8 @@ cdef class SmtpConnection:
 
     cdef int mail_from(self, str address) except -1:
         self.info.helo = self.protocol.helo
-        self.info.forwarded = self.protocol.forwarded
+        if self.info.forwarded is not self.protocol.forwarded:
+            self.info = self.message.connection = for_transaction(self.info, self.protocol.forwarded)
         self.begun = self.time()
         self.recipients = []
         self.dropped = None
@@ -492,7 +475,7 @@ cdef class SmtpConnection:
         self.message.known = {"envelope": address}
         if self.protocol.dsn:
             self.message.known["dsn"] = self.protocol.dsn
-        return self.run(self.mailfrom, SENDER, (address,))
+        return self.run(self.host.mailfrom, SENDER, (address,))
 
     cdef int note_dsn(self) except -1:
         """What the client says of notifications about its last recipient."""
@@ -504,7 +487,7 @@ cdef class SmtpConnection:
     cdef int rcpt_to(self, str address) except -1:
         self.address = address
         self.message.known["recipient"] = address
-        return self.run(self.rcptto, RECIPIENT, (address,))
+        return self.run(self.host.rcptto, RECIPIENT, (address,))
 
     cdef int take_message(self, DataReceiver receiver) except -1:
         cdef Py_ssize_t size = len(receiver.text) - 2  # without the line end before it
@@ -521,14 +504,14 @@ cdef class SmtpConnection:
         self.loops = receiver.loops
         self.hops = receiver.hops
         self.received_at = wall_time()
-        self.number = self.names.take(len(self.recipients))
-        self.id = self.names.name(self.number)
+        self.number = self.host.names.take(len(self.recipients))
+        self.id = self.host.names.name(self.number)
         try:
             self.received = receiver.below(self.make_trace())
         except MemoryError:
-            return self.refuse_message(NO_MEMORY)
+            return self.refuse_message(TOO_BIG)
         self.message.set_bytes(self.received)
-        return self.run(self.data, DATA, (self.received,))
+        return self.run(self.host.data, DATA, (self.received,))
 
     cdef int take_names(self) except -1:
         """Of several recipients: whoever is named twice gets one mail, and some maybe none."""
@@ -559,14 +542,14 @@ cdef class SmtpConnection:
 
     cdef bytes make_trace(self):
         """The line that goes above the message; empty if none does."""
-        if self.tracer is None:
+        if self.host.tracer is None:
             return b""
         if self.traced_kind != kind_of(self.protocol) or self.traced_helo is not self.protocol.helo:
             self.traced_kind = kind_of(self.protocol)
             self.traced_helo = self.protocol.helo
-            self.trace = self.tracer.begin(self.protocol, self.info.peer)
+            self.trace = self.host.tracer.begin(self.protocol, self.info.peer)
         recipient = self.recipients[0] if len(self.recipients) == 1 else None
-        return self.tracer.line(self.trace, self.id, recipient, self.received_at)
+        return self.host.tracer.line(self.trace, self.id, recipient, self.received_at)
 
     cdef int after_data(self, outcome) except -1:
         cdef list mails = None
@@ -601,10 +584,11 @@ cdef class SmtpConnection:
         cdef list mails = []
         cdef bytes mime = self.message.whole()  # which they share
         cdef unsigned long long number = self.number
+        cdef bint traced = self.host.tracer is not None
         for recipient in self.recipients:
-            id = self.names.name(number) if mails else self.id
+            id = self.host.names.name(number) if mails else self.id
             origin = tuple.__new__(Origin, (self.received, id, number, envelope, self.received_at, None, None, recipient, None,
-                                            None, False, self.tracer is not None, self.loops, self.hops, self.protocol.utf8))
+                                            None, False, traced, self.loops, self.hops, self.protocol.utf8))
             number += 1
             json = copied(known) if mails else known.copy()
             json["recipient"] = recipient

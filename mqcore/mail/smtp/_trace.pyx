@@ -63,7 +63,8 @@ cdef class Tracer:
             name = IN_NO_NAME("?", name)
         address = peer.partition("%")[0] if ":" in peer else peer
         where = f" ([IPv6:{address}])" if ":" in address else f" ([{address}])" if address else ""
-        self.last = f"Received: from {name}{where}".encode() + self.by + f"{protocol_name(kind, protocol.lmtp)} id ".encode()
+        spoken = protocol_name(kind, protocol.terms.lmtp)
+        self.last = f"Received: from {name}{where}".encode() + self.by + f"{spoken} id ".encode()
         return self.last
 
     cdef bytes line(self, bytes begin, str id, str recipient, double now):

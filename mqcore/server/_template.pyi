@@ -1,0 +1,9 @@
+from collections.abc import Iterable
+from typing import Self, final
+
+@final
+class Template:
+    def __new__(cls, pieces: list[str]) -> Self: ...
+    @property
+    def count(self) -> int: ...
+    def fill(self, numbers: Iterable[float]) -> bytes: ...

@@ -177,7 +177,7 @@ cdef class HoldTable:
         return not is_empty(&self.lists.dead)
 
     cdef bint replace_dead(self) noexcept:
-        """Abandon another message in the place of the first of those, and free that. False: there is none, or there is no memory
+        """Abandon another message in the place of the first of those, and free that. False: there is none, or no memory
         just now. The dispatcher's thread; anybody's code may run."""
         cdef Message stand_in
         self.refill()

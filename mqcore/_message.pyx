@@ -7,8 +7,7 @@ A message carries its own place in its step, so that holding one allocates nothi
     IDLE        in no step
     TAKEN       by run_many(), which has not come to it yet -> RUNNING, IDLE (refused, or native hooks alone passed it on)
     RUNNING     a hook of the step is being called          -> HELD, IDLE, QUEUED (from native hooks)
-    HELD        a plugin has it; in the bucket of its timeout -> QUEUED, GIVEN_BACK, RUNNING (timeout, cancel, close; given back by
-                                                               a native plugin)
+    HELD        a plugin has it; in the bucket of its timeout -> QUEUED, GIVEN_BACK, RUNNING (timeout, cancel, close, native)
     GIVEN_BACK  by another thread, abandoned, or behind such -> QUEUED
     QUEUED      given back; waits for a tick                -> RUNNING
 
@@ -28,7 +27,6 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 
-from .loop._call cimport take_error
 from .loop._lifetime cimport Lifetime
 from .loop._list cimport append, is_empty, unlink
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor, arm, header_of, uv_handle_t
@@ -322,7 +320,7 @@ cdef int may_clear(PyObject *message) noexcept:
 cdef int shows_members(PyObject *message) noexcept:
     """Not while it is held weakly and its finalizer, which would bring it back, will not be called: its class has gained
     another one meanwhile, or it was called before. The collector would clear what the step still needs, such as `done`. It asks
-    more than once, and what it does is wrong unless it gets one answer: all that is looked at here changes with the GIL only."""
+    more than once, and must get the same answer each time: all that is looked at here changes with the GIL only."""
     return (<Message>message).reference != WEAK or (
         slots_of(<Message>message).tp_finalize == MESSAGE.tp_finalize and not PyObject_GC_IsFinalized(message))
 

@@ -201,14 +201,14 @@ cdef int introduce(Reactor reactor, CounterRow row) except -1:
     cdef Caller *caller = &row.counters.caller
     if reactor.state.lookout == NULL:
         return 0
-    row.texts = tuple(map(as_text, (row.plugin, row.hook)))
+    row.texts = (as_text(row.plugin), as_text(row.hook))
     caller.plugin = <bytes>row.texts[0]
     caller.hook = NULL if row.hook is None else <const char *><bytes>row.texts[1]
     add_caller(<Lookout *>reactor.state.lookout, caller)
     return 0
 
 
-def as_text(name):
+cdef object as_text(name):
     """For a line of the log, or a text in JSON: nothing in it ends either of them."""
     return json.dumps(name)[1:-1].encode()
 

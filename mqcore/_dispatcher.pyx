@@ -83,6 +83,7 @@ cdef class Dispatcher:
         self.holds.open()
         if order is not None:
             self.guard = new_guard(self.reactor)
+            self.guard.kept = (self.active.rows, self.runner)
             self.guard.start(order)
             add_caller(&self.guard.lookout, &self.runner.done)
         self.reactor.set_phase(TIMEOUT_PHASE, timeout_phase, <void *>self.runner)

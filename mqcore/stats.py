@@ -23,10 +23,11 @@ class HookStats(NamedTuple):
     that failed at this plugin; `timeouts`, `abandoned` and `retry_limits` are the parts of them that its `hold_timeout`
     ended, that nobody could give back any more, or that it let begin again too often. `refused` are the give-backs that
     raised NotHeld (hook "" stands for messages that had been in no step). `seconds` in the hook, in all, and `longest` are
-    estimated from samples: the first call and about one step in 256 after it. `held` is how many messages the plugin holds
-    now; what another thread gave back counts as held until the dispatcher comes to it. `held_seconds` is how long the holds
-    took that are over, in all, until the message went on, and `hold_times` how many took up to 1, 2, 4 ... 32,768 ms
-    (`HOLD_TIMES`) but longer than the bound before, and, as the last of its 17 numbers, how many took longer than that.
+    estimated from samples: the dispatcher's first step, of whichever hook, and about one in 256; 0 as long as none was of
+    this hook. `held` is how many messages the plugin holds now; what another thread gave back counts as held until the
+    dispatcher comes to it. `held_seconds` is how long the holds took that are over, in all, until the message went on, and
+    `hold_times` how many took up to 1, 2, 4 ... 32,768 ms (`HOLD_TIMES`) but longer than the bound before, and, as the last
+    of its 17 numbers, how many took longer than that.
     """
 
     plugin: str

@@ -9,13 +9,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..plugins._config import read_toml
 from ..server.durations import parse_duration
 from .output import complain
+
+T = TypeVar("T")
 
 TABLE = "run"
 PREFIX = "MQCORE_"
@@ -53,12 +55,20 @@ def count(text: str) -> int:
     return min(int(text), sys.maxsize)
 
 
-def duration(text: str) -> float:
-    """The type of options that are times; seconds."""
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """`parse`, which raises ValueError, in the way that argparse wants to be told of mistakes."""
+
+    def convert(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+duration = argument(parse_duration)
+"""The type of options that are times; seconds."""
 
 
 class Options:

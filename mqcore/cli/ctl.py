@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..mail.report import BAD_PLUGIN, OK, SOME_FAILED, UNREACHABLE, USAGE
-from ..server.durations import parse_duration
+from ..server import systemd
 from ..server.logs import printable
-from .configuration import count
+from .configuration import count, duration
 from .output import complain
 
 if TYPE_CHECKING:
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
 DEFAULT = "/run/mqcore"
 """Where the unit file of `contrib/` has its folder."""
-NAME = "control.sock"
 PATIENCE = 5.0
 """Seconds until it says what it waits for."""
-SOCKET = f"its control socket (default: {NAME} in $RUNTIME_DIRECTORY, or in {DEFAULT})"
+SOCKET = f"its control socket (default: {systemd.CONTROL} in $RUNTIME_DIRECTORY, or in {DEFAULT})"
 EXIT_CODES = """\
 exit codes: 0 done; 1 the server says no; 2 wrong usage; 3 nothing was reloaded, all is as it was; 4 no server can be reached"""
 _CODES = {"usage": USAGE, "reload": BAD_PLUGIN}
@@ -68,7 +67,7 @@ def ask(options: argparse.Namespace) -> int:
 def path_of(options: argparse.Namespace) -> str:
     """Of the control socket."""
     given: str | None = options.socket
-    return given or os.path.join(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or DEFAULT, NAME)
+    return given or systemd.control_socket() or os.path.join(DEFAULT, systemd.CONTROL)
 
 
 def exchange(path: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -103,13 +102,6 @@ def explain(error: Exception, path: str) -> str:
         case _:
             hint = ""
     return f"cannot ask the server at {path}: {reason}{hint}"
-
-
-def _duration(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # How people see the answers
@@ -183,7 +175,7 @@ class _Command(NamedTuple):
 
 _PLUGIN: dict[str, Any] = {"metavar": "PLUGIN", "help": "its name"}
 _OF_PLUGIN: dict[str, Any] = {"metavar": "NAME", "help": "those that this plugin holds"}
-_OLDER: dict[str, Any] = {"metavar": "TIME", "type": _duration, "help": "those that are held for so long: 500ms, 10s, 5m"}
+_OLDER: dict[str, Any] = {"metavar": "TIME", "type": duration, "help": "those that are held for so long: 500ms, 10s, 5m"}
 _COMMANDS = {
     "status": _Command("how it is", _show_status),
     "stats": _Command("the figures of each plugin", _show_stats),
@@ -208,7 +200,7 @@ _COMMANDS = {
     "reload": _Command("read plugins, configuration and TLS certificates again", _show_reload),
     "drain": _Command(
         "take nothing more, and end when what is open is over",
-        arguments={"--timeout": {"metavar": "TIME", "type": _duration, "help": "break off what is open after: 90s, 5m"}},
+        arguments={"--timeout": {"metavar": "TIME", "type": duration, "help": "break off what is open after: 90s, 5m"}},
     ),
     "stop": _Command("the same within 25 s, as SIGTERM does it"),
     "pause": _Command("leave a plugin out of what begins from now on", arguments={"plugin": _PLUGIN}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..mail.base import Option
@@ -29,23 +30,22 @@ class _Raising(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def to_read_again(options: argparse.Namespace) -> argparse.Namespace:
-    """For `options_for`, when the file may say something else: what it has to say of a mistake is a ValueError then, and paths
-    are where they are now."""
+def to_read_again(options: argparse.Namespace) -> Callable[[], argparse.Namespace]:
+    """Gives options for `options_for`, when the file may say something else: what it has to say of a mistake is a ValueError
+    then, and paths are where they are now."""
     parser, folder = _Raising(add_help=False), os.getcwd()
     given = argparse.Namespace(**vars(options.given) | {"parser": parser})
     if options.config:
         given.config = os.path.abspath(options.config)
-    return argparse.Namespace(known=options.known, given=given, parser=parser, folder=folder)
+    return lambda: argparse.Namespace(settings=options.known.settle(given), parser=parser, folder=folder)
 
 
 def options_for(options: argparse.Namespace, *places: Location[Any]) -> list[dict[str, Any]]:
     """Those that each place takes. One that is given on the command line for places that are not there is wrong usage; in the
     file and the environment, which may be for several runs, it is left alone."""
-    settings = options.known.settle(options.given)
     given = {}
     for option, kinds in options_of_places().items():
-        setting = settings[option.name]
+        setting = options.settings[option.name]
         if not setting.value:
             continue
         given[_attribute(option)] = setting.value

@@ -36,6 +36,12 @@ class StandardError(logging.Handler):
         self._since = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._emit(record)
+        except Exception:  # a record that cannot be formatted must not fail whoever logs it
+            self.handleError(record)
+
+    def _emit(self, record: logging.LogRecord) -> None:
         if time.monotonic() - self._since > self.PERIOD:
             self._since = time.monotonic()
             self.tell_suppressed()

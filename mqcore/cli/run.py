@@ -12,17 +12,17 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import uvloop
 
 from .. import Dispatcher, Plugins, Watchdog
 from ..mail._gateway import HOOK, Gateway, needs_failed
-from ..mail.base import BaseSink, Place, Prepared, Source
+from ..mail.base import BaseSink, Prepared, Source
 from ..mail.errors import SourceError
 from ..mail.failed import FailedSink
 from ..mail.files import raise_file_limit
-from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
+from ..mail.places import SINKS, SOURCES, STORES, parse_sink, parse_source, parse_store
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
 from ..server import Server, logs, systemd
@@ -30,7 +30,7 @@ from ..server.address import Address, parse_address, write_address
 from ..server.options import PlaceOptions
 from . import options as place_options
 from . import watchdog
-from .configuration import Options, count
+from .configuration import Options, argument, count
 from .output import begin_log, complain, drop
 from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 from .progress import progress_bar
@@ -39,8 +39,6 @@ from .signals import Steering
 
 if TYPE_CHECKING:
     from . import Commands
-
-P = TypeVar("P", bound=Place)
 
 FILES = 1024
 """That the process may open, if the system lets it, for what is no client's connection: plugins, sinks, other servers."""
@@ -61,12 +59,12 @@ def options() -> argparse.ArgumentParser:
     """Those of a run."""
     run = argparse.ArgumentParser(add_help=False, parents=[choosing()])
     sources, sinks = (", ".join(known) for known in (SOURCES, SINKS))
-    run.add_argument("--from", dest="source", metavar="SOURCE", type=_place(parse_source), required=True, help=sources)
-    run.add_argument("--to", dest="sink", metavar="SINK", type=_place(parse_sink), required=True, help=sinks)
+    run.add_argument("--from", dest="source", metavar="SOURCE", type=argument(parse_source), required=True, help=sources)
+    run.add_argument("--to", dest="sink", metavar="SINK", type=argument(parse_sink), required=True, help=sinks)
     run.add_argument(
         "--failed",
         metavar="SINK",
-        type=_place(parse_store),
+        type=argument(parse_store),
         help=f"where mails go that failed or were rejected, as they were: {', '.join(STORES)}",
     )
     run.add_argument(
@@ -87,7 +85,7 @@ def options() -> argparse.ArgumentParser:
     run.add_argument(
         "--metrics",
         metavar="ADDRESS",
-        type=_metrics_address,
+        type=argument(_metrics_address),
         help="HOST:PORT, :PORT (this machine only) or unix:PATH for /metrics, /healthz, /readyz and the status page",
     )
     watchdog.add_to(run)
@@ -100,23 +98,8 @@ def options() -> argparse.ArgumentParser:
     return run
 
 
-def _place(parse: Callable[[str], Location[P]]) -> Callable[[str], Location[P]]:
-    """`parse` in the way that argparse wants to be told of mistakes."""
-
-    def convert(url: str) -> Location[P]:
-        try:
-            return parse(url)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
-
-
 def _metrics_address(text: str) -> Address:
-    try:
-        address = parse_address(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    address = parse_address(text)
     return os.path.abspath(address) if isinstance(address, str) else address  # a plugin may change the current directory
 
 
@@ -153,10 +136,10 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         if aside is not None:
             opened.enter_context(contextlib.closing(aside))
         tell_what_is_missing(options, plugins, options.plugins)
-        of_places = PlaceOptions((from_, to), (reading, writing), lambda: place_options.options_for(again, source, sink))
+        of_places = PlaceOptions((from_, to), (reading, writing), lambda: place_options.options_for(again(), source, sink))
 
         def parts(gateway: Gateway) -> list[Callable[[], Prepared]]:
-            return [of_places, RunOptions(gateway, options.settings, lambda: again.known.settle(again.given))]
+            return [of_places, RunOptions(gateway, options.settings, lambda: again().settings)]
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             moving = _Moving(
@@ -196,8 +179,7 @@ def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:
 
 
 def _control_path(options: argparse.Namespace) -> str | None:
-    folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]  # systemd's
-    path = options.control or (os.path.join(folder, "control.sock") if folder else None)
+    path = options.control or systemd.control_socket()
     return None if path is None else os.path.abspath(path)
 
 
@@ -260,10 +242,8 @@ async def _controlled(server: Server, path: str | None) -> AsyncIterator[None]:
         return
     from ..server.control import Control  # takes its time
 
-    try:
+    with _listening(f"on the control socket {path}"):
         control = Control(server, path)
-    except OSError as error:
-        raise SourceError(f"cannot listen on the control socket {path}: {error.strerror or error}") from error
     async with control:
         yield
 
@@ -276,12 +256,18 @@ async def _shown(server: Server, address: Address | None) -> AsyncIterator[str |
         return
     from ..server.http import HttpServer  # takes its time
 
-    try:
+    with _listening(f"for --metrics on {write_address(address)}"):
         http = HttpServer(server, address)
-    except OSError as error:
-        raise SourceError(f"cannot listen for --metrics on {write_address(address)}: {error.strerror or error}") from error
     async with http:
         yield http.url
+
+
+@contextlib.contextmanager
+def _listening(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"cannot listen {where}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

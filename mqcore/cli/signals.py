@@ -7,10 +7,9 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-if TYPE_CHECKING:
-    from ..server import Server
+from ..server import ReloadError, Server
 
 STEERING = (signal.SIGHUP, signal.SIGUSR1)
 
@@ -55,7 +54,5 @@ class Steering:
         if number == signal.SIGUSR1:
             self._server.log_status()
         else:
-            from ..server import ReloadError
-
             with contextlib.suppress(ReloadError):  # which is in the log
                 self._server.reload()

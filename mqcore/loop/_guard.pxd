@@ -11,6 +11,7 @@ cdef class Guard:
     cdef Handle *prepare
     cdef Handle *check
     cdef object teller              # its thread
+    cdef object kept                # what the callers are parts of: they may be read as long as this is there
 
     cdef int start(self, object order) except -1
     cdef int open_handles(self) except -1

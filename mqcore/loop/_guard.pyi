@@ -2,8 +2,6 @@ from typing import Any, final
 
 from ..stats import Lag
 
-live: set[Guard]
-
 @final
 class Guard:
     @property
@@ -11,7 +9,7 @@ class Guard:
     @property
     def loop(self) -> Any: ...  # a uvloop.Loop or a pyuv.Loop
     def wait(self) -> bool: ...
-    def asked(self) -> tuple[bool, bool, str | None, str | None, float, int]: ...
+    def asked(self) -> tuple[bool, bool, str | None, str | None, float, int] | None: ...
     def confirm(self, turn: int, first: bool) -> None: ...
     def lag(self) -> Lag: ...
 

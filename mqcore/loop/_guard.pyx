@@ -8,11 +8,12 @@ import os
 import threading
 
 cimport cython
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
 from posix.unistd cimport read
 
-from ._atomic cimport add_number, get, load, store
+from ._atomic cimport add_number, get, load, load_flag, store
 from ._dl cimport RTLD_DEFAULT, dlsym
 from ._libuv cimport UV_CHECK, UV_PREPARE, uv_handle_t
 from ._lookout cimport (
@@ -20,7 +21,7 @@ from ._lookout cimport (
     start_looking, stop_looking, turn_began, turn_ended)
 from ._reactor cimport Reactor
 from ._seal cimport seal
-from ._state cimport NS_PER_MS, Caller, close_handle, header_of, new_handle, opened, set_calling, uv_of
+from ._state cimport NS_PER_MS, Caller, LoopState, close_handle, header_of, new_handle, opened, set_calling, uv_of
 
 from ..stats import Blocked, Lag
 from ._teller import tell
@@ -29,20 +30,27 @@ cdef extern from "pthread.h" nogil:
     int pthread_mutex_lock(void *)
     int pthread_mutex_unlock(void *)
 
+cdef extern from "Python.h":
+    int PySet_Discard(set, object) noexcept  # of what is hashed by its address: cannot fail
+
 cdef tuple TOLD_AFTER = (1, 10, 60)  # s, once more, if that is longer than the limit
 
-live = set()  # Guards whose threads run
+cdef set live = set()  # Guards whose threads run
 
+
+# Of a child process the handles cannot be closed: there, a loop that runs finds no lookout any more.
 
 cdef void on_prepare(uv_handle_t *uv_handle) noexcept nogil:
-    set_calling(header_of(uv_handle).loop, NULL)
-    turn_ended(<Lookout *>header_of(uv_handle).loop.lookout, header_of(uv_handle).loop.uv.hrtime())
+    cdef LoopState *state = header_of(uv_handle).loop
+    if state.lookout != NULL:
+        set_calling(state, NULL)
+        turn_ended(<Lookout *>state.lookout, state.uv.hrtime())
 
 
 cdef void on_check(uv_handle_t *uv_handle) noexcept nogil:
-    turn_began(
-        <Lookout *>header_of(uv_handle).loop.lookout,
-        header_of(uv_handle).loop.uv.now(header_of(uv_handle).loop.pointer) * NS_PER_MS)
+    cdef LoopState *state = header_of(uv_handle).loop
+    if state.lookout != NULL:
+        turn_began(<Lookout *>state.lookout, state.uv.now(state.pointer) * NS_PER_MS)
 
 
 @cython.final
@@ -118,11 +126,12 @@ cdef class Guard:
         let_go(&self.lookout)
         if self.teller is None or self.reactor.forked:
             close_one(&self.lookout.bell[0])
-        live.discard(self)
+        PySet_Discard(live, self)
 
     cdef void stop(self) noexcept:
         """The dispatcher closes: on its thread."""
         self.end_thread()
+        self.reactor.state.lookout = NULL
         if self.prepare != NULL and not self.reactor.forked:
             close_handle(self.prepare)
             close_handle(self.check)
@@ -145,14 +154,18 @@ cdef class Guard:
         cdef ssize_t size
         with nogil:
             size = read(self.lookout.bell[0], drained, sizeof(drained))
+            while size < 0 and errno == EINTR:  # a signal that this thread was chosen for
+                size = read(self.lookout.bell[0], drained, sizeof(drained))
         if size <= 0:
             close_one(&self.lookout.bell[0])
         return size > 0
 
     def asked(self):
         """What is to be told: whether it still goes on, whether it is known who does it, plugin and hook, the seconds, and the
-        turn."""
+        turn. None when the dispatcher was closed meanwhile."""
         cdef Lookout *lookout = &self.lookout
+        if load_flag(&lookout.stopping):
+            return None
         cdef Asked asked
         pthread_mutex_lock(&lookout.lock)
         asked = lookout.asked

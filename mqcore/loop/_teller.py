@@ -28,7 +28,9 @@ def tell(guard: Guard) -> None:
 
 def tell_one(guard: Guard, told: int) -> int:
     """`told`: the last turn that was told of as nobody's."""
-    lasts, known, plugin, hook, seconds, turn = guard.asked()
+    if (asked := guard.asked()) is None:
+        return told
+    lasts, known, plugin, hook, seconds, turn = asked
     frame = sys._current_frames().get(guard.ident) if lasts else None
     if known:
         what = f"plugin {plugin}" if plugin is not None else "a done callback"

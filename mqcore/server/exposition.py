@@ -102,7 +102,7 @@ def families(figures: Mapping[str, Any], labels: Labels) -> list[Family]:
     """Those of what `Figures.collect` returned."""
     return [
         *_process(figures),
-        *_steps(figures["steps"]),
+        *step_families(figures["steps"]),
         *plugin_families(figures["plugins"], figures["oldest"], labels),
         *_mails(figures),
         *_smtp(figures),
@@ -151,7 +151,8 @@ def _process(figures: Mapping[str, Any]) -> list[Family]:
     return found
 
 
-def _steps(steps: Mapping[str, int]) -> list[Family]:
+def step_families(steps: Mapping[str, int]) -> list[Family]:
+    """Those of what `step_figures` returned."""
     outcomes = {name: steps[name] for name in ("continued", "completed", "failed", "cancelled")}
     return [
         _one(

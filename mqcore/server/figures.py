@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..mail._histogram import Histogram
-from ..stats import HOLD_TIMES, Lag
+from ..stats import HOLD_TIMES, Lag, Stats
 from .server import Server
 
 _PROC = Path("/proc/self")
@@ -51,7 +51,7 @@ class Figures:
             "sink": server.sink.url,
             "ready": not server.draining,
             "paused": sorted(server.plugins.paused),
-            "steps": {name: getattr(stats, name) for name in _STEPS},
+            "steps": step_figures(stats),
             "plugins": stats.hooks,
             "oldest": [oldest.get((row.plugin, row.hook)) for row in stats.hooks],
             "mails": asdict(counts) | {"stored": counts.stored},
@@ -62,7 +62,7 @@ class Figures:
             "refusals": [[stage, code, count] for (stage, code), count in gateway.refusals.counts.items()],
             "commit_seconds": plain(gateway.commit_seconds),
             "group_mails": plain(gateway.group_mails),
-            "reloads": asdict(server.reloads),
+            "reloads": {name: getattr(server.reloads, name) for name in _RELOADS},
             "loop": plain_lag(dispatcher.lag()),
             "log_suppressed": suppressed_lines(),
             **_plain_places(server.source.figures()),
@@ -70,7 +70,13 @@ class Figures:
         }
 
 
+_RELOADS = ("succeeded", "failed", "last")
+"""Why one failed is not for everybody: that may quote the configuration."""
 _STEPS = ("entered", "continued", "completed", "failed", "cancelled", "held", "running")
+
+
+def step_figures(stats: Stats) -> dict[str, int]:
+    return {name: getattr(stats, name) for name in _STEPS}
 
 
 def plain(histogram: Histogram) -> dict[str, Any]:

@@ -13,6 +13,7 @@ MAX_HEAD = 8192
 """Octets of a request with its headers."""
 MAX_HEADERS = 64
 
+_BLANK = re.compile(rb"(?:\r\n)+")
 _REQUEST = re.compile(rb"([A-Za-z]{1,16}) ([!-~]{1,2048}) HTTP/([0-9])\.([0-9])")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*)")
 
@@ -51,8 +52,8 @@ class RequestParser:
 
     def next_request(self) -> Request | None:
         """The next one; None when more must arrive. Raises BadRequest."""
-        while self._buffer.startswith(b"\r\n"):  # RFC 9112, 2.2
-            del self._buffer[:2]
+        if blank := _BLANK.match(self._buffer):  # RFC 9112, 2.2
+            del self._buffer[: blank.end()]
             self._searched = 0
         end = self._buffer.find(b"\r\n\r\n", max(0, self._searched - 3), MAX_HEAD)
         if end < 0:

@@ -1,4 +1,4 @@
-"""What systemd is told of the server: sd_notify(3)."""
+"""What systemd is told of the server, sd_notify(3), and what it says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+
+CONTROL = "control.sock"
 
 
 def notify(*states: str) -> None:
@@ -19,6 +21,12 @@ def notify(*states: str) -> None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)  # the mail does not wait for it
         sender.sendto("\n".join(states).encode(errors="replace"), address)
+
+
+def control_socket() -> str | None:
+    """The path of one in the unit's own folder (RuntimeDirectory=); None where it has none."""
+    folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return os.path.join(folder, CONTROL) if folder else None
 
 
 def watchdog_interval() -> float | None:

@@ -67,6 +67,21 @@ def test_json_has_no_other_lines(tmp_path):
     assert (notice["message"], notice["logger"]) == ("there are no plugins", "mqcore")
 
 
+def test_a_wrong_call_of_the_log_fails_no_mail(tmp_path):
+    code = """
+        def mq_smtp_in_message(context, message):
+            context.log.warning("%d mails", "some")
+            context.log.warning("a strange extra", extra={"strange": {(1, 2): 3}})
+    """
+    plugins = write_plugin(tmp_path / "plugins", "10-wrong", code).parent
+    places = ("--from", f"mbox:{write_mbox(tmp_path / 'box', 1)}", "--to", "null:", "--plugins", plugins)
+    result = run("run", *places, "--log-format", "json")
+    assert result.returncode == 0
+    assert "1  stored" in result.stdout
+    assert "'%d mails'" in result.stderr  # logging's own words
+    assert "a strange extra" in result.stderr
+
+
 def test_what_is_not_written_is_told(tmp_path):
     plugins = write_plugin(
         tmp_path / "plugins", "10-talks", "def mq_smtp_in_message(context, message): context.log.warning('hello')\n"

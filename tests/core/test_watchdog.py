@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from loop_tools import PROLOGUE, python
 from native_tools import compile_plugin
 
 import mqcore
+from mqcore.loop import _teller
 from mqcore.loop._guard import can_dump
 
 OWNERS = ["uvloop", "pyuv"]
@@ -81,19 +84,21 @@ def blocked(dispatcher):
 )
 
 
+def run_blocking(program, owner):
+    """What a program that begins with BLOCKING prints; its `dispatcher` is closed in the end."""
+    return python(BLOCKING + program + "dispatcher.close()\nturn()\n", owner)
+
+
 @pytest.mark.parametrize("owner", OWNERS)
 @pytest.mark.parametrize("block", ["sleeping", "looping", "in_c"])
 def test_a_hook_is_told_of_while_it_keeps_the_loop(owner, block):
-    text = python(
-        BLOCKING
-        + f"""
+    text = run_blocking(
+        f"""
 plugin, dispatcher = start({block}, watchdog=0.02)
 turn()
 dispatcher.hook("mq_step").run(mqcore.Message())
 print(plugin.told.decode(), end="")
 print(blocked(dispatcher))
-dispatcher.close()
-turn()
 """,
         owner,
     )
@@ -105,15 +110,12 @@ turn()
 
 @pytest.mark.parametrize("owner", OWNERS)
 def test_a_regular_expression_gone_wild(owner):
-    text = python(
-        BLOCKING
-        + """
+    text = run_blocking(
+        """
 plugin, dispatcher = start(matching, watchdog=0.02)
 turn()
 dispatcher.hook("mq_step").run(mqcore.Message())
 print(plugin.told.decode(), end="")
-dispatcher.close()
-turn()
 """,
         owner,
     )
@@ -123,9 +125,8 @@ turn()
 @pytest.mark.parametrize("owner", OWNERS)
 @pytest.mark.parametrize("kind", ["timer", "fd"])
 def test_a_callback_is_told_of_while_it_keeps_the_loop(owner, kind):
-    text = python(
-        BLOCKING
-        + f"""
+    text = run_blocking(
+        f"""
 plugin, dispatcher = start(sleeping, watchdog=0.02)
 ours, theirs = socket.socketpair()
 def once(watcher, events):
@@ -140,8 +141,6 @@ while not plugin.told:
     turn()
 print(plugin.told.decode(), end="")
 print(blocked(dispatcher))
-dispatcher.close()
-turn()
 """,
         owner,
     )
@@ -151,9 +150,8 @@ turn()
 
 
 def test_done_is_told_of():
-    text = python(
-        BLOCKING
-        + """
+    text = run_blocking(
+        """
 plugin, dispatcher = start(lambda: b"", watchdog=0.02)
 plugin.mq_step = None
 class Holds(Plugin):
@@ -168,8 +166,6 @@ while not holds.told:
     turn()
 print(holds.told.decode(), end="")
 print(blocked(dispatcher))
-dispatcher.close()
-turn()
 """,
         "uvloop",
     )
@@ -181,9 +177,8 @@ turn()
 @pytest.mark.parametrize("owner", OWNERS)
 def test_the_stack_follows(owner):
     """While the hook still keeps the loop, if Python's lock can be had."""
-    text = python(
-        BLOCKING
-        + """
+    text = run_blocking(
+        """
 def until_the_stack():
     while not records:
         time.sleep(0.001)
@@ -194,8 +189,6 @@ dispatcher.hook("mq_step").run(mqcore.Message())
 record = records[0]
 print(record.plugin, record.hook, record.event)
 print(record.getMessage())
-dispatcher.close()
-turn()
 """,
         owner,
     )
@@ -211,15 +204,12 @@ def test_the_stack_without_the_lock():
         with pytest.raises(ValueError, match="unsafe_stack needs"):
             mqcore.Watchdog(0.02, unsafe_stack=True)
         return
-    text = python(
-        BLOCKING
-        + """
+    text = run_blocking(
+        """
 plugin, dispatcher = start(in_c_with_the_stack, watchdog=mqcore.Watchdog(0.02, unsafe_stack=True))
 turn()
 dispatcher.hook("mq_step").run(mqcore.Message())
 print(plugin.told.decode(), end="")
-dispatcher.close()
-turn()
 """,
         "uvloop",
     )
@@ -229,9 +219,8 @@ turn()
 
 def test_it_is_told_again_later():
     """Once for a block, and once more after a second: with the limit at half of one, that is soon."""
-    text = python(
-        BLOCKING
-        + """
+    text = run_blocking(
+        """
 def twice():
     return sleeping() + sleeping()
 plugin, dispatcher = start(twice, watchdog=0.5)
@@ -239,8 +228,6 @@ turn()
 dispatcher.hook("mq_step").run(mqcore.Message())
 print(plugin.told.decode(), end="")
 print(blocked(dispatcher))
-dispatcher.close()
-turn()
 """,
         "uvloop",
     )
@@ -251,9 +238,8 @@ turn()
 
 def test_lines_in_json():
     """Also of a plugin whose name would end the text."""
-    text = python(
-        BLOCKING
-        + r"""
+    text = run_blocking(
+        r"""
 plugin = Plugin(sleeping)
 plugins = mqcore.Plugins(hooks=[mqcore.HookSpec("mq_step")])
 plugins.add('a"b\\c\u00fc', plugin)
@@ -262,8 +248,6 @@ turn()
 dispatcher.hook("mq_step").run(mqcore.Message())
 print(plugin.told.decode(), end="")
 print(ascii(dispatcher.lag().blocked[0].plugin))
-dispatcher.close()
-turn()
 """,
         "uvloop",
     )
@@ -276,9 +260,8 @@ turn()
 
 def test_what_is_no_plugins():
     """A callback of asyncio: told of as that, when Python's lock can be had, with the task."""
-    text = python(
-        BLOCKING
-        + """
+    text = run_blocking(
+        """
 import asyncio
 plugin, dispatcher = start(sleeping, watchdog=0.02)
 async def host():
@@ -289,8 +272,6 @@ asyncio.set_event_loop(loop)
 loop.run_until_complete(loop.create_task(host(), name="host"))
 print(records[0].getMessage())
 print(blocked(dispatcher))
-dispatcher.close()
-turn()
 """,
         "uvloop",
     )
@@ -304,9 +285,8 @@ turn()
 @pytest.mark.parametrize("owner", OWNERS)
 def test_many_short_calls_are_nobodys_block(owner):
     """And neither is a loop that sleeps or does not run."""
-    text = python(
-        BLOCKING
-        + """
+    text = run_blocking(
+        """
 plugin, dispatcher = start(lambda: b"", watchdog=0.02)
 turn()
 step = dispatcher.hook("mq_step")
@@ -316,8 +296,6 @@ while time.monotonic() < end:
 turn(100)
 time.sleep(0.1)
 print(blocked(dispatcher), [record.plugin for record in records])
-dispatcher.close()
-turn()
 """,
         owner,
     )
@@ -373,9 +351,8 @@ MQ_EXPORT bool mq_smtp_in_message(MQ_Context *context, MQ_Connection *connection
 }
 """,
     )
-    text = python(
-        BLOCKING
-        + f"""
+    text = run_blocking(
+        f"""
 noted, noting = os.pipe()
 os.environ["READING"], os.environ["NOTING"] = str(reading), str(noting)
 if {how == "a timer"}:
@@ -388,8 +365,6 @@ while not blocked(dispatcher):
     turn()
 print(os.read(noted, 4096).decode(), end="")
 print(blocked(dispatcher))
-dispatcher.close()
-turn()
 """,
         "uvloop",
     )
@@ -407,9 +382,8 @@ def test_a_chain_with_hooks_of_both_kinds(tmp_path):
         "MQ_EXPORT bool mq_smtp_in_message(MQ_Context *a, MQ_Connection *b, MQ_Message *c)"
         " { (void)a; (void)b; (void)c; return false; }",
     )
-    text = python(
-        BLOCKING
-        + f"""
+    text = run_blocking(
+        f"""
 class Slow:
     told = b""
     def mq_smtp_in_message(self, context, message):
@@ -421,8 +395,6 @@ dispatcher = mqcore.Dispatcher(plugins, loop=loop, watchdog=0.02)
 turn()
 dispatcher.hook("mq_smtp_in_message").run(mqcore.Message())
 print(blocked(dispatcher))
-dispatcher.close()
-turn()
 """,
         "uvloop",
     )
@@ -543,3 +515,28 @@ def test_the_lag_is_counted(owner):
     assert sum(count for _, count in lag.buckets) == lag.turns
     assert [bound for bound, _ in lag.buckets] == sorted(bound for bound, _ in lag.buckets)
     assert lag.longest <= lag.seconds
+
+
+def test_a_context_that_outlives_its_dispatcher(owner):
+    """And its books, in which the watchdog's thread would read."""
+    contexts = []
+    plugin = SimpleNamespace(mq_context_initialize=contexts.append, mq_step=lambda context, message: False)
+    dispatcher = owner.start({"10-a": plugin}, watchdog=5)
+    dispatcher.hook("mq_step").run(owner.Message())
+    dispatcher.close()
+    owner.dispatchers.clear()
+    del dispatcher
+    gc.collect()
+    for _ in range(10):
+        with pytest.raises(mqcore.DispatcherClosed):
+            contexts[0].continue_(owner.Message())
+
+
+def test_what_rang_when_the_dispatcher_closed_is_not_told(owner, caplog):
+    dispatcher = owner.start({"10-a": lambda context, message: False}, watchdog=5)
+    (guard,) = (each for each in gc.get_objects() if type(each).__name__ == "Guard")
+    dispatcher.close()
+    assert guard.asked() is None
+    assert _teller.tell_one(guard, 7) == 7
+    assert not caplog.records
+    assert guard.lag().blocked == ()

@@ -19,7 +19,7 @@ from smtp_tools import ALL, run
 
 from mqcore.mail._histogram import Histogram
 from mqcore.mail.smtp.certificate import not_after, read_not_after
-from mqcore.server import history
+from mqcore.server import ReloadError, history
 from mqcore.server.exposition import Labels, families
 from mqcore.server.figures import plain_lag, process_figures
 from mqcore.stats import HOLD_TIMES
@@ -132,6 +132,20 @@ async def test_the_last_five_minutes(monkeypatch):
         assert len(points) == history.LENGTH
         assert sorted(point.time for point in points) == [point.time for point in points]
         assert all(point.lag >= 0 for point in points)
+
+
+@run
+async def test_why_a_reload_failed_is_not_for_everybody():
+    def part():
+        raise ValueError("password = 'secret'")
+
+    async with shown() as it:
+        it.http._server.parts.append(part)
+        with pytest.raises(ReloadError, match="secret"):
+            it.http._server.reload()
+        for path in ("/status.json", "/metrics"):
+            assert b"secret" not in (await it.get(path)).body
+        assert value(await it.series(), "mqcore_reloads_total", result="failed") == 1
 
 
 @run

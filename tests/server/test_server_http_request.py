@@ -74,6 +74,10 @@ def test_what_is_refused(status, text):
     assert read(*(text[at : at + 1] for at in range(len(text)))) == [status]
 
 
+def test_blank_lines_before_a_request():
+    assert read(b"\r\n" * 100_000 + GET, b"\r", b"\n" + GET) == read(GET, GET)
+
+
 def test_what_waits_is_no_more_than_a_head():
     parser = RequestParser()
     for size in range(MAX_HEAD - 1):

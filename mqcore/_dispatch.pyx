@@ -502,7 +502,9 @@ cdef bint timeout_phase(void *owner) noexcept:
         return False
     portion = start_portion(runner.reactor.state.uv)
     now = runner.reactor.state.uv.hrtime()
-    while goes_on(&portion):
+    while not runner.closed and goes_on(&portion):
+        if holds.has_dead() and holds.replace_dead():  # so that nothing dead is before what is due
+            continue
         if holds.collect_one():  # what was given back in time is not too late
             continue
         taken = holds.take_due(now)
@@ -512,9 +514,7 @@ cdef bint timeout_phase(void *owner) noexcept:
         if not goes_on_in_time(runner, <Message>taken):
             time_out(runner, <Message>taken, now, &logged)
         Py_DECREF(<Message>taken)
-        if runner.closed:
-            return False
-    return True
+    return not runner.closed
 
 
 cdef bint goes_on_in_time(Runner runner, Message message) noexcept:

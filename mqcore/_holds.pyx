@@ -88,8 +88,6 @@ cdef class HoldTable:
     cdef void close(self) noexcept:
         """Nothing is held any more. More than once is fine."""
         remove_open(&self.lists)
-        while not self.reactor.forked and not is_empty(&self.lists.dead):  # for these there was no memory
-            write_off(given_at(first(&self.lists.dead)))
         if self.lists.deadline != NULL and not self.reactor.forked:
             close_handle(self.lists.deadline)
         self.lists.deadline = NULL
@@ -179,15 +177,17 @@ cdef class HoldTable:
     cdef bint replace_dead(self) noexcept:
         """Abandon another message in the place of the first of those, and free that. False: there is none, or no memory
         just now. The dispatcher's thread; anybody's code may run."""
-        cdef Message stand_in
         self.refill()
         if self.lists.stand_in == NULL or is_empty(&self.lists.dead):
             return False
-        stand_in = <Message>self.lists.stand_in
+        self.use_stand_in_for(given_at(first(&self.lists.dead)))
+        return True
+
+    cdef void use_stand_in_for(self, PyObject *dead) noexcept:
+        cdef Message stand_in = <Message>self.lists.stand_in
         self.lists.stand_in = NULL
         Py_DECREF(stand_in)  # it is this function's now
-        stand_in_for(given_at(first(&self.lists.dead)), stand_in)
-        return True
+        stand_in_for(dead, stand_in)
 
     cdef PyObject *take_queued(self) noexcept:
         """-> RUNNING, for the one that was given back first: with the queue's reference, or NULL when there is none."""
@@ -225,19 +225,31 @@ cdef class HoldTable:
         return each
 
     cdef PyObject *take_any(self) noexcept:
-        """HELD or QUEUED -> RUNNING, for any message that there is: with a reference, or NULL when there is none."""
-        cdef TimeoutBucket *bucket = self.lists.buckets
+        """HELD or QUEUED -> RUNNING, for any message that there is: with a reference, or NULL when there is none. For one that
+        is dead, or that is just being deallocated, it is another one. The dispatcher's thread; anybody's code may run."""
         cdef PyObject *each
-        while self.has_dead() and self.replace_dead():
-            pass
-        while self.collect_one():
-            pass
-        while bucket != NULL:
-            each = oldest_in(bucket)
-            if each != NULL:
+        while True:
+            self.refill()  # first, as memory is made
+            while self.collect_one():
+                pass
+            each = self.first_held()
+            if each == NULL:
+                return self.take_queued()
+            if each.ob_refcnt > 0:
                 return self.take_held(each)
+            if self.lists.stand_in != NULL:
+                self.use_stand_in_for(each)
+            else:
+                write_off(each)
+
+    cdef PyObject *first_held(self) noexcept:
+        """Of any bucket, borrowed, whether it is alive or not; NULL when all are empty."""
+        cdef TimeoutBucket *bucket = self.lists.buckets
+        while bucket != NULL:
+            if not is_empty(&bucket.held):
+                return message_at(first(&bucket.held))
             bucket = bucket.next
-        return self.take_queued()
+        return NULL
 
     cdef void arm_next(self) noexcept:
         """Have the timer fire for the next that is due."""

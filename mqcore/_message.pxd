@@ -65,7 +65,7 @@ cdef enum Reference:
     # How a hold refers to its message, in `Message.reference`.
     NO_REFERENCE = 0  # there is no hold, or it is over
     STRONG = 1        # the hold has a reference: of a native plugin, of a coroutine, or as the finalizer cannot be trusted
-    WEAK = 2          # HELD, and abandoned when nobody else refers to it. Set and reset with the GIL only
+    WEAK = 2          # HELD, and abandoned when nobody else refers to it. It becomes that, and anything else, with the GIL only
 
 cdef enum Decision:
     # What was decided, in `Message.decision`: how to go on, or how the step ends.
@@ -198,13 +198,13 @@ cdef class Message:
     cdef uint8_t state              # State
     cdef uint8_t skipping           # bool: in this step, whoever goes on with continue or retry means complete
     cdef uint8_t decision           # Decision
-    cdef uint8_t reason             # Reason; then `failure` is the CounterRow of plugin and hook, or None
+    cdef uint8_t reason             # Reason
     cdef uint8_t by_token           # bool: the hook returned its Hold: nobody else can give back
     cdef uint8_t reference          # Reference
     cdef uint8_t finalized          # bool
     cdef uint8_t suspended          # bool: `run` returned None; `done` is to follow
     cdef readonly uint32_t retries
-    cdef object failure             # what `error` is made of
+    cdef object failure             # an exception or None; with a `reason`, until `error` was read: what that is made of
     cdef tuple args                 # the hook's extra arguments
     cdef object done
     cdef object variables           # the contextvars of `run`, where coroutine hooks may need them
@@ -339,23 +339,25 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
 
 
 cdef inline void take_place_of(HoldLists *lists, Message dead, Message stand_in) noexcept:
-    """HELD -> IDLE for a message that was deallocated; IDLE -> HELD for one that takes its place in the bucket, with all that
-    the step needs. To the books that is one hold."""
+    """HELD -> IDLE for a message that has no reference any more; IDLE -> HELD for a new one, which takes its place in the
+    bucket, and all that the step needs. To the books that is one hold."""
     check_state(dead.state, HELD)
     check_state(stand_in.state, IDLE)
-    stand_in.entry = dead.entry
-    stand_in.chain = dead.chain
+    stand_in.entry, dead.entry = dead.entry, stand_in.entry
+    stand_in.suspended, dead.suspended = dead.suspended, stand_in.suspended
+    stand_in.chain, dead.chain = dead.chain, stand_in.chain
+    stand_in.args, dead.args = dead.args, stand_in.args
+    stand_in.done, dead.done = dead.done, stand_in.done
+    stand_in.variables, dead.variables = dead.variables, stand_in.variables
     stand_in.last_hook = dead.last_hook
     stand_in.since = dead.since
-    stand_in.suspended = dead.suspended
     stand_in.retries = dead.retries
-    stand_in.args = dead.args
-    stand_in.done = dead.done
-    stand_in.variables = dead.variables
     if lists.cursor == &dead.link:
         lists.cursor = &stand_in.link
     replace(&dead.link, &stand_in.link)
+    stand_in.reference = WEAK
     stand_in.state = HELD
+    dead.reference = NO_REFERENCE
     dead.state = IDLE
 
 

@@ -4,7 +4,7 @@
 
 A message carries its own place in its step, so that holding one allocates nothing:
 
-    IDLE        in no step
+    IDLE        in no step                                  -> RUNNING, TAKEN
     TAKEN       by run_many(), which has not come to it yet -> RUNNING, IDLE (refused, or native hooks alone passed it on)
     RUNNING     a hook of the step is being called          -> HELD, IDLE, QUEUED (from native hooks)
     HELD        a plugin has it; in the bucket of its timeout -> QUEUED, GIVEN_BACK, RUNNING (timeout, cancel, close, native)
@@ -16,10 +16,11 @@ is allocated, dropped, formatted or called: nobody's code can run in the middle 
 is put aside in `Drops`, and dropped as the last thing that an entry point does.
 
 A held message is referred to weakly, and its finalizer, which any thread may run, puts it into the list of what was given back.
-Where Python does not call that finalizer, as the message's class gained another one while it was held, or was called before,
+Where Python does not call that finalizer, as the message's class gained another one while it was held, or it was called before,
 the message is deallocated. Then all that Message itself has stays where it is, with no reference, as what waits in CPython's
 trashcan does: by that nothing is waited for, and no memory is needed. The dispatcher's thread, with the GIL, puts a stand-in in
-its place, which is abandoned as any other message, and finishes the deallocation.
+its place, which is abandoned as any other message, and finishes the deallocation. When the dispatcher closes, messages whose
+deallocation has begun and has not come that far get a stand-in, too.
 """
 
 cimport cython
@@ -27,8 +28,9 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 
+from .loop._atomic cimport get_byte
 from .loop._lifetime cimport Lifetime
-from .loop._list cimport append, is_empty, unlink
+from .loop._list cimport append, is_empty, is_linked, unlink
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor, arm, header_of, uv_handle_t
 from .loop._seal cimport seal, seal_base
 
@@ -36,6 +38,10 @@ from .errors import Abandoned, Cancelled, DispatcherClosed, HoldTimeout, RetryLi
 
 cdef extern from *:
     """
+    #if CYTHON_USE_TYPE_SPECS
+    #error "Message must be a static type: by that a subclass's dealloc, and no other, drops the type after mqcore_dealloc()"
+    #endif
+
     static initproc mqcore_full_init;
     static inquiry mqcore_full_clear;
 
@@ -122,7 +128,7 @@ cdef extern from "Python.h":
     bint PyObject_GC_IsTracked(object)
     bint PyObject_GC_IsFinalized(PyObject *)
     bint PyObject_IS_GC(object)
-    void keep_alive "Py_SET_REFCNT"(PyObject *, Py_ssize_t) noexcept  # of what is dead: until finish_dealloc()
+    void set_references "Py_SET_REFCNT"(PyObject *, Py_ssize_t) noexcept
     ctypedef struct TypeSlots "PyTypeObject":
         Py_ssize_t tp_basicsize
         Py_ssize_t tp_dictoffset
@@ -214,7 +220,7 @@ cdef class Message:
     @property
     def error(self):
         """None, or the exception with which the last step failed."""
-        if self.reason == NO_REASON:
+        if self.reason == NO_REASON or isinstance(self.failure, BaseException):
             return self.failure
         cdef int reason = self.reason
         row = self.failure
@@ -223,8 +229,7 @@ cdef class Message:
         except MemoryError:
             return NO_MEMORY_FOR[reason]
         if self.failure is row and self.reason == reason:  # else another step began while memory was made
-            self.failure = error
-            self.reason = NO_REASON
+            self.failure = error  # `reason` stays: the core goes by that, however often this is read
             self.track()
         return error
 
@@ -320,8 +325,9 @@ cdef int may_clear(PyObject *message) noexcept:
 cdef int shows_members(PyObject *message) noexcept:
     """Not while it is held weakly and its finalizer, which would bring it back, will not be called: its class has gained
     another one meanwhile, or it was called before. The collector would clear what the step still needs, such as `done`. It asks
-    more than once, and must get the same answer each time: all that is looked at here changes with the GIL only."""
-    return (<Message>message).reference != WEAK or (
+    more than once, and must get the same answer each time. It does: native hooks, which go on without the GIL in between, make
+    `reference` STRONG or NO_REFERENCE of the other, and nothing else that is looked at here."""
+    return get_byte(&(<Message>message).reference) != WEAK or (
         slots_of(<Message>message).tp_finalize == MESSAGE.tp_finalize and not PyObject_GC_IsFinalized(message))
 
 
@@ -437,32 +443,58 @@ cdef void defer_dealloc(PyObject *dead) noexcept:
     (<Reactor>lists.reactor).wake()
 
 
-cdef void take_out(PyObject *dead) noexcept:
-    unlink(&(<Message>dead).beside.given)
-    (<Message>dead).entry.lists.given_count -= 1
-
-
 cdef void stand_in_for(PyObject *dead, Message stand_in) noexcept:
-    """Another message is abandoned in the place of a dead one, which is freed. The dispatcher's thread; anybody's code may
-    run in the end."""
-    keep_alive(dead, 1)
-    take_out(dead)
-    take_place_of((<Message>dead).entry.lists, <Message>dead, stand_in)
+    """Another message is abandoned in the place of one that has no reference any more. The dispatcher's thread; anybody's code
+    may run in the end."""
+    cdef HoldLists *lists = (<Message>dead).entry.lists
+    set_references(dead, 1)  # else Cython's own, which come and go, would deallocate it
+    take_place_of(lists, <Message>dead, stand_in)
+    set_references(dead, 0)
     stand_in.track()
     abandon(stand_in)
-    finish_dealloc(dead)
+    free_dead(lists, dead)
 
 
 cdef void write_off(PyObject *dead) noexcept:
-    """The step of a dead message ends without `done`. The dispatcher's thread; anybody's code may run in the end."""
+    """Where there is no memory for another one: its step ends without `done`. As above."""
     cdef HoldLists *lists = (<Message>dead).entry.lists
-    keep_alive(dead, 1)
-    take_out(dead)
-    (<Message>dead).decision = TO_FAIL
-    (<Message>dead).entry.counters.failures += 1
-    move(lists, <Message>dead, HELD, RUNNING)
-    move(lists, <Message>dead, RUNNING, IDLE)
-    finish_dealloc(dead)
+    cdef Drops drops
+    no_drops(&drops)
+    set_references(dead, 1)
+    end_unseen(lists, <Message>dead, &drops)
+    set_references(dead, 0)
+    free_dead(lists, dead)
+    flush(&drops, <Reactor>lists.reactor)
+
+
+cdef void end_unseen(HoldLists *lists, Message message, Drops *drops) noexcept:
+    """HELD -> IDLE, by way of RUNNING."""
+    count_held_time(message, (<Reactor>lists.reactor).state.uv.hrtime())
+    message.entry.counters.abandoned += 1
+    message.entry.counters.failures += 1
+    message.reference = NO_REFERENCE
+    message.decision = TO_FAIL
+    move(lists, message, HELD, RUNNING)
+    move(lists, message, RUNNING, IDLE)
+    message.entry = NULL
+    message.decision = UNDECIDED
+    message.suspended = False
+    drop_later(drops, message.done)
+    message.done = None
+    drop_later(drops, message.args)
+    message.args = None
+    drop_later(drops, message.variables)
+    message.variables = None
+    drop_later(drops, message.chain)
+    message.chain = None
+
+
+cdef void free_dead(HoldLists *lists, PyObject *dead) noexcept:
+    """Finish the deallocation, unless whoever began it is still at it."""
+    if is_linked(&(<Message>dead).beside.given):
+        unlink(&(<Message>dead).beside.given)
+        lists.given_count -= 1
+        finish_dealloc(dead)
 
 
 cdef int make_stand_in(HoldLists *lists) except -1:

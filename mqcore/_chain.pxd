@@ -25,6 +25,6 @@ cdef class Chain:
     cdef bint native                # all hooks are C functions of native plugins, and there are some
     cdef Route route
 
-cdef Chain new_chain(Route route, list contexts)
+cdef Chain new_chain(Route route, tuple contexts)
 cdef NativeFunction new_native_function(void *address, int kind, object library)
 cdef int open_route(Route route, str name, HoldTable holds) except -1

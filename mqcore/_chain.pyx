@@ -3,8 +3,6 @@
 Immutable: a change of plugins makes new ones. A message that is held keeps the chain that its step began with.
 """
 
-import inspect
-
 cimport cython
 from cpython.object cimport PyObject
 from libc.stdlib cimport calloc, free
@@ -59,8 +57,9 @@ cdef int open_route(Route route, str name, HoldTable holds) except -1:
     return 0
 
 
-cdef Chain new_chain(Route route, list contexts):
-    """The chain of a hook over these contexts, which are in order."""
+cdef Chain new_chain(Route route, tuple contexts):
+    """The chain of a hook over these contexts, which are in order. All of it is memory for each plugin, hook and dispatcher, so
+    what can be known of a plugin and hook before stands in the plugin."""
     cdef Chain chain = Chain.__new__(Chain)
     cdef Context context
     cdef CounterRow row
@@ -72,14 +71,13 @@ cdef Chain new_chain(Route route, list contexts):
         function = (<Context>each).plugin.hooks[route.name]
         functions.append(function)
         rows.append((<Context>each).row_of(route.name))
-        chain.coroutines |= inspect.iscoroutinefunction(function)
+        chain.coroutines |= route.name in (<Context>each).plugin._coroutine_hooks
     chain.functions = tuple(functions)
     chain.entries = <Entry *>calloc(len(contexts) + 1, sizeof(Entry))
     if chain.entries == NULL:
         raise MemoryError()
-    made = tuple(contexts)
     entry = chain.entries
-    for function, each, row in zip(chain.functions, made, rows):
+    for function, each, row in zip(chain.functions, contexts, rows):
         context = each
         if isinstance(function, NativeFunction) and context.handle != NULL:
             entry.native = (<NativeFunction>function).address
@@ -98,8 +96,8 @@ cdef Chain new_chain(Route route, list contexts):
         entry += 1
     entry.hook = <PyObject *>route.name
     entry.lists = &route.holds.lists
-    chain.contexts = made  # last: what raised before has counted no uses
-    for each in made:
+    chain.contexts = contexts  # last: what raised before has counted no uses
+    for each in contexts:
         context = <Context>each
         context.uses += 1
     return chain

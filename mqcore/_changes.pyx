@@ -1,11 +1,11 @@
 """The plugins of one dispatcher, and how changes of them reach it between steps.
 
-A change is made ready beside what there is: a context for each plugin that is new, and a chain for each hook. Then it is
-committed, which nothing can refuse any more. Contexts of plugins that are gone are cleaned up in a tick, outside of any change,
-as soon as no step can reach them.
+A change is made ready beside what there is: a context for each plugin that is new, and a chain for each hook whose plugins
+are others. Then it is committed, which nothing can refuse any more. A change that another thread made is made ready in ticks,
+in portions. Contexts of plugins that are gone are cleaned up in a tick, outside of any change, as soon as no step can reach
+them.
 """
 
-import inspect
 import logging
 
 cimport cython
@@ -18,7 +18,7 @@ from ._context cimport Context, new_context, new_retired
 from ._holds cimport HoldTable
 from ._message cimport HOLD_TIMES, CounterRow, Counters, report_raised
 from .loop._call cimport ends_program, take_error
-from .loop._reactor cimport Portion, PyThread_get_thread_ident, Task, goes_on, start_portion
+from .loop._reactor cimport Portion, PyThread_get_thread_ident, Task, goes_on, has_time, start_portion
 from .loop._seal cimport seal
 
 from .errors import DispatcherClosed, PluginError
@@ -56,10 +56,12 @@ cdef class ActivePlugins:
 
     cdef object prepare(self, object plugins):
         """Make ready for another list of plugins: an object with `commit` and `discard`. From another thread, and while a list
-        is taken over, nothing can be made ready: there `commit` leaves the change to a later tick."""
+        is taken over, nothing can be made ready: there `commit` leaves the change to later ticks."""
         cdef Change change
         if self.reactor.thread != PyThread_get_thread_ident() or self.taking_over:
-            return new_later_change(self)
+            return self.later
+        if self.later.change is not None:  # one after the other
+            self.later.run(NULL)
         change = new_change(self, plugins)
         change.prepare()
         return change
@@ -88,6 +90,8 @@ cdef class ActivePlugins:
     cdef void close(self) noexcept:
         """Clean up every context, the last first. More than once is fine."""
         self.closed = True
+        if self.later.change is not None and not self.taking_over:
+            self.later.abandon()
         if (<int (*)(ActivePlugins) noexcept>clean_up_all)(self) < 0:
             report_raised(self.reactor, "the end of a dispatcher's plugins")
 
@@ -112,6 +116,8 @@ cdef ActivePlugins new_active_plugins(HoldTable holds):
     cdef ActivePlugins active = ActivePlugins.__new__(ActivePlugins)
     active.holds = holds
     active.reactor = holds.reactor
+    active.later = LaterChange.__new__(LaterChange)
+    active.later.active = active
     return active
 
 
@@ -138,14 +144,6 @@ cdef void drop_chain(Route route) noexcept:
     Py_DECREF(<object>chain)
 
 
-cdef int take_over_current(ActivePlugins active) except -1:
-    """Change to the plugins as they are by now. Waits for no change: where another one is under way, it announces itself."""
-    with active.plugins._current() as plugins:
-        if plugins is not None and not active.closed:
-            active.take_over(plugins)
-    return 0
-
-
 cdef object stats_of(CounterRow row):
     cdef Counters of
     read_numbers(<uint64_t *>&of, <uint64_t *>&row.counters, sizeof(Counters) // sizeof(uint64_t))
@@ -170,50 +168,50 @@ cdef tuple hold_times_of(Counters *counters):
 
 @cython.final
 cdef class Change:
-    """A change of a dispatcher's plugins, made ready on its thread."""
-    cdef ActivePlugins active
-    cdef object plugins             # a Snapshot
-    cdef dict contexts
-    cdef list fresh
-    cdef dict chains
-    cdef bint is_ready              # it may be committed
 
     cdef int prepare(self) except -1:
-        """Make the contexts that are new, and all chains. What raises leaves nothing behind."""
-        cdef Route route
-        try:
-            for plugin in self.plugins:
-                context = self.active.contexts.get(plugin)
-                if context is None:
-                    context = self.start(plugin)
-                self.contexts[plugin] = context
-            for route in self.active.hooks.values():
-                self.chains[route.name] = new_chain(route, self.contexts_with(route.name))
-            if self.active.closed:
-                raise DispatcherClosed("a plugin closed the dispatcher while its plugins were being changed")
-            self.is_ready = True
-        except BaseException:
-            self.discard()
-            raise
+        """Make all ready. What raises leaves nothing behind."""
+        while self.prepare_next():
+            pass
         return 0
 
-    cdef list contexts_with(self, str hook):
-        """The contexts of plugins that implement the hook and are not paused, in order."""
+    cdef bint prepare_next(self) except -1:
+        """Make the next context or chain. False: all is ready. What raises leaves nothing behind."""
+        try:
+            self.is_ready = not self.make_next()
+            if self.active.closed:
+                raise DispatcherClosed("a plugin closed the dispatcher while its plugins were being changed")
+        except BaseException:
+            self.undo()
+            raise
+        return not self.is_ready
+
+    cdef bint make_next(self) except -1:
+        cdef Route route
+        for plugin in self.new_plugins:
+            self.contexts[plugin] = self.start(plugin)
+            return True
+        for route in self.routes:
+            self.chains[route.name] = self.chain_of(route)
+            return True
+        return False
+
+    cdef Chain chain_of(self, Route route):
+        """Of a hook: the one that it has, where that is of the same plugins."""
         cdef list found = []
-        cdef object paused = self.plugins.paused
-        for plugin, context in self.contexts.items():
-            if hook in plugin.hooks and plugin.name not in paused:
-                found.append(context)
-        return found
+        for plugin in self.plugins.of_hook.get(route.name, ()):
+            found.append(self.contexts[plugin])
+        contexts = tuple(found)
+        if route.chain is not None and route.chain.contexts == contexts:
+            return route.chain
+        return new_chain(route, contexts)
 
     cdef Context start(self, plugin):
         cdef Context context = new_context(
             self.active.holds, self.active.rows, self.active.retired, plugin, self.active.hold_timeout)
-        if self.active.reactor.library.owner != "uvloop":
-            for name in plugin.hooks:  # CPython's items() of such a mapping crashes where there is no memory
-                if inspect.iscoroutinefunction(plugin.hooks[name]):
-                    raise PluginError(f"{name} is a coroutine function, which needs a uvloop loop; this one is pyuv's",
-                                      plugin=plugin.name, path=plugin.path)
+        if plugin._coroutine_hooks and self.active.reactor.library.owner != "uvloop":
+            raise PluginError(f"{min(plugin._coroutine_hooks)} is a coroutine function, which needs a uvloop loop; this one is "
+                              f"pyuv's", plugin=plugin.name, path=plugin.path)
         plugin._acquire()
         if plugin.context_initialize is not None:
             try:
@@ -239,7 +237,7 @@ cdef class Change:
             if plugin not in self.contexts:
                 gone.append(each)
         if active.closed or not self.is_ready:
-            self.discard()
+            self.undo()
             return
         self.is_ready = False
         for context in gone:
@@ -255,10 +253,16 @@ cdef class Change:
         active.reactor.wake()  # for the sweep
 
     def discard(self):
-        """It is not wanted: clean up what was made ready."""
+        """It is not wanted."""
+        self.undo()
+
+    cdef int undo(self) except -1:
+        """Clean up what was made ready."""
+        self.is_ready = False
         self.chains.clear()
         while self.fresh:
             clean_up(<Context>self.fresh.pop())
+        return 0
 
 
 cdef Change new_change(ActivePlugins active, object plugins):
@@ -268,30 +272,84 @@ cdef Change new_change(ActivePlugins active, object plugins):
     change.contexts = {}
     change.fresh = []
     change.chains = {}
+    new_plugins = []
+    for plugin in plugins:
+        change.contexts[plugin] = active.contexts.get(plugin)
+        if change.contexts[plugin] is None:
+            new_plugins.append(plugin)
+    change.new_plugins = iter(new_plugins)
+    change.routes = iter(list(active.hooks.values()))
     return change
 
 
 @cython.final
 cdef class LaterChange(Task):
-    """A change of plugins that a later tick takes over: it was made on another thread, or while the dispatcher was made."""
-    cdef ActivePlugins active
 
     def commit(self):
+        """Take over the plugins as they are then, in later ticks."""
         if not self.active.closed and not self.active.reactor.forked:
+            self.due = True
             self.active.reactor.post(self)
 
     def discard(self):
         """Nothing was made ready."""
 
     cdef void run_posted(self) noexcept:
-        if (<int (*)(ActivePlugins) noexcept>take_over_current)(self.active) < 0:
-            report_raised(self.active.reactor, "a change of plugins, which left this dispatcher as it was")
+        cdef Portion portion = start_portion(self.active.reactor.state.uv)
+        self.run(&portion)
+
+    cdef void run(self, Portion *portion) noexcept:
+        """Go on for a while, or with NULL to the end."""
+        cdef ActivePlugins active = self.active
+        if not active.taking_over:  # else this is called by a plugin that is just being started
+            active.taking_over = True
+            if (<int (*)(LaterChange, Portion *) noexcept>take_over_some)(self, portion) < 0:
+                report_raised(active.reactor, "a change of plugins, which left this dispatcher as it was")
+            active.taking_over = False
+        if active.closed:
+            self.abandon()
+        elif self.due or self.change is not None:
+            active.reactor.post(self)
+
+    cdef void abandon(self) noexcept:
+        """The dispatcher is closed."""
+        if (<int (*)(LaterChange) noexcept>undo_change)(self) < 0:
+            report_raised(self.active.reactor, "a change of plugins that the end of the dispatcher has cut short")
 
 
-cdef LaterChange new_later_change(ActivePlugins active):
-    cdef LaterChange change = LaterChange.__new__(LaterChange)
-    change.active = active
-    return change
+cdef int take_over_some(LaterChange later, Portion *portion) except -1:
+    """Waits for no change: where another one is under way, it announces itself."""
+    try:
+        if later.change is None:
+            later.due = False
+            later.current = later.active.plugins._current()
+            plugins = later.current.__enter__()
+            if plugins is None or later.active.closed:
+                return leave(later)
+            later.change = new_change(later.active, plugins)
+        while portion == NULL or has_time(portion):  # each entry may take long, so the clock is read before each
+            if not later.change.prepare_next():
+                later.change.commit()
+                return leave(later)
+    except BaseException:
+        leave(later)
+        raise
+    return 0
+
+
+cdef int undo_change(LaterChange later) except -1:
+    if later.change is not None:
+        later.change.undo()
+    return leave(later)
+
+
+cdef int leave(LaterChange later) except -1:
+    """The change is over, or there is none: its plugins may end."""
+    current, later.current = later.current, None
+    later.change = None
+    if current is not None:
+        current.__exit__(None, None, None)
+    return 0
 
 
 # ----------------------------------------------------------------------------------------------------------- End of life

@@ -22,10 +22,10 @@ from ._context cimport Context, log_failure
 from ._coroutine cimport is_coroutine, start_task, watch_task
 from ._holds cimport HoldTable, count_given
 from ._message cimport (
-    CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, QUEUED, RUNNING, TAKEN, TIMED_OUT, TOO_MANY_RETRIES, TO_CANCEL,
-    TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Counters, Drops, Entry, Message, NativeSide,
-    cancel_later, cancel_none, count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move, no_drops,
-    put_aside, report_raised, unless_skipping)
+    CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, NO_REFERENCE, QUEUED, RUNNING, STRONG, TAKEN, TIMED_OUT,
+    TOO_MANY_RETRIES, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, WEAK, Counters, Drops, Entry, Message,
+    NativeSide, cancel_later, cancel_none, count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move,
+    no_drops, put_aside, report_raised, unless_skipping)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
 from .loop._reactor cimport Caller, Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
 from .loop._seal cimport seal
@@ -272,8 +272,10 @@ cdef int follow(Runner runner, Message message, object value, int meaning, Drops
 cdef void hold(Runner runner, Message message, int early, Drops *drops) noexcept:
     """The plugin at message.entry has the message now. RUNNING -> HELD, and where it gave back before (rule 7) -> QUEUED."""
     if message.task is not None or message.beside.native != NULL or not finalizer_is_trusted(message):
-        message.strong = True
+        message.reference = STRONG
         Py_INCREF(message)
+    else:
+        message.reference = WEAK
     move(&runner.holds.lists, message, RUNNING, HELD)
     if early == UNDECIDED:
         return
@@ -500,7 +502,9 @@ cdef bint timeout_phase(void *owner) noexcept:
         return False
     portion = start_portion(runner.reactor.state.uv)
     now = runner.reactor.state.uv.hrtime()
-    while goes_on(&portion):
+    while not runner.closed and goes_on(&portion):
+        if holds.has_dead() and holds.replace_dead():  # so that nothing dead is before what is due
+            continue
         if holds.collect_one():  # what was given back in time is not too late
             continue
         taken = holds.take_due(now)
@@ -510,9 +514,7 @@ cdef bint timeout_phase(void *owner) noexcept:
         if not goes_on_in_time(runner, <Message>taken):
             time_out(runner, <Message>taken, now, &logged)
         Py_DECREF(<Message>taken)
-        if runner.closed:
-            return False
-    return True
+    return not runner.closed
 
 
 cdef bint goes_on_in_time(Runner runner, Message message) noexcept:
@@ -524,7 +526,7 @@ cdef bint goes_on_in_time(Runner runner, Message message) noexcept:
         decision = (<NativeSide>runner.holds.lists.native).claim(message, &drops)
     if decision == UNDECIDED:
         return False
-    message.strong = False  # its reference is the queue's now
+    message.reference = NO_REFERENCE  # it is the queue's now
     message.decision = decision
     count_given(message.entry.counters, decision)
     move(&runner.holds.lists, message, RUNNING, QUEUED)
@@ -556,10 +558,12 @@ cdef bint resume_phase(void *owner) noexcept:
     cdef HoldTable holds = runner.holds
     cdef Portion portion
     cdef PyObject *taken
-    if not holds.has_queued():
+    if not holds.has_queued() and not holds.has_dead():
         return False
-    holds.refill()
     portion = start_portion(runner.reactor.state.uv)
+    while holds.has_dead() and goes_on(&portion) and holds.replace_dead():
+        pass
+    holds.refill()
     while not runner.closed and holds.has_queued():
         if not goes_on(&portion):
             return True
@@ -568,7 +572,7 @@ cdef bint resume_phase(void *owner) noexcept:
             count_held_time(<Message>taken, runner.reactor.state.uv.hrtime())
         resume(runner, <Message>taken)
         Py_DECREF(<Message>taken)
-    return False
+    return holds.has_dead()
 
 
 # ------------------------------------------------------------------------------------------------------- Coroutine hooks
@@ -633,8 +637,8 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
         if decision != UNDECIDED:
             message.decision = decision
             runner.holds.end_and_queue(message, &drops)
-        elif message.strong and finalizer_is_trusted(message):  # it returned true: from now on it may be abandoned
-            message.strong = False
+        elif message.reference == STRONG and finalizer_is_trusted(message):  # it returned true: it may be abandoned now
+            message.reference = WEAK
             put_aside(&drops, <PyObject *>message)
     flush(&drops, runner.reactor)
 

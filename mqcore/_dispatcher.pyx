@@ -17,9 +17,9 @@ from .loop._lookout cimport add_caller
 from .loop._reactor cimport RESUME_PHASE, SWEEP_PHASE, TIMEOUT_PHASE, PyThread_get_thread_ident, new_reactor
 
 from ._misuse import describe
+from ._plugin_set import PluginSet
 from .errors import DispatcherClosed, MqError
 from .loop._ending import Ending
-from .plugins import Plugins
 from .stats import Held, Stats
 from .watchdog import watchdog_of
 
@@ -56,7 +56,7 @@ cdef class Dispatcher:
         order = watchdog_of(watchdog)
         if self.life != NEW:
             raise MqError("the dispatcher has been initialised already")
-        if not isinstance(plugins, Plugins):
+        if not isinstance(plugins, PluginSet):
             raise TypeError(f"Dispatcher needs Plugins, not {describe(plugins)}")
         if not 0 <= seconds <= 1e9:
             raise ValueError(f"hold_timeout is in seconds, 0 for none, not {hold_timeout!r}")

@@ -25,11 +25,15 @@ cdef class HoldTable:
     cdef void collect(self, Message message) noexcept
     cdef bint collect_one(self) noexcept
     cdef bint has_queued(self) noexcept
+    cdef bint has_dead(self) noexcept
+    cdef bint replace_dead(self) noexcept
+    cdef void use_stand_in_for(self, PyObject *dead) noexcept
     cdef PyObject *take_queued(self) noexcept
     cdef PyObject *take_due(self, uint64_t now) noexcept
     cdef PyObject *next_due(self, uint64_t *due) noexcept
     cdef PyObject *take_held(self, PyObject *each) noexcept
     cdef PyObject *take_any(self) noexcept
+    cdef PyObject *first_held(self) noexcept
     cdef void arm_next(self) noexcept
     cdef void refill(self) noexcept
     cdef list oldest(self, Py_ssize_t limit, str plugin, str hook)

@@ -21,7 +21,7 @@ from .loop._reactor cimport PyThread_get_thread_ident, Reactor, close_handle, ne
 from .loop._seal cimport seal
 from ._message cimport (
     GIVEN_BACK, HELD, QUEUED, RUNNING, TO_COMPLETE, TO_CONTINUE, TO_RETRY, Drops, HoldLists, Message, TimeoutBucket,
-    arm_deadline, end_hold, make_stand_in, message_at, move)
+    arm_deadline, end_hold, make_stand_in, message_at, move, stand_in_for, write_off)
 
 cdef extern from "Python.h":
     PyObject *Py_None
@@ -69,6 +69,7 @@ cdef class HoldTable:
     def __cinit__(self):
         init_list(&self.lists.queued)
         init_list(&self.lists.given)
+        init_list(&self.lists.dead)
 
     cdef int open(self) except -1:
         """Its reactor is open, and from now on messages may be held. What raises leaves nothing open."""
@@ -158,7 +159,7 @@ cdef class HoldTable:
         cdef Link *link = first(&self.lists.given)
         if link == NULL:
             return False
-        self.collect(<Message><PyObject *>(<char *>link - <size_t>&(<Message><PyObject *>NULL).beside.given))
+        self.collect(<Message>given_at(link))
         return True
 
     cdef void collect(self, Message message) noexcept:
@@ -168,6 +169,25 @@ cdef class HoldTable:
     cdef bint has_queued(self) noexcept:
         """Whether any message was given back, wherever that was."""
         return not is_empty(&self.lists.queued) or not is_empty(&self.lists.given)
+
+    cdef bint has_dead(self) noexcept:
+        """Whether any message was deallocated while it was held."""
+        return not is_empty(&self.lists.dead)
+
+    cdef bint replace_dead(self) noexcept:
+        """Abandon another message in the place of the first of those, and free that. False: there is none, or no memory
+        just now. The dispatcher's thread; anybody's code may run."""
+        self.refill()
+        if self.lists.stand_in == NULL or is_empty(&self.lists.dead):
+            return False
+        self.use_stand_in_for(given_at(first(&self.lists.dead)))
+        return True
+
+    cdef void use_stand_in_for(self, PyObject *dead) noexcept:
+        cdef Message stand_in = <Message>self.lists.stand_in
+        self.lists.stand_in = NULL
+        Py_DECREF(stand_in)  # it is this function's now
+        stand_in_for(dead, stand_in)
 
     cdef PyObject *take_queued(self) noexcept:
         """-> RUNNING, for the one that was given back first: with the queue's reference, or NULL when there is none."""
@@ -205,17 +225,31 @@ cdef class HoldTable:
         return each
 
     cdef PyObject *take_any(self) noexcept:
-        """HELD or QUEUED -> RUNNING, for any message that there is: with a reference, or NULL when there is none."""
-        cdef TimeoutBucket *bucket = self.lists.buckets
+        """HELD or QUEUED -> RUNNING, for any message that there is: with a reference, or NULL when there is none. For one that
+        is dead, or that is just being deallocated, it is another one. The dispatcher's thread; anybody's code may run."""
         cdef PyObject *each
-        while self.collect_one():
-            pass
-        while bucket != NULL:
-            each = oldest_in(bucket)
-            if each != NULL:
+        while True:
+            self.refill()  # first, as memory is made
+            while self.collect_one():
+                pass
+            each = self.first_held()
+            if each == NULL:
+                return self.take_queued()
+            if each.ob_refcnt > 0:
                 return self.take_held(each)
+            if self.lists.stand_in != NULL:
+                self.use_stand_in_for(each)
+            else:
+                write_off(each)
+
+    cdef PyObject *first_held(self) noexcept:
+        """Of any bucket, borrowed, whether it is alive or not; NULL when all are empty."""
+        cdef TimeoutBucket *bucket = self.lists.buckets
+        while bucket != NULL:
+            if not is_empty(&bucket.held):
+                return message_at(first(&bucket.held))
             bucket = bucket.next
-        return self.take_queued()
+        return NULL
 
     cdef void arm_next(self) noexcept:
         """Have the timer fire for the next that is due."""
@@ -228,7 +262,7 @@ cdef class HoldTable:
     cdef void refill(self) noexcept:
         """Have a message ready to stand in for another one."""
         if self.lists.stand_in == NULL and (<int (*)(HoldLists *) noexcept>make_stand_in)(&self.lists) < 0:
-            Py_DECREF(<object>take_error())  # MemoryError: tried again with the next
+            Py_DECREF(<object>take_error())  # MemoryError: tried again in the next tick
 
     cdef list oldest(self, Py_ssize_t limit, str plugin, str hook):
         """Held messages, oldest first: at most `limit`, of one plugin or hook where these are not None, as tuples of message,
@@ -348,9 +382,13 @@ cdef void stop_when_idle(void *table) noexcept nogil:
 
 # --------------------------------------------------------------------------------------------------------- By age
 
+cdef inline PyObject *given_at(Link *link) noexcept:
+    return <PyObject *>(<char *>link - <size_t>&(<Message><PyObject *>NULL).beside.given)
+
+
 cdef PyObject *alive_from(PyObject *each) noexcept:
-    """This message, or the first after it that is alive. One that is not may be in its bucket still: CPython puts the
-    deallocation of deeply nested objects off, and with it the finalizer, which takes the message out."""
+    """This message, or the first after it that is alive. One that is not is in the list of the dead; or CPython puts its
+    deallocation off, as that of deeply nested objects, and with it the finalizer, which takes the message out."""
     while each != NULL and each.ob_refcnt <= 0:
         each = next_in_bucket(each)
     return each

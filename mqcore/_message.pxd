@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from .loop._atomic cimport fence, set, store_version
 from .loop._call cimport take_error
 from .loop._lifetime cimport Lifetime
-from .loop._list cimport Link, List, append, first, unlink
+from .loop._list cimport Link, List, append, first, replace, unlink
 from .loop._reactor cimport Caller, Handle, Reactor
 
 cdef extern from *:
@@ -25,6 +25,12 @@ cdef extern from *:
         /* GIVEN_BACK */ 1 << 5,
         /* QUEUED     */ 1 << 2,
     };
+    #define mqcore_check_state(state, expected) do { \
+            if ((state) != (expected)) { \
+                fprintf(stderr, "mqcore: a message in state %d has to be in state %d\\n", (int)(state), (expected)); \
+                abort(); \
+            } \
+        } while (0)
     #define mqcore_check_move(state, before, after) do { \
             if ((state) != (before) || !(mqcore_legal[before] >> (after) & 1)) { \
                 fprintf(stderr, "mqcore: a message in state %d is moved from %d to %d\\n", (int)(state), (before), (after)); \
@@ -38,10 +44,12 @@ cdef extern from *:
             } \
         } while (0)
     #else
+    #define mqcore_check_state(state, expected) ((void)0)
     #define mqcore_check_move(state, before, after) ((void)0)
     #define mqcore_check_room(count, most) ((void)0)
     #endif
     """
+    void check_state "mqcore_check_state"(uint8_t state, int expected) noexcept nogil
     void check_room "mqcore_check_room"(int count, int most) noexcept nogil
     void check_move "mqcore_check_move"(uint8_t state, int before, int after) noexcept nogil
 
@@ -52,6 +60,12 @@ cdef enum State:
     HELD = 3          # a plugin holds the message
     GIVEN_BACK = 4    # by another thread, or abandoned, or behind such a one; still in its bucket
     QUEUED = 5        # given back; goes on in a tick
+
+cdef enum Reference:
+    # How a hold refers to its message, in `Message.reference`.
+    NO_REFERENCE = 0  # there is no hold, or it is over
+    STRONG = 1        # the hold has a reference: of a native plugin, of a coroutine, or as the finalizer cannot be trusted
+    WEAK = 2          # HELD, and abandoned when nobody else refers to it. It becomes that, and anything else, with the GIL only
 
 cdef enum Decision:
     # What was decided, in `Message.decision`: how to go on, or how the step ends.
@@ -141,17 +155,18 @@ cdef struct Entry:
 cdef union Beside:
     # What a message has in one state or in another.
     void *native            # HELD by a native plugin: what stands for its hold; else NULL
-    Link given              # GIVEN_BACK: in the list of those; not linked, its first field is NULL, too
+    Link given              # GIVEN_BACK, or deallocated: in the list of those; not linked, its first field is NULL, too
 
 cdef struct HoldLists:
     # Where the messages of one dispatcher are that nobody is just calling a hook for, and its books. They belong to the
-    # dispatcher's thread, which changes them without the GIL while it runs native hooks; only the list of what was given
-    # back belongs to whoever has the GIL.
+    # dispatcher's thread, which changes them without the GIL while it runs native hooks; only the lists of what was given
+    # back and of the dead belong to whoever has the GIL.
     PyObject *reactor       # borrowed
     TimeoutBucket *buckets
     List queued             # owned Messages
     List given              # owned Messages, each of which is in its bucket still: so this list has a link of its own
-    uint64_t given_count
+    List dead               # Messages that were deallocated while HELD, and are in their buckets still: not freed yet
+    uint64_t given_count    # of both lists
     Books books
     uint32_t books_version  # odd: they are just being changed, without the GIL; atomic
     uint64_t holds_begun
@@ -159,11 +174,9 @@ cdef struct HoldLists:
     Link *cursor            # how far a scan of the buckets is: the next message, or the end of its bucket; NULL: there is none
     Handle *deadline        # one timer for all buckets; `due` is 0 when it is stopped
     HoldLists *next_open    # in the list of those of all dispatchers
-    PyObject *stand_in      # owned: a plain Message, for one that is deallocated while it is held
+    PyObject *stand_in      # owned: a plain Message, for one that was deallocated while it was held
     PyObject *native        # owned: the NativeSide; NULL as long as there are no native plugins
     bint fast_path_off      # a step, or the dispatcher, was ended, or the chains changed, while native hooks may be called
-    int in_nogil_phase      # the dispatcher's thread may be changing the lists without the GIL; atomic
-    int wanted_by_others    # another thread waits until it does not; atomic
 
 
 @cython.final
@@ -185,13 +198,13 @@ cdef class Message:
     cdef uint8_t state              # State
     cdef uint8_t skipping           # bool: in this step, whoever goes on with continue or retry means complete
     cdef uint8_t decision           # Decision
-    cdef uint8_t reason             # Reason; then `failure` is the CounterRow of plugin and hook, or None
+    cdef uint8_t reason             # Reason
     cdef uint8_t by_token           # bool: the hook returned its Hold: nobody else can give back
-    cdef uint8_t strong             # bool: the hold has a reference, as the finalizer cannot be trusted
+    cdef uint8_t reference          # Reference
     cdef uint8_t finalized          # bool
     cdef uint8_t suspended          # bool: `run` returned None; `done` is to follow
     cdef readonly uint32_t retries
-    cdef object failure             # what `error` is made of
+    cdef object failure             # an exception or None; with a `reason`, until `error` was read: what that is made of
     cdef tuple args                 # the hook's extra arguments
     cdef object done
     cdef object variables           # the contextvars of `run`, where coroutine hooks may need them
@@ -279,6 +292,8 @@ cdef void end_hold(Message message, Drops *drops) noexcept
 cdef void end_token(Message message, Drops *drops) noexcept
 cdef bint finalizer_is_trusted(Message message) noexcept
 cdef void abandon(Message message) noexcept
+cdef void stand_in_for(PyObject *dead, Message stand_in) noexcept
+cdef void write_off(PyObject *dead) noexcept
 
 cdef inline int unless_skipping(Message message, int decision) noexcept nogil:
     """What becomes of a decision: where `skip_others` was called, continue and retry are complete."""
@@ -291,11 +306,11 @@ cdef inline int unless_skipping(Message message, int decision) noexcept nogil:
 
 @cython.nonecheck(False)
 cdef inline void move(HoldLists *lists, Message message, int before, int after) noexcept nogil:
-    """Change a message's state: the only place where that is done (rule 21).
+    """Change a message's state: with `take_place_of`, the only place where that is done (rule 21).
 
     Nothing is allocated, dropped, formatted or called in here, so no Python code runs between two of its lines. The lists hold
     no references by themselves: a message that is QUEUED or GIVEN_BACK is owned by its list, by a reference that the caller
-    took before and takes over after. HELD is owned only where `strong` says so.
+    took before and takes over after. HELD is owned only where `reference` is STRONG.
     """
     check_move(message.state, before, after)
     if before == GIVEN_BACK:
@@ -321,6 +336,29 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
         append(&lists.given, &message.beside.given)
         lists.given_count += 1
     message.state = after
+
+
+cdef inline void take_place_of(HoldLists *lists, Message dead, Message stand_in) noexcept:
+    """HELD -> IDLE for a message that has no reference any more; IDLE -> HELD for a new one, which takes its place in the
+    bucket, and all that the step needs. To the books that is one hold."""
+    check_state(dead.state, HELD)
+    check_state(stand_in.state, IDLE)
+    stand_in.entry, dead.entry = dead.entry, stand_in.entry
+    stand_in.suspended, dead.suspended = dead.suspended, stand_in.suspended
+    stand_in.chain, dead.chain = dead.chain, stand_in.chain
+    stand_in.args, dead.args = dead.args, stand_in.args
+    stand_in.done, dead.done = dead.done, stand_in.done
+    stand_in.variables, dead.variables = dead.variables, stand_in.variables
+    stand_in.last_hook = dead.last_hook
+    stand_in.since = dead.since
+    stand_in.retries = dead.retries
+    if lists.cursor == &dead.link:
+        lists.cursor = &stand_in.link
+    replace(&dead.link, &stand_in.link)
+    stand_in.reference = WEAK
+    stand_in.state = HELD
+    dead.reference = NO_REFERENCE
+    dead.state = IDLE
 
 
 @cython.nonecheck(False)
@@ -384,6 +422,3 @@ cdef inline PyObject *message_at(Link *link) noexcept nogil:
     return NULL if link == NULL else <PyObject *>(<char *>link - <size_t>&(<Message><PyObject *>NULL).link)
 
 cdef void arm_deadline(HoldLists *lists, uint64_t due) noexcept nogil
-
-cdef bint enter_nogil_phase(HoldLists *lists) noexcept nogil
-cdef void leave_nogil_phase(HoldLists *lists) noexcept nogil

@@ -4,16 +4,23 @@
 
 A message carries its own place in its step, so that holding one allocates nothing:
 
-    IDLE        in no step
-    TAKEN       by run_many(), which has not come to it yet -> RUNNING, IDLE (refused)
-    RUNNING     a hook of the step is being called          -> RUNNING (next plugin), HELD, IDLE, QUEUED (from native hooks)
-    HELD        a plugin has it; in the bucket of its timeout -> QUEUED, GIVEN_BACK, RUNNING (timeout, cancel, close)
+    IDLE        in no step                                  -> RUNNING, TAKEN
+    TAKEN       by run_many(), which has not come to it yet -> RUNNING, IDLE (refused, or native hooks alone passed it on)
+    RUNNING     a hook of the step is being called          -> HELD, IDLE, QUEUED (from native hooks)
+    HELD        a plugin has it; in the bucket of its timeout -> QUEUED, GIVEN_BACK, RUNNING (timeout, cancel, close, native)
     GIVEN_BACK  by another thread, abandoned, or behind such -> QUEUED
     QUEUED      given back; waits for a tick                -> RUNNING
 
 `move` (in the .pxd) is the one function that changes the state, with the lists and the books that go with it. In it nothing
 is allocated, dropped, formatted or called: nobody's code can run in the middle of a change (rule 21). What has to be dropped
 is put aside in `Drops`, and dropped as the last thing that an entry point does.
+
+A held message is referred to weakly, and its finalizer, which any thread may run, puts it into the list of what was given back.
+Where Python does not call that finalizer, as the message's class gained another one while it was held, or it was called before,
+the message is deallocated. Then all that Message itself has stays where it is, with no reference, as what waits in CPython's
+trashcan does: by that nothing is waited for, and no memory is needed. The dispatcher's thread, with the GIL, puts a stand-in in
+its place, which is abandoned as any other message, and finishes the deallocation. When the dispatcher closes, messages whose
+deallocation has begun and has not come that far get a stand-in, too.
 """
 
 cimport cython
@@ -21,9 +28,9 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 
-from .loop._call cimport take_error
+from .loop._atomic cimport get_byte
 from .loop._lifetime cimport Lifetime
-from .loop._list cimport is_empty, replace
+from .loop._list cimport append, is_empty, is_linked, unlink
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor, arm, header_of, uv_handle_t
 from .loop._seal cimport seal, seal_base
 
@@ -31,11 +38,9 @@ from .errors import Abandoned, Cancelled, DispatcherClosed, HoldTimeout, RetryLi
 
 cdef extern from *:
     """
-    #include <unistd.h>
-
-    /* Written by one thread and read by another, each before it looks at what the other one wrote. */
-    #define mqcore_store_strongly(place, value) __atomic_store_n(place, value, __ATOMIC_SEQ_CST)
-    #define mqcore_load_strongly(place) __atomic_load_n(place, __ATOMIC_SEQ_CST)
+    #if CYTHON_USE_TYPE_SPECS
+    #error "Message must be a static type: by that a subclass's dealloc, and no other, drops the type after mqcore_dealloc()"
+    #endif
 
     static initproc mqcore_full_init;
     static inquiry mqcore_full_clear;
@@ -63,6 +68,42 @@ cdef extern from *:
         return mqcore_shows_members(self) ? mqcore_full_traverse(self, visit, argument) : 0;
     }
 
+    /* What a subclass has is gone when this is called, as is its part of what Python itself does about the end of an object. */
+    static destructor mqcore_full_dealloc;
+    static int (*mqcore_is_weak)(PyObject *);
+    static void (*mqcore_defer)(PyObject *);
+
+    static void mqcore_dealloc(PyObject *self)
+    {
+        if (!mqcore_is_weak(self)) {
+            mqcore_full_dealloc(self);
+            return;
+        }
+        if (Py_TYPE(self)->tp_dealloc == mqcore_dealloc && PyObject_CallFinalizerFromDealloc(self) < 0)
+            return;  /* brought back to life */
+        PyObject_GC_UnTrack(self);
+        if (PyType_HasFeature(Py_TYPE(self), Py_TPFLAGS_HEAPTYPE))
+            Py_INCREF(Py_TYPE(self));  /* a subclass's dealloc lets go of it next */
+        mqcore_defer(self);
+    }
+
+    static void mqcore_finish_dealloc(PyObject *self)
+    {
+        PyTypeObject *type = Py_TYPE(self);
+        Py_SET_REFCNT(self, 0);
+        mqcore_full_dealloc(self);
+        if (PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE))
+            Py_DECREF(type);
+    }
+
+    static void mqcore_guard_dealloc(PyTypeObject *type, int (*is_weak)(PyObject *), void (*defer)(PyObject *))
+    {
+        mqcore_is_weak = is_weak;
+        mqcore_defer = defer;
+        mqcore_full_dealloc = type->tp_dealloc;
+        type->tp_dealloc = mqcore_dealloc;
+    }
+
     static void mqcore_guard(PyTypeObject *type, int (*may_clear)(PyObject *), int (*shows_members)(PyObject *))
     {
         mqcore_full_init = type->tp_init;
@@ -75,11 +116,11 @@ cdef extern from *:
         type->tp_traverse = mqcore_traverse;
     }
     """
-    void store_strongly "mqcore_store_strongly"(int *, int) noexcept nogil
-    int load_strongly "mqcore_load_strongly"(int *) noexcept nogil
     void guard "mqcore_guard"(
         PyTypeObject *, int (*may_clear)(PyObject *) noexcept, int (*shows_members)(PyObject *) noexcept)
-    int usleep(unsigned int) noexcept nogil
+    void guard_dealloc "mqcore_guard_dealloc"(
+        PyTypeObject *, int (*is_weak)(PyObject *) noexcept, void (*defer)(PyObject *) noexcept)
+    void finish_dealloc "mqcore_finish_dealloc"(PyObject *) noexcept
 
 cdef extern from "Python.h":
     void PyObject_GC_Track(object)
@@ -87,8 +128,7 @@ cdef extern from "Python.h":
     bint PyObject_GC_IsTracked(object)
     bint PyObject_GC_IsFinalized(PyObject *)
     bint PyObject_IS_GC(object)
-    int PyGC_Disable()
-    int PyGC_Enable()
+    void set_references "Py_SET_REFCNT"(PyObject *, Py_ssize_t) noexcept
     ctypedef struct TypeSlots "PyTypeObject":
         Py_ssize_t tp_basicsize
         Py_ssize_t tp_dictoffset
@@ -129,14 +169,9 @@ cdef class Message:
     def __del__(self):
         # Any thread, inside any allocation: only queue. The queue's reference brings the message back to life.
         self.finalized = True
-        if self.state == HELD and self.beside.native == NULL:  # a native plugin's hold refers to it: called by hand
+        if self.reference == WEAK:  # else it is called by hand
             self.track()
             abandon(self)
-
-    def __dealloc__(self):
-        # Reached in a step only where the class gained a finalizer while the message was held, so that __del__ did not run.
-        if self.state == HELD:
-            bury(self)
 
     cdef void track(self) noexcept:
         """Show the message to the garbage collector, and with it the live Hold that refers to it."""
@@ -185,7 +220,7 @@ cdef class Message:
     @property
     def error(self):
         """None, or the exception with which the last step failed."""
-        if self.reason == NO_REASON:
+        if self.reason == NO_REASON or isinstance(self.failure, BaseException):
             return self.failure
         cdef int reason = self.reason
         row = self.failure
@@ -194,8 +229,7 @@ cdef class Message:
         except MemoryError:
             return NO_MEMORY_FOR[reason]
         if self.failure is row and self.reason == reason:  # else another step began while memory was made
-            self.failure = error
-            self.reason = NO_REASON
+            self.failure = error  # `reason` stays: the core goes by that, however often this is read
             self.track()
         return error
 
@@ -279,6 +313,10 @@ cdef bint finalizer_is_trusted(Message message) noexcept:
     return not message.finalized and slots_of(message).tp_finalize == MESSAGE.tp_finalize
 
 
+cdef int is_weak(PyObject *message) noexcept:
+    return (<Message>message).reference == WEAK
+
+
 cdef int may_clear(PyObject *message) noexcept:
     """In a step its chain and its `done` are needed, whatever refers to whom."""
     return (<Message>message).state == IDLE
@@ -286,12 +324,15 @@ cdef int may_clear(PyObject *message) noexcept:
 
 cdef int shows_members(PyObject *message) noexcept:
     """Not while it is held weakly and its finalizer, which would bring it back, will not be called: its class has gained
-    another one meanwhile, or it was called before. The collector would clear what the step still needs, such as `done`."""
-    return (<Message>message).state != HELD or (
+    another one meanwhile, or it was called before. The collector would clear what the step still needs, such as `done`. It asks
+    more than once, and must get the same answer each time. It does: native hooks, which go on without the GIL in between, make
+    `reference` STRONG or NO_REFERENCE of the other, and nothing else that is looked at here."""
+    return get_byte(&(<Message>message).reference) != WEAK or (
         slots_of(<Message>message).tp_finalize == MESSAGE.tp_finalize and not PyObject_GC_IsFinalized(message))
 
 
 guard(<PyTypeObject *><PyObject *>Message, may_clear, shows_members)
+guard_dealloc(<PyTypeObject *><PyObject *>Message, is_weak, defer_dealloc)
 seal(CounterRow)
 seal_base(HoldBase)
 seal_base(NativeSide)
@@ -341,9 +382,9 @@ cdef void end_hold(Message message, Drops *drops) noexcept:
     if message.beside.native != NULL:
         (<NativeSide>message.entry.lists.native).hold_ended(message.beside.native)
         message.beside.native = NULL
-    if message.strong:
-        message.strong = False
+    if message.reference == STRONG:
         put_aside(drops, <PyObject *>message)  # the hold's reference
+    message.reference = NO_REFERENCE
     message.by_token = False
 
 
@@ -386,33 +427,74 @@ cdef void abandon(Message message) noexcept:
     message.decision = TO_FAIL
     message.failure = <object>message.entry.row  # there was none: the step has not ended
     message.reason = ABANDONED
+    if message.reference == WEAK:
+        message.reference = NO_REFERENCE
     Py_INCREF(message)
     move(lists, message, HELD, GIVEN_BACK)
     (<Reactor>lists.reactor).wake()
 
 
-cdef void bury(Message dead) noexcept:
-    """A message that is held is deallocated unseen: another one is abandoned in its place."""
-    cdef HoldLists *lists = dead.entry.lists
-    cdef Message stand_in
-    cdef bint collects = PyGC_Disable()  # nobody's code may run in here
-    if lists.stand_in == NULL and (<int (*)(HoldLists *) noexcept>make_stand_in)(lists) < 0:
-        Py_DECREF(<object>take_error())
-    if collects:
-        PyGC_Enable()
-    wait_for_lists(lists)
-    if lists.stand_in != NULL:
-        stand_in = <Message>lists.stand_in
-        lists.stand_in = NULL
-        Py_DECREF(stand_in)  # it is this function's now
-        take_place_of(dead, stand_in)
-        abandon(stand_in)
-    else:  # there was no memory for one: the books are what can be saved
-        dead.decision = TO_FAIL
-        dead.entry.counters.failures += 1
-        move(lists, dead, HELD, RUNNING)
-        move(lists, dead, RUNNING, IDLE)
-    store_strongly(&lists.wanted_by_others, 0)
+cdef void defer_dealloc(PyObject *dead) noexcept:
+    """A message is deallocated that is held weakly. What is left of it stays where it is, for the dispatcher's thread to come
+    for. Any thread, with the GIL, inside any allocation."""
+    cdef HoldLists *lists = (<Message>dead).entry.lists
+    append(&lists.dead, &(<Message>dead).beside.given)
+    lists.given_count += 1
+    (<Reactor>lists.reactor).wake()
+
+
+cdef void stand_in_for(PyObject *dead, Message stand_in) noexcept:
+    """Another message is abandoned in the place of one that has no reference any more. The dispatcher's thread; anybody's code
+    may run in the end."""
+    cdef HoldLists *lists = (<Message>dead).entry.lists
+    set_references(dead, 1)  # else Cython's own, which come and go, would deallocate it
+    take_place_of(lists, <Message>dead, stand_in)
+    set_references(dead, 0)
+    stand_in.track()
+    abandon(stand_in)
+    free_dead(lists, dead)
+
+
+cdef void write_off(PyObject *dead) noexcept:
+    """Where there is no memory for another one: its step ends without `done`. As above."""
+    cdef HoldLists *lists = (<Message>dead).entry.lists
+    cdef Drops drops
+    no_drops(&drops)
+    set_references(dead, 1)
+    end_unseen(lists, <Message>dead, &drops)
+    set_references(dead, 0)
+    free_dead(lists, dead)
+    flush(&drops, <Reactor>lists.reactor)
+
+
+cdef void end_unseen(HoldLists *lists, Message message, Drops *drops) noexcept:
+    """HELD -> IDLE, by way of RUNNING."""
+    count_held_time(message, (<Reactor>lists.reactor).state.uv.hrtime())
+    message.entry.counters.abandoned += 1
+    message.entry.counters.failures += 1
+    message.reference = NO_REFERENCE
+    message.decision = TO_FAIL
+    move(lists, message, HELD, RUNNING)
+    move(lists, message, RUNNING, IDLE)
+    message.entry = NULL
+    message.decision = UNDECIDED
+    message.suspended = False
+    drop_later(drops, message.done)
+    message.done = None
+    drop_later(drops, message.args)
+    message.args = None
+    drop_later(drops, message.variables)
+    message.variables = None
+    drop_later(drops, message.chain)
+    message.chain = None
+
+
+cdef void free_dead(HoldLists *lists, PyObject *dead) noexcept:
+    """Finish the deallocation, unless whoever began it is still at it."""
+    if is_linked(&(<Message>dead).beside.given):
+        unlink(&(<Message>dead).beside.given)
+        lists.given_count -= 1
+        finish_dealloc(dead)
 
 
 cdef int make_stand_in(HoldLists *lists) except -1:
@@ -422,49 +504,6 @@ cdef int make_stand_in(HoldLists *lists) except -1:
         Py_INCREF(message)
         lists.stand_in = <PyObject *>message
     return 0
-
-
-cdef void take_place_of(Message dead, Message stand_in) noexcept:
-    """Put it into the bucket in its place, with all that its step needs. The one other place where a state is written."""
-    stand_in.entry = dead.entry
-    stand_in.chain = dead.chain
-    stand_in.last_hook = dead.last_hook
-    stand_in.since = dead.since
-    stand_in.suspended = dead.suspended
-    stand_in.retries = dead.retries
-    stand_in.args = dead.args
-    stand_in.done = dead.done
-    stand_in.variables = dead.variables
-    replace(&dead.link, &stand_in.link)
-    if stand_in.entry.lists.cursor == &dead.link:
-        stand_in.entry.lists.cursor = &stand_in.link
-    stand_in.state = HELD
-    dead.state = IDLE
-    stand_in.track()
-
-
-cdef void wait_for_lists(HoldLists *lists) noexcept:
-    """On another thread: until the dispatcher's own changes no lists without the GIL. It does not begin to as long as
-    `wanted_by_others` is set."""
-    if (<Reactor>lists.reactor).thread == PyThread_get_thread_ident():
-        return
-    store_strongly(&lists.wanted_by_others, 1)
-    while load_strongly(&lists.in_nogil_phase):
-        with nogil:
-            usleep(50)
-
-
-cdef bint enter_nogil_phase(HoldLists *lists) noexcept nogil:
-    """The dispatcher's thread will change its lists without the GIL. False: it must not just now."""
-    store_strongly(&lists.in_nogil_phase, 1)
-    if load_strongly(&lists.wanted_by_others):
-        store_strongly(&lists.in_nogil_phase, 0)
-        return False
-    return True
-
-
-cdef void leave_nogil_phase(HoldLists *lists) noexcept nogil:
-    store_strongly(&lists.in_nogil_phase, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- Deadlines

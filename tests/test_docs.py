@@ -78,6 +78,8 @@ def test_the_moves_between_states_in_the_docs_are_those_of_the_code() -> None:
     picture = (DOCS / "pictures" / "states.svg").read_text()
     assert set(re.findall(r'id="([A-Z_]+)-([A-Z_]+)"', picture)) == moves
     assert set(re.findall(r">([A-Z_]+)</text>", picture)) == set(states.values())
+    table = re.findall(r"^    ([A-Z_]+) .* -> (.*)$", (MQCORE / "_message.pyx").read_text(), re.MULTILINE)
+    assert {(name, to) for name, tos in table for to in re.findall(r"[A-Z_]{4,}", tos)} == moves
 
 
 def test_the_phases_of_a_tick_in_the_docs_are_those_of_the_code() -> None:

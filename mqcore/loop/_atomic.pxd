@@ -1,6 +1,6 @@
 # What several threads look at without a lock, as the compiler's builtins have it.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef extern from *:
     """
@@ -33,6 +33,8 @@ cdef extern from *:
     void fence "mqcore_fence"() noexcept nogil
     uint64_t get "mqcore_get"(uint64_t *) noexcept nogil
     void set "mqcore_set"(uint64_t *, uint64_t) noexcept nogil
+    uint8_t get_byte "mqcore_get"(uint8_t *) noexcept nogil
+    void set_byte "mqcore_set"(uint8_t *, uint8_t) noexcept nogil
     int add "mqcore_add"(int *, int) noexcept nogil
     uint64_t add_number "mqcore_add"(uint64_t *, uint64_t) noexcept nogil
     bint swap "mqcore_swap"(uint64_t *, uint64_t before, uint64_t after) noexcept nogil

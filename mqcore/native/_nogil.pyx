@@ -20,9 +20,9 @@ from .._chain cimport Chain
 from .._dispatch cimport Runner, is_sampled, resume
 from .._holds cimport count_given
 from .._message cimport (
-    HELD, QUEUED, RUNNING, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide,
-    count_held_time, enter_nogil_phase, flush, leave_nogil_phase, move, no_drops)
-from ..loop._atomic cimport get, load, store, store_flag, swap
+    HELD, NO_REFERENCE, QUEUED, RUNNING, STRONG, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, Drops, Entry, HoldLists, Message,
+    NativeSide, count_held_time, flush, move, no_drops)
+from ..loop._atomic cimport get, load, set_byte, store, store_flag, swap
 from ..loop._list cimport first, is_empty, unlink
 from ..loop._poll cimport lost_for, remove_watch
 from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, goes_on, request_tick, start_portion, unlink_ready
@@ -41,11 +41,7 @@ from ._slots cimport (
 cdef bint nogil_phase(void *owner) noexcept nogil:
     """Whether there is more to do that needs no GIL, in the next tick."""
     cdef HoldLists *lists = &(<Runner>owner).holds.lists
-    cdef bint more = True
-    if enter_nogil_phase(lists):
-        more = call_native(<Runner>owner, (<Runner>owner).reactor, <Table *>(<NativeSide>lists.native).table)
-        leave_nogil_phase(lists)
-    return more
+    return call_native(<Runner>owner, (<Runner>owner).reactor, <Table *>(<NativeSide>lists.native).table)
 
 
 cdef bint gil_phase(void *owner) noexcept:
@@ -182,7 +178,7 @@ cdef bint go_on_with(
     move(&runner.holds.lists, message, HELD, RUNNING)
     message.decision = decision
     message.beside.native = NULL
-    message.strong = False  # its reference is ours now
+    set_byte(&message.reference, NO_REFERENCE)  # it is ours now
     if decision == TO_FAIL:
         decision = fail_with_gil(runner, message, slot)
     new_generation(slot)
@@ -242,7 +238,7 @@ cdef int call(
         called = get(&slot.word) >> 32 << 32 | CALLED
         if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
             hold_by(message, slot)
-            message.strong = True
+            set_byte(&message.reference, STRONG)
             move(&runner.holds.lists, message, RUNNING, HELD)
             return UNDECIDED
         early = early_decision(slot)

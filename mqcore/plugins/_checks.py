@@ -78,7 +78,7 @@ def _wrong(name: str, value: object, arguments: Mapping[str, tuple[str, ...]]) -
         return f"{name} is of type {type(value).__name__}, which cannot be called; define it as a function, {call}{other}"
     if _is(inspect.isgeneratorfunction, value) or _is(inspect.isasyncgenfunction, value):
         return f"{name} is a generator, which nothing would run; return a verdict instead of yielding"
-    if name in LIFECYCLE and _is(inspect.iscoroutinefunction, value):
+    if name in LIFECYCLE and is_coroutine_function(value):
         return f"{name} is a coroutine function, and only hooks may be that; define it without async"
     try:
         # What a decorator wraps does not matter: it is the wrapper that is called.
@@ -90,6 +90,10 @@ def _wrong(name: str, value: object, arguments: Mapping[str, tuple[str, ...]]) -
     except TypeError as error:
         return f"{name} cannot take its arguments: {error}; define it as {call}"
     return None
+
+
+def is_coroutine_function(value: Callable[..., object]) -> bool:
+    return _is(inspect.iscoroutinefunction, value)
 
 
 def _is(kind: Callable[[object], bool], value: Callable[..., object]) -> bool:

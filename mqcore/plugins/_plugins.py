@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from .._plugin_set import AnyChange, AnyDispatcher, PluginSet
 from ..errors import MqError, PluginError
 from ..hooks import API_VERSION, LIFECYCLE, MAILERQ_HOOKS, HookSpec, nearest
 from ..native._shared import check_distinct, load_shared
-from ._checks import check, place, raised
+from ._checks import check, is_coroutine_function, place, raised
 from ._config import Config, read_config, settings_of
 from ._files import find, import_file
 
@@ -37,27 +38,22 @@ _log = logging.getLogger("mqcore")
 _Path = str | os.PathLike[str]
 
 
-class _Change(Protocol):
-    """A dispatcher that is ready for a new set of plugins; neither method raises."""
-
-    def commit(self) -> object: ...
-    def discard(self) -> object: ...
-
-
-class _Dispatcher(Protocol):
-    """What plugins ask of a dispatcher; other threads than its own ask too, and there `_prepare` neither waits nor fails."""
-
-    def _prepare(self, plugins: Snapshot, /) -> _Change: ...
-
-
 class Snapshot(tuple["Plugin", ...]):
     """The plugins as they are at one moment, in order; `paused` are the names of those that are in no chain."""
 
     paused: frozenset[str]
+    of_hook: Mapping[str, tuple[Plugin, ...]]
+    """By hook, the plugins that are in its chain: found out once, by whoever makes the change, for all dispatchers."""
 
     def __new__(cls, plugins: Iterable[Plugin] = (), paused: Iterable[str] = ()) -> Self:
         self = super().__new__(cls, plugins)
         self.paused = frozenset(paused).intersection(plugin.name for plugin in self)
+        found: dict[str, list[Plugin]] = {}
+        for plugin in self:
+            if plugin.name not in self.paused:
+                for hook in plugin.hooks:
+                    found.setdefault(hook, []).append(plugin)
+        self.of_hook = {hook: tuple(implementing) for hook, implementing in found.items()}
         return self
 
 
@@ -75,6 +71,7 @@ class Plugin:
         self.hooks: Mapping[str, Callable[..., Any]] = MappingProxyType(
             {name: function for name, function in callables.items() if name not in LIFECYCLE}
         )
+        self._coroutine_hooks = frozenset(name for name, function in self.hooks.items() if is_coroutine_function(function))
         self.context_initialize: Callable[[Any], object] | None = callables.get("mq_context_initialize")
         self.context_cleanup: Callable[[Any], object] | None = callables.get("mq_context_cleanup")
         self.log = logging.getLogger(f"mqcore.plugins.{name}")
@@ -156,7 +153,7 @@ class _Candidate:
     load: Callable[[Callable[..., object]], object]
 
 
-class Plugins:
+class Plugins(PluginSet):
     """The plugins of a server, in order of their names.
 
     Each of `paths` is a directory of plugins, a `.py` file or a package. `hooks` are the hooks that plugins may
@@ -180,7 +177,7 @@ class Plugins:
         self._paths = [_absolute(path) for path in paths]
         self._config_source = config if config is None or isinstance(config, Mapping) else _absolute(config)
         self._trust_writable = trust_writable
-        self._dispatchers: list[weakref.ref[_Dispatcher]] = []
+        self._dispatchers: list[weakref.ref[AnyDispatcher]] = []
         self._lock = threading.RLock()
         self._changes = threading.RLock()
         self._changing = False
@@ -254,8 +251,7 @@ class Plugins:
         """The names of the plugins that implement `hook` and are not paused, in the order in which they are called."""
         if hook not in self.hooks:
             raise MqError(f"no hook is named {hook!r}{nearest(hook, self.hooks)}")
-        plugins = self.snapshot
-        return [plugin.name for plugin in plugins if hook in plugin.hooks and plugin.name not in plugins.paused]
+        return [plugin.name for plugin in self.snapshot.of_hook.get(hook, ())]
 
     @property
     def unused_config(self) -> list[str]:
@@ -288,7 +284,7 @@ class Plugins:
         return f"<mqcore.Plugins {', '.join(plugin.name for plugin in self.snapshot) or '(none)'}>"
 
     @contextmanager
-    def _attach(self, dispatcher: _Dispatcher) -> Iterator[Snapshot]:
+    def _attach(self, dispatcher: AnyDispatcher) -> Iterator[Snapshot]:
         """For a dispatcher that is being made: the plugins that it takes, as `_current` gives them.
 
         From then on changes reach the dispatcher, also one that is under way, unless the block raises.
@@ -304,7 +300,7 @@ class Plugins:
                 self._detach(dispatcher)
                 raise
 
-    def _detach(self, dispatcher: _Dispatcher) -> None:
+    def _detach(self, dispatcher: AnyDispatcher) -> None:
         """Changes reach the dispatcher no more."""
         with self._lock:
             self._dispatchers = [ref for ref in self._dispatchers if ref() is not None and ref() is not dispatcher]
@@ -396,8 +392,8 @@ class Plugins:
 
     def _swap(self, new: Snapshot) -> None:
         """Bring the new set into every dispatcher, or into none; also into those that are made meanwhile."""
-        changes: list[_Change] = []
-        asked: list[_Dispatcher] = []
+        changes: list[AnyChange] = []
+        asked: list[AnyDispatcher] = []
         with ExitStack() as undo:
             while dispatchers := self._take_over(new, asked):
                 for dispatcher in dispatchers:
@@ -409,7 +405,7 @@ class Plugins:
         for change in changes:
             change.commit()
 
-    def _take_over(self, new: Snapshot, asked: list[_Dispatcher]) -> list[_Dispatcher]:
+    def _take_over(self, new: Snapshot, asked: list[AnyDispatcher]) -> list[AnyDispatcher]:
         """The dispatchers that are not ready for the new set; when there are none, it is the set from now on."""
         with self._lock:
             dispatchers = [reference() for reference in self._dispatchers]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import sys
 
+import cases_dying
 import cases_errors
 import cases_lifecycle
 import cases_messages
@@ -15,7 +16,7 @@ import cases_threads
 import hostile_tools as tools
 from case_tools import CASES, UVLOOP_ONLY
 
-__all__ = ["CASES", "UVLOOP_ONLY", "cases_errors", "cases_lifecycle", "cases_messages", "cases_threads"]
+__all__ = ["CASES", "UVLOOP_ONLY", "cases_dying", "cases_errors", "cases_lifecycle", "cases_messages", "cases_threads"]
 
 
 def main() -> None:

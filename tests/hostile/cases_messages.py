@@ -50,6 +50,29 @@ def finalizer_added_to_a_base(owner: Owner) -> None:
     _change_while_held(owner, Mail, lambda message: setattr(Mixin, "__del__", lambda self: None))
 
 
+@case
+def finalizer_added_and_no_memory(owner: Owner) -> None:
+    """Dropped where nothing can be allocated, the messages are abandoned when there is memory again."""
+    import _testcapi
+
+    class Mail(mqcore.Message):
+        pass
+
+    outcomes: list[Any] = []
+    dispatcher = owner.start({"10-hold": lambda context, message: True}, hold_timeout=0)
+    messages = [Mail() for _ in range(3)]
+    done = lambda message, outcome: outcomes.append((outcome, message.error))  # noqa: E731
+    assert dispatcher.hook("mq_step").run_many(messages, done=done) == [None] * 3
+    Mail.__del__ = lambda self: None  # type: ignore[attr-defined]
+    _testcapi.set_nomemory(0, 0)
+    try:
+        messages.clear()
+    finally:
+        _testcapi.remove_mem_hooks()
+    assert books(dispatcher) == (0, 0, 0, 0, 0, 3)
+    _told_once(owner, dispatcher, outcomes, 3)
+
+
 def _change_while_held(owner: Owner, kind: type, change: Callable[[Any], None]) -> None:
     count = 200
     dispatcher = owner.start({"10-hold": lambda context, message: True}, hold_timeout=0)
@@ -68,10 +91,8 @@ def _change_while_held(owner: Owner, kind: type, change: Callable[[Any], None]) 
 
 def _told_once(owner: Owner, dispatcher: Any, outcomes: list[Any], count: int) -> None:
     """Each of the dropped messages is abandoned; one that is held strongly is there to be seen, and to be cancelled."""
-    owner.turn()
-    owner.turn()
+    owner.run_until(lambda: len(dispatcher.held()) + len(outcomes) == count)
     held = dispatcher.held()
-    assert len(held) + len(outcomes) == count, (len(held), len(outcomes))
     assert all(outcome is mqcore.FAIL and isinstance(error, mqcore.Abandoned) for outcome, error in outcomes), outcomes[:3]
     for each in held:
         assert each.message is not None and dispatcher.cancel(each.message)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import gc
 import itertools
 import queue
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from native_tools import Puppet, compile_plugin, mq, start
@@ -155,6 +157,39 @@ MQ_EXPORT bool mq_step(MQ_Context *context, MQ_Connection *connection, MQ_Messag
     }
     held[count++] = connection;
     return true;
+}
+"""
+
+# Passes each message on, and has a timer whose callback ends when another thread says so.
+STAYS = """
+#include <unistd.h>
+
+static int inside, over;
+
+static bool comes(int *flag)
+{
+    for (int tries = 0; tries < 2000 && !__atomic_load_n(flag, __ATOMIC_ACQUIRE); tries++)
+        usleep(1000);
+    return __atomic_load_n(flag, __ATOMIC_ACQUIRE);
+}
+
+MQ_EXPORT bool wait_until_inside(void) { return comes(&inside); }
+MQ_EXPORT bool is_inside(void) { return __atomic_load_n(&inside, __ATOMIC_ACQUIRE); }
+MQ_EXPORT void leave(void) { __atomic_store_n(&over, 1, __ATOMIC_RELEASE); }
+
+static void stay(void *data)
+{
+    (void)data;
+    __atomic_store_n(&inside, 1, __ATOMIC_RELEASE);
+    comes(&over);
+    __atomic_store_n(&inside, 0, __ATOMIC_RELEASE);
+}
+
+MQ_EXPORT bool mq_step(MQ_Context *context, MQ_Connection *connection, MQ_Message *message)
+{
+    (void)connection, (void)message;
+    MQ_startTimer(context, 0, stay, NULL);
+    return false;
 }
 """
 
@@ -386,3 +421,71 @@ def test_rule_10_what_was_given_back_in_time_is_not_too_late(owner, tmp_path):
     time.sleep(0.15)
     owner.run_until(lambda: len(owner.finished) == 16)
     assert {outcome for _, outcome in owner.finished} == {CONTINUE}
+
+
+def test_a_message_that_another_thread_deallocates_waits_for_no_native_plugin(owner, tmp_path):
+    """A Python plugin holds it, and its class gained a finalizer meanwhile. The dispatcher's thread is in a native callback and
+    leaves it only when the message is gone; the Python code that comes next in that tick finds nothing of it."""
+
+    class Mail(mqcore.Message):
+        pass
+
+    told, held, dropped, contexts = [], [], [], []
+    holds = SimpleNamespace(mq_other=lambda context, message, extra: True, mq_context_initialize=contexts.append)
+    plugins = owner.plugins({"20-holds": holds})
+    plugins.load(compile_plugin(tmp_path / "10-stays.so", STAYS))
+    library = ctypes.CDLL(str(tmp_path / "10-stays.so"))
+    for function in (library.wait_until_inside, library.is_inside):
+        function.restype = ctypes.c_bool
+    dispatcher = owner.dispatcher(plugins)
+    messages = [Mail() for _ in range(3)]
+    for message in messages:
+        done = lambda message, outcome: told.append((type(message), outcome, type(message.error)))  # noqa: E731
+        assert dispatcher.hook("mq_other").run(message, None, done=done) is None
+    del message
+    Mail.__del__ = lambda self: None
+
+    def drop():
+        dropped.append(library.wait_until_inside())
+        messages.clear()
+        dropped.append(library.is_inside())
+        library.leave()
+
+    def look():
+        held.append(len(dispatcher.held()))
+        if not dropped:
+            contexts[0].start_timer(0, look)
+
+    look()
+    assert dispatcher.hook("mq_step").run(mqcore.Message()) is CONTINUE
+    thread = threading.Thread(target=drop)
+    thread.start()
+    owner.run_until(lambda: len(told) == 3)
+    thread.join()
+    assert dropped == [True, True]
+    assert held[0] == 3 and held[-1] == 0
+    assert told == [(mqcore.Message, FAIL, mqcore.Abandoned)] * 3
+    assert_conserved(dispatcher)
+
+
+def test_the_collector_sees_the_same_of_a_message_whatever_native_plugins_do(owner, tmp_path):
+    """It looks more than once, and they go on without the GIL in between."""
+
+    class Final(mqcore.Message):
+        def __del__(self):
+            pass
+
+    def take(context, connection, _):
+        seen.append(gc.get_referents(message))
+        puppet.timer(context, 0.0, lambda data: mq.MQ_continue(connection))
+        return True
+
+    puppet = Puppet(tmp_path / "10-takes.so", take)
+    dispatcher = start(owner, [puppet])
+    payload, seen = [], []
+    message = Final(payload=payload)
+    assert dispatcher.hook("mq_step").run(message, done=owner.done) is None
+    seen.append(gc.get_referents(message))
+    owner.run_until(lambda: owner.finished)
+    assert owner.finished == [(message, CONTINUE)]
+    assert [sum(each is payload for each in members) for members in seen] == [1, 1]

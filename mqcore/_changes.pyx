@@ -19,6 +19,7 @@ from ._holds cimport HoldTable
 from ._message cimport HOLD_TIMES, CounterRow, Counters, report_raised
 from .loop._call cimport ends_program, take_error
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Task, goes_on, start_portion
+from ._trace cimport chain_of
 from .loop._seal cimport seal
 
 from .errors import DispatcherClosed, PluginError
@@ -176,6 +177,7 @@ cdef class Change:
     cdef dict contexts
     cdef list fresh
     cdef dict chains
+    cdef dict traced                # Trace of a step that is open -> Chain
     cdef bint is_ready              # it may be committed
 
     cdef int prepare(self) except -1:
@@ -189,6 +191,8 @@ cdef class Change:
                 self.contexts[plugin] = context
             for route in self.active.hooks.values():
                 self.chains[route.name] = new_chain(route, self.contexts_with(route.name))
+                for trace in route.traces or ():
+                    self.traced[trace] = chain_of(trace, self.chains[route.name])
             if self.active.closed:
                 raise DispatcherClosed("a plugin closed the dispatcher while its plugins were being changed")
             self.is_ready = True
@@ -235,6 +239,8 @@ cdef class Change:
         cdef list gone = []
         for route in active.hooks.values():
             old.append(route.chain)
+            for trace in route.traces or ():
+                old.append((<Route>trace).chain)
         for plugin, each in active.contexts.items():
             if plugin not in self.contexts:
                 gone.append(each)
@@ -248,14 +254,18 @@ cdef class Change:
         for route in active.hooks.values():
             chain = self.chains[route.name]
             route.chain = chain
+            for trace in route.traces or ():  # those that began meanwhile are not traced beyond a retry
+                (<Route>trace).chain = self.traced.get(trace, chain)
         self.fresh = []
         self.chains = {}
+        self.traced = {}
         self.contexts = {}
         active.holds.lists.fast_path_off = True
         active.reactor.wake()  # for the sweep
 
     def discard(self):
         """It is not wanted: clean up what was made ready."""
+        self.traced.clear()
         self.chains.clear()
         while self.fresh:
             clean_up(<Context>self.fresh.pop())
@@ -268,6 +278,7 @@ cdef Change new_change(ActivePlugins active, object plugins):
     change.contexts = {}
     change.fresh = []
     change.chains = {}
+    change.traced = {}
     return change
 
 

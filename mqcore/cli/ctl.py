@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..mail.report import BAD_PLUGIN, OK, SOME_FAILED, UNREACHABLE, USAGE
 from ..server import systemd
 from ..server.logs import printable
+from ..server.timeline import lines_of
 from .configuration import count, duration
 from .output import complain
 
@@ -51,7 +52,7 @@ def ask(options: argparse.Namespace) -> int:
             request[name] = value
     path = path_of(options)
     try:
-        answer = exchange(path, request)
+        answer = exchange(path, request, waiting=_COMMANDS[options.name].waits)
     except (OSError, ValueError) as error:
         return complain(explain(error, path), UNREACHABLE)
     if not answer["ok"]:
@@ -70,11 +71,15 @@ def path_of(options: argparse.Namespace) -> str:
     return given or systemd.control_socket() or os.path.join(DEFAULT, systemd.CONTROL)
 
 
-def exchange(path: str, request: dict[str, Any]) -> dict[str, Any]:
+def exchange(path: str, request: dict[str, Any], *, waiting: str | None = None) -> dict[str, Any]:
+    """The answer. `waiting`: what it waits for, if that may take any time."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.settimeout(PATIENCE)
         server.connect(path)
         server.sendall(json.dumps(request).encode() + b"\n")
+        if waiting is not None:
+            complain(waiting, OK)
+            server.settimeout(None)
         parts: list[bytes] = []
         while not parts or not parts[-1].endswith(b"\n"):
             try:
@@ -171,6 +176,8 @@ class _Command(NamedTuple):
     help: str
     show: Callable[[dict[str, Any]], Iterable[str]] = _pairs
     arguments: Mapping[str, dict[str, Any]] = MappingProxyType({})
+    waits: str | None = None
+    """What it says that it waits for, if that may take any time."""
 
 
 _PLUGIN: dict[str, Any] = {"metavar": "PLUGIN", "help": "its name"}
@@ -205,4 +212,13 @@ _COMMANDS = {
     "stop": _Command("the same within 25 s, as SIGTERM does it"),
     "pause": _Command("leave a plugin out of what begins from now on", arguments={"plugin": _PLUGIN}),
     "resume": _Command("end what pause began", arguments={"plugin": _PLUGIN}),
+    "trace": _Command(
+        "what happens to the next transaction that matches: each step and plugin, and the replies",
+        lines_of,
+        {
+            "id": {"metavar": "ID", "nargs": "?", "help": "of a connection, as `held` has it, or of a mail from a mailbox"},
+            "--peer": {"metavar": "IP", "help": "of the client"},
+        },
+        "waiting for the transaction; Ctrl-C gives up",
+    ),
 }

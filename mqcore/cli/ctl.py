@@ -25,6 +25,8 @@ DEFAULT = "/run/mqcore"
 """Where the unit file of `contrib/` has its folder."""
 PATIENCE = 5.0
 """Seconds until it says what it waits for."""
+AT_ONCE = 0.2
+"""The same, where waiting is what was asked for, and an answer that comes sooner is that it was asked wrongly."""
 SOCKET = f"its control socket (default: {systemd.CONTROL} in $RUNTIME_DIRECTORY, or in {DEFAULT})"
 EXIT_CODES = """\
 exit codes: 0 done; 1 the server says no; 2 wrong usage; 3 nothing was reloaded, all is as it was; 4 no server can be reached"""
@@ -74,18 +76,15 @@ def path_of(options: argparse.Namespace) -> str:
 def exchange(path: str, request: dict[str, Any], *, waiting: str | None = None) -> dict[str, Any]:
     """The answer. `waiting`: what it waits for, if that may take any time."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-        server.settimeout(PATIENCE)
+        server.settimeout(PATIENCE if waiting is None else AT_ONCE)
         server.connect(path)
         server.sendall(json.dumps(request).encode() + b"\n")
-        if waiting is not None:
-            complain(waiting, OK)
-            server.settimeout(None)
         parts: list[bytes] = []
         while not parts or not parts[-1].endswith(b"\n"):
             try:
                 part = server.recv(1 << 16)
             except TimeoutError:
-                complain(f"waiting for the server at {path}, which is busy", OK)
+                complain(waiting or f"waiting for the server at {path}, which is busy", OK)
                 server.settimeout(None)
                 continue
             if not part:

@@ -11,6 +11,7 @@ from ._context import Context, Hold
 from ._dispatcher import Dispatcher
 from ._hook import Hook
 from ._message import Message
+from ._trace import Trace
 from ._typing import HookResult
 from .errors import (
     Abandoned,
@@ -57,6 +58,7 @@ __all__ = [
     "Plugins",
     "RetryLimit",
     "Timer",
+    "Trace",
     "Verdict",
     "Watchdog",
     "Watcher",

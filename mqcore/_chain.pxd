@@ -15,6 +15,7 @@ cdef class Route:
     cdef Chain chain                # None until the dispatcher's first plugins are there
     cdef HoldTable holds
     cdef Entry waiting              # where messages are that run_many() has taken and not come to yet: at no plugin
+    cdef list traces                # the routes of its traced steps, which have chains of their own; None: there never were any
 
 cdef class Chain:
     """The plugins that implement one hook, in order. Immutable: a change makes a new one."""
@@ -26,5 +27,6 @@ cdef class Chain:
     cdef Route route
 
 cdef Chain new_chain(Route route, tuple contexts)
+cdef Chain new_chain_with(Route route, Chain chain, list probes)
 cdef NativeFunction new_native_function(void *address, int kind, object library)
 cdef int open_route(Route route, str name, HoldTable holds) except -1

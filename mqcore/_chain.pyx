@@ -96,11 +96,51 @@ cdef Chain new_chain(Route route, tuple contexts):
         entry += 1
     entry.hook = <PyObject *>route.name
     entry.lists = &route.holds.lists
-    chain.contexts = contexts  # last: what raised before has counted no uses
-    for each in contexts:
-        context = <Context>each
-        context.uses += 1
+    use(chain, contexts)
     return chain
+
+
+cdef Chain new_chain_with(Route route, Chain chain, list probes):
+    """The same plugins, on another route. For each there is a probe, to be called in the place of its Python function, or
+    before its C function."""
+    cdef Chain made = Chain.__new__(Chain)
+    cdef Py_ssize_t count = len(chain.contexts)
+    cdef Py_ssize_t place
+    cdef list functions = []
+    cdef list contexts = []
+    cdef Entry *entry
+    for place in range(count):
+        functions.append(probes[place])
+        contexts.append(chain.contexts[place])
+        if chain.entries[place].native != NULL:
+            functions.append(chain.functions[place])
+            contexts.append(chain.contexts[place])
+    cdef tuple uses = tuple(contexts)
+    made.route = route
+    made.coroutines = chain.coroutines
+    made.functions = tuple(functions)
+    made.entries = <Entry *>calloc(len(uses) + 1, sizeof(Entry))
+    if made.entries == NULL:
+        raise MemoryError()
+    entry = made.entries
+    for place in range(count):
+        entry[0] = chain.entries[place]
+        entry.function = <PyObject *>probes[place]
+        if entry.native != NULL:
+            entry.native = NULL
+            entry[1] = chain.entries[place]
+            entry += 1
+        entry += 1
+    entry[0] = chain.entries[count]
+    use(made, uses)
+    return made
+
+
+cdef void use(Chain chain, tuple contexts) noexcept:
+    """The last thing for a new chain: what raised before has counted no uses."""
+    chain.contexts = contexts
+    for each in contexts:
+        (<Context>each).uses += 1
 
 
 seal(Chain)

@@ -14,6 +14,7 @@ cdef class Change:
     cdef dict contexts
     cdef list fresh
     cdef dict chains
+    cdef dict traced                # Trace of a step that is open -> Chain
     cdef bint is_ready              # it may be committed
 
     cdef int prepare(self) except -1

@@ -20,6 +20,7 @@ from ._message cimport HOLD_TIMES, CounterRow, Counters, report_raised
 from .loop._call cimport ends_program, take_error
 from .loop._reactor cimport Portion, PyThread_get_thread_ident, Task, goes_on, has_time, start_portion
 from .loop._seal cimport seal
+from ._trace cimport chain_of as traced_chain_of
 
 from .errors import DispatcherClosed, PluginError
 from .stats import HookStats
@@ -192,7 +193,9 @@ cdef class Change:
             self.contexts[plugin] = self.start(plugin)
             return True
         for route in self.routes:
-            self.chains[route.name] = self.chain_of(route)
+            self.chains[route.name] = chain = self.chain_of(route)
+            for trace in route.traces or ():
+                self.traced[trace] = traced_chain_of(trace, chain)
             return True
         return False
 
@@ -233,6 +236,8 @@ cdef class Change:
         cdef list gone = []
         for route in active.hooks.values():
             old.append(route.chain)
+            for trace in route.traces or ():
+                old.append((<Route>trace).chain)
         for plugin, each in active.contexts.items():
             if plugin not in self.contexts:
                 gone.append(each)
@@ -246,8 +251,11 @@ cdef class Change:
         for route in active.hooks.values():
             chain = self.chains[route.name]
             route.chain = chain
+            for trace in route.traces or ():  # those that began meanwhile are not traced beyond a retry
+                (<Route>trace).chain = self.traced.get(trace, chain)
         self.fresh = []
         self.chains = {}
+        self.traced = {}
         self.contexts = {}
         active.holds.lists.fast_path_off = True
         active.reactor.wake()  # for the sweep
@@ -259,6 +267,7 @@ cdef class Change:
     cdef int undo(self) except -1:
         """Clean up what was made ready."""
         self.is_ready = False
+        self.traced.clear()
         self.chains.clear()
         while self.fresh:
             clean_up(<Context>self.fresh.pop())
@@ -272,6 +281,7 @@ cdef Change new_change(ActivePlugins active, object plugins):
     change.contexts = {}
     change.fresh = []
     change.chains = {}
+    change.traced = {}
     new_plugins = []
     for plugin in plugins:
         change.contexts[plugin] = active.contexts.get(plugin)

@@ -10,6 +10,8 @@ from .plugins import Plugins
 from .stats import Held, Lag, Stats
 from .watchdog import Watchdog
 
+BUILD: str
+
 @disjoint_base
 class Dispatcher:
     def __init__(

@@ -23,6 +23,22 @@ from .loop._ending import Ending
 from .stats import Held, Stats
 from .watchdog import watchdog_of
 
+cdef extern from *:
+    """
+    #if defined(__SANITIZE_THREAD__)
+    #define MQCORE_BUILD "threads"
+    #elif defined(__SANITIZE_ADDRESS__)
+    #define MQCORE_BUILD "sanitize"
+    #elif defined(MQCORE_DEBUG)
+    #define MQCORE_BUILD "debug"
+    #else
+    #define MQCORE_BUILD "release"
+    #endif
+    """
+    const char *MQCORE_BUILD
+
+BUILD = MQCORE_BUILD.decode()  # of which kind, as setup.py has them
+
 
 @cython.no_gc_clear  # messages, holds and contexts need what it is made of
 cdef class Dispatcher:

@@ -15,6 +15,7 @@ cdef class Hook(Route):
 
     cdef int check_awaitable(self) except -1
     cdef int check_call(self, tuple args, object done) except -1
+    cdef int check_run(self, Message message, tuple args, object done) except -1
     cpdef object run_one(self, Message message, tuple args, object done)
 
 cdef inline object variables_for(Chain chain):

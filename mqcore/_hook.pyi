@@ -5,6 +5,7 @@ from typing import Any, TypeVar, final
 from ._dispatcher import Dispatcher
 from ._message import Message
 from ._stream import Stream
+from ._trace import Trace
 from .hooks import HookSpec
 from .verdicts import Outcome
 
@@ -22,6 +23,9 @@ class Hook:
     def checked(self, message: Message, *args: Any) -> Coroutine[Any, Any, Outcome]: ...
     def run(
         self, message: _Message, *args: Any, done: Callable[[_Message, Outcome], object] | None = None
+    ) -> Outcome | None: ...
+    def run_traced(
+        self, message: _Message, trace: Trace, *args: Any, done: Callable[[_Message, Outcome], object] | None = None
     ) -> Outcome | None: ...
     def run_many(
         self, messages: Iterable[_Message], *args: Any, done: Callable[[_Message, Outcome], object] | None = None

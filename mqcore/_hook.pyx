@@ -3,10 +3,11 @@
 cimport cython
 from cpython.object cimport PyObject
 
-from ._chain cimport Route, open_route
+from ._chain cimport Chain, Route, open_route
 from ._dispatch cimport MOST_ARGUMENTS, Runner, begin, begin_all, cancel_step
 from ._message cimport HELD, IDLE, RUNNING, TAKEN, UNDECIDED, Message, move
 from .loop._reactor cimport Caller, PyThread_get_thread_ident
+from ._trace cimport Trace, new_ended
 from .loop._seal cimport seal
 from .loop._state cimport set_caller
 
@@ -16,6 +17,7 @@ from .errors import MqError
 from .verdicts import CONTINUE
 
 cdef extern from "Python.h":
+    PyObject *Py_None
     bint PyCallable_Check(object)
 
 # In C, where no module's dict is searched for them.
@@ -92,6 +94,38 @@ cdef class Hook(Route):
         cdef PyObject *outcome = begin(self.runner, chain, message, args, done, variables)
         set_caller(&self.runner.calling, before)
         return <object>outcome
+
+    def run_traced(self, Message message not None, Trace trace not None, *args, done=None):
+        """As `run`, and what each plugin does in the step is noted in `trace`, a new one. All else is the same; it takes a few
+        microseconds more for each plugin."""
+        cdef Caller *before
+        cdef PyObject *outcome
+        cdef Chain chain
+        self.check_run(message, args, done)
+        if trace.runner is not None:
+            raise MqError(f"{self.name}: the trace has been used: each step needs a new one")
+        try:
+            trace.open(self.runner, self, message)
+            chain = trace.chain
+            variables = variables_for(chain)
+            ended = new_ended(trace, done)
+            self.check_run(message, args, done)  # memory was made, by which anybody's code may have run
+        except BaseException:
+            trace.close()
+            raise
+        move(&self.holds.lists, message, IDLE, RUNNING)
+        before = self.runner.calling
+        outcome = begin(self.runner, chain, message, args, ended, variables)
+        set_caller(&self.runner.calling, before)
+        if outcome != Py_None:
+            trace.end(message, <object>outcome)
+        return <object>outcome
+
+    cdef int check_run(self, Message message, tuple args, object done) except -1:
+        self.check_call(args, done)
+        if message.state != IDLE:
+            raise MqError(f"{self.name}: {in_step(message)}")
+        return 0
 
     def run_many(self, messages, *args, done=None):
         """`run` for each of an iterable of messages: a list of what it returned, in order.

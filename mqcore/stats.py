@@ -98,3 +98,21 @@ class Held:
     plugin: str
     hook: str
     age: float
+
+
+class Call(NamedTuple):
+    """One call of a plugin in a step that is traced (`mqcore.Trace`).
+
+    `verdict`: CONTINUE, COMPLETE, RETRY or FAIL, how the step went on from it. `begin`: seconds since the step began.
+    `seconds`: how long the call took; `held`: how long the plugin held the message after that, until it went on, None if it
+    did not. (Of a native plugin that held it, call and hold are one time, in `held`, and `seconds` is None.) `changes`: what
+    the trace's `look` said. `error`: what the hook raised, or why the step failed, as text.
+    """
+
+    plugin: str
+    verdict: str
+    begin: float
+    seconds: float | None
+    held: float | None
+    changes: tuple[str, ...]
+    error: str | None

@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 from .. import PluginError
 from ..mail.errors import SinkError, SourceError
-from ..mail.report import BAD_PLUGIN, UNREACHABLE
-from . import check, config, ctl, include, order, run, top
+from ..mail.report import BAD_PLUGIN, OK, UNREACHABLE
+from . import about, check, config, ctl, include, order, run, top
 from .output import StandardError, begin_log, complain, drop, open_standard_files
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -21,7 +21,9 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     open_standard_files()
-    options = _parser().parse_args(arguments)
+    if about.prints_version(sys.argv[1:] if arguments is None else arguments):
+        return OK
+    options = parser().parse_args(arguments)
     handler = StandardError()
     logging.basicConfig(handlers=[handler])
     begin_log("text", None)
@@ -43,20 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         handler.tell_suppressed()
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """That of the whole command."""
     parser = argparse.ArgumentParser(prog="mqcore", description="Move mail through plugins.", epilog=run.EXIT_CODES)
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    about.add_to(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (run, ctl, top, order, check, config, include):
         command.add_to(commands)
     return parser
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version  # takes its time
-
-        print(f"mqcore {version('mqcore')}")
-        parser.exit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -12,6 +13,7 @@ from .. import Dispatcher, PluginError, Plugins
 from ..mail.report import BAD_PLUGIN, OK
 from . import run
 from .configuration import Options
+from .options import Raising
 from .output import complain
 from .plugins import load, loading, printing_to_standard_error, tell_what_is_missing
 
@@ -31,8 +33,7 @@ def check_plugins(options: argparse.Namespace) -> int:
     code = OK
     paths = options.paths
     if options.config:
-        table = Options(run.options()).check(options, options.config)
-        paths = paths or table.get("plugins", [])
+        paths = paths or _check_file(options)
     with printing_to_standard_error(), load(options) as plugins:
         for path in paths:
             try:
@@ -46,6 +47,21 @@ def check_plugins(options: argparse.Namespace) -> int:
     for line in lines:
         print(line)
     return code
+
+
+def _check_file(options: argparse.Namespace) -> list[str]:
+    """The plugins that the file names. Tells the parser of what is wrong with its options, and of those that do not go
+    together, as a run would."""
+    settled = Options(run.options()).in_file(options, options.config)
+    plugins: list[str] = settled.plugins
+    settled.parser = Raising(add_help=False)
+    try:
+        run.fit_together(settled)
+    except ValueError as error:
+        names = [*re.findall(r"--([a-z][a-z-]*)", str(error)), "to", "from"]  # what is not named is about the places
+        chosen = [setting.origin for name in names if (setting := settled.settings.get(name)) and setting.is_chosen]
+        options.parser.error(f"{chosen[0] if chosen else options.config}: {error}")
+    return plugins
 
 
 def _begin(plugins: Plugins) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..plugins._config import read_toml
+from ..plugins._config import line_of, read_toml
 from ..server.durations import parse_duration
 from .output import complain
 
@@ -71,6 +71,20 @@ duration = argument(parse_duration)
 """The type of options that are times; seconds."""
 
 
+def parse_ratio(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = -1.0
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"{text!r} is no number from 0 to 1")
+    return ratio
+
+
+ratio = argument(parse_ratio)
+"""The type of options that are a part of all."""
+
+
 class Options:
     """Those of a parser, whose values may come from elsewhere too. To be made when the parser has all of them."""
 
@@ -107,10 +121,18 @@ class Options:
                 complain(f"{variable} is no option; did you mean {_variable(near[0])}?", 0)
         return settled
 
-    def check(self, options: argparse.Namespace, path: str) -> dict[str, Any]:
-        """The values in the file, which has to have what it may have."""
+    def in_file(self, options: argparse.Namespace, path: str) -> argparse.Namespace:
+        """As `settled`, but of the file alone. It has to have what it may have; what it does not have need not be there."""
         table = self._table(options, path)
-        return {name: self._from_file(options, name, self._actions[name], path, table[name]) for name in table}
+        settings = {}
+        for name, action in self._actions.items():
+            if name in table:
+                value = self._from_file(options, name, action, path, table[name])
+                settings[name] = Setting(name, value, _where(path, name), table[name])
+            else:
+                settings[name] = self._by_default(name, action)
+        values = {action.dest: settings[name].value for name, action in self._actions.items()}
+        return argparse.Namespace(**values, settings=settings, parser=options.parser)
 
     def _config(self, options: argparse.Namespace) -> Setting:
         if "config" in options and options.config is not None:
@@ -133,6 +155,9 @@ class Options:
             assert path is not None
             value = self._from_file(options, name, action, path, table[name])
             return Setting(name, value, _where(path, name), table[name])
+        return self._by_default(name, action)
+
+    def _by_default(self, name: str, action: argparse.Action) -> Setting:
         default = self._defaults[name]
         value = action.type(default) if isinstance(default, str) and callable(action.type) else default
         return Setting(name, value, DEFAULT, default)
@@ -203,7 +228,7 @@ def _fits(action: argparse.Action, value: object) -> bool:
         return isinstance(value, bool)
     if isinstance(action, argparse._AppendAction) and isinstance(value, list):
         return all(isinstance(each, str) for each in value)
-    return isinstance(value, str) or (action.type is duration and type(value) in (int, float))
+    return isinstance(value, str) or (action.type in (duration, ratio) and type(value) in (int, float))
 
 
 def _kind(action: argparse.Action) -> str:
@@ -217,14 +242,7 @@ def _kind(action: argparse.Action) -> str:
 
 
 def _where(path: str | None, name: str | None) -> str:
-    """The file, and the line of an option in its table, as far as that is easily found."""
-    inside = False
-    with open(str(path), encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            text = line.strip()
-            if text.startswith("["):
-                inside = text.strip("[] ") == TABLE
-            key = text.partition("=")[0].strip().strip("\"'")
-            if (inside and key == name) or key in (f"{TABLE}.{name}", TABLE if name is None else None):
-                return f"{path}:{number}"
-    return str(path)
+    """The file, and the line of an option in its table."""
+    keys = (TABLE,) if name is None else (TABLE, name)
+    line = line_of(str(path), *keys)
+    return str(path) if line is None else f"{path}:{line}"

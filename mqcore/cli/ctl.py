@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..mail.report import BAD_PLUGIN, OK, SOME_FAILED, UNREACHABLE, USAGE
 from ..server import systemd
 from ..server.logs import printable
+from ..server.timeline import lines_of
 from .configuration import count, duration
 from .output import complain
 
@@ -24,6 +25,8 @@ DEFAULT = "/run/mqcore"
 """Where the unit file of `contrib/` has its folder."""
 PATIENCE = 5.0
 """Seconds until it says what it waits for."""
+AT_ONCE = 0.2
+"""The same, where waiting is what was asked for, and an answer that comes sooner is that it was asked wrongly."""
 SOCKET = f"its control socket (default: {systemd.CONTROL} in $RUNTIME_DIRECTORY, or in {DEFAULT})"
 EXIT_CODES = """\
 exit codes: 0 done; 1 the server says no; 2 wrong usage; 3 nothing was reloaded, all is as it was; 4 no server can be reached"""
@@ -51,7 +54,7 @@ def ask(options: argparse.Namespace) -> int:
             request[name] = value
     path = path_of(options)
     try:
-        answer = exchange(path, request)
+        answer = exchange(path, request, waiting=_COMMANDS[options.name].waits)
     except (OSError, ValueError) as error:
         return complain(explain(error, path), UNREACHABLE)
     if not answer["ok"]:
@@ -70,9 +73,10 @@ def path_of(options: argparse.Namespace) -> str:
     return given or systemd.control_socket() or os.path.join(DEFAULT, systemd.CONTROL)
 
 
-def exchange(path: str, request: dict[str, Any]) -> dict[str, Any]:
+def exchange(path: str, request: dict[str, Any], *, waiting: str | None = None) -> dict[str, Any]:
+    """The answer. `waiting`: what it waits for, if that may take any time."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-        server.settimeout(PATIENCE)
+        server.settimeout(PATIENCE if waiting is None else AT_ONCE)
         server.connect(path)
         server.sendall(json.dumps(request).encode() + b"\n")
         parts: list[bytes] = []
@@ -80,7 +84,7 @@ def exchange(path: str, request: dict[str, Any]) -> dict[str, Any]:
             try:
                 part = server.recv(1 << 16)
             except TimeoutError:
-                complain(f"waiting for the server at {path}, which is busy", OK)
+                complain(waiting or f"waiting for the server at {path}, which is busy", OK)
                 server.settimeout(None)
                 continue
             if not part:
@@ -171,6 +175,8 @@ class _Command(NamedTuple):
     help: str
     show: Callable[[dict[str, Any]], Iterable[str]] = _pairs
     arguments: Mapping[str, dict[str, Any]] = MappingProxyType({})
+    waits: str | None = None
+    """What it says that it waits for, if that may take any time."""
 
 
 _PLUGIN: dict[str, Any] = {"metavar": "PLUGIN", "help": "its name"}
@@ -205,4 +211,13 @@ _COMMANDS = {
     "stop": _Command("the same within 25 s, as SIGTERM does it"),
     "pause": _Command("leave a plugin out of what begins from now on", arguments={"plugin": _PLUGIN}),
     "resume": _Command("end what pause began", arguments={"plugin": _PLUGIN}),
+    "trace": _Command(
+        "what happens to the next transaction that matches: each step and plugin, and the replies",
+        lines_of,
+        {
+            "id": {"metavar": "ID", "nargs": "?", "help": "of a connection, as `held` has it, or of a mail from a mailbox"},
+            "--peer": {"metavar": "IP", "help": "of the client"},
+        },
+        "waiting for the transaction; Ctrl-C gives up",
+    ),
 }

@@ -23,7 +23,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{option.name}", help=f"{option.help} ({', '.join(places)})", **how)
 
 
-class _Raising(argparse.ArgumentParser):
+class Raising(argparse.ArgumentParser):
     """Tells of mistakes by ValueError, as they must not end a server."""
 
     def error(self, message: str) -> NoReturn:
@@ -33,7 +33,7 @@ class _Raising(argparse.ArgumentParser):
 def to_read_again(options: argparse.Namespace) -> Callable[[], argparse.Namespace]:
     """Gives options for `options_for`, when the file may say something else: what it has to say of a mistake is a ValueError
     then, and paths are where they are now."""
-    parser, folder = _Raising(add_help=False), os.getcwd()
+    parser, folder = Raising(add_help=False), os.getcwd()
     given = argparse.Namespace(**vars(options.given) | {"parser": parser})
     if options.config:
         given.config = os.path.abspath(options.config)

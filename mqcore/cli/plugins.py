@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from .. import Plugins
 from ..mail.report import OK
 from ..plugins._checks import is_inside
+from ..plugins._config import place_of
 from .configuration import TABLE as RUN_TABLE
 from .output import complain
 
@@ -69,7 +70,9 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
         if name != RUN_TABLE:
             close = difflib.get_close_matches(name, [plugin.name for plugin in plugins], 1)
             hint = f"did you mean {close[0]}?" if close else "write [plugins.NAME]"
-            complain(f"{options.config} has {name}, and there is no plugin of that name; {hint}", OK)
+            file, line = place_of(options.config, name) or (options.config, None)
+            where = file if line is None else f"{file}:{line}"
+            complain(f"{where} has {name}, and there is no plugin of that name; {hint}", OK)
 
 
 @contextlib.contextmanager

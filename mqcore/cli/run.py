@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvloop
 
@@ -30,7 +30,7 @@ from ..server.address import Address, parse_address, write_address
 from ..server.options import PlaceOptions
 from . import options as place_options
 from . import watchdog
-from .configuration import Options, argument, count
+from .configuration import Options, argument, count, ratio
 from .output import begin_log, complain, drop
 from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 from .progress import progress_bar
@@ -89,6 +89,13 @@ def options() -> argparse.ArgumentParser:
         help="HOST:PORT, :PORT (this machine only) or unix:PATH for /metrics, /healthz, /readyz and the status page",
     )
     watchdog.add_to(run)
+    run.add_argument(
+        "--trace",
+        metavar="RATIO",
+        type=ratio,
+        default=0.0,
+        help="send so many of all transactions, from 0 to 1, to OpenTelemetry as OTEL_* variables say (default: 0)",
+    )
     run.add_argument("--log-format", choices=logs.FORMATS, default="text", help="how lines of the log look (default: text)")
     run.add_argument(
         "--log-level",
@@ -110,17 +117,11 @@ def move(options: argparse.Namespace) -> int:
 
 def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
     source, sink, failed = options.source, options.sink, options.failed
-    for one, other in itertools.combinations(filter(None, (source, sink, failed)), 2):
-        if one.is_same(other):
-            options.parser.error(f"{one} and {other} are the same mailbox")
-    reading, writing = place_options.options_for(options, source, sink)
-    watched = watchdog.watchdog_of(options)
+    (reading, writing), watched = fit_together(options)
     begin_log(options.log_format, options.log_level)
     files = raise_file_limit(FILES)
     if files < FEW_FILES:
         complain(f"this process may open {files} files, which may be too few; raise the limit (ulimit -n)", OK)
-    if failed is None and "one_recipient" not in reading and needs_failed(source.kind, sink.kind):
-        options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
     again, control = place_options.to_read_again(options), _control_path(options)  # where we are now
     with contextlib.ExitStack() as opened:
         opened.enter_context(printing_to_standard_error())
@@ -128,6 +129,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         if options.user is not None:  # who may not have the port, and whose code the plugins are
             from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
             _become(options)
+        spans = opened.enter_context(_span_provider(options))
         plugins = opened.enter_context(load(options, *options.plugins))
         from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
         _check_recipients(options, plugins)
@@ -143,7 +145,17 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             moving = _Moving(
-                plugins, from_, to, aside, options.max_in_flight, steering, parts, control, options.metrics, watched
+                plugins,
+                from_,
+                to,
+                aside,
+                options.max_in_flight,
+                steering,
+                parts,
+                control,
+                options.metrics,
+                watched,
+                (spans, options.trace),
             )
             report = _run(runner, moving)
     try:
@@ -156,6 +168,20 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
     if report.error is not None:
         complain(report.error, UNREACHABLE)
     return report.exit_code
+
+
+def fit_together(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Watchdog | None]:
+    """What source and sink take of the options, and what the watchdog does. Tells the parser of those that do not go together;
+    where there is no source or no sink, of the others."""
+    source, sink, failed = options.source, options.sink, options.failed
+    for one, other in itertools.combinations(filter(None, (source, sink, failed)), 2):
+        if one.is_same(other):
+            options.parser.error(f"{one} and {other} are the same mailbox")
+    chosen = place_options.options_for(options, *filter(None, (source, sink)))
+    watched = watchdog.watchdog_of(options)
+    if source and sink and not failed and "one_recipient" not in chosen[0] and needs_failed(source.kind, sink.kind):
+        options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
+    return chosen, watched
 
 
 def _become(options: argparse.Namespace) -> None:
@@ -196,6 +222,8 @@ class _Moving(NamedTuple):
     control: str | None
     metrics: Address | None
     watchdog: Watchdog | None
+    spans: tuple[Any, float]
+    """Who makes them, if anybody does, and of how much."""
 
 
 def _run(runner: asyncio.Runner, moving: _Moving) -> Report:
@@ -222,7 +250,7 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
         gateway = Gateway(dispatcher, source, moving.sink, moving.failed, max_in_flight=moving.max_in_flight)
         made(gateway)
         server = Server(gateway, moving.parts(gateway))
-        with _stopped_by_signals(gateway), moving.steering.of(server):
+        with _stopped_by_signals(gateway), moving.steering.of(server), _traced(gateway, *moving.spans):
             async with _controlled(server, moving.control), _shown(server, moving.metrics) as url:
                 if not source.finite:
                     complain(f"listening on {source.url}", OK)  # whoever reads this may end it at once
@@ -232,6 +260,35 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
                 with systemd.kept_alive(asyncio.get_running_loop()):
                     async with progress_bar(gateway):
                         return await gateway.run()
+
+
+@contextlib.contextmanager
+def _span_provider(options: argparse.Namespace) -> Iterator[Any]:
+    """Of OpenTelemetry's; None where nothing is traced, when nothing of it is imported."""
+    if not options.trace:
+        yield None
+        return
+    try:
+        from ..server.otel import OtelError, provided
+    except ImportError as error:
+        options.parser.error(f"--trace needs OpenTelemetry ({error}): pip install 'mqcore[otel]'")
+    with contextlib.ExitStack() as opened:
+        try:
+            provider = opened.enter_context(provided())
+        except OtelError as error:
+            options.parser.error(f"--trace: {error}")
+        yield provider
+
+
+@contextlib.contextmanager
+def _traced(gateway: Gateway, provider: Any, ratio: float) -> Iterator[None]:
+    if provider is None:
+        yield
+        return
+    from ..server.otel import traced
+
+    with traced(gateway, provider, ratio):
+        yield
 
 
 @contextlib.asynccontextmanager

@@ -25,6 +25,7 @@ cdef class Gateway:
     cdef readonly Histogram group_mails
     cdef readonly bint is_draining      # no more is taken
     cdef readonly bint is_stopping      # and what is open has little time left
+    cdef public object tracers          # who wants to see transactions (timeline.Tracers); None: nobody does
     cdef bint has_waiting_client        # see Source
     cdef bint settles_each              # likewise
     cdef Hook hook

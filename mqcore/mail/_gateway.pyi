@@ -9,6 +9,7 @@ from ._transaction import Transaction
 from .base import BaseSink, Source, Store
 from .refusals import Refusals
 from .report import Report
+from .timeline import Tracers
 
 HOOK: str
 IN_FLIGHT_BYTES: int
@@ -19,6 +20,7 @@ CUT_AGAIN: float
 def needs_failed(source: Source | type[Source], sink: BaseSink | type[BaseSink]) -> bool: ...
 @final
 class Gateway:
+    tracers: Tracers | None
     def __new__(
         cls,
         dispatcher: Dispatcher,

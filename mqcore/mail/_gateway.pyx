@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 cdef object INFO = logging.INFO
 
 cdef object FULL = Verdict.deferred(452, "4.3.1 there is no room for it now; try again later")
+cdef str TAKEN_BACK = "it was taken back: its client is gone, or the server stops"
 cdef object NO_ANSWER = "4.4.2 this took too long"
 
 
@@ -245,6 +246,8 @@ cdef class Gateway:
                 forget(transaction)
                 raise ValueError(f"{mail!r} is offered twice")
             (<Mail>mail).transaction = transaction
+        if self.tracers is not None and transaction.timeline is None:
+            transaction.timeline = self.tracers.offered(transaction.mails[0])
         transaction.gateway = self
         transaction.begun = monotonic()
         transaction.steps_left = len(transaction.mails)
@@ -279,6 +282,8 @@ cdef class Gateway:
                     self.dispatcher.cancel(mail)
         elif transaction.gateway is self:  # it waits: its bytes need not
             self.counts.unfinished += len(transaction.mails)
+            if transaction.timeline is not None:
+                transaction.timeline.end(TAKEN_BACK)
             transaction.gateway = None
             forget(transaction)
             transaction.mails = ()
@@ -321,8 +326,12 @@ cdef class Gateway:
 
     cdef int run_step(self, Mail mail) except -1:
         cdef object outcome
+        cdef object timeline = (<Transaction>mail.transaction).timeline
         try:
-            outcome = self.hook.run_one(mail, (), self.take)
+            if timeline is None:
+                outcome = self.hook.run_one(mail, (), self.take)
+            else:
+                outcome = timeline.run(self.hook, mail, (), self.take, mail.recipient)
         except Exception:
             log.exception("the plugins were not asked about a mail of %s", self.source.url)
             outcome = FAIL
@@ -364,7 +373,7 @@ cdef class Gateway:
                 self.waiting.popleft()  # see cancel()
                 self.notify()
                 continue
-            if self.in_flight >= self.limit:
+            if self.in_flight >= self.limit or transaction.timeline is not None and mails:  # that one goes alone
                 break
             self.waiting.popleft()
             self.active.add(transaction)
@@ -375,6 +384,8 @@ cdef class Gateway:
                 mails.append(transaction.mails[0])
             else:
                 self.pending.extend(transaction.mails)
+            if transaction.timeline is not None:
+                break
         return mails if begun else None
 
     def _take(self, Mail mail not None, outcome):
@@ -613,10 +624,14 @@ cdef class Gateway:
         told = self.verdicts_of(transaction, verdict) if self.settles_each else [verdict] * len(transaction.mails)
         if mail_log.isEnabledFor(INFO):
             log_mail(transaction, self.verdicts_of(transaction, verdict), monotonic() - transaction.begun)
+        if transaction.timeline is not None:
+            transaction.timeline.settled(told)
         try:
             transaction.settle(told)
         except Exception:
             log.exception("%s failed", self.source.url)
+        if transaction.timeline is not None:
+            transaction.timeline.end()
         if transaction.given is not None and self.begin_follow_up(transaction):
             return 0
         return self.release(transaction)
@@ -663,6 +678,8 @@ cdef class Gateway:
         """It was taken back before anything was done with it."""
         if mail_log.isEnabledFor(INFO):
             log_mail(transaction, [CANCELLED], monotonic() - transaction.begun)
+        if transaction.timeline is not None:
+            transaction.timeline.end(TAKEN_BACK)
         transaction.delivering = None
         self.counts.unfinished += len(transaction.mails)
         return self.release(transaction)

@@ -13,10 +13,13 @@ from .durations import LONGEST, parse_duration
 from .figures import Figures, for_json
 from .held import FEW, HeldMessages, describe
 from .server import ReloadError, Server
+from .timeline import NextTransaction, as_address
 
 MOST_HELD = 10_000
 """That `held` tells of at once."""
 LONGEST_TEXT = 1000
+LOOK_EVERY = 1.0
+"""Seconds, whether somebody waits yet for what may take long."""
 
 
 class CommandError(Exception):
@@ -51,10 +54,19 @@ def _as_seconds(value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def _as_peer(value: object) -> str:
+    try:
+        return as_address(_as_text(value))
+    except ValueError:
+        raise ValueError("an IP address, as 192.0.2.7 or 2001:db8::7") from None
+
+
 class _Command(NamedTuple):
     call: Callable[..., Awaitable[object]]
     needed: Mapping[str, Callable[[object], Any]]
     possible: Mapping[str, Callable[[object], Any]]
+    waits: bool = False
+    """For as long as whoever asked is there."""
 
 
 class Commands:
@@ -76,10 +88,12 @@ class Commands:
             "stop": _Command(self._stop, {}, {}),
             "pause": _Command(self._pause, {"plugin": _as_text}, {}),
             "resume": _Command(self._resume, {"plugin": _as_text}, {}),
+            "trace": _Command(self._trace, {}, {"id": _as_text, "peer": _as_peer}, waits=True),
         }
 
-    async def run(self, request: object) -> object:
-        """Carry out `{"command": NAME, ...}`, and return what there is to tell. Raises CommandError."""
+    async def run(self, request: object, is_gone: Callable[[], bool] = lambda: False) -> object:
+        """Carry out `{"command": NAME, ...}`, and return what there is to tell. Raises CommandError. `is_gone`: whether nobody
+        waits for it any more."""
         if not isinstance(request, dict) or not isinstance(name := request.pop("command", None), str):
             raise CommandError('a request is an object with a "command"', "usage")
         if (command := self._known.get(name)) is None:
@@ -97,7 +111,8 @@ class Commands:
             if key not in arguments:
                 raise CommandError(f"{name} needs {key!r}", "usage")
         try:
-            return await command.call(**arguments)
+            answering = command.call(**arguments)
+            return await (_unless(is_gone, answering) if command.waits else answering)
         except ReloadError as error:
             raise CommandError(str(error), "reload") from error
         except MqError as error:  # there is no such plugin or hook
@@ -156,6 +171,15 @@ class Commands:
         self._server.stop()
         return {"in_flight": self._server.gateway.in_flight}
 
+    async def _trace(self, id: str | None = None, peer: str | None = None) -> object:
+        if (id is None) == (peer is None):
+            raise CommandError("trace needs either an id or a peer", "usage")
+        waiting = NextTransaction(self._server.gateway, id, peer)
+        try:
+            return (await waiting.ended_with).as_dict()
+        finally:
+            waiting.give_up()
+
     async def _pause(self, plugin: str) -> object:
         self._server.pause(plugin)
         return {"paused": sorted(self._server.plugins.paused)}
@@ -163,3 +187,15 @@ class Commands:
     async def _resume(self, plugin: str) -> object:
         self._server.resume(plugin)
         return {"paused": sorted(self._server.plugins.paused)}
+
+
+async def _unless(is_gone: Callable[[], bool], answering: Awaitable[object]) -> object:
+    """The answer, unless nobody waits for it any more."""
+    task = asyncio.ensure_future(answering)
+    try:
+        while not (await asyncio.wait({task}, timeout=LOOK_EVERY))[0]:
+            if is_gone():
+                raise CommandError("nobody waits for it any more")
+        return task.result()
+    finally:
+        task.cancel()

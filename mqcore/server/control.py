@@ -73,7 +73,7 @@ class Control:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
-                writer.write((await self._answer(line)).encode() + b"\n")
+                writer.write((await self._answer(line, reader)).encode() + b"\n")
                 await writer.drain()
                 await asyncio.sleep(0)  # as more requests may have come than one tick has time for
         except ValueError:
@@ -83,13 +83,13 @@ class Control:
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> str:
+    async def _answer(self, line: bytes, reader: asyncio.StreamReader) -> str:
         try:
             try:
                 request = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise CommandError(f"a request is a line of JSON: {error}", "usage") from error
-            result = await self._commands.run(request)
+            result = await self._commands.run(request, reader.at_eof)
         except CommandError as error:
             return json.dumps({"ok": False, "kind": error.kind, "error": str(error)})
         except Exception as error:

@@ -460,7 +460,8 @@ def test_settings_of_no_plugin_are_pointed_out(tmp_path, plugins, text, name):
     mbox = write_mbox(tmp_path / "mbox", 1)
     result = run("run", "--from", f"mbox:{mbox}", "--to", "null:", "--plugins", plugins, "--config", config)
     assert result.returncode == 0
-    assert result.stderr == f"mqcore: {config} has {name}, and there is no plugin of that name; write [plugins.NAME]\n"
+    where = f"{config}:{len(text.splitlines())}"
+    assert result.stderr == f"mqcore: {where} has {name}, and there is no plugin of that name; write [plugins.NAME]\n"
 
 
 # Exit code 4: source or sink cannot be used. What exactly is said is tested with the sources and sinks.

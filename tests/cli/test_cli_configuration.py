@@ -74,6 +74,11 @@ def test_no_password_is_printed(tmp_path):
         ("[run]\nlog-format = 'xml'", ":2: log-format in [run] is one of text, json, not 'xml'"),
         ("[run]\njson = 1", ":2: json in [run] is true or false, not 1"),
         ("run.max-loops = 0", ":1: max-loops in [run] is a whole number above 0, not 0"),
+        ("[run]  # comment\n\nmax-loops = 'x'", ":3: max-loops in [run] is a whole number above 0, not 'x'"),
+        ("[ run ]\n\"max-loops\" = 'x'", ":2: max-loops in [run] is a whole number above 0, not 'x'"),
+        ("run = {max-loops = 'x'}", ":1: max-loops in [run] is a whole number above 0, not 'x'"),
+        ("[run]\nplugins = [\n'a',\n1]\njson = true", ":2: plugins in [run] is a text, or a list of them, not ['a', 1]"),
+        ("[run]\ntrace = 2", ":2: trace in [run]: '2' is no number from 0 to 1"),
         ("run = 1", ":1: run is a table of options, not 1; write [run]"),
     ],
 )
@@ -120,3 +125,47 @@ def test_check_loads_the_plugins_that_the_file_names(tmp_path):
     config = tmp_path / "mqcore.toml"
     config.write_text(f'[run]\nplugins = "{plugins}"\n')
     assert run("check", "--config", config).stdout == "10-go: mq_smtp_in_message\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[plugins."10-go"]\n\nhold_timeout = "long"', ":3: plugin 10-go: hold_timeout in its config must be"),
+        ('[plugins."10-go"]\na = 1\non_error = "fall"', ':3: plugin 10-go: on_error in its config must be "fail"'),
+        ("[plugins]\n# one\n'10-go' = 3", ":3: plugin 10-go: its config must be a table, and is 3"),
+        ("['10-go']  # at the top\non_error = 1", ":2: plugin 10-go: on_error in its config"),
+        ("plugins = 3", ":1: plugins must be a table of tables, one for each plugin, and is 3"),
+    ],
+)
+def test_what_is_wrong_in_a_plugins_table(tmp_path, text, said):
+    plugins = write_plugin(tmp_path / "plugins", "10-go", "def mq_smtp_in_message(context, message): return False\n").parent
+    config = tmp_path / "mqcore.toml"
+    config.write_text(text)
+    result = run("check", "--config", config, plugins)
+    assert (result.returncode, result.stderr.startswith(f"mqcore: {config}{said}")) == (3, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("from = 'smtp://:25'\nto = 'null:'\n\nrequire-tls = true", ":5: --require-tls needs --tls-certificate"),
+        ("from = 'smtp://:25'\nrequire-tls = true", ":3: --require-tls needs --tls-certificate"),
+        ("watchdog = 0\nwatchdog-abort = '60s'", ":3: --watchdog-abort needs the watchdog"),
+        ("from = 'mbox:/a'\nto = 'mbox:/a'", ":3: mbox:/a and mbox:/a are the same mailbox"),
+        ("to = 'smtp://:1'\nfrom = 'smtp://:2'\nmax-loops = 1", ":2: smtp://:1 may take a mail for some of its"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path, text, said):
+    """As a run would tell."""
+    config = tmp_path / "mqcore.toml"
+    config.write_text(f"[run]\n{text}\n")
+    result = run("check", "--config", config)
+    assert result.returncode == 2 and f"{config}{said}" in result.stderr, result.stderr
+
+
+def test_a_file_for_several_runs_is_right(tmp_path):
+    """Without source and sink, and with options of places that are not there."""
+    config = tmp_path / "mqcore.toml"
+    config.write_text("[run]\nto = 'null:'\nrequire-tls = true\nmax-loops = 3\n")
+    result = run("check", "--config", config)
+    assert (result.returncode, result.stderr) == (0, "mqcore: there are no plugins\n")

@@ -104,9 +104,44 @@ def test_reload(steered):
     assert send(steered)[0] == 250
 
 
+def test_trace(steered):
+    """As an operator does it: he waits, a mail comes, and he is shown what happened to it."""
+    plugin = write_plugin(
+        steered.plugins, "20-tag", "def mq_smtp_in_message(context, message): message.headers.add('X-Tag', '1')\n"
+    )
+    said(steered.ctl("reload"))
+    for option in ([], ["--json"]):
+        socket = steered.plugins.parent / "control.sock"
+        with start("ctl", "--socket", socket, "trace", "--peer", "127.0.0.1", *option) as asking:
+            assert asking.stderr.readline() == "mqcore: waiting for the transaction; Ctrl-C gives up\n"
+            assert send(steered)[0] == 250  # it may come before the server knows that somebody waits
+            while asking.poll() is None:
+                assert send(steered)[0] == 250
+            out = asking.stdout.read()
+        if option:
+            assert json.loads(out)["peer"] == "127.0.0.1"
+        else:
+            lines = out.splitlines()
+            at = lines.index("mq_smtp_in_message  for b@example.org")
+            assert re.fullmatch(r"  10-hold  CONTINUE  [\d.]+ (us|ms)", lines[at + 1])
+            assert re.fullmatch(r"  20-tag   CONTINUE  [\d.]+ (us|ms) +\+X-Tag: 1", lines[at + 2])
+            assert re.fullmatch(r"reply 250 2\.6\.0 stored as [0-9a-f]{32}", lines[-1])
+    plugin.unlink()
+    said(steered.ctl("reload"))
+
+
+def test_trace_that_is_given_up(steered):
+    with start("ctl", "--socket", steered.plugins.parent / "control.sock", "trace", "0123") as asking:
+        assert asking.stderr.readline() == "mqcore: waiting for the transaction; Ctrl-C gives up\n"
+        asking.send_signal(signal.SIGINT)
+        assert asking.wait(30) == 130 and asking.stderr.read() == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (["trace"], "mqcore: trace needs either an id or a peer"),
+        (["trace", "--peer", "example.org"], "mqcore: peer of trace is wrong: an IP address, as 192.0.2.7 or 2001:db8::7"),
         (["held", "--older", "10 days"], "argument --older: '10 days' is no duration; write 500ms, 10s, 5m or 2h"),
         (["held", "--limit", "0"], "argument --limit: '0' is no whole number above 0"),
         (["held", "--limit", "100000"], "mqcore: limit of held is wrong: a whole number from 1 to 10000"),

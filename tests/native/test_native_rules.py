@@ -499,3 +499,41 @@ def test_two_dispatchers_in_two_threads(tmp_path):
         for thread in threads:
             thread.join()
     assert outcomes == [CONTINUE] * 1_000
+
+
+@pytest.mark.parametrize("give", ["continue", "complete", "retry", None])
+def test_a_traced_step_with_native_plugins(owner, tmp_path, give):
+    held, calls = [], []
+
+    def step(context, connection, message):
+        calls.append(1)
+        if give is None or len(calls) > 1:
+            return False
+        held.append(connection)
+        return True
+
+    puppets = [
+        Puppet(tmp_path / "10-first.so", lambda *_: False),
+        Puppet(tmp_path / "20-holds.so", step),
+        Puppet(tmp_path / "40-last.so", lambda *_: False),
+    ]
+    dispatcher = start(owner, puppets, {"30-python": lambda context, message: False})
+    message, trace = mqcore.Message(), mqcore.Trace()
+    owner.finished.clear()
+    outcome = dispatcher.hook("mq_step").run_traced(message, trace, done=owner.done)
+    if give is not None:
+        assert outcome is None
+        getattr(mq, f"MQ_{give}")(held[0])
+        owner.run_until(lambda: owner.finished)
+    ways = {
+        "continue": ["10-first CONTINUE", "20-holds CONTINUE held", "30-python CONTINUE", "40-last CONTINUE"],
+        "complete": ["10-first CONTINUE", "20-holds COMPLETE held"],
+        "retry": ["10-first CONTINUE", "20-holds RETRY held", "10-first CONTINUE", "20-holds CONTINUE", "30-python CONTINUE",
+                  "40-last CONTINUE"],
+        None: ["10-first CONTINUE", "20-holds CONTINUE", "30-python CONTINUE", "40-last CONTINUE"],
+    }  # fmt: skip
+    assert [f"{call.plugin} {call.verdict}{' held' if call.held is not None else ''}" for call in trace.calls] == ways[give]
+    assert all((call.seconds is None) == (call.held is not None) for call in trace.calls)  # C functions: one time
+    assert trace.not_called == (("30-python", "40-last") if give == "complete" else ())
+    rows = {row.plugin: row.calls for row in dispatcher.stats().hooks}
+    assert rows["10-first"] == rows["20-holds"] == (2 if give == "retry" else 1)

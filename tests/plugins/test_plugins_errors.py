@@ -683,7 +683,7 @@ class TestConfig:
     def test_a_wrong_value_in_a_file_names_the_file(self, plugin, tmp_path):
         config = tmp_path / "mqcore.toml"
         config.write_text('[plugins."10-a"]\nhold_timeout = "long"\n')
-        assert str(refused(plugin, config=config)).startswith(f"{config}: plugin 10-a: hold_timeout")
+        assert str(refused(plugin, config=config)).startswith(f"{config}:2: plugin 10-a: hold_timeout")
 
     @pytest.mark.parametrize(
         ("text", "line", "message"),
@@ -706,7 +706,7 @@ class TestConfig:
         config = tmp_path / "mqcore.toml"
         config.write_text("plugins = 3\n")
         assert str(refused(config=config)) == (
-            f"{config}: plugins must be a table of tables, one for each plugin, and is 3; write [plugins.NAME]"
+            f"{config}:1: plugins must be a table of tables, one for each plugin, and is 3; write [plugins.NAME]"
         )
         assert str(refused(config={"plugins": "all"})).startswith("plugins must be a table of tables")
 

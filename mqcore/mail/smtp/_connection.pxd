@@ -54,6 +54,7 @@ cdef class SmtpConnection:
     cdef object traced_helo
     cdef int traced_kind
     cdef SmtpTransaction transaction
+    cdef object timeline            # of the transaction, if somebody wants to see it; else None
     cdef object tls_task
     cdef object delayed             # the timer of the reply to a failed login
     cdef int failed_logins
@@ -77,6 +78,9 @@ cdef class SmtpConnection:
     cdef int end_stage(self, outcome) except -1
     cdef bint answer(self, outcome, failed=*) except -1
     cdef int note(self, rejection, outcome) except -1
+    cdef int begin_timeline(self) except -1
+    cdef int note_replies(self, Py_ssize_t count) except -1
+    cdef int end_timeline(self, str reason) except -1
     cdef int count_handshake(self) except -1
     cdef int end_transaction(self) except -1
     cdef int note_faults(self) except -1

@@ -114,6 +114,10 @@ cdef class SmtpConnection:
         id = numbered(ZEROS, number)
         origin = tuple.__new__(Origin, (b"", id, 0, None, None, None, None, None, None, None, False, False, 0, 0, None))
         self.message = new_mail(b"", {}, self.info, origin)
+        if self.gateway.tracers is not None or self.timeline is not None:
+            self.end_timeline("the client speaks for another one now")
+            if self.gateway.tracers is not None:
+                self.timeline = self.gateway.tracers.connected(self.info, id)
         return self.run(self.host.connect, CONNECT, ())
 
     def data_received(self, bytes data not None):
@@ -162,7 +166,10 @@ cdef class SmtpConnection:
         if self.is_lost or self.resume is None:
             return
         self.is_lost = True
+        in_gateway = self.transaction is not None
         self.cancel_steps()
+        if self.timeline is not None and not in_gateway:  # else that ends it
+            self.end_timeline("the client is gone")
         self.protocol.receiver = None  # what it has must not be there for as long as plugins hold `mq_smtp_in_close`
         self.forget_message()
         # What leads back here goes now, and not when garbage is collected next.
@@ -266,7 +273,11 @@ cdef class SmtpConnection:
             self.message.refusal = self.message.rejected_by = None
         self.message.discarded = False
         self.stage = stage
-        outcome = hook.run_one(self.message, arguments, self.resume)
+        if self.timeline is None:
+            outcome = hook.run_one(self.message, arguments, self.resume)
+        else:
+            about = arguments[0] if stage == SENDER or stage == RECIPIENT else None
+            outcome = self.timeline.run(hook, self.message, arguments, self.resume, about)
         if outcome is not None:
             return self.end_stage(outcome)
         self.is_stepping = True
@@ -285,12 +296,18 @@ cdef class SmtpConnection:
         if rejection is None:
             self.protocol.accept()
             self.counters.numbers[<int>self.stage] += 1
+            if self.timeline is not None:
+                self.note_replies(1)
             return True
         if self.stage <= SECURE:
             self.counters.refused["plugin"] += 1
         code, text = rejection
         self.protocol.reject(code, text)
         self.note(rejection, outcome)
+        if self.timeline is not None and self.stage != DATA:  # what ends with the transaction
+            self.note_replies(1)
+            if self.stage <= SECURE or self.stage == SENDER:  # nothing follows
+                self.end_timeline(None)
         return False
 
     cdef int note(self, rejection, outcome) except -1:
@@ -313,8 +330,43 @@ cdef class SmtpConnection:
         self.counters.handshakes[session.version() or "unknown" if session is not None else "unknown", "ok"] += 1
         return 0
 
+    # For whoever wants to see a transaction
+
+    cdef int begin_timeline(self) except -1:
+        """At MAIL."""
+        tracers = self.gateway.tracers
+        if self.timeline is not None and self.timeline.is_transaction:
+            self.end_timeline("the client began again")
+        if tracers is not None:
+            self.timeline = tracers.begin(self.timeline, self.info, self.message.origin.id)
+        if self.timeline is not None:
+            self.timeline.is_transaction = True
+        return 0
+
+    cdef int note_replies(self, Py_ssize_t count) except -1:
+        """So many were just put behind what is to be sent."""
+        cdef bytes out = self.protocol.out
+        cdef list lines = [] if out is None else out.decode(errors="replace").splitlines()
+        cdef Py_ssize_t first = len(lines)
+        while count > 0 and first > 0:
+            first -= 1
+            while first > 0 and (<str>lines[first - 1])[3:4] == "-":
+                first -= 1
+            count -= 1
+        self.timeline.replied("\n".join(lines[first:]))
+        return 0
+
+    cdef int end_timeline(self, str reason) except -1:
+        timeline, self.timeline = self.timeline, None
+        if timeline is not None:
+            timeline.end(reason)
+        return 0
+
     cdef int end_transaction(self) except -1:
         """A message is replied to."""
+        if self.timeline is not None:
+            self.note_replies(len(self.named) if self.protocol.terms.lmtp and self.named is not None else 1)
+            self.end_timeline(None)
         self.counters.transactions.count(self.time() - self.begun)
         return self.forget_message()
 
@@ -461,12 +513,16 @@ cdef class SmtpConnection:
         self.delayed = None
         code, text = rejection
         self.protocol.reject(code, text)
+        if self.timeline is not None:
+            self.note_replies(1)
         self.proceed()
 
     cdef int mail_from(self, str address) except -1:
         self.info.helo = self.protocol.helo
         if self.info.forwarded is not self.protocol.forwarded:
             self.info = self.message.connection = for_transaction(self.info, self.protocol.forwarded)
+        if self.gateway.tracers is not None or self.timeline is not None:
+            self.begin_timeline()
         self.begun = self.time()
         self.recipients = []
         self.dropped = None
@@ -570,6 +626,7 @@ cdef class SmtpConnection:
         self.transaction = SmtpTransaction.__new__(SmtpTransaction)
         self.transaction.mails = tuple(mails)
         self.transaction.connection = self
+        self.transaction.timeline = self.timeline
         # Whatever becomes of the client, its bytes are in memory until the gateway lets go of them.
         self.transaction.host = self.host
         self.transaction.reserved = self.reserved

@@ -105,6 +105,7 @@ cdef class SmtpConnection:
     cdef int introduce(self, unsigned long long number, str peer, helo) except -1:
         """This is another client than before."""
         self.drops_all = False
+        self.failed_logins = 0
         protocol = self.protocol
         self.info = new_connection(number, peer, helo, protocol.secure, protocol.authenticated, self.transport)
         id = numbered(ZEROS, number)

@@ -15,12 +15,12 @@ from .maildir.sink import MaildirSink
 from .maildir.source import MaildirSource
 from .mbox.sink import MboxSink
 from .mbox.source import MboxSource
-from .message import Origin, Rejection
 from .null_sink import NullSink
+from .origin import Origin
 from .report import Report
 from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
 from .smtp.source import LmtpSource, SmtpSource, SmtpsSource
-from .verdicts import ACCEPTED, CANCELLED, DISCARDED, Kind, Verdict
+from .verdicts import ACCEPTED, CANCELLED, DISCARDED, Kind, Rejection, Verdict
 
 __all__ = [
     "ACCEPTED",

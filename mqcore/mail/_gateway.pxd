@@ -2,8 +2,10 @@
 
 from .._dispatcher cimport Dispatcher
 from .._hook cimport Hook
+from ._deliverer cimport Deliverer
 from ._histogram cimport Histogram
 from ._mail cimport Mail
+from ._settler cimport Settler
 from ._spool cimport Memory
 from ._transaction cimport Transaction
 from ._writer cimport Writer
@@ -19,8 +21,7 @@ cdef class Gateway:
     cdef readonly Py_ssize_t in_flight  # mails that are with plugins or the sink
     cdef readonly Py_ssize_t bytes      # what they have
     cdef readonly Memory memory         # that changed mails take
-    cdef readonly unsigned long long bytes_in   # of the transactions that came,
-    cdef readonly unsigned long long bytes_out  # and of the mails that the sink has
+    cdef readonly unsigned long long bytes_in   # of the transactions that came
     cdef readonly Histogram commit_seconds      # from here, of each group of a store that blocks, or each transaction of a sink
     cdef readonly Histogram group_mails
     cdef readonly bint is_draining      # no more is taken
@@ -30,10 +31,11 @@ cdef class Gateway:
     cdef bint settles_each              # likewise
     cdef Hook hook
     cdef Writer writer
+    cdef Deliverer deliverer
+    cdef Settler settler
     cdef object counts
     cdef object loop
     cdef object tasks                   # an asyncio.TaskGroup
-    cdef dict deliveries                # task of the sink's -> transaction
     cdef set active                     # transactions
     cdef object waiting                 # a deque of transactions
     cdef object pending                 # a deque of mails of transactions that have begun and have many
@@ -62,18 +64,9 @@ cdef class Gateway:
     cdef int give_up(self, Transaction transaction) except -1
     cdef int route(self, Transaction transaction) except -1
     cdef int write(self, Transaction transaction) except -1
-    cdef int delivered(self, Transaction transaction, list verdicts) except -1
-    cdef int explain(self, Mail mail, verdict) except -1
     cdef int committed(self, Transaction transaction, bint set_aside, bint stored) except -1
-    cdef int note_refused(self, Transaction transaction) except -1
-    cdef int note_first(self, Transaction transaction, verdict) except -1
     cdef int refuse(self, Transaction transaction, verdict) except -1
     cdef int settle(self, Transaction transaction, verdict) except -1
-    cdef bint begin_follow_up(self, Transaction transaction) except -1
     cdef int release(self, Transaction transaction) except -1
     cdef int drop(self, Transaction transaction) except -1
-    cdef list verdicts_of(self, Transaction transaction, verdict)
-    cdef Py_ssize_t count_refused(self, Transaction transaction) except -1
-    cdef int count_dropped(self, Transaction transaction) except -1
-    cdef int count_good(self, list steps) except -1
     cdef int notify(self) except -1

@@ -8,20 +8,21 @@ from collections import deque
 cimport cython
 from cpython.time cimport monotonic
 from .._dispatcher cimport Dispatcher
+from ._deliverer cimport Deliverer
 from ._histogram cimport Histogram
 from ._mail cimport Mail
+from ._settler cimport Settler, end_timeline
 from ._spool cimport Memory, Spool
 from ._transaction cimport Transaction
 from ._writer cimport Writer
 
-from .. import COMPLETE, FAIL, Cancelled
+from .. import FAIL, Cancelled
 from ._mail import put_in_spool
-from .errors import SinkError, SourceError
-from .done import log as mail_log, log_mail
+from .errors import SourceError
 from .refusals import Refusals
 from .report import UNREACHABLE, Counts, Report
 from .threads import begin_thread
-from .verdicts import ACCEPTED, CANCELLED, DISCARDED, FAILED, Kind, Verdict
+from .verdicts import FAILED, FULL
 
 HOOK = "mq_smtp_in_message"
 IN_FLIGHT_BYTES = 64 << 20
@@ -37,12 +38,6 @@ cdef enum:
 cdef double PORTION = 1e-3  # seconds of a turn of the loop for the steps of mails to many recipients
 
 log = logging.getLogger(__name__)
-
-cdef object INFO = logging.INFO
-
-cdef object FULL = Verdict.deferred(452, "4.3.1 there is no room for it now; try again later")
-cdef str TAKEN_BACK = "it was taken back: its client is gone, or the server stops"
-cdef object NO_ANSWER = "4.4.2 this took too long"
 
 
 @cython.final
@@ -78,6 +73,7 @@ cdef class Gateway:
         self.counts = self.report.counts
         self.refusals = Refusals(dispatcher)
         self.report.refusals = self.refusals.counts
+        self.settler = Settler(source, self.counts, self.refusals, failed is not None)
         self.ends_when = source.ends_when or sink.ends_when
         self.hook = dispatcher.hook(HOOK)
         store = sink if sink.stores else None
@@ -85,9 +81,10 @@ cdef class Gateway:
         self.group_mails = Histogram(1)
         self.writer = Writer(store, failed, self._stored, self._drop, self.fail, source.has_waiting_client,
                              self.commit_seconds, self.group_mails)
+        self.deliverer = Deliverer(sink, self._delivered, self._drop, self._release, self.fail,
+                                   self.commit_seconds, self.group_mails)
         self.loop = asyncio.get_running_loop()
         self.memory = Memory()
-        self.deliveries = {}
         self.active = set()
         self.waiting = deque()
         self.pending = deque()
@@ -109,6 +106,11 @@ cdef class Gateway:
         self.notify()
 
     @property
+    def bytes_out(self):
+        """Octets of the mails that the sink has."""
+        return self.settler.bytes_out
+
+    @property
     def total(self):
         """What there is to do, for a progress bar; None if nobody knows."""
         return self.source.total
@@ -127,6 +129,7 @@ cdef class Gateway:
             self.sink.begin(self)
         try:
             async with asyncio.TaskGroup() as self.tasks:
+                self.deliverer.tasks = self.tasks
                 self.tasks.create_task(self.writer.run())
                 try:
                     if self.writer.blocks or self.failed is not None:
@@ -192,9 +195,7 @@ cdef class Gateway:
         """Break off what is still open."""
         cdef Transaction transaction
         self.is_cut = True
-        for task in self.deliveries:
-            if not task.cancelling():
-                task.cancel()
+        self.deliverer.cut()
         self.source.cut()
         for transaction in list(self.active):
             if not transaction.committing:
@@ -282,8 +283,7 @@ cdef class Gateway:
                     self.dispatcher.cancel(mail)
         elif transaction.gateway is self:  # it waits: its bytes need not
             self.counts.unfinished += len(transaction.mails)
-            if transaction.timeline is not None:
-                transaction.timeline.end(TAKEN_BACK)
+            end_timeline(transaction)
             transaction.gateway = None
             forget(transaction)
             transaction.mails = ()
@@ -433,22 +433,18 @@ cdef class Gateway:
         transaction.cancelled = False  # the plugins were done with it before the run was stopped
         transaction.sort()
         if transaction.refused is not None:
-            self.note_refused(transaction)
+            self.settler.note_refused(transaction)
         if transaction.full:
-            self.note_first(transaction, FULL)
+            self.settler.note_first(transaction, FULL)
             return self.refuse(transaction, FULL)
-        if transaction.refused is not None and self.has_waiting_client and not self.settles_each:
-            refusal = refusal_of_all(transaction, self.failed is not None)
+        if transaction.refused is not None:
+            refusal = self.settler.refusal_of(transaction)
             if refusal is not None:
                 return self.refuse(transaction, refusal)
         transaction.committing = not self.has_waiting_client  # a client may go away until the sink has it
         if self.sink.stores or not transaction.good:
             return self.write(transaction)
-        transaction.delivering = tuple(transaction.good_mails())
-        task = self.tasks.create_task(self._deliver(transaction))
-        self.deliveries[task] = transaction
-        task.add_done_callback(self._after_delivery)
-        return 0
+        return self.deliverer.add(transaction)
 
     cdef int write(self, Transaction transaction) except -1:
         """Store what is to be stored."""
@@ -457,48 +453,12 @@ cdef class Gateway:
             return self.committed(transaction, True, True)
         return 0
 
-    async def _deliver(self, Transaction transaction not None):
-        cdef tuple mails = transaction.delivering
-        if transaction.cancelled and not transaction.committing:  # before this began
-            self.drop(transaction)
-            return
-        transaction.committing = True
-        transaction.given = mails
-        cdef double begun = monotonic()
+    def _delivered(self, Transaction transaction not None, list verdicts not None):
+        """The sink says so of each of the good ones: whatever goes wrong, it is settled."""
         try:
-            verdicts = list(await self.sink.deliver(mails))
-            if len(verdicts) != len(mails) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
-                raise TypeError(f"a sink returns a Verdict for each mail, not {verdicts!r}")
-        except SinkError as error:
-            self.fail(str(error))
-            verdicts = [CANCELLED] * len(mails)
-        except MemoryError:
-            verdicts = [FULL] * len(mails)
-        except Exception as error:
-            log.exception("%s failed", self.sink.url)
-            verdicts = [Verdict.failed(error)] * len(mails)
-        self.commit_seconds.count(monotonic() - begun)
-        self.group_mails.count(len(mails))
-        self.take_verdicts(transaction, verdicts)
-
-    def _after_delivery(self, task):
-        """However it ended, also before it began."""
-        cdef Transaction transaction = self.deliveries.pop(task)
-        if transaction.delivering is None:
-            return
-        if transaction.cancelled and not transaction.committing:
-            self.drop(transaction)
-        else:  # the task was cancelled
-            verdict = CANCELLED if transaction.given is None else Verdict.in_doubt(NO_ANSWER)
-            self.take_verdicts(transaction, [verdict] * len(transaction.delivering))
-
-    cdef int take_verdicts(self, Transaction transaction, list verdicts) except -1:
-        """`delivered`: whatever goes wrong, it is settled."""
-        try:
-            self.delivered(transaction, verdicts)
+            self.take_verdicts(transaction, verdicts)
         except Exception:
             self.give_up(transaction)
-        return 0
 
     cdef int give_up(self, Transaction transaction) except -1:
         log.exception("a transaction of %s failed", self.source.url)
@@ -507,160 +467,42 @@ cdef class Gateway:
             self.settle(transaction, FAILED)
         return 0
 
-    cdef int delivered(self, Transaction transaction, list verdicts) except -1:
-        """The sink says so of each of the good ones."""
-        cdef list good = []
-        cdef dict told = {}  # where each is told its own
-        cdef Py_ssize_t cancelled = 0
-        for step, verdict in zip(transaction.good, verdicts):
-            mail = step[0]
-            if verdict.kind is Kind.DISCARDED:
-                transaction.discard(<Mail>mail)
-                continue
-            if verdict.is_good or verdict.partly:
-                transaction.accepted += 1
-                transaction.receipt = transaction.receipt or verdict.text
-            if verdict.is_good:
-                good.append(step)
-                told[mail] = verdict
-            elif verdict.kind is Kind.CANCELLED:
-                cancelled += 1
-                told[mail] = FAILED
-            else:
-                self.explain(<Mail>mail, verdict)
-                transaction.refuse(<Mail>mail, verdict)
-                self.refusals.note_mail("delivery", mail, verdict)
+    cdef int take_verdicts(self, Transaction transaction, list verdicts) except -1:
+        cdef Py_ssize_t cancelled = self.settler.take_verdicts(transaction, verdicts)
         transaction.delivering = None
-        transaction.good = good
-        if self.settles_each:
-            if transaction.verdicts is not None:
-                told.update(transaction.verdicts)  # what was discarded
-            transaction.verdicts = told
-            self.counts.unfinished += cancelled
-            return self.write(transaction)
-        if transaction.refused is not None and self.has_waiting_client and not transaction.accepted:
-            refusal = refusal_of_all(transaction, self.failed is not None)
-            if refusal is not None:
-                return self.refuse(transaction, refusal)
-        if cancelled:
-            self.counts.unfinished += len(transaction.mails)
-            self.counts.in_doubt += transaction.accepted
-            return self.settle(transaction, FAILED)
+        if not self.settles_each:
+            if not transaction.accepted:
+                refusal = self.settler.refusal_of(transaction)
+                if refusal is not None:
+                    return self.refuse(transaction, refusal)
+            if cancelled:
+                self.counts.unfinished += len(transaction.mails)
+                self.counts.in_doubt += transaction.accepted
+                return self.settle(transaction, FAILED)
         return self.write(transaction)
-
-    cdef int explain(self, Mail mail, verdict) except -1:
-        """Let the mail say why the sink refused it."""
-        if verdict.kind is Kind.FAILED:
-            mail.failure = verdict.error
-            mail.track()
-            return 0
-        self.counts.in_doubt += verdict.kind is Kind.IN_DOUBT or self.settles_each and verdict.partly and verdict.code < 500
-        mail.refusal = verdict.reply
-        return 0
 
     def _stored(self, Transaction transaction not None, bint set_aside, bint stored):
         self.committed(transaction, set_aside, stored)
 
     cdef int committed(self, Transaction transaction, bint set_aside, bint stored) except -1:
         """`set_aside`: the bad ones are where they go. `stored`: so are the good ones."""
-        cdef list bad = transaction.bad, good = transaction.good
-        if not set_aside:
-            self.counts.unfinished += len(bad)
-        else:
-            self.count_refused(transaction)
-        if good:
-            if stored:
-                self.count_good(good)
-            else:
-                self.counts.unfinished += len(good)
-        if (set_aside or not bad) and (stored or not good):
-            if transaction.discarded:
-                self.counts.discarded += transaction.discarded
-            if transaction.cancelled:
-                self.counts.unanswered += len(transaction.mails)
-            return self.settle(transaction, verdict_on_good(transaction))
-        self.count_dropped(transaction)
-        if self.has_waiting_client:  # and sends all of it again
-            self.counts.in_doubt += transaction.accepted
-        if set_aside and good:
-            self.counts.in_doubt += len(bad)
-        verdict = FULL if transaction.full else FAILED
-        self.note_first(transaction, verdict)
-        return self.settle(transaction, verdict)
-
-    cdef int note_refused(self, Transaction transaction) except -1:
-        for mail, verdict in transaction.refused.items():
-            self.refusals.note_mail("message", mail, verdict)
-        return 0
-
-    cdef int note_first(self, Transaction transaction, verdict) except -1:
-        """A refusal of all that has no reason in any mail."""
-        if self.has_waiting_client:
-            mail = <Mail>transaction.mails[0]
-            code, text = verdict.reply
-            client = None if mail.connection is None else mail.connection.peer
-            self.refusals.note("delivery", code, text, client=client, mail=mail.origin.id, sender=mail.envelope)
-        return 0
+        return self.settle(transaction, self.settler.count_committed(transaction, set_aside, stored))
 
     cdef int refuse(self, Transaction transaction, verdict) except -1:
         """Nothing of it is stored, and the client is told why."""
-        cdef Py_ssize_t refused = self.count_refused(transaction)
-        self.counts.unfinished += len(transaction.mails) - refused - transaction.discarded
-        self.count_dropped(transaction)
+        self.settler.count_not_stored(transaction)
         return self.settle(transaction, verdict)
-
-    cdef int count_dropped(self, Transaction transaction) except -1:
-        """Those that plugins discarded, where the others could not be brought to their end: unless each has a verdict of its
-        own, a client that waits sends them again."""
-        if self.has_waiting_client and not self.settles_each:
-            self.counts.unfinished += transaction.discarded
-        else:
-            self.counts.discarded += transaction.discarded
-        return 0
 
     cdef int settle(self, Transaction transaction, verdict) except -1:
         """Settle it, with this verdict on all mails that have none of their own."""
         transaction.gateway = None
-        told = self.verdicts_of(transaction, verdict) if self.settles_each else [verdict] * len(transaction.mails)
-        if mail_log.isEnabledFor(INFO):
-            log_mail(transaction, self.verdicts_of(transaction, verdict), monotonic() - transaction.begun)
-        if transaction.timeline is not None:
-            transaction.timeline.settled(told)
-        try:
-            transaction.settle(told)
-        except Exception:
-            log.exception("%s failed", self.source.url)
-        if transaction.timeline is not None:
-            transaction.timeline.end()
-        if transaction.given is not None and self.begin_follow_up(transaction):
+        self.settler.tell(transaction, verdict)
+        if transaction.given is not None and self.deliverer.follow_up(transaction):
             return 0
         return self.release(transaction)
 
-    cdef list verdicts_of(self, Transaction transaction, verdict):
-        cdef list told = []
-        for mail in transaction.mails:
-            own = None if transaction.refused is None else transaction.refused.get(mail)
-            if own is None and transaction.verdicts is not None:
-                own = transaction.verdicts.get(mail)
-            told.append(verdict if own is None else own)
-        return told
-
-    cdef bint begin_follow_up(self, Transaction transaction) except -1:
-        """Whether the sink has more to do with it, until which it is not released."""
-        try:
-            following = self.sink.settled(transaction.given)
-            if following is None:
-                return False
-            task = self.tasks.create_task(following)
-        except Exception:
-            log.exception("%s failed", self.sink.url)
-            return False
-        self.deliveries[task] = transaction
-        task.add_done_callback(self._after_follow_up)
-        return True
-
-    def _after_follow_up(self, task):
-        self.release(self.deliveries.pop(task))
+    def _release(self, Transaction transaction not None):
+        self.release(transaction)
 
     cdef int release(self, Transaction transaction) except -1:
         self.active.discard(transaction)
@@ -676,34 +518,9 @@ cdef class Gateway:
 
     cdef int drop(self, Transaction transaction) except -1:
         """It was taken back before anything was done with it."""
-        if mail_log.isEnabledFor(INFO):
-            log_mail(transaction, [CANCELLED], monotonic() - transaction.begun)
-        if transaction.timeline is not None:
-            transaction.timeline.end(TAKEN_BACK)
         transaction.delivering = None
-        self.counts.unfinished += len(transaction.mails)
+        self.settler.count_dropped(transaction)
         return self.release(transaction)
-
-    # Figures
-
-    cdef Py_ssize_t count_refused(self, Transaction transaction) except -1:
-        """Those that failed or were rejected, and how many they are."""
-        if transaction.refused is None:
-            return 0
-        cdef Py_ssize_t failed = transaction.count_failed()
-        self.counts.failed += failed
-        self.counts.rejected += len(transaction.refused) - failed
-        return len(transaction.refused)
-
-    cdef int count_good(self, list steps) except -1:
-        cdef Py_ssize_t completed = 0
-        for mail, outcome in steps:
-            completed += outcome is COMPLETE
-            self.bytes_out += (<Mail>mail).length()
-        if completed:
-            self.counts.completed += completed
-        self.counts.continued += len(steps) - completed
-        return 0
 
     # Waiting for room, or for the end
 
@@ -735,30 +552,6 @@ cdef bint was_cancelled(list steps) except -1:
     return False
 
 
-cdef object verdict_on_good(Transaction transaction):
-    if transaction.receipt:
-        return Verdict.accepted(transaction.receipt)
-    return DISCARDED if transaction.discarded and not transaction.good else ACCEPTED
-
-
 def needs_failed(source, sink):
     """Whether a place for failed mails is needed, as the sink may take a part, of which nobody is told. Both may be classes."""
     return sink.commits_in_parts and source.has_waiting_client and not source.settles_each and not source.single_mail
-
-
-cdef object refusal_of_all(Transaction transaction, bint mixed):
-    """The verdict on all, if not all can be accepted: the first reason to try again later, or that all are rejected. If they
-    may not be `mixed`, one that is rejected is enough."""
-    cdef Py_ssize_t rejected = len(transaction.refused), count = len(transaction.steps)
-    cdef object first = None
-    for verdict in transaction.refused.values():
-        if verdict.code < 500:
-            return verdict
-        first = first or verdict
-    if rejected == count:
-        return first
-    if mixed:
-        return None
-    return Verdict.rejected(
-        first.code, f"{first.text} (refused for {rejected} of {count} recipients, so nobody gets it)"
-    )

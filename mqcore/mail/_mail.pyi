@@ -7,7 +7,8 @@ from typing_extensions import disjoint_base
 from .._message import Message
 from ._headers import Headers
 from ._spool import Spool
-from .message import Origin, Rejection
+from .origin import Origin
+from .verdicts import Rejection
 
 @disjoint_base
 class Connection:

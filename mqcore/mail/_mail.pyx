@@ -9,7 +9,8 @@ from libc.string cimport memcpy
 from .._message cimport Message
 from ._spool cimport Spool, Spooled
 
-from .message import Origin, Rejection
+from .origin import Origin
+from .verdicts import Rejection
 
 cdef object headers_type = None  # of _headers, which is built on this module
 

@@ -13,7 +13,7 @@ from ._mail import Mail
 from ._transaction import Transaction
 from ._writer import BATCH, BATCH_BYTES
 from .errors import SourceError
-from .message import Origin
+from .origin import Origin
 from .threads import begin_thread, in_thread
 from .verdicts import Verdict
 

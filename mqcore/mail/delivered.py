@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ._mail import Mail
-from .message import encode
+from .origin import encode
 
 _HEADER_END = re.compile(rb"^\r?\n", re.MULTILINE)
 _RETURN_PATH = re.compile(rb"^return-path[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*", re.IGNORECASE | re.MULTILINE)

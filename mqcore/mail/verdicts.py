@@ -5,7 +5,15 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-from .message import Rejection
+
+class Rejection(NamedTuple):
+    """What a plugin refused a mail with."""
+
+    code: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}"
 
 
 class Kind(enum.Enum):
@@ -86,3 +94,4 @@ DISCARDED = Verdict(Kind.DISCARDED)
 CANCELLED = Verdict(Kind.CANCELLED)
 FAILED = Verdict(Kind.FAILED)
 UNAVAILABLE = Rejection(451, "4.3.0 this server has a problem; try again later")
+FULL = Verdict.deferred(452, "4.3.1 there is no room for it now; try again later")

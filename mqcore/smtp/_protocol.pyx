@@ -540,8 +540,10 @@ cdef class ServerProtocol:
         return 0
 
     cdef object starttls(self):
-        if self.secure or not self.terms.starttls:
-            raise ReplyError("503 5.5.1 STARTTLS is not offered")
+        if self.secure:
+            raise ReplyError("503 5.5.1 TLS has begun already")
+        if not self.terms.starttls:
+            raise ReplyError("502 5.5.1 STARTTLS is not offered")
         if self.at < len(self.buffer):
             # It came in the clear, from whoever was able to put it there, and would pass for what came by TLS.
             self.note("STARTTLS", "554 5.5.1 nothing may follow STARTTLS before its reply")

@@ -25,7 +25,8 @@ STAGES = ("mailfrom", "rcptto", "data", "message")
 
 
 class NextServer:
-    """Speaks SMTP, and answers each stage with what the script has for it, one after the other, and then with success.
+    """Speaks SMTP, or LMTP to who begins with LHLO, and answers each stage with what the script has for it, one after the
+    other, and then with success.
 
     Stages are greeting, ehlo, starttls (without TLS), mailfrom, rcptto, data, message and rset; an answer to a RCPT may
     also be scripted by its address. `mails` are those that it said 250 to, as (sender, recipients, content), and `seen`
@@ -80,7 +81,7 @@ class NextServer:
             writer.close()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        sender, recipients = "", []
+        sender, recipients, lmtp = "", [], False
         if self.open > self.max_open:
             writer.write(b"421 4.7.0 too many connections\r\n")
             return
@@ -89,7 +90,8 @@ class NextServer:
             self.commands.append(line)
             address = match[1] if (match := re.search("<(.*)>", line)) else ""
             match line.split(" ")[0].split(":")[0]:
-                case "EHLO":
+                case "EHLO" | "LHLO" as hello:
+                    lmtp = hello == "LHLO"
                     lines = [f"250-{line}" for line in ("next.example", *self.extensions)]
                     await self._answer(writer, "\r\n".join([*lines, "250 HELP"]), "ehlo")
                 case "HELO":
@@ -104,8 +106,9 @@ class NextServer:
                     if (await self._answer(writer, "354 go on", "data")).startswith("354"):
                         content = (await reader.readuntil(b"\r\n.\r\n")).removesuffix(b".\r\n")
                         self.seen.append(content)
-                        if (await self._answer(writer, "250 2.0.0 queued", "message")).startswith("2"):
-                            self.mails.append((sender, recipients, content))
+                        for taken in [[each] for each in recipients] if lmtp else [recipients]:
+                            if (await self._answer(writer, "250 2.0.0 queued", "message")).startswith("2"):
+                                self.mails.append((sender, taken, content))
                 case "STARTTLS":
                     await self._answer(writer, "220 go ahead", "starttls")
                     return

@@ -103,6 +103,20 @@ async def test_a_login_that_is_right_never_waits():
 
 
 @run
+async def test_it_is_the_real_client_who_waits():
+    """Not the balancer, nor who was in the connection before."""
+    local = "127.0.0.0/8"
+    async with serving(PLUGINS, auth_without_tls=True, proxy_from=local, xclient_from="192.0.2.7") as it:
+        asked = await delays(it, 0.0)
+        client = await it.connect()
+        client.send(b"PROXY TCP4 192.0.2.7 192.0.2.1 1000 25\r\n" + EHLO + WRONG)
+        assert [(await client.reply())[:3] for _ in range(3)] == ["220", "250", "535"]
+        client.send(b"XCLIENT ADDR=192.0.2.8\r\n" + EHLO + WRONG)
+        assert [(await client.reply())[:3] for _ in range(3)] == ["220", "250", "535"]
+    assert asked == [("192.0.2.7", 1), ("192.0.2.8", 1)]
+
+
+@run
 async def test_a_client_that_goes_cancels_its_reply():
     async with serving(PLUGINS, auth_without_tls=True) as it:
         asked = await delays(it, HOUR)

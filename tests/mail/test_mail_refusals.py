@@ -85,7 +85,7 @@ async def test_a_step_that_fails(lines):
         (b"AUTH LOGIN\r\nhello\r\n", "authenticate", 501, ""),
         (b"AUTH LOGIN\r\nYQ==\r\nsecret!\r\n", "authenticate", 501, ""),
         (b"GET / HTTP/1.1\r\n", "command", 421, ""),
-        (b"STARTTLS\r\n", "secure", 503, ""),
+        (b"STARTTLS\r\n", "secure", 502, ""),
     ],
 )
 @run

@@ -13,7 +13,7 @@ import pytest
 from sending_tools import next_server
 from smtp_tools import certificate, run
 
-from mqcore.mail.smtp.client import Client
+from mqcore.mail.smtp.outgoing import Client
 from mqcore.mail.smtp.upstream import Health, Upstream
 from mqcore.smtp.content import make_content
 
@@ -129,7 +129,7 @@ async def test_connecting_that_is_broken_off():
 @run
 async def test_a_server_that_does_not_reply_to_groups(monkeypatch):
     """The next connection asks one by one."""
-    monkeypatch.setattr("mqcore.mail.smtp.client.COMMAND_TIMEOUT", 0.1)
+    monkeypatch.setattr("mqcore.mail.smtp.outgoing.COMMAND_TIMEOUT", 0.1)
     async with next_server({"rcptto": ["silence"]}) as server:
         server.extensions = ["PIPELINING"]
         upstream, health = Upstream("smtp:", ("127.0.0.1", server.port), "me.example"), Health("smtp:")

@@ -205,8 +205,8 @@ async def test_a_temporary_error_that_stays(tmp_path, stage, answer):
 @pytest.mark.parametrize("stage", STAGES)
 @run
 async def test_a_server_that_falls_silent(tmp_path, stage, monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp.client.COMMAND_TIMEOUT", 0.5)
-    monkeypatch.setattr("mqcore.mail.smtp.client.ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr("mqcore.mail.smtp.outgoing.COMMAND_TIMEOUT", 0.5)
+    monkeypatch.setattr("mqcore.mail.smtp.outgoing.ANSWER_TIMEOUT", 0.5)
     async with next_server({stage: [SILENCE]}) as server:
         report, _ = await deliver(server, tmp_path)
         assert len(server.mails) == 1 and server.connections == 2

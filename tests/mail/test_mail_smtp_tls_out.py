@@ -115,7 +115,7 @@ BROKEN = ["refused", "closes", "garbage", "injected", "silent"]
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.smtp.client.CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr("mqcore.mail.smtp.outgoing.CONNECT_TIMEOUT", 0.3)
 
 
 async def deliver(server: TlsServer, folder, count: int = 1, **options: str) -> Report:

@@ -25,7 +25,7 @@ BIG = [MAILS[0] + (b"x" * 70 + b"\r\n") * 100_000]
 def in_a_hurry(monkeypatch):
     monkeypatch.setattr("mqcore.mail.smtp.sender.PAUSES", (0.01,) * 20)
     for name in ("CONNECT_TIMEOUT", "COMMAND_TIMEOUT", "ANSWER_TIMEOUT"):
-        monkeypatch.setattr(f"mqcore.mail.smtp.client.{name}", 0.3)
+        monkeypatch.setattr(f"mqcore.mail.smtp.outgoing.{name}", 0.3)
     monkeypatch.setattr("mqcore.mail.smtp.pool.MORE_AFTER", 0.0)
 
 

@@ -146,9 +146,16 @@ HUGE = """
 
 
 def memory_for(folder: Path, sink: str, change: str, *, megabytes: int, recipients: int) -> int:
-    """Octets that a process takes more, while one mail goes through it of which a plugin changes each recipient's."""
+    """Octets that a process takes more, while one mail goes through it of which a plugin changes each recipient's.
+
+    What is freed goes back to the system at once here. Else glibc keeps some of it once large pieces were freed: 10 to 40 MB,
+    another number with each build of the modules and each thread.
+    """
     script = textwrap.dedent(HUGE).format(path=sys.path, sink=sink, change=change, megabytes=megabytes, recipients=recipients)
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=folder)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=folder,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"},
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return int(result.stdout) * 1024
 
@@ -164,10 +171,10 @@ def test_twenty_megabytes_to_a_hundred_recipients_with_the_same_header(tmp_path)
     pytest.param("MaildirSink(Path('maildir'))", marks=pytest.mark.slow),
 ])
 @pytest.mark.parametrize(("change", "most"), [
-    ('mail.mime = b"X-For: %s\\r\\n" % mail.recipient.encode() + mail.mime', 60),
-    ('mail.mime = mail.mime + mail.recipient.encode() + b"\\r\\n"', 60),
-    ("mail.mime = os.urandom(1) + bytes(b ^ 1 for b in mail.recipient.encode()) * (10_000_000 // len(mail.recipient))", 140),
+    ('mail.mime = b"X-For: %s\\r\\n" % mail.recipient.encode() + mail.mime', 45),
+    ('mail.mime = mail.mime + mail.recipient.encode() + b"\\r\\n"', 45),
+    ("mail.mime = os.urandom(1) + bytes(b ^ 1 for b in mail.recipient.encode()) * (10_000_000 // len(mail.recipient))", 110),
 ], ids=["header", "footer", "all"])
 def test_ten_megabytes_to_sixty_recipients_with_a_change_for_each(tmp_path, sink, change, most):
-    """600 MB of mail. What is new with each waits in a file."""
+    """600 MB of mail. What is new with each waits in a file, but for 64 MiB; beside that there are four copies of a mail."""
     assert memory_for(tmp_path, sink, change, megabytes=10, recipients=60) <= most * 1_000_000

@@ -101,7 +101,7 @@ def test_wherever_the_bytes_are_split_the_result_is_the_same():
         (EHLO + MAIL + b"RSET\r\n", b"RCPT TO:<a@b>", "503 5.5.1"),
         (EHLO + MAIL + EHLO, b"RCPT TO:<a@b>", "503 5.5.1"),
         (EHLO + MAIL + RCPT, b"DATA now", "501 5.5.4"),
-        (EHLO, b"STARTTLS", "503 5.5.1"),
+        (EHLO, b"STARTTLS", "502 5.5.1"),
         (EHLO, b"AUTH PLAIN", "503 5.5.1"),
         (b"", b"EHLO", "501 5.5.4"),
         (b"", b"HELO", "501 5.5.4"),

@@ -7,7 +7,7 @@ import re
 from urllib.parse import quote, unquote
 
 from .._mail import Mail
-from ..message import encode
+from ..origin import encode
 
 OURS = re.compile(r"Q([0-9a-f]{32})\.mqcore\b")
 ENVELOPE = re.compile(r",E=([^,:]*)")

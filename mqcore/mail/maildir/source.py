@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..base import Reader
 from ..errors import SourceError, describe
-from ..message import Origin
+from ..origin import Origin
 from . import format
 from .folders import open_folder
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from .._mail import Mail
 from ..delivered import as_delivered
-from ..message import encode
+from ..origin import encode
 
 QUOTED = re.compile(rb"^>(>*From )", re.MULTILINE)
 TO_QUOTE = re.compile(rb"^(>*From )", re.MULTILINE)

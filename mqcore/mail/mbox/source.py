@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..base import Reader
 from ..errors import SourceError, describe
-from ..message import Origin
+from ..origin import Origin
 from . import format
 from .locks import Locked, measure
 

@@ -9,6 +9,7 @@ from .._transaction cimport Transaction
 from ...smtp._data cimport DataReceiver
 from ._counters cimport SmtpCounters
 from ._host cimport Host
+from ._incoming cimport Incoming
 
 cdef class SmtpConnection
 
@@ -38,18 +39,8 @@ cdef class SmtpConnection:
     cdef Mail message               # what all stages but `mq_smtp_in_message` get
     cdef object resume              # `_resume`, made once
     cdef str address                # the recipient that a step is about, whatever plugins make of it
-    cdef list recipients
-    cdef list named                 # the same, as the client named them, some maybe twice; None if there was one
-    cdef set dropped                # those for whom a plugin discards what comes; None if there are none
-    cdef bint drops                 # a plugin discards what comes in this transaction,
-    cdef bint drops_all             # or in this connection
-    cdef dict dsn                   # what the client says of notifications, by recipients; None if nothing
-    cdef bytes received             # the message as it came, with our trace, whatever plugins make of it
-    cdef double received_at
-    cdef Py_ssize_t loops
-    cdef Py_ssize_t hops
-    cdef unsigned long long number  # of the first of its mails
-    cdef str id                     # of that one
+    cdef Incoming incoming          # the transaction that is open, or was last; None if there was none
+    cdef bint drops_all             # a plugin discards all that comes in this connection
     cdef bytes trace                # how it begins: always the same, for this name of the client and this kind of protocol
     cdef object traced_helo
     cdef int traced_kind
@@ -93,14 +84,11 @@ cdef class SmtpConnection:
     cdef int delay_refusal(self, outcome) except -1
     cdef bint cancel_delayed(self) except -1
     cdef int mail_from(self, str address) except -1
-    cdef int note_dsn(self) except -1
     cdef int rcpt_to(self, str address) except -1
     cdef int take_message(self, DataReceiver receiver) except -1
     cdef bytes make_trace(self)
     cdef int after_data(self, outcome) except -1
-    cdef int take_names(self) except -1
     cdef int drop_message(self) except -1
-    cdef list make_mails(self)
     cdef int settled(self, verdict) except -1
     cdef int settled_each(self, list verdicts) except -1
     cdef int refuse_message(self, rejection) except -1

@@ -1,24 +1,23 @@
 """One client of the SMTP or LMTP server: what it says becomes steps of plugins, and their outcomes become replies."""
 
-import copy
 import logging
 
 cimport cython
-from cpython.time cimport time as wall_time
 from ..._hook cimport Hook
 from .._mail cimport Connection, Mail, address_in, for_transaction, new_connection, new_mail
 from .._transaction cimport Transaction
 from ...smtp._data cimport DataReceiver
 from ...smtp._protocol cimport AUTHENTICATE, GREETING, MAIL_FROM, MESSAGE, NOTHING, RCPT_TO, START_TLS, ServerProtocol
 from ._host cimport Host, numbered
+from ._incoming cimport Incoming
 from ._trace cimport kind_of
 
 from ... import FAIL
 from ...smtp import syntax
 from ...smtp.syntax import printable
-from ..message import Origin, Rejection
+from ..origin import Origin
 from ..refusals import describe
-from ..verdicts import ACCEPTED, UNAVAILABLE
+from ..verdicts import ACCEPTED, UNAVAILABLE, Rejection
 
 cdef enum:
     MAX_BUFFERED = 1 << 16  # while a step waits, no more than about so many octets are read ahead
@@ -35,7 +34,6 @@ cdef object TOO_BIG = Rejection(452, syntax.NO_MEMORY)
 cdef object GO_AWAY = Rejection(421, UNAVAILABLE.text)
 cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
 cdef tuple STAGES = ("connect", "secure", "authenticate", "mailfrom", "rcptto", "data")
-cdef frozenset UNCHANGING = frozenset((str, int, float, bool, bytes))
 cdef Connection NOBODY = Connection(0, "")
 cdef Mail NOTHING_SAID = new_mail(b"", {}, NOBODY, None)
 cdef str ZEROS = "0" * 16
@@ -50,7 +48,7 @@ cdef class SmtpTransaction(Transaction):
         connection, self.connection = self.connection, None
         if connection is None or not verdicts:
             raise RuntimeError("the gateway settles this, once, with a verdict for each mail")
-        if connection.named is not None and connection.protocol.terms.lmtp:
+        if connection.incoming.named is not None and connection.protocol.terms.lmtp:
             connection.settled_each(verdicts)
         else:
             connection.settled(verdicts[0])
@@ -80,8 +78,6 @@ cdef class SmtpConnection:
         self.dispatcher = self.gateway.dispatcher
         self.protocol = ServerProtocol(host.offered(), secure=host.implicit_tls)
         self.since = self.time()
-        self.recipients = []
-        self.received = b""
 
     # What the transport calls
 
@@ -109,6 +105,7 @@ cdef class SmtpConnection:
     cdef int introduce(self, unsigned long long number, str peer, helo) except -1:
         """This is another client than before."""
         self.drops_all = False
+        self.failed_logins = 0
         protocol = self.protocol
         self.info = new_connection(number, peer, helo, protocol.secure, protocol.authenticated, self.transport)
         id = numbered(ZEROS, number)
@@ -407,9 +404,7 @@ cdef class SmtpConnection:
             self.answer(outcome)
         elif self.stage == RECIPIENT:
             if self.answer(outcome):
-                self.recipients.append(address_in(self.message.known, "recipient") or self.address)
-                if self.protocol.dsn:
-                    self.note_dsn()
+                self.incoming.add(address_in(self.message.known, "recipient") or self.address, self.protocol.dsn)
         elif self.stage == DATA:
             self.after_data(outcome)
         elif self.stage == LOGIN:
@@ -423,11 +418,9 @@ cdef class SmtpConnection:
     cdef int discard(self) except -1:
         """A plugin discards what comes for this recipient, in this transaction, or in this connection."""
         if self.stage == RECIPIENT:
-            if self.dropped is None:
-                self.dropped = set()
-            self.dropped.add(address_in(self.message.known, "recipient") or self.address)
+            self.incoming.drop(address_in(self.message.known, "recipient") or self.address)
         elif self.stage == SENDER or self.stage == DATA:
-            self.drops = True
+            self.incoming.drops = True
         else:
             self.drops_all = True
         return 0
@@ -524,21 +517,13 @@ cdef class SmtpConnection:
         if self.gateway.tracers is not None or self.timeline is not None:
             self.begin_timeline()
         self.begun = self.time()
-        self.recipients = []
-        self.dropped = None
-        self.drops = False
-        self.dsn = None
+        if self.incoming is None:
+            self.incoming = Incoming.__new__(Incoming)
+        self.incoming.begin()
         self.message.known = {"envelope": address}
         if self.protocol.dsn:
             self.message.known["dsn"] = self.protocol.dsn
         return self.run(self.host.mailfrom, SENDER, (address,))
-
-    cdef int note_dsn(self) except -1:
-        """What the client says of notifications about its last recipient."""
-        if self.dsn is None:
-            self.dsn = {}
-        self.dsn.setdefault(self.recipients[len(self.recipients) - 1], self.protocol.dsn)
-        return 0
 
     cdef int rcpt_to(self, str address) except -1:
         self.address = address
@@ -551,38 +536,22 @@ cdef class SmtpConnection:
             return self.refuse_message(NO_ROOM)
         json = self.message.known
         json.pop("recipient", None)
-        self.named = None
-        if len(self.recipients) > 1:
-            self.take_names()
-        if self.drops or self.drops_all or self.dropped is not None and self.dropped.issuperset(self.recipients):
+        incoming = self.incoming
+        incoming.name_each_once()
+        if self.drops_all or incoming.is_for_nobody():
             return self.drop_message()
-        json["recipients"] = self.recipients[:]
-        self.loops = receiver.loops
-        self.hops = receiver.hops
-        self.received_at = wall_time()
-        self.number = self.host.names.take(len(self.recipients))
-        self.id = self.host.names.name(self.number)
+        json["recipients"] = incoming.recipients[:]
+        incoming.take(receiver, self.host.names)
         try:
-            self.received = receiver.below(self.make_trace())
+            incoming.received = receiver.below(self.make_trace())
         except MemoryError:
             return self.refuse_message(TOO_BIG)
-        self.message.set_bytes(self.received)
-        return self.run(self.host.data, DATA, (self.received,))
-
-    cdef int take_names(self) except -1:
-        """Of several recipients: whoever is named twice gets one mail, and some maybe none."""
-        self.named = self.recipients
-        self.recipients = []
-        for recipient in dict.fromkeys(self.named):
-            if self.dropped is None or recipient not in self.dropped:
-                self.recipients.append(recipient)
-        if not self.recipients:
-            self.recipients = list(self.dropped)
-        return 0
+        self.message.set_bytes(incoming.received)
+        return self.run(self.host.data, DATA, (incoming.received,))
 
     cdef int drop_message(self) except -1:
         """It is accepted, and nobody gets it."""
-        self.gateway.count_discarded(len(self.recipients))
+        self.gateway.count_discarded(len(self.incoming.recipients))
         self.protocol.accept()
         self.counters.numbers[<int>DATA] += 1
         return self.end_transaction()
@@ -604,25 +573,27 @@ cdef class SmtpConnection:
             self.traced_kind = kind_of(self.protocol)
             self.traced_helo = self.protocol.helo
             self.trace = self.host.tracer.begin(self.protocol, self.info.peer)
-        recipient = self.recipients[0] if len(self.recipients) == 1 else None
-        return self.host.tracer.line(self.trace, self.id, recipient, self.received_at)
+        incoming = self.incoming
+        recipient = incoming.recipients[0] if len(incoming.recipients) == 1 else None
+        return self.host.tracer.line(self.trace, incoming.id, recipient, incoming.received_at)
 
     cdef int after_data(self, outcome) except -1:
         cdef list mails = None
-        if self.drops:
+        if self.incoming.drops:
             return self.drop_message()
         if outcome is not FAIL and self.message.refusal is None:
             try:
-                mails = self.make_mails()
+                mails = self.incoming.make_mails(self.message, self.info, self.host.names, self.host.tracer is not None,
+                                                 self.protocol.utf8)
             except Exception:
                 log.exception("what plugins put into the json of a mail cannot be copied")
                 outcome = FAIL
         if not mails:
-            self.gateway.turn_away(len(self.recipients), outcome is FAIL)
+            self.gateway.turn_away(len(self.incoming.recipients), outcome is FAIL)
             self.answer(outcome)
             return self.end_transaction()
-        if self.dropped is not None:
-            self.gateway.count_discarded(len(self.dropped))
+        if self.incoming.dropped is not None:
+            self.gateway.count_discarded(len(self.incoming.dropped))
         self.transaction = SmtpTransaction.__new__(SmtpTransaction)
         self.transaction.mails = tuple(mails)
         self.transaction.connection = self
@@ -632,27 +603,6 @@ cdef class SmtpConnection:
         self.transaction.reserved = self.reserved
         self.reserved = 0
         return self.gateway.submit(self.transaction)
-
-    cdef list make_mails(self):
-        """One for each recipient, with all that the plugins know so far."""
-        known = self.message.known
-        known.pop("recipients", None)  # each of them has one
-        envelope = address_in(known, "envelope") or ""
-        cdef list mails = []
-        cdef bytes mime = self.message.whole()  # which they share
-        cdef unsigned long long number = self.number
-        cdef bint traced = self.host.tracer is not None
-        for recipient in self.recipients:
-            id = self.host.names.name(number) if mails else self.id
-            origin = tuple.__new__(Origin, (self.received, id, number, envelope, self.received_at, None, None, recipient, None,
-                                            None, False, traced, self.loops, self.hops, self.protocol.utf8))
-            number += 1
-            json = copied(known) if mails else known.copy()
-            json["recipient"] = recipient
-            if self.dsn is not None and recipient in self.dsn:
-                json["dsn"] = {**json.get("dsn", {}), **self.dsn[recipient]}
-            mails.append(new_mail(mime, json, self.info, origin))
-        return mails
 
     cdef int settled(self, verdict) except -1:
         """The reply to a message is known."""
@@ -685,14 +635,15 @@ cdef class SmtpConnection:
             replies[(<Mail>mail).origin.recipient] = reply
             self.counters.numbers[<int>DATA] += verdict.is_good
         cdef list each = []
-        for recipient in self.named:
+        for recipient in self.incoming.named:
             each.append(replies.get(recipient, (250, "")))  # of those for whom it was discarded there is no mail
         self.protocol.answer_each(each)
         self.end_transaction()
         return self.proceed()
 
     cdef int forget_message(self) except -1:
-        self.received = b""
+        if self.incoming is not None:
+            self.incoming.received = b""
         self.message.set_bytes(b"")
         self.reserve(0)
         return 0
@@ -710,13 +661,3 @@ def _forget(message, outcome):
 
 cdef inline str stored_as(Mail mail):
     return f"stored as {mail.origin.id}"
-
-
-cdef object copied(known):
-    """A copy of what is known, which shares nothing that can be changed."""
-    if type(known) is not dict:
-        return copy.deepcopy(known)
-    for value in (<dict>known).values():
-        if value is not None and type(value) not in UNCHANGING:
-            return copy.deepcopy(known)
-    return (<dict>known).copy()

@@ -6,7 +6,7 @@ from typing import Self, final
 
 from ...smtp.events import Service
 from .._gateway import Gateway
-from ..message import Rejection
+from ..verdicts import Rejection
 from ._connection import SmtpConnection
 from ._counters import SmtpCounters
 from ._trace import Tracer

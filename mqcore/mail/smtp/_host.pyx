@@ -12,7 +12,7 @@ from ._counters cimport SmtpCounters
 from ._trace cimport Tracer
 
 from ...smtp import syntax
-from ..message import Rejection
+from ..verdicts import Rejection
 from . import networks
 from .logins import FailedLogins
 

@@ -16,12 +16,11 @@ from ...smtp.syntax import MAIL_DSN, RCPT_DSN, is_safe, write_dsn
 from .._mail import Mail, bytes_of, put_in_spool
 from .._spool import Spool
 from ..errors import SinkError
-from ..message import Rejection
-from ..verdicts import CANCELLED, DISCARDED, Verdict
-from .client import Lost, NoneFree, Unreachable
+from ..verdicts import CANCELLED, DISCARDED, Rejection, Verdict
+from .outgoing import Lost, NoneFree, Unreachable
 
 if TYPE_CHECKING:
-    from .client import Client
+    from .outgoing import Client
     from .sender import Sender
 
 NOBODY = "5.1.3 it is not known to whom to send this; a plugin must set message.recipient"

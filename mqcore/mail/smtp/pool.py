@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from .client import Client, NoneFree, Unreachable
+from .outgoing import Client, NoneFree, Unreachable
 from .upstream import Health, Upstream
 
 MAX_CONNECTIONS = 20

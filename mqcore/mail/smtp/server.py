@@ -15,7 +15,7 @@ from ...smtp.syntax import SHUTTING_DOWN
 from .._gateway import Gateway
 from ..errors import SourceError
 from ..files import raise_file_limit
-from ..message import Rejection
+from ..verdicts import Rejection
 from ._connection import HANDSHAKE_TIMEOUT, SmtpConnection
 from ._host import Host
 from ._trace import Tracer

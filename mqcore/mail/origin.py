@@ -1,4 +1,4 @@
-"""What comes with a mail: where it is from, and what it was refused with."""
+"""Where a mail is from."""
 
 from __future__ import annotations
 
@@ -36,16 +36,6 @@ class Origin(NamedTuple):
     """How many servers of this kind it has come by."""
     utf8: bool | None = None
     """Whether the client said SMTPUTF8; None if there was none."""
-
-
-class Rejection(NamedTuple):
-    """What a plugin refused a mail with."""
-
-    code: int
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.text}"
 
 
 def encode(address: str) -> bytes:

@@ -1,0 +1,98 @@
+"""Giving what is good to a sink that takes it by a coroutine."""
+
+import logging
+
+cimport cython
+from cpython.time cimport monotonic
+from ._histogram cimport Histogram
+from ._transaction cimport Transaction
+
+from .errors import SinkError
+from .verdicts import CANCELLED, FULL, Verdict
+
+log = logging.getLogger(__name__)
+
+cdef object NO_ANSWER = "4.4.2 this took too long"
+
+
+@cython.final
+cdef class Deliverer:
+    """Gives the good mails of each transaction to the sink, in a task of `tasks`, and says what became of them. What the sink
+    still has to do when that is told is done in another task."""
+
+    def __cinit__(self, sink not None, delivered not None, dropped not None, released not None, on_error not None,
+                  Histogram seconds not None, Histogram sizes not None):
+        self.sink = sink
+        self.delivered = delivered
+        self.dropped = dropped
+        self.released = released
+        self.on_error = on_error
+        self.seconds = seconds
+        self.sizes = sizes
+        self.transactions = {}
+
+    cdef int add(self, Transaction transaction) except -1:
+        transaction.delivering = tuple(transaction.good_mails())
+        task = self.tasks.create_task(self._deliver(transaction))
+        self.transactions[task] = transaction
+        task.add_done_callback(self._after_delivery)
+        return 0
+
+    async def _deliver(self, Transaction transaction not None):
+        cdef tuple mails = transaction.delivering
+        if transaction.cancelled and not transaction.committing:  # before this began
+            self.dropped(transaction)
+            return
+        transaction.committing = True
+        transaction.given = mails
+        cdef double begun = monotonic()
+        try:
+            verdicts = list(await self.sink.deliver(mails))
+            if len(verdicts) != len(mails) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
+                raise TypeError(f"a sink returns a Verdict for each mail, not {verdicts!r}")
+        except SinkError as error:
+            self.on_error(str(error))
+            verdicts = [CANCELLED] * len(mails)
+        except MemoryError:
+            verdicts = [FULL] * len(mails)
+        except Exception as error:
+            log.exception("%s failed", self.sink.url)
+            verdicts = [Verdict.failed(error)] * len(mails)
+        self.seconds.count(monotonic() - begun)
+        self.sizes.count(len(mails))
+        self.delivered(transaction, verdicts)
+
+    def _after_delivery(self, task):
+        """However it ended, also before it began."""
+        cdef Transaction transaction = self.transactions.pop(task)
+        if transaction.delivering is None:
+            return
+        if transaction.cancelled and not transaction.committing:
+            self.dropped(transaction)
+        else:  # the task was cancelled
+            verdict = CANCELLED if transaction.given is None else Verdict.in_doubt(NO_ANSWER)
+            self.delivered(transaction, [verdict] * len(transaction.delivering))
+
+    cdef bint follow_up(self, Transaction transaction) except -1:
+        """Whether the sink has more to do with it, until which it is not released."""
+        try:
+            following = self.sink.settled(transaction.given)
+            if following is None:
+                return False
+            task = self.tasks.create_task(following)
+        except Exception:
+            log.exception("%s failed", self.sink.url)
+            return False
+        self.transactions[task] = transaction
+        task.add_done_callback(self._after_follow_up)
+        return True
+
+    def _after_follow_up(self, task):
+        self.released(self.transactions.pop(task))
+
+    cdef int cut(self) except -1:
+        """Break off what is still open."""
+        for task in self.transactions:
+            if not task.cancelling():
+                task.cancel()
+        return 0

@@ -15,7 +15,7 @@ from ._message cimport (
     Message, abandon, flush, new_row, no_drops)
 from .loop._call cimport ends_program, take_error
 from .loop._list cimport append, first, init_list, is_empty, is_linked, last, unlink
-from .loop._lookout cimport Lookout, add_caller
+from .loop._watchdog_thread cimport WatchdogState, add_caller
 from .loop._reactor cimport Caller, PyThread_get_thread_ident, Reactor
 from .loop._seal cimport seal
 
@@ -199,12 +199,12 @@ cdef Context new_context(HoldTable holds, dict rows, Retired retired, object plu
 cdef int introduce(Reactor reactor, CounterRow row) except -1:
     """To the watchdog."""
     cdef Caller *caller = &row.counters.caller
-    if reactor.state.lookout == NULL:
+    if reactor.state.watchdog == NULL:
         return 0
     row.texts = (as_text(row.plugin), as_text(row.hook))
     caller.plugin = <bytes>row.texts[0]
     caller.hook = NULL if row.hook is None else <const char *><bytes>row.texts[1]
-    add_caller(<Lookout *>reactor.state.lookout, caller)
+    add_caller(<WatchdogState *>reactor.state.watchdog, caller)
     return 0
 
 

@@ -1,11 +1,13 @@
 # One worker's engine, and its parts.
 
+from libc.stdint cimport uint64_t
+
 from ._changes cimport ActivePlugins
 from ._dispatch cimport Runner
 from ._holds cimport HoldTable
 from ._message cimport Books
-from .loop._guard cimport Guard
 from .loop._reactor cimport Reactor
+from .loop._watchdog cimport LoopWatchdog
 
 cdef enum Life:
     NEW = 0
@@ -21,10 +23,10 @@ cdef class Dispatcher:
     cdef int life                   # Life
     cdef bint ending_now            # close() is under way
     cdef object ending
-    cdef Guard guard                # the watchdog; None without one
+    cdef LoopWatchdog watchdog      # None without one
+    cdef uint64_t scan_began        # ns of uv_hrtime()
     cdef object __weakref__
 
     cpdef Books counts(self)
     cdef int open(self, object order) except -1
     cdef int end(self) except -1
-    cdef list as_held(self, list rows)

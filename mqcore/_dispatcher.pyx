@@ -12,8 +12,8 @@ from ._hook cimport new_hook
 from ._holds cimport has_pending, new_hold_table, stop_when_idle
 from ._message cimport Books, Message, NativeSide
 from .loop._attach cimport attach, close, stop_all
-from .loop._guard cimport new_guard
-from .loop._lookout cimport add_caller
+from .loop._watchdog cimport new_watchdog
+from .loop._watchdog_thread cimport add_caller
 from .loop._reactor cimport RESUME_PHASE, SWEEP_PHASE, TIMEOUT_PHASE, PyThread_get_thread_ident, new_reactor
 
 from ._misuse import describe
@@ -98,10 +98,10 @@ cdef class Dispatcher:
     cdef int open(self, object order) except -1:
         self.holds.open()
         if order is not None:
-            self.guard = new_guard(self.reactor)
-            self.guard.kept = (self.active.rows, self.runner)
-            self.guard.start(order)
-            add_caller(&self.guard.lookout, &self.runner.done)
+            self.watchdog = new_watchdog(self.reactor)
+            self.watchdog.kept = (self.active.rows, self.runner)
+            self.watchdog.start(order)
+            add_caller(&self.watchdog.state, &self.runner.done)
         self.reactor.set_phase(TIMEOUT_PHASE, timeout_phase, <void *>self.runner)
         self.reactor.set_phase(RESUME_PHASE, resume_phase, <void *>self.runner)
         self.reactor.set_phase(SWEEP_PHASE, sweep_phase, <void *>self.active)
@@ -168,7 +168,18 @@ cdef class Dispatcher:
 
     def lag(self):
         """What the watchdog has seen of the loop: a `Lag`; None without a watchdog. Any thread; also after close()."""
-        return None if self.guard is None else self.guard.lag()
+        return None if self.watchdog is None else self.watchdog.lag()
+
+    def _report_as(self, *, bint json, bint warnings):
+        """How the watchdog's own lines are from now on, which it writes without the log: JSON or text, and none that is no more
+        than a warning."""
+        if self.watchdog is not None:
+            self.watchdog.report_as(json, warnings)
+
+    def _run_reload(self, function not None):
+        """Call `function`, which loads plugins anew, and return what it does: for the watchdog it is a reload that has the loop
+        meanwhile. The dispatcher's thread."""
+        return function() if self.watchdog is None else self.watchdog.run_reload(function)
 
     def held(self, limit=None, plugin=None, hook=None):
         """The messages that are held now, oldest first: a list of `Held`; empty after close(). The dispatcher's thread.
@@ -182,7 +193,7 @@ cdef class Dispatcher:
         if self.runner.closed or self.life == NEW:
             return []
         self.reactor.check("held()")
-        return self.as_held(self.holds.oldest(most, plugin, hook))
+        return as_held(self.holds.oldest(most, plugin, hook), self.reactor.state.uv.hrtime())
 
     def _begin_scan(self, double older=0.0, Py_ssize_t most=-1):
         """Begin to look at what is held for so many seconds and longer, in portions; the `most` oldest that a `_scan` wants, of
@@ -192,27 +203,21 @@ cdef class Dispatcher:
             raise ValueError(f"older is in seconds, not {older!r}")
         if self.life != NEW and not self.runner.closed:
             self.reactor.check("_begin_scan()")
-            now = self.reactor.state.uv.hrtime()
+            now = self.scan_began = self.reactor.state.uv.hrtime()
             least = <uint64_t>(older * 1e9)
             self.holds.begin_scan(now - least if least < now else 0, most)
 
     def _scan(self, Py_ssize_t steps, str plugin=None, match=None):
         """Look at the next `steps` messages: what `held` has of those that the plugin holds, and `match` is true for. Those
-        that share a `hold_timeout` are in order of their age. None when all have been looked at."""
+        that share a `hold_timeout` are in order of their age, which is as of when the scan began. None when all have been
+        looked at."""
         if not 1 <= steps <= 1 << 20:
             raise ValueError(f"a portion is of 1 to {1 << 20} messages, not of {steps}")
         if self.runner.closed or self.life == NEW:
             return None
         self.reactor.check("_scan()")
         rows = self.holds.scan(steps, plugin, match)
-        return None if rows is None else self.as_held(rows)
-
-    cdef list as_held(self, list rows):
-        cdef list found = []
-        cdef uint64_t now = self.reactor.state.uv.hrtime()
-        for message, by, where, since in rows:
-            found.append(Held(message, by, where, (now - <uint64_t>since) / 1e9))
-        return found
+        return None if rows is None else as_held(rows, self.scan_began)
 
     def oldest_held(self, Py_ssize_t among=1000):
         """How long the oldest message that is held now is held, in seconds, by (plugin, hook). Only the oldest `among` messages
@@ -256,8 +261,8 @@ cdef class Dispatcher:
             self.runner.closed = True
             self.reactor.closed = True
             self.reactor.thread = 0
-            if self.guard is not None:
-                self.guard.stop()
+            if self.watchdog is not None:
+                self.watchdog.stop()
             if not self.reactor.forked:
                 end_all_steps(self.runner)
                 self.active.close()
@@ -299,6 +304,13 @@ cdef class Dispatcher:
 
     async def __aexit__(self, *exc_info):
         self.close()
+
+
+cdef list as_held(list rows, uint64_t now):
+    cdef list found = []
+    for message, by, where, since in rows:
+        found.append(Held(message, by, where, (now - <uint64_t>since) / 1e9))
+    return found
 
 
 cdef unsigned int as_retries(object value) except? 0:

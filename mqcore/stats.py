@@ -70,7 +70,8 @@ class Stats:
 @dataclass(frozen=True, slots=True)
 class Blocked:
     """How often a hook or callback kept the loop for longer than the watchdog's limit. `hook` is None for the callbacks of a
-    plugin's timers and watchers, "done" with no plugin for the `done` of steps; both are None for what is no plugin's."""
+    plugin's timers and watchers; with no plugin, "done" for the `done` of steps and "reload" for a reload of a running server;
+    both are None for what is no plugin's."""
 
     plugin: str | None
     hook: str | None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import faulthandler
 import math
 from dataclasses import dataclass
 
-from .loop._guard import can_dump
+from .loop._watchdog import can_dump
 
 SHORTEST = 0.01
 LONGEST = 3600.0
@@ -37,8 +36,6 @@ class Watchdog:
             raise ValueError(f"the watchdog's abort comes after its limit, {self.limit:g} s, not after {self.abort!r} s")
         if self.unsafe_stack and not can_dump():
             raise ValueError("this Python has no function for a stack without its lock; unsafe_stack needs 3.11, 3.12 or 3.15")
-        if self.abort and not faulthandler.is_enabled():
-            faulthandler.enable()
 
 
 def watchdog_of(order: object) -> Watchdog | None:

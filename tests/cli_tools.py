@@ -45,11 +45,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(*arguments: object, source: str = "smtp://127.0.0.1:0", code: int = 0) -> Iterator[Server]:
+def serve(*arguments: object, source: str = "smtp://127.0.0.1:0", code: int = 0, **options: Any) -> Iterator[Server]:
     """Until the end of the block, when it must end with the exit code `code`."""
     # This machine may have no full name, of which there is a warning.
     name = () if "--hostname" in arguments else ("--hostname", "mx.example.org")
-    with start("run", "--from", source, "--json", *name, *arguments) as process:
+    with start("run", "--from", source, "--json", *name, *arguments, **options) as process:
         try:
             server = Server(process, code)
             yield server

@@ -259,7 +259,8 @@ async def serving(
         listening["tls_certificate"] = str(certificate().file)
     stored, failed = ListSink(), ListSink()
     sink: BaseSink = options.pop("sink", stored)
-    with contextlib.closing(kind(at, **listening)) as source, mqcore.Dispatcher(loaded) as dispatcher:
+    watchdog = options.pop("watchdog", None)
+    with contextlib.closing(kind(at, **listening)) as source, mqcore.Dispatcher(loaded, watchdog=watchdog) as dispatcher:
         gateway = Gateway(dispatcher, source, sink, FailedSink(failed, source.url) if mixed else None, **options)
         running = asyncio.create_task(gateway.run())
         it = Serving(gateway, stored, failed)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..mail.report import BAD_PLUGIN, OK, SOME_FAILED, UNREACHABLE, USAGE
-from ..server import systemd
+from ..server import Reloaded, systemd
 from ..server.logs import printable
 from ..server.timeline import lines_of
 from .configuration import count, duration
@@ -128,8 +128,11 @@ def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Iterable[s
 
 
 def as_cell(value: object) -> str:
-    """What a client chose changes no terminal."""
-    return "-" if value is None else printable(str(value))
+    """What a client chose changes no terminal, and makes no cell of its own."""
+    if value is None:
+        return "-"
+    text = str(value)
+    return repr(text) if text == "-" or any(each in " '\"" for each in text) else printable(text)
 
 
 def _show_status(result: dict[str, Any]) -> Iterable[str]:
@@ -165,10 +168,7 @@ def _show_held(result: dict[str, Any]) -> Iterable[str]:
 
 
 def _show_reload(result: dict[str, Any]) -> Iterable[str]:
-    yield f"reloaded {result['plugins']} plugins in {result['seconds'] * 1e3:.0f} ms"
-    for name, text in (("changed", "changed: {}"), ("needs_restart", "as before until the next start: {}")):
-        if result[name]:
-            yield text.format(", ".join(result[name]))
+    yield str(Reloaded(**result))
 
 
 class _Command(NamedTuple):

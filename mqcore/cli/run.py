@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Set as AbstractSet
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +24,7 @@ from ..mail.base import BaseSink, Prepared, Source
 from ..mail.errors import SourceError
 from ..mail.failed import FailedSink
 from ..mail.files import raise_file_limit
-from ..mail.places import SINKS, SOURCES, STORES, parse_sink, parse_source, parse_store
+from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
 from ..plugins._tasks import names_plugins
 from ..server import Server, logs, systemd
@@ -132,16 +134,20 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
         spans = opened.enter_context(_span_provider(options))
         plugins = opened.enter_context(load(options, *options.plugins))
         from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
-        _check_recipients(options, plugins)
+        try:
+            _check_recipients(source, sink, {hook for plugin in plugins for hook in plugin.hooks})
+        except ValueError as error:
+            options.parser.error(str(error))
         to = opened.enter_context(contextlib.closing(sink.kind.open(sink.path, from_, **writing)))
         aside = FailedSink(failed.kind.open(failed.path, from_), from_.url) if failed else None
         if aside is not None:
             opened.enter_context(contextlib.closing(aside))
         tell_what_is_missing(options, plugins, options.plugins)
-        of_places = PlaceOptions((from_, to), (reading, writing), lambda: place_options.options_for(again(), source, sink))
+        of_places = PlaceOptions((from_, to), (reading, writing))
+        check = partial(_check_recipients, source, sink)
 
         def parts(gateway: Gateway) -> list[Callable[[], Prepared]]:
-            return [of_places, RunOptions(gateway, options.settings, lambda: again().settings)]
+            return [RunOptions(gateway, options.settings, again, (source, sink), of_places, check)]
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             moving = _Moving(
@@ -155,6 +161,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
                 control,
                 options.metrics,
                 watched,
+                options.log_format,
                 (spans, options.trace),
             )
             report = _run(runner, moving)
@@ -193,14 +200,13 @@ def _become(options: argparse.Namespace) -> None:
         options.parser.error(f"--user {options.user}: {error}")
 
 
-def _check_recipients(options: argparse.Namespace, plugins: Plugins) -> None:
-    hooks = (HOOK, "mq_smtp_out_data")
-    if options.sink.kind.needs_recipients and not (
-        options.source.kind.knows_recipients or any(plugins.order(hook) for hook in hooks)
-    ):
-        options.parser.error(
-            f"{options.source} does not say to whom its mails are to be sent: a plugin must set message.recipient, "
-            f"in {' or '.join(hooks)}"
+def _check_recipients(source: Location[Source], sink: Location[BaseSink], hooks: AbstractSet[str]) -> None:
+    """Raise ValueError if the sink is not told to whom mails go, with plugins that have these hooks."""
+    setting = (HOOK, "mq_smtp_out_data")
+    if sink.kind.needs_recipients and not source.kind.knows_recipients and hooks.isdisjoint(setting):
+        raise ValueError(
+            f"{source} does not say to whom its mails are to be sent: a plugin must set message.recipient, "
+            f"in {' or '.join(setting)}"
         )
 
 
@@ -222,6 +228,7 @@ class _Moving(NamedTuple):
     control: str | None
     metrics: Address | None
     watchdog: Watchdog | None
+    log_format: str
     spans: tuple[Any, float]
     """Who makes them, if anybody does, and of how much."""
 
@@ -249,6 +256,7 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
     with Dispatcher(moving.plugins, watchdog=moving.watchdog) as dispatcher:
         gateway = Gateway(dispatcher, source, moving.sink, moving.failed, max_in_flight=moving.max_in_flight)
         made(gateway)
+        watchdog.report_as(dispatcher, moving.log_format)
         server = Server(gateway, moving.parts(gateway))
         with _stopped_by_signals(gateway), moving.steering.of(server), _traced(gateway, *moving.spans):
             async with _controlled(server, moving.control), _shown(server, moving.metrics) as url:

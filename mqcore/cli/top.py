@@ -56,21 +56,21 @@ def watch(options: argparse.Namespace) -> int:
                 if not view.press(key):
                     return OK
                 live.update(view.draw(), refresh=True)
-    except _RefusedError as error:
+    except RefusedError as error:
         return complain(error, SOME_FAILED)
     except (OSError, ValueError) as error:
         return complain(explain(error, path), UNREACHABLE)
     return OK
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """The server says no."""
 
 
 def _result(path: str, request: dict[str, Any]) -> Any:
     answer = exchange(path, request)
     if not answer["ok"]:
-        raise _RefusedError(answer["error"])
+        raise RefusedError(answer["error"])
     return answer["result"]
 
 
@@ -118,6 +118,17 @@ def _seconds(seconds: float | None) -> str:
     return "0"
 
 
+def _lag(lag: dict[str, Any], before: Sequence[int] | None) -> str:
+    """The bound of the longest turn of the loop since the figures before."""
+    if before is None:
+        return "-"
+    new = [number for number, (now, then) in enumerate(zip(lag["counts"], before, strict=True)) if now > then]
+    if not new:
+        return "0"
+    bounds = lag["bounds"]
+    return f"up to {_seconds(bounds[new[-1]])}" if new[-1] < len(bounds) else f"over {_seconds(bounds[-1])}"
+
+
 COLUMNS: Sequence[_Column] = (
     ("calls/s", lambda row: row["rate"], _rate),
     ("held", lambda row: row["held"], _count),
@@ -135,6 +146,10 @@ class View:
         self._figures: dict[str, Any] = {}
         self._paused: set[str] = set()
         self._rates = {"mails": 0.0}
+        self._lags: Sequence[int] | None = None
+        """How long turns of the loop were, until the figures before."""
+        self._said = ""
+        """What the server said to the last key, if that was no."""
         self._sorted = 0
         self._chosen: tuple[str, str] | None = None
         self._held: list[Row] | None = None
@@ -143,6 +158,8 @@ class View:
     def update(self) -> None:
         """Ask for what is now."""
         before, self._figures = self._figures, self._ask({"command": "figures"})
+        if before and before["loop"] is not None:
+            self._lags = before["loop"]["lag"]["counts"]
         self._paused = set(self._figures["paused"])
         seconds = self._figures["time"] - before["time"] if before else 0.0
         calls = {(row["plugin"], row["hook"]): row["calls"] for row in before.get("plugins", ())}
@@ -168,13 +185,18 @@ class View:
         place = keys.index(self._chosen) if self._chosen is not None else 0
         if key == "q":
             return False
+        if key:
+            self._said = ""
         if key == "s":
             self._sorted = (self._sorted + 1) % len(COLUMNS)
         elif key in (UP, DOWN) and keys:
             self._chosen = keys[max(0, min(len(keys) - 1, place + (1 if key == DOWN else -1)))]
         elif key == "p" and self._chosen is not None:
             plugin = self._chosen[0]
-            self._ask({"command": "resume" if plugin in self._paused else "pause", "plugin": plugin})
+            try:
+                self._ask({"command": "resume" if plugin in self._paused else "pause", "plugin": plugin})
+            except RefusedError as error:  # a reload has taken it away, and its figures stay
+                self._said = str(error)
         elif key in ("\n", "\r"):
             self._held = [] if self._held is None else None
         self.update()
@@ -194,11 +216,12 @@ class View:
         if smtp is not None:
             parts.append(f"{_count(smtp['connections_open'])} clients")
         if lag is not None:
-            parts.append(f"longest turn {_seconds(lag['longest'])}")
+            parts.append(f"loop lag {_lag(lag['lag'], self._lags)}")
         state = "running" if figures["ready"] else "draining"
         head = f"{state}: {as_cell(figures['source'])} -> {as_cell(figures['sink'])}"
         shown = self._draw_plugins() if self._held is None else self._draw_held(self._held)
-        return Group(Text(head), Text(", ".join(parts)), shown, Text(KEYS, style="dim"))
+        last = Text(as_cell(self._said), style="bold") if self._said else Text(KEYS, style="dim")
+        return Group(Text(head), Text(", ".join(parts)), shown, last)
 
     def _draw_plugins(self) -> RenderableType:
         from rich.box import SIMPLE_HEAD

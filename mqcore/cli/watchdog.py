@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
-from .. import Watchdog
+from .. import Dispatcher, Watchdog
+from ..loop._reporter import log
 from .configuration import duration
 
 
@@ -39,7 +41,11 @@ def watchdog_of(options: argparse.Namespace) -> Watchdog | None:
         return None
     unsafe = options.watchdog_stack == "unsafe"
     try:
-        return Watchdog(options.watchdog, abort=abort, unsafe_stack=unsafe, json=options.log_format == "json")
+        return Watchdog(options.watchdog, abort=abort, unsafe_stack=unsafe)
     except ValueError as error:
         return options.parser.error(f"--watchdog: {error}")  # type: ignore[no-any-return]
 
+
+def report_as(dispatcher: Dispatcher, log_format: str) -> None:
+    """Its lines are as those of the log are now; it writes them without the log."""
+    dispatcher._report_as(json=log_format == "json", warnings=log.isEnabledFor(logging.WARNING))

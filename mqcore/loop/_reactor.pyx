@@ -21,11 +21,11 @@ from ._atomic cimport load_flag, store_flag
 from ._call cimport ends_program, take_error
 from ._libuv cimport uv_handle_t
 from ._list cimport append, first, init_list, is_empty, is_linked, unlink
-from ._lookout cimport note_thread
 from ._poll cimport poll_again, renew_some, tell_lost
 from ._report cimport try_log, try_log_failure, try_raise_through_loop, try_report, type_name
 from ._seal cimport seal_base
 from ._state cimport NS_PER_MS
+from ._watchdog_thread cimport note_thread
 from ._wheel cimport DUE, DUE_NOGIL, Node, first_due, init_wheel, insert, next_tick, remove, turn_wheel
 
 from ..errors import DispatcherClosed, MqError
@@ -354,8 +354,8 @@ cdef class Reactor:
         if self.thread == 0:
             return
         self.thread = PyThread_get_thread_ident()
-        if self.state.lookout != NULL:
-            note_thread(self.state.lookout)
+        if self.state.watchdog != NULL:
+            note_thread(self.state.watchdog)
         self.state.asked = False
         store_flag(&self.state.gil_needed, False)
         for phase in range(POSTED_PHASE, PHASES):

@@ -56,7 +56,8 @@ cdef struct Watch:
     bint is_nogil             # its owner needs no GIL
 
 cdef struct Caller:
-    # Whom the loop may call: one hook of a plugin, or its callbacks. Lives as long as its dispatcher.
+    # A hook of a plugin, or the callbacks of its timers and watchers: what the loop calls, for the watchdog to name. Lives as
+    # long as its dispatcher.
     const char *plugin        # names as they stand in a line of the log; NULL: it is no plugin's,
     const char *hook          # or no hook's
     uint64_t calls
@@ -87,8 +88,8 @@ cdef struct LoopState:
     List ready[2]             # watches: of those whose owner needs the GIL, and of those whose owner does not
     size_t ready_count[2]
     size_t open_handles
-    Caller **calling          # where it stands who has the loop now; NULL there: nobody that is known, or a native plugin
-    void *lookout             # the watchdog's, see _lookout; NULL: there is none
+    Caller **calling          # points to the Caller that is being called now; NULL there: none that is known, or a native one
+    void *watchdog            # its WatchdogState, see _watchdog_thread; NULL: there is none
     bint awake                # `idle` is active: a tick will come
     bint asked                # another tick was requested since this one began
     bint gil_needed           # and there is something in it that needs the GIL; atomic

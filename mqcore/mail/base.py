@@ -6,6 +6,7 @@ import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -42,6 +43,25 @@ class Prepared(NamedTuple):
     """What is another than before, for people."""
     needs_restart: tuple[str, ...] = ()
     """What would have to be another, and cannot while it runs."""
+    check: Callable[[AbstractSet[str]], object] = set
+    """Is told which hooks the plugins will have, before any commit. Raises SourceError, SinkError or ValueError if it cannot
+    work with these: then all stays as it was."""
+
+
+def together(parts: Sequence[Prepared]) -> Prepared:
+    """Several as one. What is told of twice is told of once."""
+
+    def commit() -> None:
+        for part in parts:
+            part.commit()
+
+    def check(hooks: AbstractSet[str]) -> None:
+        for part in parts:
+            part.check(hooks)
+
+    changed = dict.fromkeys(name for part in parts for name in part.changed)
+    needs_restart = dict.fromkeys(name for part in parts for name in part.needs_restart)
+    return Prepared(commit, tuple(changed), tuple(needs_restart), check)
 
 
 class Place:

@@ -23,7 +23,7 @@ log = logging.getLogger("mqcore.mail.refused")
 
 
 class Refusals:
-    """Those of one run. `counts`: by stage and code."""
+    """Those of one run. `counts`: by stage and code. `unlogged`: how many were beyond what is logged within a second."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.counts: Counter[tuple[str, int]] = Counter()
@@ -32,6 +32,7 @@ class Refusals:
         self._plugins = dispatcher.plugins
         self._lines = 0
         self._more = 0
+        self.unlogged = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def note(self, stage: str, code: int, text: str, **about: object) -> None:
@@ -43,6 +44,7 @@ class Refusals:
             self._timer = self._loop.call_later(PERIOD, self._end_period)
         if self._lines == MOST_LINES:
             self._more += 1
+            self.unlogged += 1
             return
         self._lines += 1
         known = {name: value for name, value in about.items() if value is not None and value != ""}

@@ -17,9 +17,9 @@ from .._dispatcher cimport Dispatcher
 from .._chain cimport Chain
 from .._holds cimport HoldTable
 from .._message cimport Drops, Entry, Message, NativeSide
-from ..loop._lookout cimport Lookout, is_known, read_safely
+from ..loop._watchdog_thread cimport WatchdogState, is_known, look_for_native, read_safely
 from ..loop._reactor cimport NATIVE_GIL_PHASE, Caller, request_nogil_tick
-from ..loop._atomic cimport fence, get, store
+from ..loop._atomic cimport get, store
 from ..loop._list cimport append_all, first, init_list, is_empty
 from ..loop._seal cimport seal
 from ._diagnostics cimport log_records, raise_pending_exit, set_living
@@ -70,16 +70,14 @@ cdef int open_side(Runner runner) except -1:
     runner.holds.lists.native = <PyObject *>side
     runner.reactor.set_nogil_phase(nogil_phase, <void *>runner)
     runner.reactor.set_phase(NATIVE_GIL_PHASE, gil_phase, <void *>runner)
-    cdef Lookout *lookout = <Lookout *>runner.reactor.state.lookout
-    if lookout != NULL:
-        lookout.native_owner = side.table
-        fence()
-        lookout.native_caller = caller_in
+    cdef WatchdogState *watchdog = <WatchdogState *>runner.reactor.state.watchdog
+    if watchdog != NULL:
+        look_for_native(watchdog, caller_in, side.table)
     return 0
 
 
 @cython.nonecheck(False)
-cdef Caller *caller_in(void *owner, Lookout *lookout) noexcept nogil:
+cdef Caller *caller_in(void *owner, WatchdogState *watchdog) noexcept nogil:
     """Whom the dispatcher's thread is calling now, if that is a native plugin: for the watchdog's thread, in whose way nobody
     stops. So what is found here may be freed already, but for slots: it is read safely, and checked in the end."""
     cdef Table *table = <Table *>owner
@@ -90,13 +88,13 @@ cdef Caller *caller_in(void *owner, Lookout *lookout) noexcept nogil:
     if load_int(&table.inside) == 0:
         return NULL
     if object != NULL:
-        if read_safely(lookout, &(<Message>object).entry, &entry, sizeof(entry)) and entry != NULL:
-            read_safely(lookout, &entry.counters, &caller, sizeof(caller))  # they begin with it
+        if read_safely(watchdog, &(<Message>object).entry, &entry, sizeof(entry)) and entry != NULL:
+            read_safely(watchdog, &entry.counters, &caller, sizeof(caller))  # they begin with it
     else:
         slot = slot_of(get_pointer(&table.current))
         if slot != NULL and slot.object != NULL:
-            read_safely(lookout, &(<Context>slot.object).caller, &caller, sizeof(caller))
-    return caller if is_known(lookout, caller) else NULL
+            read_safely(watchdog, &(<Context>slot.object).caller, &caller, sizeof(caller))
+    return caller if is_known(watchdog, caller) else NULL
 
 
 cdef void close(Runner runner, Table *table) noexcept:

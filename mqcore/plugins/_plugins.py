@@ -17,6 +17,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("mqcore")
 
 _Path = str | os.PathLike[str]
+_Accept = Callable[[AbstractSet[str]], object]
 
 
 class Snapshot(tuple["Plugin", ...]):
@@ -227,9 +229,13 @@ class Plugins(PluginSet):
         Every file is executed afresh as a new module, and its plugin initialized, before the old one is cleaned up.
         Added objects and entry points stay as they are.
         """
+        self._reload()
+
+    def _reload(self, accept: _Accept = set) -> None:
+        """The same, if `accept` does not raise for the hooks that there will be."""
         with self._one_change():
             kept = [plugin for plugin in self.snapshot if plugin.path is None]
-            self._change(kept, self._find(self._paths), read_config(self._config_source))
+            self._change(kept, self._find(self._paths), read_config(self._config_source), accept)
 
     def pause(self, name: str) -> None:
         """Leave a plugin out of every step that begins from now on, until `resume`. It stays loaded: steps that are under way
@@ -361,8 +367,10 @@ class Plugins(PluginSet):
             return lambda undo: load_shared(name, path, self.hooks)
         return functools.partial(import_file, name, path)
 
-    def _change(self, kept: Iterable[Plugin], candidates: list[_Candidate], config: Config) -> None:
-        """Make the set consist of the plugins kept and of new ones."""
+    def _change(
+        self, kept: Iterable[Plugin], candidates: list[_Candidate], config: Config, accept: _Accept = set
+    ) -> None:
+        """Make the set consist of the plugins kept and of new ones, if `accept` does not raise for the hooks that they have."""
         kept = list(kept)
         _check_names(kept, candidates)
         old, staying = self.snapshot, set(kept)
@@ -372,6 +380,7 @@ class Plugins(PluginSet):
                 plugin = self._load(candidate, config)
                 undo.callback(plugin._retire)
                 made.append(plugin)
+            accept({hook for plugin in (*kept, *made) for hook in plugin.hooks})
             for plugin in made:
                 plugin._start()
             self._swap(Snapshot(sorted(kept + made, key=_order), old.paused))

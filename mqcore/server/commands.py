@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from .. import MqError
 from .durations import LONGEST, parse_duration
-from .figures import Figures, for_json
-from .held import FEW, HeldMessages, describe
+from .figures import Figures, encode
+from .held import FEW
 from .server import ReloadError, Server
 from .timeline import NextTransaction, as_address
 
@@ -30,8 +30,8 @@ class CommandError(Exception):
         self.kind = kind
 
 
-class Encoded(str):
-    """A result that is JSON already."""
+class Encoded(list[str]):
+    """A result that is JSON already: the parts of its text."""
 
 
 def _as_text(value: object) -> str:
@@ -74,7 +74,7 @@ class Commands:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._held = HeldMessages(server.dispatcher)
+        self._held = server.held
         self._figures = Figures(server)
         self._known = {
             "status": _Command(self._status, {}, {}),
@@ -126,7 +126,7 @@ class Commands:
         return {"steps": dict(self._server.dispatcher.counts()), "plugins": [row._asdict() for row in stats.hooks]}
 
     async def _collect(self) -> object:
-        return for_json(self._figures.collect())
+        return Encoded([await encode(self._figures.collect())])
 
     async def _order(self, hook: str) -> object:
         plugins = self._server.plugins
@@ -136,13 +136,14 @@ class Commands:
     async def _list_held(self, limit: int = 100, plugin: str | None = None, older: float = 0.0) -> object:
         self._check_plugin(plugin)
         found = await self._held.oldest(limit, plugin, older)
-        rows: list[str] = []
-        while found:  # in portions, as there may be many
-            rows += [json.dumps(describe(held)) for held in found[:FEW]]
-            del found[:FEW]
-            if found:
+        parts = Encoded([f'{{"held": {self._server.dispatcher.counts()["held"]}, "oldest": ['])
+        for start in range(0, len(found), FEW):  # in portions, as there may be many
+            if start:
                 await asyncio.sleep(0)
-        return Encoded(f'{{"held": {self._server.dispatcher.counts()["held"]}, "oldest": [{", ".join(rows)}]}}')
+                parts.append(", ")
+            parts.append(json.dumps([self._held.describe(held) for held in found[start : start + FEW]])[1:-1])
+        parts.append("]}")
+        return parts
 
     async def _cancel(self, id: str | None = None, plugin: str | None = None, older: float | None = None) -> object:
         if (id is None) == (plugin is None) or (id is not None and older is not None):

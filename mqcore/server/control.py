@@ -9,8 +9,9 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from ..mail.unix_socket import UnixSocket
 from .commands import CommandError, Commands, Encoded
@@ -18,8 +19,11 @@ from .server import Server
 
 MODE = 0o600
 MOST_CLIENTS = 32
+"""With one more, the one that is idle for longest makes room."""
 LONGEST_LINE = 64 << 10
 """Octets of a request."""
+
+T = TypeVar("T")
 
 log = logging.getLogger("mqcore.server")
 
@@ -33,6 +37,8 @@ class Control:
     def __init__(self, server: Server, path: str) -> None:
         self._commands = Commands(server)
         self._clients: set[asyncio.Task[None]] = set()
+        self._idle: dict[asyncio.Task[Any] | None, asyncio.StreamWriter] = {}
+        """Who is waited for: for longest comes first."""
         self._socket = UnixSocket(path, MODE)
 
     async def __aenter__(self) -> Self:
@@ -63,19 +69,22 @@ class Control:
         if uid not in (os.geteuid(), 0):
             log.warning("the user with the uid %d may not use the control socket", uid)
             _refuse(writer, f"this server is steered by the user who runs it (uid {os.geteuid()}) and by root, not by {uid}")
-        elif len(self._clients) >= MOST_CLIENTS:
+        elif len(self._clients) >= MOST_CLIENTS and not self._idle:
             _refuse(writer, f"{MOST_CLIENTS} others are connected to the control socket; try again later")
         else:
+            if len(self._clients) >= MOST_CLIENTS:
+                self._idle.pop(next(iter(self._idle))).transport.abort()
             task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
             self._clients.add(task)
             task.add_done_callback(self._clients.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while line := await reader.readline():
-                writer.write((await self._answer(line, reader)).encode() + b"\n")
-                await writer.drain()
-                await asyncio.sleep(0)  # as more requests may have come than one tick has time for
+            while line := await self._idling(writer, reader.readline()):
+                for part in await self._answer(line, reader):
+                    writer.write(part.encode())
+                    await self._idling(writer, writer.drain())
+                    await asyncio.sleep(0)  # as there may be more of them, or more requests, than one tick has time for
         except ValueError:
             _refuse(writer, f"a request is at most {LONGEST_LINE} octets long")
         except OSError:  # the client is gone
@@ -83,7 +92,17 @@ class Control:
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes, reader: asyncio.StreamReader) -> str:
+    async def _idling(self, client: asyncio.StreamWriter, waiting: Coroutine[Any, Any, T]) -> T:
+        """Wait for a client, which may make room for another one meanwhile."""
+        task = asyncio.current_task()
+        self._idle[task] = client
+        try:
+            return await waiting
+        finally:
+            self._idle.pop(task, None)
+
+    async def _answer(self, line: bytes, reader: asyncio.StreamReader) -> list[str]:
+        """The parts of its text."""
         try:
             try:
                 request = json.loads(line)
@@ -91,11 +110,13 @@ class Control:
                 raise CommandError(f"a request is a line of JSON: {error}", "usage") from error
             result = await self._commands.run(request, reader.at_eof)
         except CommandError as error:
-            return json.dumps({"ok": False, "kind": error.kind, "error": str(error)})
+            return [json.dumps({"ok": False, "kind": error.kind, "error": str(error)}) + "\n"]
         except Exception as error:
             log.exception("a command failed")
-            return json.dumps({"ok": False, "kind": "failed", "error": f"{type(error).__name__}: {error}"})
-        return f'{{"ok": true, "result": {result if isinstance(result, Encoded) else json.dumps(result)}}}'
+            return [json.dumps({"ok": False, "kind": "failed", "error": f"{type(error).__name__}: {error}"}) + "\n"]
+        if isinstance(result, Encoded):
+            return ['{"ok": true, "result": ', *result, "}\n"]
+        return [f'{{"ok": true, "result": {json.dumps(result)}}}\n']
 
 
 def _refuse(writer: asyncio.StreamWriter, why: str) -> None:

@@ -107,7 +107,7 @@ def families(figures: Mapping[str, Any], labels: Labels) -> list[Family]:
         *_mails(figures),
         *_smtp(figures),
         *_sinks(figures),
-        *_loop(figures["loop"]),
+        *_loop(figures["loop"], figures["plugins"], labels),
         *_server(figures),
     ]
 
@@ -167,11 +167,16 @@ def step_families(steps: Mapping[str, int]) -> list[Family]:
     ]
 
 
+NO_PLUGINS = (("", "done"), ("", "reload"), ("", ""))
+"""Who else may keep the loop: see `mqcore.stats.Blocked`."""
+
+
 class Labels:
-    """Those of plugins and hooks, made once for each."""
+    """Those of plugins and hooks, made once for each. `callers`: of all that may keep the loop."""
 
     def __init__(self) -> None:
         self._keys: list[tuple[str, str]] = []
+        self.callers: dict[tuple[str, str], str] = {}
         self.rows: list[str] = []
         self.verdicts: list[str] = []
         self.reasons: list[str] = []
@@ -179,9 +184,11 @@ class Labels:
 
     def take(self, stats: Sequence[HookStats]) -> None:
         keys = [row[:2] for row in stats]
-        if keys != self._keys:
+        if keys != self._keys or not self.callers:
             self._keys = keys
             self.rows = [label(plugin=plugin, hook=hook) for plugin, hook in keys]
+            callbacks = [(plugin, "") for plugin, _ in keys]
+            self.callers = {key: label(plugin=key[0], hook=key[1]) for key in (*keys, *callbacks, *NO_PLUGINS)}
             self.verdicts = self._with("verdict", ("continue", "complete", "retry"))
             self.reasons = self._with("reason", ("error", "timeout", "abandoned", "retry_limit"))
             self._buckets = {}
@@ -204,54 +211,53 @@ def plugin_families(stats: Sequence[HookStats], oldest: Sequence[float | None], 
         return []
     labels.take(stats)
     rows = labels.rows
-    (_, _, calls, holds, continues, completes, retries, failures, timeouts, abandoned, refused, seconds, longest, held_seconds,
-     held, hold_times, retry_limits) = zip(*stats, strict=True)  # fmt: skip
-    errors = [
-        all_ - one - other - another
-        for all_, one, other, another in zip(failures, timeouts, abandoned, retry_limits, strict=True)
-    ]
+    columns: Any = HookStats._make(zip(*stats, strict=True))
+    others = (columns.timeouts, columns.abandoned, columns.retry_limits)
+    errors = [all_ - sum(rest) for all_, *rest in zip(columns.failures, *others, strict=True)]
     known = [(row, age) for row, age in zip(rows, oldest, strict=True) if age is not None]
     parts: list[str] = []
     numbers: list[float] = []
-    for row, count, times, sum_ in zip(rows, holds, hold_times, held_seconds, strict=True):
+    for row, count, times, sum_ in zip(rows, columns.holds, columns.hold_times, columns.held_seconds, strict=True):
         if count:
             cumulative = list(accumulate(times))
             parts += labels.buckets_of(row)
             numbers += cumulative
             numbers += sum_, cumulative[-1]
     return [
-        Family("mqcore_plugin_calls", "counter", "Calls of the hook.", rows, calls),
-        Family("mqcore_plugin_holds", "counter", "Messages that the plugin took control of.", rows, holds),
+        Family("mqcore_plugin_calls", "counter", "Calls of the hook.", rows, columns.calls),
+        Family("mqcore_plugin_holds", "counter", "Messages that the plugin took control of.", rows, columns.holds),
         Family(
             "mqcore_plugin_give_backs",
             "counter",
             "Times that the plugin gave control back, by what is to follow.",
             labels.verdicts,
-            continues + completes + retries,
+            columns.continues + columns.completes + columns.retries,
         ),
         Family(
             "mqcore_plugin_failures",
             "counter",
             "Steps that failed at this plugin, by why.",
             labels.reasons,
-            (*errors, *timeouts, *abandoned, *retry_limits),
+            (*errors, *columns.timeouts, *columns.abandoned, *columns.retry_limits),
         ),
         Family(
             "mqcore_plugin_refused_give_backs",
             "counter",
             "Times that the plugin gave back what it did not hold. The hook is empty where the message had been in no step.",
             rows,
-            refused,
+            columns.refused,
         ),
         Family(
             "mqcore_plugin_hook_seconds",
             "counter",
             "Time in the hook: an estimate, as about one step in 256 is timed.",
             rows,
-            seconds,
+            columns.seconds,
         ),
-        Family("mqcore_plugin_hook_seconds_max", "gauge", "The longest call among those that were timed.", rows, longest),
-        Family("mqcore_plugin_held", "gauge", "Messages that the plugin holds now.", rows, held),
+        Family(
+            "mqcore_plugin_hook_seconds_max", "gauge", "The longest call among those that were timed.", rows, columns.longest
+        ),
+        Family("mqcore_plugin_held", "gauge", "Messages that the plugin holds now.", rows, columns.held),
         _many(
             "mqcore_plugin_held_oldest_seconds",
             "gauge",
@@ -338,18 +344,22 @@ def _sinks(figures: Mapping[str, Any]) -> list[Family]:
     return found
 
 
-def _loop(loop: Mapping[str, Any] | None) -> list[Family]:
+def _loop(loop: Mapping[str, Any] | None, stats: Sequence[HookStats], labels: Labels) -> list[Family]:
+    """Who may keep the loop has a series from the beginning: what a counter begins with, Prometheus takes for no increase."""
     if loop is None:
         return []
-    blocked = ((label(plugin=plugin, hook=hook), times) for plugin, hook, times in loop["blocked"])
+    labels.take(stats)
+    blocked = {(plugin, hook): times for plugin, hook, times in loop["blocked"]}
+    callers = labels.callers | {one: label(plugin=one[0], hook=one[1]) for one in blocked if one not in labels.callers}
     return [
         _histogram("mqcore_loop_lag_seconds", "How long turns of the loop took, for which all else waited.", loop["lag"]),
-        _many(
+        Family(
             "mqcore_loop_blocked",
             "counter",
             "Times that the loop was kept for longer than the watchdog's limit, by whom. No hook: a timer or watcher of the "
-            "plugin; neither: no plugin.",
-            blocked,
+            "plugin; no plugin: the end of a step (done), a reload, or neither.",
+            list(callers.values()),
+            [blocked.get(caller, 0) for caller in callers],
         ),
     ]
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from operator import attrgetter
 from typing import Any
 
 from .. import Dispatcher, Message
@@ -19,51 +22,63 @@ LONGEST = 200
 """Characters of what a client chose."""
 
 
-def id_of(message: Message) -> str:
-    """By which it can be cancelled: that of the mail, as in its Received line; before there is a mail, of its connection."""
-    return message.origin.id if isinstance(message, Mail) and message.origin is not None else f"{id(message):x}"
-
-
-def describe(held: Held) -> dict[str, Any]:
-    """As plain data."""
-    message = held.message
-    known: dict[str, Any] = {"peer": None, "envelope": None, "recipient": None}
-    if isinstance(message, Mail):
-        known = {
-            "peer": message.connection.peer if message.connection is not None else None,
-            "envelope": message.envelope,
-            "recipient": message.recipient,
-        }
-    return {
-        "id": id_of(message),
-        "plugin": held.plugin,
-        "hook": held.hook,
-        "age": round(held.age, 3),
-        **{name: text and text[:LONGEST] for name, text in known.items()},
-    }
-
-
 class HeldMessages:
     """Those of one dispatcher. However many they are, no tick of the loop is long because of them."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._scanning = asyncio.Lock()
+        self._numbers: dict[int, tuple[weakref.ref[Message], str]] = {}
+        """Of messages without an id, by their address: it is another message's when one is gone, and the number is not."""
+        self._count = itertools.count(1)
+
+    def id_of(self, message: Message) -> str:
+        """By which it can be cancelled: that of the mail, as in its Received line; before there is a mail, of its connection;
+        of messages that are no mails a number. No other message ever has it."""
+        known = self._known_id(message)
+        if known is None:
+            key, known = id(message), f"message-{next(self._count)}"
+            self._numbers[key] = weakref.ref(message, lambda _: self._numbers.pop(key, None)), known
+        return known
+
+    def _known_id(self, message: Message) -> str | None:
+        if isinstance(message, Mail) and message.origin is not None:
+            return str(message.origin.id)
+        return self._numbers.get(id(message), (None, None))[1]
+
+    def describe(self, held: Held) -> dict[str, Any]:
+        """As plain data."""
+        message = held.message
+        known: dict[str, Any] = {"peer": None, "envelope": None, "recipient": None}
+        if isinstance(message, Mail):
+            known = {
+                "peer": message.connection.peer if message.connection is not None else None,
+                "envelope": message.envelope,
+                "recipient": message.recipient,
+            }
+        return {
+            "id": self.id_of(message),
+            "plugin": held.plugin,
+            "hook": held.hook,
+            "age": round(held.age, 3),
+            **{name: text and text[:LONGEST] for name, text in known.items()},
+        }
 
     async def oldest(self, limit: int, plugin: str | None = None, older: float = 0.0) -> list[Held]:
         """At most `limit`, the oldest first, of those that one plugin holds, and for so many seconds or longer."""
-        if plugin is None:
+        if plugin is None and limit <= PORTION:
             return [held for held in self._dispatcher.held(limit) if held.age >= older]
         found: list[Held] = []
         async with aclosing(self._scan(PORTION, older, limit, plugin)) as portions:
             async for portion in portions:
                 found += portion
-        return sorted(found, key=_age, reverse=True)[:limit]
+        found.sort(key=_age, reverse=True)
+        return found[:limit]
 
     async def cancel(self, id: str) -> int:
         """End the step of the message with this id. How many there were."""
         count = 0
-        async with aclosing(self._scan(PORTION, match=lambda message: id_of(message) == id)) as portions:
+        async with aclosing(self._scan(PORTION, match=lambda message: self._known_id(message) == id)) as portions:
             async for portion in portions:
                 count += self._cancel(portion)
         return count
@@ -96,5 +111,4 @@ class HeldMessages:
                 await asyncio.sleep(0)
 
 
-def _age(held: Held) -> float:
-    return held.age
+_age = attrgetter("age")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -39,6 +40,8 @@ class History:
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.points: deque[Point] = deque(maxlen=LENGTH)
+        self.encoded: deque[bytes] = deque(maxlen=LENGTH)
+        """The same as JSON."""
 
     def start(self) -> None:
         self._due = self._loop.time()
@@ -56,6 +59,7 @@ class History:
         columns = zip(*(row.hold_times for row in stats.hooks if row.holds), strict=True)
         lag = round(max(0.0, now - self._due), 4)
         self.points.append(Point(round(time.time(), 3), done, stats.held, lag, [*map(sum, columns)]))
+        self.encoded.append(json.dumps(self.points[-1]).encode())
         self._due = max(self._due + PERIOD, now)  # what was missed is not made up for
         self._timer = self._loop.call_at(self._due, self._take)
         self._told()

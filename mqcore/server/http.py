@@ -1,30 +1,32 @@
 """A small HTTP server on the loop, which shows figures and changes nothing.
 
-It shares the loop with the mail, so whatever its clients do, it takes little: a few connections, one request of each in a turn,
-text that is made once for all who ask at the same time, and nothing is kept for those who do not read.
+It shares the loop with the mail, so whatever its clients do, it takes little: a few connections, one request of all of them in
+a turn, text that is made once for all who ask at the same time, and nothing is kept for those who do not read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Self, cast
 
+from ..mail.files import raise_file_limit
+from ..mail.listening import listen_on
 from ..mail.smtp.hostname import own_hostname
 from ..mail.unix_socket import UnixSocket
 from .exposition import OPENMETRICS, TEXT, Exposition, Labels, choose, families
-from .figures import Figures, for_json
+from .figures import Figures, encode
 from .history import History
 from .http_request import MAX_HEAD, BadRequest, Request, RequestParser
 from .page import PAGE, POLICY
 from .server import Server
 
 MAX_CONNECTIONS = 64
-"""With one more, the one that is idle for longest makes room."""
+"""With one more, the one that is idle for longest makes room. Where the process may open few files, an eighth of these."""
 MAX_WATCHERS = 16
 """Of these, pages that are shown the figures as they change."""
 BACKLOG = 16
@@ -49,6 +51,7 @@ REASONS = {
     503: "Service Unavailable",
     505: "HTTP Version Not Supported",
 }
+SAME = "same-origin"
 SAFE = (
     "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nX-Frame-Options: DENY\r\n"
     "Referrer-Policy: no-referrer\r\nCross-Origin-Resource-Policy: same-origin\r\n"
@@ -81,26 +84,35 @@ class HttpServer:
         self._connections: dict[HttpConnection, None] = {}
         """Who has been idle for longest comes first."""
         self._watchers: set[HttpConnection] = set()
+        self._most = raise_file_limit(8 * MAX_CONNECTIONS) // 8
         self._sweeping: asyncio.TimerHandle | None = None
+        self._waiting: deque[HttpConnection] = deque()
+        """For their turn."""
+        self._making: asyncio.Task[None] | None = None
+        """The figures as JSON."""
+        self._wanting: list[Callable[[], object]] = []
+        """What is called when they are made."""
         self._history = History(server, self._tell)
         self._loop = asyncio.get_running_loop()
-        self._listening: asyncio.AbstractServer | None = None
+        self._listening: list[asyncio.AbstractServer] = []
         self._unix: UnixSocket | None = None
         if isinstance(address, str):
             self._unix = UnixSocket(address)
-            self._socket = self._unix.listener
+            self._sockets = [self._unix.listener]
             self._names: frozenset[str] | None = None  # no browser reaches it by a name
             self.url = f"unix:{address}"
         else:
-            self._socket = _listen(*address)
-            host, port = self._socket.getsockname()[:2]
+            host, port = address
+            self._sockets = listen_on("" if host == "::" else host, port)  # all addresses are those of IPv4, too
+            host, port = self._sockets[0].getsockname()[:2]
             names = ("localhost", address[0], host, socket.gethostname(), own_hostname())
             self._names = frozenset(map(str.lower, names))
             self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
     async def __aenter__(self) -> Self:
         listen = self._loop.create_unix_server if self._unix is not None else self._loop.create_server
-        self._listening = await listen(lambda: HttpConnection(self), sock=self._socket, backlog=BACKLOG)
+        for one in self._sockets:
+            self._listening.append(await listen(lambda: HttpConnection(self), sock=one, backlog=BACKLOG))
         self._history.start()
         return self
 
@@ -109,21 +121,24 @@ class HttpServer:
 
     def close(self) -> None:
         """Close all connections, and listen no more."""
-        if self._listening is not None:
-            self._listening.close()
+        for listening in self._listening:
+            listening.close()
         for connection in list(self._connections):
             connection.abort()
         self._history.stop()
         if self._sweeping is not None:
             self._sweeping.cancel()
-        self._socket.close()
+        if self._making is not None:
+            self._making.cancel()
+        for one in self._sockets:
+            one.close()
         if self._unix is not None:
             self._unix.close()
 
     # Connections
 
     def enter(self, connection: HttpConnection) -> None:
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) >= self._most:
             next(iter(self._connections)).abort()
         self._connections[connection] = None
         if self._sweeping is None:
@@ -145,6 +160,20 @@ class HttpServer:
             connection.abort()
         self._sweeping = self._loop.call_later(SWEEP, self._sweep) if self._connections else None
 
+    def give_turn(self, connection: HttpConnection) -> None:
+        """Let it go on, soon."""
+        self._waiting.append(connection)
+        if len(self._waiting) == 1:
+            self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        try:
+            self._waiting[0].go_on()
+        finally:
+            self._waiting.popleft()  # not before: what more it asks for comes after the others
+            if self._waiting:
+                self._loop.call_soon(self._next_turn)
+
     # What is answered
 
     def refuse(self, request: Request, local: str) -> Answer | None:
@@ -153,15 +182,20 @@ class HttpServer:
             return _plain(403, "the Host of this request is not this server")
         if request.method not in ("GET", "HEAD"):
             return _plain(405, "nothing can be changed here", "Allow: GET, HEAD\r\n")
+        if request.path == "/events" and request.headers.get("sec-fetch-site", SAME) != SAME:
+            return _plain(403, "the page that asks is not this server's")  # it would take the place of one that is
         return None
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request, *, is_made: bool) -> Answer | None:
+        """None: it is to be made first, see `when_made`; `is_made`: that was done."""
         match request.path:
             case "/metrics":
                 kind = choose(request.headers.get("accept", ""))
-                return Answer(200, kind, self._made(kind, lambda: self._write(kind)), "Vary: Accept\r\n")
+                text = self._fresh_text(kind) or self._keep(kind, self._write(kind))
+                return Answer(200, kind, text, "Vary: Accept\r\n")
             case "/status.json":
-                return Answer(200, "application/json", self._made("json", self.as_json))
+                made = self._fresh["json"][1] if is_made else self._fresh_text("json")
+                return None if made is None else Answer(200, "application/json", made)
             case "/healthz":
                 return _plain(200, "ok")  # said by the loop itself, in its turn
             case "/readyz":
@@ -181,17 +215,31 @@ class HttpServer:
     def _write(self, kind: str) -> bytes:
         return self._texts[kind].write(families(self._figures.collect(), self._labels))
 
-    def as_json(self) -> bytes:
-        return json.dumps(for_json(self._figures.collect()), separators=(",", ":")).encode()
-
-    def _made(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """The same for all who ask within a moment, however many these are."""
-        now = self._loop.time()
+    def _fresh_text(self, name: str) -> bytes | None:
+        """What was made within a moment is the same for all who ask, however many these are."""
         made, text = self._fresh.get(name, (-FRESH, b""))
-        if now - made >= FRESH:
-            text = make()
-            self._fresh[name] = now, text
+        return text if self._loop.time() - made < FRESH else None
+
+    def _keep(self, name: str, text: bytes) -> bytes:
+        self._fresh[name] = self._loop.time(), text
         return text
+
+    def when_made(self, call: Callable[[], object]) -> None:
+        """Make the figures as JSON, which takes some turns of the loop, and call this."""
+        self._wanting.append(call)
+        if self._making is None:
+            self._making = self._loop.create_task(self._make())
+
+    async def _make(self) -> None:
+        try:
+            self._keep("json", (await encode(self._figures.collect())).encode())
+        except Exception:
+            log.exception("the figures could not be written")
+            self._fresh.pop("json", None)
+        self._making = None
+        wanting, self._wanting = self._wanting, []
+        for call in wanting:
+            self._loop.call_soon(call)
 
     # Pages that watch
 
@@ -200,27 +248,28 @@ class HttpServer:
         if len(self._watchers) >= MAX_WATCHERS:
             return False
         self._watchers.add(connection)
-        connection.send_event(b"event: history\ndata: %b\n\n" % json.dumps(list(self._history.points)).encode())
-        connection.send_event(self._event())
+        connection.send_event(b"event: history\ndata: [%b]\n\n" % b",".join(self._history.encoded))
+        self.when_made(lambda: self._send_event([connection]))
         return True
 
     def _tell(self) -> None:
         """Each second."""
         if self._watchers:
-            event = self._event()
-            for connection in list(self._watchers):
+            self.when_made(lambda: self._send_event(list(self._watchers)))
+
+    def _send_event(self, connections: list[HttpConnection]) -> None:
+        if "json" in self._fresh:  # else the log says why it is not
+            point, figures = self._history.encoded[-1], self._fresh["json"][1]
+            event = b'data: {"point":%b,"figures":%b}\n\n' % (point, figures)
+            for connection in connections:
                 connection.send_event(event)
 
     def is_watching(self, connection: HttpConnection) -> bool:
         return connection in self._watchers
 
-    def _event(self) -> bytes:
-        point = json.dumps(self._history.points[-1]).encode()
-        return b'data: {"point":%b,"figures":%b}\n\n' % (point, self._made("json", self.as_json))
-
 
 class HttpConnection(asyncio.Protocol):
-    """One client. What it asks is answered one after the other, one in a turn of the loop."""
+    """One client. What it asks is answered one after the other, when it has its turn."""
 
     _transport: asyncio.Transport
 
@@ -240,6 +289,8 @@ class HttpConnection(asyncio.Protocol):
         """It says no more, and may wait for an answer."""
         self._is_over = False
         """Nothing it says matters any more."""
+        self._request: Request | None = None
+        """That is not answered yet, as the answer is being made."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass of it
@@ -254,7 +305,7 @@ class HttpConnection(asyncio.Protocol):
         self._server.leave(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_over:
+        if self._is_over or self._server.is_watching(self):
             return
         if self._is_idle:
             self._is_idle = False
@@ -291,16 +342,19 @@ class HttpConnection(asyncio.Protocol):
     def _go_on_soon(self) -> None:
         if not (self._is_due or self._is_blocked or self._is_over):
             self._is_due = True
-            self._loop.call_soon(self._go_on)
+            self._server.give_turn(self)
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """It has its turn."""
         self._is_due = False
         if self._is_over or self._is_blocked:
             return None
         try:
-            request = self._parser.next_request()
+            is_made = self._request is not None
+            request = self._request or self._parser.next_request()
         except BadRequest as error:
             return self._send(_plain(error.status, str(error)))
+        self._request = None
         if request is None:
             return self._wait_for_more()
         self._server.touch(self)
@@ -308,10 +362,14 @@ class HttpConnection(asyncio.Protocol):
         if answer is None and request.path == "/events" and request.method == "GET":
             return self._begin_events()
         try:
-            answer = answer or self._server.answer(request)
+            answer = answer or self._server.answer(request, is_made=is_made)
         except Exception:
             log.exception("%s could not be shown", request.path)
             answer = _plain(500, "this could not be shown; the log says why")
+        if answer is None:
+            self._request, self._is_due = request, True
+            self._server.when_made(lambda: self._server.give_turn(self))
+            return None
         self._send(answer, keeps_alive=request.keeps_alive, with_body=request.method != "HEAD")
         self._go_on_soon()
         return None
@@ -360,16 +418,3 @@ def _is_same_address(name: str, local: str) -> bool:
         return ipaddress.ip_address(name) == ipaddress.ip_address(local.partition("%")[0])
     except ValueError:
         return False
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..mail.base import Place, Prepared
+from ..mail.base import Place, Prepared, together
 
 Options = Mapping[str, Any]
 
 
 class PlaceOptions:
-    """A part of a server: what was chosen for its places, source and sink, which `read` says anew, or raises.
+    """What was chosen for the places of a server, source and sink."""
 
-    What cannot change while it runs stays as it was, and is told of."""
-
-    def __init__(self, places: Sequence[Place], in_force: Sequence[Options], read: Callable[[], Sequence[Options]]) -> None:
+    def __init__(self, places: Sequence[Place], in_force: Sequence[Options]) -> None:
         self._places = places
         self._in_force = in_force
-        self._read = read
 
-    def __call__(self) -> Prepared:
+    def prepare(self, new_options: Sequence[Options]) -> Prepared:
+        """Make ready for what is chosen now. What cannot change while they run stays as it was, and is told of."""
         ready: list[Prepared] = []
         chosen: list[Options] = []
-        changed: list[str] = []
-        needs_restart: list[str] = []
-        for place, old, new in zip(self._places, self._in_force, self._read(), strict=True):
+        for place, old, new in zip(self._places, self._in_force, new_options, strict=True):
             differ = {name for name in {*old, *new} if old.get(name) != new.get(name)}
             fixed = differ - place.changeable
             options = {name: value for name, value in new.items() if name not in fixed}
             options |= {name: old[name] for name in fixed if name in old}
             prepared = place.prepare(options)
-            ready.append(prepared)
+            changed = [name for name in _as_written(differ - fixed) if name not in prepared.needs_restart]
+            ready += [Prepared(changed=tuple(changed), needs_restart=tuple(_as_written(fixed))), prepared]
             chosen.append(options)
-            changed += [*sorted(map(_as_written, differ & place.changeable)), *prepared.changed]
-            needs_restart += [*sorted(map(_as_written, fixed)), *prepared.needs_restart]
 
         def commit() -> None:
-            for each in ready:
-                each.commit()
             self._in_force = chosen
 
-        return Prepared(commit, tuple(dict.fromkeys(changed)), tuple(dict.fromkeys(needs_restart)))
+        return together([*ready, Prepared(commit)])
 
 
-def _as_written(name: str) -> str:
-    return name.replace("_", "-")
+def _as_written(names: Iterable[str]) -> list[str]:
+    return sorted(name.replace("_", "-") for name in names)

@@ -11,10 +11,11 @@ from typing import Any
 
 from .. import MqError, Plugins
 from ..mail._gateway import Gateway
-from ..mail.base import Prepared
+from ..mail.base import Prepared, together
 from ..mail.errors import SinkError, SourceError
+from ..mail.refusals import quoted
 from . import systemd
-from .held import describe
+from .held import HeldMessages
 
 log = logging.getLogger("mqcore.server")
 
@@ -23,7 +24,7 @@ OLDEST = 20
 
 
 class ReloadError(Exception):
-    """Why nothing was reloaded; all is as it was."""
+    """Why nothing was reloaded; all is as it was, unless it says that a part is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Server:
         self.plugins: Plugins = self.dispatcher.plugins
         self.source = self.gateway.source
         self.sink = self.gateway.sink
+        self.held = HeldMessages(self.dispatcher)
 
     @property
     def draining(self) -> bool:
@@ -105,21 +107,22 @@ class Server:
         """Read plugins, configuration and certificates again. Steps and connections that are there go on as they began. Raises
         ReloadError, when all stays as it was."""
         with systemd.reloading():
-            return self._reload()
+            return self.dispatcher._run_reload(self._reload)
 
     def _reload(self) -> Reloaded:
         begin = time.perf_counter()
         try:
             prepared = [part() for part in self.parts]
-            self.plugins.reload()
+            self.plugins._reload(together(prepared).check)
         except Exception as error:
             expected = isinstance(error, (MqError, SourceError, SinkError, ValueError))
-            self.reloads.failed += 1
-            self.reloads.error = str(error) if expected else f"{type(error).__name__}: {error}"
-            log.error("not reloaded, all stays as it was: %s", self.reloads.error, exc_info=None if expected else error)
-            raise ReloadError(self.reloads.error) from error
-        for each in prepared:
-            each.commit()
+            text = str(error) if expected else f"{type(error).__name__}: {error}"
+            log.error("not reloaded, all stays as it was: %s", text, exc_info=None if expected else error)
+            raise self._failed(text) from error
+        if (broken := _commit(prepared)) is not None:
+            text = f"reloaded, but for a part that failed, so start the server anew: {type(broken).__name__}: {broken}"
+            log.critical("%s", text, exc_info=broken)
+            raise self._failed(text) from broken
         self.reloads.succeeded += 1
         self.reloads.last = time.time()
         self.reloads.error = None
@@ -131,6 +134,11 @@ class Server:
         )
         log.log(logging.WARNING if done.needs_restart else logging.INFO, "%s", done)
         return done
+
+    def _failed(self, why: str) -> ReloadError:
+        self.reloads.failed += 1
+        self.reloads.error = why
+        return ReloadError(why)
 
     def pause(self, plugin: str) -> None:
         """Leave a plugin out of what begins from now on; what it holds it finishes. Raises PluginError if there is none."""
@@ -158,12 +166,25 @@ class Server:
         """Write the status and what is held for longest to the log, whatever its level: somebody asked for it."""
         status = self.status()
         lines = [f"{name}: {_plain(value)}" for name, value in status.items()]
-        for held in map(describe, self.dispatcher.held(OLDEST)):
+        for held in map(self.held.describe, self.dispatcher.held(OLDEST)):
             lines.append(f"held: {_plain(held)}")
         log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, "status\n%s", ("\n".join(lines),), None))
 
 
+def _commit(prepared: list[Prepared]) -> Exception | None:
+    """Put all of it in force. The plugins are in force already, so where one breaks its promise not to fail, the others are put
+    in force all the same. The last error."""
+    broken: Exception | None = None
+    for each in prepared:
+        try:
+            each.commit()
+        except Exception as error:
+            broken = error
+    return broken
+
+
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        return " ".join(f"{name}={each}" for name, each in value.items() if each is not None)
+        known = {name: each for name, each in value.items() if each is not None}  # a client's, some of it
+        return " ".join(f"{name}={quoted(each) if isinstance(each, str) else each}" for name, each in known.items())
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

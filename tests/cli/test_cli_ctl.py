@@ -13,6 +13,9 @@ import trustme
 from cli_tools import TEXT, serve, wait_until
 from mail_tools import run, start, write_mbox, write_plugin
 
+from mqcore.cli.run import _check_recipients
+from mqcore.mail.places import parse_sink, parse_source
+
 HOLDS = """
     def mq_smtp_in_message(context, message):
         if b"hold" in message.mime:
@@ -100,7 +103,7 @@ def test_reload(steered):
     assert f"; 1 failed\nwhy the last one failed: {plugin}:1: " in said(steered.ctl("status"))
     assert send(steered) == (550, "5.7.1 version 1")
     plugin.unlink()
-    assert said(steered.ctl("reload")).startswith("reloaded 1 plugins in ")
+    assert said(steered.ctl("reload")).startswith("reloaded 1 plugin in ")
     assert send(steered)[0] == 250
 
 
@@ -252,8 +255,8 @@ def test_the_log_level_and_what_may_be_in_flight(tmp_path):
         assert "in flight limit: 7\n" in said(run(*ctl, "status"))
         config.write_text('[run]\nmax-in-flight = 8\nlog-level = "info"\nlog-format = "json"\njson = true\nfailed = "null:"\n')
         text = said(run(*ctl, "reload"))
-        assert "changed: max-in-flight, log-format, log-level\n" in text
-        assert "as before until the next start: failed\n" in text  # --json was given
+        assert "; changed: max-in-flight, log-format, log-level; " in text
+        assert text.endswith("; as before until the next start: failed\n")  # --json was given
         assert "in flight limit: 8\n" in said(run(*ctl, "status"))
         lines_until(server.process, "reloaded")
         assert send(server)[0] == 250
@@ -263,11 +266,48 @@ def test_the_log_level_and_what_may_be_in_flight(tmp_path):
         text = said(run(*ctl, "reload"), 3)
         assert f"{config}:3: log-level in [run] is one of debug, info, warning, error, not 'inf'" in text
         config.write_text("")
-        assert "changed: max-in-flight, log-format, log-level\n" in said(run(*ctl, "reload"))
+        assert said(run(*ctl, "reload")).endswith("; changed: max-in-flight, log-format, log-level\n")
         assert "in flight limit: 1000\n" in said(run(*ctl, "status"))
         assert send(server)[0] == 250
         assert json.loads(lines_until(server.process, "not reloaded")[-1])["level"] == "ERROR"
         assert " INFO mqcore.server: reloaded" in server.process.stderr.readline()
+
+
+# A hook that keeps the loop until there is a file.
+KEEPS = """
+    import os, time
+    def mq_smtp_in_message(context, message):
+        while not os.path.exists({go_on!r}):
+            time.sleep(0.001)
+"""
+
+
+def test_the_format_of_the_watchdogs_lines_is_the_logs(tmp_path):
+    """Which a reload may change; they come from a thread that writes them without the log."""
+    config, go_on = tmp_path / "mqcore.toml", tmp_path / "go-on"
+    config.write_text("[run]\n")
+    write_plugin(tmp_path / "plugins", "20-slow", KEEPS.format(go_on=str(go_on)))
+    arguments = ("--plugins", tmp_path / "plugins", "--config", config, "--watchdog", "20ms")
+    with serve("--to", "null:", *arguments, "--control", tmp_path / "control.sock") as server:
+        config.write_text('[run]\nlog-format = "json"\n')
+        said(run("ctl", "--socket", tmp_path / "control.sock", "reload"))
+        sending = threading.Thread(target=send, args=(server,))
+        sending.start()
+        line = lines_until(server.process, "20-slow has kept the loop")[-1]
+        go_on.touch()
+        sending.join(30)
+        assert json.loads(line)["event"] == "blocked"
+
+
+def test_what_the_sink_needs_a_reload_does_not_take_away(tmp_path):
+    """As the start would refuse it: nobody would say to whom mails go."""
+    source, sink = parse_source("mbox:x"), parse_sink("smtp://127.0.0.1:25")
+    for hooks in ({"mq_smtp_in_message"}, {"mq_smtp_out_data"}):
+        _check_recipients(source, sink, hooks)
+    with pytest.raises(ValueError, match="a plugin must set message.recipient, in mq_smtp_in_message or mq_smtp_out_data"):
+        _check_recipients(source, sink, {"mq_smtp_in_close"})
+    _check_recipients(parse_source("smtp://127.0.0.1:0"), sink, set())
+    _check_recipients(source, parse_sink("null:"), set())
 
 
 def test_a_signal_before_there_is_a_server(tmp_path):
@@ -287,4 +327,4 @@ def test_paths_are_where_they_were(tmp_path, monkeypatch):
     (tmp_path / "mqcore.toml").write_text('[run]\ntls-certificate = "server.pem"\n')
     arguments = ("--plugins", "plugins", "--config", "mqcore.toml", "--control", "control.sock")
     with serve("--to", "null:", *arguments):
-        assert said(run("ctl", "--socket", tmp_path / "control.sock", "reload")).startswith("reloaded 1 plugins in ")
+        assert said(run("ctl", "--socket", tmp_path / "control.sock", "reload")).startswith("reloaded 1 plugin in ")

@@ -21,7 +21,7 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from mqcore.cli.top import DOWN, UP, View
+from mqcore.cli.top import DOWN, UP, RefusedError, View
 
 PASSES = """
 def mq_smtp_in_message(context, message):
@@ -42,6 +42,7 @@ class Asked:
         self.paused = []
         self.asked = []
         self.now = 100.0
+        self.figures = {}
 
     def __call__(self, request):
         if request["command"] == "held":
@@ -56,7 +57,7 @@ class Asked:
             "mails": {"read": 10 * self.now},
             "in_flight": 3, "in_flight_limit": 1000, "steps": {"held": 4}, "source": "smtp://a", "sink": "null:", "ready": True,
             "loop": None, "smtp": {"connections_open": 5},
-        }  # fmt: skip
+        } | self.figures  # fmt: skip
 
 
 def text_of(view):
@@ -106,6 +107,37 @@ def test_keys():
     view.press("\n")
     assert "10-a" in text_of(view)
     assert view.press("x") and view.press("") and not view.press("q")
+
+
+def test_the_lag_is_that_of_now():
+    """Not the longest turn that there ever was."""
+    ask = Asked(row("10-a", calls=1))
+    figures = ask.figures = {"loop": {"lag": {"bounds": [0.005, 0.01], "counts": [7, 0, 1], "sum": 9.0}, "longest": 8.0}}
+    view = View(ask)
+    view.update()
+    assert "loop lag -" in text_of(view)
+    later = [([9, 0, 1], "up to 5.0 ms"), ([9, 2, 1], "up to 10.0 ms"), ([9, 2, 1], "0"), ([9, 2, 2], "over 10.0 ms")]
+    for counts, text in later:
+        figures["loop"] = {"lag": {"bounds": [0.005, 0.01], "counts": counts, "sum": 9.0}, "longest": 8.0}
+        view.update()
+        assert f"loop lag {text}\n" in text_of(view)
+
+
+def test_a_plugin_that_a_reload_has_taken_away():
+    """Its figures stay; the server says that there is none, and it goes on."""
+
+    def ask(request):
+        if request["command"] == "pause":
+            raise RefusedError("no plugin is named '10-a'\x1b")
+        return asked(request)
+
+    asked = Asked(row("10-a", calls=1))
+    view = View(ask)
+    view.update()
+    assert view.press("p")
+    assert "no plugin is named '10-a'" in text_of(view) and "\x1b" not in text_of(view)
+    assert view.press("") and "no plugin is named" in text_of(view)
+    assert view.press("s") and "no plugin is named" not in text_of(view)
 
 
 def test_a_server_without_plugins():

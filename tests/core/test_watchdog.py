@@ -13,8 +13,8 @@ from loop_tools import PROLOGUE, python
 from native_tools import compile_plugin
 
 import mqcore
-from mqcore.loop import _teller
-from mqcore.loop._guard import can_dump
+from mqcore.loop import _reporter
+from mqcore.loop._watchdog import can_dump
 
 OWNERS = ["uvloop", "pyuv"]
 
@@ -258,6 +258,95 @@ print(ascii(dispatcher.lag().blocked[0].plugin))
     assert told["seconds"] >= 0.02
 
 
+def test_its_lines_follow_the_log():
+    """Whose format and level a reload may change: the line in C comes without it."""
+    text = run_blocking(
+        """
+def noted():
+    while not records:
+        time.sleep(0.001)
+    os.write(writing, b"noted\\n")
+    return sleeping()
+plugin, dispatcher = start(noted, watchdog=0.02)
+turn()
+dispatcher._report_as(json=False, warnings=False)
+dispatcher.hook("mq_step").run(mqcore.Message())
+print(plugin.told.decode(), end="")
+plugin.block, plugin.told = sleeping, b""
+dispatcher._report_as(json=True, warnings=True)
+dispatcher.hook("mq_step").run(mqcore.Message())
+print(plugin.told.decode(), end="")
+print(blocked(dispatcher))
+""",
+        "uvloop",
+    )
+    first, second, figures = text.splitlines()
+    assert first == "noted"
+    assert json.loads(second)["event"] == "blocked"
+    assert figures == "[('20-slow', 'mq_step', 2)]"
+
+
+def test_a_reload_is_told_of_as_that():
+    """Of a server that runs: what it keeps the loop for is no hook's, and not of code that nobody knows."""
+    text = run_blocking(
+        """
+plugin, dispatcher = start(sleeping, watchdog=0.02)
+def reload():
+    text = sleeping()
+    while not records:
+        time.sleep(0.001)
+    return text
+turn()
+print(dispatcher._run_reload(reload).decode(), end="")
+print(records[0].getMessage().splitlines()[0])
+try:
+    dispatcher._run_reload(lambda: 1 / 0)
+except ZeroDivisionError:
+    print(blocked(dispatcher))
+""",
+        "uvloop",
+    )
+    line, stack, figures = text.splitlines()
+    assert "WARNING mqcore.watchdog: a reload has kept the loop for " in line
+    assert stack == "a reload keeps the loop:"
+    assert figures == "[(None, 'reload', 1)]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_its_thread_sleeps_also_when_a_byte_comes_late():
+    """One by which the loop wakes it up that is awake already: else it would turn without a pause."""
+    text = python(
+        BLOCKING
+        + """
+import fcntl, struct, termios
+def pipes():
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
+                found.add(fd)
+        except OSError:  # it was that of the folder
+            pass
+    return found
+before = pipes()
+plugin, dispatcher = start(sleeping, watchdog=3600)
+waking = sorted(pipes() - before)[:2]  # they are made first
+def unread():
+    room = fcntl.ioctl(waking[0], termios.FIONREAD, bytes(4))
+    return struct.unpack("i", room)[0]
+os.write(waking[1], b"!")
+end = time.monotonic() + 20
+while unread() and time.monotonic() < end:
+    time.sleep(0.001)
+print(unread())
+dispatcher.close()
+turn()
+""",
+        "uvloop",
+    )
+    assert text == "0\n"
+
+
 def test_what_is_no_plugins():
     """A callback of asyncio: told of as that, when Python's lock can be had, with the task."""
     text = run_blocking(
@@ -495,6 +584,12 @@ def test_wrong_limits(owner, watchdog, error, says):
         owner.start({}, watchdog=watchdog)
 
 
+def test_an_abort_without_a_standard_error(monkeypatch):
+    """As under pythonw, or where a program has put something of its own in its place."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert mqcore.Watchdog(1, abort=5).abort == 5
+
+
 def test_an_abort_before_the_limit():
     with pytest.raises(ValueError, match="abort comes after its limit, 1 s, not after 0.5 s"):
         mqcore.Watchdog(1, abort=0.5)
@@ -534,9 +629,9 @@ def test_a_context_that_outlives_its_dispatcher(owner):
 
 def test_what_rang_when_the_dispatcher_closed_is_not_told(owner, caplog):
     dispatcher = owner.start({"10-a": lambda context, message: False}, watchdog=5)
-    (guard,) = (each for each in gc.get_objects() if type(each).__name__ == "Guard")
+    (guard,) = (each for each in gc.get_objects() if type(each).__name__ == "LoopWatchdog")
     dispatcher.close()
-    assert guard.asked() is None
-    assert _teller.tell_one(guard, 7) == 7
+    assert guard.report() is None
+    assert _reporter.report_one(guard, 7) == 7
     assert not caplog.records
     assert guard.lag().blocked == ()

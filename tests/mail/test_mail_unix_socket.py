@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import stat
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from smtp_tools import ALL, run, serving
 
-from mqcore.mail import LmtpSource, SmtpSource, SourceError
+from mqcore.mail import LmtpSource, SmtpSource, SourceError, unix_socket
 from mqcore.mail.unix_socket import UnixSocket
 
 
@@ -165,3 +166,21 @@ def test_of_many_that_begin_at_once_one_gets_it(path):
 def test_where_there_can_be_no_socket(place, why, tmp_path):
     with pytest.raises(SourceError, match=why):
         LmtpSource(f"unix:{tmp_path}/{place}")
+
+
+def test_a_lock_that_somebody_has_for_long(path, monkeypatch):
+    """As anybody may in /tmp: the start is refused with a reason, and the end does not wait for him."""
+    monkeypatch.setattr(unix_socket, "PATIENCE", 0.02)
+    monkeypatch.setattr(unix_socket, "SHORT", 0.02)
+    opened = UnixSocket(str(path))
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        opened.close()
+        assert path.exists()
+        with pytest.raises(OSError, match="another process has a lock on"):
+            UnixSocket(str(path))
+    finally:
+        os.close(folder)
+    UnixSocket(str(path)).close()  # what was left is replaced
+    assert not path.exists()

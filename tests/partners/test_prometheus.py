@@ -13,6 +13,7 @@ from prometheus import prometheus, promtool
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
 RULES = CONTRIB / "prometheus" / "mqcore.rules.yml"
+TESTS = CONTRIB / "prometheus" / "mqcore.rules.test.yml"
 DASHBOARD = CONTRIB / "grafana" / "mqcore.json"
 PASSES = """
 def mq_smtp_in_message(context, message):
@@ -46,6 +47,13 @@ def test_a_gateway_is_scraped(tmp_path):
 
 def test_the_alerts_are_rules():
     assert "SUCCESS" in promtool("check", "rules", RULES)
+
+
+def test_each_alert_is_given_when_it_should_be():
+    """And for the first time that something happens, not from the second on."""
+    assert "SUCCESS" in promtool("test", "rules", TESTS)
+    alerts = re.findall(r"- alert: (\w+)", RULES.read_text())
+    assert set(re.findall(r"alertname: (\w+)", TESTS.read_text())) == set(alerts)
 
 
 def test_alerts_and_dashboard_use_names_that_there_are():

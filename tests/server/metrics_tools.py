@@ -62,7 +62,7 @@ class Shown:
         self._browsers: list[Browser] = []
 
     async def connect(self) -> Browser:
-        address = self.http._socket.getsockname()
+        address = self.http._sockets[0].getsockname()
         if isinstance(address, str):
             browser = Browser(*await asyncio.open_unix_connection(address))
         else:

@@ -26,8 +26,8 @@ class Steered:
         self.chosen = chosen
         self.path = path
         self.control: Control
-        source = it.gateway.source
-        self.server = Server(it.gateway, [PlaceOptions([source], [dict(chosen)], lambda: [dict(self.chosen)])])
+        options = PlaceOptions([it.gateway.source], [dict(chosen)])
+        self.server = Server(it.gateway, [lambda: options.prepare([dict(self.chosen)])])
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(str(self.path), limit=1 << 24)

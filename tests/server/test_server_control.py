@@ -12,14 +12,19 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from metrics_tools import Browser
 from server_tools import steered
 from smtp_tools import ALL, EHLO, OPEN, TEXT, Holds, codes, plugin, run
 
+import mqcore
 from mqcore.server import control
 from mqcore.server.control import Control
 from mqcore.server.durations import parse_duration
+from mqcore.server.held import PORTION, HeldMessages
+from mqcore.server.http import HttpServer
 
 
 async def holding(at, count, **options):
@@ -103,6 +108,49 @@ async def test_held_of_odd_messages(tmp_path):
         assert len(row["envelope"]) == 200
         await at.ask("cancel", id=row["id"])
         assert codes([await client.reply()]) == ["451 4.3.0"]
+
+
+@run
+async def test_ids_of_what_is_no_mail(tmp_path):
+    """Each its own, and never another's, wherever it is in memory."""
+    hold = {"mq_step": lambda context, message: True}
+    with mqcore.Plugins(hooks=[mqcore.HookSpec("mq_step")]) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+        plugins.add("10-hold", SimpleNamespace(**hold))
+        messages, step = HeldMessages(dispatcher), dispatcher.hook("mq_step")
+        ids = []
+        for _ in range(20):
+            first, second = mqcore.Message(), mqcore.Message()
+            step.run_many([first, second])
+            found = [messages.describe(held)["id"] for held in await messages.oldest(10)]
+            assert found == [messages.id_of(first), messages.id_of(second)]
+            assert await messages.cancel(found[0]) == 1
+            assert (first.holder, second.holder) == (None, "10-hold")
+            assert await messages.cancel(found[0]) == 0
+            dispatcher.cancel(second)
+            ids += found
+            del first, second
+        assert len(set(ids)) == 40
+        assert messages._numbers == {}
+
+
+@run
+async def test_many_are_told_of_in_portions():
+    """The oldest first, as when few are asked for."""
+    config = {f"{number}-hold": {"hold_timeout": 20 * number} for number in range(3)}
+    specs = [mqcore.HookSpec("mq_step")]
+    with mqcore.Plugins(hooks=specs, config=config) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
+        for name in config:
+            plugins.add(name, SimpleNamespace(mq_step=lambda context, message: message.payload == context.plugin.name[0]))
+        messages, step = HeldMessages(dispatcher), dispatcher.hook("mq_step")
+        made = [mqcore.Message(str(number % 3)) for number in range(3 * PORTION)]
+        step.run_many(made)
+        found = await messages.oldest(2 * PORTION)
+        assert len(found) == 2 * PORTION
+        assert [held.age for held in found] == sorted((held.age for held in found), reverse=True)
+        assert {id(held.message) for held in found} <= set(map(id, made))
+        assert len(await messages.oldest(4 * PORTION)) == 3 * PORTION
+        for message in made:
+            dispatcher.cancel(message)
 
 
 @run
@@ -380,14 +428,24 @@ async def test_more_clients_than_there_may_be(tmp_path):
         for reader, writer in clients:
             writer.write(b'{"command": "status"}\n')
             assert json.loads(await reader.readline())["ok"]
+        assert (await at.ask("status"))["state"] == "running"  # the one that was idle for longest made room
+        with contextlib.suppress(ConnectionError):
+            assert await clients[0][0].read() == b""
+        clients[0][1].close()
+        await at.it.until(lambda: len(at.control._clients) == control.MOST_CLIENTS - 1)
+        release = asyncio.Event()
+        at.control._commands.run = lambda request: release.wait()
+        clients[0] = await at.connect()
+        for _, writer in clients:
+            writer.write(b'{"command": "status"}\n')
+        await at.it.until(lambda: len(at.control._clients) == control.MOST_CLIENTS and not at.control._idle)
         reader, writer = await at.connect()
         assert "32 others are connected" in json.loads(await reader.readline())["error"]
         assert await reader.read() == b""
         writer.close()
-        clients.pop()[1].close()
-        await at.it.until(lambda: len(at.control._clients) < control.MOST_CLIENTS)
-        assert (await at.ask("status"))["state"] == "running"
-        for _, writer in clients:
+        release.set()
+        for reader, writer in clients:
+            assert json.loads(await reader.readline())["ok"]
             writer.close()
 
 
@@ -411,3 +469,36 @@ async def test_a_client_of_whom_nothing_can_be_known(tmp_path, monkeypatch):
             assert await reader.read() == b""
             writer.close()
         assert (await at.ask("status"))["state"] == "running"
+
+
+@pytest.mark.slow
+@run
+async def test_a_hundred_thousand_held(tmp_path):
+    """All of it is told of, and right; whatever has to look at all of them leaves the loop its turns."""
+    count = 100_000
+    async with steered(tmp_path, {"10-hold": plugin(data=lambda context, message, *_: True)}) as at, HttpServer(
+        at.server, ("127.0.0.1", 0)
+    ) as http:
+        made = [mqcore.Message() for _ in range(count)]
+        at.server.dispatcher.hook("mq_smtp_in_data").run_many(made, b"")
+        told = await at.ask("held", limit=10_000)
+        assert told["held"] == count
+        assert [row["id"] for row in told["oldest"]] == [at.server.held.id_of(message) for message in made[:10_000]]
+        ages = [row["age"] for row in told["oldest"]]
+        assert ages == sorted(ages, reverse=True)
+        told = await at.ask("held", plugin="10-hold", limit=3)
+        assert [row["id"] for row in told["oldest"]] == [at.server.held.id_of(message) for message in made[:3]]
+        rows = {row["hook"]: row["held"] for row in (await at.ask("figures"))["plugins"]}
+        assert rows["mq_smtp_in_data"] == count
+        browser = Browser(*await asyncio.open_connection(*http._sockets[0].getsockname()))
+        text = (await browser.get("/metrics")).body.decode()
+        assert f'mqcore_plugin_held{{plugin="10-hold",hook="mq_smtp_in_data"}} {count}\n' in text
+        assert json.loads((await browser.get("/status.json")).body)["steps"]["held"] == count
+        assert await at.ask("cancel", id=at.server.held.id_of(made[7])) == {"cancelled": 1}
+        client = await at.it.greeted()
+        cancelling = asyncio.ensure_future(at.ask("cancel", plugin="10-hold"))
+        at.server.pause("10-hold")
+        assert (await client.asks(ALL.removeprefix(EHLO), 4))[-1] == "250 2.6.0"
+        assert not cancelling.done()
+        assert await cancelling == {"cancelled": count - 1}
+        browser.writer.close()

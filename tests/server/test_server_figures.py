@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,13 +16,14 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 from metrics_tools import shown, value
-from smtp_tools import ALL, run
+from smtp_tools import ALL, Holds, run
 
+from mqcore.mail import refusals
 from mqcore.mail._histogram import Histogram
 from mqcore.mail.smtp.certificate import not_after, read_not_after
 from mqcore.server import ReloadError, history
 from mqcore.server.exposition import Labels, families
-from mqcore.server.figures import plain_lag, process_figures
+from mqcore.server.figures import boot_time, plain_lag, process_figures
 from mqcore.stats import HOLD_TIMES
 
 
@@ -76,6 +78,7 @@ def test_whatever_bytes_end_in_an_error_that_is_known(text):
 def test_the_process():
     with open("/proc/stat") as stat:
         boot = next(float(line.split()[1]) for line in stat if line.startswith("btime "))
+    assert abs(boot_time() - boot) < 2
     figures = process_figures(boot)
     assert figures["threads"] >= 1
     assert 1 << 20 < figures["resident_memory_bytes"] < figures["virtual_memory_bytes"]
@@ -84,6 +87,20 @@ def test_the_process():
         before = figures["open_fds"]
         with open(os.devnull):
             assert process_figures(boot)["open_fds"] == before + 1
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc, as Linux has it")
+def test_the_process_where_nothing_is_seen_of_others(monkeypatch):
+    """As in a service with ProcSubset=pid."""
+    read_text = Path.read_text
+
+    def only_pid(self, *options):
+        if self == Path("/proc/stat"):
+            raise FileNotFoundError(self)
+        return read_text(self, *options)
+
+    monkeypatch.setattr(Path, "read_text", only_pid)
+    assert time.time() - 3600 < process_figures(boot_time())["start_time_seconds"] < time.time() + 2
 
 
 def test_lag_and_who_blocked_the_loop():
@@ -104,7 +121,35 @@ async def test_a_loop_that_a_watchdog_looks_at():
         figures["loop"] = {"lag": {"bounds": [0.5], "counts": [1, 2], "sum": 9.0}, "longest": 8.0, "blocked": [["a", "b", 3]]}
         found = {family.name: family for family in families(figures, Labels())}
         assert found["mqcore_loop_lag_seconds"].numbers == [1, 3, 9.0, 3]
-        assert found["mqcore_loop_blocked"].labels == ['{plugin="a",hook="b"}']
+        assert dict(zip(found["mqcore_loop_blocked"].labels, found["mqcore_loop_blocked"].numbers, strict=True)) == {
+            '{plugin="",hook="done"}': 0,
+            '{plugin="",hook="reload"}': 0,
+            '{plugin="",hook=""}': 0,
+            '{plugin="a",hook="b"}': 3,
+        }
+
+
+@run
+async def test_what_is_counted_is_there_from_the_beginning():
+    """Prometheus takes what a counter begins with for no increase: so an alert would miss the first."""
+    async with shown({"10-a": Holds("message")}, watchdog=60) as it:
+        series = await it.series()
+        for plugin, hook in (("10-a", "mq_smtp_in_message"), ("10-a", ""), ("", "done"), ("", "reload"), ("", "")):
+            assert value(series, "mqcore_loop_blocked_total", plugin=plugin, hook=hook) == 0
+        for reason in ("too_many", "too_many_from_network", "plugin", "proxy", "shutting_down"):
+            assert value(series, "mqcore_smtp_connections_refused_total", reason=reason) == 0
+        for result in ("ok", "refused", "failed"):
+            assert value(series, "mqcore_smtp_auth_total", result=result) == 0
+
+
+@run
+async def test_refusals_beyond_those_that_are_logged(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, refusals.log.name)
+    monkeypatch.setattr(refusals, "MOST_LINES", 2)
+    async with shown() as it:
+        for number in range(5):
+            it.it.gateway.refusals.note("connect", 421, f"{number}")
+        assert value(await it.series(), "mqcore_log_suppressed_total", logger=refusals.log.name) == 3
 
 
 @run

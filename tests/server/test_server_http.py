@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections import Counter
 
 import pytest
-from metrics_tools import OPENMETRICS, shown
+from metrics_tools import OPENMETRICS, Browser, shown
 from smtp_tools import ALL, Holds, run
 
 from mqcore.server import http
@@ -76,6 +77,40 @@ async def test_a_host_that_is_none_of_ours():
 
 
 @run
+async def test_all_addresses_of_both_families():
+    """Each client's own words for where it came to are those of this server, however it came."""
+    async with shown(address=("::", 0)) as it:
+        families = {one.family for one in it.http._sockets}
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            if family in families:
+                port = it.http._sockets[0].getsockname()[1]
+                browser = Browser(*await asyncio.open_connection(host, port))
+                written = f"[{host}]" if ":" in host else host
+                assert (await browser.get("/healthz", host=f"{written}:{port}")).status == 200
+                browser.writer.close()
+        assert socket.AF_INET in families
+
+
+@run
+async def test_each_address_of_a_name(monkeypatch):
+    addresses = [("127.0.0.1", 0), ("127.0.0.2", 0)]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+    lookup = socket.getaddrinfo
+
+    def look_up(host, *more, **how):
+        return found if host == "both" else lookup(host, *more, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    async with shown(address=("both", 0)) as it:
+        names = [one.getsockname() for one in it.http._sockets]
+        assert names == [("127.0.0.1", names[0][1]), ("127.0.0.2", names[0][1])]
+        for host, port in names:
+            browser = Browser(*await asyncio.open_connection(host, port))
+            assert (await browser.get("/healthz", host=host)).status == 200
+            browser.writer.close()
+
+
+@run
 async def test_a_unix_socket(tmp_path):
     path = tmp_path / "metrics.sock"
     async with shown(address=str(path)) as it:
@@ -117,6 +152,58 @@ async def test_one_turn_of_the_loop_is_for_one_request():
         for _ in range(100):
             await browser.response()
         assert len(made) < 50  # and who asks again within a moment gets the same
+
+
+@run
+async def test_one_turn_of_the_loop_is_for_one_request_of_all_clients():
+    """Else as many as there may be would keep it busy."""
+    async with shown() as it:
+        turn, answered = 0, []
+        loop = asyncio.get_running_loop()
+
+        def count():
+            nonlocal turn
+            turn += 1
+            loop.call_soon(count)
+
+        answer = it.http.answer
+        it.http.answer = lambda request, **how: answered.append(turn) or answer(request, **how)
+        browsers = [await it.connect() for _ in range(20)]
+        count()
+        for browser in browsers:
+            browser.writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
+        for browser in browsers:
+            for _ in range(20):
+                assert (await browser.response()).status == 200
+        assert len(answered) == 400
+        assert max(Counter(answered).values()) <= 2  # uvloop calls what is due before and after what is read
+
+
+@run
+async def test_figures_of_many_plugins_are_written_in_portions():
+    """And are those of one moment, for whoever asks."""
+    async with shown({f"{number:03}-plugin": Holds("message") for number in range(60)}) as it:
+        browsers = [await it.connect() for _ in range(3)]
+        found = await asyncio.gather(*(browser.get("/status.json") for browser in browsers))
+        assert len({response.body for response in found}) == 1
+        status = json.loads(found[0].body)
+        rows = [row["plugin"] for row in status["plugins"] if row["hook"] == "mq_smtp_in_message"]
+        assert rows == [f"{number:03}-plugin" for number in range(60)]
+        assert status["plugins"][0]["held_oldest"] is None and status["hold_times"][0] == 0.001
+        head = await browsers[0].ask(b"HEAD /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n", has_body=False)
+        assert int(head.headers["content-length"]) > 1000
+
+
+@run
+async def test_figures_that_cannot_be_written(monkeypatch, caplog):
+    async with shown() as it:
+        collect = it.http._figures.collect
+        it.http._figures.collect = lambda: collect() | {"odd": object()}
+        browser = await it.connect()
+        assert (await browser.get("/status.json")).status == 500
+        assert "Traceback" in caplog.text
+        it.http._figures.collect = collect
+        assert (await it.get("/status.json")).status == 200
 
 
 @run
@@ -197,6 +284,33 @@ async def test_events(monkeypatch):
         assert b"event: full" in said and await one.is_closed()
         browser.writer.close()
         await it.it.until(lambda: len(it.http._watchers) == http.MAX_WATCHERS - 1)
+
+
+@run
+async def test_the_page_of_another_site_watches_nothing():
+    """It could not read it, but it would take a place."""
+    async with shown() as it:
+        for site, status in (("cross-site", 403), ("same-site", 403), ("none", 403)):
+            assert (await it.get("/events", **{"Sec-Fetch-Site": site})).status == status
+        browser = await it.connect()
+        browser.writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: same-origin\r\n\r\n")
+        assert b"200 OK" in await browser.reader.readuntil(b"\r\n\r\n")
+        assert (await it.get("/", **{"Sec-Fetch-Site": "cross-site"})).status == 200  # by a link
+
+
+@run
+async def test_who_watches_is_not_answered_any_more():
+    """An answer within the events would be nonsense."""
+    async with shown() as it:
+        browser = await it.connect()
+        browser.writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await browser.reader.readuntil(b"\n\n")
+        browser.writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)
+        assert (await it.get("/healthz")).status == 200
+        text = b""
+        while text.count(b"\n\n") < 2:
+            text += await browser.reader.read(1 << 20)
+        assert b"HTTP/1.1" not in text
 
 
 def test_the_page_has_nothing_from_outside():

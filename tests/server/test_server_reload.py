@@ -13,6 +13,7 @@ from server_tools import issue, steered, trusting
 from smtp_tools import ALL, EHLO, MAIL, OPEN, RCPT, TEXT, Holds, codes, plugin, run
 
 from mqcore.mail import MboxSource
+from mqcore.mail.base import Prepared
 from mqcore.server import ReloadError, Server
 from mqcore.server.options import PlaceOptions
 
@@ -188,7 +189,9 @@ async def test_a_certificate_that_is_taken_away_stays_until_the_next_start(tmp_p
         await offered.reply()
         assert "250-STARTTLS" in await offered.ask(EHLO)
         at.chosen.clear()
-        assert at.server.reload().needs_restart == ("tls-certificate",)
+        for _ in range(2):
+            done = at.server.reload()
+            assert (done.changed, done.needs_restart) == ((), ("tls-certificate",))
         assert await offered.ask(b"STARTTLS\r\n") == "220 2.0.0 go ahead"
         await offered.start_tls(tls)
         assert served(offered) == first
@@ -213,7 +216,7 @@ async def test_wrong_configuration_is_told(tmp_path):
         def read():
             raise ValueError("mqcore.toml: [run] has max-recipient, which is no option that it may have")
 
-        at.server.parts = [PlaceOptions([at.it.gateway.source], [{}], read)]
+        at.server.parts = [read]
         with pytest.raises(ReloadError, match="max-recipient"):
             at.server.reload()
         assert at.server.plugins.snapshot is before
@@ -226,6 +229,81 @@ async def test_a_part_with_a_fault_of_its_own(tmp_path, caplog):
         with pytest.raises(ReloadError, match="ZeroDivisionError"):
             at.server.reload()
         assert "Traceback" in caplog.text
+
+
+LOGIN = "def mq_smtp_in_authenticate(context, message, login, password): message.connection.authenticated = True"
+
+
+@run
+async def test_what_a_start_refuses_a_reload_refuses(tmp_path):
+    """The file of a plugin may be gone for a moment: then nobody could send mail any more."""
+    plugins = write(tmp_path / "plugins", "10-login", LOGIN)
+    async with steered(tmp_path, auth_without_tls=True) as at:
+        at.it.gateway.dispatcher.plugins.load(plugins)
+        at.chosen.update(auth_without_tls=True, require_login=True)
+        assert at.server.reload().changed == ("auth-without-tls", "require-login")
+        (plugins / "10-login.py").rename(tmp_path / "kept")
+        before = at.server.plugins.snapshot
+        with pytest.raises(ReloadError, match="--require-login: no plugin has the hook mq_smtp_in_authenticate"):
+            at.server.reload()
+        assert at.server.plugins.snapshot is before
+        assert "AUTH" in await (await at.it.greeted()).ask(EHLO)
+        at.chosen.update(require_login=False)
+        at.server.reload()
+        assert "AUTH" not in await (await at.it.greeted()).ask(EHLO)
+        at.chosen.update(require_login=True)
+        with pytest.raises(ReloadError, match="--require-login"):
+            at.server.reload()
+        client = await at.it.greeted()
+        assert (await client.asks(ALL, 5))[-1] == "250 2.6.0"
+
+
+@run
+async def test_a_plugin_that_will_not_do_is_not_initialized(tmp_path):
+    """Nothing of what a reload has loaded is begun before all parts accept it."""
+    plugins = write(tmp_path / "plugins", "10-a", "def mq_smtp_in_connect(context, message): pass")
+    async with steered(tmp_path) as at:
+        at.it.gateway.dispatcher.plugins.load(plugins)
+        told = []
+
+        def check(hooks):
+            told.append(hooks)
+            raise ValueError("these will not do")
+
+        at.server.parts.append(lambda: Prepared(check=check))
+        write(plugins, "10-a", f"def mq_initialize(): open({str(tmp_path / 'began')!r}, 'w')\ndef mq_smtp_in_close(c, m): pass")
+        with pytest.raises(ReloadError, match="these will not do"):
+            at.server.reload()
+        assert told == [{"mq_smtp_in_close"}]
+        assert not (tmp_path / "began").exists()
+
+
+@run
+async def test_a_part_that_cannot_be_put_in_force(tmp_path, caplog):
+    """Which none should do. The others are, as the plugins are already, and it is no success."""
+    async with steered(tmp_path) as at:
+        at.chosen.update(max_recipients=1)
+        done = []
+        at.server.parts.insert(0, lambda: Prepared(lambda: 1 / 0))
+        at.server.parts.append(lambda: Prepared(lambda: done.append(1)))
+        with pytest.raises(ReloadError, match="reloaded, but for a part that failed.*ZeroDivisionError"):
+            at.server.reload()
+        assert (at.server.reloads.succeeded, at.server.reloads.failed, done) == (0, 1, [1])
+        assert at.it.gateway.source.max_recipients == 1
+        (record,) = [each for each in caplog.records if each.levelno == logging.CRITICAL]
+        assert record.exc_info
+
+
+@run
+async def test_what_a_reload_keeps_the_loop_for_is_a_reloads(tmp_path):
+    """And nobody's that the watchdog does not know."""
+    plugins = write(tmp_path / "plugins", "10-slow", "import time\ntime.sleep(0.1)\ndef mq_smtp_in_close(c, m): pass")
+    async with steered(tmp_path, watchdog=0.02) as at:
+        at.it.gateway.dispatcher.plugins.load(plugins)
+        await asyncio.sleep(0)
+        at.server.reload()
+        blocked = [(one.plugin, one.hook) for one in at.server.dispatcher.lag().blocked]
+        assert (None, "reload") in blocked
 
 
 async def reload_under_load(at, plugins, client, count):
@@ -308,8 +386,7 @@ async def test_of_a_plugin_itself(tmp_path):
 def test_places_that_have_nothing_to_change(tmp_path):
     (tmp_path / "mbox").write_bytes(b"")
     source = MboxSource(str(tmp_path / "mbox"))
-    part = PlaceOptions([source], [{}], lambda: [{"anything": 1}])
-    assert part().needs_restart == ("anything",)
+    assert PlaceOptions([source], [{}]).prepare([{"anything": 1}]).needs_restart == ("anything",)
     source.close()
     assert Server is not None and asyncio is not None
 
@@ -325,5 +402,17 @@ async def test_the_status_is_logged_whatever_the_level(tmp_path, caplog):
         (record,) = [each for each in caplog.records if each.name == "mqcore.server"]
         lines = record.getMessage().split("\n")
         assert lines[:2] == ["status", "state: running"]
-        assert lines[-1].startswith("held: id=")
-        assert "plugin=10-hold hook=mq_smtp_in_connect" in lines[-1]
+        assert lines[-1].startswith("held: id='00000000")
+        assert "plugin='10-hold' hook='mq_smtp_in_connect'" in lines[-1]
+
+
+@run
+async def test_a_client_adds_nothing_to_the_status_in_the_log(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "mqcore.server")
+    async with steered(tmp_path, {"10-hold": (holds := Holds("rcptto"))}) as at:
+        client = await at.it.greeted()
+        client.send(b'MAIL FROM:<"x plugin=20-other age=9999"@e.org>\r\n' + RCPT)
+        await at.it.until(lambda: holds.held)
+        at.server.log_status()
+        line = caplog.records[-1].getMessage().split("\n")[-1]
+        assert "envelope='\"x plugin=20-other age=9999\"@e.org'" in line

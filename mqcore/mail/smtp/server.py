@@ -13,7 +13,6 @@ from ...smtp.events import Service
 from ...smtp.proxy import ProxyError
 from ...smtp.syntax import SHUTTING_DOWN
 from .._gateway import Gateway
-from ..errors import SourceError
 from ..files import raise_file_limit
 from ..verdicts import Rejection
 from ._connection import HANDSHAKE_TIMEOUT, SmtpConnection
@@ -21,7 +20,7 @@ from ._host import Host
 from ._trace import Tracer
 from .hostname import is_full
 from .proxied import read_header
-from .source import SmtpSource
+from .source import SmtpSource, check_logins
 
 MAX_CONNECTIONS = 20_000
 MAX_MESSAGE_BYTES = 256 << 20
@@ -37,6 +36,10 @@ ACCEPT_AGAIN = 1.0
 SPARE_FILES = 64
 """For the sinks, plugins, and whatever else is not a connection; where there are few, half of them."""
 
+REFUSED = ("too_many", "too_many_from_network", "plugin", "proxy", "shutting_down")
+"""Why clients are not let in. What is counted is told from the beginning, so that the first is seen as one more."""
+LOGINS = ("ok", "refused", "failed")
+
 log = logging.getLogger(__name__)
 
 
@@ -48,8 +51,7 @@ class SmtpServer:
         self.gateway = gateway
         self._tracer = Tracer(source.hostname, source.url) if source.traces else None
         self._source = source
-        if source.require_login and not self._make_service().auth:
-            raise SourceError("--require-login: no plugin has the hook mq_smtp_in_authenticate, so nobody could log in")
+        check_logins(source.require_login, {hook for plugin in gateway.dispatcher.plugins for hook in plugin.hooks})
         self.host = Host(
             self.loop,
             gateway,
@@ -102,9 +104,9 @@ class SmtpServer:
         return {
             "connections_open": len(host.connections) + len(self._handshakes),
             "connections": host.entered,
-            "refused": dict(counters.refused),
+            "refused": dict.fromkeys(REFUSED, 0) | counters.refused,
             "accepted": counters.accepted,
-            "logins": dict(counters.logins),
+            "logins": dict.fromkeys(LOGINS, 0) | counters.logins,
             "handshakes": [[version, result, count] for (version, result), count in counters.handshakes.items()],
             "transactions": counters.transactions,
         }

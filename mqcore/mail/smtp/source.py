@@ -7,12 +7,14 @@ import hashlib
 import inspect
 import socket
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...smtp.events import MAX_MESSAGE, MAX_RECIPIENTS
 from ..base import Option, Prepared, Source
 from ..errors import SourceError, describe
+from ..listening import listen_on
 from ..unix_socket import UnixSocket
 from .activation import take_sockets
 from .certificate import read_not_after
@@ -177,13 +179,14 @@ class SmtpSource(Source):
         certificate, key = values.pop("tls_certificate"), values.pop("tls_key")
         if self.single_mail:
             values["max_recipients"] = 1
+        check = partial(check_logins, values["require_login"])
         if certificate is None and self.tls is not None:  # somebody may be about to begin it
-            return Prepared(lambda: self._configure(values), needs_restart=("tls-certificate",))
+            return Prepared(lambda: self._configure(values), needs_restart=("tls-certificate",), check=check)
         files = _digest_of(certificate, key)
         changed = ("the certificate",) if files != self._files else ()
         values |= {"tls": None if certificate is None else _load(certificate, key), "_files": files}
         values["_not_after"] = read_not_after(certificate)
-        return Prepared(lambda: self._configure(values), changed)
+        return Prepared(lambda: self._configure(values), changed, check=check)
 
     def _configure(self, values: Mapping[str, Any]) -> None:
         vars(self).update(values)
@@ -220,28 +223,11 @@ class SmtpSource(Source):
 
     def _listen_on(self, host: str, port: int) -> None:
         try:
-            self._listen_on_each(host, port)
+            self.listeners += listen_on(host, port)
         except OSError as error:
-            self.close()
             raise SourceError(f"cannot listen on {self.url}: {_explain(error, port)}") from error
         self.port = self.listeners[0].getsockname()[1]
         self.url = f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
-
-    def _listen_on_each(self, host: str, port: int) -> None:
-        """On each address of the host that this machine has: `localhost` may be ::1 too, where IPv6 is turned off."""
-        missing: OSError | None = None
-        for family, address in _find_addresses(host, port):
-            try:
-                self.listeners.append(_listen(family, (address[0], port, *address[2:])))
-            except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-                missing = error
-            else:
-                # With port 0 the system chooses one, which must be the same for all addresses.
-                port = self.listeners[0].getsockname()[1]
-        if missing is not None and not self.listeners:
-            raise missing
 
     def close(self) -> None:
         for listener in self.listeners:
@@ -271,24 +257,10 @@ class LmtpSource(SmtpSource):
             raise ValueError("--from lmtp: does not listen on port 25, where clients expect SMTP (RFC 2033, 5)")
 
 
-def _find_addresses(host: str, port: int) -> Iterable[tuple[int, tuple[Any, ...]]]:
-    """Each once, with its family. No host means all addresses of the machine."""
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return dict.fromkeys((family, address) for family, _, _, _, address in found)
-
-
-def _listen(family: int, address: tuple[Any, ...]) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(address)
-        listener.listen()  # here, so that a port that another program has is found before anything begins
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+def check_logins(required: bool, hooks: Container[str]) -> None:
+    """Raise SourceError if a login is required and no plugin, of those that have these hooks, takes any."""
+    if required and "mq_smtp_in_authenticate" not in hooks:
+        raise SourceError("--require-login: no plugin has the hook mq_smtp_in_authenticate, so nobody could log in")
 
 
 def _explain(error: OSError, where: int | str) -> str:

@@ -1,4 +1,4 @@
-"""What the watchdog tells that needs the GIL: the stack of whatever keeps the loop. In a thread of its own for each loop."""
+"""The watchdog's reports that need the GIL: the stack of whatever blocks the loop. In a thread of its own for each loop."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._guard import Guard
+    from ._watchdog import LoopWatchdog
 
 MOST_FRAMES = 40
 
 log = logging.getLogger("mqcore.watchdog")
 
 
-def tell(guard: Guard) -> None:
-    told = 0
-    while guard.wait():
+def report_all(watchdog: LoopWatchdog) -> None:
+    reported = 0
+    while watchdog.wait():
         try:
-            told = tell_one(guard, told)
-        except Exception:  # whatever handlers of logging do: it has to tell of the next one, too
-            log.exception("the watchdog could not tell more")
+            reported = report_one(watchdog, reported)
+        except Exception:  # whatever handlers of logging do: it has to report the next one, too
+            log.exception("the watchdog could not report more")
 
 
-def tell_one(guard: Guard, told: int) -> int:
-    """`told`: the last turn that was told of as nobody's."""
-    if (asked := guard.asked()) is None:
-        return told
-    lasts, known, plugin, hook, seconds, turn = asked
-    frame = sys._current_frames().get(guard.ident) if lasts else None
+def report_one(watchdog: LoopWatchdog, reported: int) -> int:
+    """`reported`: the last iteration of which a block was reported that is no plugin's."""
+    if (report := watchdog.report()) is None:
+        return reported
+    lasts, known, plugin, hook, seconds, iteration = report
+    frame = sys._current_frames().get(watchdog.ident) if lasts else None
     if known:
-        what = f"plugin {plugin}" if plugin is not None else "a done callback"
+        what = f"plugin {plugin}" if plugin is not None else "a reload" if hook == "reload" else "a done callback"
         where = f" in {hook}" if plugin is not None and hook is not None else ""
         more = f"{what} keeps the loop{where}:\n{stack_of(frame)}"
         if not lasts:
             more = f"{what} has let the loop go{where}; it kept Python's lock until then, so there is no stack of it"
     else:
-        if not is_running(guard.loop):
-            return told
-        task = name_of_task(guard.loop) if lasts else ""
+        if not is_running(watchdog.loop):
+            return reported
+        task = name_of_task(watchdog.loop) if lasts else ""
         more = f"what is no plugin's has kept the loop for {seconds:.2f} s{task}"
         more += f":\n{stack_of(frame)}" if lasts else "; it kept Python's lock until now, so there is no stack of it"
-        guard.confirm(turn, turn != told)
-        told = turn
+        watchdog.acknowledge(iteration, iteration != reported)
+        reported = iteration
     del frame
     event = "stack" if lasts else "over"
     log.warning("%s", more, extra={"plugin": plugin, "hook": hook, "event": event, "seconds": round(seconds, 3)})
-    return told
+    return reported
 
 
 def is_running(loop: object) -> bool:

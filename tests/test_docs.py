@@ -19,7 +19,7 @@ PAGES = [*sorted(DOCS.parent.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 EXAMPLE = re.compile(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
 EXAMPLES = [
     pytest.param(match[1], match[2], id=f"{name}:{text[: match.start()].count(chr(10)) + 2}")
-    for name in ("control.md", "architecture.md", "gateway.md")
+    for name in ("control.md", "architecture.md", "gateway.md", "rabbitmq.md")
     for text in [(DOCS / name).read_text()]
     for match in EXAMPLE.finditer(text)
 ]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from broker import Broker
 
 
 @pytest.fixture
@@ -20,3 +21,10 @@ def tmp_path() -> Iterator[Path]:
     path.chmod(0o755)
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """One for all tests, as it takes long to start; each test has queues of its own."""
+    with Broker() as broker:
+        yield broker

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
 import logging
-import os
-import re
 import ssl
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .._mail import Mail
 from ..base import Option, Sink, Source
-from ..errors import SinkError, describe
-from ..files import append, sync_folder
-from ..threads import in_thread
+from ..errors import SinkError
+from ..record import Record
 from ..verdicts import Verdict
 from .credentials import CREDENTIALS, Credentials, check_credentials, find_credentials
 from .hostname import check_hostname, choose_hostname
@@ -31,15 +26,12 @@ log = logging.getLogger(__name__)
 
 TLS_OUT = ("may", "none", "require", "verify")
 
-_LINE = re.compile(rb"([0-9a-f]{32})(?: ([^\n]+))?\n")
-
 
 class SmtpSink(Sink):
     """The next server, to which a `Sender` delivers.
 
-    For a source that a second run reads again, `record` is a file with the id of each mail that is delivered, a line
-    each. Where some recipients of a mail have it and others do not, each of the former has a line with the id and the
-    recipient. For a source that is a server there is nothing to remember, as clients know what they have sent.
+    For a source that a second run reads again, there is a `Record` of each mail that is delivered. For a source that is a
+    server there is nothing to remember, as clients know what they have sent.
     """
 
     commits_in_parts = True
@@ -94,23 +86,9 @@ class SmtpSink(Sink):
         name = choose_hostname(hostname)
         self.url = f"{self.scheme}:{path}"
         self._path = path
-        self.record = None if source is None else self._beside(source)
-        self._group = _Group()
-        self._writing = asyncio.Lock()
-        self._delivered: set[bytes] = set()
-        self._partly: dict[str, set[str]] = {}
-        self._fd = -1
         login = find_credentials(credentials, env=credentials_env)
         self.upstream = self._find_upstream(tls_out or ("may" if login is None else "verify"), name, login)
-        if self.record is not None:
-            try:
-                self._open(self.record)
-            except OSError as error:
-                self.close()
-                raise SinkError(f"cannot write to {self.record}: {describe(error, self.record)}") from error
-            except BaseException:
-                self.close()
-                raise
+        self._record = None if source is None else Record(source, self.url)
 
     def _find_upstream(self, tls_out: str, name: str, login: Credentials | None) -> Upstream:
         if self._path.startswith("unix:"):
@@ -122,35 +100,12 @@ class SmtpSink(Sink):
         tls = ssl.create_default_context() if verified else _unverified()
         return Upstream(self.url, (host, port), name, self.lmtp, self.implicit_tls, tls_out, tls, login)
 
-    def _beside(self, source: Path) -> Path:
-        path = self._path.removeprefix("//").replace("%", "%25").replace("/", "%2F")
-        name = f"sent.{self.scheme}.{path}"
-        return source / f"mqcore.{name}" if source.is_dir() else Path(f"{source}.{name}")
-
-    def _open(self, record: Path) -> None:
-        self._fd = os.open(record, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SinkError(f"another mqcore sends these mails to {self.url}; wait until it is done") from None
-        text = record.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
-            os.ftruncate(self._fd, whole)  # a run was killed while it wrote
-        for match in _LINE.finditer(text):
-            id, recipient = match.groups()
-            if recipient is None:
-                self._delivered.add(bytes.fromhex(id.decode()))
-            else:
-                self._partly.setdefault(id.decode(), set()).add(recipient.decode(errors="surrogateescape"))
-        sync_folder(record.parent)
-
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and bytes.fromhex(id) in self._delivered
+        return self._record is not None and id in self._record
 
     def recipients_of(self, id: str) -> frozenset[str]:
         """Those that have the mail by an earlier run, which has others that do not."""
-        return frozenset(self._partly.get(id, ()))
+        return frozenset() if self._record is None else self._record.recipients_of(id)
 
     @property
     def takes_dsn(self) -> bool:  # type: ignore[override]
@@ -182,31 +137,13 @@ class SmtpSink(Sink):
 
     async def note(self, mails: Iterable[Mail], partly: Mapping[Mail, Iterable[str]]) -> None:
         """Remember that `mails` are delivered to all their recipients, and the others to these only. Raises SinkError."""
-        lines = [f"{mail.origin.id}\n" for mail in mails]
-        lines += [f"{mail.origin.id} {recipient}\n" for mail, recipients in partly.items() for recipient in recipients]
-        if self.record is None or not lines:
-            return
-        group = self._group
-        group.lines += lines
-        async with self._writing:
-            if group is self._group:  # with what came while the one before was written
-                self._group = _Group()
-                await in_thread(self._write, group)
-        if group.error is not None:
-            raise group.error
-
-    def _write(self, group: _Group) -> None:
-        """In the thread, so that the group knows of its error also if the task that waits for the thread is cancelled."""
-        try:
-            append(self._fd, "".join(group.lines).encode())
-            os.fsync(self._fd)
-        except OSError as error:
-            group.error = SinkError(f"cannot write to {self.record}: {describe(error, self.record)}")
+        if self._record is not None:
+            ids = [mail.origin.id for mail in mails]
+            await self._record.note(ids, {mail.origin.id: recipients for mail, recipients in partly.items()})
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._record is not None:
+            self._record.close()
 
 
 def _unverified() -> ssl.SSLContext:
@@ -215,14 +152,6 @@ def _unverified() -> ssl.SSLContext:
     tls.check_hostname = False
     tls.verify_mode = ssl.CERT_NONE
     return tls
-
-
-class _Group:
-    """What is written to the record at once."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.error: SinkError | None = None
 
 
 class SmtpsSink(SmtpSink):

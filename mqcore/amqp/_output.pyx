@@ -1,0 +1,65 @@
+"""Frames that wait to be sent: one buffer for all that is said in a turn of the loop."""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy
+
+from ._wire cimport FRAME_END, FRAME_EXTRA, METHOD, put8, put_frame_head
+
+cdef extern from "Python.h":
+    int _PyBytes_Resize(PyObject **text, Py_ssize_t size) except -1
+
+cdef enum:
+    USUAL = 1 << 16
+    LITTLE = 1 << 12        # octets that are copied; a buffer with more is given away
+
+
+@cython.final
+cdef class Output:
+
+    def __cinit__(self):
+        self.buffer = b""
+
+    cdef uint8_t *room(self, Py_ssize_t size) except NULL:
+        """Where so many octets can be written. Nothing may be called between this and the change of `used`: any object that is
+        made may run a finalizer, which may publish."""
+        cdef Py_ssize_t capacity = PyBytes_GET_SIZE(self.buffer)
+        cdef bytes larger
+        if capacity - self.used < size:
+            larger = PyBytes_FromStringAndSize(NULL, max(2 * capacity, self.used + size, USUAL))
+            memcpy(PyBytes_AS_STRING(larger), PyBytes_AS_STRING(self.buffer), self.used)
+            self.buffer = larger
+        return <uint8_t *>PyBytes_AS_STRING(self.buffer) + self.used
+
+    cdef int put_frame(self, unsigned int channel, bytes payload) except -1:
+        """One with a method."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(payload)
+        cdef uint8_t *p = self.room(size + FRAME_EXTRA)
+        p = put_frame_head(p, METHOD, channel, size)
+        memcpy(p, PyBytes_AS_STRING(payload), size)
+        put8(p + size, FRAME_END)
+        self.used += size + FRAME_EXTRA
+        return 0
+
+    cdef bytes take(self):
+        """All that was written."""
+        cdef Py_ssize_t size = self.used
+        cdef bytes taken
+        cdef PyObject *whole
+        if size <= LITTLE:
+            taken = PyBytes_FromStringAndSize(PyBytes_AS_STRING(self.buffer), size)
+            self.used = 0
+            return taken
+        taken = self.buffer
+        self.buffer = b""
+        self.used = 0
+        whole = <PyObject *>taken
+        Py_INCREF(taken)
+        taken = None
+        _PyBytes_Resize(&whole, size)
+        taken = <bytes>whole
+        Py_DECREF(taken)
+        return taken

@@ -1,0 +1,1 @@
+"""RabbitMQ: mails as messages in queues."""

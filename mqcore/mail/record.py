@@ -1,0 +1,106 @@
+"""What a sink has taken that cannot be asked later: a file beside the mailbox that the mails come from.
+
+It has a line with the id of each mail. Where some recipients of a mail have it and others do not, each of the former has a line
+with the id and the recipient.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .errors import SinkError, describe
+from .files import append, sync_folder
+from .threads import in_thread
+
+_LINE = re.compile(rb"([0-9a-f]{32})(?: ([^\n]+))?\n")
+
+
+class Record:
+    """Of what goes from `source` to `url`. Raises SinkError."""
+
+    def __init__(self, source: Path, url: str) -> None:
+        scheme, _, place = url.partition(":")
+        place = place.removeprefix("//").replace("%", "%25").replace("/", "%2F")
+        name = f"sent.{scheme}.{place}"
+        self.path = source / f"mqcore.{name}" if source.is_dir() else Path(f"{source}.{name}")
+        self._url = url
+        self._group = _Group()
+        self._writing = asyncio.Lock()
+        self._delivered: set[bytes] = set()
+        self._partly: dict[str, set[str]] = {}
+        self._fd = -1
+        try:
+            self._open()
+        except OSError as error:
+            self.close()
+            raise SinkError(f"cannot write to {self.path}: {describe(error, self.path)}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SinkError(f"another mqcore sends these mails to {self._url}; wait until it is done") from None
+        text = self.path.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            os.ftruncate(self._fd, whole)  # a run was killed while it wrote
+        for match in _LINE.finditer(text):
+            id, recipient = match.groups()
+            if recipient is None:
+                self._delivered.add(bytes.fromhex(id.decode()))
+            else:
+                self._partly.setdefault(id.decode(), set()).add(recipient.decode(errors="surrogateescape"))
+        sync_folder(self.path.parent)
+
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and bytes.fromhex(id) in self._delivered
+
+    def recipients_of(self, id: str) -> frozenset[str]:
+        """Those that have the mail by an earlier run, which has others that do not."""
+        return frozenset(self._partly.get(id, ()))
+
+    async def note(self, ids: Iterable[str], partly: Mapping[str, Iterable[str]]) -> None:
+        """Remember that the mails with `ids` are delivered to all their recipients, and the others to these only. Raises
+        SinkError."""
+        lines = [f"{id}\n" for id in ids]
+        lines += [f"{id} {recipient}\n" for id, recipients in partly.items() for recipient in recipients]
+        if not lines:
+            return
+        group = self._group
+        group.lines += lines
+        async with self._writing:
+            if group is self._group:  # with what came while the one before was written
+                self._group = _Group()
+                await in_thread(self._write, group)
+        if group.error is not None:
+            raise group.error
+
+    def _write(self, group: _Group) -> None:
+        """In the thread, so that the group knows of its error also if the task that waits for the thread is cancelled."""
+        try:
+            append(self._fd, "".join(group.lines).encode())
+            os.fsync(self._fd)
+        except OSError as error:
+            group.error = SinkError(f"cannot write to {self.path}: {describe(error, self.path)}")
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class _Group:
+    """What is written at once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.error: SinkError | None = None

@@ -46,6 +46,10 @@ class PacketReader:
             self._at = 0
         self._buffer += data
 
+    def peek(self) -> bytes:
+        """The next command; empty if it is not there yet."""
+        return bytes(self._buffer[self._at + 4 : self._at + 5])
+
     def next(self) -> tuple[bytes, bytes] | None:
         """The next command and its data; None if it is not there yet. Raises MilterError for a length that cannot be."""
         begin = self._at + 4

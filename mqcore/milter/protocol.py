@@ -38,6 +38,8 @@ _CONTENT = NO_BODY | NO_FIELDS | NO_END_OF_HEADER | NO_DATA
 _OPTIONS = struct.Struct("!III")
 _MESSAGE_STAGES = b"MRTLNBE"
 """Whose macros are those of one message."""
+_GIVING_UP = (b"A", b"Q", b"K")
+"""Commands that need not wait for an answer."""
 _ENHANCED = re.compile(r"[245](\.\d{1,3}\.\d{1,3} )")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
@@ -61,8 +63,9 @@ class Changes(NamedTuple):
 class MilterProtocol:
     """Feed it by `receive`, take events by `next_event` and bytes to send by `take_output`.
 
-    Where `due` is True an answer is: `proceed`, `refuse`, `discard`, or for a Message also `finish`. There is no next event
-    until one was given. Errors are MilterErrors; then the connection is to be closed.
+    Where `due` is True an answer is: `proceed`, `refuse`, `discard`, or for a Message also `finish`. Until one was given there
+    is no next event, but for an Abort or a Goodbye, which make it void. Errors are MilterErrors; then the connection is to be
+    closed.
 
     `macros`: what the server says beside, by names without braces, as of the last event.
     """
@@ -107,9 +110,13 @@ class MilterProtocol:
         return self._macros.get(b"C", {}).get("v", "").startswith("Postfix")
 
     def next_event(self) -> Event | None:
-        """The next one, if all of it has come, and no answer is due."""
-        while not self.due and not self.is_ended and (received := self._reader.next()) is not None:
+        """The next one, if all of it has come. While an answer is due it can only be that nobody waits for that any more."""
+        while not self.is_ended and (not self.due or self._reader.peek() in _GIVING_UP):
+            if (received := self._reader.next()) is None:
+                return None
             command, data = received
+            if command in _GIVING_UP:
+                self.due = False
             if not self._is_negotiated and command != b"O":
                 raise MilterError(f"the command {command!r} comes before the versions were agreed upon")
             handle = _COMMANDS.get(command)

@@ -14,6 +14,7 @@ from ... import Hook
 from ...milter.events import Wanted
 from .._gateway import Gateway
 from .session import Session
+from .sink import MilterSink
 
 if TYPE_CHECKING:
     import socket
@@ -40,6 +41,7 @@ class MilterServer:
         self.entered = 0
         self._source = source
         self._listeners = source.listeners
+        self._sink_takes_it = not isinstance(gateway.sink, MilterSink)
         self._numbers = itertools.count(1)
         self._run = os.urandom(8).hex()
         self._change = asyncio.Event()
@@ -59,7 +61,7 @@ class MilterServer:
             secure=bool(order("mq_smtp_in_secure")),
             sender=bool(order("mq_smtp_in_mailfrom")),
             recipient=bool(order("mq_smtp_in_rcptto")),
-            content=self._source.takes_content or bool(order("mq_smtp_in_data") or order("mq_smtp_in_message")),
+            content=self._sink_takes_it or bool(order("mq_smtp_in_data") or order("mq_smtp_in_message")),
         )
 
     def next_number(self) -> tuple[int, str]:

@@ -77,12 +77,10 @@ class Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.protocol.receive(data)
-        if self.protocol.due:
-            if self.protocol.buffered > MAX_BUFFERED:
-                self._is_paused = True
-                self._transport.pause_reading()
-            return
         self._proceed()
+        if self.protocol.due and self.protocol.buffered > MAX_BUFFERED:
+            self._is_paused = True
+            self._transport.pause_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.is_lost:
@@ -216,7 +214,7 @@ class Session(asyncio.Protocol):
             json["queue_id"] = self.protocol.macros["i"]
         if self._drops or self._drops_all or (self._dropped and not self._recipients):
             return self._drop_message()
-        if not self._recipients:
+        if not self._recipients or not self.protocol.wanted.content:  # then the content did not come either
             return self.protocol.proceed()
         json["recipients"] = [one.address for one in self._recipients]
         self._content = event
@@ -277,18 +275,17 @@ class Session(asyncio.Protocol):
         message, self._message = self._message, NOTHING_SAID
         self._connection = None
         message.mime = b""
-        if self._server.close is not None:
-            self._server.close.run(message)
+        self._server.close.run(message)
 
     # Steps
 
-    def _run(self, stage: str, hook: Hook | None, arguments: tuple[Any, ...], then: Then | None = None) -> None:
+    def _run(self, stage: str, hook: Hook, arguments: tuple[Any, ...], then: Then | None = None) -> None:
         """Run the step of a stage, and then answer."""
         self._stage, self._then = stage, then or self._answer
         if self._message.discarded:  # by a plugin, at a stage before
             self._renew_message()
         self._message.rejection = None
-        if hook is None:
+        if not self.protocol.due:  # plugins that came after this session began see the next one
             return self._then(CONTINUE)
         outcome = hook.run(self._message, *arguments, done=self._resume)
         if outcome is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..base import Option, Source
@@ -41,8 +41,6 @@ class MilterSource(Source):
     def __init__(self, path: str, *, max_message_size: int = MAX_MESSAGE) -> None:
         """`path` is `//HOST:PORT` or `unix:PATH`. `max_message_size` is in octets. Raises SourceError."""
         self.max_message_size = max_message_size
-        self.takes_content = False
-        """Whether a sink wants the mails, also if no plugin does."""
         self.url = f"milter:{path}"
         self.listeners: list[socket.socket] = []
         self.is_local = path.startswith("unix:")
@@ -75,7 +73,7 @@ class MilterSource(Source):
         if self._server is not None:
             self._server.cut()
 
-    def figures(self) -> Mapping[str, Any]:
+    def figures(self) -> dict[str, Any]:
         return {} if self._server is None else {"milter": self._server.figures()}
 
     def close(self) -> None:

@@ -84,8 +84,22 @@ def delivered(mail: Mail) -> bytes:
 
 
 NAMES = [b"Subject", b"X-A", b"x-a", b"To", b"Received", b"DKIM-Signature", b"Keywords", b"Comments"]
-VALUES = [b" a", b" a\n\tb", b"", b" ", b"no blank", b"  two", b" k\xc3\xa4se", b" \xe4\xff", b" a\n b\n\tc", b"\ttab", b" %s%%n", b" " + b"y" * 900,
-          b" =?utf-8?q?x?=", b" trailing "]  # fmt: skip
+VALUES = [
+    b" a",
+    b" a\n\tb",
+    b"",
+    b" ",
+    b"no blank",
+    b"  two",
+    b" k\xc3\xa4se",
+    b" \xe4\xff",
+    b" a\n b\n\tc",
+    b"\ttab",
+    b" %s%%n",
+    b" " + b"y" * 900,
+    b" =?utf-8?q?x?=",
+    b" trailing ",
+]
 REQUIRED = [
     (b"From", b" a@sender.example"),
     (b"Date", b" Sun, 29 Nov 2026 08:00:00 +0000"),

@@ -21,6 +21,20 @@ from mqcore.milter.edits import join, split
 from mqcore.milter.events import Field
 
 
+async def send(client: Client, mime: bytes, *recipients: str) -> str:
+    """The reply that ends the transaction; if all recipients are refused, what the last was told."""
+    reply = await client.ask(b"MAIL FROM:<a@sender.example>\r\n")
+    taken = False
+    for recipient in (recipients or ("b@example.org",)) if reply.startswith("250") else ():
+        reply = await client.ask(f"RCPT TO:<{recipient}>\r\n".encode())
+        taken |= reply.startswith("250")
+    if not taken:
+        await client.ask(b"RSET\r\n")
+        return reply
+    assert (await client.ask(b"DATA\r\n")).startswith("354")
+    return await client.ask(mime.replace(b"\r\n.", b"\r\n..") + b".\r\n")
+
+
 class Asking:
     """A Postfix that asks our plugins, and sends what it took to `arrived`."""
 
@@ -34,19 +48,6 @@ class Asking:
         assert (await client.ask(b"EHLO client.example\r\n")).startswith("250")
         yield client
         client.leave()
-
-    async def send(self, client: Client, mime: bytes, *recipients: str) -> str:
-        """The reply that ends the transaction; of several recipients who are refused, the last."""
-        reply = await client.ask(b"MAIL FROM:<a@sender.example>\r\n")
-        taken = False
-        for recipient in recipients or ("b@example.org",) if reply.startswith("250") else ():
-            reply = await client.ask(f"RCPT TO:<{recipient}>\r\n".encode())
-            taken |= reply.startswith("250")
-        if not taken:
-            await client.ask(b"RSET\r\n")
-            return reply
-        assert (await client.ask(b"DATA\r\n")).startswith("354")
-        return await client.ask(mime.replace(b"\r\n.", b"\r\n..") + b".\r\n")
 
     async def until_arrived(self, count: int) -> None:
         async with asyncio.timeout(60):
@@ -146,7 +147,7 @@ async def test_plugins_see_what_was_sent_and_what_they_made_is_delivered(tmp_pat
     async with asking(tmp_path, plugin(message=change)) as at, at.client() as client:
         sent = [join(make_fields(chance), chance.choice(BODIES)) for _ in range(examples(300))]
         for mime in sent:
-            assert (await at.send(client, mime)).startswith("250"), mime
+            assert (await send(client, mime)).startswith("250"), mime
         await at.until_arrived(len(sent))
     assert seen == sent
     assert sorted(map(delivered, at.arrived.mails)) == sorted(made)
@@ -170,12 +171,12 @@ async def test_verdicts_reach_the_client(tmp_path: Path) -> None:
 
     judge = plugin(rcptto=at_recipient, message=at_message)
     async with asking(tmp_path, judge, failed=True) as at, at.client() as client:
-        assert await at.send(client, b"A: b\r\n\r\n", "nobody@example.org") == "550 5.1.1 100% no such user"
-        assert (await at.send(client, b"A: fail\r\n\r\n")).startswith("451 4.3.0 ")
-        assert await at.send(client, b"A: later\r\n\r\n") == "450 4.7.1 later"
-        assert (await at.send(client, b"A: drop\r\n\r\n")).startswith("250")
-        assert (await at.send(client, b"A: b\r\n\r\n", "choosy@example.org")).startswith("554 5.7.1")
-        mixed = await at.send(
+        assert await send(client, b"A: b\r\n\r\n", "nobody@example.org") == "550 5.1.1 100% no such user"
+        assert (await send(client, b"A: fail\r\n\r\n")).startswith("451 4.3.0 ")
+        assert await send(client, b"A: later\r\n\r\n") == "450 4.7.1 later"
+        assert (await send(client, b"A: drop\r\n\r\n")).startswith("250")
+        assert (await send(client, b"A: b\r\n\r\n", "choosy@example.org")).startswith("554 5.7.1")
+        mixed = await send(
             client, b"A: b\r\n\r\n", "nobody@example.org", "choosy@example.org", "b@example.org", "c@example.org"
         )
         assert mixed.startswith("250")
@@ -191,7 +192,7 @@ async def test_the_envelope_can_be_another(tmp_path: Path) -> None:
         mail.recipients = ["x@example.org", "y@example.org"]
 
     async with asking(tmp_path, plugin(message=change)) as at, at.client() as client:
-        assert (await at.send(client, b"A: b\r\n\r\n")).startswith("250")
+        assert (await send(client, b"A: b\r\n\r\n")).startswith("250")
         await at.until_arrived(2)
     assert sorted((mail.envelope, mail.origin.recipient) for mail in at.arrived.mails) == [
         ("", "x@example.org"),
@@ -209,7 +210,7 @@ async def test_postfix_waits_as_long_as_it_hears_of_us(tmp_path: Path, monkeypat
     slow = plugin(mailfrom=wait, message=wait)
     limits = {"milter_command_timeout": "1s", "milter_content_timeout": "1s"}
     async with asking(tmp_path, slow, **limits) as at, at.client() as client:
-        assert (await at.send(client, b"A: b\r\n\r\n")).startswith("250")
+        assert (await send(client, b"A: b\r\n\r\n")).startswith("250")
 
 
 @run

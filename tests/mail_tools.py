@@ -45,7 +45,9 @@ def untraced(mails: Iterable[bytes]) -> list[bytes]:
 class Process(subprocess.Popen[str]):
     """In a `with` whose test fails it is killed: it would be waited for, perhaps forever."""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if error is not None:
             self.kill()
         super().__exit__(kind, error, traceback)

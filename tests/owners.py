@@ -167,7 +167,9 @@ class ReferenceOwner(Owner):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = SimpleNamespace(call_exception_handler=lambda context: self.loop_errors.append(context["exception"]))
+        self.loop = SimpleNamespace(
+            call_exception_handler=lambda context: self.loop_errors.append(context["exception"])
+        )
 
     def spin(self, wait: bool) -> None:
         for dispatcher in list(self.dispatchers):

@@ -465,11 +465,15 @@ class Dispatcher:
         for (plugin, hook), row in self.rows.items():
             now = sum(one.plugin == plugin and one.hook == hook for one in self.held())
             over = (row["holds"] - now, *[0] * len(HOLD_TIMES))  # within no time
-            rows.append(HookStats(plugin, hook, **row, seconds=0.0, longest=0.0, held_seconds=0.0, held=now, hold_times=over))
+            rows.append(
+                HookStats(plugin, hook, **row, seconds=0.0, longest=0.0, held_seconds=0.0, held=now, hold_times=over)
+            )
         return Stats(**self.counts, held=held, running=len(self.open) - held, hooks=tuple(rows))
 
     def held(self) -> list[Held]:
-        return [Held(step.weak(), step.context.plugin.name, step.hook, 0.0) for step in self.open if step.state is HELD]
+        return [
+            Held(step.weak(), step.context.plugin.name, step.hook, 0.0) for step in self.open if step.state is HELD
+        ]
 
     def _check_usable(self) -> None:
         if threading.get_ident() != self.thread:  # rule 9

@@ -127,7 +127,9 @@ def test_cython_example_is_built_and_runs(tmp_path: Path) -> None:
     # PYTHONSAFEPATH would hide what was just built.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     script = (sys.executable, "use.py")
-    result = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (result.stdout, result.stderr) == (output, "")
 
 

@@ -38,12 +38,16 @@ def only(tmp_path: Path, *names: str) -> Path:
 def configure(tmp_path: Path, plugin: str, **settings: object) -> tuple[str, Path]:
     """`--config` and a file with these settings. JSON's values are TOML's, as far as they are used here."""
     path = tmp_path / "mqcore.toml"
-    path.write_text(f"[plugins.{plugin}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    path.write_text(
+        f"[plugins.{plugin}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+    )
     return "--config", path
 
 
 def subjects(maildir: Path) -> list[str]:
-    lines = [next(line for line in mail.split(b"\n") if line.startswith(b"Subject: ")) for mail in read_maildir(maildir)]
+    lines = [
+        next(line for line in mail.split(b"\n") if line.startswith(b"Subject: ")) for mail in read_maildir(maildir)
+    ]
     return [line[9:].decode() for line in lines]
 
 
@@ -327,8 +331,7 @@ def dkim_key() -> tuple[bytes, bytes]:
     """A private key in PEM, and what stands in DNS."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-    )
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
     public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return private, b"v=DKIM1; k=rsa; p=" + base64.b64encode(public)
 

@@ -21,7 +21,9 @@ def settings(*arguments: object, **environment: str) -> dict[str, str]:
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_path):
     config = tmp_path / "mqcore.toml"
     config.write_text('[run]\nfrom = "mbox:box"\nto = "null:"\n\nmax-in-flight = 1\nmax-recipients = 1\nmax-loops = 1\n')
-    found = settings("--max-in-flight", 3, MQCORE_CONFIG=str(config), MQCORE_MAX_IN_FLIGHT="2", MQCORE_MAX_RECIPIENTS="2")
+    found = settings(
+        "--max-in-flight", 3, MQCORE_CONFIG=str(config), MQCORE_MAX_IN_FLIGHT="2", MQCORE_MAX_RECIPIENTS="2"
+    )
     assert found["from"] == f'"mbox:box"  # {config}:2'
     assert found["max-in-flight"] == "3  # command line"
     assert found["max-recipients"] == '"2"  # MQCORE_MAX_RECIPIENTS'

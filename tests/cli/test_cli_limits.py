@@ -42,14 +42,10 @@ def test_connections(tmp_path):
 
 
 def test_tls_and_a_login_are_required(tmp_path):
-    write_plugin(
-        tmp_path / "plugins",
-        "10-login",
-        """
+    write_plugin(tmp_path / "plugins", "10-login", """
         def mq_smtp_in_authenticate(context, message, login, password):
             message.connection.authenticated = password == "secret"
-        """,
-    )
+        """)
     options = ("--require-tls", "--require-login", *TLS, "--plugins", tmp_path / "plugins")
     with serve("--to", "null:", *options) as server, server.client() as client:
         client.ehlo()
@@ -61,16 +57,13 @@ def test_tls_and_a_login_are_required(tmp_path):
         assert client.sendmail("a@example.org", ["b@example.org"], TEXT) == {}
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        (["--require-tls"], "--require-tls needs --tls-certificate"),
-        (["--require-login"], "--require-login needs --tls-certificate, or --auth-without-tls"),
-        (["--one-recipient", "--max-recipients", "3"], "--one-recipient is --max-recipients 1; give one of them"),
-        (["--max-message-size", "0"], "'0' is no whole number above 0"),
-        (["--timeout", "never"], "'never' is no whole number above 0"),
-    ],
-)
+@pytest.mark.parametrize(("options", "complaint"), [
+    (["--require-tls"], "--require-tls needs --tls-certificate"),
+    (["--require-login"], "--require-login needs --tls-certificate, or --auth-without-tls"),
+    (["--one-recipient", "--max-recipients", "3"], "--one-recipient is --max-recipients 1; give one of them"),
+    (["--max-message-size", "0"], "'0' is no whole number above 0"),
+    (["--timeout", "never"], "'never' is no whole number above 0"),
+])
 def test_what_does_not_go_together(options, complaint):
     result = run("run", "--from", "smtp://127.0.0.1:0", "--to", "null:", *options)
     assert result.returncode == 2 and complaint in result.stderr

@@ -128,16 +128,11 @@ def test_what_plugins_print_goes_to_standard_error(tmp_path):
 def test_a_plugin_that_changes_the_current_directory(tmp_path):
     """Places are where they were said to be."""
     (tmp_path / "elsewhere").mkdir()
-    write_plugin(
-        tmp_path / "plugins",
-        "10-go",
-        f"import os\nos.chdir({str(tmp_path / 'elsewhere')!r})\n"
-        + """
+    write_plugin(tmp_path / "plugins", "10-go", f"import os\nos.chdir({str(tmp_path / 'elsewhere')!r})\n" + """
         def mq_smtp_in_message(context, message):
             if message.envelope == "sender0@example.org":
                 message.reject(550, "no")
-    """.replace("\n        ", "\n"),
-    )
+    """.replace("\n        ", "\n"))
     write_mbox(tmp_path / "box", 3)
     places = ("--from", "mbox:box", "--to", "maildir:out", "--failed", "mbox:failed")
     result = run("run", *places, "--plugins", "plugins", "--json", cwd=tmp_path)
@@ -149,15 +144,11 @@ def test_a_plugin_that_changes_the_current_directory(tmp_path):
 def test_no_line_on_standard_error_can_be_forged(tmp_path):
     """By what a plugin says of a client's words."""
     forged = "mail\\nWARNING mqcore: all is well\\r\\x1b[2J\\u202e"
-    plugins = write_plugin(
-        tmp_path / "plugins",
-        "10-say",
-        f"""
+    plugins = write_plugin(tmp_path / "plugins", "10-say", f"""
         def mq_smtp_in_message(context, message):
             context.log.warning("{forged}")
             raise ValueError("{forged}")
-    """,
-    ).parent
+    """).parent
     result = run("run", "--from", f"mbox:{write_mbox(tmp_path / 'box', 1)}", "--to", "null:", "--plugins", plugins)
     lines = result.stderr.split("\n")
     begin = [line[25:].split(":")[0] for line in lines if not line.startswith("  ")]

@@ -89,11 +89,7 @@ def test_a_server_that_is_stopped_as_soon_as_it_listens():
     path = os.pathsep.join(path or os.getcwd() for path in sys.path)
     result = subprocess.run(
         [sys.executable, "-P", "-c", textwrap.dedent(STOPPED_AT_ONCE)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PYTHONPATH": path},
     )
     assert result.returncode == 0, result
     assert report(result)["exit_code"] == 0
@@ -169,7 +165,9 @@ def test_a_disk_that_is_full(tmp_path, sink):
     with small_disk(tmp_path / "disk") as disk:
         ballast, out = disk / "ballast", disk / "out"
         ballast.write_bytes(b"\0" * 500_000)
-        with start("run", "--from", f"maildir:{source}", "--to", f"{sink}:{out}", "--json", "--max-in-flight", "20") as process:
+        with start(
+            "run", "--from", f"maildir:{source}", "--to", f"{sink}:{out}", "--json", "--max-in-flight", "20"
+        ) as process:
             result = finish(process)
         assert result.returncode == 4, result
         assert result.stderr == NO_PLUGINS + f"mqcore: cannot write to {sink}:{out}: No space left on device\n"
@@ -185,7 +183,9 @@ def test_a_disk_that_is_full(tmp_path, sink):
 
 
 def test_a_full_disk_for_failed_mails_ends_the_run_too(tmp_path):
-    write_plugin(tmp_path / "plugins", "10-fail", "def mq_smtp_in_message(context, message): message.reject(550, 'no')\n")
+    write_plugin(
+        tmp_path / "plugins", "10-fail", "def mq_smtp_in_message(context, message): message.reject(550, 'no')\n"
+    )
     source = make_maildir(tmp_path / "in", [b"x" * 10_000 + b"%d\n" % number for number in range(200)])
     with small_disk(tmp_path / "disk") as disk:
         options = ("--plugins", tmp_path / "plugins", "--failed", f"mbox:{disk}/failed")

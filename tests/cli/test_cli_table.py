@@ -52,12 +52,8 @@ def test_what_became_of_the_mails(capsys, monkeypatch, has_rich):
     tables.print_report(report(("10-[red]x", "mq_smtp_in_message")))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[:6] == [
-        "1,000 mails read",
-        "990 stored",
-        "7 rejected, by a plugin or by the next server",
-        "3 discarded, as a plugin wanted",
-        "2 refused with 450 at message",
-        "5 refused with 550 at rcptto",
+        "1,000 mails read", "990 stored", "7 rejected, by a plugin or by the next server", "3 discarded, as a plugin wanted",
+        "2 refused with 450 at message", "5 refused with 550 at rcptto",
     ]
     (row,) = [line for line in lines if line.startswith("10-[red]x")]
     assert row.split()[1:4] == ["1,234", "0", "0"]
@@ -68,20 +64,8 @@ def test_where_rich_is_not_installed(tmp_path):
     box = write_mbox(tmp_path / "box", 3)
     program = "import sys; sys.modules['rich'] = None; from mqcore.cli import main; sys.exit(main())"
     result = subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-c",
-            f"import sys; sys.path[:] = {sys.path!r}; {program}",
-            "run",
-            "--from",
-            f"mbox:{box}",
-            "--to",
-            "null:",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
+        [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}", "run", "--from", f"mbox:{box}",
+         "--to", "null:"], capture_output=True, text=True, timeout=60,
     )
     assert result.returncode == 0
     assert [" ".join(line.split()) for line in result.stdout.splitlines()[:2]] == ["3 mails read", "3 stored"]

@@ -305,31 +305,14 @@ class World:
         s = self.dispatcher.stats()
         rows = {}
         for r in s.hooks:
-            row = (
-                r.calls,
-                r.holds,
-                r.continues,
-                r.completes,
-                r.retries,
-                r.failures,
-                r.timeouts,
-                r.abandoned,
-                r.refused,
-                r.retry_limits,
-            )
+            row = (r.calls, r.holds, r.continues, r.completes, r.retries, r.failures, r.timeouts, r.abandoned, r.refused,
+                   r.retry_limits)
             old = rows.get(r.plugin, (0,) * len(row))
             rows[r.plugin] = tuple(a + b for a, b in zip(old, row, strict=True))
         current = {plugin.name for plugin in self.plugins}
-        return (
-            s.entered,
-            s.continued,
-            s.completed,
-            s.failed,
-            s.cancelled,
-            s.held,
-            s.running,
-            {name: row for name, row in rows.items() if name in current and any(row)},
-        )
+        return s.entered, s.continued, s.completed, s.failed, s.cancelled, s.held, s.running, {
+            name: row for name, row in rows.items() if name in current and any(row)
+        }
 
     def held(self):
         return sorted((held.message.key, held.plugin, held.hook) for held in self.dispatcher.held())

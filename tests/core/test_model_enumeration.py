@@ -228,19 +228,8 @@ def batched(items, n):
 def books(dispatcher):
     s = dispatcher.stats()
     rows = sorted(
-        (
-            r.plugin,
-            r.hook,
-            r.calls,
-            r.holds,
-            r.continues,
-            r.completes,
-            r.retries,
-            r.failures,
-            r.timeouts,
-            r.abandoned,
-            r.refused,
-        )
+        (r.plugin, r.hook, r.calls, r.holds, r.continues, r.completes, r.retries, r.failures, r.timeouts, r.abandoned,
+         r.refused)
         for r in s.hooks
         if r.hook == "mq_step"
     )

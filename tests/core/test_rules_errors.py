@@ -235,7 +235,9 @@ def test_rule_13_a_timer_that_gives_back_what_was_cancelled_is_logged_in_a_line(
     dispatcher.cancel(message)
     owner.run_until(lambda: fired)
     (record,) = caplog.records
-    assert record.getMessage() == ("plugin 10-timer gave back a message of mq_step that it does not hold: its step is over")
+    assert record.getMessage() == (
+        "plugin 10-timer gave back a message of mq_step that it does not hold: its step is over"
+    )
     assert (record.levelname, record.exc_info) == ("WARNING", None)
     assert dispatcher.stats().cancelled == 1
 

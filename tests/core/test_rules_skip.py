@@ -20,10 +20,8 @@ class Plugins:
         self.called = []
         self.contexts = []
         self.dispatcher = engine.start(
-            {
-                "a": SimpleNamespace(mq_step=step, mq_context_initialize=self.contexts.append),
-                "b": lambda context, message: self.called.append(message),
-            },
+            {"a": SimpleNamespace(mq_step=step, mq_context_initialize=self.contexts.append),
+             "b": lambda context, message: self.called.append(message)},
             **config,
         )
         self.hook = self.dispatcher.hook("mq_step")

@@ -96,7 +96,6 @@ def hook(uvloop_owner, sorter):
 
 # -------------------------------------------------------------------------------------------------------------- Outcomes
 
-
 @ORDERS
 @KINDS
 def test_what_comes_out(uvloop_owner, hook, kind, ordered):
@@ -238,7 +237,6 @@ def test_nothing_waits_where_nothing_is_held(hook):
 
 
 # ---------------------------------------------------------------------------------------------------------------- Errors
-
 
 @ORDERS
 @KINDS
@@ -406,7 +404,6 @@ def test_only_the_dispatchers_thread(uvloop_owner, hook):
 
 # ------------------------------------------------------------------------------------------------------------------- End
 
-
 class Closing:
     """A source that says when it is closed: a generator of either kind."""
 
@@ -571,7 +568,6 @@ def test_a_source_that_waits_keeps_no_outcome_back(uvloop_owner, hook, sorter):
 
 
 # -------------------------------------------------------------------------------------------------------------- Hostile
-
 
 def test_a_hook_that_closes_the_stream(uvloop_owner):
     streams = []

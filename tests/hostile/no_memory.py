@@ -336,7 +336,6 @@ class Makes(Scenario):
         self.dispatcher = self.owner.dispatcher(self.plugins)
 
         yield
-
     def check(self) -> None:
         if self.dispatcher is None:
             gc.collect()

@@ -209,9 +209,7 @@ PLUGINS_ON = """
 
 def test_pyuv_in_the_global_scope_first():
     """uvloop's own calls would end in pyuv's libuv: uvloop.run() hangs then."""
-    said = python(
-        PLUGINS_ON
-        + """
+    said = python(PLUGINS_ON + """
     flags = sys.getdlopenflags()
     sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
     import pyuv
@@ -221,17 +219,14 @@ def test_pyuv_in_the_global_scope_first():
     print(attempt(pyuv.Loop()))
     sys.stdout.flush()
     os._exit(0)  # what uvloop made with the other's functions cannot be closed
-    """
-    )
+    """)
     on_uvloop, on_pyuv = said.splitlines()
     assert PYUV_FILE in on_uvloop and UVLOOP_FILE in on_uvloop and "RTLD_GLOBAL" in on_uvloop
     assert on_pyuv == "accepted"
 
 
 def test_uvloop_in_the_global_scope_first():
-    said = python(
-        PLUGINS_ON
-        + """
+    said = python(PLUGINS_ON + """
     import uvloop.loop
     ctypes.CDLL(uvloop.loop.__file__, ctypes.RTLD_GLOBAL)
     import pyuv
@@ -239,8 +234,7 @@ def test_uvloop_in_the_global_scope_first():
     print(attempt(pyuv.Loop()))
     sys.stdout.flush()
     os._exit(0)
-    """
-    )
+    """)
     on_uvloop, on_pyuv = said.splitlines()
     assert on_uvloop == "accepted"
     assert PYUV_FILE in on_pyuv and "RTLD_GLOBAL" in on_pyuv
@@ -250,18 +244,14 @@ def test_uvloop_in_the_global_scope_first():
 @needs_libuv
 def test_a_libuv_of_the_system_in_the_global_scope_first():
     """uvloop is bound to it then, while dlsym() on uvloop gives uvloop's own."""
-    said = python(
-        PLUGINS_ON
-        + """
+    said = python(PLUGINS_ON + """
     ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
     import uvloop, pyuv
     print(attempt(uvloop.new_event_loop()))
     print(attempt(pyuv.Loop()))
     sys.stdout.flush()
     os._exit(0)
-    """,
-        SYSTEM_LIBUV,
-    )
+    """, SYSTEM_LIBUV)
     on_uvloop, on_pyuv = said.splitlines()
     assert "libuv.so" in on_uvloop and UVLOOP_FILE in on_uvloop and "RTLD_GLOBAL" in on_uvloop
     assert PYUV_FILE in on_pyuv and pyuv.LIBUV_VERSION in on_pyuv
@@ -269,39 +259,30 @@ def test_a_libuv_of_the_system_in_the_global_scope_first():
 
 @needs_libuv
 def test_a_libuv_of_the_system_that_is_not_in_the_global_scope():
-    said = python(
-        PLUGINS_ON
-        + """
+    said = python(PLUGINS_ON + """
     ctypes.CDLL(sys.argv[1], ctypes.RTLD_LOCAL)
     import uvloop, pyuv
     loop = uvloop.new_event_loop()
     print(attempt(loop))
     loop.close()
     print(attempt(pyuv.Loop()))
-    """,
-        SYSTEM_LIBUV,
-    )
+    """, SYSTEM_LIBUV)
     assert said.split() == ["accepted", "accepted"]
 
 
 def test_both_owners_loaded_in_either_order():
     for imports in ("import uvloop, pyuv", "import pyuv, uvloop"):
-        said = python(
-            PLUGINS_ON
-            + f"""
+        said = python(PLUGINS_ON + f"""
     {imports}
     loop = uvloop.new_event_loop()
     print(attempt(loop), attempt(pyuv.Loop()), attempt(loop))
     loop.close()
-    """
-        )
+    """)
         assert said.split() == ["accepted"] * 3
 
 
 def test_without_pyuv():
-    said = python(
-        PLUGINS_ON
-        + """
+    said = python(PLUGINS_ON + """
     sys.modules["pyuv"] = None  # not installed
     import asyncio, uvloop
     loop = uvloop.new_event_loop()
@@ -311,17 +292,13 @@ def test_without_pyuv():
         attempt(object())
     except TypeError as error:
         print(error)
-    """
-    )
+    """)
     assert said.startswith("accepted\nmqcore needs a uvloop.Loop")
 
 
 def test_the_import_does_not_load_pyuv():
-    assert (
-        python("""
+    assert python("""
     import sys
     import mqcore
     print("pyuv" in sys.modules)
-    """)
-        == "False\n"
-    )
+    """) == "False\n"

@@ -646,9 +646,7 @@ def test_reused_while_a_duplicate_is_open(owner, ends, moment):
 @pytest.mark.parametrize("ran", [0, 1])
 def test_more_duplicates_of_one_file_than_the_system_polls(owner, ran):
     """libuv aborts where the system refuses what it polls."""
-    said = python(
-        PROLOGUE
-        + """
+    said = python(PROLOGUE + """
 dispatcher, context = borrow()
 reader, writer = os.pipe()
 if int(sys.argv[2]):
@@ -667,10 +665,7 @@ for _ in range(5):
 print(len(watchers), error.errno == errno.EINVAL, "500 duplicates of one file" in str(error), told)
 dispatcher.close()
 turn()
-""",
-        owner.name,
-        ran,
-    )
+""", owner.name, ran)
     assert said == "500 True True {True}\n"
 
 
@@ -680,9 +675,7 @@ turn()
 @pytest.mark.parametrize("moment", ["0", "2"])
 def test_closed_by_a_timer_of_the_loop_itself(owner, moment):
     """asyncio's or pyuv's own callbacks run outside of our turns."""
-    said = python(
-        PROLOGUE
-        + """
+    said = python(PROLOGUE + """
 _, context = borrow()
 low, writer = os.pipe()
 reader = os.dup2(low, 300)
@@ -702,19 +695,14 @@ else:
 turn(20)
 watcher.stop()
 os._exit(0)
-""",
-        owner.name,
-        moment,
-    )
+""", owner.name, moment)
     assert said in ("", "0 EBADF\n")
 
 
 @pytest.mark.parametrize("first", ["the watcher", "the handle"])
 def test_closed_by_a_prepare_handle(pyuv_owner, first):
     """It is called after all that a turn does, right before the loop polls."""
-    said = python(
-        PROLOGUE
-        + """
+    said = python(PROLOGUE + """
 _, context = borrow()
 turn()
 low, writer = os.pipe()
@@ -736,10 +724,7 @@ if sys.argv[2] == "the handle":
     watch()
 turn()
 os._exit(0)
-""",
-        pyuv_owner.name,
-        first,
-    )
+""", pyuv_owner.name, first)
     assert said == "0 EBADF\n"
 
 

@@ -304,7 +304,6 @@ def test_an_idle_dispatcher_leaves_the_loop_without_timers(uvloop_owner, socket_
 
 def test_no_file_is_left_for_a_dispatcher(uvloop_owner, monkeypatch):
     """It is not made, and closed again in order."""
-
     def refuse(*args):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 

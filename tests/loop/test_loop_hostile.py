@@ -212,9 +212,7 @@ def test_a_handler_of_logging_ends_the_program(owner, error):
 
 def test_every_handler_raises(uvloop_owner):
     """All ways of telling fail: the loop goes on, and one line on stderr is left."""
-    said = python(
-        PROLOGUE
-        + """
+    said = python(PROLOGUE + """
 import logging
 class Handler(logging.Handler):
     def handle(self, record):
@@ -235,10 +233,8 @@ turn(20)
 dispatcher.close()
 turn()
 loop.close()
-""".replace("loop.call_exception_handler = None\n", ""),
-        "uvloop",
-        stderr="mqcore could not tell of an error of type MemoryError\n",
-    )
+""".replace("loop.call_exception_handler = None\n", ""), "uvloop",
+                  stderr="mqcore could not tell of an error of type MemoryError\n")
     assert said == "goes on\n"
 
 
@@ -311,9 +307,7 @@ def test_a_dispatcher_for_a_loop_that_runs_in_another_thread():
 
 def test_another_thread_closes_what_is_watched(owner):
     """libuv would abort the process. Each watcher is told at most once, with events 0."""
-    said = python(
-        PROLOGUE
-        + """
+    said = python(PROLOGUE + """
 import queue
 dispatcher, context = borrow()
 numbers = queue.SimpleQueue()
@@ -351,10 +345,7 @@ for thread in threads:
 dispatcher.close()
 turn()
 print(set(told.values()) <= {1})
-""",
-        owner.name,
-        stderr=None,
-    )
+""", owner.name, stderr=None)
     assert said == "True\n"
 
 

@@ -6,9 +6,7 @@ import pytest
 from loop_tools import PROLOGUE, python
 
 # A parent with all that can be open. `child` is what the fork runs; the parent then sees whether all goes on.
-FORKING = (
-    PROLOGUE
-    + """
+FORKING = PROLOGUE + """
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of fork, in a process that may have threads
 from contextlib import suppress
@@ -103,7 +101,6 @@ def go_on(child):
     made, freed = mqcore.loop._reactor.handles()
     assert made == freed, (made, freed)
 """
-)
 
 
 @pytest.fixture(params=["uvloop", "pyuv"])
@@ -112,9 +109,7 @@ def name(request):
 
 
 def test_in_the_child_all_but_close_raises(name):
-    said = python(
-        FORKING
-        + """
+    said = python(FORKING + """
 import mqcore.loop._reactor
 
 def child():
@@ -125,9 +120,7 @@ def child():
     os._exit(0)
 
 go_on(child)
-""",
-        name,
-    )
+""", name)
     lines = said.splitlines()
     half = len(lines) // 2
     assert half == 14
@@ -135,15 +128,11 @@ go_on(child)
         assert line.endswith(("MqError True", "NotHeld True")), line
     for line in lines[half:]:  # as after any close()
         assert line.endswith(("DispatcherClosed False", "NotHeld False")) or line.startswith(
-            ("stop", "cancel", "held allowed")
-        ), line
+            ("stop", "cancel", "held allowed")), line
 
 
 def test_stats_in_the_child(name):
-    assert (
-        python(
-            FORKING
-            + """
+    assert python(FORKING + """
 import mqcore.loop._reactor
 
 def child():
@@ -156,19 +145,12 @@ def child():
     os._exit(0)
 
 go_on(child)
-""",
-            name,
-        )
-        == ""
-    )
+""", name) == ""
 
 
 def test_close_in_the_child_calls_nothing(name):
     """It only forgets: what the plugins have is the parent's."""
-    assert (
-        python(
-            FORKING
-            + """
+    assert python(FORKING + """
 import mqcore.loop._reactor
 
 Lender.mq_context_cleanup = lambda self, context: os._exit(6) if os.getpid() != parent else None
@@ -180,19 +162,12 @@ def child():
     os._exit(0)
 
 go_on(child)
-""",
-            name,
-        )
-        == ""
-    )
+""", name) == ""
 
 
 def test_the_child_drops_everything(name):
     """Messages, holds, timers and watchers whose last references go."""
-    assert (
-        python(
-            FORKING
-            + """
+    assert python(FORKING + """
 import mqcore.loop._reactor
 
 def child():
@@ -204,18 +179,11 @@ def child():
     os._exit(0)
 
 go_on(child)
-""",
-            name,
-        )
-        == ""
-    )
+""", name) == ""
 
 
 def test_the_child_drops_everything_after_close(name):
-    assert (
-        python(
-            FORKING
-            + """
+    assert python(FORKING + """
 import mqcore.loop._reactor
 
 def child():
@@ -228,19 +196,13 @@ def child():
     os._exit(0)
 
 go_on(child)
-""",
-            name,
-        )
-        == ""
-    )
+""", name) == ""
 
 
 @pytest.mark.parametrize("closes", [True, False])
 def test_the_child_ends_as_a_program_does(name, closes):
     """By sys.exit(), with all finalizers."""
-    python(
-        FORKING
-        + """
+    python(FORKING + """
 import mqcore.loop._reactor
 
 def child():
@@ -250,17 +212,11 @@ def child():
 
 if True:
     go_on(child)
-""",
-        name,
-        closes,
-    )
+""", name, closes)
 
 
 def test_the_child_has_a_loop_and_a_dispatcher_of_its_own(name):
-    assert (
-        python(
-            FORKING
-            + """
+    assert python(FORKING + """
 import mqcore.loop._reactor
 
 def child():
@@ -281,19 +237,12 @@ def child():
     os._exit(0 if mine_finished == [mqcore.COMPLETE] else 4)
 
 go_on(child)
-""",
-            name,
-        )
-        == ""
-    )
+""", name) == ""
 
 
 def test_fork_in_a_callback(name):
     """In a turn: the child leaves from there, or goes on in the callback."""
-    assert (
-        python(
-            FORKING
-            + """
+    assert python(FORKING + """
 import mqcore.loop._reactor
 codes = []
 
@@ -313,19 +262,12 @@ while not codes:
     turn()
 assert codes == [0], codes
 go_on(lambda: os._exit(0))
-""",
-            name,
-        )
-        == ""
-    )
+""", name) == ""
 
 
 def test_the_child_of_a_callback_returns_into_the_loop(name):
     """Its dispatcher calls nothing any more."""
-    assert (
-        python(
-            FORKING
-            + """
+    assert python(FORKING + """
 import mqcore.loop._reactor
 codes = []
 
@@ -347,18 +289,12 @@ if os.getpid() != parent:
     os._exit(0)
 assert codes == [0], codes
 go_on(lambda: os._exit(0))
-""",
-            name,
-        )
-        == ""
-    )
+""", name) == ""
 
 
 # The end of the interpreter
 
-ENDING = (
-    PROLOGUE
-    + """
+ENDING = PROLOGUE + """
 dispatcher, context = borrow()
 step = dispatcher.hook("mq_step")
 reader, writer = os.pipe()
@@ -373,21 +309,11 @@ watcher = context.watch(reader, READ, print)
 knot = {}
 knot["knot"] = [knot, timer, watcher, messages, holds, dispatcher]
 """
-)
 
 
 @pytest.mark.parametrize("turns", [False, True])
-@pytest.mark.parametrize(
-    "end",
-    [
-        "",
-        "sys.exit(0)",
-        "del dispatcher, context",
-        "messages.clear(); holds.clear()",
-        "loop = None",
-        "context.complete(messages[4])",
-    ],
-)
+@pytest.mark.parametrize("end", ["", "sys.exit(0)", "del dispatcher, context", "messages.clear(); holds.clear()",
+                                 "loop = None", "context.complete(messages[4])"])
 def test_the_interpreter_ends_with_all_open(name, end, turns):
     """Exit code 0, and nothing on stderr."""
     said = python(ENDING + ("turn()\n" if turns else "") + end, name)
@@ -397,9 +323,7 @@ def test_the_interpreter_ends_with_all_open(name, end, turns):
 @pytest.mark.parametrize("end", ["", "raise SystemExit", "context.complete(message)"])
 def test_the_interpreter_ends_with_an_awaiting_task_in_a_loop_that_is_not_closed(end):
     """Nothing on stderr but asyncio's own."""
-    python(
-        ENDING
-        + """
+    python(ENDING + """
 import asyncio
 message = mqcore.Message()
 
@@ -408,18 +332,12 @@ async def wait():
 
 task = loop.create_task(wait())
 turn()
-"""
-        + end,
-        "uvloop",
-        stderr=None,
-    )
+""" + end, "uvloop", stderr=None)
 
 
 @pytest.mark.parametrize("end", ["", "loop.close()", "stop = True; thread.join(); loop = None"])
 def test_the_interpreter_ends_while_a_thread_gives_back(end):
-    python(
-        ENDING
-        + """
+    python(ENDING + """
 stop = False
 
 def give_back():
@@ -433,32 +351,22 @@ def give_back():
 thread = threading.Thread(target=give_back, daemon=True)
 thread.start()
 turn()
-"""
-        + end,
-        "uvloop",
-        stderr=None,
-    )
+""" + end, "uvloop", stderr=None)
 
 
 def test_the_interpreter_ends_with_both_owners_open():
-    python(
-        ENDING
-        + """
+    python(ENDING + """
 sys.argv[1] = "pyuv"
 loop = new_loop()
 other = borrow()
 other[0].hook("mq_step").run(messages2 := mqcore.Message())
 turn()
-""",
-        "uvloop",
-    )
+""", "uvloop")
 
 
 def test_exit_in_a_thread_that_runs_a_loop():
     """A daemon thread is stopped wherever it is, with its loop running."""
-    python(
-        PROLOGUE
-        + """
+    python(PROLOGUE + """
 def work():
     global dispatcher
     plugins = mqcore.Plugins(hooks=[mqcore.HookSpec("mq_step")])
@@ -475,9 +383,7 @@ started = threading.Event()
 threading.Thread(target=work, daemon=True).start()
 started.wait()
 time.sleep(0.02)
-""",
-        "uvloop",
-    )
+""", "uvloop")
 
 
 # Memory
@@ -485,9 +391,7 @@ time.sleep(0.02)
 
 @pytest.mark.parametrize("kind", ["idle", "busy"])
 def test_a_thousand_dispatchers_leave_no_memory(name, kind):
-    python(
-        PROLOGUE
-        + """
+    python(PROLOGUE + """
 import resource
 
 def one():
@@ -527,16 +431,11 @@ assert grown < 1_500_000, f"{grown} bytes more"
 import mqcore.loop._reactor
 made, freed = mqcore.loop._reactor.handles()
 assert made == freed
-""",
-        name,
-        kind,
-    )
+""", name, kind)
 
 
 def test_three_hundred_loops_that_close_with_a_dispatcher_open():
-    python(
-        PROLOGUE
-        + """
+    python(PROLOGUE + """
 import resource
 
 def one():
@@ -561,15 +460,11 @@ for _ in range(300):
     one()
 grown = used() - before
 assert grown < 1_500_000, f"{grown} bytes more"
-""",
-        "uvloop",
-    )
+""", "uvloop")
 
 
 def test_timers_and_watchers_leave_no_memory(name):
-    python(
-        PROLOGUE
-        + """
+    python(PROLOGUE + """
 import resource
 dispatcher, context = borrow()
 reader, writer = os.pipe()
@@ -602,6 +497,4 @@ dispatcher.close()
 turn()
 if sys.argv[1] == "uvloop":
     loop.close()
-""",
-        name,
-    )
+""", name)

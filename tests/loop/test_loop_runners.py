@@ -73,7 +73,6 @@ def test_the_runner_ends_at_once(run):
 
 def test_the_runner_ends_with_coroutine_hooks_suspended(run):
     """asyncio cancels their tasks first, where it has the time."""
-
     async def main():
         busy = Busy().fill()
         busy.suspend()

@@ -129,9 +129,7 @@ def test_seconds_whose_conversion_raises(owner):
 
 @pytest.mark.parametrize("method", ["start_timer", "reset"])
 def test_seconds_whose_conversion_closes_the_dispatcher(owner, method):
-    said = python(
-        PROLOGUE
-        + """
+    said = python(PROLOGUE + """
 dispatcher, context = borrow()
 
 class Closing:
@@ -148,10 +146,7 @@ try:
 except mqcore.DispatcherClosed:
     print("closed")
 turn()
-""",
-        owner.name,
-        method,
-    )
+""", owner.name, method)
     assert said == "closed\n"
 
 
@@ -173,8 +168,7 @@ def test_missing_arguments(owner):
 @pytest.mark.parametrize("kind", ["Timer", "Watcher"])
 def test_timers_and_watchers_are_made_by_contexts_and_holds_alone(kind):
     """One that stands for nothing must not be used, let alone crash."""
-    said = python(
-        """
+    said = python("""
     import sys
     import mqcore
     try:
@@ -183,9 +177,7 @@ def test_timers_and_watchers_are_made_by_contexts_and_holds_alone(kind):
         thing.stop()
     except Exception as error:
         print(type(error).__name__)
-    """,
-        kind,
-    )
+    """, kind)
     assert said in ("TypeError\n", "")
 
 

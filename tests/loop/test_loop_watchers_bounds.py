@@ -132,9 +132,7 @@ def test_a_fileno_that_raises(owner):
 
 @pytest.mark.parametrize("action", ["dispatcher.close()", "watcher.stop()"])
 def test_a_fileno_that_closes_the_dispatcher_or_stops_another_watcher(owner, action):
-    said = python(
-        PROLOGUE
-        + """
+    said = python(PROLOGUE + """
 dispatcher, context = borrow()
 reader, writer = os.pipe()
 watcher = context.watch(reader, READ, print)
@@ -150,10 +148,7 @@ try:
 except mqcore.DispatcherClosed:
     print("closed")
 turn()
-""",
-        owner.name,
-        action,
-    )
+""", owner.name, action)
     assert said == ("closed\n" if "close" in action else "watches\n")
 
 

@@ -411,9 +411,7 @@ def test_the_fd_stays_watched_after_an_error_condition(uvloop_owner):
 def test_what_another_on_the_loop_watches(owner, moment):
     """The second is told, and the first goes on."""
     other = "add_reader" if owner.name == "uvloop" else "pyuv.Poll"
-    said = python(
-        PROLOGUE
-        + """
+    said = python(PROLOGUE + """
 _, context = borrow()
 ours, theirs = socket.socketpair()
 ours.setblocking(False)
@@ -434,11 +432,7 @@ turn()
 print(*set(log))
 sys.stdout.flush()
 os._exit(0)
-""",
-        owner.name,
-        other,
-        moment,
-    )
+""", owner.name, other, moment)
     assert said.split() == ["EEXIST", "other"]
 
 

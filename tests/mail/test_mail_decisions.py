@@ -21,6 +21,8 @@ def counts_of(it):
     return {name: count for name in ENDS if (count := getattr(it.gateway.report.counts, name))}
 
 
+
+
 def returning(verdict):
     def decide(context, message):
         message.reject(550, "5.7.1 no")
@@ -234,15 +236,11 @@ async def test_a_plugin_that_discards_what_goes_out():
 
 def test_mails_from_a_file(tmp_path):
     """They count as done with, and are discarded again by the next run."""
-    write_plugin(
-        tmp_path / "plugins",
-        "10-drop",
-        """
+    write_plugin(tmp_path / "plugins", "10-drop", """
         def mq_smtp_in_message(context, message):
             if message.envelope == "sender0@example.org":
                 message.discard()
-    """,
-    )
+    """)
     box = write_mbox(tmp_path / "box", 8)
     for present in (0, 6):
         figures = move(f"mbox:{box}", f"maildir:{tmp_path / 'out'}", "--plugins", tmp_path / "plugins")

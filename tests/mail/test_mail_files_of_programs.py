@@ -229,3 +229,5 @@ def test_order_is_kept_from_mbox_to_maildir_to_mbox(tmp_path):
         assert [origin.mime for origin in copies] == [b"%d\n" % number for number in range(7)]
         assert [origin.envelope for origin in copies] == [f"a{number}@example.org" for number in range(7)]
         assert [origin.received for origin in copies][:6] == [origin.received for origin in origins][:6]
+
+

@@ -363,11 +363,8 @@ def test_reasons_that_cannot_be_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("says", "error"),
-    [
-        (Verdict.failed(ValueError("the broker said so")), "ValueError: the broker said so"),
-        (Verdict.failed(), "the sink does not say why"),
-    ],
+    ("says", "error"), [(Verdict.failed(ValueError("the broker said so")), "ValueError: the broker said so"),
+                        (Verdict.failed(), "the sink does not say why")],
 )
 def test_the_reason_of_a_mail_that_the_sink_failed(tmp_path, says, error):
     class Fails(OwnSink):

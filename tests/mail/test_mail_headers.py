@@ -68,33 +68,29 @@ def test_editing():
     assert mail.headers.remove("TO") == 1 and mail.headers.remove("To") == 0
     assert mail.headers.items()[:2] == [("X-Newer", "2"), ("x-NEW", "3")]
     assert mail.mime == b"X-Newer: 2\r\nx-NEW: 3\r\n" + MIME.replace(b"X-Tag: one", b"X-Tag: three").replace(
-        b"To: b@example.org\r\n", b""
-    ).replace(b"x-tAG:two \r\n", b"")
+        b"To: b@example.org\r\n", b"").replace(b"x-tAG:two \r\n", b"")
     mail.headers.replace("X-Absent", "4")
     assert mail.mime.startswith(b"X-Absent: 4\r\nX-Newer: 2\r\n")
     mail.mime = b"Subject: all new\r\n\r\n"
     assert mail.headers.items() == [("Subject", "all new")]
 
 
-@pytest.mark.parametrize(
-    ("mime", "added"),
-    [
-        (b"A: 1\nB: 2\r\n\n", b"X: y\nA: 1\nB: 2\r\n\n"),
-        (b"A: 1\r\nB: 2\n\n", b"X: y\r\nA: 1\r\nB: 2\n\n"),
-        (b"A: 1\rB: 2\r\rbody\r", b"X: y\rA: 1\rB: 2\r\rbody\r"),
-        (b"A: 1\rB: 2\n\n", b"X: y\nA: 1\rB: 2\n\n"),  # a CR alone ends no line where LFs do
-        (b"A: 1", b"X: y\r\nA: 1"),
-        (b"", b"X: y\r\n"),
-        (b"\nbody\n", b"X: y\n\nbody\n"),
-        (b"\r\nbody\r\n", b"X: y\r\n\r\nbody\r\n"),
-        (b"no header\n", b"X: y\n\nno header\n"),
-        (b" blank first\nA: 1\n\n", b"X: y\n\n blank first\nA: 1\n\n"),
-        (b"From a@b.example Sun Nov 29 11:35:31 2026\nA: 1\n\n", b"From a@b.example Sun Nov 29 11:35:31 2026\nX: y\nA: 1\n\n"),
-        (b">From a@b.example Sun\nA: 1\n\n", b">From a@b.example Sun\nX: y\nA: 1\n\n"),
-        (b"From : a@b.example\n\n", b"X: y\nFrom : a@b.example\n\n"),
-        (b": no name\nA: 1\n\n", b"X: y\n: no name\nA: 1\n\n"),
-    ],
-)
+@pytest.mark.parametrize(("mime", "added"), [
+    (b"A: 1\nB: 2\r\n\n", b"X: y\nA: 1\nB: 2\r\n\n"),
+    (b"A: 1\r\nB: 2\n\n", b"X: y\r\nA: 1\r\nB: 2\n\n"),
+    (b"A: 1\rB: 2\r\rbody\r", b"X: y\rA: 1\rB: 2\r\rbody\r"),
+    (b"A: 1\rB: 2\n\n", b"X: y\nA: 1\rB: 2\n\n"),  # a CR alone ends no line where LFs do
+    (b"A: 1", b"X: y\r\nA: 1"),
+    (b"", b"X: y\r\n"),
+    (b"\nbody\n", b"X: y\n\nbody\n"),
+    (b"\r\nbody\r\n", b"X: y\r\n\r\nbody\r\n"),
+    (b"no header\n", b"X: y\n\nno header\n"),
+    (b" blank first\nA: 1\n\n", b"X: y\n\n blank first\nA: 1\n\n"),
+    (b"From a@b.example Sun Nov 29 11:35:31 2026\nA: 1\n\n", b"From a@b.example Sun Nov 29 11:35:31 2026\nX: y\nA: 1\n\n"),
+    (b">From a@b.example Sun\nA: 1\n\n", b">From a@b.example Sun\nX: y\nA: 1\n\n"),
+    (b"From : a@b.example\n\n", b"X: y\nFrom : a@b.example\n\n"),
+    (b": no name\nA: 1\n\n", b"X: y\n: no name\nA: 1\n\n"),
+])
 def test_add_on_top_of_any_mail(mime, added):
     """In the line ends of the mail, and so that nothing else becomes a field, or ceases to be one."""
     mail = Mail(mime)
@@ -109,22 +105,19 @@ def test_add_on_top_of_any_mail(mime, added):
     assert mail.headers.items() == before
 
 
-@pytest.mark.parametrize(
-    ("mime", "fields"),
-    [
-        (b"Subject : as of old\n\n", [("Subject", "as of old")]),
-        (b"A:\nB: \r\nC:\t x \t\n\n", [("A", ""), ("B", ""), ("C", "x")]),
-        (b"A: 1\n \n 2\n\n", [("A", "1  2")]),
-        (b"A: 1\nnonsense\nB: 2\n\n", [("A", "1")]),
-        (b"A: 1\nN\xc3\xa4me: x\n\n", [("A", "1")]),
-        (b": x\n y\nA: 1\n\n", [("A", "1")]),
-        (b"A: \xe9 \xc3\xa9\n\n", [("A", "\udce9 é")]),
-        (b"A: 1\0 2\n\n", [("A", "1\0 2")]),
-        (b"A: 1\n", [("A", "1")]),
-        (b"A", []),
-        (b"A: b\r\n\r c\n", [("A", "b")]),
-    ],
-)
+@pytest.mark.parametrize(("mime", "fields"), [
+    (b"Subject : as of old\n\n", [("Subject", "as of old")]),
+    (b"A:\nB: \r\nC:\t x \t\n\n", [("A", ""), ("B", ""), ("C", "x")]),
+    (b"A: 1\n \n 2\n\n", [("A", "1  2")]),
+    (b"A: 1\nnonsense\nB: 2\n\n", [("A", "1")]),
+    (b"A: 1\nN\xc3\xa4me: x\n\n", [("A", "1")]),
+    (b": x\n y\nA: 1\n\n", [("A", "1")]),
+    (b"A: \xe9 \xc3\xa9\n\n", [("A", "\udce9 é")]),
+    (b"A: 1\0 2\n\n", [("A", "1\0 2")]),
+    (b"A: 1\n", [("A", "1")]),
+    (b"A", []),
+    (b"A: b\r\n\r c\n", [("A", "b")]),
+])
 def test_odd_headers(mime, fields):
     assert Mail(mime).headers.items() == fields
 
@@ -132,45 +125,17 @@ def test_odd_headers(mime, fields):
 @pytest.mark.parametrize("name", ["", "a b", "a:", "a\r\nB", "a\n", "\0", "ä", " a", "a\t", "\x7f"])
 def test_a_name_that_can_be_none_is_refused(name):
     headers = Mail(MIME).headers
-    for use in (
-        headers.get,
-        headers.get_decoded,
-        headers.get_all,
-        headers.remove,
-        headers.__contains__,
-        headers.__getitem__,
-        lambda name: headers.add(name, "x"),
-        lambda name: headers.replace(name, "x"),
-    ):
+    for use in (headers.get, headers.get_decoded, headers.get_all, headers.remove, headers.__contains__, headers.__getitem__,
+                lambda name: headers.add(name, "x"), lambda name: headers.replace(name, "x")):
         with pytest.raises(ValueError, match="the name of a header field has printable ASCII characters, no"):
             use(name)
     assert headers.items() == Mail(MIME).headers.items()
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "a\r\nBcc: x@example.org",
-        "a\nb",
-        "a\rb",
-        "a\r\n b",
-        "a\n",
-        "\n",
-        "a\0b",
-        "ä\nb",
-        "\udce9\r\n",
-        "x" * 100 + "\n y",
-        b"a\r\nBcc: x@example.org",
-        b"a\rb",
-        b"a\nb",
-        b"a\n \nb",
-        b"a\n \n b",
-        b"a\n\tb\n",
-        b"a\r\r\n b",
-        b"\n b\0",
-        b"a\n ",
-    ],
-)
+@pytest.mark.parametrize("value", [
+    "a\r\nBcc: x@example.org", "a\nb", "a\rb", "a\r\n b", "a\n", "\n", "a\0b", "ä\nb", "\udce9\r\n", "x" * 100 + "\n y",
+    b"a\r\nBcc: x@example.org", b"a\rb", b"a\nb", b"a\n \nb", b"a\n \n b", b"a\n\tb\n", b"a\r\r\n b", b"\n b\0", b"a\n ",
+])
 def test_a_value_that_would_end_the_field_is_refused(value):
     mail = Mail(MIME)
     for edit in (mail.headers.add, mail.headers.replace):
@@ -226,16 +191,11 @@ def test_text_comes_back(name, value):
     assert fields_of(written + b"\r\n") == [(name, mail.headers[name])]
 
 
-@pytest.mark.parametrize(
-    ("value", "written"),
-    [
-        ("Jörg <j@example.org>", b"=?utf-8?b?SsO2cmc=?= <j@example.org>"),
-        (
-            '"Jörg, M." <j@example.org>, Bob <b@example.org>, c@example.org',
-            b"=?utf-8?b?SsO2cmcsIE0u?= <j@example.org>, Bob <b@example.org>,\r\n c@example.org",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("value", "written"), [
+    ("Jörg <j@example.org>", b"=?utf-8?b?SsO2cmc=?= <j@example.org>"),
+    ('"Jörg, M." <j@example.org>, Bob <b@example.org>, c@example.org',
+     b"=?utf-8?b?SsO2cmcsIE0u?= <j@example.org>, Bob <b@example.org>,\r\n c@example.org"),
+])
 def test_of_addresses_the_names_are_encoded(value, written):
     mail = Mail(MIME)
     mail.headers.replace("To", value)
@@ -263,23 +223,10 @@ def test_decoding():
 
 # Beside the standard library
 
-LINES = st.lists(
-    st.sampled_from(
-        [
-            b"A: 1",
-            b"B:2",
-            b"a:  3 ",
-            b"\tfolded",
-            b" folded too",
-            b"X-Long: " + b"w " * 60,
-            b"C:",
-            b"D: \xff\xc3\xa9",
-            b"E::e",
-            b"F: f:f",
-        ]
-    ),
-    max_size=12,
-)
+LINES = st.lists(st.sampled_from([
+    b"A: 1", b"B:2", b"a:  3 ", b"\tfolded", b" folded too", b"X-Long: " + b"w " * 60, b"C:",
+    b"D: \xff\xc3\xa9", b"E::e", b"F: f:f",
+]), max_size=12)
 ENDINGS = st.sampled_from([b"\n", b"\r\n"])
 
 
@@ -348,10 +295,8 @@ def check_beside_the_standard_library(mime: bytes, seed: int) -> None:
 def test_what_is_not_edited_stays_byte_for_byte(seed):
     """Whatever the mail is made of."""
     rng = random.Random(seed)
-    mime = b"".join(
-        rng.choice([b"A: 1", b"B: 2", b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b"x", b"From ", b"\0", b"\xff"])
-        for _ in range(rng.randrange(40))
-    )
+    mime = b"".join(rng.choice([b"A: 1", b"B: 2", b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b"x", b"From ", b"\0", b"\xff"])
+                    for _ in range(rng.randrange(40)))
     mail = Mail(mime)
     before = mail.headers.items()
     assert len(mail.headers) == len(before) and list(mail.headers) == [name for name, _ in before]
@@ -365,9 +310,7 @@ def test_what_is_not_edited_stays_byte_for_byte(seed):
     assert mail.headers.items() == before
     assert len(added) - len(mime) <= len(b"X-New: 1\r\n\r\n")
     top = added.index(b"X-New: 1")
-    assert added[:top] == mime[:top] and mime.endswith(
-        added[top:].removeprefix(b"X-New: 1").lstrip(b"\r\n")[: len(mime)] or b""
-    )
+    assert added[:top] == mime[:top] and mime.endswith(added[top:].removeprefix(b"X-New: 1").lstrip(b"\r\n")[:len(mime)] or b"")
 
 
 # In little memory
@@ -463,8 +406,7 @@ async def test_fields_that_plugins_add_at_each_stage():
         await client.asks(envelope(3), 5)
         assert codes([await client.ask(TEXT + b".\r\n")]) == ["250 2.6.0"]
         assert [mail.mime for mail in it.sink.mails] == [
-            b"X-For: %s\r\nX-Data: 1\r\n" % mail.recipient.encode() + mail.origin.mime for mail in it.sink.mails
-        ]
+            b"X-For: %s\r\nX-Data: 1\r\n" % mail.recipient.encode() + mail.origin.mime for mail in it.sink.mails]
         # And nothing is left of it for the next mail of the connection.
         await client.asks(envelope(1), 3)
         assert codes([await client.ask(TEXT + b".\r\n")]) == ["250 2.6.0"]
@@ -492,8 +434,7 @@ def test_edited_on_the_way_in_and_out(tmp_path):
             client.sendmail("a@example.com", recipients, f"Subject: x\r\n\r\n{body}")
     mails = sorted(read_maildir(tmp_path / "out"))
     assert mails == [
-        f"X-Out: 1\r\nX-In: {text}\r\nSubject: in {text}\r\n\r\n{body}".encode() for text in ("a@example.org", "same", "same")
-    ]
+        f"X-Out: 1\r\nX-In: {text}\r\nSubject: in {text}\r\n\r\n{body}".encode() for text in ("a@example.org", "same", "same")]
 
 
 @run

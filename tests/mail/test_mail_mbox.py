@@ -36,7 +36,9 @@ def mimes(tmp_path: Path, content: bytes) -> list[bytes]:
 # The format
 
 
-bits = st.sampled_from([b"From ", b">", b"\n", b"\r\n", b"\r", b"\n\n", b"x", b"From a Tue Nov 24 05:31:47 2026\n", b"\0"])
+bits = st.sampled_from(
+    [b"From ", b">", b"\n", b"\r\n", b"\r", b"\n\n", b"x", b"From a Tue Nov 24 05:31:47 2026\n", b"\0"]
+)
 mails = st.lists(bits, max_size=8).map(b"".join)
 
 
@@ -73,10 +75,8 @@ from_lines = st.sampled_from(
 def test_mails_of_all_line_ends_are_read_back_as_they_were_written(tmp_path_factory, written):
     """`known`: whether it is known how the lines of the mail before end, as within a run; as over several it is not."""
     path = tmp_path_factory.getbasetemp() / "line-ends"
-    written = [
-        (mail + b"." if (line or b"").endswith(b"\r\n") and mail.endswith(b"\r") else mail, line, known)
-        for mail, line, known in written
-    ]  # CR, LF would be taken for CRLF
+    written = [(mail + b"." if (line or b"").endswith(b"\r\n") and mail.endswith(b"\r") else mail, line, known)
+               for mail, line, known in written]  # CR, LF would be taken for CRLF
     content, cr = b"", False
     for mail, line, known in written:
         sender = mbox.parse_from_line(line or b"").sender

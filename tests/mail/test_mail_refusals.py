@@ -67,10 +67,8 @@ async def test_a_step_that_fails(lines):
         client = await it.greeted()
         await client.asks(MAIL + RCPT, 2)
     (line,) = lines()
-    assert line.endswith(
-        r"error='ValueError: a\nb, plugin 10-bad, hook mq_smtp_in_rcptto' reply='451 "
-        "4.3.0 this server has a problem; try again later'"
-    )
+    assert line.endswith(r"error='ValueError: a\nb, plugin 10-bad, hook mq_smtp_in_rcptto' reply='451 "
+                         "4.3.0 this server has a problem; try again later'")
 
 
 @pytest.mark.parametrize(
@@ -187,10 +185,10 @@ async def test_a_client_cannot_forge_a_line(lines):
         await client.reply()
         await client.ask("EHLO x'\u00a0plugin='y\u202e\r\n".encode())
         await client.ask(b"EHLO x'plugin='y\r\n")
-        address = "\"a> reply='250 ok'\"@example.org"
+        address = '"a> reply=\'250 ok\'"@example.org'
         await client.asks(MAIL + f"RCPT TO:<{address}>\r\n".encode(), 2)
     line = lines()[-1]
-    assert "helo=\"x'plugin='y\"" in line
+    assert 'helo="x\'plugin=\'y"' in line
     assert f"recipient={address!r}" in line
 
 

@@ -201,16 +201,13 @@ async def test_connections_of_one_address(tls):
     assert it.server.host.from_network.total() == 0
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("192.0.2.1", "192.0.2.2", False),
-        ("::ffff:192.0.2.1", "192.0.2.1", True),
-        ("2001:db8::1", "2001:db8::ffff:1", True),
-        ("2001:db8::1", "2001:db8:0:1::1", False),
-        ("fe80::1%eth0", "fe80::2%eth1", True),
-    ],
-)
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("192.0.2.1", "192.0.2.2", False),
+    ("::ffff:192.0.2.1", "192.0.2.1", True),
+    ("2001:db8::1", "2001:db8::ffff:1", True),
+    ("2001:db8::1", "2001:db8:0:1::1", False),
+    ("fe80::1%eth0", "fe80::2%eth1", True),
+])
 @run
 async def test_networks(one, other, same):
     async with serving(max_connections_per_ip=1) as it:

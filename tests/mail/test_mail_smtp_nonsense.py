@@ -31,7 +31,9 @@ NONSENSE = {
 @pytest.mark.parametrize("stage", ["in_mailfrom", "in_rcptto", "in_data", "in_message", "out_data"])
 @pytest.mark.parametrize("kind", ["maildir", "mbox", "smtp"])
 @run
-async def test_nonsense(tmp_path, kind, stage, nonsense, held):
+async def test_nonsense(
+    tmp_path, kind, stage, nonsense, held
+):
     errors = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
 

@@ -167,7 +167,9 @@ async def test_a_permanent_error_at_any_stage(tmp_path, stage):
     assert [mail.mime for mail in failed.mails] == MANY[:1]
     (reason,) = reasons(tmp_path)
     assert reason["rejected"] == {"code": 550, "text": "5.7.1 not you"}
-    assert reason["results"] == [{"recipient": "b@example.org", "state": stage, "code": 550, "description": "5.7.1 not you"}]
+    assert reason["results"] == [
+        {"recipient": "b@example.org", "state": stage, "code": 550, "description": "5.7.1 not you"}
+    ]
     assert report.exit_code == 1
 
 

@@ -293,11 +293,10 @@ async def test_many_recipients_without_a_place_for_rejected_mails(count):
 @pytest.mark.parametrize(
     ("by_name", "reply"),
     [
-        ({"two": (550, "5.1.1 no such user")}, "550 5.1.1 no such user (refused for 1 of 3 recipients, so nobody gets it)"),
-        (
-            {"one": (554, "5.7.1 no"), "three": (550, "5.1.1 no such user")},
-            "554 5.7.1 no (refused for 2 of 3 recipients, so nobody gets it)",
-        ),
+        ({"two": (550, "5.1.1 no such user")},
+         "550 5.1.1 no such user (refused for 1 of 3 recipients, so nobody gets it)"),
+        ({"one": (554, "5.7.1 no"), "three": (550, "5.1.1 no such user")},
+         "554 5.7.1 no (refused for 2 of 3 recipients, so nobody gets it)"),
         ({"one": (550, "5.1.1 no"), "two": (550, "5.1.1 no"), "three": (550, "5.1.1 no")}, "550 5.1.1 no"),
         ({"one": (550, "5.1.1 no"), "three": (450, "4.2.0 later")}, "450 4.2.0 later"),
         ({"one": (550, "5.1.1 no"), "two": ValueError("a bug")}, "451 4.3.0 this server has a problem; try again later"),

@@ -379,7 +379,9 @@ def test_a_key_with_a_password_is_not_asked_for(tmp_path):
     key = serialization.load_pem_private_key(certificate().file.read_bytes(), None)
     locked = tmp_path / "locked.pem"
     encryption = serialization.BestAvailableEncryption(b"secret")
-    locked.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
+    locked.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    )
     with pytest.raises(SourceError, match="the key has a password; take it away with `openssl pkey`"):
         SmtpSource("//127.0.0.1:0", tls_certificate=str(certificate().file), tls_key=str(locked))
 

@@ -29,22 +29,18 @@ def variants(seed: int) -> list[bytes]:
     for number in range(60):
         base = rng.choice(made)
         at = rng.randrange(len(base) + 1)
-        made.append(
-            rng.choice(
-                [
-                    base,
-                    b"X-For: %d\r\n" % number + base,
-                    base + b"\r\n--\r\n%d" % number,
-                    b"%d" % number + base + b"%d" % number,
-                    base[:at] + b"%d" % number + base[at:],
-                    base[:at],
-                    base[at:],
-                    base[at:] + base[:at],
-                    rng.randbytes(rng.choice([0, 1, 4095, 4096, 4097, 60_000])),
-                    base[:1] * rng.choice([1, 8192, 50_000]),
-                ]
-            )
-        )
+        made.append(rng.choice([
+            base,
+            b"X-For: %d\r\n" % number + base,
+            base + b"\r\n--\r\n%d" % number,
+            b"%d" % number + base + b"%d" % number,
+            base[:at] + b"%d" % number + base[at:],
+            base[:at],
+            base[at:],
+            base[at:] + base[:at],
+            rng.randbytes(rng.choice([0, 1, 4095, 4096, 4097, 60_000])),
+            base[:1] * rng.choice([1, 8192, 50_000]),
+        ]))
     return made
 
 
@@ -68,9 +64,8 @@ def test_bytes_are_given_as_they_were(seed, limit, small_memory):
     for mail in mails[::2]:
         mail.mime = b"new" + mail.mime
         put_in_spool(mail, shared)
-    assert sorted(mail.mime for mail in mails) == sorted(
-        [*(b"new" + mail.origin.mime for mail in mails[::2]), *(mail.origin.mime for mail in mails[1::2])]
-    )
+    assert sorted(mail.mime for mail in mails) == sorted([*(b"new" + mail.origin.mime for mail in mails[::2]),
+                                                          *(mail.origin.mime for mail in mails[1::2])])
     del mails, mail, by_bytes, shared
     gc.collect()
     assert memory.used == 0
@@ -163,26 +158,16 @@ def test_twenty_megabytes_to_a_hundred_recipients_with_the_same_header(tmp_path)
     assert memory_for(tmp_path, 'NullSink("")', change, megabytes=20, recipients=100) <= 3.2 * 20_000_000
 
 
-@pytest.mark.parametrize(
-    "sink",
-    [
-        'NullSink("")',
-        pytest.param("MboxSink(Path('mbox'))", marks=pytest.mark.slow),
-        pytest.param("MaildirSink(Path('maildir'))", marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.parametrize(
-    ("change", "most"),
-    [
-        ('mail.mime = b"X-For: %s\\r\\n" % mail.recipient.encode() + mail.mime', 60),
-        ('mail.mime = mail.mime + mail.recipient.encode() + b"\\r\\n"', 60),
-        (
-            "mail.mime = os.urandom(1) + bytes(b ^ 1 for b in mail.recipient.encode()) * (10_000_000 // len(mail.recipient))",
-            140,
-        ),
-    ],
-    ids=["header", "footer", "all"],
-)
+@pytest.mark.parametrize("sink", [
+    'NullSink("")',
+    pytest.param("MboxSink(Path('mbox'))", marks=pytest.mark.slow),
+    pytest.param("MaildirSink(Path('maildir'))", marks=pytest.mark.slow),
+])
+@pytest.mark.parametrize(("change", "most"), [
+    ('mail.mime = b"X-For: %s\\r\\n" % mail.recipient.encode() + mail.mime', 60),
+    ('mail.mime = mail.mime + mail.recipient.encode() + b"\\r\\n"', 60),
+    ("mail.mime = os.urandom(1) + bytes(b ^ 1 for b in mail.recipient.encode()) * (10_000_000 // len(mail.recipient))", 140),
+], ids=["header", "footer", "all"])
 def test_ten_megabytes_to_sixty_recipients_with_a_change_for_each(tmp_path, sink, change, most):
     """600 MB of mail. What is new with each waits in a file."""
     assert memory_for(tmp_path, sink, change, megabytes=10, recipients=60) <= most * 1_000_000

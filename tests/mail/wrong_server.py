@@ -184,7 +184,7 @@ def resets(talk: Talk, stage: str) -> None:
 
 
 async def says_it_byte_by_byte(talk: Talk, stage: str) -> None:
-    for byte in HELLO if stage == "ehlo" else SOUND[stage].encode() + b"\r\n":
+    for byte in (HELLO if stage == "ehlo" else SOUND[stage].encode() + b"\r\n"):
         talk.say(bytes([byte]))
         await asyncio.sleep(0.001)
 

@@ -75,8 +75,7 @@ def test_truncated(plugin, size):
     error = refused(plugin)
     assert error.path == str(plugin) and error.plugin == "10-a"
     assert ("is empty" if size == 0 else "does not begin like one" if size == 3 else "truncated") in str(error) or (
-        size < 0 and "headers make no sense" in str(error)
-    )
+        size < 0 and "headers make no sense" in str(error))
 
 
 @linux
@@ -141,18 +140,14 @@ def test_a_text_file(tmp_path):
 
 def test_no_version(tmp_path):
     """And none of its code runs, constructors included."""
-    path = compile_plugin(
-        tmp_path / "10-a.so",
-        """
+    path = compile_plugin(tmp_path / "10-a.so", """
         #include <stdlib.h>
         __attribute__((constructor)) static void constructor(void) { abort(); }
         int unseen(void) { return 0; } /* mq_version */
-    """,
-    )
+    """)
     assert str(refused(path)) == (
         f"{path}: plugin 10-a: it exports no mq_version(), so it is no plugin; define MQ_EXPORT int mq_version(void), "
-        "with C linkage"
-    )
+        "with C linkage")
 
 
 def test_cplusplus_without_c_linkage(tmp_path):
@@ -164,29 +159,22 @@ def test_cplusplus_without_c_linkage(tmp_path):
 @pytest.mark.parametrize("version", [0, 2, -1, 1000])
 def test_another_version(tmp_path, version):
     """Nothing but mq_version runs."""
-    path = compile_plugin(
-        tmp_path / "10-a.so",
-        f"""
+    path = compile_plugin(tmp_path / "10-a.so", f"""
         #include <stdlib.h>
         MQ_EXPORT int mq_version(void) {{ return {version}; }}
         MQ_EXPORT void mq_initialize(void) {{ abort(); }}
         MQ_EXPORT void mq_cleanup(void) {{ abort(); }}
-    """,
-    )
+    """)
     assert str(refused(path)) == (
         f"{path}: plugin 10-a: mq_version is {version}, but this mqcore runs plugins of version 1; adapt the plugin, or "
-        "install the mqcore it was written for"
-    )
+        "install the mqcore it was written for")
 
 
 def test_an_undefined_symbol(tmp_path):
-    path = compile_plugin(
-        tmp_path / "10-a.so",
-        """
+    path = compile_plugin(tmp_path / "10-a.so", """
         extern void MQ_noSuchFunction(void);
         MQ_EXPORT void mq_initialize(void) { MQ_noSuchFunction(); }
-    """,
-    )
+    """)
     error = str(refused(path))
     assert "MQ_noSuchFunction" in error
     assert error.endswith("; correct the name, or link the plugin with the library that has it")
@@ -202,14 +190,11 @@ def test_a_library_that_is_missing(tmp_path):
 
 
 def test_a_hook_misspelt(tmp_path):
-    path = compile_plugin(
-        tmp_path / "10-a.so",
-        """
+    path = compile_plugin(tmp_path / "10-a.so", """
         #include <stdlib.h>
         __attribute__((constructor)) static void constructor(void) { abort(); }
         MQ_EXPORT bool mq_smtp_in_mesage(void); MQ_EXPORT bool mq_smtp_in_mesage(void) { return false; }
-    """,
-    )
+    """)
     error = str(refused(path))
     assert "mq_smtp_in_mesage begins with mq_ and is no known hook; the nearest name is mq_smtp_in_message" in error
 
@@ -283,8 +268,7 @@ def test_a_variable_is_no_function(tmp_path, name):
 def test_a_module_of_python(tmp_path):
     shutil.copy(mqcore.native._abi.__file__, tmp_path / "10-a.so")
     assert "this is a module of Python's, not a native plugin; import it in a plugin that is a .py file" in str(
-        refused(tmp_path / "10-a.so")
-    )
+        refused(tmp_path / "10-a.so"))
 
 
 def test_a_directory(tmp_path):
@@ -386,20 +370,13 @@ for _ in range(2):
 {close}
 """
     assert python(PROLOGUE + script, loop).split("\n") == [
-        "version",
-        "initialize",
-        *["context", "end of context"] * 2,
-        "cleanup",
-        "",
-    ]
+        "version", "initialize", *["context", "end of context"] * 2, "cleanup", ""]
 
 
 def test_255_dispatchers(tmp_path):
     """In a process of its own, as their tables stay, and other tests need one that is new."""
     path = compile_plugin(tmp_path / "10-a.so", PASSES_ON)
-    said = python(
-        PROLOGUE
-        + f"""
+    said = python(PROLOGUE + f"""
 plugins = mqcore.Plugins({str(path)!r})
 dispatchers = [mqcore.Dispatcher(plugins, loop=loop) for _ in range(255)]
 try:
@@ -411,9 +388,7 @@ dispatchers.append(mqcore.Dispatcher(plugins, loop=loop))
 for dispatcher in dispatchers:
     dispatcher.close()
 turn()
-""",
-        "uvloop",
-    )
+""", "uvloop")
     assert "there are 255 dispatchers with native plugins already; close some" in said
 
 
@@ -422,9 +397,7 @@ turn()
 
 def numbered(path, number):
     """A plugin that holds each message; given back, it says its number."""
-    return compile_plugin(
-        path,
-        f"""
+    return compile_plugin(path, f"""
         #include <stdio.h>
         static void fire(void *data) {{ MQ_log(MQ_INFO, "{number}"); MQ_continue(data); }}
         MQ_EXPORT void mq_initialize(void) {{ MQ_log(MQ_INFO, "+{number}"); }}
@@ -435,8 +408,7 @@ def numbered(path, number):
             (void)message;
             return MQ_startTimer(context, 0.03f, fire, connection) != NULL;
         }}
-    """,
-    )
+    """)
 
 
 def test_reload_held_messages_finish_with_the_old_code(owner, tmp_path, caplog):
@@ -481,9 +453,7 @@ def test_reload_that_fails_leaves_everything_as_it_was(owner, tmp_path):
 
 
 def test_an_unchanged_file_is_loaded_afresh_and_another_plugin_keeps_its_messages(owner, tmp_path):
-    path = compile_plugin(
-        tmp_path / "10-a.so",
-        """
+    path = compile_plugin(tmp_path / "10-a.so", """
         static int calls;
         MQ_EXPORT bool mq_step(MQ_Context *context, MQ_Connection *connection, MQ_Message *message)
         {
@@ -492,8 +462,7 @@ def test_an_unchanged_file_is_loaded_afresh_and_another_plugin_keeps_its_message
                 MQ_complete(connection);
             return calls == 2;
         }
-    """,
-    )
+    """)
     plugins = owner.plugins({})
     plugins.load(path)
     dispatcher = owner.dispatcher(plugins)

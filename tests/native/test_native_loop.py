@@ -223,7 +223,8 @@ def test_one_watcher_stops_another_that_is_ready_too(owner, puppet, socket_pair)
         for each in watchers:
             mq.MQ_ioUnwatch(each)
 
-    inside(owner, puppet, lambda context: watchers.extend(puppet.watch(context, ours.fileno(), WRITE, ready) for _ in range(3)))
+    inside(owner, puppet, lambda context: watchers.extend(
+        puppet.watch(context, ours.fileno(), WRITE, ready) for _ in range(3)))
     owner.run_until(lambda: called)
     owner.turn()
     assert len(called) == 1
@@ -235,13 +236,8 @@ def test_watchers_share_an_fd_with_those_of_python(owner, puppet, socket_pair):
     dispatcher = start(owner, [puppet], {"10-python": lambda context, message: contexts.append(context)})
     dispatcher.hook("mq_step").run(mqcore.Message())
     contexts[0].watch(ours, READ, lambda watcher, events: (seen.append("python"), watcher.stop()))
-    inside(
-        owner,
-        puppet,
-        lambda context: puppet.watch(
-            context, ours.fileno(), READ, lambda watcher, *_: (seen.append("native"), mq.MQ_ioUnwatch(watcher))
-        ),
-    )
+    inside(owner, puppet, lambda context: puppet.watch(
+        context, ours.fileno(), READ, lambda watcher, *_: (seen.append("native"), mq.MQ_ioUnwatch(watcher))))
     theirs.send(b"x")
     owner.run_until(lambda: len(seen) == 2)
     assert sorted(seen) == ["native", "python"]
@@ -265,10 +261,7 @@ def test_a_descriptor_that_cannot_be_watched(owner, puppet, tmp_path, caplog):
 
 def test_errno_of_a_descriptor_that_cannot_be_watched(owner, tmp_path):
     plugins = owner.plugins({})
-    plugins.load(
-        compile_plugin(
-            tmp_path / "10-a.so",
-            """
+    plugins.load(compile_plugin(tmp_path / "10-a.so", """
         #include <errno.h>
         static void never(MQ_IOWatcher *watcher, int fd, int events, void *data)
         {
@@ -282,9 +275,7 @@ def test_errno_of_a_descriptor_that_cannot_be_watched(owner, tmp_path):
                 MQ_complete(connection);
             return true;
         }
-    """,
-        )
-    )
+    """))
     dispatcher = owner.dispatcher(plugins)
     dispatcher.hook("mq_step").run(mqcore.Message(), done=owner.done)
     owner.run_until(lambda: owner.finished)
@@ -343,11 +334,8 @@ def test_watchers_end_with_their_context(owner, puppet, socket_pair):
     ours, _ = socket_pair
     called = []
     dispatcher = start(owner, [puppet])
-    watchers = inside(
-        owner,
-        puppet,
-        lambda context: [puppet.watch(context, ours.fileno(), WRITE, lambda *_: called.append(1)) for _ in range(5)],
-    )
+    watchers = inside(owner, puppet, lambda context: [
+        puppet.watch(context, ours.fileno(), WRITE, lambda *_: called.append(1)) for _ in range(5)])
     assert all(watchers)
     puppet.end = lambda context: mq.MQ_ioUnwatch(watchers[0])
     dispatcher.close()
@@ -396,8 +384,7 @@ def test_log(owner, puppet, caplog):
     assert [record.levelno for record in caplog.records] == levels
     assert {record.name for record in caplog.records} == {"mqcore.plugins.20-puppet"}
     assert [record.getMessage() for record in caplog.records] == ["100 %s of \ufffdé"] * 5 + [
-        "(invalid priority) 100 %s of \ufffdé"
-    ] * 3
+        "(invalid priority) 100 %s of \ufffdé"] * 3
 
 
 LOGS = """
@@ -432,7 +419,8 @@ def test_log_on_other_threads_and_in_the_life_of_the_plugin(owner, tmp_path, cap
     dispatcher.close()
     plugins.close()
     assert [(record.name, record.getMessage()) for record in caplog.records] == [
-        ("mqcore.plugins.10-a", text) for text in ("initialized", "context", "from a thread", "end of context", "cleaned up")
+        ("mqcore.plugins.10-a", text)
+        for text in ("initialized", "context", "from a thread", "end of context", "cleaned up")
     ]
 
 
@@ -457,18 +445,13 @@ def test_a_handler_of_logging_that_raises_ends_nothing(owner, puppet, caplog):
 def test_context_functions_may_block(uvloop_owner, tmp_path):
     """They are called without the GIL: other threads go on."""
     plugins = uvloop_owner.plugins({})
-    plugins.load(
-        compile_plugin(
-            tmp_path / "10-a.so",
-            """
+    plugins.load(compile_plugin(tmp_path / "10-a.so", """
         #include <unistd.h>
         MQ_EXPORT void mq_initialize(void) { usleep(50000); }
         MQ_EXPORT void mq_cleanup(void) { usleep(50000); }
         MQ_EXPORT void mq_context_initialize(MQ_Context *context) { (void)context; usleep(50000); }
         MQ_EXPORT void mq_context_cleanup(MQ_Context *context) { (void)context; usleep(50000); }
-    """,
-        )
-    )
+    """))
     ticks, over = [], threading.Event()
 
     def tick():

@@ -40,14 +40,12 @@ def test_a_mail(owner, puppet):
 
     def play(connection, message):
         return (
-            mq.MQ_email(mq.MQ_envelope(message)),
-            mq.MQ_email(mq.MQ_recipient(message)),
-            mq.MQ_mime(message),
-            mq.MQ_local(message),
-            json.loads(mq.MQ_json(message)),
+            mq.MQ_email(mq.MQ_envelope(message)), mq.MQ_email(mq.MQ_recipient(message)), mq.MQ_mime(message),
+            mq.MQ_local(message), json.loads(mq.MQ_json(message)),
         )
 
-    assert look(owner, puppet, mail, play) == (b"from@example.com", b"to@example.com", b"Subject: x\n\n\xff\n", True, mail.json)
+    assert look(owner, puppet, mail, play) == (
+        b"from@example.com", b"to@example.com", b"Subject: x\n\n\xff\n", True, mail.json)
 
 
 def test_a_mail_is_changed(owner, puppet):
@@ -62,11 +60,7 @@ def test_a_mail_is_changed(owner, puppet):
 
     assert look(owner, puppet, mail, play) == (b"from@example.com", "tö@example.com".encode(), b"new")
     assert (mail.envelope, mail.recipient, mail.mime, mail.json["local"]) == (
-        "from@example.com",
-        "tö@example.com",
-        b"new\0a",
-        True,
-    )
+        "from@example.com", "tö@example.com", b"new\0a", True)
     look(owner, puppet, mail, lambda _, message: mq.MQ_setJson(message, b'{"key": [1, 2], "envelope": ""}', 31))
     assert mail.json == {"key": [1, 2], "envelope": ""}
     look(owner, puppet, mail, lambda _, message: mq.MQ_setEnvelope(message, None, 0))
@@ -83,15 +77,8 @@ def test_addresses_that_are_not_there(owner, puppet):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("MQ_setEnvelope", b"a@b\r\nRSET"),
-        ("MQ_setRecipient", b"a\nb"),
-        ("MQ_setJson", b"[1]"),
-        ("MQ_setJson", b"{"),
-        ("MQ_setJson", b"\xff"),
-        ("MQ_setJson", b'{"key": NaN}'),
-        ("MQ_setJson", b'{"key": -1e999}'),
-    ],
+    [("MQ_setEnvelope", b"a@b\r\nRSET"), ("MQ_setRecipient", b"a\nb"), ("MQ_setJson", b"[1]"), ("MQ_setJson", b"{"),
+     ("MQ_setJson", b"\xff"), ("MQ_setJson", b'{"key": NaN}'), ("MQ_setJson", b'{"key": -1e999}')],
 )
 def test_values_that_are_refused(owner, puppet, name, value, caplog):
     mail = Mail(b"", envelope="x", json={"recipient": "y"})
@@ -107,12 +94,8 @@ def test_values_that_are_refused(owner, puppet, name, value, caplog):
 def test_sizes_that_are_refused(owner, puppet, name, size, caplog):
     mail = Mail(b"mime", envelope="x", json={"recipient": "y"})
     before = dict(mail.json)
-    result = look(
-        owner,
-        puppet,
-        mail,
-        lambda connection, message: getattr(mq, name)(connection if name == "MQ_send" else message, b"{}", size),
-    )
+    result = look(owner, puppet, mail, lambda connection, message: getattr(mq, name)(
+        connection if name == "MQ_send" else message, b"{}", size))
     assert (mail.json, mail.mime, result or 0) == (before, b"mime", 0)
     (record,) = caplog.records
     assert record.name == "mqcore.plugins.20-puppet" and record.levelname == "ERROR" and record.exc_info
@@ -136,15 +119,9 @@ def test_a_message_without_anything(owner, puppet):
         mq.MQ_setJson(message, b"{}", 2)
         mq.MQ_setAuthenticated(connection, True)
         return [
-            mq.MQ_envelope(message) or None,
-            mq.MQ_recipient(message) or None,
-            mq.MQ_mime(message),
-            mq.MQ_json(message),
-            mq.MQ_local(message),
-            mq.MQ_fileDescriptor(connection),
-            mq.MQ_send(connection, b"x", 1),
-            mq.MQ_secure(connection),
-            mq.MQ_authenticated(connection),
+            mq.MQ_envelope(message) or None, mq.MQ_recipient(message) or None, mq.MQ_mime(message), mq.MQ_json(message),
+            mq.MQ_local(message), mq.MQ_fileDescriptor(connection), mq.MQ_send(connection, b"x", 1),
+            mq.MQ_secure(connection), mq.MQ_authenticated(connection),
         ]
 
     for message in (mqcore.Message(), type("Mine", (mqcore.Message,), {})()):
@@ -294,10 +271,7 @@ def test_a_connection_of_ones_own(owner, puppet):
         before = mq.MQ_authenticated(connection)
         mq.MQ_setAuthenticated(connection, True)
         return (
-            mq.MQ_fileDescriptor(connection),
-            mq.MQ_send(connection, b"220 \0hi", 7),
-            mq.MQ_secure(connection),
-            before,
+            mq.MQ_fileDescriptor(connection), mq.MQ_send(connection, b"220 \0hi", 7), mq.MQ_secure(connection), before,
             mq.MQ_authenticated(connection),
         )
 
@@ -398,13 +372,8 @@ def test_accessors_that_raise_or_say_nonsense(owner, puppet, caplog):
     def play(connection, message):
         mq.MQ_setConnectionData(connection, 1)
         return [
-            mq.MQ_mime(message),
-            mq.MQ_fileDescriptor(connection),
-            mq.MQ_connectionData(connection),
-            mq.MQ_json(message),
-            mq.MQ_send(connection, b"x", 1),
-            mq.MQ_secure(connection),
-            mq.MQ_envelope(message) or None,
+            mq.MQ_mime(message), mq.MQ_fileDescriptor(connection), mq.MQ_connectionData(connection), mq.MQ_json(message),
+            mq.MQ_send(connection, b"x", 1), mq.MQ_secure(connection), mq.MQ_envelope(message) or None,
         ]
 
     assert look(owner, puppet, Broken(None), play) == [None, -1, 0, None, 0, False, None]

@@ -101,13 +101,8 @@ def test_a_handle_that_is_used_by_another_plugin(owner, tmp_path, puppet, held, 
         mq.MQ_complete(held[0])
         mq.MQ_setConnectionData(held[0], 1)
         mq.MQ_setContextData(puppet.context, 1)
-        used.append(
-            (
-                mq.MQ_connectionData(held[0]),
-                mq.MQ_contextData(puppet.context),
-                puppet.timer(puppet.context, 0, lambda data: None),
-            )
-        )
+        used.append((mq.MQ_connectionData(held[0]), mq.MQ_contextData(puppet.context),
+                     puppet.timer(puppet.context, 0, lambda data: None)))
 
     puppet.step = lambda context, connection, message: False
     thief.step = lambda context, connection, message: use(0)
@@ -267,12 +262,8 @@ def test_every_function_with_a_handle_of_another_kind(owner, puppet, name):
     def step(context, connection, message):
         ours, theirs = os.pipe()
         handles = {
-            "context": context,
-            "connection": connection,
-            "message": message,
-            "address": connection + 2,
-            "timer": puppet.timer(context, 100, print),
-            "watcher": puppet.watch(context, ours, mqcore.READ, print),
+            "context": context, "connection": connection, "message": message, "address": connection + 2,
+            "timer": puppet.timer(context, 100, print), "watcher": puppet.watch(context, ours, mqcore.READ, print),
         }
         assert all(handles.values()) and len(set(handles.values())) == 6
         for kind, handle in handles.items():
@@ -395,9 +386,7 @@ def test_a_flood_of_misuses_is_bounded(owner, puppet, held, caplog):
 
 @pytest.mark.parametrize("loop", ["uvloop", "pyuv"])
 def test_in_the_child_of_a_fork(loop, tmp_path):
-    compile_plugin(
-        tmp_path / "10-a.so",
-        """
+    compile_plugin(tmp_path / "10-a.so", """
         static MQ_Connection *held;
         static void never(void *data) { (void)data; }
         MQ_EXPORT void give(void) { MQ_continue(held); MQ_continue(held); }
@@ -407,8 +396,7 @@ def test_in_the_child_of_a_fork(loop, tmp_path):
             held = connection;
             return MQ_startTimer(context, 100, never, NULL) != NULL;
         }
-    """,
-    )
+    """)
     script = f"""
 import ctypes, logging
 logging.basicConfig(level=logging.CRITICAL)
@@ -511,12 +499,9 @@ def test_a_handler_of_logging_that_raises_in_a_plugin_s_life(tmp_path, error, ca
         def emit(self, record):
             raise error("of the handler")
 
-    path = compile_plugin(
-        tmp_path / "10-says.so",
-        """
+    path = compile_plugin(tmp_path / "10-says.so", """
         MQ_EXPORT void mq_initialize(void) { MQ_log(MQ_ERROR, "begins"); MQ_log(MQ_ERROR, "again"); }
-    """,
-    )
+    """)
     logger, handler = logging.getLogger("mqcore.plugins.10-says"), Raises()
     logger.addHandler(handler)
     try:

@@ -259,10 +259,7 @@ def test_against_the_reference(tmp_path, name, chain, later):
     run_state_machine_as_test(
         machine(name, CHAINS[chain], later, tmp_path),
         settings=settings(
-            max_examples=examples(60),
-            stateful_step_count=40,
-            deadline=None,
-            phases=[Phase.generate],
+            max_examples=examples(60), stateful_step_count=40, deadline=None, phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),
     )

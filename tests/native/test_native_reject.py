@@ -111,7 +111,8 @@ def test_failed_and_given_back(owner, puppet, first):
 
     puppet.step = step
     dispatcher = start(owner, [puppet])
-    assert steps(owner, dispatcher, mqcore.Message()) == [(mqcore.FAIL, "no") if first == "fail" else (mqcore.CONTINUE, None)]
+    assert steps(owner, dispatcher, mqcore.Message()) == [
+        (mqcore.FAIL, "no") if first == "fail" else (mqcore.CONTINUE, None)]
     owner.run_until(lambda: refused(dispatcher) == (2 if first == "fail" else 3))
 
 
@@ -329,7 +330,6 @@ def test_send_while_a_reply_is_due_is_refused(owner, puppet, caplog):
             return message.due
 
     accessors.register(Asks, AsksAccessors())
-
     class Sent:
         sent = b""
 

@@ -111,11 +111,7 @@ def test_rules_5_to_9_each_give_back(owner, tmp_path, give, outcome, early, from
     assert message.retries == (give == "retry")
     counted = dispatcher.stats().hooks[0]
     assert (counted.holds, counted.continues, counted.completes, counted.retries, counted.refused) == (
-        1,
-        give == "continue",
-        give == "complete",
-        give == "retry",
-        0,
+        1, give == "continue", give == "complete", give == "retry", 0,
     )
     assert not first.errors
 

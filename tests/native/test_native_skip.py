@@ -114,8 +114,7 @@ def test_a_mail_that_a_native_plugin_rejects(owner, puppets, count, held):
 
     puppets[0].step = lambda context, connection, message: calls.append(1) or False
     puppets[1].step = lambda context, connection, message: bool(
-        puppets[1].timer(context, 0, reject, connection) if held else reject(connection)
-    )
+        puppets[1].timer(context, 0, reject, connection) if held else reject(connection))
     puppets[2].step = lambda context, connection, message: calls.append(3) or False
     hook = start(owner, puppets).hook("mq_step")
     mails = [Mail(b"x") for _ in range(count)]

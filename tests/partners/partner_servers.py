@@ -88,7 +88,9 @@ class Postfix:
         self.wait_for(r"starting the Postfix mail system")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._command("abort" if error else "stop")
 
     def _command(self, word: str) -> None:

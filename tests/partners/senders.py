@@ -28,7 +28,9 @@ UNPACKED = ROOT / "build" / "partners"
 
 def run(command: Sequence[object], given: bytes = b"", **environment: str) -> str:
     """What the command says; it must end with exit code 0."""
-    result = subprocess.run([*map(str, command)], input=given, capture_output=True, timeout=120, env=os.environ | environment)
+    result = subprocess.run(
+        [*map(str, command)], input=given, capture_output=True, timeout=120, env=os.environ | environment
+    )
     said = (result.stdout + result.stderr).decode(errors="replace")
     assert result.returncode == 0, said
     return said
@@ -126,7 +128,7 @@ def opensmtpd(folder: Path, port: int, sender: str, recipients: Sequence[str], m
         with smtplib.SMTP("127.0.0.1", listener, timeout=60) as client:
             client.sendmail(sender, recipients, mail, ["BODY=8BITMIME"])
         give_up = time.monotonic() + 60
-        while (home / "log").read_text().count("delivery evpid=") < len(recipients):
+        while (home / "log").read_text().count('delivery evpid=') < len(recipients):
             assert time.monotonic() < give_up, (home / "log").read_text()
             time.sleep(0.05)
         said = (home / "log").read_text()

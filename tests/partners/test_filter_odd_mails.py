@@ -19,7 +19,7 @@ MESSAGE = HEAD + b"\r\nhello\r\n"
 CASES = [
     *((f"MAIL FROM:{text[:60]!r}", (text, RECIPIENT, MESSAGE)) for text in SENDERS),
     *((f"RCPT TO:{text[:60]!r}", (SENDER, text, MESSAGE)) for text in RECIPIENTS),
-    *((f"message {text[len(HEAD) :][:40]!r}", (SENDER, RECIPIENT, text)) for text in MESSAGES),
+    *((f"message {text[len(HEAD):][:40]!r}", (SENDER, RECIPIENT, text)) for text in MESSAGES),
 ]
 SERVER = """127.0.0.1:{plain} inet n - n - - smtpd
 127.0.0.1:{back} inet n - n - - smtpd
@@ -49,9 +49,9 @@ def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Servers]
         ) as postfix,
     ):
         (tmp_path / "postfix" / "etc" / "master.cf").write_text(
-            (tmp_path / "postfix" / "etc" / "master.cf")
-            .read_text()
-            .replace("smtpd\n", f"smtpd\n    -o smtpd_proxy_filter=127.0.0.1:{filter.port}\n", 1)
+            (tmp_path / "postfix" / "etc" / "master.cf").read_text().replace(
+                "smtpd\n", f"smtpd\n    -o smtpd_proxy_filter=127.0.0.1:{filter.port}\n", 1
+            )
         )
         postfix.reload()
         yield Servers(postfix, alone, postfix.port)
@@ -104,8 +104,7 @@ def asked(postfix: Postfix, port: int) -> dict[str, list[object]]:
         if match is not None:
             postfix.wait_for(rf"qmgr\[\d+\]: {match[1]}: removed")
             told[name] = [str(reply)[:3] for reply in replies] + re.findall(
-                rf"{match[1]}: ((?:from|to)=<.*?>),", postfix.log, re.MULTILINE
-            )
+                rf"{match[1]}: ((?:from|to)=<.*?>),", postfix.log, re.MULTILINE)
     return told
 
 

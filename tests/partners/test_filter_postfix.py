@@ -85,13 +85,10 @@ def test_what_plugins_take_is_delivered_as_they_made_it(postfix):
     assert "orig_client=localhost[127.0.0.1]" in postfix.postfix.log or "orig_client=unknown[127.0.0.1]" in postfix.postfix.log
 
 
-@pytest.mark.parametrize(
-    ("subject", "code", "said"),
-    [
-        ("you have won", 550, b"5.7.1 we do not take this kind of mail"),
-        ("bug", 451, b"4.3.0 this server has a problem; try again later"),
-    ],
-)
+@pytest.mark.parametrize(("subject", "code", "said"), [
+    ("you have won", 550, b"5.7.1 we do not take this kind of mail"),
+    ("bug", 451, b"4.3.0 this server has a problem; try again later"),
+])
 def test_what_plugins_refuse_is_refused_to_the_client(postfix, subject, code, said):
     with pytest.raises(smtplib.SMTPDataError) as refused:
         postfix.send(subject)

@@ -145,7 +145,7 @@ async def test_plugins_see_what_was_sent_and_what_they_made_is_delivered(tmp_pat
         made.append(mail.mime)
 
     async with asking(tmp_path, plugin(message=change)) as at, at.client() as client:
-        sent = [join(make_fields(chance), chance.choice(BODIES)) for _ in range(examples(300))]
+        sent = [join(make_fields(chance), chance.choice(BODIES)) for _ in range(examples(150))]
         for mime in sent:
             assert (await send(client, mime)).startswith("250"), mime
         await at.until_arrived(len(sent))

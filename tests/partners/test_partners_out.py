@@ -42,7 +42,9 @@ def test_postfix_takes_all(tmp_path, monkeypatch, mbox, tls):
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate().authority))
     with (
         serve("--to", f"maildir:{tmp_path}/in") as mailboxes,
-        Postfix(tmp_path / "postfix", relayhost=f"[127.0.0.1]:{mailboxes.port}", smtpd_tls_loglevel="1", **settings) as postfix,
+        Postfix(
+            tmp_path / "postfix", relayhost=f"[127.0.0.1]:{mailboxes.port}", smtpd_tls_loglevel="1", **settings
+        ) as postfix,
     ):
         figures = move(f"mbox:{mbox}", f"smtp://127.0.0.1:{postfix.port}", "--tls-out", tls, *options)
         postfix.wait_until_sent(40)
@@ -64,9 +66,8 @@ def test_what_postfix_refuses_is_known(tmp_path, mbox):
         "default_transport": "discard:",
     }
     with Postfix(tmp_path / "postfix", **settings) as postfix:
-        figures = move(
-            f"mbox:{mbox}", f"smtp://127.0.0.1:{postfix.port}", "--failed", f"maildir:{tmp_path}/failed", *options, code=1
-        )
+        figures = move(f"mbox:{mbox}", f"smtp://127.0.0.1:{postfix.port}", "--failed", f"maildir:{tmp_path}/failed", *options,
+                       code=1)
         postfix.wait_for(r"status=sent", 20)
     assert counted(figures) == {"rejected": 20}, figures
     assert len(read_maildir(tmp_path / "failed")) == 20

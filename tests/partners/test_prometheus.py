@@ -20,6 +20,7 @@ def mq_smtp_in_message(context, message):
 """
 
 
+
 def metrics_of(server) -> str:
     line = server.process.stderr.readline()
     return re.fullmatch(r"mqcore: metrics at (http://(?:\S+)/)\n", line)[1]

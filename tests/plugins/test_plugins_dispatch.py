@@ -117,7 +117,9 @@ def test_reload_while_a_message_is_held(tmp_path, life):
             await drained()
             assert finished == [mqcore.COMPLETE]
             assert life[0] == ("hook", "old b")
-            assert sorted(life[1:]) == sorted((end, name) for end in ("context out", "cleanup") for name in ("old a", "old b"))
+            assert sorted(life[1:]) == sorted(
+                (end, name) for end in ("context out", "cleanup") for name in ("old a", "old b")
+            )
             for name in ("old a", "old b"):
                 assert life.index(("context out", name)) < life.index(("cleanup", name))
 

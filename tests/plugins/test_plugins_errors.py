@@ -102,7 +102,8 @@ SOURCES = {
     "context without its parameter": (
         "def mq_context_cleanup(): pass",
         1,
-        "mq_context_cleanup cannot take its arguments: too many positional arguments; define it as mq_context_cleanup(context)",
+        "mq_context_cleanup cannot take its arguments: too many positional arguments; "
+        "define it as mq_context_cleanup(context)",
     ),
     "not callable": (
         "mq_smtp_in_data = {}",
@@ -147,7 +148,8 @@ SOURCES = {
     "missing library": (
         "import no_such_library\n",
         1,
-        "importing it raised ModuleNotFoundError: No module named 'no_such_library'; correct that, or take the plugin away",
+        "importing it raised ModuleNotFoundError: No module named 'no_such_library'; "
+        "correct that, or take the plugin away",
     ),
     "syntax error in what it makes": ("\nexec('def')\n", 2, "importing it raised SyntaxError: invalid syntax"),
     "exit at import": (
@@ -461,7 +463,8 @@ class TestObjects:
 
         error = refused_object(Audit())
         assert str(error) == (
-            "plugin 50-audit: looking at its attributes raised RuntimeError: not now; correct that, or take the plugin away"
+            "plugin 50-audit: looking at its attributes raised RuntimeError: not now; "
+            "correct that, or take the plugin away"
         )
 
     def test_attributes_that_exit(self):
@@ -517,7 +520,8 @@ class TestNamesTwice:
         (tmp_path / "10-a").mkdir()
         (tmp_path / "10-a" / "__init__.py").write_text("")
         assert str(refused(tmp_path)) == (
-            f"{tmp_path}/10-a.py: plugin 10-a: another plugin has this name ({tmp_path}/10-a); rename or remove one of them"
+            f"{tmp_path}/10-a.py: plugin 10-a: another plugin has this name ({tmp_path}/10-a); "
+            "rename or remove one of them"
         )
 
     def test_an_object_and_a_file(self, tmp_path):

@@ -46,14 +46,11 @@ def test_what_a_plugin_defines_can_be_pickled(tmp_path):
 
 
 def test_a_package_and_its_modules(tmp_path):
-    write(
-        tmp_path / "plugins" / "20-keys" / "__init__.py",
-        """
+    write(tmp_path / "plugins" / "20-keys" / "__init__.py", """
         from . import inner
 
         def mq_smtp_in_message(context, message): pass
-    """,
-    )
+    """)
     write(tmp_path / "plugins" / "20-keys" / "inner.py", "class Key: pass")
     with Plugins(tmp_path / "plugins") as plugins:
         inner = module_of(plugins, "20-keys").inner
@@ -159,10 +156,7 @@ def test_processes_that_are_spawned(tmp_path):
     path = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         [sys.executable, "-P", program, tmp_path / "plugins"],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120,
     )
     assert (done.stdout, done.stderr) == ("(3, 'mqcore_plugins.30-work.work')\nCONTINUE\n", "")
 

@@ -21,7 +21,9 @@ from mqcore.smtp.replies import ProtocolError, Reply
 
 CORPUS = sorted((Path(__file__).parent / "corpus_client").glob("*.replies"))
 CONTENT = make_content(b"Subject: hello\n\n.\nhello\n")
-COMMANDS = re.compile(rb"(?:(?:EHLO|LHLO|HELO) me\.example|MAIL FROM:<a@b>(?: SIZE=\d+)?|RCPT TO:<\d@d>|DATA|RSET|QUIT|\.)\r\n")
+COMMANDS = re.compile(
+    rb"(?:(?:EHLO|LHLO|HELO) me\.example|MAIL FROM:<a@b>(?: SIZE=\d+)?|RCPT TO:<\d@d>|DATA|RSET|QUIT|\.)\r\n"
+)
 MODES = [{}, {"lmtp": True}, {"pipelining": False}, {"lmtp": True, "pipelining": False}]
 IDS = ["SMTP", "LMTP", "one by one", "LMTP, one by one"]
 

@@ -99,7 +99,7 @@ def test_only_the_true_end_ends_a_message(text):
             assert b"\r\n.\r\n" not in b"\r\n" + stuffed
 
 
-ADDRESSES = st.lists(st.sampled_from([*'aZ9.@-_+="<>/', "x" * 120]), max_size=9).map("".join)
+ADDRESSES = st.lists(st.sampled_from([*"aZ9.@-_+=\"<>/", "x" * 120]), max_size=9).map("".join)
 
 
 @settings(max_examples=examples(1000), deadline=None)

@@ -313,20 +313,17 @@ def test_a_web_browser_is_sent_away(line):
 # Small print
 
 
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        (b"QUIT now\r\n", "501 5.5.4 QUIT has no arguments"),
-        (b"rset x\r\n", "501 5.5.4 RSET has no arguments"),
-        (b"RSET \r\n", "250 2.0.0 ok"),
-        (b"STARTTLS x\r\n", "501 5.5.4 STARTTLS has no arguments"),
-        (b"NOOP whatever\r\n", "250 2.0.0 ok"),
-        (b"EXPN staff\r\n", "502 5.5.1 there are no lists to expand here"),
-        (b"VRFY\r\n", "501 5.5.4 say VRFY and an address"),
-        (b"AUTH\r\n", "501 5.5.4 say AUTH PLAIN or AUTH LOGIN"),
-        (b"AUTH NTLM\r\n", "504 5.5.4 PLAIN and LOGIN are known here"),
-    ],
-)
+@pytest.mark.parametrize(("said", "expected"), [
+    (b"QUIT now\r\n", "501 5.5.4 QUIT has no arguments"),
+    (b"rset x\r\n", "501 5.5.4 RSET has no arguments"),
+    (b"RSET \r\n", "250 2.0.0 ok"),
+    (b"STARTTLS x\r\n", "501 5.5.4 STARTTLS has no arguments"),
+    (b"NOOP whatever\r\n", "250 2.0.0 ok"),
+    (b"EXPN staff\r\n", "502 5.5.1 there are no lists to expand here"),
+    (b"VRFY\r\n", "501 5.5.4 say VRFY and an address"),
+    (b"AUTH\r\n", "501 5.5.4 say AUTH PLAIN or AUTH LOGIN"),
+    (b"AUTH NTLM\r\n", "504 5.5.4 PLAIN and LOGIN are known here"),
+])
 def test_arguments(said, expected):
     talk = Talk(auth=True, auth_without_tls=True, starttls=True)
     talk.say(EHLO)

@@ -50,8 +50,8 @@ cdef class Gateway:
 
     cdef int enter(self, Transaction transaction) except -1
     cdef int submit(self, Transaction transaction) except -1
-    cdef int turn_away(self, Py_ssize_t count, bint failed) except -1
-    cdef int count_discarded(self, Py_ssize_t count) except -1
+    cpdef int turn_away(self, Py_ssize_t count, bint failed) except -1
+    cpdef int count_discarded(self, Py_ssize_t count) except -1
     cdef int start(self) except -1
     cdef list begin(self)
     cdef int run_portion(self) except -1

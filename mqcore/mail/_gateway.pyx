@@ -258,7 +258,7 @@ cdef class Gateway:
         self.waiting.append(transaction)
         return 0
 
-    cdef int turn_away(self, Py_ssize_t count, bint failed) except -1:
+    cpdef int turn_away(self, Py_ssize_t count, bint failed) except -1:
         """So many mails were refused before they existed."""
         self.counts.read += count
         if failed:
@@ -267,7 +267,7 @@ cdef class Gateway:
             self.counts.rejected += count
         return 0
 
-    cdef int count_discarded(self, Py_ssize_t count) except -1:
+    cpdef int count_discarded(self, Py_ssize_t count) except -1:
         """So many mails were accepted and dropped before they existed."""
         self.counts.read += count
         self.counts.discarded += count

@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 from cli_tools import need
-from senders import free_port
+from senders import UNPACKED, free_port, unpacked, wait_for_port
 
 MAIN = """\
 compatibility_level = 3.6
@@ -122,3 +122,62 @@ class Postfix:
             if len(statuses) >= recipients and ": removed" in self.log:
                 return
             time.sleep(0.05)
+
+
+SENDMAIL = """\
+divert(0)dnl
+VERSIONID(`tests of mqcore')
+OSTYPE(`linux')
+define(`confDOMAIN_NAME', `mx.sendmail.example')
+define(`confPID_FILE', `{home}/pid')
+define(`QUEUE_DIR', `{home}/queue')
+define(`ALIAS_FILE', `')
+define(`STATUS_FILE', `/dev/null')
+define(`confDONT_PROBE_INTERFACES', `True')
+define(`confDONT_BLAME_SENDMAIL', `GroupWritableDirPathSafe')
+define(`confDELIVERY_MODE', `background')
+define(`SMART_HOST', `smtp:[127.0.0.1]')
+define(`SMTP_MAILER_ARGS', `TCP $h {next}')
+FEATURE(`nocanonify')
+FEATURE(`accept_unresolvable_domains')
+FEATURE(`accept_unqualified_senders')
+FEATURE(`promiscuous_relay')
+FEATURE(`no_default_msa')
+DAEMON_OPTIONS(`Name=MTA, Family=inet, Addr=127.0.0.1, Port={port}')
+INPUT_MAIL_FILTER(`mqcore', `S=inet:{milter}@127.0.0.1, F=T, T={limits}')
+MAILER(`smtp')
+"""
+
+
+class Sendmail:
+    """A Sendmail, in a `with`, which asks a milter and sends what it took to the next server. These are ports on 127.0.0.1."""
+
+    def __init__(self, home: Path, milter: int, next: int, limits: str = "S:10s;R:10s;E:1m") -> None:
+        self._program = unpacked("usr/libexec/sendmail/sendmail")
+        self._home = home
+        self.port = free_port()
+        (home / "queue").mkdir(parents=True, mode=0o700)
+        source = home / "sendmail.mc"
+        source.write_text(SENDMAIL.format(home=home, port=self.port, milter=milter, next=next, limits=limits))
+        folder = UNPACKED / "usr" / "share" / "sendmail" / "cf"
+        command = [need("m4"), f"-D_CF_DIR_={folder}/", folder / "m4" / "cf.m4", source]
+        made = subprocess.run(command, capture_output=True, cwd=folder / "m4", timeout=60, check=True)
+        (home / "sendmail.cf").write_bytes(made.stdout)
+
+    def __enter__(self) -> Self:
+        # It waits a minute where the machine has no full name, so it gets a machine of its own in that respect.
+        script = f"hostname mx.sendmail.example; exec {self._program} -bD -C {self._home}/sendmail.cf"
+        environment = os.environ | {"LD_LIBRARY_PATH": str(UNPACKED / "usr" / "lib" / "x86_64-linux-gnu")}
+        with (self._home / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [need("unshare", "util-linux"), "--mount", "--uts", "--pid", "--fork", "--kill-child", "sh", "-c", script],
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+        wait_for_port(self.port, self._process, self._home / "log")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.wait(30)

@@ -1,0 +1,37 @@
+"""The sink of mail that stays with the server which asks about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from .._mail import Mail
+from ..base import Sink
+from ..verdicts import ACCEPTED, Verdict
+from .connection import MilterConnection
+from .transaction import Unsayable
+
+log = logging.getLogger(__name__)
+
+UNSAYABLE = Verdict.deferred(451, "4.3.0 this filter has a problem; try again later")
+
+
+class MilterSink(Sink):
+    """The server has the mail, and is told what plugins changed."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.unsayable = 0
+        """Messages that were put off, as plugins made of them what the server cannot be told."""
+
+    async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
+        connection = mails[0].connection
+        if not isinstance(connection, MilterConnection) or connection.session is None:
+            raise TypeError("only mail that a server asks about can stay with it")
+        try:
+            connection.session.prepare_answer(mails)
+        except Unsayable as error:
+            self.unsayable += 1
+            log.error("the server cannot be told what plugins made of the mail %s: %s", mails[0].origin.id, error)
+            return [UNSAYABLE] * len(mails)
+        return [ACCEPTED] * len(mails)

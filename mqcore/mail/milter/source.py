@@ -1,0 +1,83 @@
+"""Postfix and Sendmail as a source: `milter://HOST:PORT`, `milter:unix:PATH`. They ask about each mail before they take it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..base import Option, Source
+from ..errors import SourceError
+from ..listening import listen_on
+from ..smtp.source import _explain, split_host
+from ..unix_socket import UnixSocket
+
+if TYPE_CHECKING:
+    from .._gateway import Gateway
+    from .server import MilterServer
+
+MAX_MESSAGE = 256 << 20
+
+
+class MilterSource(Source):
+    """Sockets that listen for mail servers; a `MilterServer` does the rest.
+
+    Mail stays with the server that asks, unless a sink takes it: see `MilterSink`.
+    """
+
+    finite = False
+    has_waiting_client = True
+    knows_recipients = True
+    traces = False
+    lenient = True
+    ends_when = "the transactions that are open are over"
+    options: ClassVar[Sequence[Option]] = (
+        Option("max-message-size", "octets that a mail may have (default: 52428800)", "N", is_number=True),
+    )
+    port: int | None = None
+    _socket: UnixSocket | None = None
+    _server: MilterServer | None = None
+
+    def __init__(self, path: str, *, max_message_size: int = MAX_MESSAGE) -> None:
+        """`path` is `//HOST:PORT` or `unix:PATH`. `max_message_size` is in octets. Raises SourceError."""
+        self.max_message_size = max_message_size
+        self.url = f"milter:{path}"
+        self.listeners: list[socket.socket] = []
+        self.is_local = path.startswith("unix:")
+        where: int | str = path.removeprefix("unix:")
+        try:
+            if self.is_local:
+                self._socket = UnixSocket(path.removeprefix("unix:"))
+                self.listeners.append(self._socket.listener)
+            else:
+                host, where = split_host(path)
+                self.listeners += listen_on(host, where)
+                self.port = self.listeners[0].getsockname()[1]
+                self.url = f"milter://{f'[{host}]' if ':' in host else host}:{self.port}"
+        except OSError as error:
+            raise SourceError(f"cannot listen on {self.url}: {_explain(error, where)}") from error
+
+    async def run(self, gateway: Gateway) -> None:
+        from .server import MilterServer  # takes its time, which other places need not wait for
+
+        self._server = MilterServer(self, gateway)
+        if gateway.is_draining:
+            self._server.stop()
+        await self._server.run()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+
+    def cut(self) -> None:
+        if self._server is not None:
+            self._server.cut()
+
+    def figures(self) -> dict[str, Any]:
+        return {} if self._server is None else {"milter": self._server.figures()}
+
+    def close(self) -> None:
+        for listener in self.listeners:
+            listener.close()
+        if self._socket is not None:
+            self._socket.close()

@@ -1,0 +1,371 @@
+"""One connection of a mail server that asks a milter: what it sends becomes events, and answers become packets.
+
+Version 6 of the protocol, as libmilter's `mfdef.h` and Postfix's `milter8.c` have it. It is written down nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from .edits import join, postfix_edits, sendmail_edits, split
+from .events import Abort, Connect, Event, Field, Goodbye, Helo, MailFrom, Message, RcptTo, Wanted
+from .packets import MilterError, PacketReader, packet, parameters
+from .packets import split as split_texts
+
+VERSION = 6
+ACTIONS = 0x1FF
+"""All there are: to add, change and delete fields and recipients, to replace the sender and the body, to quarantine."""
+
+NO_BODY, NO_FIELDS, NO_END_OF_HEADER, NO_UNKNOWN, NO_DATA = 0x10, 0x20, 0x40, 0x100, 0x200
+"""What need not be sent."""
+REPLY_FIELD, REPLY_DATA, REPLY_UNKNOWN, REPLY_END_OF_HEADER, REPLY_BODY = 0x80, 0x10000, 0x20000, 0x40000, 0x80000
+REPLY_CONNECT, REPLY_HELO, REPLY_SENDER, REPLY_RECIPIENT = 0x1000, 0x2000, 0x4000, 0x8000
+"""What gets no reply, so that the server does not wait for one."""
+LEADING_SPACE = 0x100000
+"""Fields are sent with the blank behind the colon, byte for byte."""
+
+CHUNK = 65_535
+"""Octets of a packet of a new body."""
+FIELD_OVERHEAD = 128
+"""Octets that a field takes in memory beside its own."""
+MAX_MESSAGE = 256 << 20
+
+_ALWAYS = LEADING_SPACE | NO_UNKNOWN | REPLY_FIELD | REPLY_END_OF_HEADER | REPLY_BODY | REPLY_DATA | REPLY_UNKNOWN
+_CONTENT = NO_BODY | NO_FIELDS | NO_END_OF_HEADER | NO_DATA
+_OPTIONS = struct.Struct("!III")
+_MESSAGE_STAGES = b"MRTLNBE"
+"""Whose macros are those of one message."""
+_GIVING_UP = (b"A", b"Q", b"K")
+"""Commands that need not wait for an answer."""
+_ENHANCED = re.compile(r"[245](\.\d{1,3}\.\d{1,3} )")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+
+TOO_BIG = 552, "5.3.4 this message is bigger than this filter takes"
+
+
+class Changes(NamedTuple):
+    """What a message is to be made into. Addresses stand without their angle brackets."""
+
+    sender: str | None = None
+    """Another one than the server has."""
+    removed: Sequence[bytes] = ()
+    """Recipients, as `RcptTo.raw` has them."""
+    added: Sequence[str] = ()
+    mime: bytes | None = None
+    """None where it stays as it is."""
+    quarantine: str | None = None
+    """Why the server shall keep it and deliver it to nobody."""
+
+
+class MilterProtocol:
+    """Feed it by `receive`, take events by `next_event` and bytes to send by `take_output`.
+
+    Where `due` is True an answer is: `proceed`, `refuse`, `discard`, or for a Message also `finish`. Until one was given there
+    is no next event, but for an Abort or a Goodbye, which make it void. Errors are MilterErrors; then the connection is to be
+    closed.
+
+    `macros`: what the server says beside, by names without braces, as of the last event.
+    """
+
+    def __init__(self, wanted: Wanted, max_message: int = MAX_MESSAGE) -> None:
+        self.wanted = wanted
+        """What this server will ask about. Fixed once it began, as it is agreed upon then."""
+        self.macros: dict[str, str] = {}
+        self.due = False
+        self.is_ended = False
+        """Whether the server said that it is done with this connection."""
+        self._max_message = max_message
+        self._reader = PacketReader()
+        self._output: list[bytes] = []
+        self._macros: dict[bytes, dict[str, str]] = {}
+        self._next_sender: dict[str, str] = {}
+        self._is_negotiated = False
+        self._tls: str | None = None
+        self._event: Event | None = None
+        self._in_transaction = False
+        self._fields: list[Field] = []
+        self._body: list[bytes] = []
+        self._size = 0
+
+    # What the server says
+
+    def receive(self, data: bytes) -> None:
+        self._reader.feed(data)
+
+    @property
+    def buffered(self) -> int:
+        """Octets that wait until an answer was given."""
+        return self._reader.buffered
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._in_transaction
+
+    @property
+    def is_postfix(self) -> bool:
+        """Whether that is who asks, as its macro `v` says; Sendmail does not say what it is, unless it is told to."""
+        return self._macros.get(b"C", {}).get("v", "").startswith("Postfix")
+
+    def next_event(self) -> Event | None:
+        """The next one, if all of it has come. While an answer is due it can only be that nobody waits for that any more."""
+        while not self.is_ended and (not self.due or self._reader.peek() in _GIVING_UP):
+            if (received := self._reader.next()) is None:
+                return None
+            command, data = received
+            if command in _GIVING_UP:
+                self.due = False
+            if not self._is_negotiated and command != b"O":
+                raise MilterError(f"the command {command!r} comes before the versions were agreed upon")
+            handle = _COMMANDS.get(command)
+            if handle is None:
+                raise MilterError(f"the command {command!r} is unknown")
+            event = handle(self, data)
+            if event is not None:
+                self._event = event
+                return event
+        return None
+
+    def _negotiate(self, data: bytes) -> None:
+        if self._is_negotiated or len(data) < _OPTIONS.size:
+            raise MilterError("the versions are agreed upon once, in 12 octets")
+        version, actions, steps = _OPTIONS.unpack_from(data)
+        if version < VERSION:
+            raise MilterError(f"the server speaks version {version} of the milter protocol, and {VERSION} is needed")
+        needed = self._steps()
+        if needed & ~steps:
+            raise MilterError(f"the server does not offer all of what is needed: steps {needed & ~steps:#x} are missing")
+        self._is_negotiated = True
+        self._output.append(packet(b"O", _OPTIONS.pack(VERSION, actions & ACTIONS, needed)))
+
+    def _steps(self) -> int:
+        wanted, steps = self.wanted, _ALWAYS
+        for is_wanted, step in zip(wanted, (REPLY_CONNECT, REPLY_HELO, REPLY_SENDER, REPLY_RECIPIENT, _CONTENT), strict=True):
+            if not is_wanted:
+                steps |= step
+        return steps
+
+    def _define(self, data: bytes) -> None:
+        """Lists may be empty, or odd. Those of a command come before it."""
+        stage, values = data[:1], split_texts(data[1:])
+        known = {_plain(name): _text(value) for name, value in zip(values[::2], values[1::2], strict=False)}
+        if stage == b"M":  # what is known of the message before it is not known of this one
+            self._next_sender = known
+            return
+        if stage == b"C":
+            self._macros.clear()
+        self._macros[stage] = known
+        self._merge()
+
+    def _merge(self) -> None:
+        self.macros = {name: value for each in self._macros.values() for name, value in each.items()}
+
+    def _connect(self, data: bytes) -> Event:
+        name, _, rest = data.partition(b"\0")
+        family, port, address = rest[:1], rest[1:3], rest[3:].split(b"\0")[0]
+        if family not in (b"4", b"6", b"L", b"U") or (family != b"U" and len(port) < 2):
+            raise MilterError("what it says of its client makes no sense")
+        self._tls = None
+        self.due = self.wanted.connect
+        is_network = family in (b"4", b"6")
+        peer = _text(address).removeprefix("IPv6:") if is_network else ""
+        known = "" if name.startswith(b"[") or name == b"unknown" else _text(name)
+        return Connect(peer, int.from_bytes(port, "big") if is_network else 0, known)
+
+    def _helo(self, data: bytes) -> Event:
+        version = self.macros.get("tls_version") or None
+        began, self._tls = version is not None and version != self._tls, version
+        self.due = self.wanted.secure
+        return Helo(_text(data.split(b"\0")[0]), began)
+
+    def _mail(self, data: bytes) -> Event:
+        address, *more = split_texts(data) or [b""]
+        self._forget()
+        self._macros[b"M"], self._next_sender = self._next_sender, {}
+        self._merge()
+        self._in_transaction = True
+        self.due = self.wanted.sender
+        return MailFrom(_address(address), [_text(one) for one in more])
+
+    def _rcpt(self, data: bytes) -> Event:
+        if not self._in_transaction:
+            raise MilterError("a recipient comes outside of a transaction")
+        raw, *more = split_texts(data) or [b""]
+        self.due = self.wanted.recipient
+        return RcptTo(_address(raw), raw, [_text(one) for one in more])
+
+    def _field(self, data: bytes) -> None:
+        name, _, value = data.removesuffix(b"\0").partition(b"\0")
+        if self._has_room(len(data) + FIELD_OVERHEAD):
+            self._fields.append((name, value))
+
+    def _chunk(self, data: bytes) -> None:
+        if self._has_room(len(data)):
+            self._body.append(data)
+
+    def _has_room(self, size: int) -> bool:
+        if not self._in_transaction:
+            raise MilterError("a message comes outside of a transaction")
+        self._size += size
+        if self._size > self._max_message:
+            self._fields, self._body = [], []
+        return self._size <= self._max_message
+
+    def _end(self, data: bytes) -> Event | None:
+        if not self._in_transaction:
+            raise MilterError("a message ends outside of a transaction")
+        if data:
+            self._chunk(data)
+        self.due = True
+        if self._size > self._max_message:
+            self.refuse(*TOO_BIG)
+            self._forget()
+            return None
+        body, self._body = b"".join(self._body), []
+        return Message(self._fields, body)
+
+    def _abort(self, data: bytes) -> Event:
+        self._forget()
+        self._merge()
+        return Abort()
+
+    def _quit(self, data: bytes) -> Event:
+        self._forget()
+        self.is_ended = True
+        return Goodbye(False)
+
+    def _quit_and_connect(self, data: bytes) -> Event:
+        self._forget()
+        self._macros.clear()
+        self._merge()
+        return Goodbye(True)
+
+    def _ignore(self, data: bytes) -> None:
+        pass
+
+    def _forget(self) -> None:
+        """The next transaction, if there is one, has nothing to do with this one."""
+        self._in_transaction = False
+        self._fields, self._body, self._size = [], [], 0
+        self._macros = {stage: known for stage, known in self._macros.items() if stage not in _MESSAGE_STAGES}
+
+    # What is answered
+
+    def take_output(self) -> bytes:
+        output, self._output = b"".join(self._output), []
+        return output
+
+    def proceed(self) -> None:
+        """The server may go on. After a Message: it takes it as it is."""
+        self._answer(packet(b"c"))
+
+    def refuse(self, code: int, text: str) -> None:
+        """What the server tells its client. `code` is 4xx or 5xx; the enhanced code (RFC 3463) gets its class, or is
+        added."""
+        self._answer(reply(code, text))
+
+    def discard(self) -> None:
+        """The server says that it took the message, and drops it. Not for Connect and Helo."""
+        self._answer(packet(b"d"))
+
+    def encode(self, message: Message, changes: Changes) -> bytes:
+        """What `finish` takes. Raises ValueError if the header of the new mail is none."""
+        return b"".join(self._changes(message, changes))
+
+    def finish(self, changes: bytes) -> None:
+        """The server takes the message with these changes, which `encode` made."""
+        self._answer(changes + packet(b"c"))
+
+    def progress(self) -> bool:
+        """An answer will come. Whether the server was told: Sendmail takes that for an error unless all of a message came."""
+        if not self.due or not (self.is_postfix or isinstance(self._event, Message)):
+            return False
+        self._output.append(packet(b"p"))
+        return True
+
+    def _answer(self, data: bytes) -> None:
+        if not self.due:
+            raise RuntimeError("no answer is due")
+        self.due = False
+        self._output.append(data)
+        if isinstance(self._event, Message):
+            self._event = None
+            self._forget()
+
+    def _changes(self, message: Message, changes: Changes) -> Iterator[bytes]:
+        if changes.quarantine is not None:
+            yield packet(b"q", parameters(_printable(changes.quarantine)))
+        if changes.sender is not None:
+            yield packet(b"e", parameters(_path(changes.sender)))
+        for raw in changes.removed:
+            yield packet(b"-", parameters(raw))
+        for address in changes.added:
+            yield packet(b"+", parameters(_path(address)))
+        if changes.mime is None:
+            return
+        fields, body = split(changes.mime)
+        yield from (postfix_edits if self.is_postfix else sendmail_edits)(message.fields, fields)
+        if body != message.body:
+            # In one go: Postfix takes anything in between for the body's end.
+            yield from (packet(b"b", body[at : at + CHUNK]) for at in range(0, len(body) or 1, CHUNK))
+
+
+def whole(message: Message) -> bytes:
+    """The mail as it will be delivered, if nothing changes it."""
+    return join(message.fields, message.body)
+
+
+def reply(code: int, text: str) -> bytes:
+    """Servers read it as a format, so a % is doubled, and up to a NUL."""
+    found = _ENHANCED.match(text)
+    line = f"{code // 100}{found[1]}{text[found.end() :]}" if found else f"{code // 100}.7.1 {text}"
+    return packet(b"y", f"{code} ".encode() + _printable(line).replace(b"%", b"%%") + b"\0")
+
+
+def _printable(text: str) -> bytes:
+    return _bytes(_CONTROL.sub("?", text))
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # what plugins write may be no text in any encoding
+        return text.encode(errors="replace")
+
+
+def _text(data: bytes) -> str:
+    """What clients send may be in any encoding, and comes back as it was."""
+    return data.decode(errors="surrogateescape")
+
+
+def _plain(name: bytes) -> str:
+    return _text(name.removeprefix(b"{").removesuffix(b"}"))
+
+
+def _address(raw: bytes) -> str:
+    return _text(raw.removeprefix(b"<").removesuffix(b">"))
+
+
+def _path(address: str) -> bytes:
+    return _bytes(f"<{address}>")
+
+
+_COMMANDS: dict[bytes, Callable[[MilterProtocol, bytes], Event | None]] = {
+    b"O": MilterProtocol._negotiate,
+    b"D": MilterProtocol._define,
+    b"C": MilterProtocol._connect,
+    b"H": MilterProtocol._helo,
+    b"M": MilterProtocol._mail,
+    b"R": MilterProtocol._rcpt,
+    b"T": MilterProtocol._ignore,
+    b"L": MilterProtocol._field,
+    b"N": MilterProtocol._ignore,
+    b"B": MilterProtocol._chunk,
+    b"E": MilterProtocol._end,
+    b"U": MilterProtocol._ignore,
+    b"A": MilterProtocol._abort,
+    b"Q": MilterProtocol._quit,
+    b"K": MilterProtocol._quit_and_connect,
+}

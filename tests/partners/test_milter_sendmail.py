@@ -1,0 +1,134 @@
+"""A real Sendmail that asks by the milter protocol. It rewrites addresses in the header itself, and counts fields that nobody
+sees; so what is delivered has the same content, with new fields on top."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from effort import examples
+from partner_servers import Sendmail
+from smtp_tools import Client, ListSink, plugin, run, serving
+from test_milter_postfix import send
+
+import mqcore
+from mqcore.mail import FailedSink, Gateway, Mail
+from mqcore.mail.milter.sink import MilterSink
+from mqcore.mail.milter.source import MilterSource
+from mqcore.milter.edits import join, split
+from mqcore.milter.events import Field
+
+OWN = (b"received", b"from", b"date", b"message-id")
+"""What Sendmail adds or writes anew."""
+NAMES = [b"Subject", b"X-A", b"x-a", b"DKIM-Signature", b"Keywords", b"Comments"]
+VALUES = [b" a", b" a\n\tb", b"no blank", b"  two", b" k\xc3\xa4se", b"\ttab", b" %s%%n", b" " + b"y" * 500, b" =?utf-8?q?x?="]
+BODIES = [b"body\r\n", b".\r\n..\r\n", b"line\r\n" * 5000]
+
+
+@contextlib.asynccontextmanager
+async def asking(folder: Path, *plugins: Any, failed: bool = False) -> AsyncIterator[tuple[Client, ListSink]]:
+    """A client of a Sendmail that asks these, and what arrives."""
+    loaded = mqcore.Plugins()
+    for number, one in enumerate(plugins):
+        loaded.add(f"{number}0-test", one)
+    async with serving(no_trace=True, max_loops=100) as arrived:
+        with mqcore.Dispatcher(loaded) as dispatcher, contextlib.closing(MilterSource("//127.0.0.1:0")) as source:
+            aside = FailedSink(ListSink(), source.url) if failed else None
+            gateway = Gateway(dispatcher, source, MilterSink(source.url), aside)
+            running = asyncio.create_task(gateway.run())
+            sendmail = Sendmail(folder / "sendmail", source.port or 0, arrived.port)
+            await asyncio.to_thread(sendmail.__enter__)
+            try:
+                client = Client(*await asyncio.open_connection("127.0.0.1", sendmail.port))
+                assert (await client.reply()).startswith("220")
+                assert (await client.ask(b"EHLO client.example\r\n")).startswith("250")
+                yield client, arrived.sink
+                client.leave()
+            finally:
+                await asyncio.to_thread(sendmail.__exit__)
+                gateway.stop()
+                await running
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def content(mime: bytes) -> tuple[list[Field], bytes]:
+    fields, body = split(mime)
+    return sorted((name, value.strip()) for name, value in fields if name.lower() not in OWN), body
+
+
+@run
+async def test_what_plugins_made_is_delivered(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    made: list[bytes] = []
+
+    def change(context: Any, mail: Mail) -> None:
+        fields, body = split(mail.mime)
+        for _ in range(chance.randrange(4)):
+            place = chance.randrange(len(fields) + 1)
+            match chance.randrange(3):
+                case 0:
+                    fields.insert(place, (chance.choice(NAMES), chance.choice(VALUES)))
+                case 1 if place < len(fields):
+                    del fields[place]
+                case 2 if place < len(fields):
+                    fields[place] = fields[place][0], chance.choice(VALUES)
+        mail.mime = join(fields, chance.choice([body, body, *BODIES]))
+        made.append(mail.mime)
+
+    async with asking(tmp_path, plugin(message=change)) as (client, arrived):
+        count = examples(60)
+        for _ in range(count):
+            fields = [(chance.choice(NAMES), chance.choice(VALUES)) for _ in range(1 + chance.randrange(8))]
+            assert (await send(client, join(fields, chance.choice(BODIES)))).startswith("250")
+        await until(lambda: len(arrived.mails) == count)
+    assert sorted(content(mail.origin.mime) for mail in arrived.mails) == sorted(map(content, made))
+
+
+@run
+async def test_verdicts_reach_the_client(tmp_path: Path) -> None:
+    def at_recipient(context: Any, message: Mail, address: str) -> None:
+        if address.startswith("nobody"):
+            message.reject(550, "5.1.1 100% no such user")
+
+    def at_message(context: Any, mail: Mail) -> None:
+        if b"fail" in mail.mime:
+            raise ValueError("a bug")
+        if b"later" in mail.mime:
+            mail.reject(450, "4.7.1 later")
+        if b"drop" in mail.mime:
+            mail.discard()
+        if mail.recipient == "choosy@example.org":
+            mail.reject(554, "5.7.1 not for me")
+
+    async with asking(tmp_path, plugin(rcptto=at_recipient, message=at_message), failed=True) as (client, arrived):
+        reply = await send(client, b"A: b\r\n\r\n", "nobody@example.org")
+        assert reply == "550 5.1.1 <nobody@example.org>... 100% no such user"
+        assert (await send(client, b"A: fail\r\n\r\n")).startswith("451 4.3.0 ")
+        assert (await send(client, b"A: later\r\n\r\n")).startswith("450 4.7.1 ")
+        assert (await send(client, b"A: drop\r\n\r\n")).startswith("250")
+        assert (await send(client, b"A: b\r\n\r\n", "choosy@example.org")).startswith("554 5.7.1")
+        assert (await send(client, b"A: b\r\n\r\n", "nobody@example.org", "choosy@example.org", "b@example.org")).startswith(
+            "250"
+        )
+        await until(lambda: arrived.mails)
+    assert [mail.origin.recipient for mail in arrived.mails] == ["b@example.org"]
+
+
+@run
+async def test_sendmail_waits_when_all_of_the_mail_has_come(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("mqcore.mail.milter.session.PROGRESS", 0.3)
+
+    async def wait(context: Any, message: Mail, *arguments: Any) -> None:
+        await asyncio.sleep(1.5)
+
+    async with asking(tmp_path, plugin(mailfrom=wait, message=wait)) as (client, _):
+        assert (await send(client, b"A: b\r\n\r\n")).startswith("250")

@@ -16,9 +16,9 @@ from ...milter.events import Abort, Connect, Event, Goodbye, Helo, MailFrom, Mes
 from ...milter.packets import MilterError
 from ...milter.protocol import MilterProtocol, whole
 from .._mail import Mail
-from ..message import Origin, Rejection
+from ..origin import Origin
 from ..refusals import describe
-from ..verdicts import UNAVAILABLE, Verdict
+from ..verdicts import UNAVAILABLE, Rejection, Verdict
 from .connection import MilterConnection
 from .transaction import MilterTransaction, Recipient, Unsayable, find_changes
 

@@ -48,7 +48,7 @@ class Server:
 def serve(*arguments: object, source: str = "smtp://127.0.0.1:0", code: int = 0, **options: Any) -> Iterator[Server]:
     """Until the end of the block, when it must end with the exit code `code`."""
     # This machine may have no full name, of which there is a warning.
-    name = () if "--hostname" in arguments else ("--hostname", "mx.example.org")
+    name = () if "--hostname" in arguments or source.startswith("milter:") else ("--hostname", "mx.example.org")
     with start("run", "--from", source, "--json", *name, *arguments, **options) as process:
         try:
             server = Server(process, code)

@@ -62,7 +62,8 @@ def options() -> argparse.ArgumentParser:
     run = argparse.ArgumentParser(add_help=False, parents=[choosing()])
     sources, sinks = (", ".join(known) for known in (SOURCES, SINKS))
     run.add_argument("--from", dest="source", metavar="SOURCE", type=argument(parse_source), required=True, help=sources)
-    run.add_argument("--to", dest="sink", metavar="SINK", type=argument(parse_sink), required=True, help=sinks)
+    stays = "without it mail stays where it is, which is for --from milter: only"
+    run.add_argument("--to", dest="sink", metavar="SINK", type=argument(parse_sink), help=f"{sinks}; {stays}")
     run.add_argument(
         "--failed",
         metavar="SINK",
@@ -118,8 +119,10 @@ def move(options: argparse.Namespace) -> int:
 
 
 def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
-    source, sink, failed = options.source, options.sink, options.failed
     (reading, writing), watched = fit_together(options)
+    source, sink, failed = options.source, options.sink, options.failed
+    if sink is None:
+        options.parser.error("the following arguments are required: --to")
     begin_log(options.log_format, options.log_level)
     files = raise_file_limit(FILES)
     if files < FEW_FILES:
@@ -179,7 +182,9 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
 
 def fit_together(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Watchdog | None]:
     """What source and sink take of the options, and what the watchdog does. Tells the parser of those that do not go together;
-    where there is no source or no sink, of the others."""
+    where there is no source or no sink, of the others. A source that keeps its mail becomes the sink where there is none."""
+    if options.source and not options.sink and options.source.kind.own_sink:
+        options.sink = Location(options.source.scheme, "", options.source.kind.own_sink)
     source, sink, failed = options.source, options.sink, options.failed
     for one, other in itertools.combinations(filter(None, (source, sink, failed)), 2):
         if one.is_same(other):

@@ -15,6 +15,8 @@ from .maildir.sink import MaildirSink
 from .maildir.source import MaildirSource
 from .mbox.sink import MboxSink
 from .mbox.source import MboxSource
+from .milter.sink import MilterSink
+from .milter.source import MilterSource
 from .null_sink import NullSink
 from .origin import Origin
 from .report import Report
@@ -40,6 +42,8 @@ __all__ = [
     "MaildirSource",
     "MboxSink",
     "MboxSource",
+    "MilterSink",
+    "MilterSource",
     "NullSink",
     "Origin",
     "Reader",

@@ -107,6 +107,8 @@ class Source(Place, ABC):
     """Whether each mail of a transaction is settled alone, so that a refusal of one holds back no other."""
     single_mail: bool = False
     """Whether a transaction has one mail only."""
+    own_sink: ClassVar[type[BaseSink] | None] = None
+    """Where its mail goes if nobody says so: it stays with the source. None if it has to go somewhere."""
     knows_recipients: bool = False
     """Whether each mail says to whom it goes."""
     traces: bool = True

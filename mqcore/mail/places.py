@@ -11,6 +11,7 @@ from .maildir.sink import MaildirSink
 from .maildir.source import MaildirSource
 from .mbox.sink import MboxSink
 from .mbox.source import MboxSource
+from .milter.source import MilterSource
 from .null_sink import NullSink
 from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
 from .smtp.source import SYSTEMD, LmtpSource, SmtpSource, SmtpsSource, split_host
@@ -28,6 +29,8 @@ SOURCES: Mapping[str, type[Source]] = {
     "smtp:systemd": SmtpSource,
     "smtps:systemd": SmtpsSource,
     "lmtp:systemd": LmtpSource,
+    "milter://HOST:PORT": MilterSource,
+    "milter:unix:PATH": MilterSource,
 }
 STORES: Mapping[str, type[Store]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
 SINKS: Mapping[str, type[BaseSink]] = {

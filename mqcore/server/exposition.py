@@ -106,6 +106,7 @@ def families(figures: Mapping[str, Any], labels: Labels) -> list[Family]:
         *plugin_families(figures["plugins"], figures["oldest"], labels),
         *_mails(figures),
         *_smtp(figures),
+        *_milter(figures),
         *_sinks(figures),
         *_loop(figures["loop"], figures["plugins"], labels),
         *_server(figures),
@@ -328,6 +329,22 @@ def _smtp(figures: Mapping[str, Any]) -> list[Family]:
         ),
         _histogram("mqcore_smtp_transaction_seconds", "From MAIL to the reply to the message.", smtp["transactions"]),
         _one("mqcore_tls_certificate_not_after_seconds", "gauge", "When our certificate ends, since unix epoch.", not_after),
+    ]
+
+
+def _milter(figures: Mapping[str, Any]) -> list[Family]:
+    milter = figures.get("milter")
+    if milter is None:
+        return []
+    return [
+        _one("mqcore_milter_connections_open", "gauge", "Sessions of mail servers that ask.", milter["connections_open"]),
+        _one("mqcore_milter_connections", "counter", "Connections of mail servers.", milter["connections"]),
+        _one(
+            "mqcore_milter_unsayable",
+            "counter",
+            "Messages that were put off, as no answer can say what plugins made of them.",
+            figures.get("milter_unsayable"),
+        ),
     ]
 
 

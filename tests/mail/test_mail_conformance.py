@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from mail_tools import make_maildir, read_maildir, read_mbox, untraced
+from milter_tools import Mta
 from sending_tools import ListSource, NextServer
 from smtp_tools import Client, ListSink, certificate, run
 
@@ -29,6 +30,7 @@ from mqcore.mail import (
     MaildirSource,
     MboxSink,
     MboxSource,
+    MilterSource,
     NullSink,
     Origin,
     Report,
@@ -117,7 +119,20 @@ async def from_lmtp(folder: Path, mails: list[bytes]) -> tuple[Any, Callable[[],
     return source, send
 
 
-SOURCES = [from_list, from_mbox, from_maildir, from_smtp, from_smtps, from_lmtp]
+async def from_milter(folder: Path, mails: list[bytes]) -> tuple[Any, Callable[[], Any]]:
+    source = MilterSource("//127.0.0.1:0")
+
+    async def send() -> list[str]:
+        mta = await Mta.at(source.port)
+        await mta.connect()
+        replies = [await mta.send_mail(mail.replace(b"\n", b"\r\n")) for mail in mails]
+        mta.leave()
+        return ["250" if reply in ("continue", "discard") else reply[:3] for reply in replies]
+
+    return source, send
+
+
+SOURCES = [from_list, from_mbox, from_maildir, from_smtp, from_smtps, from_lmtp, from_milter]
 
 
 # Sinks: each, and what it has got

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ... import Hook
 from ...milter.events import Wanted
 from .._gateway import Gateway
+from ..smtp.server import connections_for
 from .session import Session
 from .sink import MilterSink
 
@@ -25,6 +26,8 @@ BACKLOG = 1024
 SWEEP = 60.0
 IDLE = 7210.0
 """Seconds that a mail server may say nothing, as with libmilter: its client may take an hour for a message."""
+
+NEVER_CALLED = ("mq_smtp_in_authenticate", "mq_smtp_out_data", "mq_smtp_out_sent")
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class MilterServer:
         self._source = source
         self._listeners = source.listeners
         self._sink_takes_it = not isinstance(gateway.sink, MilterSink)
+        self._most = connections_for(source.max_connections)
         self._numbers = itertools.count(1)
         self._run = os.urandom(8).hex()
         self._change = asyncio.Event()
@@ -52,6 +56,9 @@ class MilterServer:
         self.rcptto: Hook = hook("mq_smtp_in_rcptto")
         self.data: Hook = hook("mq_smtp_in_data")
         self.close: Hook = hook("mq_smtp_in_close")
+        for name in NEVER_CALLED:
+            if found := gateway.dispatcher.plugins.order(name):
+                log.warning("%s of %s is never called: the mail server does that by itself", name, ", ".join(found))
 
     def wanted(self) -> Wanted:
         """What a mail server that connects now is to ask about: what no plugin wants costs both sides nothing."""
@@ -118,7 +125,10 @@ class MilterServer:
     def enter(self, session: Session) -> None:
         self.sessions[session] = None
         self.entered += 1
-        if self.is_stopping:
+        if len(self.sessions) > self._most:
+            log.warning("a connection of a mail server is closed, as %d are there", self._most)
+            session.close()
+        elif self.is_stopping:
             session.close()
 
     def leave(self, session: Session) -> None:

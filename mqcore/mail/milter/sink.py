@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any, Self
 
 from .._mail import Mail
-from ..base import Sink
+from ..base import Sink, Source
 from ..verdicts import ACCEPTED, Verdict
 from .connection import MilterConnection
 from .transaction import Unsayable
@@ -20,9 +21,17 @@ class MilterSink(Sink):
     """The server has the mail, and is told what plugins changed."""
 
     def __init__(self, url: str) -> None:
+        """`url`: the source's."""
         self.url = url
         self.unsayable = 0
         """Messages that were put off, as plugins made of them what the server cannot be told."""
+
+    @classmethod
+    def open(cls, path: str, source: Source, **options: Any) -> Self:
+        return cls(source.url, **options)
+
+    def figures(self) -> dict[str, Any]:
+        return {"milter_unsayable": self.unsayable}
 
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
         connection = mails[0].connection

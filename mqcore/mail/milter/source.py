@@ -6,17 +6,17 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...smtp.events import MAX_MESSAGE
 from ..base import Option, Source
 from ..errors import SourceError
 from ..listening import listen_on
 from ..smtp.source import _explain, split_host
 from ..unix_socket import UnixSocket
+from .sink import MilterSink
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
     from .server import MilterServer
-
-MAX_MESSAGE = 256 << 20
 
 
 class MilterSource(Source):
@@ -31,16 +31,19 @@ class MilterSource(Source):
     traces = False
     lenient = True
     ends_when = "the transactions that are open are over"
+    own_sink = MilterSink
     options: ClassVar[Sequence[Option]] = (
         Option("max-message-size", "octets that a mail may have (default: 52428800)", "N", is_number=True),
+        Option("max-connections", "clients that may be there at once (default: 20000)", "N", is_number=True),
     )
     port: int | None = None
     _socket: UnixSocket | None = None
     _server: MilterServer | None = None
 
-    def __init__(self, path: str, *, max_message_size: int = MAX_MESSAGE) -> None:
+    def __init__(self, path: str, *, max_message_size: int = MAX_MESSAGE, max_connections: int | None = None) -> None:
         """`path` is `//HOST:PORT` or `unix:PATH`. `max_message_size` is in octets. Raises SourceError."""
         self.max_message_size = max_message_size
+        self.max_connections = max_connections
         self.url = f"milter:{path}"
         self.listeners: list[socket.socket] = []
         self.is_local = path.startswith("unix:")

@@ -77,7 +77,7 @@ class SmtpServer:
         self.host.configure(
             tls=source.tls,
             timeout=source.timeout,
-            max_connections=_connections_for(source.max_connections),
+            max_connections=connections_for(source.max_connections),
             max_from_network=source.max_connections_per_ip,
         )
 
@@ -236,7 +236,7 @@ class SmtpServer:
                 connection.end(*TOO_SLOW)
 
 
-def _connections_for(wanted: int | None) -> int:
+def connections_for(wanted: int | None) -> int:
     """How many clients there can be at once, if so many are wanted."""
     most = wanted or MAX_CONNECTIONS
     files = raise_file_limit(most + 2 * SPARE_FILES)

@@ -38,7 +38,7 @@ cdef class Hold(HoldBase):
     cdef Context context
     cdef PyObject *hook         # its name, interned, never freed
 
-    cdef int give(self, int decision, object error) except -1
+    cdef int give_back(self, int decision, object error) except -1
     cdef int refuse(self, str what) except -1
 
 cdef Retired new_retired()

@@ -349,21 +349,21 @@ cdef class Hold(HoldBase):
 
     def continue_(self):
         """Give the message back: the next plugin is called."""
-        self.give(TO_CONTINUE, None)
+        self.give_back(TO_CONTINUE, None)
 
     def complete(self):
         """Give the message back: the other plugins are skipped, the outcome is COMPLETE."""
-        self.give(TO_COMPLETE, None)
+        self.give_back(TO_COMPLETE, None)
 
     def retry(self):
         """Give the message back: the step starts again with the first plugin."""
-        self.give(TO_RETRY, None)
+        self.give_back(TO_RETRY, None)
 
     def fail(self, error):
         """Give the message back: the step fails with `error`, an exception or a str."""
-        self.give(TO_FAIL, as_error(error))
+        self.give_back(TO_FAIL, as_error(error))
 
-    cdef int give(self, int decision, object error) except -1:
+    cdef int give_back(self, int decision, object error) except -1:
         if self.over or self.message_held is None:
             self.refuse("gave back")
         return give_back(self.context, self.message_held, decision, error)

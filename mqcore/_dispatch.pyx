@@ -271,7 +271,7 @@ cdef int follow(Runner runner, Message message, object value, int meaning, Drops
 
 cdef void hold(Runner runner, Message message, int early, Drops *drops) noexcept:
     """The plugin at message.entry has the message now. RUNNING -> HELD, and where it gave back before (rule 7) -> QUEUED."""
-    if message.task is not None or message.beside.native != NULL or not finalizer_is_trusted(message):
+    if message.task is not None or message.by_state.native != NULL or not finalizer_is_trusted(message):
         message.reference = STRONG
         Py_INCREF(message)
     else:
@@ -511,18 +511,18 @@ cdef bint timeout_phase(void *owner) noexcept:
         if taken == NULL:
             holds.arm_next()
             return False
-        if not goes_on_in_time(runner, <Message>taken):
+        if not queue_if_given(runner, <Message>taken):
             time_out(runner, <Message>taken, now, &logged)
         Py_DECREF(<Message>taken)
     return not runner.closed
 
 
-cdef bint goes_on_in_time(Runner runner, Message message) noexcept:
+cdef bint queue_if_given(Runner runner, Message message) noexcept:
     """A native plugin gave it back, and the dispatcher has not come to that yet: it is not too late. RUNNING -> QUEUED."""
     cdef int decision = UNDECIDED
     cdef Drops drops
     no_drops(&drops)
-    if message.beside.native != NULL:
+    if message.by_state.native != NULL:
         decision = (<NativeSide>runner.holds.lists.native).claim(message, &drops)
     if decision == UNDECIDED:
         return False

@@ -373,7 +373,7 @@ cdef bint has_pending(void *table) noexcept nogil:
 
 
 cdef void stop_when_idle(void *table) noexcept nogil:
-    """An idle dispatcher does not wake up."""
+    """Stop the timer when nothing is held any more, so that an idle dispatcher does not wake up."""
     cdef HoldLists *lists = <HoldLists *>table
     if lists.books.held == 0 and lists.deadline != NULL and lists.deadline.due:
         lists.deadline.due = 0
@@ -383,7 +383,7 @@ cdef void stop_when_idle(void *table) noexcept nogil:
 # --------------------------------------------------------------------------------------------------------- By age
 
 cdef inline PyObject *given_at(Link *link) noexcept:
-    return <PyObject *>(<char *>link - <size_t>&(<Message><PyObject *>NULL).beside.given)
+    return <PyObject *>(<char *>link - <size_t>&(<Message><PyObject *>NULL).by_state.given)
 
 
 cdef PyObject *alive_from(PyObject *each) noexcept:

@@ -152,7 +152,7 @@ cdef struct Entry:
     void *handle            # its MQ_Context
     int kind                # how it is called: for native/ to know
 
-cdef union Beside:
+cdef union ByState:
     # What a message has in one state or in another.
     void *native            # HELD by a native plugin: what stands for its hold; else NULL
     Link given              # GIVEN_BACK, or deallocated: in the list of those; not linked, its first field is NULL, too
@@ -209,7 +209,7 @@ cdef class Message:
     cdef object done
     cdef object variables           # the contextvars of `run`, where coroutine hooks may need them
     cdef object task                # of the coroutine hook that has it
-    cdef Beside beside
+    cdef ByState by_state
     cdef dict plugin_data
     cdef object content             # the payload
 
@@ -314,7 +314,7 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
     """
     check_move(message.state, before, after)
     if before == GIVEN_BACK:
-        unlink(&message.beside.given)
+        unlink(&message.by_state.given)
         lists.given_count -= 1
         leave_bucket(lists, message)
     elif before == HELD and after != GIVEN_BACK:
@@ -333,7 +333,7 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
     elif after == QUEUED:
         append(&lists.queued, &message.link)
     elif after == GIVEN_BACK:
-        append(&lists.given, &message.beside.given)
+        append(&lists.given, &message.by_state.given)
         lists.given_count += 1
     message.state = after
 

@@ -379,9 +379,9 @@ cdef void end_hold(Message message, Drops *drops) noexcept:
     if message.task is not None:
         cancel_later(drops, message.task)
         message.task = None
-    if message.beside.native != NULL:
-        (<NativeSide>message.entry.lists.native).hold_ended(message.beside.native)
-        message.beside.native = NULL
+    if message.by_state.native != NULL:
+        (<NativeSide>message.entry.lists.native).hold_ended(message.by_state.native)
+        message.by_state.native = NULL
     if message.reference == STRONG:
         put_aside(drops, <PyObject *>message)  # the hold's reference
     message.reference = NO_REFERENCE
@@ -438,7 +438,7 @@ cdef void defer_dealloc(PyObject *dead) noexcept:
     """A message is deallocated that is held weakly. What is left of it stays where it is, for the dispatcher's thread to come
     for. Any thread, with the GIL, inside any allocation."""
     cdef HoldLists *lists = (<Message>dead).entry.lists
-    append(&lists.dead, &(<Message>dead).beside.given)
+    append(&lists.dead, &(<Message>dead).by_state.given)
     lists.given_count += 1
     (<Reactor>lists.reactor).wake()
 
@@ -491,8 +491,8 @@ cdef void end_unseen(HoldLists *lists, Message message, Drops *drops) noexcept:
 
 cdef void free_dead(HoldLists *lists, PyObject *dead) noexcept:
     """Finish the deallocation, unless whoever began it is still at it."""
-    if is_linked(&(<Message>dead).beside.given):
-        unlink(&(<Message>dead).beside.given)
+    if is_linked(&(<Message>dead).by_state.given):
+        unlink(&(<Message>dead).by_state.given)
         lists.given_count -= 1
         finish_dealloc(dead)
 

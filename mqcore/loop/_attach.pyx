@@ -22,8 +22,8 @@ init_list(&reactors)
 
 # ---------------------------------------------------------------------------------------------------------------- Attach
 
-cdef int attach(Reactor reactor, object loop, object keeper) except -1:
-    """Borrow `loop`. The reactor keeps itself, and `keeper`, alive until close() and the close callbacks after it. What raises
+cdef int attach(Reactor reactor, object loop, object dispatcher) except -1:
+    """Borrow `loop`. The reactor keeps itself, and its `dispatcher`, alive until close() and the close callbacks. What raises
     leaves nothing open."""
     cdef Library library = library_of(loop)
     cdef uv_loop_t *pointer = pointer_of(loop)
@@ -38,7 +38,7 @@ cdef int attach(Reactor reactor, object loop, object keeper) except -1:
     reactor.state.all_closed = all_closed
     reactor.state.sees_double_polls = library.owner != "pyuv"
     try:
-        open_handles(reactor, keeper)
+        open_handles(reactor, dispatcher)
     except BaseException:
         free(reactor.waker)
         free(reactor.state.idle)
@@ -49,7 +49,7 @@ cdef int attach(Reactor reactor, object loop, object keeper) except -1:
     return 0
 
 
-cdef int open_handles(Reactor reactor, object keeper) except -1:
+cdef int open_handles(Reactor reactor, object dispatcher) except -1:
     """Make the handles. What can fail comes first; from there on no Python code runs."""
     cdef LibUV *uv = reactor.state.uv
     cdef int _each
@@ -73,7 +73,7 @@ cdef int open_handles(Reactor reactor, object keeper) except -1:
     uv.unref(uv_of(reactor.state.alarm))
     open_polls(&reactor.state)
     reactor.wheel.now = uv.hrtime() // NS_PER_MS
-    reactor.keeper = keeper
+    reactor.dispatcher = dispatcher
     reactor.is_open = True
     reactor.thread = PyThread_get_thread_ident()
     append(&reactors, &reactor.neighbours)
@@ -130,8 +130,8 @@ cdef void close(Reactor reactor) noexcept:
 cdef void all_closed(LoopState *state) noexcept with gil:
     """The last close callback: libuv knows nothing of the reactor any more."""
     cdef Reactor reactor = <Reactor>state.owner
-    _keeper = reactor.keeper  # dropped when this returns
-    reactor.keeper = None
+    _dispatcher = reactor.dispatcher  # dropped when this returns
+    reactor.dispatcher = None
     Py_DECREF(reactor)  # the reference that attach() took
 
 

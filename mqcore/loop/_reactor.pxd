@@ -57,7 +57,7 @@ cdef class Reactor:
     cdef unsigned long thread       # of the loop; 0 before it is attached, once closed or forked: one comparison tells all
     cdef bint closed
     cdef bint forked
-    cdef object keeper              # the Dispatcher, kept alive from attach() to the last close callback
+    cdef object dispatcher          # the Dispatcher, kept alive from attach() to the last close callback
     cdef object pending_exit        # a KeyboardInterrupt or SystemExit that has not left through the loop yet
     cdef bint retries_exit          # it has to be tried again
     cdef PhaseRow phases[PHASES]    # that of NATIVE_PHASE has the next two in its place

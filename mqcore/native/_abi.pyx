@@ -20,10 +20,10 @@ from ..loop._poll cimport C_READ, C_WRITE, add_watch
 from ._abi cimport MQ_Address, MQ_Connection, MQ_Context, MQ_IOWatcher, MQ_Message, MQ_Timer, c_bool, uv_loop_s
 from ._access cimport (
     Access, ask_email, ask_flag, ask_number, ask_presence, ask_reject, ask_text, find_setting, find_symbol, get_data,
-    give_bytes, give_flag, give_text, in_control, log_unwatched, new_access, set_data, use)
-from ._diagnostics cimport is_of_another, refuse, write_log
+    in_control, log_unwatched, new_access, pass_bytes, pass_flag, pass_text, set_data, use)
+from ._diagnostics cimport is_of_another, record_misuse_of, write_log
 from ._failures cimport fail_when_done
-from ._hooks cimport give
+from ._hooks cimport give_back_by
 from ._nogil cimport stop
 from ._slots cimport (
     ADDRESS, CONNECTION, CONTEXT, LIVE, MESSAGE, RECIPIENT, TIMER, WATCHER, Slot, Table, handle_of, is_inside, live_slot,
@@ -48,22 +48,22 @@ def make_global():
 # --------------------------------------------------------------------------------------------------------------- Control
 
 cdef public void MQ_continue(MQ_Connection *connection) noexcept nogil:
-    give(connection, TO_CONTINUE, NULL, caller())
+    give_back_by(connection, TO_CONTINUE, NULL, caller())
 
 
 cdef public void MQ_complete(MQ_Connection *connection) noexcept nogil:
-    give(connection, TO_COMPLETE, NULL, caller())
+    give_back_by(connection, TO_COMPLETE, NULL, caller())
 
 
 cdef public void MQ_retry(MQ_Connection *connection) noexcept nogil:
-    give(connection, TO_RETRY, NULL, caller())
+    give_back_by(connection, TO_RETRY, NULL, caller())
 
 
 cdef public void MQ_fail(MQ_Connection *connection, const char *text) noexcept nogil:
     cdef const char *reason = b"failed by a native plugin"
     if text != NULL:
         reason = text
-    give(connection, TO_FAIL, reason, caller())
+    give_back_by(connection, TO_FAIL, reason, caller())
 
 
 # -------------------------------------------------------------------------------------------------------------- Contexts
@@ -73,7 +73,7 @@ cdef Slot *started(void *handle, int kind, const char *what, void *by) noexcept 
     cdef Slot *slot = live_slot(handle, kind)
     if (slot == NULL or not is_inside(table_of(handle))
             or is_of_another(table_of(handle), handle if kind == CONTEXT else slot.owner)):
-        refuse(handle, what, by)
+        record_misuse_of(handle, what, by)
         return NULL
     return slot
 
@@ -123,7 +123,8 @@ cdef public MQ_Timer *MQ_startTimer(
     if owner == NULL:
         return NULL
     if not is_time(seconds) or callback == NULL or (<Runner>table.owner).closed:
-        refuse(context, b"called MQ_startTimer with no callback, no number of seconds, or while its context ends", caller())
+        record_misuse_of(
+            context, b"called MQ_startTimer with no callback, no number of seconds, or while its context ends", caller())
         return NULL
     timer = take_slot(table, TIMER)
     if timer == NULL:
@@ -148,7 +149,7 @@ cdef public void MQ_resetTimer(MQ_Timer *timer, float seconds) noexcept nogil:
     if slot != NULL and is_time(seconds):
         (<Runner>table_of(timer).owner).reactor.start_node(&slot.waiting.node, <uint64_t>(<double>seconds * 1e9))
     elif slot != NULL:
-        refuse(timer, b"reset a timer to what is no number of seconds", caller())
+        record_misuse_of(timer, b"reset a timer to what is no number of seconds", caller())
 
 
 cdef public void MQ_stopTimer(MQ_Timer *timer) noexcept nogil:
@@ -169,7 +170,7 @@ cdef public MQ_IOWatcher *MQ_ioWatch(
     if owner == NULL:
         return NULL
     if callback == NULL or not C_READ <= events <= C_READ | C_WRITE or (<Runner>table.owner).closed:
-        refuse(context, b"called MQ_ioWatch with no callback, no events, or while its context ends", caller())
+        record_misuse_of(context, b"called MQ_ioWatch with no callback, no events, or while its context ends", caller())
         return NULL
     watcher = take_slot(table, WATCHER)
     if watcher != NULL:
@@ -209,7 +210,7 @@ cdef bint usable(void *handle, int part, const char *what, void *by) noexcept no
             and (given == part or part == ADDRESS and given == RECIPIENT)
             and not is_of_another(table_of(handle), (<Message>slot.object).entry.handle)):
         return True
-    refuse(handle, what, by)
+    record_misuse_of(handle, what, by)
     return False
 
 
@@ -247,9 +248,10 @@ cdef public size_t MQ_send(MQ_Connection *connection, const void *buffer, size_t
     with gil:
         use(ask_flag, &access, "reply_due")
         if not access.number:
-            use(give_bytes, &access, "send")
+            use(pass_bytes, &access, "send")
             return size if access.number else 0
-    refuse(connection, b"called MQ_send while the other side waits for a reply, which it would take this for", caller())
+    record_misuse_of(
+        connection, b"called MQ_send while the other side waits for a reply, which it would take this for", caller())
     return 0
 
 
@@ -274,7 +276,7 @@ cdef public void MQ_setAuthenticated(MQ_Connection *connection, c_bool authentic
     access.number = authenticated
     if usable(connection, CONNECTION, b"called MQ_setAuthenticated for a connection that it does not have", caller()):
         with gil:
-            use(give_flag, &access, "set_authenticated")
+            use(pass_flag, &access, "set_authenticated")
 
 
 cdef public const char *MQ_helo(MQ_Connection *connection) noexcept nogil:
@@ -334,7 +336,7 @@ cdef public void MQ_setEnvelope(MQ_Message *message, const char *envelope, size_
     access.size = size
     if usable(message, MESSAGE, b"called MQ_setEnvelope for a message that it does not have", caller()):
         with gil:
-            use(give_text, &access, "set_envelope")
+            use(pass_text, &access, "set_envelope")
 
 
 cdef public void MQ_setRecipient(MQ_Message *message, const char *recipient, size_t size) noexcept nogil:
@@ -343,7 +345,7 @@ cdef public void MQ_setRecipient(MQ_Message *message, const char *recipient, siz
     access.size = size
     if usable(message, MESSAGE, b"called MQ_setRecipient for a message that it does not have", caller()):
         with gil:
-            use(give_text, &access, "set_recipient")
+            use(pass_text, &access, "set_recipient")
 
 
 cdef public const char *MQ_email(MQ_Address *address) noexcept nogil:
@@ -368,7 +370,7 @@ cdef public void MQ_setMime(MQ_Message *message, const char *mime, size_t size) 
     access.size = size
     if usable(message, MESSAGE, b"called MQ_setMime for a message that it does not have", caller()) and mime != NULL:
         with gil:
-            use(give_bytes, &access, "set_mime")
+            use(pass_bytes, &access, "set_mime")
 
 
 cdef public c_bool MQ_local(MQ_Message *message) noexcept nogil:
@@ -384,7 +386,7 @@ cdef public void MQ_setLocal(MQ_Message *message, c_bool local) noexcept nogil:
     access.number = local
     if usable(message, MESSAGE, b"called MQ_setLocal for a message that it does not have", caller()):
         with gil:
-            use(give_flag, &access, "set_local")
+            use(pass_flag, &access, "set_local")
 
 
 cdef public const char *MQ_json(MQ_Message *message) noexcept nogil:
@@ -401,7 +403,7 @@ cdef public void MQ_setJson(MQ_Message *message, const char *json, size_t size) 
     access.size = size
     if usable(message, MESSAGE, b"called MQ_setJson for a message that it does not have", caller()) and json != NULL:
         with gil:
-            use(give_bytes, &access, "set_json")
+            use(pass_bytes, &access, "set_json")
 
 
 # ------------------------------------------------------------------------------------------------------------------- Log

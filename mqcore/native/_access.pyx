@@ -142,21 +142,21 @@ cdef int ask_reject(Access *access, str name) except -1:
     return 0
 
 
-cdef int give_flag(Access *access, str name) except -1:
+cdef int pass_flag(Access *access, str name) except -1:
     call_accessor(access, name, (access.number != 0,))
     return 0
 
 
-cdef int give_bytes(Access *access, str name) except -1:
-    return give(access, name, copy_of(access))
+cdef int pass_bytes(Access *access, str name) except -1:
+    return pass_value(access, name, copy_of(access))
 
 
-cdef int give_text(Access *access, str name) except -1:
+cdef int pass_text(Access *access, str name) except -1:
     value = copy_of(access)
-    return give(access, name, None if value is None else value.decode("utf-8", "surrogateescape"))
+    return pass_value(access, name, None if value is None else value.decode("utf-8", "surrogateescape"))
 
 
-cdef int give(Access *access, str name, object value) except -1:
+cdef int pass_value(Access *access, str name, object value) except -1:
     if in_control(slot_of(access.handle), access.handle):  # what is copied takes memory, for which garbage may be collected
         access.number = call_accessor(access, name, (value,)) is True
     return 0

@@ -20,15 +20,15 @@ cdef inline bint is_of_another(Table *table, void *context) noexcept nogil:
     """Whether this thread is in a call of another plugin than that with this MQ_Context. Other threads are not known."""
     return get_pointer(&table.current) != context and is_in_another(table, context)
 
-cdef void refuse(void *handle, const char *what, void *caller) noexcept nogil
-cdef void refuse_late(Table *table, Slot *slot) noexcept nogil
+cdef void record_misuse_of(void *handle, const char *what, void *caller) noexcept nogil
+cdef void record_late(Table *table, Slot *slot) noexcept nogil
 cdef void write_log(int priority, const char *text, void *caller) noexcept nogil
 cdef bint is_in_another(Table *table, void *context) noexcept nogil
 cdef void *caller_in(Table *table) noexcept nogil
 cdef void wake(Table *table) noexcept nogil
 cdef bint log_records(Runner runner, Table *table) noexcept
-cdef void set_living(int change) noexcept nogil
-cdef bint is_any_living() noexcept nogil
+cdef void count_lifecycle_call(int change) noexcept nogil
+cdef bint is_any_in_lifecycle_call() noexcept nogil
 cdef int raise_pending_exit() except -1
 cdef void know_library(void *address, str plugin) except *
 cdef void forget_library(void *base) noexcept

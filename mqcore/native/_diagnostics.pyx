@@ -29,10 +29,10 @@ from ._slots cimport (
 cdef extern from *:
     """
     /* Whether this thread is in a function of a plugin's life, called by Python; and what is to be raised when it returns. */
-    static __thread int mqcore_living;
+    static __thread int mqcore_lifecycle_depth;
     static __thread PyObject *mqcore_pending_exit;
     """
-    int living "mqcore_living"
+    int lifecycle_depth "mqcore_lifecycle_depth"
     PyObject *pending_exit "mqcore_pending_exit"
 
 cdef extern from "Python.h":
@@ -46,19 +46,19 @@ cdef enum:
 log = logging.getLogger("mqcore")
 
 cdef dict LEVELS = {2: logging.CRITICAL, 3: logging.ERROR, 4: logging.WARNING, 6: logging.INFO, 7: logging.DEBUG}
-cdef int lives = 0   # threads that are in a function of a plugin's life; atomic
+cdef int lifecycle_calls = 0   # threads that are in a function of a plugin's life; atomic
 cdef dict names = {}  # where a plugin's file is in memory -> its name
 
 
-cdef void set_living(int change) noexcept nogil:
-    global living
-    living += change
-    add(&lives, change)
+cdef void count_lifecycle_call(int change) noexcept nogil:
+    global lifecycle_depth
+    lifecycle_depth += change
+    add(&lifecycle_calls, change)
 
 
-cdef bint is_any_living() noexcept nogil:
+cdef bint is_any_in_lifecycle_call() noexcept nogil:
     """Whether any thread is in a function of a plugin's life."""
-    return load_int(&lives) > 0
+    return load_int(&lifecycle_calls) > 0
 
 
 cdef int raise_pending_exit() except -1:
@@ -91,7 +91,7 @@ cdef int try_forget(void *base) except -1:
 
 # --------------------------------------------------------------------------------------------------------------- Recording
 
-cdef void refuse(void *handle, const char *what, void *caller) noexcept nogil:
+cdef void record_misuse_of(void *handle, const char *what, void *caller) noexcept nogil:
     """A function was called, by the code at `caller`, with a handle that is not valid for it or where it may not be called. Any
     thread. A call that is made just as the next hold of that slot begins may be counted for that hold's plugin."""
     cdef Table *table = table_inside()
@@ -107,7 +107,7 @@ cdef void refuse(void *handle, const char *what, void *caller) noexcept nogil:
     record_misuse(table, what, context, caller, hook)
 
 
-cdef void refuse_late(Table *table, Slot *slot) noexcept nogil:
+cdef void record_late(Table *table, Slot *slot) noexcept nogil:
     """The step of a message ended between its being given back and its going on."""
     record_misuse(table, b"gave back a message in the instant in which its step was ended", slot.owner, NULL, slot.hook)
 
@@ -137,7 +137,7 @@ cdef void write_log(int priority, const char *text, void *caller) noexcept nogil
     cdef void *context = caller_in(table)
     if priority == MISUSE:
         priority = -1
-    if living or table != NULL or any_open_table() == NULL:
+    if lifecycle_depth or table != NULL or any_open_table() == NULL:
         log_with_gil(table, priority, text, context, caller, NULL)
     else:
         record_line(any_open_table(), priority, text, caller)
@@ -242,7 +242,7 @@ cdef void log_now(Table *table, int priority, const char *text, void *handle, vo
 cdef void keep_exit(PyObject *error) noexcept:
     """There is no loop: what ends the program is raised by the function of a plugin's life that this thread is in, if any."""
     global pending_exit
-    if living and pending_exit == NULL and ends_program(<object>error):
+    if lifecycle_depth and pending_exit == NULL and ends_program(<object>error):
         pending_exit = error
         return
     PySys_WriteStderr(b"mqcore could not log what a native plugin said\n")
@@ -286,7 +286,7 @@ cdef Context context_of(Table *table, void *handle, void *base):
         return <Context>slot.object
     name = names.get(<size_t>base)
     if name is not None and table != NULL and is_open(table):
-        for context in list((<Dispatcher>(<Runner>table.owner).reactor.keeper).active.contexts.values()):
+        for context in list((<Dispatcher>(<Runner>table.owner).reactor.dispatcher).active.contexts.values()):
             if (<Context>context).name == name:
                 return context
     return None

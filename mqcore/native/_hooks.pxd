@@ -22,7 +22,7 @@ cdef extern from *:
     """
     void signal_fence "mqcore_signal_fence"() noexcept nogil
 
-cdef struct Inside:
+cdef struct NativeFrame:
     # Where a thread was before it went into native code.
     void *current
     PyObject *message
@@ -31,7 +31,7 @@ cdef struct Inside:
 
 @cython.nonecheck(False)
 cdef inline void enter(
-        Table *table, void *context, PyObject *message, unsigned long thread, Inside *before) noexcept nogil:
+        Table *table, void *context, PyObject *message, unsigned long thread, NativeFrame *before) noexcept nogil:
     """This thread, the dispatcher's, is about to call native code: for a context or for a message."""
     if table.inside == 0:
         (<Runner>table.owner).holds.lists.fast_path_off = False
@@ -46,7 +46,7 @@ cdef inline void enter(
 
 
 @cython.nonecheck(False)
-cdef inline void leave(Table *table, Inside *before) noexcept nogil:
+cdef inline void leave(Table *table, NativeFrame *before) noexcept nogil:
     """Back from it. What was given back or recorded in it, be it by a signal handler, needs a tick."""
     cdef int inside = table.inside - 1
     cdef bint open = is_open(table)
@@ -72,7 +72,7 @@ cdef Py_ssize_t run_many_native(
     NativeSide side, Chain chain, tuple messages, Py_ssize_t index, list outcomes, object done, object variables) noexcept
 cdef void end_native_hold(void *native) noexcept
 cdef int claim_given(Message message, Drops *drops) noexcept
-cdef void give(void *handle, int decision, const char *reason, void *caller) noexcept nogil
+cdef void give_back_by(void *handle, int decision, const char *reason, void *caller) noexcept nogil
 cdef void drop_kept(Slot *slot) noexcept
 cdef int keep(Slot *slot, object value) except -1
 cdef void hold_by(Message message, Slot *slot) noexcept nogil
@@ -84,6 +84,6 @@ cdef Entry *call_hooks(
 # Here so that the compiler keeps them out of the calls of hooks, which they would slow down.
 cdef Slot *make_ready(
     Runner runner, Table *table, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept
-cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *kept, Drops *drops) noexcept
+cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *has_slot, Drops *drops) noexcept
 cdef Entry *call_timed(
     Runner runner, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil

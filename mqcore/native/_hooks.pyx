@@ -27,7 +27,7 @@ from .._message cimport (
 from ..loop._atomic cimport get, load, set, store, swap
 from ..loop._call cimport take_error
 from ._arguments cimport OF_ADDRESS, Arguments, take_arguments
-from ._diagnostics cimport is_of_another, refuse, wake
+from ._diagnostics cimport is_of_another, record_misuse_of, wake
 from ._failures cimport early_decision, fail, is_failing, note_reason
 from ._queue cimport put
 from ._slots cimport (
@@ -69,7 +69,7 @@ cdef extern from "Python.h":
     void PyErr_SetString(object, const char *) noexcept
 
 cdef enum:
-    FEW = 16  # messages: once so many were passed on, one after the other, the GIL is let go for more
+    MOST_WITH_GIL = 16  # messages: once so many were passed on, one after the other, the GIL is released for more
 
 
 # ----------------------------------------------------------------------------------------------------------------- Calls
@@ -79,9 +79,9 @@ cdef int call_native(NativeSide side, Message message, Entry *entry, bint timed,
     cdef Runner runner = <Runner>side.runner
     cdef Table *table = <Table *>side.table
     cdef Arguments arguments
-    cdef Inside before
+    cdef NativeFrame before
     cdef int decision = TO_CONTINUE
-    cdef bint kept = True
+    cdef bint has_slot = True
     cdef bint taken = False
     cdef Slot *slot = table.spare
     if entry.kind > OF_ADDRESS or slot == NULL or is_exhausted(slot):
@@ -95,13 +95,13 @@ cdef int call_native(NativeSide side, Message message, Entry *entry, bint timed,
     while decision == TO_CONTINUE and entry != NULL:
         entry = call_hooks(runner, message, entry, slot, &arguments, timed, &taken)
         if entry != NULL:
-            decision = decide(runner, message, slot, taken, &kept, drops)
-            if not kept:
+            decision = decide(runner, message, slot, taken, &has_slot, drops)
+            if not has_slot:
                 break
             new_generation(slot)
             entry = following(entry)
     leave(table, &before)
-    if kept:
+    if has_slot:
         put_back(table, slot)
     return decision
 
@@ -112,12 +112,12 @@ cdef Py_ssize_t run_many_native(
     cdef Runner runner = <Runner>side.runner
     cdef Table *table = <Table *>side.table
     cdef Arguments arguments = [NULL, NULL, 0, 0]  # the hooks here have none
-    cdef Inside before
+    cdef NativeFrame before
     cdef PyObject **items = (<Items *>messages).items
     cdef Py_ssize_t count = PyTuple_GET_SIZE(<PyObject *>messages)
     cdef Py_ssize_t passed = 0
     cdef bint taken = False
-    cdef bint kept = True
+    cdef bint has_slot = True
     cdef Entry *stopped = NULL
     cdef Slot *slot = NULL
     if chain.entries.kind <= OF_ADDRESS:  # else they need arguments: that is for the hook to tell
@@ -127,16 +127,16 @@ cdef Py_ssize_t run_many_native(
         return index + 1
     table.spare = NULL
     enter(table, NULL, NULL, runner.reactor.thread, &before)
-    while index < count and kept and chain.route.chain is chain and not is_exhausted(slot):
+    while index < count and has_slot and chain.route.chain is chain and not is_exhausted(slot):
         stopped = NULL
         runner.holds.in_batch = True
         runner.holds.passed = 0
         if runner.closed:
             passed = 0
-        elif passed < FEW:
+        elif passed < MOST_WITH_GIL:
             passed = pass_through(
-                runner, table, chain.entries, &items[index], min(count - index, <Py_ssize_t>FEW), slot, &arguments, &stopped,
-                &taken)
+                runner, table, chain.entries, &items[index], min(count - index, <Py_ssize_t>MOST_WITH_GIL), slot, &arguments,
+                &stopped, &taken)
         else:
             with nogil:
                 passed = pass_through(
@@ -146,13 +146,13 @@ cdef Py_ssize_t run_many_native(
         runner.holds.lists.books.continued += passed
         index += passed
         if stopped != NULL:
-            kept = go_on_one(runner, chain, <Message>items[index], slot, taken, outcomes, index, done, variables)
+            has_slot = proceed_one(runner, chain, <Message>items[index], slot, taken, outcomes, index, done, variables)
             index += 1
         elif passed == 0:
             begin_one(runner, chain, <Message>items[index], outcomes, index, done, variables)
             index += 1
     leave(table, &before)
-    if kept:
+    if has_slot:
         put_back(table, slot)
     return index
 
@@ -165,23 +165,23 @@ cdef void begin_one(
     put_outcome(outcomes, index, begin(runner, chain, message, NO_ARGUMENTS, done, variables))
 
 
-cdef bint go_on_one(
+cdef bint proceed_one(
         Runner runner, Chain chain, Message message, Slot *slot, bint taken, list outcomes, Py_ssize_t index,
         object done, object variables) noexcept:
     """A hook did not pass this message on, or something was ended in it: go on as usual. Whether the slot is free."""
     cdef Drops drops
-    cdef bint kept = True
+    cdef bint has_slot = True
     cdef int decision
     no_drops(&drops)
     move(&runner.holds.lists, message, TAKEN, RUNNING)
-    decision = decide(runner, message, slot, taken, &kept, &drops)
-    if kept:
+    decision = decide(runner, message, slot, taken, &has_slot, &drops)
+    if has_slot:
         new_generation(slot)
         drop_kept(slot)
     decision = proceed(runner, message, chain, decision, &drops)
     put_outcome(outcomes, index, begun(runner, chain, message, decision, NO_ARGUMENTS, done, variables, &drops))
     flush(&drops, runner.reactor)
-    return kept
+    return has_slot
 
 
 cdef void put_outcome(list outcomes, Py_ssize_t index, PyObject *outcome) noexcept:
@@ -313,19 +313,19 @@ cdef Slot *make_ready(
     return slot
 
 
-cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *kept, Drops *drops) noexcept:
-    """A hook returned true, or gave control back, or its step or dispatcher has ended: what follows. `kept` becomes False when
-    the slot went to a hold."""
+cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *has_slot, Drops *drops) noexcept:
+    """A hook returned true, or gave control back, or its step or dispatcher has ended: what follows. `has_slot` becomes
+    False when the slot went to a hold."""
     cdef uint64_t called = get(&slot.word) >> 32 << 32 | CALLED
     cdef int early
     cdef int decision
     if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
-        kept[0] = False
+        has_slot[0] = False
         hold_by(message, slot)
         decision = interpret(runner, message, True, drops)
-        if message.state == RUNNING and message.beside.native != NULL:  # never held: the step or the dispatcher had ended
-            end_native_hold(message.beside.native)
-            message.beside.native = NULL
+        if message.state == RUNNING and message.by_state.native != NULL:  # never held: the step or the dispatcher had ended
+            end_native_hold(message.by_state.native)
+            message.by_state.native = NULL
         return decision
     early = early_decision(slot)
     if early > 0 and message.decision == UNDECIDED:
@@ -341,7 +341,7 @@ cdef void hold_by(Message message, Slot *slot) noexcept nogil:
     set_pointer(&slot.owner, message.entry.handle)
     set_object(&slot.hook, message.entry.hook)
     set_number(&slot.held, generation_of(get(&slot.word)))
-    message.beside.native = slot
+    message.by_state.native = slot
 
 
 cdef void put_back(Table *table, Slot *slot) noexcept nogil:
@@ -379,21 +379,22 @@ cdef void drop_kept(Slot *slot) noexcept:
 
 # ----------------------------------------------------------------------------------------------------------------- Holds
 
-cdef void give(void *handle, int decision, const char *reason, void *caller) noexcept nogil:
+cdef void give_back_by(void *handle, int decision, const char *reason, void *caller) noexcept nogil:
     """A plugin gives control back; `reason`: why the step fails, or NULL. Any thread, without the GIL."""
     cdef Table *table = table_of(handle)
     cdef Slot *slot = slot_of(handle)
     cdef uint64_t word
     if slot == NULL or get_kind(&slot.kind) != STEP or part_in(handle) != CONNECTION:
-        refuse(handle, b"gave back what is no connection", caller)
+        record_misuse_of(handle, b"gave back what is no connection", caller)
         return
     while True:
         word = load(&slot.word)
         if generation_of(word) != generation_in(handle) or state_of(word) != HELD_BY and state_of(word) != CALLED:
-            refuse(handle, b"gave back a message that it does not hold: it gave it back already, or the step has ended", caller)
+            record_misuse_of(
+                handle, b"gave back a message that it does not hold: it gave it back already, or the step has ended", caller)
             return
         if state_of(word) == HELD_BY and is_of_another(table, get_pointer(&slot.owner)):
-            refuse(handle, b"gave back a message that another plugin holds", caller)
+            record_misuse_of(handle, b"gave back a message that another plugin holds", caller)
             return
         if is_failing(slot):
             decision = TO_FAIL
@@ -425,12 +426,12 @@ cdef void end_native_hold(void *native) noexcept:
 
 cdef int claim_given(Message message, Drops *drops) noexcept:
     """NativeSide.claim: the slot is let go when its turn comes."""
-    cdef Slot *slot = <Slot *>message.beside.native
+    cdef Slot *slot = <Slot *>message.by_state.native
     cdef uint64_t word = load(&slot.word)
     cdef int decision = state_of(word) - GIVEN
     if decision <= 0:
         return UNDECIDED
-    message.beside.native = NULL
+    message.by_state.native = NULL
     if decision == TO_FAIL:
         fail(message, slot, drops)
     drop_kept(slot)

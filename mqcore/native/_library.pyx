@@ -14,7 +14,7 @@ from libc.string cimport memcpy
 
 from ..loop._dl cimport RTLD_LAZY, RTLD_LOCAL, RTLD_NOLOAD, RTLD_NOW, dlclose, dlerror, dlopen, dlsym
 from ..loop._seal cimport seal
-from ._diagnostics cimport base_of, forget_library, is_any_living
+from ._diagnostics cimport base_of, forget_library, is_any_in_lifecycle_call
 from ._slots cimport is_any_inside
 
 cdef Opened *idle = NULL        # those that may be closed
@@ -73,7 +73,7 @@ def close_idle():
     global idle, open_count
     cdef Opened *opened
     closed = []
-    while idle != NULL and not is_any_inside() and not is_any_living():
+    while idle != NULL and not is_any_inside() and not is_any_in_lifecycle_call():
         opened = idle
         path = os.fsdecode(opened.path)
         idle = opened.next

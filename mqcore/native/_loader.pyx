@@ -6,7 +6,7 @@ from ..loop._dl cimport Dl_info, dladdr
 from ._diagnostics cimport know_library
 from ._arguments cimport OF_ADDRESS, OF_CONNECTION, OF_DATA, OF_LOGIN, OF_MESSAGE
 from ._library cimport Library, open_object
-from ._native_context cimport new_hook, new_life
+from ._native_context cimport new_hook, new_lifecycle_function
 
 from ._abi import make_global
 from ..hooks import LIFECYCLE
@@ -38,7 +38,7 @@ def open_library(str path not None, str plugin not None, hooks, bint may_close):
         if address != NULL:
             know_library(address, plugin)
         if address != NULL or each.startswith("mq_context_"):  # a context needs a handle, whatever the plugin has
-            functions[each] = new_life(each, address, library)
+            functions[each] = new_lifecycle_function(each, address, library)
     for each in hooks:
         address = library.find(each)
         if address != NULL and (each.startswith("mq_") or is_in(address, path)):

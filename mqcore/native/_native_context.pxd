@@ -2,5 +2,5 @@
 
 from ._library cimport Library
 
-cdef object new_life(str name, void *address, Library library)
+cdef object new_lifecycle_function(str name, void *address, Library library)
 cdef object new_hook(void *address, int kind, Library library)

@@ -22,10 +22,10 @@ from ..loop._reactor cimport NATIVE_GIL_PHASE, Caller, request_nogil_tick
 from ..loop._atomic cimport get, store
 from ..loop._list cimport append_all, first, init_list, is_empty
 from ..loop._seal cimport seal
-from ._diagnostics cimport log_records, raise_pending_exit, set_living
-from ._hooks cimport Inside, call_native, claim_given, drop_kept, end_native_hold, enter, leave, run_many_native
+from ._diagnostics cimport count_lifecycle_call, log_records, raise_pending_exit
+from ._hooks cimport NativeFrame, call_native, claim_given, drop_kept, end_native_hold, enter, leave, run_many_native
 from ._library cimport Library
-from ._nogil cimport gil_phase, go_on, nogil_phase, stop
+from ._nogil cimport gil_phase, nogil_phase, resume_given, stop
 from ._slots cimport (
     CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, get_kind, get_object, get_pointer,
     handle_of, live_slot, load_int, open_table, slot_at, slot_of, state_of, take_slot, this_thread)
@@ -103,7 +103,7 @@ cdef void close(Runner runner, Table *table) noexcept:
     if runner.reactor.forked or table.owner != <PyObject *>runner:
         return
     runner.holds.lists.fast_path_off = True  # where this is called in a hook
-    go_on(runner, table)
+    resume_given(runner, table)
     log_records(runner, table)
     for each in range(table.count):
         slot = &table.chunks[each >> CHUNK_BITS][each & CHUNK - 1]
@@ -133,7 +133,7 @@ cdef int begin_context(Context context) except -1:
     if context.handle != NULL:
         raise MqError(f"the context of plugin {context.name} was initialized already")
     if context.holds.lists.native == NULL:
-        open_side((<Dispatcher>context.reactor.keeper).runner)
+        open_side((<Dispatcher>context.reactor.dispatcher).runner)
     slot = take_slot(table_in(context.holds), CONTEXT)
     if slot == NULL:
         raise MqError("there is no handle left for the context of a native plugin")
@@ -160,11 +160,11 @@ cdef void end_context(Context context) noexcept:
     Py_DECREF(context)
 
 
-# ------------------------------------------------------------------------------------------------------------------ Life
+# --------------------------------------------------------------------------------------------------- Lifecycle functions
 
 @cython.final
 @cython.no_gc  # a library refers to nothing
-cdef class Life:
+cdef class LifecycleFunction:
     """A function of a native plugin's own life, callable from Python. It is called without the GIL, as it may block."""
     cdef str name
     cdef void *address  # NULL where the plugin has none
@@ -181,18 +181,18 @@ cdef class Life:
         return None
 
     cdef int call(self) except -1:
-        set_living(1)
+        count_lifecycle_call(1)
         with nogil:
             (<void (*)() noexcept nogil>self.address)()
-        set_living(-1)
+        count_lifecycle_call(-1)
         return raise_pending_exit()
 
     cdef int version(self) except? -1:
         cdef int number
-        set_living(1)
+        count_lifecycle_call(1)
         with nogil:
             number = (<int (*)() noexcept nogil>self.address)()
-        set_living(-1)
+        count_lifecycle_call(-1)
         raise_pending_exit()
         return number
 
@@ -217,29 +217,29 @@ cdef class Life:
 
     cdef void call_with(self, Context context) noexcept:
         cdef Table *table = table_in(context.holds)
-        cdef Inside before
+        cdef NativeFrame before
         cdef void *handle = context.handle
         if self.address == NULL:
             return
         enter(table, handle, NULL, this_thread(), &before)
-        set_living(1)
+        count_lifecycle_call(1)
         with nogil:
             (<void (*)(void *) noexcept nogil>self.address)(handle)
-        set_living(-1)
+        count_lifecycle_call(-1)
         leave(table, &before)
 
 
-cdef object new_life(str name, void *address, Library library):
-    cdef Life life = Life.__new__(Life)
-    life.name = name
-    life.address = address
-    life.library = library
-    return life
+cdef object new_lifecycle_function(str name, void *address, Library library):
+    cdef LifecycleFunction function = LifecycleFunction.__new__(LifecycleFunction)
+    function.name = name
+    function.address = address
+    function.library = library
+    return function
 
 
 cdef object new_hook(void *address, int kind, Library library):
     return new_native_function(address, kind, library)
 
 
-seal(Life)
+seal(LifecycleFunction)
 seal(NativePlugins)

@@ -5,5 +5,5 @@ from ._slots cimport Slot, Table
 
 cdef bint nogil_phase(void *owner) noexcept nogil
 cdef bint gil_phase(void *owner) noexcept
-cdef void go_on(Runner runner, Table *table) noexcept nogil
+cdef void resume_given(Runner runner, Table *table) noexcept nogil
 cdef void stop(Table *table, Slot *slot) noexcept nogil

@@ -28,10 +28,10 @@ from ..loop._poll cimport lost_for, remove_watch
 from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, goes_on, request_tick, start_portion, unlink_ready
 from ..loop._wheel cimport DUE_NOGIL, first_due
 from ._arguments cimport Arguments, find_arguments
-from ._diagnostics cimport log_records, refuse_late
+from ._diagnostics cimport log_records, record_late
 from ._failures cimport early_decision, fail, forget_reasons
 from ._hooks cimport (
-    Inside, call_hooks, decide, enter, hold_by, is_exhausted, leave, new_generation, put_back)
+    NativeFrame, call_hooks, decide, enter, hold_by, is_exhausted, leave, new_generation, put_back)
 from ._queue cimport has_any, take
 from ._slots cimport (
     CALLED, CONTEXT, GIVEN, HELD_BY, OVER, STEP, TIMER, Slot, Table, end_slot, free_slot, get_kind, handle_of, live_slot,
@@ -58,7 +58,7 @@ cdef bint call_native(Runner runner, Reactor reactor, Table *table) noexcept nog
     call_timers(reactor, table)
     if reactor.thread == 0:  # closed by what was called: the table may be another dispatcher's by now
         return False
-    go_on(runner, table)
+    resume_given(runner, table)
     if has_any(&table.records):
         store_flag(&reactor.state.gil_needed, True)
     return (reactor.state.ready_count[True] > 0 or reactor.wheel.due_nogil > 0 or has_any(&table.given)
@@ -93,7 +93,7 @@ cdef void call_watcher(Table *table, Slot *watcher, int events) noexcept nogil:
     cdef void *callback = watcher.callback
     cdef void *data = watcher.data
     cdef int fd = watcher.fd
-    cdef Inside before
+    cdef NativeFrame before
     enter(table, watcher.owner, NULL, this_thread(), &before)
     if events == 0:
         stop(table, watcher)
@@ -107,7 +107,7 @@ cdef void call_timers(Reactor reactor, Table *table) noexcept nogil:
     cdef Slot *timer
     cdef void *callback
     cdef void *data
-    cdef Inside before
+    cdef NativeFrame before
     while count > 0 and reactor.wheel.due_nogil > 0 and reactor.thread != 0 and goes_on(&portion):
         count -= 1
         timer = <Slot *>(<char *>first_due(&reactor.wheel, DUE_NOGIL) - <size_t>&(<Slot *>NULL).waiting.node)
@@ -145,7 +145,7 @@ cdef void stop(Table *table, Slot *slot) noexcept nogil:
 
 # -------------------------------------------------------------------------------------------------------------- Messages
 
-cdef void go_on(Runner runner, Table *table) noexcept nogil:
+cdef void resume_given(Runner runner, Table *table) noexcept nogil:
     """Go on with messages that were given back, for a while. Of a dispatcher that is closed all are over."""
     cdef Portion portion = start_portion(runner.reactor.state.uv)
     cdef uint64_t now = runner.reactor.state.uv.hrtime()
@@ -159,15 +159,15 @@ cdef void go_on(Runner runner, Table *table) noexcept nogil:
         decision = state_of(load(&slot.word)) - GIVEN
         if decision <= 0:
             if decision == OVER - GIVEN:
-                refuse_late(table, slot)
+                record_late(table, slot)
             forget_reasons(slot)
             store(&slot.word, get(&slot.word) >> 32 << 32)
             free_slot(table, slot)
-        elif go_on_with(runner, table, slot, <Message>slot.object, decision, now):
+        elif resume_natively(runner, table, slot, <Message>slot.object, decision, now):
             now = runner.reactor.state.uv.hrtime()  # only hooks take time, and to look at the clock does
 
 
-cdef bint go_on_with(
+cdef bint resume_natively(
         Runner runner, Table *table, Slot *slot, Message message, int decision, uint64_t now) noexcept nogil:
     """Go on with a message that its native plugin gave back, as far as native plugins go. HELD -> HELD, QUEUED, or IDLE.
     Whether any hook was called."""
@@ -177,7 +177,7 @@ cdef bint go_on_with(
     count_given(message.entry.counters, decision)
     move(&runner.holds.lists, message, HELD, RUNNING)
     message.decision = decision
-    message.beside.native = NULL
+    message.by_state.native = NULL
     set_byte(&message.reference, NO_REFERENCE)  # it is ours now
     if decision == TO_FAIL:
         decision = fail_with_gil(runner, message, slot)
@@ -228,7 +228,7 @@ cdef int call(
     cdef uint64_t called
     cdef int early
     cdef bint taken = False
-    cdef Inside before
+    cdef NativeFrame before
     enter(table, NULL, <PyObject *>message, this_thread(), &before)
     entry = call_hooks(runner, message, entry, slot, arguments, is_sampled(&runner.until_sample), &taken)
     leave(table, &before)
@@ -251,18 +251,18 @@ cdef int call(
             move(&runner.holds.lists, message, HELD, RUNNING)
             message.decision = early
             return early
-    go_on_with_gil(runner, table, message, slot, taken)
+    resume_with_gil(runner, table, message, slot, taken)
     return UNDECIDED
 
 
-cdef void go_on_with_gil(Runner runner, Table *table, Message message, Slot *slot, bint taken) noexcept with gil:
+cdef void resume_with_gil(Runner runner, Table *table, Message message, Slot *slot, bint taken) noexcept with gil:
     """The hook contradicted itself, or failed the step, or that or its dispatcher was ended while it was called."""
     cdef Drops drops
-    cdef bint kept = True
+    cdef bint has_slot = True
     cdef int decision
     no_drops(&drops)
-    decision = decide(runner, message, slot, taken, &kept, &drops)
-    if kept:
+    decision = decide(runner, message, slot, taken, &has_slot, &drops)
+    if has_slot:
         new_generation(slot)
         put_back(table, slot)
     if decision != UNDECIDED:

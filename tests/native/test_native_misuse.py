@@ -440,7 +440,7 @@ def test_functions_of_native_plugins_are_no_trapdoor_for_python(owner, tmp_path,
     other = start(owner, [], {"10-thief": hook, "20-python": lambda context, message: contexts.append(context)})
     message = mqcore.Message()
     assert other.hook("mq_step").run(message) is mqcore.FAIL and isinstance(message.error, TypeError)
-    for kind in (mqcore._chain.NativeFunction, mqcore.native._native_context.Life, mqcore.native._access.Pointer):
+    for kind in (mqcore._chain.NativeFunction, mqcore.native._native_context.LifecycleFunction, mqcore.native._access.Pointer):
         for make in (kind, functools.partial(kind.__new__, kind), functools.partial(object.__new__, kind)):
             with pytest.raises(TypeError, match="made by mqcore alone|not safe"):
                 make()

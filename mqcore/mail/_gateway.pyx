@@ -247,7 +247,7 @@ cdef class Gateway:
                 forget(transaction)
                 raise ValueError(f"{mail!r} is offered twice")
             (<Mail>mail).transaction = transaction
-        if self.tracers is not None and transaction.timeline is None:
+        if self.tracers is not None and not transaction.was_offered:
             transaction.timeline = self.tracers.offered(transaction.mails[0])
         transaction.gateway = self
         transaction.begun = monotonic()
@@ -326,12 +326,11 @@ cdef class Gateway:
 
     cdef int run_step(self, Mail mail) except -1:
         cdef object outcome
-        cdef object timeline = (<Transaction>mail.transaction).timeline
         try:
-            if timeline is None:
+            if (<Transaction>mail.transaction).timeline is None:
                 outcome = self.hook.run_one(mail, (), self.take)
             else:
-                outcome = timeline.run(self.hook, mail, (), self.take, mail.recipient)
+                outcome = (<Transaction>mail.transaction).timeline.run(self.hook, mail, (), self.take, mail.recipient)
         except Exception:
             log.exception("the plugins were not asked about a mail of %s", self.source.url)
             outcome = FAIL

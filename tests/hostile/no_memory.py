@@ -123,6 +123,26 @@ class Passes(Scenario):
         yield
 
 
+class Traced(Scenario):
+    """Steps that are looked at: some are held, and one retries for ever."""
+
+    def hook(self, context: Any, message: Any) -> Any:
+        if message is self.messages[3]:
+            return mqcore.RETRY
+        return message is not self.messages[2]
+
+    def body(self) -> Iterator[None]:
+        for index, message in enumerate(self.messages):
+            try:
+                self.returned[index] = self.step.run_traced(message, mqcore.Trace(), done=self.done)
+            except MemoryError:
+                self.returned[index] = "raised"
+        for message, returned in zip(self.messages[:2], self.returned, strict=False):
+            if returned is None:
+                self.contexts[0].continue_(message)
+        yield from self.turns()
+
+
 class Fails(Scenario):
     def hook(self, context: Any, message: Any) -> Any:
         raise ValueError

@@ -69,6 +69,7 @@ cdef class SmtpConnection:
     cdef int end_stage(self, outcome) except -1
     cdef bint answer(self, outcome, failed=*) except -1
     cdef int note(self, rejection, outcome) except -1
+    cdef object run_seen(self, Hook hook, tuple arguments)
     cdef int begin_timeline(self) except -1
     cdef int note_replies(self, Py_ssize_t count) except -1
     cdef int end_timeline(self, str reason) except -1

@@ -270,11 +270,8 @@ cdef class SmtpConnection:
             self.message.refusal = self.message.rejected_by = None
         self.message.discarded = False
         self.stage = stage
-        if self.timeline is None:
-            outcome = hook.run_one(self.message, arguments, self.resume)
-        else:
-            about = arguments[0] if stage == SENDER or stage == RECIPIENT else None
-            outcome = self.timeline.run(hook, self.message, arguments, self.resume, about)
+        outcome = (hook.run_one(self.message, arguments, self.resume) if self.timeline is None
+                   else self.run_seen(hook, arguments))
         if outcome is not None:
             return self.end_stage(outcome)
         self.is_stepping = True
@@ -328,6 +325,11 @@ cdef class SmtpConnection:
         return 0
 
     # For whoever wants to see a transaction
+
+    cdef object run_seen(self, Hook hook, tuple arguments):
+        """`hook.run`, in a transaction that is seen."""
+        about = arguments[0] if self.stage == SENDER or self.stage == RECIPIENT else None
+        return self.timeline.run(hook, self.message, arguments, self.resume, about)
 
     cdef int begin_timeline(self) except -1:
         """At MAIL."""
@@ -598,6 +600,7 @@ cdef class SmtpConnection:
         self.transaction.mails = tuple(mails)
         self.transaction.connection = self
         self.transaction.timeline = self.timeline
+        self.transaction.was_offered = True
         # Whatever becomes of the client, its bytes are in memory until the gateway lets go of them.
         self.transaction.host = self.host
         self.transaction.reserved = self.reserved

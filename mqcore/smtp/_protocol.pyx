@@ -296,6 +296,9 @@ cdef class ServerProtocol:
             stage = STAGES.get(line[:4].upper(), "command")
             if stage == "mailfrom" or stage == "rcptto":
                 address = argument_of(line)
+                match = (syntax.parse_from if stage == "mailfrom" else syntax.parse_to)(address)
+                if match is not None:  # else all of it is told
+                    address = match[1] or ""
         if self.faults is None:
             self.faults = []
         self.faults.append((stage, address, reply))

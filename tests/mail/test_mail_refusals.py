@@ -79,6 +79,8 @@ async def test_a_step_that_fails(lines):
         (b"EXPN x\r\n", "command", 502, ""),
         (b"MAIL FROM:b@@x\r\n", "mailfrom", 501, " sender='FROM:b@@x'"),
         (MAIL + b"RCPT TO:b\r\n", "rcptto", 501, " sender='a@example.org' recipient='TO:b'"),
+        (b"MAIL FROM: <b@x.org> SIZE=99999999999\r\n", "mailfrom", 552, " sender='b@x.org'"),
+        (MAIL + b"RCPT TO:<c@x.org> NOTIFY=NEVER\r\n", "rcptto", 555, " sender='a@example.org' recipient='c@x.org'"),
         (MAIL + b"DATA\r\n", "data", 554, " sender='a@example.org'"),
         (MAIL + RCPT + b"DATA\r\na\nb\r\n.\r\n", "data", 554, " sender='a@example.org'"),
         (b"AUTH PLAIN ====\r\n", "authenticate", 501, ""),

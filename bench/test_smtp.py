@@ -45,6 +45,8 @@ def mq_smtp_in_message(context, message):
     return True
 """
 
+ALL_ON = ("--watchdog", "500ms", "--log-level", "info")
+
 Served = Callable[[str], tuple[int, int]]
 
 
@@ -76,6 +78,8 @@ def listening(name: str, plugins: Path) -> Iterator[tuple[int, int]]:
         command = [sys.executable, "-P", "-m", "mqcore", "run", "--plugins", plugins, "--from", f"smtp://127.0.0.1:{port}"]
         commands = {
             "mqcore": [*command, "--to", "null:"],
+            "all off": [*command, "--to", "null:", "--watchdog", "0"],
+            "all on": [*command, "--to", "null:", *ALL_ON, f"--control={folder}/control", f"--metrics=unix:{folder}/metrics"],
             "mqcore, Maildir": [*command, "--to", f"maildir:{folder}/inbox"],
             "mqcore, LMTP": [*command[:-1], f"lmtp://127.0.0.1:{port}", "--to", "null:"],
             "mqcore, holds": [*command, "--plugins", plugins / "holds", "--to", "null:"],
@@ -145,6 +149,15 @@ def test_receive(
     benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
     for case, figures in ((shape, course.clock), (f"{shape}, processor time", course.processor)):
         report(row_of("receiving by SMTP", case, {name: each[-rounds:] for name, each in figures.items()}))
+
+
+def test_all_that_an_operator_may_turn_on(benchmark: Any, report: Callable[..., None], served: Served, *, short: bool) -> None:
+    """But tracing: the watchdog, a line in the log for each mail (which nobody reads), the control socket, and metrics."""
+    course = Course({"all off": served("all off"), "mqcore": served("all on")}, 1600, [], 100)
+    rounds = 5 if short else 31
+    benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
+    figures = {name: each[-rounds:] for name, each in course.processor.items()}
+    report(row_of("receiving by SMTP", "100 mails a connection, all on, processor time", figures))
 
 
 @pytest.mark.parametrize("recipients", [1, 10])

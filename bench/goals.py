@@ -100,7 +100,7 @@ GOALS = {
     "run_many, 10 plugins, instructions": Goal("floor", plus=50, room=2.0),
     "run, 1 plugin, instructions": Goal("floor", plus=460, room=1.1),
     "hold and give back, instructions": Goal(plus=3_600, room=1.1),
-    # By the contract all that an operator may turn on costs 1 % of the instructions of a path, and 2 % of SMTP in.
+    # All that an operator may turn on, but for lines in the log, costs 1 % of the instructions of a path, and 2 % of SMTP in.
     "run_many, 10 plugins, watched, instructions": Goal("not watched", 1.01, room=1.005),
     "hold and give back, watched, instructions": Goal("not watched", 1.01, room=1.005),
     "start and stop a timer, instructions": Goal(plus=1_900, room=1.1),

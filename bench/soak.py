@@ -18,18 +18,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from servers import free_port, mqcore, smtp_sink
+from servers import mqcore, smtp_sink
 
 CONNECTIONS = 16
 SIZE = 1024
@@ -69,8 +69,8 @@ def soak_with(sink: Callable[[], contextlib.AbstractContextManager[str]], mails:
     """One line; how many alarms there were."""
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory() as plugins, sink() as place:
         Path(plugins, "10-holds.py").write_text(HOLDS)
-        metrics = free_port()
-        options = ("--to", place, "--plugins", plugins, "--metrics", f":{metrics}")
+        metrics = f"{plugins}/metrics"
+        options = ("--to", place, "--one-recipient", "--plugins", plugins, "--metrics", f"unix:{metrics}")
         with mqcore(*options, stderr=log) as (process, port), scraped(metrics):
             begin = time.monotonic()
             samples = list(soak(process.pid, port, mails, begin + seconds))
@@ -111,14 +111,17 @@ def busy(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def scraped(port: int) -> Iterator[None]:
+def scraped(path: str) -> Iterator[None]:
     """Each second, by somebody else."""
     stop = threading.Event()
 
     def scrape() -> None:
         while not stop.wait(1):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-                assert answer.read()
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                while client.recv(1 << 16):
+                    pass
 
     scraping = threading.Thread(target=scrape)
     scraping.start()

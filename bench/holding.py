@@ -7,8 +7,9 @@ runs the loop until the end of each message was told to a Python function.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from threading import Thread
+from types import MappingProxyType
 from typing import Any
 
 import greenlet
@@ -59,9 +60,11 @@ class Way:
 class ByMqcore(Way):
     """The hook returns true, `context.continue_` gives back."""
 
+    options: Mapping[str, Any] = MappingProxyType({})
+
     def open(self) -> None:
         """A dispatcher with one plugin."""
-        self.subject = Subject(self.loop, (self.take,))
+        self.subject = Subject(self.loop, (self.take,), **self.options)
         self.context = self.subject.contexts[0]
 
     def close(self) -> None:
@@ -84,6 +87,12 @@ class ByMqcore(Way):
         continue_ = self.context.continue_
         for message in self.messages:
             continue_(message)
+
+
+class ByWatched(ByMqcore):
+    """The same, with a watchdog."""
+
+    options = MappingProxyType({"watchdog": 0.5})
 
 
 class ByFloor(ByMqcore):

@@ -16,7 +16,7 @@ from typing import Any
 
 import uvloop
 from building import build
-from holding import ByDict, ByMqcore
+from holding import ByDict, ByMqcore, ByWatched
 from ringing import TIMES, WAYS
 from subjects import PASSES_ON, messages, subject
 from test_dispatch import run_each
@@ -37,9 +37,14 @@ def cases(loop: Any) -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:
         run = floor(made.functions, made.contexts).run
         contenders = {"floor": lambda: run_each(run, taken), "mqcore": lambda: run_each(made.hook.run, taken)}
         yield "run, 1 plugin", contenders
-    by_dict, by_mqcore = ByDict(loop, taken), ByMqcore(loop, taken)
+    by_dict, by_mqcore, by_watched = ByDict(loop, taken), ByMqcore(loop, taken), ByWatched(loop, taken)
     yield "hold and give back", {"dict + callback": by_dict.cycle, "mqcore": by_mqcore.cycle}
+    yield "hold and give back, watched", {"not watched": by_mqcore.cycle, "mqcore": by_watched.cycle}
     by_mqcore.close()
+    by_watched.close()
+    with subject(loop, PASSES_ON, 10) as plain, subject(loop, PASSES_ON, 10, watchdog=0.5) as watched:
+        ways = {"not watched": lambda: plain.hook.run_many(taken), "mqcore": lambda: watched.hook.run_many(taken)}
+        yield "run_many, 10 plugins, watched", ways
     call_later, timers = ByCallLater(loop, COUNT), TimersByMqcore(loop, COUNT)
     contenders = {"uvloop": call_later.start_and_stop_in_turn, "mqcore": timers.start_and_stop_in_turn}
     yield "start and stop a timer", contenders

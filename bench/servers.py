@@ -25,19 +25,19 @@ def smtp_sink() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def mqcore(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def mqcore(*arguments: str, **options: Any) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """`mqcore run --from smtp:...` with these arguments, and its port."""
     port = free_port()
     command = [sys.executable, "-P", "-m", "mqcore", "run", "--from", f"smtp://127.0.0.1:{port}", *arguments]
-    with running(command, port) as process:
+    with running(command, port, **options) as process:
         yield process, port
 
 
 @contextlib.contextmanager
-def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """From when it listens on the port until the end of the block."""
+def running(command: list[str], port: int, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """From when it listens on the port until the end of the block. Without options it is quiet."""
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=environment(), **quiet)
+    process = subprocess.Popen(command, env=environment(), **quiet | options)
     try:
         while True:
             if process.poll() is not None:

@@ -1,24 +1,31 @@
-"""An hour's mail, as fast as it goes: whether the memory of a server grows with what has passed through it.
+"""An hour's mail, as fast as it goes: whether the memory of a server grows with what has passed through it, and whether its
+watchdog tells of anything where nothing blocks.
 
     pip install '.[bench,smtp]' && apt-get install postfix
-    python bench/soak.py [--mails N]
+    python bench/soak.py [--mails N] [--minutes M] [--busy N]
 
 Postfix's smtp-source sends mails of 1 KB over 16 connections, by default 360,000, which are 100 a second for an hour, to
-`mqcore run` with each kind of sink in turn: null:, a Maildir whose files are deleted as they arrive, and a server. Resident
-memory is read twenty times on the way. What it is after a tenth of the mails is compared with what it is after all, and the
-growth for each 1,000 mails is the slope of a line through what was read from then on.
+`mqcore run` with a plugin that holds each for 5 ms, and with each kind of sink in turn: null:, a Maildir whose files are
+deleted as they arrive, and a server. Resident memory is read twenty times on the way. What it is after a tenth of the mails is
+compared with what it is after all, and the growth for each 1,000 mails is the slope of a line through what was read since.
+
+With `--minutes` it goes on until so many are over, with all sinks. `--busy`: so many other processes want the processors all
+the time. The server has metrics that are asked for each second. What its watchdog tells, with the default limit of 500 ms, is
+an alarm, and a false one: it is printed, and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +34,12 @@ from servers import mqcore, smtp_sink
 CONNECTIONS = 16
 SIZE = 1024
 PORTIONS = 20
+HOLDS = """
+def mq_smtp_in_message(context, message):
+    hold = context.hold(message)
+    context.start_timer(0.005, hold.continue_)
+    return True
+"""
 
 
 class Sample(NamedTuple):
@@ -40,25 +53,83 @@ def main() -> None:
     """Run with each sink, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mails", type=int, default=360_000)
-    mails = parser.parse_args().mails
-    print("sink      mails     mails/s   MiB after a tenth   MiB after all   peak MiB   bytes for each 1,000 mails")
-    for sink in (null, maildir, server):
-        with sink() as place, mqcore("--to", place) as (process, port):
-            begin = time.perf_counter()
-            samples = list(soak(process.pid, port, mails))
-            rate = mails / (time.perf_counter() - begin)
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--busy", type=int, default=0)
+    options = parser.parse_args()
+    print("sink        mails     mails/s   MiB after a tenth   MiB after all   peak MiB   bytes for each 1,000 mails   alarms")
+    alarms = 0
+    sinks = (null, maildir, server)
+    with busy(options.busy):
+        for sink in sinks:
+            alarms += soak_with(sink, options.mails, 60 * options.minutes / len(sinks))
+    sys.exit(1 if alarms else 0)
+
+
+def soak_with(sink: Callable[[], contextlib.AbstractContextManager[str]], mails: int, seconds: float) -> int:
+    """One line; how many alarms there were."""
+    with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory() as plugins, sink() as place:
+        Path(plugins, "10-holds.py").write_text(HOLDS)
+        metrics = f"{plugins}/metrics"
+        options = ("--to", place, "--one-recipient", "--plugins", plugins, "--metrics", f"unix:{metrics}")
+        with mqcore(*options, stderr=log) as (process, port), scraped(metrics):
+            begin = time.monotonic()
+            samples = list(soak(process.pid, port, mails, begin + seconds))
+            sent = samples[-1].mails
+            rate = sent / (time.monotonic() - begin)
             tenth, last = samples[PORTIONS // 10 - 1].memory, samples[-1].memory
             slope = statistics.linear_regression(*zip(*samples[PORTIONS // 10 - 1 :], strict=True)).slope
-            figures = f"{rate:11,.0f} {tenth / 2**20:19.2f} {last / 2**20:15.2f} {memory(process.pid, 'VmHWM') / 2**20:10.2f}"
-            print(f"{sink.__name__:8} {mails:7,} {figures} {1000 * slope:28.0f}", flush=True)
+            peak = memory(process.pid, "VmHWM")
+        log.seek(0)
+        alarms = [line for line in log if "mqcore.watchdog" in line]
+    figures = f"{rate:11,.0f} {tenth / 2**20:19.2f} {last / 2**20:15.2f} {peak / 2**20:10.2f} {1000 * slope:28.0f}"
+    print(f"{sink.__name__:8} {sent:9,} {figures} {len(alarms):8}", flush=True)
+    for line in alarms:
+        print(f"    {line}", end="", flush=True)
+    return len(alarms)
 
 
-def soak(pid: int, port: int, mails: int) -> Iterator[Sample]:
-    """Send the mails, in portions."""
-    for portion in range(1, PORTIONS + 1):
+def soak(pid: int, port: int, mails: int, end: float) -> Iterator[Sample]:
+    """Send the mails, in portions, and more until the end."""
+    portion = 0
+    while portion < PORTIONS or time.monotonic() < end:
+        portion += 1
         command = ["smtp-source", "-d", "-s", str(CONNECTIONS), "-l", str(SIZE), "-m", str(mails // PORTIONS)]
         subprocess.run([*command, f"127.0.0.1:{port}"], check=True)
         yield Sample(portion * (mails // PORTIONS), memory(pid, "VmRSS"))
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes take all the time that they get."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+@contextlib.contextmanager
+def scraped(path: str) -> Iterator[None]:
+    """Each second, by somebody else."""
+    stop = threading.Event()
+
+    def scrape() -> None:
+        while not stop.wait(1):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                while client.recv(1 << 16):
+                    pass
+
+    scraping = threading.Thread(target=scrape)
+    scraping.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        scraping.join()
 
 
 def memory(pid: int, kind: str) -> int:

@@ -47,9 +47,9 @@ class Subject:
 
 
 @contextmanager
-def subject(loop: Any, source: str, count: int, idle: int = 0) -> Iterator[Subject]:
+def subject(loop: Any, source: str, count: int, idle: int = 0, **options: Any) -> Iterator[Subject]:
     """A Subject over `count` plugins of that source."""
-    made = Subject(loop, functions_of(source, count), idle)
+    made = Subject(loop, functions_of(source, count), idle, **options)
     try:
         yield made
     finally:

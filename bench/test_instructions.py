@@ -21,6 +21,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, floa
     "case",
     [
         *("run_many, 10 plugins", "run, 1 plugin", "hold and give back", "start and stop a timer"),
+        *("run_many, 10 plugins, watched", "hold and give back, watched"),
         *("ping-pong", "100 sockets at once"),
     ],
 )

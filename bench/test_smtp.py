@@ -76,6 +76,9 @@ def listening(name: str, plugins: Path) -> Iterator[tuple[int, int]]:
         command = [sys.executable, "-P", "-m", "mqcore", "run", "--plugins", plugins, "--from", f"smtp://127.0.0.1:{port}"]
         commands = {
             "mqcore": [*command, "--to", "null:"],
+            "all off": [*command, "--to", "null:", "--watchdog", "0"],
+            "all on": [*command, "--to", "null:", f"--control={folder}/control", f"--metrics=unix:{folder}/metrics"],
+            "a line in the log": [*command, "--to", "null:", "--watchdog", "0", "--log-level", "info"],
             "mqcore, Maildir": [*command, "--to", f"maildir:{folder}/inbox"],
             "mqcore, LMTP": [*command[:-1], f"lmtp://127.0.0.1:{port}", "--to", "null:"],
             "mqcore, holds": [*command, "--plugins", plugins / "holds", "--to", "null:"],
@@ -145,6 +148,17 @@ def test_receive(
     benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
     for case, figures in ((shape, course.clock), (f"{shape}, processor time", course.processor)):
         report(row_of("receiving by SMTP", case, {name: each[-rounds:] for name, each in figures.items()}))
+
+
+def test_all_that_an_operator_may_turn_on(benchmark: Any, report: Callable[..., None], served: Served, *, short: bool) -> None:
+    """The watchdog, the control socket, and metrics; and a line in the log for each mail, which costs what writing one does."""
+    course = Course({name: served(name) for name in ("all off", "all on", "a line in the log")}, 1600, [], 100)
+    rounds = 5 if short else 31
+    benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
+    off, on, logging = (each[-rounds:] for each in course.processor.values())
+    shape = "100 mails a connection"
+    report(row_of("receiving by SMTP", f"{shape}, all on, processor time", {"all off": off, "mqcore": on}))
+    report(row_of("receiving by SMTP", f"{shape}, a line in the log, processor time", {"no line": off, "mqcore": logging}))
 
 
 @pytest.mark.parametrize("recipients", [1, 10])

@@ -137,11 +137,12 @@ class Commands:
         self._check_plugin(plugin)
         found = await self._held.oldest(limit, plugin, older)
         parts = Encoded([f'{{"held": {self._server.dispatcher.counts()["held"]}, "oldest": ['])
-        for start in range(0, len(found), FEW):  # in portions, as there may be many
-            if start:
+        while found:  # in portions, as there may be many; they take their time to be freed, too
+            parts.append(json.dumps([self._held.describe(held) for held in found[:FEW]])[1:-1])
+            del found[:FEW]
+            if found:
                 await asyncio.sleep(0)
                 parts.append(", ")
-            parts.append(json.dumps([self._held.describe(held) for held in found[start : start + FEW]])[1:-1])
         parts.append("]}")
         return parts
 

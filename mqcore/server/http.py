@@ -103,8 +103,10 @@ class HttpServer:
             self.url = f"unix:{address}"
         else:
             host, port = address
-            self._sockets = listen_on("" if host == "::" else host, port)  # all addresses are those of IPv4, too
-            host, port = self._sockets[0].getsockname()[:2]
+            is_all = host == "::"  # also of IPv4, as people expect
+            self._sockets = listen_on("" if is_all else host, port)
+            found, port = self._sockets[0].getsockname()[:2]
+            host = host if is_all else found
             names = ("localhost", address[0], host, socket.gethostname(), own_hostname())
             self._names = frozenset(map(str.lower, names))
             self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import subprocess
@@ -586,6 +587,7 @@ def test_wrong_limits(owner, watchdog, error, says):
 
 def test_an_abort_without_a_standard_error(monkeypatch):
     """As under pythonw, or where a program has put something of its own in its place."""
+    monkeypatch.setattr(faulthandler, "is_enabled", lambda: False)
     monkeypatch.setattr(sys, "stderr", None)
     assert mqcore.Watchdog(1, abort=5).abort == 5
 

@@ -7,12 +7,12 @@ import argparse
 import difflib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..mail.places import without_login
 from ..plugins._config import line_of, read_toml
 from ..server.durations import parse_duration
 from .output import complain
@@ -26,8 +26,6 @@ DEFAULT = "default"
 
 YES = ("1", "true", "yes", "on")
 NO = ("0", "false", "no", "off", "")
-
-_USER = re.compile(r"//[^/@\s]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +205,7 @@ def shown(setting: Setting) -> str:
     """As a line of the table `[run]`, and where it came from. Names and passwords in a URL are not shown."""
     value = setting.value if setting.written is None else setting.written
     if not isinstance(value, (bool, int, float, list)):
-        value = _USER.sub("//...@", str(value))
+        value = without_login(str(value))
     return f"{setting.name} = {json.dumps(value, ensure_ascii=False)}  # {setting.origin}"
 
 

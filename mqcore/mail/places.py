@@ -6,6 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from .amqp.sink import AmqpSink, AmqpsSink
+from .amqp.url import USAGE as AMQP
+from .amqp.url import parse as parse_amqp
 from .base import BaseSink, Option, Place, Source, Store
 from .maildir.sink import MaildirSink
 from .maildir.source import MaildirSource
@@ -40,6 +43,8 @@ SINKS: Mapping[str, type[BaseSink]] = {
     "smtps://HOST:PORT": SmtpsSink,
     "lmtp://HOST:PORT": LmtpSink,
     "lmtp:unix:PATH": LmtpSink,
+    f"amqp:{AMQP}": AmqpSink,
+    f"amqps:{AMQP}": AmqpsSink,
 }
 
 
@@ -51,12 +56,18 @@ class Location(NamedTuple, Generic[P]):
     kind: type[P]
 
     def __str__(self) -> str:
-        return f"{self.scheme}:{self.path}"
+        return without_login(f"{self.scheme}:{self.path}")
 
     def is_same(self, other: Location[Any]) -> bool:
         """Whether both are the same mailbox, or socket."""
         one, two = (os.path.realpath(where.path.removeprefix("unix:")) for where in (self, other))
         return bool(self.path) and one == two
+
+
+def without_login(url: str) -> str:
+    """For people and logs: what may be a password is left out."""
+    before, at, rest = url.rpartition("@")
+    return f"{before.partition('//')[0]}//...@{rest}" if at and "//" in before else url
 
 
 def parse_source(url: str) -> Location[Source]:
@@ -103,8 +114,11 @@ def _parse(url: str, known: Mapping[str, type[P]], what: str) -> Location[P]:
         if usual_path == "//HOST:PORT" and not is_socket:
             split_host(path)
             return Location(scheme, path, kind)
+        if usual_path == AMQP:
+            parse_amqp(scheme, path)
+            return Location(scheme, path, kind)
         if usual_path == "unix:PATH" and is_socket:
             return Location(scheme, f"unix:{_absolute(path.removeprefix('unix:'))}", kind)
         if usual_path in ("PATH", ""):
             return Location(scheme, path and _absolute(path), kind)
-    raise ValueError(f"{url!r} is no {what}; it can be {' or '.join(known)}")
+    raise ValueError(f"{without_login(url)!r} is no {what}; it can be {' or '.join(known)}")

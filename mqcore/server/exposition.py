@@ -358,6 +358,15 @@ def _sinks(figures: Mapping[str, Any]) -> list[Family]:
         replies = ((label(code="none" if code is None else code), count) for code, count in out["replies"].items())
         found.append(_one("mqcore_smtp_out_connections", "gauge", "Connections to the next server.", out["connections"]))
         found.append(_many("mqcore_smtp_out_replies", "counter", "What it said to recipients; none: it did not.", replies))
+    amqp = figures.get("amqp_out")
+    if amqp is not None:
+        found += [
+            _one("mqcore_amqp_connections", "gauge", "Connections to the broker.", amqp["connections"]),
+            _one("mqcore_amqp_reconnects", "counter", "Times that the connection was made again.", amqp["reconnects"]),
+            _by("mqcore_amqp_confirms", "counter", "What became of messages.", "result", amqp["confirms"]),
+            _one("mqcore_amqp_unconfirmed", "gauge", "Messages that the broker has not confirmed.", amqp["unconfirmed"]),
+            _one("mqcore_amqp_blocked", "gauge", "1 while the broker takes nothing.", int(amqp["blocked"])),
+        ]
     return found
 
 

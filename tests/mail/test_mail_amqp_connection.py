@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import trustme
-from amqp_tools import GREETING, NONE, OPEN_OK, START, TUNE, deliver, frame, frames, method, published, returned
+from amqp_broker import Broker, broker
+from amqp_tools import NONE, OPEN_OK, deliver, frame, method, returned
 from smtp_tools import run
 
 from mqcore.amqp.client import (
@@ -24,83 +25,10 @@ from mqcore.amqp.client import (
     GetEmpty,
     Outcome,
 )
-from mqcore.amqp.methods import decode
 from mqcore.mail.amqp.connection import Address, BrokerError, Connection, Unreachable
 from mqcore.mail.amqp.session import Session, delays
 
 OPTIONS = ClientOptions(user="guest", password="secret", heartbeat=0)
-ANSWERS: dict[str, Callable[..., bytes]] = {
-    "connection.start-ok": lambda channel, *_: TUNE,
-    "connection.open": lambda channel, *_: OPEN_OK,
-    "connection.close": lambda channel, *_: method(0, "connection.close-ok"),
-    "channel.open": lambda channel, *_: method(channel, "channel.open-ok", b""),
-    "channel.close": lambda channel, *_: method(channel, "channel.close-ok"),
-    "confirm.select": lambda channel, *_: method(channel, "confirm.select-ok"),
-    "basic.qos": lambda channel, *_: method(channel, "basic.qos-ok"),
-    "basic.consume": lambda channel, _, queue, tag, *__: method(channel, "basic.consume-ok", tag or "made"),
-    "basic.get": lambda channel, *_: method(channel, "basic.get-empty", ""),
-    "queue.declare": lambda channel, _, queue, *__: method(channel, "queue.declare-ok", queue, 0, 0),
-}
-
-
-class Broker:
-    """What it is told, as method names; each of them answered as `answers` says."""
-
-    def __init__(self, **answers: Callable[..., bytes] | None) -> None:
-        self.answers = {**ANSWERS, **{name.replace("__", ".").replace("_", "-"): answer for name, answer in answers.items()}}
-        self.names: list[str] = []
-        self.heartbeats = 0
-        self.sent: list[tuple[bytes, bytes]] = []
-        self.writers: list[asyncio.StreamWriter] = []
-        self.news = asyncio.Event()
-        self.port = 0
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.writers.append(writer)
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-            assert await reader.readexactly(8) == GREETING
-            self.say(START)
-            while True:
-                head = await reader.readexactly(7)
-                payload = await reader.readexactly(int.from_bytes(head[3:], "big") + 1)
-                self.take(head + payload, writer)
-        writer.close()
-
-    def take(self, data: bytes, writer: asyncio.StreamWriter) -> None:
-        [(kind, channel, payload)] = frames(data)
-        if kind == 8:
-            self.heartbeats += 1
-        elif kind == 1:
-            name, arguments = decode(payload)
-            self.names.append(name)
-            answer = self.answers.get(name)
-            if answer is not None:
-                writer.write(answer(channel, *arguments))
-        else:
-            self.sent += published(data) if kind == 2 else []
-        self.news.set()
-
-    def say(self, data: bytes) -> None:
-        self.writers[-1].write(data)
-
-    async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(30):
-            while not condition():
-                self.news.clear()
-                await self.news.wait()
-
-
-@contextlib.asynccontextmanager
-async def broker(*, tls: ssl.SSLContext | None = None, **answers: Any) -> AsyncIterator[Broker]:
-    it = Broker(**answers)
-    server = await asyncio.start_server(it.serve, "127.0.0.1", 0, ssl=tls)
-    it.port = server.sockets[0].getsockname()[1]
-    try:
-        yield it
-    finally:
-        server.close()
-        for writer in it.writers:
-            writer.transport.abort()
 
 
 class Events(list[Any]):

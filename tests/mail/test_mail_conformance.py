@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from amqp_broker import Broker, serving
 from mail_tools import make_maildir, read_maildir, read_mbox, untraced
 from milter_tools import Mta
 from sending_tools import ListSource, NextServer
@@ -45,6 +46,8 @@ from mqcore.mail import (
     Transaction,
     Verdict,
 )
+from mqcore.mail.amqp.body import read_body
+from mqcore.mail.amqp.sink import AmqpSink
 
 MAILS = [b"Subject: %d\n\nhello\n" % number for number in range(20)]
 
@@ -201,8 +204,21 @@ async def to_lmtp(folder: Path, source: Any) -> AsyncIterator[tuple[Any, Callabl
         await server.stop()
 
 
-SINKS = [to_list, to_own, to_null, to_mbox, to_maildir, to_smtp, to_lmtp]
-REMEMBERING = [to_mbox, to_maildir, to_smtp, to_lmtp]
+QUEUES: dict[Path, Broker] = {}
+"""The broker of each test, which outlives a run."""
+
+
+@contextlib.asynccontextmanager
+async def to_amqp(folder: Path, source: Any) -> AsyncIterator[tuple[Any, Callable[[], Iterable[bytes]]]]:
+    it = QUEUES.setdefault(folder, Broker())
+    it.outcome = lambda number: "ack"
+    async with serving(it):
+        sink = AmqpSink.open(f"//guest:guest@127.0.0.1:{it.port}?queue=q", source)
+        yield sink, lambda: [read_body(body).mime for _, body in it.sent]
+
+
+SINKS = [to_list, to_own, to_null, to_mbox, to_maildir, to_smtp, to_lmtp, to_amqp]
+REMEMBERING = [to_mbox, to_maildir, to_smtp, to_lmtp, to_amqp]
 """Those that know in a second run what they have."""
 
 

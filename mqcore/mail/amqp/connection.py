@@ -53,6 +53,10 @@ _REPLIES = (
 )
 
 
+class Writable(NamedTuple):
+    """What was published is on its way: more may be."""
+
+
 class Address(NamedTuple):
     host: str
     port: int
@@ -87,7 +91,7 @@ class Connection(asyncio.Protocol):
     `ConnectionClosed` last. All that is said in a turn of the loop is sent at its end.
     """
 
-    def __init__(self, options: ClientOptions, on_event: Callable[[Event], object]) -> None:
+    def __init__(self, options: ClientOptions, on_event: Callable[[Event | Writable], object]) -> None:
         self.protocol = ClientProtocol(options)
         self.server: dict[str, Any] = {}
         """What the broker says of itself."""
@@ -107,7 +111,7 @@ class Connection(asyncio.Protocol):
         self._lost = "the broker closed the connection"
 
     @classmethod
-    async def open(cls, address: Address, options: ClientOptions, on_event: Callable[[Event], object]) -> Self:
+    async def open(cls, address: Address, options: ClientOptions, on_event: Callable[[Event | Writable], object]) -> Self:
         """Raises Unreachable."""
         loop = asyncio.get_running_loop()
         connection: Self | None = None
@@ -155,6 +159,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.is_writable = True
+        self._on_event(Writable())
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._heartbeat is not None:

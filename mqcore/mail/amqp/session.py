@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from ...amqp.client import ChannelClosed, ClientOptions, ConnectionClosed, Event
 from ...amqp.errors import NOT_FOUND
-from .connection import Address, BrokerError, Connection, Unreachable
+from .connection import Address, BrokerError, Connection, Unreachable, Writable
 
 PATIENCE = 30.0
 """Seconds: for so long a broker may be away at the start, and a queue later."""
@@ -41,7 +41,7 @@ class Session:
         address: Address,
         options: ClientOptions,
         set_up: Callable[[Connection], Awaitable[None]],
-        on_event: Callable[[Event], object],
+        on_event: Callable[[Event | Writable], object],
         on_failed: Callable[[Unreachable], object],
     ) -> None:
         self.connection: Connection | None = None
@@ -113,13 +113,17 @@ class Session:
         self._lost.clear()
         self.connection = connection
 
-    def _hear(self, event: Event) -> None:
+    def _hear(self, event: Event | Writable) -> None:
         connection = self.connection
         if isinstance(event, ConnectionClosed):
-            self.connection = None
-            if connection is not None:
-                log.warning("lost the connection to %s: %s", self._address, event.text)
             self._lost.set()
+            if connection is not None:
+                self._lose(event.text)
         elif isinstance(event, ChannelClosed) and event.by_broker and connection is not None:
-            connection.abort(f"the broker closed channel {event.channel}: {event.text}")
+            self._lose(event.text)
+            connection.abort(event.text)
         self._on_event(event)
+
+    def _lose(self, reason: str) -> None:
+        self.connection = None
+        log.warning("lost the connection to %s: %s", self._address, reason)

@@ -1,0 +1,138 @@
+"""`amqp://USER:PASS@HOST:PORT/VHOST?queue=NAME`: where a queue is, and how it is used. What is said of a URL never has its
+password in it, so nothing of the URL is repeated that might be one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import quote, unquote
+
+PORTS = {"amqp": 5672, "amqps": 5671}
+USAGE = "//HOST/VHOST?queue=NAME"
+MAX_NAME = 255
+"""Octets of a queue's name."""
+FAILED = ".failed"
+"""What a queue's name gets for that of the queue of what failed."""
+
+_FORM = re.compile(
+    r"""//(?:(?P<login>[^/?#]*)@)?
+    (?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?
+    (?:/(?P<vhost>[^/?#]*))?
+    \?(?P<query>[^#]*)""",
+    re.VERBOSE,
+)
+
+
+class AmqpUrl(NamedTuple):
+    scheme: str
+    host: str
+    port: int
+    vhost: str
+    queue: str
+    user: str | None = None
+    password: str | None = None
+    exchange: str = ""
+    declares: bool = True
+    """Whether the queue is made if it is not there."""
+    raw: bool = False
+    """Whether the body is the mail as it is, not JSON."""
+    max_message: int = 16 << 20
+    """Octets of an encoded body."""
+    heartbeat: int = 15
+
+    def __str__(self) -> str:
+        """For people and logs."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        vhost = "" if self.vhost == "/" else f"/{quote(self.vhost, safe='')}"
+        exchange = f"exchange={quote(self.exchange)}&" if self.exchange else ""
+        return f"{self.scheme}://{host}:{self.port}{vhost}?{exchange}queue={quote(self.queue)}"
+
+    def __repr__(self) -> str:
+        return f"<AmqpUrl {self}>"
+
+
+def parse(scheme: str, path: str) -> AmqpUrl:
+    """`path` is what follows the colon. Raises ValueError."""
+    match = _FORM.fullmatch(path)
+    if match is None:
+        raise ValueError(f"this is no {scheme}: URL; write it as {scheme}://USER:PASS@HOST:PORT/VHOST?queue=NAME")
+    port = int(match["port"] or PORTS[scheme])
+    if not 0 < port < 65_536:
+        raise ValueError(f"{scheme}: the port can be 1 to 65535, not {port}")
+    user, password = _login(scheme, match["login"])
+    parameters = _parameters(scheme, match["query"])
+    return AmqpUrl(
+        scheme,
+        match["host"].strip("[]"),
+        port,
+        _decoded(scheme, "vhost", match["vhost"] or "/"),
+        _name(scheme, "queue", parameters),
+        user,
+        password,
+        exchange=_name(scheme, "exchange", parameters) if "exchange" in parameters else "",
+        declares=_choice(scheme, "declare", parameters, "quorum", "no") == "quorum",
+        raw=_choice(scheme, "format", parameters, "json", "mime") == "mime",
+        max_message=_number(scheme, "max-message", parameters, 16 << 20, 1024, 512 << 20),
+        heartbeat=_number(scheme, "heartbeat", parameters, 15, 1, 3600),
+    )
+
+
+KNOWN = ("queue", "exchange", "declare", "format", "max-message", "heartbeat")
+
+
+def _login(scheme: str, login: str | None) -> tuple[str | None, str | None]:
+    if login is None:
+        return None, None
+    user, colon, password = login.partition(":")
+    if not user or not colon:
+        raise ValueError(f"{scheme}: a login is USER:PASS@, or comes by --credentials or --credentials-env")
+    return _decoded(scheme, "user", user), _decoded(scheme, "password", password)
+
+
+def _parameters(scheme: str, query: str) -> dict[str, str]:
+    parameters: dict[str, str] = {}
+    for part in query.split("&"):
+        name, equals, value = part.partition("=")
+        if not equals or name not in KNOWN:
+            known = ", ".join(KNOWN)
+            raise ValueError(
+                f"{scheme}: {name[:30]!r} is no parameter of it; there are {known}, each as NAME=VALUE, & between them"
+            )
+        if name in parameters:
+            raise ValueError(f"{scheme}: {name!r} is there twice")
+        parameters[name] = _decoded(scheme, name, value)
+    return parameters
+
+
+def _decoded(scheme: str, name: str, value: str) -> str:
+    try:
+        text = unquote(value, errors="strict")
+    except UnicodeDecodeError:
+        text = "\0"
+    if any(ord(character) < 32 for character in text):
+        raise ValueError(f"{scheme}: its {name} is no text, once %XX is undone")
+    return text
+
+
+def _name(scheme: str, name: str, parameters: Mapping[str, str]) -> str:
+    value = parameters.get(name, "")
+    if not value:
+        raise ValueError(f"{scheme}: which {name}? write it as ?{name}=NAME")
+    if len(value.encode()) + len(FAILED) > MAX_NAME:
+        raise ValueError(f"{scheme}: the name of the {name} is too long: AMQP has room for {MAX_NAME - len(FAILED)} octets")
+    return value
+
+
+def _choice(scheme: str, name: str, parameters: Mapping[str, str], usual: str, other: str) -> str:
+    value = parameters.get(name, usual)
+    if value not in (usual, other):
+        raise ValueError(f"{scheme}: {name} can be {usual} or {other}, not {value!r}")
+    return value
+
+
+def _number(scheme: str, name: str, parameters: Mapping[str, str], usual: int, least: int, most: int) -> int:
+    value = parameters.get(name, str(usual))
+    if not (value.isascii() and value.isdigit() and len(value) < 12 and least <= int(value) <= most):
+        raise ValueError(f"{scheme}: {name} can be {least} to {most}, not {value!r}")
+    return int(value)

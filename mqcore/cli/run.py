@@ -119,10 +119,11 @@ def move(options: argparse.Namespace) -> int:
 
 
 def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
-    (reading, writing), watched = fit_together(options)
+    chosen, watched = fit_together(options)
     source, sink, failed = options.source, options.sink, options.failed
     if sink is None:
         options.parser.error("the following arguments are required: --to")
+    reading, writing = chosen
     begin_log(options.log_format, options.log_level)
     files = raise_file_limit(FILES)
     if files < FEW_FILES:

@@ -43,14 +43,14 @@ def plugins(folder: Path) -> Path:
 def test_mail_stays_with_the_server_that_asks(tmp_path: Path) -> None:
     with serve("--plugins", plugins(tmp_path / "plugins"), source="milter://127.0.0.1:0") as server:
         assert ask(server.port, ["b@example.org"], ["no@example.org"]) == ["continue", "550 5.1.1 no such user"]
-    assert counted(server.figures) == {"read": 2, "continued": 1, "rejected": 1, "stored": 1}
+    assert counted(server.figures) == {"continued": 1, "rejected": 1}
 
 
 def test_with_a_sink_it_goes_there(tmp_path: Path) -> None:
     source = f"milter:unix:{tmp_path}/milter"
     with serve("--to", f"maildir:{tmp_path}/in", "--plugins", plugins(tmp_path / "plugins"), source=source):
         assert ask(str(tmp_path / "milter"), ["b@example.org"], ["no@example.org"]) == ["discard", "550 5.1.1 no such user"]
-    assert read_maildir(tmp_path / "in") == [MIME.replace(b"\r\n", b"\n")]
+    assert read_maildir(tmp_path / "in") == [MIME]
 
 
 def test_what_is_refused_for_one_of_several_is_set_aside(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ ALLOWED = {
     "native": {"loop", "core"},
     "plugins": {"loop", "core", "native"},
     "smtp": set(),
-    "mail": {"loop", "core", "native", "plugins", "smtp"},
+    "amqp": set(),
+    "milter": set(),
+    "mail": {"loop", "core", "native", "plugins", "smtp", "amqp", "milter"},
 }
 SHARED = {"errors", "hooks", "stats", "verdicts"}
 ROOMS = {path.name for path in MQCORE.iterdir() if (path / "__init__.py").exists()}

@@ -364,7 +364,8 @@ cdef class SmtpConnection:
     cdef int end_transaction(self) except -1:
         """A message is replied to."""
         if self.timeline is not None:
-            self.note_replies(len(self.named) if self.protocol.terms.lmtp and self.named is not None else 1)
+            named = self.incoming.named
+            self.note_replies(len(named) if self.protocol.terms.lmtp and named is not None else 1)
             self.end_timeline(None)
         self.counters.transactions.count(self.time() - self.begun)
         return self.forget_message()

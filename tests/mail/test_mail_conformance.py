@@ -128,7 +128,10 @@ async def from_milter(folder: Path, mails: list[bytes]) -> tuple[Any, Callable[[
     async def send() -> list[str]:
         mta = await Mta.at(source.port)
         await mta.connect()
-        replies = [await mta.send_mail(mail.replace(b"\n", b"\r\n")) for mail in mails]
+        replies = []
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):  # the run is over
+            for mail in mails:
+                replies.append(await mta.send_mail(mail.replace(b"\n", b"\r\n")))
         mta.leave()
         return ["250" if reply in ("continue", "discard") else reply[:3] for reply in replies]
 

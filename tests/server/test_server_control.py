@@ -434,7 +434,7 @@ async def test_more_clients_than_there_may_be(tmp_path):
         clients[0][1].close()
         await at.it.until(lambda: len(at.control._clients) == control.MOST_CLIENTS - 1)
         release = asyncio.Event()
-        at.control._commands.run = lambda request: release.wait()
+        at.control._commands.run = lambda *_: release.wait()
         clients[0] = await at.connect()
         for _, writer in clients:
             writer.write(b'{"command": "status"}\n')

@@ -136,11 +136,12 @@ cdef Chain new_chain_with(Route route, Chain chain, list probes):
     return made
 
 
-cdef void use(Chain chain, tuple contexts) noexcept:
+cdef int use(Chain chain, tuple contexts) except -1:
     """The last thing for a new chain: what raised before has counted no uses."""
     chain.contexts = contexts
     for each in contexts:
         (<Context>each).uses += 1
+    return 0
 
 
 seal(Chain)

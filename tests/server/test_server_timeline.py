@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 from mail_tools import write_mbox
@@ -12,7 +13,7 @@ from server_tools import steered
 from smtp_tools import ALL, EHLO, MAIL, OPEN, RCPT, TEXT, Holds, ListSink, plugin, run
 
 import mqcore
-from mqcore.mail import Gateway, Mail, MboxSource
+from mqcore.mail import Connection, Gateway, Mail, MboxSource
 from mqcore.mail.timeline import Changes
 from mqcore.server.timeline import NextTransaction, lines_of
 
@@ -275,6 +276,21 @@ async def test_mails_from_a_mailbox(tmp_path):
         timeline = (await waiting.ended_with).as_dict()
     assert seen == order and len(sink.mails) == 5
     assert shown(timeline) == ["mq_smtp_in_message", "10-see CONTINUE", "settled: accepted"]
+
+
+@run
+async def test_a_mail_of_a_source_that_does_not_ask_at_mail():
+    """It has a connection, but is not asked about before it is offered: as of a milter."""
+    gateway = SimpleNamespace(tracers=None)
+    waiting = NextTransaction(gateway, None, "192.0.2.7")
+    mails = [Mail(b"", connection=Connection(1, peer)) for peer in ("192.0.2.8", "192.0.2.7")]
+    mails.append(Mail(b"", connection=Connection(1, "127.0.0.1", forwarded={"addr": "192.0.2.7"})))
+    assert gateway.tracers.offered(mails[0]) is None
+    timeline = gateway.tracers.offered(mails[1])
+    timeline.end()
+    assert waiting.ended_with.result() is timeline and gateway.tracers is None
+    NextTransaction(gateway, None, "192.0.2.7")
+    assert gateway.tracers.offered(mails[2]) is not None
 
 
 def test_changes():

@@ -96,8 +96,8 @@ cdef class Hook(Route):
         return <object>outcome
 
     def run_traced(self, Message message not None, Trace trace not None, *args, done=None):
-        """As `run`, and what each plugin does in the step is noted in `trace`, a new one. All else is the same; it takes about a
-        microsecond more for each plugin."""
+        """As `run`, and what each plugin does in the step is noted in `trace`, a new one. All else is the same; it takes about
+        a microsecond more for each plugin."""
         cdef Caller *before
         cdef PyObject *outcome
         cdef Chain chain

@@ -7,11 +7,11 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from .. import PluginError
 from ..mail.errors import SinkError, SourceError
-from ..mail.report import BAD_PLUGIN, OK, UNREACHABLE
+from ..mail.report import BAD_PLUGIN, OK, UNREACHABLE, USAGE
 from . import about, check, config, ctl, include, order, run, top
 from .output import StandardError, begin_log, complain, drop, open_standard_files
 
@@ -45,9 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         handler.tell_suppressed()
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, which else would stand below all options there are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: error: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """That of the whole command."""
-    parser = argparse.ArgumentParser(prog="mqcore", description="Move mail through plugins.", epilog=run.EXIT_CODES)
+    parser = Parser(prog="mqcore", description="Move mail through plugins.", epilog=run.EXIT_CODES)
     about.add_to(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (run, ctl, top, order, check, config, include):

@@ -107,7 +107,8 @@ class Server:
         """Read plugins, configuration and certificates again. Steps and connections that are there go on as they began. Raises
         ReloadError, when all stays as it was."""
         with systemd.reloading():
-            return self.dispatcher._run_reload(self._reload)
+            done: Reloaded = self.dispatcher._run_reload(self._reload)
+            return done
 
     def _reload(self) -> Reloaded:
         begin = time.perf_counter()

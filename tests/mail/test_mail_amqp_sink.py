@@ -248,6 +248,43 @@ async def test_a_broker_that_takes_nothing_for_a_while():
         assert report.exit_code == 0 and report.counts.continued == 5
 
 
+BLOCKED = method(0, "connection.blocked", "low on memory")
+
+
+@run
+async def test_a_run_that_is_stopped_does_not_wait_for_a_broker():
+    """Nothing was published, so nothing is in doubt."""
+    async with broker(confirm__select=lambda channel, *_: method(channel, "confirm.select-ok") + BLOCKED) as it:
+
+        async def during(gateway: Gateway) -> None:
+            await until(lambda: gateway.sink.figures()["amqp_out"]["blocked"])
+            await until(lambda: gateway.in_flight == 5)
+            gateway.stop()
+
+        report, failed, _ = await move(sink_to(it), during=during)
+        assert report.counts.unfinished == 5 and report.counts.in_doubt == 0 and not failed and it.sent == []
+
+
+@run
+async def test_a_run_that_is_stopped_does_not_wait_for_a_full_queue(monkeypatch):
+    monkeypatch.setattr("mqcore.mail.amqp.sink.FIRST_PAUSE", 1000.0)
+    async with broker() as it:
+
+        async def during(gateway: Gateway) -> None:
+            await until(lambda: gateway.sink.figures()["amqp_out"]["confirms"] == {"nack": 5})
+            gateway.stop()
+
+        it.outcome = lambda number: "nack"
+        report, *_ = await move(sink_to(it), during=during)
+        assert report.counts.unfinished == 5 and report.counts.in_doubt == 0
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 @run
 async def test_a_mail_that_is_too_large():
     async with broker() as it:
@@ -349,6 +386,9 @@ def test_urls():
         ("//", "write it as amqp://USER:PASS@HOST:PORT/VHOST?queue=NAME"),
         ("//me:topsecret@host", "write it as"),
         ("//me:topsecret/x@host?queue=q", "write it as"),
+        ("//me:12?topsecret@host?queue=q", "write it as"),
+        ("//me:12/topsecret@host?queue=q", "write it as"),
+        ("//me:12#topsecret@host?queue=q", "write it as"),
         ("//me:topsecret@host:99999?queue=q", "the port can be 1 to 65535, not 99999"),
         ("//me:topsecret@host:x?queue=q", "write it as"),
         ("//me:topsecret@host?queue=", "which queue? write it as ?queue=NAME"),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import subprocess
+import sys
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -12,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from broker import Broker
 from cli_tools import serve, wait_until
 from mail_tools import report, run, start
+from senders import free_port
 
 from mqcore.mail.amqp.body import read_body
 
@@ -158,3 +163,33 @@ def stored(broker: Broker) -> int:
         finally:
             connection.close()
     return 0
+
+
+@pytest.mark.slow
+def test_tls(mbox, tmp_path):
+    """A broker whose certificate is of an authority that the system trusts, and is not."""
+    authority, port = trustme.CA(), free_port()
+    issued = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
+    config = f"""
+        listeners.ssl.1 = 127.0.0.1:{port}
+        ssl_options.cacertfile = {tmp_path}/authority.pem
+        ssl_options.certfile = {tmp_path}/certificate.pem
+        ssl_options.keyfile = {tmp_path}/key.pem
+    """
+    with Broker(config="\n".join(map(str.strip, config.splitlines()))) as broker:
+        command = "run", "--from", f"mbox:{mbox}", "--to", f"amqps://guest:guest@localhost:{port}?queue=q", "--json"
+        done = run(*command)
+        assert done.returncode == 4 and f"localhost:{port}: its certificate is not valid" in done.stderr
+        trusting = os.environ | {"SSL_CERT_FILE": str(tmp_path / "authority.pem")}
+        done = subprocess.run(
+            [sys.executable, "-m", "mqcore", *command], env=trusting, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+        found = Queue(broker, connection.channel())
+        found.name = "q"
+        assert sorted(read_body(body).mime for _, body in found.drain()) == sorted(MAILS)
+        connection.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import ssl
 import time
@@ -104,6 +105,7 @@ class AmqpSink(Sink):
             properties={"product": "mqcore", "connection_name": f"mqcore to {where.queue}"},
         )
         self._tls = ssl.create_default_context() if self.scheme == "amqps" else None
+        self._session: Session | None = None  # until it is begun
         self._most = where.max_message
         self._hostname = own_hostname()
         self._pending: dict[int, tuple[Group, int]] = {}
@@ -121,8 +123,8 @@ class AmqpSink(Sink):
         session = self._session
         return {
             "amqp_out": {
-                "connections": int(session.connection is not None),
-                "reconnects": session.reconnects,
+                "connections": int(session is not None and session.connection is not None),
+                "reconnects": 0 if session is None else session.reconnects,
                 "confirms": dict(self._outcomes),
                 "unconfirmed": len(self._pending),
                 "blocked": self._is_blocked,
@@ -134,14 +136,15 @@ class AmqpSink(Sink):
     def begin(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._waits = not gateway.source.has_waiting_client
+        self._stopping = asyncio.Event()
         where = self._where
         address = Address(where.host, where.port, self._tls)
         self._session = Session(address, self._options, self._set_up, self._hear, self._fail)
-        self._starting = asyncio.create_task(self._start())
+        self._starting = asyncio.create_task(self._start(self._session))
 
-    async def _start(self) -> None:
+    async def _start(self, session: Session) -> None:
         try:
-            await self._session.start()
+            await session.start()
         except Unreachable as error:
             self._fail(error)
         self._wake()
@@ -205,7 +208,7 @@ class AmqpSink(Sink):
     async def _ready(self) -> Connection | None:
         """One that can be published on; None if the run is being stopped meanwhile. Raises SinkError."""
         while True:
-            connection = self._session.connection
+            connection = None if self._session is None else self._session.connection
             if connection is not None and connection.is_writable and not self._is_blocked:
                 return connection
             if self._error is not None:
@@ -236,7 +239,9 @@ class AmqpSink(Sink):
             if any(
                 outcome is not None and outcome.kind == "nack" for number, outcome in outcomes.items() if number in publishes
             ):
-                await asyncio.sleep(pause)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._stopping.wait()
                 pause = min(2 * pause, LONGEST_PAUSE)
         if self._record is not None:
             stored = [mail.origin.id for number, mail in enumerate(mails) if verdicts[number].is_good]
@@ -244,6 +249,11 @@ class AmqpSink(Sink):
         if self._error is not None and CANCELLED in verdicts.values():
             raise self._error
         return [verdicts[number] for number in range(len(mails))]
+
+    def cancel(self, mails: Sequence[Mail]) -> None:
+        if self._waits and self._gateway.is_stopping:  # what was not published yet stays where it is
+            self._stopping.set()
+            self._wake()
 
     async def _publish(self, publishes: dict[int, Publish], verdicts: dict[int, Verdict]) -> dict[int, Outcome | None]:
         """The outcomes of those that could be published; the others have verdicts then."""
@@ -327,7 +337,8 @@ class AmqpSink(Sink):
             self._timer.cancel()
         self._starting.cancel()
         await asyncio.wait([self._starting])
-        await self._session.close()
+        if self._session is not None:
+            await self._session.close()
 
     def close(self) -> None:
         if self._record is not None:

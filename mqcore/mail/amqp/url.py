@@ -15,11 +15,12 @@ MAX_NAME = 255
 FAILED = ".failed"
 """What a queue's name gets for that of the queue of what failed."""
 
+# An @ behind the host is of a password that has a / or ? in it, which must not be taken for something that may be shown.
 _FORM = re.compile(
     r"""//(?:(?P<login>[^/?#]*)@)?
     (?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?
-    (?:/(?P<vhost>[^/?#]*))?
-    \?(?P<query>[^#]*)""",
+    (?:/(?P<vhost>[^/?#@]*))?
+    \?(?P<query>[^#@]*)""",
     re.VERBOSE,
 )
 

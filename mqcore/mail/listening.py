@@ -8,6 +8,8 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
+from .errors import describe
+
 
 def listen_on(host: str, port: int) -> list[socket.socket]:
     """A socket for each address of the host that this machine has: `localhost` may be ::1 too, where IPv6 is turned off.
@@ -50,3 +52,16 @@ def _listen(family: int, address: tuple[Any, ...]) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def explain(error: OSError, where: int | str) -> str:
+    """Why nothing can listen at a port, or at the path of a socket."""
+    reason = describe(error)
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"{reason}; another program has this {'port' if isinstance(where, int) else 'path'}"
+        case errno.EACCES if isinstance(where, int) and where < 1024:
+            return f"{reason}; only root may listen on a port below 1024: choose a higher one"
+        case errno.EADDRNOTAVAIL:
+            return f"{reason}; this machine has no such address"
+    return reason

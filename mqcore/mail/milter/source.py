@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...smtp.events import MAX_MESSAGE
 from ..base import Option, Source
 from ..errors import SourceError
-from ..listening import listen_on
-from ..smtp.source import _explain, split_host
+from ..listening import explain, listen_on
+from ..smtp.source import split_host
 from ..unix_socket import UnixSocket
 from .sink import MilterSink
 
@@ -58,7 +58,7 @@ class MilterSource(Source):
                 self.port = self.listeners[0].getsockname()[1]
                 self.url = f"milter://{f'[{host}]' if ':' in host else host}:{self.port}"
         except OSError as error:
-            raise SourceError(f"cannot listen on {self.url}: {_explain(error, where)}") from error
+            raise SourceError(f"cannot listen on {self.url}: {explain(error, where)}") from error
 
     async def run(self, gateway: Gateway) -> None:
         from .server import MilterServer  # takes its time, which other places need not wait for

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import inspect
 import socket
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...smtp.events import MAX_MESSAGE, MAX_RECIPIENTS
 from ..base import Option, Prepared, Source
 from ..errors import SourceError, describe
-from ..listening import listen_on
+from ..listening import explain, listen_on
 from ..unix_socket import UnixSocket
 from .activation import take_sockets
 from .certificate import read_not_after
@@ -218,14 +217,14 @@ class SmtpSource(Source):
         try:
             self._socket = UnixSocket(path)
         except OSError as error:
-            raise SourceError(f"cannot listen on {self.url}: {_explain(error, path)}") from error
+            raise SourceError(f"cannot listen on {self.url}: {explain(error, path)}") from error
         self.listeners.append(self._socket.listener)
 
     def _listen_on(self, host: str, port: int) -> None:
         try:
             self.listeners += listen_on(host, port)
         except OSError as error:
-            raise SourceError(f"cannot listen on {self.url}: {_explain(error, port)}") from error
+            raise SourceError(f"cannot listen on {self.url}: {explain(error, port)}") from error
         self.port = self.listeners[0].getsockname()[1]
         self.url = f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
@@ -261,19 +260,6 @@ def check_logins(required: bool, hooks: Container[str]) -> None:
     """Raise SourceError if a login is required and no plugin, of those that have these hooks, takes any."""
     if required and "mq_smtp_in_authenticate" not in hooks:
         raise SourceError("--require-login: no plugin has the hook mq_smtp_in_authenticate, so nobody could log in")
-
-
-def _explain(error: OSError, where: int | str) -> str:
-    """Of a port, or of the path of a socket."""
-    reason = describe(error)
-    match error.errno:
-        case errno.EADDRINUSE:
-            return f"{reason}; another program has this {'port' if isinstance(where, int) else 'path'}"
-        case errno.EACCES if isinstance(where, int) and where < 1024:
-            return f"{reason}; only root may listen on a port below 1024: choose a higher one"
-        case errno.EADDRNOTAVAIL:
-            return f"{reason}; this machine has no such address"
-    return reason
 
 
 def _load(certificate: str, key: str | None) -> ssl.SSLContext:

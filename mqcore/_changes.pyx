@@ -306,6 +306,7 @@ cdef class LaterChange(Task):
 
     cdef void run_posted(self) noexcept:
         cdef Portion portion = start_portion(self.active.reactor.state.uv)
+        has_time(&portion)  # its time begins here, and not with the first entry
         self.run(&portion)
 
     cdef void run(self, Portion *portion) noexcept:

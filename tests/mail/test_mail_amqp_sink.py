@@ -156,14 +156,20 @@ async def test_a_queue_that_is_not_there_is_made_after_that_of_what_failed():
         assert known[3][2]["x-dead-letter-strategy"] == "at-least-once" and known[3][2]["x-queue-type"] == "quorum"
 
 
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (406, "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q'"),
+        (403, "ACCESS_REFUSED - configure access to queue 'q' refused for user 'guest'"),
+    ],
+)
 @run
-async def test_a_queue_that_is_there_with_others_is_used_as_it_is(caplog):
-    text = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q'"
+async def test_a_queue_that_is_there_and_cannot_be_declared_is_used_as_it_is(code, text, caplog):
 
     def declare(channel: int, _: int, queue: str, passive: bool, *rest: Any) -> bytes:
         if passive:
             return method(channel, "queue.declare-ok", queue, 0, 0)
-        return method(channel, "channel.close", 406, text, 50, 10)
+        return method(channel, "channel.close", code, text, 50, 10)
 
     async with broker(queue__declare=declare) as it:
         it.outcome = lambda number: "ack"

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
-from ...amqp.errors import NOT_FOUND, PRECONDITION_FAILED
+from ...amqp.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
 from .connection import BrokerError, Connection
 from .url import FAILED
 
@@ -53,7 +53,7 @@ async def _make(connection: Connection, queue: str, arguments: dict[str, Any]) -
     try:
         await _ask(connection, queue, arguments=arguments)
     except BrokerError as error:
-        if error.code != PRECONDITION_FAILED:
+        if is_new or error.code not in (PRECONDITION_FAILED, ACCESS_REFUSED):  # who may publish need not be who makes queues
             raise
         log.warning("queue %s is used as it is: %s", queue, error)
     return is_new

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+from cli_tools import need
 from effort import examples
 from partner_servers import Postfix
 from smtp_tools import Client, ListSink, plugin, run, serving
@@ -53,6 +56,14 @@ class Asking:
         async with asyncio.timeout(60):
             while len(self.arrived.mails) < count:
                 await asyncio.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def _needs_postfix() -> None:
+    """Looked for here, as within a loop nothing can be skipped."""
+    if os.geteuid() != 0:
+        pytest.skip("Postfix is started by root")
+    need("postfix")
 
 
 @contextlib.asynccontextmanager

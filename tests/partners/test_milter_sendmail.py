@@ -10,8 +10,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+from cli_tools import need
 from effort import examples
 from partner_servers import Sendmail
+from senders import unpacked
 from smtp_tools import Client, ListSink, plugin, run, serving
 from test_milter_postfix import send
 
@@ -27,6 +30,13 @@ OWN = (b"received", b"from", b"date", b"message-id")
 NAMES = [b"Subject", b"X-A", b"x-a", b"DKIM-Signature", b"Keywords", b"Comments"]
 VALUES = [b" a", b" a\n\tb", b"no blank", b"  two", b" k\xc3\xa4se", b"\ttab", b" %s%%n", b" " + b"y" * 500, b" =?utf-8?q?x?="]
 BODIES = [b"body\r\n", b".\r\n..\r\n", b"line\r\n" * 5000]
+
+
+@pytest.fixture(autouse=True)
+def _needs_sendmail() -> None:
+    """Looked for here, as within a loop nothing can be skipped."""
+    unpacked("usr/libexec/sendmail/sendmail")
+    need("m4")
 
 
 @contextlib.asynccontextmanager

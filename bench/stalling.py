@@ -102,22 +102,21 @@ def ready_watchers(stall: Stall) -> Iterator[None]:
         subject.dispatcher.close()
 
 
-def posted_tasks(stall: Stall) -> Iterator[None]:
-    """Changes of the plugins that another thread made: the dispatcher takes over each."""
+def added_plugins(stall: Stall) -> Iterator[None]:
+    """Plugins that another thread adds, and their `mq_context_initialize`: a thousand at most."""
+    stall.left = min(stall.count, 1_000)
+    plugins = mqcore.Plugins(hooks=[mqcore.HookSpec(HOOK)])
+    plugin = SimpleNamespace(**{HOOK: lambda context, message: None, "mq_context_initialize": stall.call})
+    dispatcher = mqcore.Dispatcher(plugins, stall.loop)
 
-    def change() -> None:
-        for _ in range(stall.count):  # as Plugins does it, without the plugin
-            subject.dispatcher._prepare(()).commit()
+    def add() -> None:
+        new = [_Candidate(f"{number:06}", None, lambda undo: plugin) for number in range(stall.left)]
+        with plugins._one_change():
+            plugins._change([], new, {})
 
-    def current() -> Any:
-        stall.call()
-        return as_it_is()
-
-    subject = Subject(stall.loop, (stall.call,))
-    in_a_thread(change)
-    as_it_is, subject.plugins._current = subject.plugins._current, current  # type: ignore[method-assign]
+    in_a_thread(add)
     yield
-    subject.dispatcher.close()
+    dispatcher.close()
 
 
 def given_back(stall: Stall) -> Iterator[None]:
@@ -221,7 +220,7 @@ def longest_turn(loop: Any, way: Callable[[Stall], Iterator[None]], count: int) 
 # By the phase of a tick that calls it.
 WAYS = {
     "native": given_back_natively,
-    "posted": posted_tasks,
+    "posted": added_plugins,
     "io": ready_watchers,
     "timer": due_timers,
     "timeout": timed_out,

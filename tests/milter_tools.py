@@ -7,6 +7,9 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+from smtp_tools import plugin
+
+from mqcore.mail import Mail
 from mqcore.milter.packets import packet, parameters
 
 OFFER = packet(b"O", struct.pack("!III", 6, 0x1FF, 0x1FFFFF))
@@ -22,6 +25,26 @@ def split_packets(data: bytes) -> list[tuple[bytes, bytes]]:
         found.append((data[4:5], data[5 : 4 + length]))
         data = data[4 + length :]
     return found
+
+
+def judge() -> Any:
+    """A plugin that refuses recipients and mails, for good and for now, drops some, and fails at others."""
+
+    def at_recipient(context: Any, message: Mail, address: str) -> None:
+        if address.startswith("nobody"):
+            message.reject(550, "5.1.1 100% no such user")
+
+    def at_message(context: Any, mail: Mail) -> None:
+        if b"fail" in mail.mime:
+            raise ValueError("a bug")
+        if b"later" in mail.mime:
+            mail.reject(450, "4.7.1 later")
+        if b"drop" in mail.mime:
+            mail.discard()
+        if mail.recipient == "choosy@example.org":
+            mail.reject(554, "5.7.1 not for me")
+
+    return plugin(rcptto=at_recipient, message=at_message)
 
 
 class Mta:

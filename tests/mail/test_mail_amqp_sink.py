@@ -29,7 +29,7 @@ MAILS = [b"Subject: %d\n\nhello\n" % number for number in range(5)]
 def quick(monkeypatch):
     monkeypatch.setattr("mqcore.mail.amqp.session.delays", lambda: iter(lambda: 0.001, None))
     monkeypatch.setattr("mqcore.mail.amqp.declare.NEWBORN", 0.0)
-    monkeypatch.setattr("mqcore.mail.amqp.sink.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("mqcore.mail.amqp.publisher.FIRST_PAUSE", 0.001)
 
 
 def sink_to(it: Broker, query: str = "queue=q", **options: Any) -> AmqpSink:
@@ -232,7 +232,7 @@ async def test_a_client_that_waits_is_told(outcome, code, doubts):
 
 @run
 async def test_a_client_does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.amqp.sink.PATIENCE", 0.05)
+    monkeypatch.setattr("mqcore.mail.amqp.publisher.PATIENCE", 0.05)
     blocked = lambda channel, *_: method(channel, "confirm.select-ok") + method(0, "connection.blocked", "low on memory")  # noqa: E731
     async with broker(confirm__select=blocked) as it:
         source = WaitingSource()
@@ -273,7 +273,7 @@ async def test_a_run_that_is_stopped_does_not_wait_for_a_broker():
 
 @run
 async def test_a_run_that_is_stopped_does_not_wait_for_a_full_queue(monkeypatch):
-    monkeypatch.setattr("mqcore.mail.amqp.sink.FIRST_PAUSE", 1000.0)
+    monkeypatch.setattr("mqcore.mail.amqp.publisher.FIRST_PAUSE", 1000.0)
     async with broker() as it:
 
         async def during(gateway: Gateway) -> None:

@@ -9,12 +9,12 @@ import pytest
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from milter_tools import OFFER, split_packets
 
 from mqcore.milter.events import Abort, Connect, Event, Goodbye, Helo, MailFrom, Message, RcptTo, Wanted
 from mqcore.milter.packets import LARGEST, MilterError, packet, parameters
 from mqcore.milter.protocol import Changes, MilterProtocol, reply, whole
 
-OFFER = packet(b"O", struct.pack("!III", 6, 0x1FF, 0x1FFFFF))
 POSTFIX = packet(b"D", b"C" + parameters(b"j", b"mx.test", b"v", b"Postfix 3.7.11"))
 CONNECT = packet(b"C", b"a.example\0" + b"4" + struct.pack("!H", 25) + b"192.0.2.7\0")
 NOTHING = Wanted(connect=False, secure=False, sender=False, recipient=False, content=False)
@@ -35,15 +35,6 @@ def events(protocol: MilterProtocol, *data: bytes) -> Iterator[Event]:
         yield event
         if protocol.due:
             protocol.proceed()
-
-
-def split_packets(data: bytes) -> list[tuple[bytes, bytes]]:
-    found = []
-    while data:
-        (length,) = struct.unpack_from("!I", data)
-        found.append((data[4:5], data[5 : 4 + length]))
-        data = data[4 + length :]
-    return found
 
 
 TRANSACTION = [

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from cli_tools import need
 from effort import examples
+from milter_tools import judge
 from partner_servers import Sendmail
 from senders import unpacked
 from smtp_tools import Client, ListSink, plugin, run, serving
@@ -105,21 +106,7 @@ async def test_what_plugins_made_is_delivered(tmp_path: Path) -> None:
 
 @run
 async def test_verdicts_reach_the_client(tmp_path: Path) -> None:
-    def at_recipient(context: Any, message: Mail, address: str) -> None:
-        if address.startswith("nobody"):
-            message.reject(550, "5.1.1 100% no such user")
-
-    def at_message(context: Any, mail: Mail) -> None:
-        if b"fail" in mail.mime:
-            raise ValueError("a bug")
-        if b"later" in mail.mime:
-            mail.reject(450, "4.7.1 later")
-        if b"drop" in mail.mime:
-            mail.discard()
-        if mail.recipient == "choosy@example.org":
-            mail.reject(554, "5.7.1 not for me")
-
-    async with asking(tmp_path, plugin(rcptto=at_recipient, message=at_message), failed=True) as (client, arrived):
+    async with asking(tmp_path, judge(), failed=True) as (client, arrived):
         reply = await send(client, b"A: b\r\n\r\n", "nobody@example.org")
         assert reply == "550 5.1.1 <nobody@example.org>... 100% no such user"
         assert (await send(client, b"A: fail\r\n\r\n")).startswith("451 4.3.0 ")

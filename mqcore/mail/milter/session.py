@@ -20,7 +20,8 @@ from ..origin import Origin
 from ..refusals import describe
 from ..verdicts import UNAVAILABLE, Rejection, Verdict
 from .connection import MilterConnection
-from .transaction import MilterTransaction, Recipient, Unsayable, find_changes
+from .errors import Unsayable
+from .transaction import MilterTransaction, Recipient, find_changes
 
 if TYPE_CHECKING:
     from .server import MilterServer

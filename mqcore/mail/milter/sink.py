@@ -10,7 +10,7 @@ from .._mail import Mail
 from ..base import Sink, Source
 from ..verdicts import ACCEPTED, Verdict
 from .connection import MilterConnection
-from .transaction import Unsayable
+from .errors import Unsayable
 
 log = logging.getLogger(__name__)
 

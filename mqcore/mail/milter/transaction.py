@@ -9,6 +9,7 @@ from ...milter.protocol import Changes
 from .._mail import Mail
 from .._transaction import Transaction
 from ..verdicts import Verdict
+from .errors import Unsayable
 
 if TYPE_CHECKING:
     from .session import Session
@@ -40,10 +41,6 @@ class MilterTransaction(Transaction):
         if session is None:
             raise RuntimeError("the gateway settles this, once")
         session.settled(self, verdicts[0])
-
-
-class Unsayable(ValueError):
-    """What plugins made of the mails of one message, no answer to a server can say."""
 
 
 def find_changes(mails: Sequence[Mail], of: MilterTransaction, mime: bytes, sender: str, dropped: Sequence[bytes]) -> Changes:

@@ -37,6 +37,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_packaging.py")
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """A value that is no text to read is named by its argument.
+
+    What is made up while tests are collected, such as something compressed, which has the time in it, may be another one in
+    the process beside, and pytest-xdist runs nothing where names differ.
+    """
+    unreadable = isinstance(val, bytes | str) and (len(val) > 40 or not val.isascii())
+    return argname if unreadable else None
+
+
 def pytest_unconfigure() -> None:
     """What a failed test has left, a thread that waits for ever, must not keep the process: as for tests, see faulthandler."""
     faulthandler.dump_traceback_later(60, exit=True)

@@ -68,8 +68,10 @@ class Command:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What it reports at the end."""
-        figures: dict[str, Any] = json.loads((self.folder / "figures").read_text())
+        """What it reports at the end. Raises AssertionError when it did not."""
+        text = (self.folder / "figures").read_text()
+        assert text, f"no figures; {self.describe()}"
+        figures: dict[str, Any] = json.loads(text)
         return figures
 
 

@@ -127,6 +127,18 @@ async def test_connecting_that_is_broken_off():
 
 
 @run
+async def test_a_goodbye_that_is_broken_off():
+    """As when a run is stopped while it looks at what the next server offers."""
+    async with next_server({"quit": ["silence"]}) as server:
+        client = await Client.connect(Upstream("smtp:", ("127.0.0.1", server.port), "me.example"), Health("smtp:"))
+        leaving = asyncio.create_task(client.quit())
+        await server.silent.wait()
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        assert client._transport.is_closing()
+
+
+@run
 async def test_a_server_that_does_not_reply_to_groups(monkeypatch):
     """The next connection asks one by one."""
     monkeypatch.setattr("mqcore.mail.smtp.outgoing.COMMAND_TIMEOUT", 0.1)

@@ -218,11 +218,13 @@ class Client(asyncio.Protocol):
         self._fail("the connection was closed")
 
     async def quit(self) -> None:
-        """Say goodbye, and close."""
+        """Say goodbye, and close, also where nobody waits for the answer any more."""
         self._timeout = CONNECT_TIMEOUT
-        with contextlib.suppress(Lost):
-            await self._ask(self._protocol.quit)
-        self.close()
+        try:
+            with contextlib.suppress(Lost):
+                await self._ask(self._protocol.quit)
+        finally:
+            self.close()
 
     async def send(
         self,

@@ -4,4 +4,4 @@ from ._cfunction cimport HookFunction, c_hook
 from ._context cimport Context, Hold, give_back
 from ._dispatcher cimport Dispatcher
 from ._hook cimport Hook
-from ._message cimport TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, Books, Message
+from ._message cimport TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, Message, StepCounts

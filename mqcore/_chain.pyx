@@ -23,7 +23,7 @@ cdef class Chain:
         cdef Entry *entry = self.entries
         if entry != NULL and self.contexts is not None:  # else it was never complete
             while entry.context != NULL:
-                (<Context>entry.context).retired.stop_using(<Context>entry.context)
+                (<Context>entry.context).replaced.stop_using(<Context>entry.context)
                 entry += 1
         free(self.entries)
 

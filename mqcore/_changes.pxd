@@ -1,7 +1,7 @@
 # The plugins of one dispatcher, and how changes of them reach it between steps.
 
 from ._chain cimport Chain, Route
-from ._context cimport Context, Retired
+from ._context cimport Context, ReplacedContexts
 from ._holds cimport HoldTable
 from .loop._reactor cimport Portion, Reactor, Task
 
@@ -42,7 +42,7 @@ cdef class ActivePlugins:
     cdef object plugins             # Plugins
     cdef dict hooks                 # name -> Hook
     cdef dict contexts              # Plugin -> Context, in order
-    cdef Retired retired
+    cdef ReplacedContexts replaced
     cdef dict rows                  # (plugin, hook) -> CounterRow
     cdef double hold_timeout        # s
     cdef LaterChange later

@@ -14,11 +14,11 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 
 from ._chain cimport Chain, Route, new_chain
-from ._context cimport Context, new_context, new_retired
+from ._context cimport Context, new_context, new_replaced_contexts
 from ._holds cimport HoldTable
 from ._message cimport HOLD_TIMES, CounterRow, Counters, report_raised
 from .loop._call cimport ends_program, take_error
-from .loop._reactor cimport Portion, PyThread_get_thread_ident, Task, goes_on, has_time, start_portion
+from .loop._reactor cimport Portion, PyThread_get_thread_ident, Task, has_budget, has_time, start_portion
 from .loop._seal cimport seal
 from ._trace cimport chain_of as traced_chain_of
 
@@ -52,7 +52,7 @@ cdef class ActivePlugins:
     def __cinit__(self):
         self.hooks = {}
         self.contexts = {}
-        self.retired = new_retired()
+        self.replaced = new_replaced_contexts()
         self.rows = {}
 
     cdef object prepare(self, object plugins):
@@ -82,10 +82,10 @@ cdef class ActivePlugins:
     cdef bint sweep(self) noexcept:
         """Clean up the contexts of replaced plugins that no step can reach any more, for a while. Whether there are more."""
         cdef Portion portion = start_portion(self.reactor.state.uv)
-        while not self.closed and self.retired.has_unused():
-            if not goes_on(&portion):
+        while not self.closed and self.replaced.has_unused():
+            if not has_budget(&portion):
                 return True
-            clean_up_retired(self.retired.take_unused())
+            clean_up_replaced(self.replaced.take_unused())
         return False
 
     cdef void close(self) noexcept:
@@ -127,10 +127,10 @@ cdef bint sweep_phase(void *owner) noexcept:
 
 
 cdef int clean_up_all(ActivePlugins active) except -1:
-    cdef PyObject *taken = active.retired.take_last()
+    cdef PyObject *taken = active.replaced.take_last()
     while taken != NULL:
-        clean_up_retired(taken)
-        taken = active.retired.take_last()
+        clean_up_replaced(taken)
+        taken = active.replaced.take_last()
     while active.contexts:
         clean_up(<Context>active.contexts.popitem()[1])
     for route in active.hooks.values():  # a chain and its hook refer to each other
@@ -211,7 +211,7 @@ cdef class Change:
 
     cdef Context start(self, plugin):
         cdef Context context = new_context(
-            self.active.holds, self.active.rows, self.active.retired, plugin, self.active.hold_timeout)
+            self.active.holds, self.active.rows, self.active.replaced, plugin, self.active.hold_timeout)
         if plugin._coroutine_hooks and self.active.reactor.library.owner != "uvloop":
             raise PluginError(f"{min(plugin._coroutine_hooks)} is a coroutine function, which needs a uvloop loop; this one is "
                               f"pyuv's", plugin=plugin.name, path=plugin.path)
@@ -246,7 +246,7 @@ cdef class Change:
             return
         self.is_ready = False
         for context in gone:
-            active.retired.add(context)
+            active.replaced.add(context)
         active.contexts = self.contexts
         for route in active.hooks.values():
             chain = self.chains[route.name]
@@ -365,7 +365,7 @@ cdef int leave(LaterChange later) except -1:
 
 # ----------------------------------------------------------------------------------------------------------- End of life
 
-cdef void clean_up_retired(PyObject *taken) noexcept:
+cdef void clean_up_replaced(PyObject *taken) noexcept:
     """The end of a context that is not in use any more. Steals the reference."""
     clean_up(<Context>taken)
     Py_DECREF(<Context>taken)

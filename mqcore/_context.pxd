@@ -7,7 +7,7 @@ from ._message cimport CounterRow, HoldBase, Message
 from .loop._lifetime cimport Lifetime
 from .loop._list cimport Link, List
 
-cdef class Retired:
+cdef class ReplacedContexts:
     """The contexts of one dispatcher's replaced plugins, until they are cleaned up."""
     cdef List in_use            # owned Contexts: a chain names them, so a step may reach them
     cdef List unused            # owned Contexts: no step can
@@ -28,7 +28,7 @@ cdef class Context(Lifetime):
     cdef bint forgiving         # on_error = "continue"
     cdef double hold_timeout    # s; 0: none
     cdef Py_ssize_t uses        # chains that name it
-    cdef Retired retired        # where it goes when its plugin is replaced
+    cdef ReplacedContexts replaced       # where it goes when its plugin is replaced
     cdef Link retirement        # its place there
     cdef void *handle           # native plugins: the MQ_Context that stands for it
 
@@ -41,7 +41,7 @@ cdef class Hold(HoldBase):
     cdef int give_back(self, int decision, object error) except -1
     cdef int refuse(self, str what) except -1
 
-cdef Retired new_retired()
-cdef Context new_context(HoldTable holds, dict rows, Retired retired, object plugin, double hold_timeout)
+cdef ReplacedContexts new_replaced_contexts()
+cdef Context new_context(HoldTable holds, dict rows, ReplacedContexts replaced, object plugin, double hold_timeout)
 cdef int give_back(Context context, Message message, int decision, object error) except -1
 cdef void log_failure(Context context, object error, PyObject *hook) noexcept

@@ -138,7 +138,7 @@ cdef int write_callback_failure(Context context, object error) except -1:
 # --------------------------------------------------------------------------------------------------------------- Context
 
 @cython.final
-cdef class Retired:
+cdef class ReplacedContexts:
 
     def __cinit__(self):
         init_list(&self.in_use)
@@ -162,30 +162,30 @@ cdef class Retired:
 
     cdef PyObject *take_unused(self) noexcept:
         """The first that no step can reach, with the list's reference; there is one."""
-        return take_retired(first(&self.unused))
+        return take_replaced(first(&self.unused))
 
     cdef PyObject *take_last(self) noexcept:
         """The last of all, with the list's reference, or NULL."""
-        return take_retired(last(&self.unused) if is_empty(&self.in_use) else last(&self.in_use))
+        return take_replaced(last(&self.unused) if is_empty(&self.in_use) else last(&self.in_use))
 
 
-cdef PyObject *take_retired(Link *link) noexcept:
+cdef PyObject *take_replaced(Link *link) noexcept:
     if link == NULL:
         return NULL
     unlink(link)
     return <PyObject *>(<char *>link - <size_t>&(<Context><PyObject *>NULL).retirement)
 
 
-cdef Retired new_retired():
-    return Retired.__new__(Retired)
+cdef ReplacedContexts new_replaced_contexts():
+    return ReplacedContexts.__new__(ReplacedContexts)
 
 
-cdef Context new_context(HoldTable holds, dict rows, Retired retired, object plugin, double hold_timeout):
+cdef Context new_context(HoldTable holds, dict rows, ReplacedContexts replaced, object plugin, double hold_timeout):
     cdef Context context = Context.__new__(Context)
     context.reactor = holds.reactor
     context.holds = holds
     context.rows = rows
-    context.retired = retired
+    context.replaced = replaced
     context.plugin = plugin
     context.name = plugin.name
     context.data = {}
@@ -214,7 +214,7 @@ cdef object as_text(name):
 
 
 @cython.final
-@cython.no_gc_clear  # entries, holds and the list of the retired need what it refers to
+@cython.no_gc_clear  # entries, holds and the list of the replaced need what it refers to
 cdef class Context(Lifetime):
     """A plugin's handle on one worker; made by the dispatcher, one for each plugin, and given to every hook of it.
 
@@ -409,6 +409,6 @@ cdef class Hold(HoldBase):
         return f"<mqcore.Hold by plugin {self.context.name} in {<str>self.hook}, {state}>"
 
 
-seal(Retired)
+seal(ReplacedContexts)
 seal(Context)
 seal(Hold)

@@ -27,7 +27,7 @@ from ._message cimport (
     NativeSide, cancel_later, cancel_none, count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move,
     no_drops, put_aside, report_raised, unless_skipping)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
-from .loop._reactor cimport Caller, Portion, PyThread_get_thread_ident, Reactor, goes_on, start_portion
+from .loop._reactor cimport Caller, Portion, PyThread_get_thread_ident, Reactor, has_budget, start_portion
 from .loop._seal cimport seal
 from .loop._state cimport set_caller
 
@@ -502,7 +502,7 @@ cdef bint timeout_phase(void *owner) noexcept:
         return False
     portion = start_portion(runner.reactor.state.uv)
     now = runner.reactor.state.uv.hrtime()
-    while not runner.closed and goes_on(&portion):
+    while not runner.closed and has_budget(&portion):
         if holds.has_dead() and holds.replace_dead():  # so that nothing dead is before what is due
             continue
         if holds.collect_one():  # what was given back in time is not too late
@@ -561,11 +561,11 @@ cdef bint resume_phase(void *owner) noexcept:
     if not holds.has_queued() and not holds.has_dead():
         return False
     portion = start_portion(runner.reactor.state.uv)
-    while holds.has_dead() and goes_on(&portion) and holds.replace_dead():
+    while holds.has_dead() and has_budget(&portion) and holds.replace_dead():
         pass
     holds.refill()
     while not runner.closed and holds.has_queued():
-        if not goes_on(&portion):
+        if not has_budget(&portion):
             return True
         taken = holds.take_queued()
         if (<Message>taken).since:  # else it was counted when other plugins had their turn after the hold

@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 from ._changes cimport ActivePlugins
 from ._dispatch cimport Runner
 from ._holds cimport HoldTable
-from ._message cimport Books
+from ._message cimport StepCounts
 from .loop._reactor cimport Reactor
 from .loop._watchdog cimport LoopWatchdog
 
@@ -27,6 +27,6 @@ cdef class Dispatcher:
     cdef uint64_t scan_began        # ns of uv_hrtime()
     cdef object __weakref__
 
-    cpdef Books counts(self)
+    cpdef StepCounts counts(self)
     cdef int open(self, object order) except -1
     cdef int end(self) except -1

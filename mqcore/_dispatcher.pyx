@@ -10,7 +10,7 @@ from ._changes cimport new_active_plugins, sweep_phase
 from ._dispatch cimport cancel_step, end_all_steps, new_runner, resume_phase, timeout_phase
 from ._hook cimport new_hook
 from ._holds cimport has_pending, new_hold_table, stop_when_idle
-from ._message cimport Books, Message, NativeSide
+from ._message cimport Message, NativeSide, StepCounts
 from .loop._attach cimport attach, close, stop_all
 from .loop._watchdog cimport new_watchdog
 from .loop._watchdog_thread cimport add_caller
@@ -161,7 +161,7 @@ cdef class Dispatcher:
         """The books: a `Stats`. Any thread; also after close()."""
         return Stats(hooks=self.active.stats(), **self.counts())
 
-    cpdef Books counts(self):
+    cpdef StepCounts counts(self):
         """The books without the plugins' rows, in C a struct: entered, continued, completed, failed, cancelled, held, running.
         Any thread, with the GIL."""
         return self.holds.snapshot()

@@ -13,7 +13,7 @@ from ._hook cimport Hook, in_step, variables_for
 from ._message cimport IDLE, RUNNING, Message, move, report_raised
 from .loop._call cimport ends_program, take_error
 from .loop._list cimport Link, List, append, first, init_list, is_linked, unlink
-from .loop._reactor cimport Caller, Portion, Task, goes_on, start_portion
+from .loop._reactor cimport Caller, Portion, Task, has_budget, start_portion
 from .loop._seal cimport seal
 from .loop._state cimport set_caller
 
@@ -216,7 +216,7 @@ cdef class Flow(Task):
         cdef Link *link
         cdef PyObject *message
         cdef Place place = None
-        while goes_on(&portion):
+        while has_budget(&portion):
             place = None  # the last one, before another is looked up: anybody's code may run
             link = first(&self.flight)
             if link == NULL:

@@ -4,7 +4,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 
 from .loop._reactor cimport Reactor
-from ._message cimport Books, Counters, Drops, HoldLists, Message, TimeoutBucket
+from ._message cimport Counters, Drops, HoldLists, Message, StepCounts, TimeoutBucket
 
 cdef class HoldTable:
     """The messages of one dispatcher that are held or were given back; a part of the dispatcher."""
@@ -20,7 +20,7 @@ cdef class HoldTable:
     cdef int open(self) except -1
     cdef void close(self) noexcept
     cdef TimeoutBucket *bucket_of(self, double seconds) except NULL
-    cdef Books snapshot(self) noexcept
+    cdef StepCounts snapshot(self) noexcept
     cdef void end_and_queue(self, Message message, Drops *drops) noexcept
     cdef void collect(self, Message message) noexcept
     cdef bint collect_one(self) noexcept

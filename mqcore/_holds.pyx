@@ -120,27 +120,27 @@ cdef class HoldTable:
         self.lists.buckets = bucket
         return bucket
 
-    cdef Books snapshot(self) noexcept:
+    cdef StepCounts snapshot(self) noexcept:
         """The books as they are at one moment. Any thread, with the GIL."""
-        cdef Books books
+        cdef StepCounts steps
         cdef uint32_t version
         cdef uint64_t passed
         while True:
-            version = load_version(&self.lists.books_version)
-            books = self.lists.books
-            books.held = get(&self.lists.books.held)  # these two may be changing without the GIL
-            books.running = get(&self.lists.books.running)
+            version = load_version(&self.lists.steps_version)
+            steps = self.lists.steps
+            steps.held = get(&self.lists.steps.held)  # these two may be changing without the GIL
+            steps.running = get(&self.lists.steps.running)
             fence()
-            if version % 2 == 0 and version == load_version(&self.lists.books_version):
+            if version % 2 == 0 and version == load_version(&self.lists.steps_version):
                 break
-        books.held -= self.lists.given_count
-        books.running += self.lists.given_count
+        steps.held -= self.lists.given_count
+        steps.running += self.lists.given_count
         if self.in_batch:
             passed = get(&self.passed)
-            books.entered += passed + 1
-            books.continued += passed
-            books.running += 1
-        return books
+            steps.entered += passed + 1
+            steps.continued += passed
+            steps.running += 1
+        return steps
 
     cdef void end_and_queue(self, Message message, Drops *drops) noexcept:
         """A message was given back, as its `decision` says: its hold is over, and it goes behind all others. HELD -> QUEUED; on
@@ -267,7 +267,7 @@ cdef class HoldTable:
     cdef list oldest(self, Py_ssize_t limit, str plugin, str hook):
         """Held messages, oldest first: at most `limit`, of one plugin or hook where these are not None, as tuples of message,
         plugin, hook and when the hold began. O(limit x log of the timeouts), and as much again for what is filtered out."""
-        cdef Py_ssize_t most = <Py_ssize_t>self.lists.books.held
+        cdef Py_ssize_t most = <Py_ssize_t>self.lists.steps.held
         cdef Py_ssize_t found = 0
         cdef PyObject **messages
         if limit >= 0 and limit < most:
@@ -369,13 +369,13 @@ cdef void count_given(Counters *counters, int decision) noexcept nogil:
 
 cdef bint has_pending(void *table) noexcept nogil:
     """Whether something is held, for which the loop must go on."""
-    return (<HoldLists *>table).books.held > 0
+    return (<HoldLists *>table).steps.held > 0
 
 
 cdef void stop_when_idle(void *table) noexcept nogil:
     """Stop the timer when nothing is held any more, so that an idle dispatcher does not wake up."""
     cdef HoldLists *lists = <HoldLists *>table
-    if lists.books.held == 0 and lists.deadline != NULL and lists.deadline.due:
+    if lists.steps.held == 0 and lists.deadline != NULL and lists.deadline.due:
         lists.deadline.due = 0
         lists.deadline.loop.uv.timer_stop(uv_of(lists.deadline))  # cannot fail
 

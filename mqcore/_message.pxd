@@ -85,7 +85,7 @@ cdef enum Reason:
     CANCELLED = 4
     CLOSED = 5
 
-cdef struct Books:
+cdef struct StepCounts:
     # Rule 16: entered == continued + completed + failed + cancelled + held + running.
     uint64_t entered
     uint64_t continued
@@ -167,8 +167,8 @@ cdef struct HoldLists:
     List given              # owned Messages, each of which is in its bucket still: so this list has a link of its own
     List dead               # Messages that were deallocated while HELD, and are in their buckets still: not freed yet
     uint64_t given_count    # of both lists
-    Books books
-    uint32_t books_version  # odd: they are just being changed, without the GIL; atomic
+    StepCounts steps
+    uint32_t steps_version  # odd: they are just being changed, without the GIL; atomic
     uint64_t holds_begun
     uint64_t holds_ended
     Link *cursor            # how far a scan of the buckets is: the next message, or the end of its bucket; NULL: there is none
@@ -322,8 +322,8 @@ cdef inline void move(HoldLists *lists, Message message, int before, int after) 
     elif before == QUEUED:
         unlink(&message.link)
     elif after == RUNNING:
-        lists.books.entered += 1
-        lists.books.running += 1
+        lists.steps.entered += 1
+        lists.steps.running += 1
     elif before == RUNNING and after == IDLE:
         count_end(lists, message)
     if before == IDLE:
@@ -363,15 +363,15 @@ cdef inline void take_place_of(HoldLists *lists, Message dead, Message stand_in)
 
 @cython.nonecheck(False)
 cdef inline void count_end(HoldLists *lists, Message message) noexcept nogil:
-    lists.books.running -= 1
+    lists.steps.running -= 1
     if message.decision == TO_CONTINUE:
-        lists.books.continued += 1
+        lists.steps.continued += 1
     elif message.decision == TO_COMPLETE:
-        lists.books.completed += 1
+        lists.steps.completed += 1
     elif message.decision == TO_CANCEL:
-        lists.books.cancelled += 1
+        lists.steps.cancelled += 1
     else:
-        lists.books.failed += 1
+        lists.steps.failed += 1
 
 
 @cython.nonecheck(False)
@@ -409,11 +409,11 @@ cdef inline void count_held_time(Message message, uint64_t now) noexcept nogil:
 
 cdef inline void count_held(HoldLists *lists, int change) noexcept nogil:
     """One more is held in place of running, or one less: a snapshot sees both or neither."""
-    store_version(&lists.books_version, lists.books_version + 1)
+    store_version(&lists.steps_version, lists.steps_version + 1)
     fence()
-    set(&lists.books.held, lists.books.held + change)
-    set(&lists.books.running, lists.books.running - change)
-    store_version(&lists.books_version, lists.books_version + 1)
+    set(&lists.steps.held, lists.steps.held + change)
+    set(&lists.steps.running, lists.steps.running - change)
+    store_version(&lists.steps_version, lists.steps_version + 1)
 
 
 @cython.nonecheck(False)

@@ -15,7 +15,7 @@ from ._flow cimport Flow, Place, close, close_source, new_flow
 from ._hook cimport Hook
 from ._message cimport Message
 from .loop._call cimport ends_program, is_a, take_error
-from .loop._reactor cimport PyThread_get_thread_ident, Reactor, goes_on, start_portion
+from .loop._reactor cimport PyThread_get_thread_ident, Reactor, has_budget, start_portion
 
 cdef extern from "Python.h":
     PyObject *Py_None
@@ -37,7 +37,7 @@ cdef int poll(Flow flow, PyObject **message, PyObject **outcome) noexcept:
     while True:
         if flow.closed:
             return OVER
-        if flow.portion.entries >= MOST_IN_A_TURN or not goes_on(&flow.portion):
+        if flow.portion.entries >= MOST_IN_A_TURN or not has_budget(&flow.portion):
             return TURN
         place = flow.first_ended()
         if place != NULL:
@@ -116,7 +116,7 @@ async def read(Flow flow, source):
                     await room
                 if flow.closed:
                     break
-                if flow.reading_portion.entries >= MOST_IN_A_TURN or not goes_on(&flow.reading_portion):
+                if flow.reading_portion.entries >= MOST_IN_A_TURN or not has_budget(&flow.reading_portion):
                     await asyncio.sleep(0)
                     flow.reading_portion = start_portion(flow.hook.runner.reactor.state.uv)
             else:

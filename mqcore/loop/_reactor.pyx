@@ -98,7 +98,7 @@ cdef bint run_posted(void *owner) noexcept:
     cdef Portion portion = start_portion(reactor.state.uv)
     cdef size_t count = reactor.posted_count  # what is posted meanwhile is for the next tick
     cdef PyObject *task
-    while count > 0 and reactor.posted_count > 0 and goes_on(&portion) and reactor.thread != 0:
+    while count > 0 and reactor.posted_count > 0 and has_budget(&portion) and reactor.thread != 0:
         count -= 1
         task = take_posted(reactor)
         (<Task>task).run_posted()
@@ -142,7 +142,7 @@ cdef bint run_ready(void *owner) noexcept:
 cdef void call_ready(Reactor reactor, Portion *portion) noexcept:
     cdef size_t count = reactor.state.ready_count[False]  # what becomes ready meanwhile waits
     cdef Watch *watch
-    while count > 0 and reactor.state.ready_count[False] > 0 and goes_on(portion) and reactor.thread != 0:
+    while count > 0 and reactor.state.ready_count[False] > 0 and has_budget(portion) and reactor.thread != 0:
         count -= 1
         watch = first_ready(&reactor.state, False)
         unlink_ready(&reactor.state, watch)
@@ -153,7 +153,7 @@ cdef bint run_due(void *owner) noexcept:
     cdef Reactor reactor = <Reactor>owner
     cdef Portion portion = start_portion(reactor.state.uv)
     cdef size_t count = reactor.wheel.due  # what becomes due meanwhile is for the next tick
-    while count > 0 and reactor.wheel.due > 0 and goes_on(&portion) and reactor.thread != 0:
+    while count > 0 and reactor.wheel.due > 0 and has_budget(&portion) and reactor.thread != 0:
         count -= 1
         run_one(first_due(&reactor.wheel, DUE).owner)
     return reactor.wheel.due > 0
@@ -163,7 +163,7 @@ cdef bint stop_ended(void *owner) noexcept:
     """Stop and drop timers and watchers of lifetimes that are over."""
     cdef Reactor reactor = <Reactor>owner
     cdef Portion portion = start_portion(reactor.state.uv)
-    while not is_empty(&reactor.stopping) and goes_on(&portion) and reactor.thread != 0:
+    while not is_empty(&reactor.stopping) and has_budget(&portion) and reactor.thread != 0:
         halt_one(runnable_at(first(&reactor.stopping)))
     return not is_empty(&reactor.stopping)
 

@@ -113,7 +113,7 @@ cdef inline Portion start_portion(LibUV *uv) noexcept nogil:
     portion.entries = 0
     return portion
 
-cdef inline bint goes_on(Portion *portion) noexcept nogil:
+cdef inline bint has_budget(Portion *portion) noexcept nogil:
     """Whether there is time for one entry more. To be asked before each; the first is always granted, for free."""
     cdef unsigned int entry = portion.entries
     portion.entries = entry + 1

@@ -20,7 +20,7 @@ from .._dispatcher cimport Dispatcher
 from .._message cimport CounterRow, Entry, Message, report_raised
 from ..loop._atomic cimport add
 from ..loop._call cimport ends_program, take_error
-from ..loop._reactor cimport Portion, Reactor, goes_on, start_portion, uv_of
+from ..loop._reactor cimport Portion, Reactor, has_budget, start_portion, uv_of
 from ._queue cimport has_any, put, take
 from ._slots cimport (
     CONTEXT, MOST_RECORDS, STEP, Record, Slot, Table, any_open_table, begin_use, end_use, free_record, generation_in, get_kind,
@@ -207,7 +207,7 @@ cdef bint log_records(Runner runner, Table *table) noexcept:
     cdef Portion portion = start_portion(runner.reactor.state.uv)
     cdef bint all = runner.closed
     cdef Record *record
-    while has_any(&table.records) and (all or not runner.closed and goes_on(&portion)):
+    while has_any(&table.records) and (all or not runner.closed and has_budget(&portion)):
         record = <Record *>take(&table.records)
         if record == NULL:
             break

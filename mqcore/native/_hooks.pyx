@@ -142,8 +142,8 @@ cdef Py_ssize_t run_many_native(
                 passed = pass_through(
                     runner, table, chain.entries, &items[index], count - index, slot, &arguments, &stopped, &taken)
         runner.holds.in_batch = False
-        runner.holds.lists.books.entered += passed
-        runner.holds.lists.books.continued += passed
+        runner.holds.lists.steps.entered += passed
+        runner.holds.lists.steps.continued += passed
         index += passed
         if stopped != NULL:
             has_slot = proceed_one(runner, chain, <Message>items[index], slot, taken, outcomes, index, done, variables)

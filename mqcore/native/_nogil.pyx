@@ -25,7 +25,7 @@ from .._message cimport (
 from ..loop._atomic cimport get, load, set_byte, store, store_flag, swap
 from ..loop._list cimport first, is_empty, unlink
 from ..loop._poll cimport lost_for, remove_watch
-from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, goes_on, request_tick, start_portion, unlink_ready
+from ..loop._reactor cimport Portion, Reactor, Watch, first_ready, has_budget, request_tick, start_portion, unlink_ready
 from ..loop._wheel cimport DUE_NOGIL, first_due
 from ._arguments cimport Arguments, find_arguments
 from ._diagnostics cimport log_records, record_late
@@ -73,7 +73,7 @@ cdef void call_watchers(Reactor reactor, Table *table) noexcept nogil:
     cdef Slot *watcher
     cdef Watch *watch
     cdef int events, lost
-    while count > 0 and reactor.state.ready_count[True] > 0 and reactor.thread != 0 and goes_on(&portion):
+    while count > 0 and reactor.state.ready_count[True] > 0 and reactor.thread != 0 and has_budget(&portion):
         count -= 1
         watch = first_ready(&reactor.state, True)
         watcher = <Slot *>(<char *>watch - <size_t>&(<Slot *>NULL).waiting.watch)
@@ -108,7 +108,7 @@ cdef void call_timers(Reactor reactor, Table *table) noexcept nogil:
     cdef void *callback
     cdef void *data
     cdef NativeFrame before
-    while count > 0 and reactor.wheel.due_nogil > 0 and reactor.thread != 0 and goes_on(&portion):
+    while count > 0 and reactor.wheel.due_nogil > 0 and reactor.thread != 0 and has_budget(&portion):
         count -= 1
         timer = <Slot *>(<char *>first_due(&reactor.wheel, DUE_NOGIL) - <size_t>&(<Slot *>NULL).waiting.node)
         if is_of_ended(table, timer):
@@ -129,7 +129,7 @@ cdef inline bint is_of_ended(Table *table, Slot *slot) noexcept nogil:
 
 cdef void stop_ended(Reactor reactor, Table *table) noexcept nogil:
     cdef Portion portion = start_portion(reactor.state.uv)
-    while not is_empty(&table.ending) and goes_on(&portion):
+    while not is_empty(&table.ending) and has_budget(&portion):
         stop(table, slot_at(first(&table.ending)))
 
 
@@ -152,7 +152,7 @@ cdef void resume_given(Runner runner, Table *table) noexcept nogil:
     cdef Slot *slot
     cdef int decision
     cdef bint all = runner.closed
-    while has_any(&table.given) and (all or not runner.closed and goes_on(&portion)):
+    while has_any(&table.given) and (all or not runner.closed and has_budget(&portion)):
         slot = <Slot *>take(&table.given)
         if slot == NULL:
             break

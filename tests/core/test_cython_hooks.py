@@ -82,7 +82,7 @@ def test_what_it_refuses(size):
 PUBLIC = """
 # cython: language_level=3
 from mqcore cimport (
-    TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, Books, Context, Dispatcher, Hold, Hook, HookFunction, Message, c_hook,
+    TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, Context, Dispatcher, Hold, Hook, HookFunction, Message, StepCounts, c_hook,
     give_back)
 
 
@@ -109,8 +109,8 @@ def back(Context context not None, Mail message not None, error):
 
 
 def counts(Dispatcher dispatcher not None):
-    cdef Books books = dispatcher.counts()
-    return books.entered, books.held, dispatcher.counts().completed
+    cdef StepCounts now = dispatcher.counts()
+    return now.entered, now.held, dispatcher.counts().completed
 
 
 def run(Hook hook not None, Message message not None, done):

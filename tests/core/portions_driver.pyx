@@ -27,8 +27,8 @@ def renewing(Dispatcher dispatcher not None):
 def unused(Dispatcher dispatcher not None):
     """Contexts of replaced plugins that the sweep will look at."""
     count = 0
-    link = first(&dispatcher.active.retired.unused)
+    link = first(&dispatcher.active.replaced.unused)
     while link != NULL:
         count += 1
-        link = after(&dispatcher.active.retired.unused, link)
+        link = after(&dispatcher.active.replaced.unused, link)
     return count

@@ -462,6 +462,8 @@ def drive(owner, coroutines):
         )
     finally:
         gc.unfreeze()
+        gc.collect()
+        gc.freeze()  # as it was: see conftest.py
 
 
 def test_the_core_does_what_the_reference_does(owner, quiet):

@@ -43,7 +43,8 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     What is made up while tests are collected, such as something compressed, which has the time in it, may be another one in
     the process beside, and pytest-xdist runs nothing where names differ.
     """
-    unreadable = isinstance(val, bytes | str) and (len(val) > 40 or not val.isascii())
+    is_name = isinstance(val, str) and val.isidentifier()
+    unreadable = isinstance(val, bytes | str) and not is_name and (len(val) > 40 or not val.isascii())
     return argname if unreadable else None
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import reference
 import uvloop
 
@@ -71,8 +70,8 @@ class Owner:
         spins = 0
         while not predicate():
             if time.monotonic() > limit:
-                books = [dispatcher.stats() for dispatcher in self.dispatchers]
-                pytest.fail(f"still not so after {timeout} s on {self.name}; finished: {self.finished}; stats: {books}")
+                stats = [dispatcher.stats() for dispatcher in self.dispatchers]
+                raise AssertionError(f"not so after {timeout} s on {self.name}; finished: {self.finished}; stats: {stats}")
             self.spin(wait=spins > 20)
             spins += 1
 

@@ -163,8 +163,8 @@ def native_plugin() -> str:
 
 COMPILED = tempfile.TemporaryDirectory()
 atexit.register(COMPILED.cleanup)
-OLD: list[Any] = []
-"""What was there before anything was made to be attacked, and is not looked through: it has none of it, and stays."""
+OLD: dict[int, Any] = {}
+"""What was there before anything was made to be attacked, by `id`, and is not looked through: it has none of it, and stays."""
 
 
 class Scenario:
@@ -222,7 +222,7 @@ class Scenario:
         types, as it takes longer than most attacks."""
         found: dict[type, list[Any]] = {kind: [] for kind in kinds}
         waiting: list[Any] = [self, *gc.get_objects()]
-        seen = set(map(id, OLD))
+        seen = set(OLD)
         while waiting:
             each = waiting.pop()
             if id(each) in seen:
@@ -505,7 +505,9 @@ def quiet_faults(owner: Owner) -> None:
 def main() -> None:
     owner_name, *names = sys.argv[1:]
     extension_types()
-    OLD.extend(gc.get_objects())
+    OLD.update((id(each), each) for each in gc.get_objects())
+    gc.collect()
+    gc.freeze()  # these are no instances to attack, and each attack ends with a collection
     owner = tools.start_owner(owner_name)
     quiet_faults(owner)
     faulthandler.dump_traceback_later(200, exit=True)

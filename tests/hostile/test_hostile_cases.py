@@ -7,7 +7,7 @@ import hostile_tools
 import pytest
 
 CASES = [
-    (name, owner)
+    pytest.param(name, owner, marks=[pytest.mark.slow] if owner == "pyuv" else [])
     for name in case_programs.CASES
     for owner in ("uvloop", "pyuv")
     if owner == "uvloop" or name not in case_programs.UVLOOP_ONLY

@@ -7,8 +7,8 @@ from ._call cimport ends_program
 from ._libuv cimport Library, LibUV, uv_callback, uv_handle_t, uv_loop_t
 from ._list cimport Link, List
 from ._state cimport (
-    Caller, Handle, LoopState, Portion, Watch, arm, close_handle, first_ready, has_budget, has_time, header_of, new_handle, opened,
-    request_nogil_tick, request_tick, set_calling, start_portion, unlink_ready, uv_of)
+    Caller, Handle, LoopState, Portion, Watch, arm, close_handle, first_ready, has_budget, has_time, header_of, new_handle,
+    opened, request_nogil_tick, request_tick, set_calling, start_portion, unlink_ready, uv_of)
 from ._wheel cimport Node, Wheel
 
 cdef extern from "Python.h":

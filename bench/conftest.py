@@ -25,12 +25,20 @@ ROWS = pytest.StashKey[list[Row]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --short."""
-    parser.addoption("--short", action="store_true", help="fewer rounds and smaller sizes, as in CI")
+    parser.addoption("--short", action="store_true", help="fewer rounds, without the largest sizes, as in CI")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make room for the rows."""
     config.stash[ROWS] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked `large` takes longest, and says little in few rounds."""
+    if config.getoption("--short"):
+        large = [item for item in items if item.get_closest_marker("large")]
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if item not in large]
 
 
 @pytest.fixture(scope="session")

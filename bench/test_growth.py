@@ -28,7 +28,9 @@ def held(loop: Any, count: int) -> Iterator[ByMqcore]:
     way.close()
 
 
-@pytest.mark.parametrize(("name", "count"), [("1k", 1_000), ("100k", 100_000), ("1M", 1_000_000)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("1k", 1_000), ("100k", 100_000), pytest.param("1M", 1_000_000, marks=pytest.mark.large)]
+)
 def test_held(loop: Any, against: Against, name: str, count: int) -> None:
     """Hold and give back, against the number of messages held at once."""
     with held(loop, 10_000) as few, held(loop, count) as many:

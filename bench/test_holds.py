@@ -61,7 +61,11 @@ MILLION = {"dict + callback": ByDict, "mqcore": ByMqcore}
 @pytest.mark.parametrize("collects", [True, False], ids=["gc on", "gc off"])
 @pytest.mark.parametrize(
     ("name", "count", "rounds", "chosen"),
-    [("10k", 10_000, 50, WAYS), ("100k", 100_000, 15, WAYS), ("1M", 1_000_000, 7, MILLION)],
+    [
+        ("10k", 10_000, 50, WAYS),
+        ("100k", 100_000, 15, WAYS),
+        pytest.param("1M", 1_000_000, 7, MILLION, marks=pytest.mark.large),
+    ],
 )
 def test_held(
     loop: Any, against: Against, name: str, count: int, rounds: int, chosen: dict[str, type[Way]], *, collects: bool
@@ -102,7 +106,8 @@ def test_given_back(loop: Any, against: Against, case: str, base: str, peer: typ
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "chosen"), [("10k", 10_000, WAYS), ("100k", 100_000, WAYS), ("1M", 1_000_000, MILLION)]
+    ("name", "count", "chosen"),
+    [("10k", 10_000, WAYS), ("100k", 100_000, WAYS), pytest.param("1M", 1_000_000, MILLION, marks=pytest.mark.large)],
 )
 def test_memory(
     benchmark: Any, report: Callable[..., None], name: str, count: int, chosen: dict[str, type[Way]], *, short: bool
@@ -115,6 +120,6 @@ def test_memory(
             for part, size in bytes_per_message(way, count).items():
                 figures.setdefault(part, {}).setdefault(way, []).append(size)
 
-    benchmark.pedantic(measure, rounds=2 if short else 3)
+    benchmark.pedantic(measure, rounds=1 if short else 3)
     for part, sizes in figures.items():
         report(row_of("memory", f"{name} held, {part}", sizes, unit="B"))

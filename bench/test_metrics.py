@@ -186,14 +186,13 @@ async def longest_turn(server: Server, way: Callable[[Place], None]) -> float:
 @pytest.mark.parametrize(
     ("case", "plugins", "held", "ways"),
     [
-        ("a million held", 10, 1_000_000, list(WAYS)),
+        pytest.param("a million held", 10, 1_000_000, list(WAYS), marks=pytest.mark.large),
         ("100 plugins, 5 hooks", 100, 10_000, ["top's request", "the status page"]),
     ],
 )
 def test_how_long_the_loop_is_kept(
     benchmark: Any, report: Callable[..., None], case: str, plugins: int, held: int, ways: list[str], *, short: bool
 ) -> None:
-    held = min(held, 100_000) if short else held
     rounds = 3 if short else 7
     turns: dict[str, dict[str, list[float]]] = {name: {"few held": [], "mqcore": []} for name in ways}
     with serving(plugins, 10_000) as few, serving(plugins, held) as many:

@@ -35,6 +35,7 @@ class SmtpSink(Sink):
     server there is nothing to remember, as clients know what they have sent.
     """
 
+    shares = True
     commits_in_parts = True
     needs_recipients = True
     options: ClassVar[Sequence[Option]] = (

@@ -40,6 +40,8 @@ class SmtpSource(Source):
     """
 
     finite = False
+    shares = True
+    listens = True
     has_waiting_client = True
     knows_recipients = True
     ends_when = "the transactions that are open are over"
@@ -105,8 +107,8 @@ class SmtpSource(Source):
         timeout: float = 300.0,
         listening: Listening | None = None,
     ) -> None:
-        """`path` is `//HOST:PORT`, `unix:PATH` or `systemd`. `max_message_size` is in octets, `timeout` in seconds. `listening`:
-        where there are sockets already, as of a supervisor; it is closed with this."""
+        """`path` is `//HOST:PORT`, `unix:PATH` or `systemd`. `max_message_size` is in octets, `timeout` in seconds.
+        `listening`: where there are sockets already, as of a supervisor; it is closed with this."""
         self.hostname = choose_hostname(hostname)
         self.traces = not no_trace
         self.lenient = lenient or self.lmtp

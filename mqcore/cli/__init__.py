@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if about.prints_version(sys.argv[1:] if arguments is None else arguments):
         return OK
     options = parser().parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     handler = StandardError()
     logging.basicConfig(handlers=[handler])
     begin_log("text", None)

@@ -6,10 +6,8 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -25,21 +23,25 @@ from ..mail.errors import SourceError
 from ..mail.failed import FailedSink
 from ..mail.files import raise_file_limit
 from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
-from ..mail.report import OK, SOME_FAILED, UNREACHABLE, Report
+from ..mail.report import OK, SOME_FAILED, Report
 from ..plugins._tasks import names_plugins
 from ..server import Server, logs, systemd
 from ..server.address import Address, parse_address, write_address
 from ..server.options import PlaceOptions
+from ..workers.start import Shared, Start
 from . import options as place_options
-from . import watchdog
+from . import watchdog, workers
+from .closing import tell_end, tell_error
 from .configuration import Options, argument, count, ratio
-from .output import begin_log, complain, drop
+from .output import begin_log, complain
 from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 from .progress import progress_bar
 from .reloading import RunOptions
 from .signals import Steering
+from .user import become_as_told
 
 if TYPE_CHECKING:
+    from ..workers.worker import Worker
     from . import Commands
 
 FILES = 1024
@@ -91,6 +93,7 @@ def options() -> argparse.ArgumentParser:
         type=argument(_metrics_address),
         help="HOST:PORT, :PORT (this machine only) or unix:PATH for /metrics, /healthz, /readyz and the status page",
     )
+    workers.add_to(run)
     watchdog.add_to(run)
     run.add_argument(
         "--trace",
@@ -114,11 +117,22 @@ def _metrics_address(text: str) -> Address:
 
 
 def move(options: argparse.Namespace) -> int:
-    with Steering() as steering:
-        return _move_steered(options.known.settled(options), steering)
+    start = Start.take()
+    worker = None if start is None else worker_of(start)
+    with Steering() as steering, contextlib.closing(worker) if worker is not None else contextlib.nullcontext():
+        options = options.known.settled(options)
+        if worker is None and options.workers is not None:
+            return workers.supervise(options, fit_together(options)[0], _control_path(options))
+        return _move_steered(options, steering, worker)
 
 
-def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
+def worker_of(start: Start) -> Worker:
+    from ..workers.worker import Worker  # takes its time
+
+    return Worker(start)
+
+
+def _move_steered(options: argparse.Namespace, steering: Steering, worker: Worker | None) -> int:
     chosen, watched = fit_together(options)
     source, sink, failed = options.source, options.sink, options.failed
     if sink is None:
@@ -129,24 +143,29 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
     if files < FEW_FILES:
         complain(f"this process may open {files} files, which may be too few; raise the limit (ulimit -n)", OK)
     again, control = place_options.to_read_again(options), _control_path(options)  # where we are now
+    metrics, most, shared = options.metrics, options.max_in_flight, Shared()
+    if worker is not None:
+        control = metrics = None
+        most, shared = worker.part_of(most), worker
     with contextlib.ExitStack() as opened:
         opened.enter_context(printing_to_standard_error())
         from_: Source | None = None
         if options.user is not None:  # who may not have the port, and whose code the plugins are
-            from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
-            _become(options)
+            from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading, **shared.of_source())))
+            become_as_told(options)
         spans = opened.enter_context(_span_provider(options))
         plugins = opened.enter_context(load(options, *options.plugins))
-        from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **reading)))
+        from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **reading, **shared.of_source())))
         try:
             _check_recipients(source, sink, {hook for plugin in plugins for hook in plugin.hooks})
         except ValueError as error:
             options.parser.error(str(error))
-        to = opened.enter_context(contextlib.closing(sink.kind.open(sink.path, from_, **writing)))
-        aside = FailedSink(failed.kind.open(failed.path, from_), from_.url) if failed else None
+        to = opened.enter_context(contextlib.closing(sink.kind.open(sink.path, from_, **writing, **shared.of_sink(sink.path))))
+        aside = FailedSink(failed.kind.open(failed.path, from_, **shared.of_sink(failed.path)), from_.url) if failed else None
         if aside is not None:
             opened.enter_context(contextlib.closing(aside))
-        tell_what_is_missing(options, plugins, options.plugins)
+        if worker is None or worker.is_first:
+            tell_what_is_missing(options, plugins, options.plugins)
         of_places = PlaceOptions((from_, to), (reading, writing))
         check = partial(_check_recipients, source, sink)
 
@@ -159,26 +178,18 @@ def _move_steered(options: argparse.Namespace, steering: Steering) -> int:
                 from_,
                 to,
                 aside,
-                options.max_in_flight,
+                most,
                 steering,
                 parts,
                 control,
-                options.metrics,
+                metrics,
                 watched,
                 options.log_format,
                 (spans, options.trace),
+                worker,
             )
             report = _run(runner, moving)
-    try:
-        _print(report, as_json=options.json)
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # the disk is full, which may be what the report tells of
-        complain(f"cannot write to standard output: {error.strerror}", OK)
-        drop(1)
-    if report.error is not None:
-        complain(report.error, UNREACHABLE)
-    return report.exit_code
+    return tell_end(report, as_json=options.json) if worker is None else tell_error(report)
 
 
 def fit_together(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Watchdog | None]:
@@ -195,15 +206,6 @@ def fit_together(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Wat
     if source and sink and not failed and "one_recipient" not in chosen[0] and needs_failed(source.kind, sink.kind):
         options.parser.error(f"{sink} may take a mail for some of its recipients only; give --failed or --one-recipient")
     return chosen, watched
-
-
-def _become(options: argparse.Namespace) -> None:
-    from .user import become
-
-    try:
-        become(options.user)
-    except ValueError as error:
-        options.parser.error(f"--user {options.user}: {error}")
 
 
 def _check_recipients(source: Location[Source], sink: Location[BaseSink], hooks: AbstractSet[str]) -> None:
@@ -237,6 +239,8 @@ class _Moving(NamedTuple):
     log_format: str
     spans: tuple[Any, float]
     """Who makes them, if anybody does, and of how much."""
+    worker: Worker | None
+    """What this process is, if it has a supervisor."""
 
 
 def _run(runner: asyncio.Runner, moving: _Moving) -> Report:
@@ -260,10 +264,15 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
     source = moving.source
     asyncio.get_running_loop().set_exception_handler(names_plugins(moving.plugins))
     with Dispatcher(moving.plugins, watchdog=moving.watchdog) as dispatcher:
-        gateway = Gateway(dispatcher, source, moving.sink, moving.failed, max_in_flight=moving.max_in_flight)
+        shared = {} if moving.worker is None else moving.worker.of_gateway()
+        gateway = Gateway(dispatcher, source, moving.sink, moving.failed, max_in_flight=moving.max_in_flight, **shared)
         made(gateway)
         watchdog.report_as(dispatcher, moving.log_format)
         server = Server(gateway, moving.parts(gateway))
+        if moving.worker is not None:
+            with _stopped_by_signals(gateway, signal.SIGTERM), moving.steering.of(server), _traced(gateway, *moving.spans):
+                async with moving.worker.serving(server):
+                    return await gateway.run()
         with _stopped_by_signals(gateway), moving.steering.of(server), _traced(gateway, *moving.spans):
             async with _controlled(server, moving.control), _shown(server, moving.metrics) as url:
                 if not source.finite:
@@ -342,8 +351,8 @@ def _listening(where: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(gateway: Gateway) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run in good order, the second ends the process."""
+def _stopped_by_signals(gateway: Gateway, *signals: signal.Signals) -> Iterator[None]:
+    """The first of these (Ctrl-C and SIGTERM) ends the run in good order, the second ends the process."""
     loop = asyncio.get_running_loop()
 
     # Not the loop's own handlers: those wait for a turn of the loop, which a plugin may never give back.
@@ -358,19 +367,9 @@ def _stopped_by_signals(gateway: Gateway) -> Iterator[None]:
         except RuntimeError:  # it is print() that was interrupted
             loop.call_soon_threadsafe(complain, why, OK)
 
-    before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
+    before = {one: signal.signal(one, handle) for one in signals or (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-
-
-def _print(report: Report, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report.as_dict()))
-    else:
-        from .tables import print_report  # takes rich with it, which takes a while
-
-        print_report(report)
-    sys.stdout.flush()

@@ -24,6 +24,8 @@ def print_report(report: Report) -> None:
     """Say what became of the mails, and what each plugin did and took, on standard output."""
     outcomes, (headings, plugins) = _outcomes(report), _plugins(report)
     end = f"{report.seconds:,.2f} s, {report.per_second:,.0f} mails a second"
+    if report.workers is not None:
+        end += f"\nworkers: {len(report.workers)}, crashes: {report.crashes}, restarts: {report.restarts}"
     if HAS_RICH:
         _print_with_rich(outcomes, headings, plugins, end)
     else:

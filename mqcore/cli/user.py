@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import pwd
+
+
+def become_as_told(options: argparse.Namespace) -> None:
+    """As `--user` says; wrong usage where that cannot be."""
+    try:
+        become(options.user)
+    except ValueError as error:
+        options.parser.error(f"--user {options.user}: {error}")
 
 
 def become(name: str) -> None:

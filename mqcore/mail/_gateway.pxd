@@ -2,7 +2,9 @@
 
 from .._dispatcher cimport Dispatcher
 from .._hook cimport Hook
+from ._counts cimport Row
 from ._deliverer cimport Deliverer
+from ._hand cimport Hand
 from ._histogram cimport Histogram
 from ._mail cimport Mail
 from ._settler cimport Settler
@@ -21,6 +23,7 @@ cdef class Gateway:
     cdef readonly Py_ssize_t in_flight  # mails that are with plugins or the sink
     cdef readonly Py_ssize_t bytes      # what they have
     cdef readonly Memory memory         # that changed mails take
+    cdef readonly int processes         # of the run, of which this is one
     cdef readonly unsigned long long bytes_in   # of the transactions that came
     cdef readonly Histogram commit_seconds      # from here, of each group of a store that blocks, or each transaction of a sink
     cdef readonly Histogram group_mails
@@ -33,7 +36,9 @@ cdef class Gateway:
     cdef Writer writer
     cdef Deliverer deliverer
     cdef Settler settler
-    cdef object counts
+    cdef Row counts
+    cdef readonly Hand hand             # where what is in flight is noted; None: nowhere
+    cdef object patience                # a timer: for what is to run alone
     cdef object loop
     cdef object tasks                   # an asyncio.TaskGroup
     cdef set active                     # transactions
@@ -54,6 +59,8 @@ cdef class Gateway:
     cpdef int count_discarded(self, Py_ssize_t count) except -1
     cdef int start(self) except -1
     cdef list begin(self)
+    cdef int refuse_unseen(self, Transaction transaction, rejection) except -1
+    cdef int be_patient(self) except -1
     cdef int run_portion(self) except -1
     cdef int ended(self, Mail mail, outcome) except -1
     cdef int run_steps(self, list mails) except -1

@@ -3,17 +3,22 @@ from collections.abc import Iterable
 from typing import Self, final
 
 from .. import Dispatcher
+from ._hand import Hand
 from ._histogram import Histogram
 from ._spool import Memory
 from ._transaction import Transaction
 from .base import BaseSink, Source, Store
 from .refusals import Refusals
-from .report import Report
+from .report import Counts, Report
 from .timeline import Tracers
+from .verdicts import Rejection
 
 HOOK: str
 IN_FLIGHT_BYTES: int
 PATIENCE: float
+ALONE_IN: float
+ENDS_PROCESSES: Rejection
+NOT_ALONE: Rejection
 UNREACHABLE: int
 CUT_AGAIN: float
 
@@ -29,6 +34,9 @@ class Gateway:
         failed: Store | None = None,
         *,
         max_in_flight: int = 1000,
+        counts: Counts | None = None,
+        hand: Hand | None = None,
+        processes: int = 1,
     ) -> Self: ...
     @property
     def dispatcher(self) -> Dispatcher: ...
@@ -38,6 +46,8 @@ class Gateway:
     def sink(self) -> BaseSink: ...
     @property
     def failed(self) -> Store | None: ...
+    @property
+    def hand(self) -> Hand | None: ...
     @property
     def refusals(self) -> Refusals: ...
     @property
@@ -54,6 +64,8 @@ class Gateway:
     def bytes(self) -> int: ...
     @property
     def memory(self) -> Memory: ...
+    @property
+    def processes(self) -> int: ...
     @property
     def bytes_in(self) -> int: ...
     @property

@@ -8,7 +8,9 @@ from collections import deque
 cimport cython
 from cpython.time cimport monotonic
 from .._dispatcher cimport Dispatcher
+from ._counts cimport DISCARDED, FAILED as FAILURES, IN_DOUBT, PRESENT, READ, REJECTED, UNFINISHED, Row
 from ._deliverer cimport Deliverer
+from ._hand cimport Hand
 from ._histogram cimport Histogram
 from ._mail cimport Mail
 from ._settler cimport Settler, end_timeline
@@ -16,13 +18,13 @@ from ._spool cimport Memory, Spool
 from ._transaction cimport Transaction
 from ._writer cimport Writer
 
-from .. import FAIL, Cancelled
+from .. import COMPLETE, FAIL, Cancelled
 from ._mail import put_in_spool
 from .errors import SourceError
 from .refusals import Refusals
 from .report import UNREACHABLE, Counts, Report
 from .threads import begin_thread
-from .verdicts import FAILED, FULL
+from .verdicts import FAILED, FULL, Rejection
 
 HOOK = "mq_smtp_in_message"
 IN_FLIGHT_BYTES = 64 << 20
@@ -31,6 +33,10 @@ PATIENCE = 25.0
 """Seconds that what is open has when the run is stopped."""
 CUT_AGAIN = 1.0
 """Seconds until what is open even after that is broken off once more."""
+ALONE_IN = 10.0
+"""Seconds that a mail which is to run alone, and all that came after it, wait for those before it."""
+ENDS_PROCESSES = Rejection(554, "5.3.0 this message ended the server, again and again")
+NOT_ALONE = Rejection(451, "4.3.0 this message may end the server; try again when there are fewer others")
 
 cdef enum:
     BATCH = 256             # mails whose steps begin at once
@@ -54,11 +60,15 @@ cdef class Gateway:
     `failed` it is only counted. Where one waits and there is no `failed`, all is refused as soon as one is; so then a
     sink may not commit in parts.
 
+    It may be one of several `processes` of a run: each may have its part of the memory, and of the connections to others.
+    A process that another one watches gives `counts`, and `hand`, in memory that both have: what this one counted and had in
+    flight when it was killed is known then.
+
     Made in a coroutine, and run once.
     """
 
     def __cinit__(self, Dispatcher dispatcher not None, source not None, sink not None, failed=None, *,
-                  Py_ssize_t max_in_flight=1000):
+                  Py_ssize_t max_in_flight=1000, Row counts=None, Hand hand=None, int processes=1):
         if failed is None and needs_failed(source, sink):
             raise ValueError(f"{sink.url} may take a mail for some of its recipients only: a place for failed mails is needed")
         if max_in_flight < 1:
@@ -69,8 +79,9 @@ cdef class Gateway:
         self.failed = failed
         self.has_waiting_client = source.has_waiting_client
         self.settles_each = source.has_waiting_client and source.settles_each
-        self.report = Report(Counts(), finite=source.finite)
+        self.report = Report(Counts() if counts is None else counts, finite=source.finite)
         self.counts = self.report.counts
+        self.hand = hand
         self.refusals = Refusals(dispatcher)
         self.report.refusals = self.refusals.counts
         self.settler = Settler(source, self.counts, self.refusals, failed is not None)
@@ -84,7 +95,8 @@ cdef class Gateway:
         self.deliverer = Deliverer(sink, self._delivered, self._drop, self._release, self.fail,
                                    self.commit_seconds, self.group_mails)
         self.loop = asyncio.get_running_loop()
-        self.memory = Memory()
+        self.processes = processes
+        self.memory = Memory(processes)
         self.active = set()
         self.waiting = deque()
         self.pending = deque()
@@ -118,7 +130,7 @@ cdef class Gateway:
     @property
     def done(self):
         """How much of it is done."""
-        return self.counts.read if self.source.total is None else self.source.done
+        return self.counts.numbers[READ] if self.source.total is None else self.source.done
 
     async def run(self):
         """Ends when all mails of the source are settled, after `stop`, or when the source or a sink failed: see the report."""
@@ -142,8 +154,8 @@ cdef class Gateway:
                 self.writer.close()
         finally:
             self.is_draining = self.is_stopping = True  # a stop that comes late has nothing to do
-            if self.timer is not None:
-                self.timer.cancel()
+            for timer in filter(None, (self.timer, self.patience)):
+                timer.cancel()
             self.refusals.close()
             if not self.sink.stores:
                 await self.sink.end()
@@ -213,7 +225,7 @@ cdef class Gateway:
 
     async def room(self):
         """Wait until there is room for more mails, and return for how many. 0: the run is being stopped."""
-        while not self.is_draining and (self.in_flight >= self.limit or self.bytes >= IN_FLIGHT_BYTES):
+        while not self.is_draining and (self.in_flight >= self.limit or self.bytes >= IN_FLIGHT_BYTES // self.processes):
             await self._wait()
         return 0 if self.is_draining else self.limit - self.in_flight
 
@@ -231,8 +243,8 @@ cdef class Gateway:
 
     def skip(self, Py_ssize_t count):
         """So many mails were read that the sink has."""
-        self.counts.read += count
-        self.counts.present += count
+        self.counts.numbers[READ] += count
+        self.counts.numbers[PRESENT] += count
 
     cdef int submit(self, Transaction transaction) except -1:
         self.enter(transaction)
@@ -253,24 +265,24 @@ cdef class Gateway:
         transaction.begun = monotonic()
         transaction.steps_left = len(transaction.mails)
         transaction.steps = []
-        self.counts.read += transaction.steps_left
+        self.counts.numbers[READ] += transaction.steps_left
         self.bytes_in += transaction.size
         self.waiting.append(transaction)
         return 0
 
     cpdef int turn_away(self, Py_ssize_t count, bint failed) except -1:
         """So many mails were refused before they existed."""
-        self.counts.read += count
+        self.counts.numbers[READ] += count
         if failed:
-            self.counts.failed += count
+            self.counts.numbers[FAILURES] += count
         else:
-            self.counts.rejected += count
+            self.counts.numbers[REJECTED] += count
         return 0
 
     cpdef int count_discarded(self, Py_ssize_t count) except -1:
         """So many mails were accepted and dropped before they existed."""
-        self.counts.read += count
-        self.counts.discarded += count
+        self.counts.numbers[READ] += count
+        self.counts.numbers[DISCARDED] += count
         return 0
 
     def cancel(self, Transaction transaction not None):
@@ -282,7 +294,7 @@ cdef class Gateway:
                 for mail in transaction.mails:
                     self.dispatcher.cancel(mail)
         elif transaction.gateway is self:  # it waits: its bytes need not
-            self.counts.unfinished += len(transaction.mails)
+            self.counts.numbers[UNFINISHED] += len(transaction.mails)
             end_timeline(transaction)
             transaction.gateway = None
             forget(transaction)
@@ -374,11 +386,19 @@ cdef class Gateway:
                 continue
             if self.in_flight >= self.limit or transaction.timeline is not None and mails:  # that one goes alone
                 break
+            if self.hand is not None and self.hand.must_wait(transaction, self.in_flight):
+                self.be_patient()
+                break
             self.waiting.popleft()
             self.active.add(transaction)
             self.in_flight += len(transaction.mails)
             self.bytes += transaction.size
             begun = True
+            if self.hand is not None:
+                if self.hand.is_refused(transaction):
+                    self.refuse_unseen(transaction, ENDS_PROCESSES)
+                    continue
+                self.hand.take(transaction)
             if len(transaction.mails) == 1:
                 mails.append(transaction.mails[0])
             else:
@@ -386,6 +406,29 @@ cdef class Gateway:
             if transaction.timeline is not None:
                 break
         return mails if begun else None
+
+    cdef int refuse_unseen(self, Transaction transaction, rejection) except -1:
+        """It has begun, and no plugin sees it."""
+        for mail in transaction.mails:
+            (<Mail>mail).refusal = rejection
+            self.ended(<Mail>mail, COMPLETE)
+        return 0
+
+    cdef int be_patient(self) except -1:
+        """What waits first is to run alone, or waits for one that does."""
+        if self.patience is None and self.hand.alone is None:
+            self.patience = self.loop.call_later(ALONE_IN, self._end_patience, self.waiting[0])
+        return 0
+
+    def _end_patience(self, Transaction transaction not None):
+        self.patience = None
+        if self.waiting and self.waiting[0] is transaction and not transaction.cancelled:
+            self.waiting.popleft()
+            self.active.add(transaction)
+            self.in_flight += len(transaction.mails)
+            self.bytes += transaction.size
+            self.refuse_unseen(transaction, NOT_ALONE)
+        self.start()
 
     def _take(self, Mail mail not None, outcome):
         self.ended(mail, outcome)
@@ -462,7 +505,7 @@ cdef class Gateway:
     cdef int give_up(self, Transaction transaction) except -1:
         log.exception("a transaction of %s failed", self.source.url)
         if transaction.gateway is self:
-            self.counts.unfinished += len(transaction.mails)
+            self.counts.numbers[UNFINISHED] += len(transaction.mails)
             self.settle(transaction, FAILED)
         return 0
 
@@ -475,8 +518,8 @@ cdef class Gateway:
                 if refusal is not None:
                     return self.refuse(transaction, refusal)
             if cancelled:
-                self.counts.unfinished += len(transaction.mails)
-                self.counts.in_doubt += transaction.accepted
+                self.counts.numbers[UNFINISHED] += len(transaction.mails)
+                self.counts.numbers[IN_DOUBT] += transaction.accepted
                 return self.settle(transaction, FAILED)
         return self.write(transaction)
 
@@ -507,6 +550,8 @@ cdef class Gateway:
         self.active.discard(transaction)
         self.in_flight -= len(transaction.mails)
         self.bytes -= transaction.size
+        if self.hand is not None:
+            self.hand.leave(transaction)
         transaction.gateway = None
         transaction.released()
         self.notify()

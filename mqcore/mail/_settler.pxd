@@ -1,11 +1,12 @@
 # What the source of a transaction is told of it, and what is counted.
 
+from ._counts cimport Row
 from ._mail cimport Mail
 from ._transaction cimport Transaction
 
 cdef class Settler:
     cdef object source
-    cdef object counts
+    cdef Row counts
     cdef object refusals
     cdef readonly unsigned long long bytes_out  # of the mails that the sink has
     cdef bint has_waiting_client        # see Source

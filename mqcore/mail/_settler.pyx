@@ -4,6 +4,8 @@ import logging
 
 cimport cython
 from cpython.time cimport monotonic
+from ._counts cimport COMPLETED, CONTINUED, IN_DOUBT, REJECTED, UNANSWERED, UNFINISHED, Row
+from ._counts cimport DISCARDED as DISCARDS, FAILED as FAILURES
 from ._mail cimport Mail
 from ._transaction cimport Transaction
 
@@ -34,7 +36,7 @@ cdef class Settler:
     `sets_aside`: there is a place for mails that failed or were rejected.
     """
 
-    def __cinit__(self, source not None, counts not None, refusals not None, bint sets_aside):
+    def __cinit__(self, source not None, Row counts not None, refusals not None, bint sets_aside):
         self.source = source
         self.counts = counts
         self.refusals = refusals
@@ -78,7 +80,7 @@ cdef class Settler:
             if transaction.verdicts is not None:
                 told.update(transaction.verdicts)  # what was discarded
             transaction.verdicts = told
-            self.counts.unfinished += cancelled
+            self.counts.numbers[UNFINISHED] += cancelled
         return cancelled
 
     cdef int explain(self, Mail mail, verdict) except -1:
@@ -87,7 +89,8 @@ cdef class Settler:
             mail.failure = verdict.error
             mail.track()
             return 0
-        self.counts.in_doubt += verdict.kind is Kind.IN_DOUBT or self.settles_each and verdict.partly and verdict.code < 500
+        if verdict.kind is Kind.IN_DOUBT or self.settles_each and verdict.partly and verdict.code < 500:
+            self.counts.numbers[IN_DOUBT] += 1
         mail.refusal = verdict.reply
         return 0
 
@@ -97,25 +100,25 @@ cdef class Settler:
         """`set_aside`: the bad ones are where they go. `stored`: so are the good ones. The verdict on those that have none."""
         cdef list bad = transaction.bad, good = transaction.good
         if not set_aside:
-            self.counts.unfinished += len(bad)
+            self.counts.numbers[UNFINISHED] += len(bad)
         else:
             self.count_refused(transaction)
         if good:
             if stored:
                 self.count_good(good)
             else:
-                self.counts.unfinished += len(good)
+                self.counts.numbers[UNFINISHED] += len(good)
         if (set_aside or not bad) and (stored or not good):
             if transaction.discarded:
-                self.counts.discarded += transaction.discarded
+                self.counts.numbers[DISCARDS] += transaction.discarded
             if transaction.cancelled:
-                self.counts.unanswered += len(transaction.mails)
+                self.counts.numbers[UNANSWERED] += len(transaction.mails)
             return verdict_on_good(transaction)
         self.count_discarded(transaction)
         if self.has_waiting_client:  # and sends all of it again
-            self.counts.in_doubt += transaction.accepted
+            self.counts.numbers[IN_DOUBT] += transaction.accepted
         if set_aside and good:
-            self.counts.in_doubt += len(bad)
+            self.counts.numbers[IN_DOUBT] += len(bad)
         verdict = FULL if transaction.full else FAILED
         self.note_first(transaction, verdict)
         return verdict
@@ -123,7 +126,7 @@ cdef class Settler:
     cdef int count_not_stored(self, Transaction transaction) except -1:
         """All of it was refused."""
         cdef Py_ssize_t refused = self.count_refused(transaction)
-        self.counts.unfinished += len(transaction.mails) - refused - transaction.discarded
+        self.counts.numbers[UNFINISHED] += len(transaction.mails) - refused - transaction.discarded
         return self.count_discarded(transaction)
 
     cdef int count_dropped(self, Transaction transaction) except -1:
@@ -131,7 +134,7 @@ cdef class Settler:
         if logs_mails():
             log_mail(transaction, [CANCELLED], monotonic() - transaction.begun)
         end_timeline(transaction)
-        self.counts.unfinished += len(transaction.mails)
+        self.counts.numbers[UNFINISHED] += len(transaction.mails)
         return 0
 
     cdef Py_ssize_t count_refused(self, Transaction transaction) except -1:
@@ -139,17 +142,17 @@ cdef class Settler:
         if transaction.refused is None:
             return 0
         cdef Py_ssize_t failed = transaction.count_failed()
-        self.counts.failed += failed
-        self.counts.rejected += len(transaction.refused) - failed
+        self.counts.numbers[FAILURES] += failed
+        self.counts.numbers[REJECTED] += len(transaction.refused) - failed
         return len(transaction.refused)
 
     cdef int count_discarded(self, Transaction transaction) except -1:
         """Those that plugins discarded, where the others could not be brought to their end: unless each has a verdict of its
         own, a client that waits sends them again."""
         if self.has_waiting_client and not self.settles_each:
-            self.counts.unfinished += transaction.discarded
+            self.counts.numbers[UNFINISHED] += transaction.discarded
         else:
-            self.counts.discarded += transaction.discarded
+            self.counts.numbers[DISCARDS] += transaction.discarded
         return 0
 
     cdef int count_good(self, list steps) except -1:
@@ -158,8 +161,8 @@ cdef class Settler:
             completed += outcome is COMPLETE
             self.bytes_out += (<Mail>mail).length()
         if completed:
-            self.counts.completed += completed
-        self.counts.continued += len(steps) - completed
+            self.counts.numbers[COMPLETED] += completed
+        self.counts.numbers[CONTINUED] += len(steps) - completed
         return 0
 
     cdef int note_refused(self, Transaction transaction) except -1:

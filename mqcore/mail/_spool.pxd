@@ -2,6 +2,7 @@
 
 cdef class Memory:
     cdef readonly Py_ssize_t used   # octets
+    cdef readonly int processes     # that share what there may be
 
 cdef class Spooled:
     cdef bytes base                 # another mail's bytes

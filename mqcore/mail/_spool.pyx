@@ -25,7 +25,10 @@ cdef enum:
 
 @cython.final
 cdef class Memory:
-    """How much memory is in use for this, by all transactions of a gateway."""
+    """How much memory is in use for this, by all transactions of a gateway, which is one of so many processes of a run."""
+
+    def __cinit__(self, int processes=1):
+        self.processes = processes
 
 
 @cython.final
@@ -163,7 +166,7 @@ cdef class Spool:
         spooled.tail = tail
         spooled.base = self.base if head or tail else b""
         spooled.size = len(middle)
-        if self.memory.used + spooled.size > MEMORY:
+        if self.memory.used + spooled.size > MEMORY // self.memory.processes:
             if self.file is None:
                 self.file = SpoolFile()
             spooled.at = self.file.append(middle)

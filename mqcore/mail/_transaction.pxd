@@ -1,5 +1,6 @@
 # Mails that came in one go.
 
+from libc.stdint cimport uint64_t
 from ._mail cimport Mail
 from ._spool cimport Spool
 
@@ -23,6 +24,8 @@ cdef class Transaction:
     cdef bint was_offered           # to those who may want to see it, by its source
     cdef bint full                  # there was no room for it
     cdef Py_ssize_t discarded       # mails that plugins discarded
+    cdef uint64_t digest            # see Hand; 0 as long as it is not known
+    cdef unsigned int place         # in a Hand, from 1 on; 0: it is in none
     cdef readonly bint cancelled
     cdef readonly bint committing   # the sink has begun to take it, or has it: too late to take it back
 

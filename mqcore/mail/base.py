@@ -70,6 +70,8 @@ class Place:
     options: ClassVar[Sequence[Option]] = ()
     """What `mqcore run` takes for places of this kind, and gives to the constructor by name."""
     url: str
+    shares: ClassVar[bool] = False
+    """Whether several processes of one run may use it at once."""
 
     @classmethod
     def check(cls, path: str, given: Mapping[str, Any]) -> None:
@@ -99,6 +101,8 @@ class Source(Place, ABC):
     """
 
     finite: bool = True
+    listens: ClassVar[bool] = False
+    """Whether it may be given a `Listening`."""
     """Whether it ends by itself."""
     has_waiting_client: bool = False
     """Whether a client waits for each transaction, and is told of a refusal. Otherwise what is refused goes where failed

@@ -12,6 +12,7 @@ class NullSink(Store):
     """Drops every mail: to try plugins out, or to measure them."""
 
     url = "null:"
+    shares = True
     blocks = False
 
     def __init__(self, path: str) -> None:

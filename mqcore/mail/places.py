@@ -10,6 +10,7 @@ from .amqp.sink import AmqpSink, AmqpsSink
 from .amqp.url import USAGE as AMQP
 from .amqp.url import parse as parse_amqp
 from .base import BaseSink, Option, Place, Source, Store
+from .listening import SYSTEMD, split_host
 from .maildir.sink import MaildirSink
 from .maildir.source import MaildirSource
 from .mbox.sink import MboxSink
@@ -17,7 +18,7 @@ from .mbox.source import MboxSource
 from .milter.source import MilterSource
 from .null_sink import NullSink
 from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
-from .smtp.source import SYSTEMD, LmtpSource, SmtpSource, SmtpsSource, split_host
+from .smtp.source import LmtpSource, SmtpSource, SmtpsSource
 
 P = TypeVar("P", bound=Place)
 

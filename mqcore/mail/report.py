@@ -4,46 +4,74 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from mmap import mmap
 from typing import Any
 
 from ..stats import HookStats
+from ._counts import Cell, Row
 
 OK, SOME_FAILED, USAGE, BAD_PLUGIN, UNREACHABLE = range(5)
 """The exit codes of the command. A run that was stopped by a signal ends with 128 and the signal's number."""
 
 
-@dataclass(slots=True)
-class Counts:
+class Counts(Row):
     """Mails, by what became of them. `read` counts them all; when a run is over, those down to `unfinished` add up to it."""
 
-    read: int = 0
-    present: int = 0
+    __slots__ = ()
+
+    read = Cell(0)
+    present = Cell(1)
     """In the sink already, from an earlier run; no plugin saw them."""
-    continued: int = 0
+    continued = Cell(2)
     """Stored, after the last plugin."""
-    completed: int = 0
+    completed = Cell(3)
     """Stored, after a plugin that skipped the others."""
-    failed: int = 0
+    failed = Cell(4)
     """Their step failed."""
-    rejected: int = 0
+    rejected = Cell(5)
     """Refused by a plugin or by the next server."""
-    discarded: int = 0
+    discarded = Cell(6)
     """Accepted and dropped, as a plugin wanted."""
-    unfinished: int = 0
+    unfinished = Cell(7)
     """Given up, as the run was stopped or the sink failed, or the client went away. The source still has them."""
-    unanswered: int = 0
+    unanswered = Cell(8)
     """Of those that are stored: their client went away before it was told, so it may send them again."""
-    in_doubt: int = 0
+    in_doubt = Cell(9)
     """Times that a mail was sent to the next server and the connection broke before the answer, or the answer could not be
     noted, or not be passed on, so that it may be there twice: it is sent again, or stays with its source. And rejected mails
     that are where failed mails go, while others of their transaction could not be stored, so that all of it comes again."""
-    in_clear: int = 0
+    in_clear = Cell(10)
     """Mails that the next server got in the clear because its STARTTLS had failed for long enough."""
+
+    def __init__(self, memory: mmap | None = None, **values: int) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"Counts({', '.join(f'{name}={value}' for name, value in self.as_dict().items() if value)})"
 
     @property
     def stored(self) -> int:
         return self.continued + self.completed
+
+    @property
+    def settled(self) -> int:
+        """Those of which it is known what became of them: of all that were read, when the run is over."""
+        ended = self.present + self.stored + self.failed + self.rejected + self.discarded
+        return ended + self.unfinished
+
+    def as_dict(self) -> dict[str, int]:
+        """By name, without `stored`, which follows from others."""
+        return {name: getattr(self, name) for name in COUNTED}
+
+    def add(self, other: Counts) -> None:
+        for name, value in other.as_dict().items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+COUNTED = tuple(name for name, each in vars(Counts).items() if isinstance(each, Cell))
+"""The names of what is counted."""
 
 
 @dataclass(slots=True)
@@ -64,6 +92,12 @@ class Report:
     refusals: Counter[tuple[str, int]] = field(default_factory=Counter)
     """By stage and code: of mails, and at the stages of SMTP before there is one, of which a client may have told in vain."""
 
+    workers: list[dict[str, Any]] | None = None
+    """One for each place of a worker; None of a run without workers."""
+    crashes: int = 0
+    """Workers that ended by themselves."""
+    restarts: int = 0
+
     @property
     def per_second(self) -> float:
         passed = self.counts.read - self.counts.present - self.counts.unfinished
@@ -82,7 +116,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
         return {
-            "messages": asdict(self.counts) | {"stored": self.counts.stored},
+            "messages": self.counts.as_dict() | {"stored": self.counts.stored},
             "seconds": round(self.seconds, 6),
             "per_second": round(self.per_second, 1),
             "refusals": [
@@ -92,4 +126,8 @@ class Report:
             "stopped": self.stopped.name if self.stopped else None,
             "error": self.error,
             "exit_code": self.exit_code,
+            **self._of_workers(),
         }
+
+    def _of_workers(self) -> dict[str, Any]:
+        return {} if self.workers is None else {"workers": self.workers, "crashes": self.crashes, "restarts": self.restarts}

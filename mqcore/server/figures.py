@@ -12,7 +12,6 @@ import platform
 import resource
 import time
 from collections import Counter
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ class Figures:
             "steps": step_figures(stats),
             "plugins": stats.hooks,
             "oldest": [oldest.get((row.plugin, row.hook)) for row in stats.hooks],
-            "mails": asdict(counts) | {"stored": counts.stored},
+            "mails": counts.as_dict() | {"stored": counts.stored},
             "bytes": {"in": gateway.bytes_in, "out": gateway.bytes_out},
             "in_flight": gateway.in_flight,
             "in_flight_limit": gateway.max_in_flight,

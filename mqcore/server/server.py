@@ -99,7 +99,7 @@ class Server:
             "steps": dict(self.dispatcher.counts()),
             "in_flight": self.gateway.in_flight,
             "in_flight_limit": self.gateway.max_in_flight,
-            "mails": asdict(counts) | {"stored": counts.stored},
+            "mails": counts.as_dict() | {"stored": counts.stored},
             "reloads": asdict(self.reloads),
         }
 

@@ -16,8 +16,7 @@ import pytest
 from cli_tools import finish, serve, wait_until
 from mail_tools import COMMAND, Process, run, start
 
-from mqcore.mail import SmtpSource, SourceError
-from mqcore.mail.smtp import activation
+from mqcore.mail import SmtpSource, SourceError, activation
 from mqcore.server import systemd
 
 ROOT = Path(__file__).resolve().parent.parent.parent

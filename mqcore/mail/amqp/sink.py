@@ -25,6 +25,7 @@ class AmqpSink(Sink):
     broke, is published again, with the same id: those of the latter count as `in_doubt`, since both may have arrived.
     """
 
+    shares = True
     commits_in_parts = True
     options: ClassVar[Sequence[Option]] = CREDENTIALS
     scheme = "amqp"

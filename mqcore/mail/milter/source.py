@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...smtp.events import MAX_MESSAGE
 from ..base import Option, Source
-from ..errors import SourceError
-from ..listening import explain, listen_on
-from ..smtp.source import split_host
-from ..unix_socket import UnixSocket
+from ..listening import Listening
 from .sink import MilterSink
 
 if TYPE_CHECKING:
+    import socket
+
     from .._gateway import Gateway
     from .server import MilterServer
 
@@ -36,29 +34,20 @@ class MilterSource(Source):
         Option("max-message-size", "octets that a mail may have (default: 52428800)", "N", is_number=True),
         Option("max-connections", "clients that may be there at once (default: 20000)", "N", is_number=True),
     )
-    port: int | None = None
-    _socket: UnixSocket | None = None
     _server: MilterServer | None = None
 
     def __init__(self, path: str, *, max_message_size: int = MAX_MESSAGE, max_connections: int | None = None) -> None:
         """`path` is `//HOST:PORT` or `unix:PATH`. `max_message_size` is in octets. Raises SourceError."""
         self.max_message_size = max_message_size
         self.max_connections = max_connections
-        self.url = f"milter:{path}"
-        self.listeners: list[socket.socket] = []
-        self.is_local = path.startswith("unix:")
-        where: int | str = path.removeprefix("unix:")
-        try:
-            if self.is_local:
-                self._socket = UnixSocket(path.removeprefix("unix:"))
-                self.listeners.append(self._socket.listener)
-            else:
-                host, where = split_host(path)
-                self.listeners += listen_on(host, where)
-                self.port = self.listeners[0].getsockname()[1]
-                self.url = f"milter://{f'[{host}]' if ':' in host else host}:{self.port}"
-        except OSError as error:
-            raise SourceError(f"cannot listen on {self.url}: {explain(error, where)}") from error
+        self._listening = Listening("milter", path)
+        self.url = self._listening.url
+        self.port = self._listening.port
+        self.is_local = self._listening.is_local
+
+    @property
+    def listeners(self) -> Sequence[socket.socket]:
+        return self._listening.listeners
 
     async def run(self, gateway: Gateway) -> None:
         from .server import MilterServer  # takes its time, which other places need not wait for
@@ -80,7 +69,4 @@ class MilterSource(Source):
         return {} if self._server is None else {"milter": self._server.figures()}
 
     def close(self) -> None:
-        for listener in self.listeners:
-            listener.close()
-        if self._socket is not None:
-            self._socket.close()
+        self._listening.close()

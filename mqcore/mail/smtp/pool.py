@@ -27,17 +27,19 @@ log = logging.getLogger(__name__)
 
 
 class Pool:
-    """At most `MAX_CONNECTIONS` to one server, and some more, each of which is used for many mails, one after the other.
+    """At most `MAX_CONNECTIONS` to one server, of all processes of the run, and some more, each of which is used for many
+    mails, one after the other.
 
     When the server takes no more connections, those that there are must do. When there are none, it is tried again after
     each of `pauses` (in seconds), once for all who wait. Without pauses, nobody waits for a connection while nothing moves.
     """
 
-    def __init__(self, upstream: Upstream, pauses: Sequence[float]) -> None:
+    def __init__(self, upstream: Upstream, pauses: Sequence[float], processes: int = 1) -> None:
         self._upstream = upstream
         self.health = Health(upstream.url)
         self._pauses = pauses
-        self._rooms = [asyncio.Semaphore(MAX_CONNECTIONS + more) for more in range(MORE_CONNECTIONS + 1)]
+        most = -(-MAX_CONNECTIONS // processes)
+        self._rooms = [asyncio.Semaphore(most + more) for more in range(MORE_CONNECTIONS + 1)]
         """A mail enters those from the number of its hops on, one after the other."""
         self._open = 0
         """Connections that there are, or that are being made."""

@@ -45,7 +45,7 @@ class Sender:
         """What the server said of each recipient in the end, by code; None: it did not."""
         self.pauses = () if gateway.source.has_waiting_client else PAUSES
         self.together = gateway.source.has_waiting_client and not gateway.source.settles_each
-        self.pool = Pool(sink.upstream, self.pauses)
+        self.pool = Pool(sink.upstream, self.pauses, gateway.processes)
         self._probe = asyncio.create_task(self.pool.probe()) if gateway.source.has_waiting_client else None
         self._mixed = gateway.failed is not None
         self._deliveries: dict[int, Delivery] = {}

@@ -60,7 +60,7 @@ class SmtpServer:
             implicit_tls=source.implicit_tls,
             xclient_from=source.xclient_from,
             xforward_from=source.xforward_from,
-            max_reserved=MAX_MESSAGE_BYTES,
+            max_reserved=MAX_MESSAGE_BYTES // gateway.processes,
         )
         self.configure()
         self._implicit_tls = source.implicit_tls
@@ -73,12 +73,13 @@ class SmtpServer:
 
     def configure(self) -> None:
         """Take the options of the source as they are now. They are for those who connect from now on."""
-        source = self._source
+        source, processes = self._source, self.gateway.processes
+        per_ip = source.max_connections_per_ip
         self.host.configure(
             tls=source.tls,
             timeout=source.timeout,
-            max_connections=connections_for(source.max_connections),
-            max_from_network=source.max_connections_per_ip,
+            max_connections=connections_for(source.max_connections, processes),
+            max_from_network=None if per_ip is None else part_of(per_ip, processes),
         )
 
     def _make_service(self) -> Service:
@@ -236,12 +237,17 @@ class SmtpServer:
                 connection.end(*TOO_SLOW)
 
 
-def connections_for(wanted: int | None) -> int:
-    """How many clients there can be at once, if so many are wanted."""
-    most = wanted or MAX_CONNECTIONS
+def part_of(limit: int, processes: int) -> int:
+    """Of a limit of the run, what each of its processes may have."""
+    return -(-limit // processes)
+
+
+def connections_for(wanted: int | None, processes: int = 1) -> int:
+    """How many clients there can be at once, if so many are wanted of all processes of the run."""
+    most = part_of(wanted or MAX_CONNECTIONS, processes)
     files = raise_file_limit(most + 2 * SPARE_FILES)
     possible = min(most, files - min(SPARE_FILES, files // 2))
-    if possible < (wanted or FEW_CONNECTIONS):
+    if possible < (most if wanted else min(most, FEW_CONNECTIONS)):
         log.warning("%d clients can be there at once, as this process may open %d files; raise the limit (ulimit -n)",
                     possible, files)
     return possible

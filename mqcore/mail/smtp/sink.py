@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from .._mail import Mail
 from ..base import Option, Sink, Source
 from ..errors import SinkError
+from ..listening import split_host
 from ..record import Record
 from ..verdicts import Verdict
 from .credentials import CREDENTIALS, Credentials, check_credentials, find_credentials
 from .hostname import check_hostname, choose_hostname
-from .source import HOSTNAME, LENIENT, split_host
+from .source import HOSTNAME, LENIENT
 from .upstream import Upstream
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class SmtpSink(Sink):
     server there is nothing to remember, as clients know what they have sent.
     """
 
+    shares = True
     commits_in_parts = True
     needs_recipients = True
     options: ClassVar[Sequence[Option]] = (

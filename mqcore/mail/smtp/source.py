@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import socket
 import ssl
 from collections.abc import Container, Mapping, Sequence
 from functools import partial
@@ -13,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...smtp.events import MAX_MESSAGE, MAX_RECIPIENTS
 from ..base import Option, Prepared, Source
 from ..errors import SourceError, describe
-from ..listening import explain, listen_on
-from ..unix_socket import UnixSocket
-from .activation import take_sockets
+from ..listening import Listening, split_host
 from .certificate import read_not_after
 from .hostname import check_hostname, choose_hostname
 from .networks import TRUST, Networks, check_networks
 
 if TYPE_CHECKING:
+    import socket
+
     from .._gateway import Gateway
     from .server import SmtpServer
 
@@ -33,10 +32,6 @@ LENIENT = Option(
 )
 
 
-SYSTEMD = "systemd"
-"""In place of host and port: systemd listens, and passes its sockets on."""
-
-
 class SmtpSource(Source):
     """Sockets that listen, and what is offered to those who connect; an `SmtpServer` does the rest.
 
@@ -45,6 +40,8 @@ class SmtpSource(Source):
     """
 
     finite = False
+    shares = True
+    listens = True
     has_waiting_client = True
     knows_recipients = True
     ends_when = "the transactions that are open are over"
@@ -84,9 +81,6 @@ class SmtpSource(Source):
             "timeout",
         }
     )
-    port: int | None = None
-    """None for a Unix socket."""
-    _socket: UnixSocket | None = None
     _server: SmtpServer | None = None
 
     def __init__(
@@ -111,8 +105,10 @@ class SmtpSource(Source):
         max_connections: int | None = None,
         max_connections_per_ip: int | None = None,
         timeout: float = 300.0,
+        listening: Listening | None = None,
     ) -> None:
-        """`path` is `//HOST:PORT`, `unix:PATH` or `systemd`. `max_message_size` is in octets, `timeout` in seconds."""
+        """`path` is `//HOST:PORT`, `unix:PATH` or `systemd`. `max_message_size` is in octets, `timeout` in seconds.
+        `listening`: where there are sockets already, as of a supervisor; it is closed with this."""
         self.hostname = choose_hostname(hostname)
         self.traces = not no_trace
         self.lenient = lenient or self.lmtp
@@ -132,14 +128,13 @@ class SmtpSource(Source):
         self._files = _digest_of(tls_certificate, tls_key)
         self.tls = None if tls_certificate is None else _load(tls_certificate, tls_key)
         self._not_after = read_not_after(tls_certificate)
-        self.url = f"{self.scheme}:{path}"
-        self.listeners: list[socket.socket] = []
-        if path.startswith("unix:"):
-            self._listen_at(path.removeprefix("unix:"))
-        elif path == SYSTEMD:
-            self._listen_for_systemd()
-        else:
-            self._listen_on(*split_host(path))
+        self._listening = listening or Listening(self.scheme, path)
+        self.url = self._listening.url
+        self.port = self._listening.port
+
+    @property
+    def listeners(self) -> Sequence[socket.socket]:
+        return self._listening.listeners
 
     @classmethod
     def check(cls, path: str, given: Mapping[str, Any]) -> None:
@@ -200,39 +195,11 @@ class SmtpSource(Source):
         if self._server is not None:
             self._server.cut()
 
-    def _listen_for_systemd(self) -> None:
-        try:
-            self.listeners += take_sockets()
-        except (ValueError, OSError) as error:
-            raise SourceError(f"cannot listen on what systemd passes on to {self.url}: {error}") from error
-        if not self.listeners:
-            raise SourceError(f"systemd passes no socket on to {self.url}: start it by a .socket unit")
-        ports = [one.getsockname()[1] for one in self.listeners if one.family != socket.AF_UNIX]
-        self.port = ports[0] if ports else None
-
     def figures(self) -> dict[str, Any]:
         return {} if self._server is None else {"smtp": self._server.figures(), "certificate_not_after": self._not_after}
 
-    def _listen_at(self, path: str) -> None:
-        try:
-            self._socket = UnixSocket(path)
-        except OSError as error:
-            raise SourceError(f"cannot listen on {self.url}: {explain(error, path)}") from error
-        self.listeners.append(self._socket.listener)
-
-    def _listen_on(self, host: str, port: int) -> None:
-        try:
-            self.listeners += listen_on(host, port)
-        except OSError as error:
-            raise SourceError(f"cannot listen on {self.url}: {explain(error, port)}") from error
-        self.port = self.listeners[0].getsockname()[1]
-        self.url = f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
-
     def close(self) -> None:
-        for listener in self.listeners:
-            listener.close()
-        if self._socket is not None:
-            self._socket.close()
+        self._listening.close()
 
 
 class SmtpsSource(SmtpSource):
@@ -297,21 +264,3 @@ def _digest_of(*files: str | None) -> str:
 def _no_password() -> str:
     """In place of a prompt that would stop a server."""
     raise ValueError("the key has a password; take it away with `openssl pkey`")
-
-
-def split_host(path: str) -> tuple[str, int]:
-    """Host and port of `//HOST:PORT`; an IPv6 address stands in brackets. Raises ValueError."""
-    host, colon, port = path.removeprefix("//").rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif "@" in host:
-        raise ValueError(f"{path!r} is not //HOST:PORT; a user and a password have no place in it")
-    elif ":" in host:
-        raise ValueError(f"an IPv6 address stands in brackets: //[{host}]:{port}")
-    if not path.startswith("//") or not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
-        raise ValueError(f"{path!r} is not //HOST:PORT")
-    try:
-        host.encode("idna")  # as the resolver will
-    except UnicodeError:
-        raise ValueError(f"{host!r} is no name of a host") from None
-    return host, int(port)

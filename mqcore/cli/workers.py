@@ -1,0 +1,122 @@
+"""`mqcore run --workers N`: the supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+
+from ..mail.listening import Listening
+from ..mail.report import OK, Report
+from ..server import ReloadError, systemd
+from .closing import print_figures, tell_end
+from .configuration import count
+from .output import begin_log, complain
+from .user import become_as_told
+
+if TYPE_CHECKING:
+    from ..workers.supervisor import Supervisor
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_workers,
+        help="serve with so many processes, or auto: as many as there are cores; who ends is replaced (default: one, "
+        "which nobody replaces)",
+    )
+
+
+def _workers(text: str) -> int:
+    return usable_cores() if text == "auto" else count(text)
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def supervise(options: argparse.Namespace, chosen: list[dict[str, Any]], control: str | None) -> int:
+    """Run until it is stopped. The exit code."""
+    source = options.source
+    for place, what in ((source, "--from"), (options.sink, "--to"), (options.failed, "--failed")):
+        if place is not None and not place.kind.shares:
+            options.parser.error(f"{what} {place.scheme}: is for one process; leave --workers out")
+    begin_log(options.log_format, options.log_level)
+    with contextlib.ExitStack() as opened:
+        listening = None
+        if source.kind.listens:
+            listening = opened.enter_context(contextlib.closing(Listening(source.scheme, source.path, options.workers)))
+        if options.user is not None:
+            become_as_told(options)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            report = runner.run(_supervise(options, listening))
+    return tell_end(report, as_json=options.json)
+
+
+async def _supervise(options: argparse.Namespace, listening: Listening | None) -> Report:
+    from ..workers.supervisor import Supervisor
+
+    url = f"{options.source.scheme}:{options.source.path}" if listening is None else listening.url
+
+    def tell_ready() -> None:
+        complain(f"listening on {url}", OK)
+        systemd.notify("READY=1", f"STATUS={options.workers} workers listening on {url}")
+
+    supervisor = Supervisor(
+        options.arguments,
+        options.workers,
+        -(-options.max_in_flight // options.workers),
+        listening,
+        implicit_tls=getattr(options.source.kind, "implicit_tls", False),
+        when_ready=tell_ready,
+    )
+    with steered_by_signals(supervisor, as_json=options.json), systemd.kept_alive(asyncio.get_running_loop()):
+        return await supervisor.run()
+
+
+@contextlib.contextmanager
+def steered_by_signals(supervisor: Supervisor, *, as_json: bool) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run in good order, the second ends all processes. SIGHUP reloads, SIGUSR1 prints the
+    figures as they are."""
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[None]] = set()
+
+    def stop() -> None:
+        if supervisor.is_stopping:
+            supervisor.kill()
+            return
+        systemd.notify("STOPPING=1")
+        complain("stopping when the transactions that are open are over; once more to stop at once", OK)
+        supervisor.stop()
+
+    async def reload() -> None:
+        with contextlib.suppress(ReloadError):  # which is in the log
+            await supervisor.reload()
+
+    def begin_reload() -> None:
+        task = loop.create_task(reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    handlers = {
+        signal.SIGINT: stop,
+        signal.SIGTERM: stop,
+        signal.SIGHUP: begin_reload,
+        signal.SIGUSR1: lambda: print_figures(supervisor.report(), as_json=as_json),
+    }
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)

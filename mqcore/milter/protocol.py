@@ -40,7 +40,18 @@ _MESSAGE_STAGES = b"MRTLNBE"
 """Whose macros are those of one message."""
 _GIVING_UP = (b"A", b"Q", b"K")
 """Commands that need not wait for an answer."""
-_ENHANCED = re.compile(r"[245](\.\d{1,3}\.\d{1,3} )")
+_NEEDED = {
+    b"i": (0x1, "add a field"),
+    b"b": (0x2, "replace the body"),
+    b"+": (0x4, "add a recipient"),
+    b"-": (0x8, "take a recipient away"),
+    b"m": (0x10, "change a field"),
+    b"q": (0x20, "keep a message in quarantine"),
+    b"e": (0x40, "replace the sender"),
+}
+"""What of ACTIONS a packet needs, in numbers and in words."""
+_ENHANCED = re.compile(r"[245](\.\d{1,3}\.\d{1,3})(?= |\Z)")
+_ROUTE = re.compile(r"@[^:]*:")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 TOO_BIG = 552, "5.3.4 this message is bigger than this filter takes"
@@ -83,6 +94,7 @@ class MilterProtocol:
         self._macros: dict[bytes, dict[str, str]] = {}
         self._next_sender: dict[str, str] = {}
         self._is_negotiated = False
+        self._actions = ACTIONS
         self._tls: str | None = None
         self._event: Event | None = None
         self._in_transaction = False
@@ -138,7 +150,8 @@ class MilterProtocol:
         if needed & ~steps:
             raise MilterError(f"the server does not offer all of what is needed: steps {needed & ~steps:#x} are missing")
         self._is_negotiated = True
-        self._output.append(packet(b"O", _OPTIONS.pack(VERSION, actions & ACTIONS, needed)))
+        self._actions = actions & ACTIONS
+        self._output.append(packet(b"O", _OPTIONS.pack(VERSION, self._actions, needed)))
 
     def _steps(self) -> int:
         wanted, steps = self.wanted, _ALWAYS
@@ -271,19 +284,30 @@ class MilterProtocol:
         self._answer(packet(b"d"))
 
     def encode(self, message: Message, changes: Changes) -> bytes:
-        """What `finish` takes. Raises ValueError if the header of the new mail is none."""
-        return b"".join(self._changes(message, changes))
+        """What `finish` takes. Raises ValueError if the header of the new mail is none, or the server did not offer to do
+        that."""
+        packets = list(self._changes(message, changes))
+        for command in {each[4:5] for each in packets}:
+            action, what = _NEEDED[command]
+            if not self._actions & action:
+                raise ValueError(f"the server did not offer to {what}")
+        return b"".join(packets)
 
     def finish(self, changes: bytes) -> None:
         """The server takes the message with these changes, which `encode` made."""
         self._answer(changes + packet(b"c"))
 
-    def progress(self) -> bool:
-        """An answer will come. Whether the server was told: Sendmail takes that for an error unless all of a message came."""
-        if not self.due or not (self.is_postfix or isinstance(self._event, Message)):
-            return False
+    @property
+    def takes_progress(self) -> bool:
+        """Whether the server may be told so while an answer is due: Sendmail takes that for an error unless all of a message
+        has come."""
+        return self.is_postfix or isinstance(self._event, Message)
+
+    def progress(self) -> None:
+        """An answer will come."""
+        if not self.due or not self.takes_progress:
+            raise RuntimeError("nobody waits who would understand that")
         self._output.append(packet(b"p"))
-        return True
 
     def _answer(self, data: bytes) -> None:
         if not self.due:
@@ -301,6 +325,8 @@ class MilterProtocol:
             yield packet(b"e", parameters(_path(changes.sender)))
         for raw in changes.removed:
             yield packet(b"-", parameters(raw))
+            if (without := _path(_address(raw))) != raw and raw.startswith(b"<@"):  # Postfix tells of a route, and keeps none
+                yield packet(b"-", parameters(without))
         for address in changes.added:
             yield packet(b"+", parameters(_path(address)))
         if changes.mime is None:
@@ -345,7 +371,9 @@ def _plain(name: bytes) -> str:
 
 
 def _address(raw: bytes) -> str:
-    return _text(raw.removeprefix(b"<").removesuffix(b">"))
+    """Without a source route, which nobody follows (RFC 5321, appendix C)."""
+    address = _text(raw.removeprefix(b"<").removesuffix(b">"))
+    return address if (route := _ROUTE.match(address)) is None else address[route.end() :]
 
 
 def _path(address: str) -> bytes:

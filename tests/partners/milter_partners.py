@@ -60,10 +60,12 @@ class Asking:
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
         client = await self.connect()
-        assert (await client.reply()).startswith("220")
-        assert (await client.ask(b"EHLO client.example\r\n")).startswith("250")
-        yield client
-        client.leave()
+        try:
+            assert (await client.reply()).startswith("220")
+            assert (await client.ask(b"EHLO client.example\r\n")).startswith("250")
+            yield client
+        finally:
+            client.leave()
 
     async def until_arrived(self, count: int) -> None:
         await until(lambda: len(self.arrived.mails) >= count)

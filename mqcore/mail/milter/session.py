@@ -30,6 +30,8 @@ MAX_BUFFERED = 1 << 20
 """Octets that are read ahead while a step waits."""
 PROGRESS = 5.0
 """Seconds from one word that we are still at it to the next: a server waits for 10 at least."""
+UNTOLD = 8.0
+"""Seconds that a step may take where the server cannot be told so: Sendmail waits for 10, unless it is told otherwise."""
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class Session(asyncio.Protocol):
         self._step: Mail | None = None
         self._then: Then | None = None
         self._transaction: MilterTransaction | None = None
-        self._progress: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._is_proceeding = False
         self._is_paused = False
         self._drops_all = False
@@ -355,17 +357,32 @@ class Session(asyncio.Protocol):
 
     def _wait(self) -> None:
         """From now on the server waits for us."""
-        self._progress = self._server.loop.call_later(PROGRESS, self._tell_progress)
+        call_later = self._server.loop.call_later
+        if self.protocol.takes_progress:
+            self._timer = call_later(PROGRESS, self._tell_progress)
+        else:
+            self._timer = call_later(UNTOLD, self._end_step)
 
     def _tell_progress(self) -> None:
-        if self.protocol.progress():
-            self._flush()
+        self.protocol.progress()
+        self._flush()
         self._wait()
 
+    def _end_step(self) -> None:
+        """Before the server gives us up, and does without us until its client is gone."""
+        assert self._step is not None and self._then is not None
+        log.warning(
+            "a plugin held the message at %s for %g s, and this server cannot be told to wait for longer", self._stage, UNTOLD
+        )
+        then = self._then
+        self._cancel()
+        then(FAIL)
+        self._proceed()
+
     def _end_waiting(self) -> None:
-        if self._progress is not None:
-            self._progress.cancel()
-            self._progress = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # What becomes of a message
 

@@ -1,4 +1,4 @@
-"""A real Postfix and a real Sendmail that ask our plugins by the milter protocol, and send what they took to a server of ours."""
+"""A real Postfix and a real Sendmail that ask our plugins as milters do, and send what they took to a server of ours."""
 
 from __future__ import annotations
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from milter_partners import asking_postfix, delivered, need_postfix, send, until
+from milter_partners import asking_postfix, need_postfix, send, until
 from smtp_tools import ListSink, certificate, plugin, run
 
-import mqcore
 from mqcore.mail import Mail
 
 MIME = (
@@ -77,13 +77,6 @@ async def test_tls_is_told_when_it_begins(tmp_path: Path) -> None:
             seen.append((stage, connection.tls, connection.helo, "tls_version" in connection.macros))
 
         return hook
-
-    def refuse(context: Any, message: Mail) -> None:
-        seen.append("asked")
-        message.reject(550, "5.7.1 not with you")
-
-    def tls(number: int) -> Any:
-        return note("secure") if number == 0 else refuse
 
     noted = plugin(secure=note("secure"), mailfrom=note("mailfrom"), message=note("message"))
     settings = {"smtpd_tls_chain_files": str(certificate().file), "smtpd_tls_security_level": "may"}
@@ -159,8 +152,6 @@ async def test_with_a_sink_postfix_keeps_nothing(tmp_path: Path) -> None:
 @run
 async def test_by_a_unix_socket(tmp_path: Path) -> None:
     """Postfix's smtpd is no root: it is of the group of the folder here."""
-    import shutil
-
     folder = tmp_path / "run"
     folder.mkdir()
     shutil.chown(folder, "root", "postfix")
@@ -176,44 +167,55 @@ async def test_by_a_unix_socket(tmp_path: Path) -> None:
 
 
 RECIPIENTS = [
-    "B@Example.ORG", '"b b"@example.org', '"b@c"@example.org', "b%c@example.org", "b..b@example.org", "b+c=d@example.org",
-    "b@[192.0.2.1]", "@relay.example:b@example.org", "b@example.org.", "\xe9@example.org", "b", "-b@example.org", "b|c@example.org", '"b"@example.org', r"b\@c@example.org", "b!c@example.org", "b b@example.org",
+    "B@Example.ORG",
+    '"b b"@example.org',
+    '"b@c"@example.org',
+    "b%c@example.org",
+    "b..b@example.org",
+    "b@[192.0.2.1]",
+    "@relay.example:b@example.org",
+    "@relay.example,@other.example:b@example.org",
+    "b@example.org.",
+    "\xe9@example.org",
+    "b",
+    "b|c@example.org",
+    '"b"@example.org',
+    r"b\@c@example.org",
+    "c!b@example.org",
 ]
 
 
 @run
 async def test_recipients_with_odd_addresses_can_be_taken_away(tmp_path: Path) -> None:
     """Each as its server knows it."""
-    seen: list[Any] = []
 
     def change(context: Any, mail: Mail) -> None:
-        seen.append(mail.recipient)
         if mail.recipient != "stays@example.org":
-            mail.recipient = '"new one"@example.org' if len(seen) % 4 else "new@example.org"
+            mail.recipient = '"new one"@example.org'
 
-    async with asking_postfix(tmp_path, plugin(message=change), smtputf8_enable="no", strict_rfc821_envelopes="no") as at, at.client() as client:
-        count = 0
+    async with asking_postfix(tmp_path, plugin(message=change), smtputf8_enable="no") as at, at.client() as client:
         for recipient in RECIPIENTS:
             reply = await send(client, MIME, recipient, "stays@example.org")
             assert reply.startswith("250"), (recipient, reply)
-            count += 2
-        await asyncio.sleep(3)
-        print(count, seen, sorted((mail.origin.recipient or "") for mail in at.arrived.mails), at.server.log)
-        assert {mail.origin.recipient for mail in at.arrived.mails} == {"stays@example.org", '"new one"@example.org', "new@example.org"}
+        await asyncio.to_thread(at.server.wait_for, ": removed", len(RECIPIENTS))
+    got = sorted(mail.origin.recipient or "" for mail in at.arrived.mails)
+    assert got == ['"new one"@example.org'] * len(RECIPIENTS) + ["stays@example.org"] * len(RECIPIENTS)
+
+
+NEW = {"b": "c", "d": "e", "e": "d"}
 
 
 @run
-async def test_recipients_that_become_the_same(tmp_path: Path) -> None:
+async def test_recipients_that_become_the_same_or_each_other(tmp_path: Path) -> None:
     def change(context: Any, mail: Mail) -> None:
-        mail.recipient = {"b@example.org": "c@example.org", "d@example.org": "e@example.org", "e@example.org": "d@example.org"}.get(mail.recipient or "", mail.recipient)
+        name = (mail.recipient or "").partition("@")[0]
+        mail.recipient = f"{NEW.get(name, name)}@example.org"
 
     async with asking_postfix(tmp_path, plugin(message=change)) as at, at.client() as client:
-        assert (await send(client, MIME, "b@example.org", "c@example.org")).startswith("250")
-        assert (await send(client, MIME, "d@example.org", "e@example.org")).startswith("250")
-        assert (await send(client, MIME, "c@example.org", "c@example.org", "f@example.org")).startswith("250")
-        await at.until_arrived(5)
-        await asyncio.sleep(0.5)
-        assert sorted(mail.origin.recipient for mail in at.arrived.mails) == ["c@example.org", "c@example.org", "d@example.org", "e@example.org", "f@example.org"]
+        for names in ("bc", "de", "ccf"):
+            assert (await send(client, MIME, *(f"{name}@example.org" for name in names))).startswith("250")
+        await asyncio.to_thread(at.server.wait_for, ": removed", 3)
+    assert sorted((mail.origin.recipient or "")[0] for mail in at.arrived.mails) == ["c", "c", "d", "e", "f"]
 
 
 @run

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from ... import CONTINUE, FAIL, Hook, Outcome
 from ...milter.events import Abort, Connect, Event, Goodbye, Helo, MailFrom, Message, RcptTo
 from ...milter.packets import MilterError
-from ...milter.protocol import MilterProtocol, whole
+from ...milter.protocol import MilterProtocol
 from .._mail import Mail
 from ..origin import Origin
 from ..refusals import describe
@@ -183,15 +183,18 @@ class Session(asyncio.Protocol):
     def _mail_from(self, event: MailFrom) -> None:
         if self._connection is None:
             return self._nobody()
-        macros = self.protocol.macros
         self._begin_transaction(event.address)
-        self._connection.authenticated = "auth_authen" in macros
+        self._connection.authenticated = self.protocol.macro(b"auth_authen") is not None
         self._message.json = {"envelope": event.address}
         if event.parameters:
             self._message.json["mail_parameters"] = event.parameters
-        if "i" in macros:
-            self._message.json["queue_id"] = macros["i"]
+        self._note_queue_id()
         return self._run("mailfrom", self._server.mailfrom, (event.address,))
+
+    def _note_queue_id(self) -> None:
+        """Sendmail has it from MAIL on, Postfix from DATA on."""
+        if (id := self.protocol.macro(b"i")) is not None:
+            self._message.json["queue_id"] = id
 
     def _rcpt_to(self, event: RcptTo) -> None:
         if self._connection is None:
@@ -213,15 +216,14 @@ class Session(asyncio.Protocol):
             return self._nobody()
         message, json = self._message, self._message.json
         json.pop("recipient", None)
-        if "i" in self.protocol.macros:  # Postfix has it from DATA on
-            json["queue_id"] = self.protocol.macros["i"]
+        self._note_queue_id()
         if self._drops or self._drops_all or (self._dropped and not self._recipients):
             return self._drop_message()
         if not self._recipients or not self.protocol.wanted.content:  # then the content did not come either
             return self.protocol.proceed()
         json["recipients"] = [one.address for one in self._recipients]
         self._content = event
-        message.mime = self._mime = whole(event)
+        message.mime = self._mime = event.mime
         return self._run("data", self._server.data, (self._mime,), self._after_data)
 
     def _drop_message(self) -> None:
@@ -258,7 +260,7 @@ class Session(asyncio.Protocol):
             number, id = self._server.next_number()
             origin = Origin(self._mime, id, number, envelope, received=now, recipient=recipient.address, comes_again=False)
             mail = Mail(self._message.mime, connection=self._connection, origin=origin)
-            mail.json = copy.deepcopy(known)
+            mail.json = copy.deepcopy(known) if mails else known.copy()
             mail.json["recipient"] = recipient.address
             mails.append(mail)
         return mails

@@ -33,6 +33,8 @@ cdef class Deliverer:
 
     cdef int add(self, Transaction transaction) except -1:
         transaction.delivering = tuple(transaction.good_mails())
+        if self.sink.instant:
+            return run_at_once(self._deliver(transaction), self.sink)
         task = self.tasks.create_task(self._deliver(transaction))
         self.transactions[task] = transaction
         task.add_done_callback(self._after_delivery)
@@ -96,3 +98,13 @@ cdef class Deliverer:
             if not task.cancelling():
                 task.cancel()
         return 0
+
+
+cdef int run_at_once(delivering, sink) except -1:
+    """Without a task, and without waiting for the next turn of the loop."""
+    try:
+        delivering.send(None)
+    except StopIteration:
+        return 0
+    delivering.close()
+    raise RuntimeError(f"{sink.url} waited, which a sink that is instant does not")

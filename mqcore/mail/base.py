@@ -216,6 +216,8 @@ class Sink(BaseSink, ABC):
 
     stores = False
     ends_when = "the transactions that are open are over"
+    instant: ClassVar[bool] = False
+    """Whether `deliver` awaits nothing: then it is called as soon as the plugins are done."""
 
     def begin(self, gateway: Gateway) -> None:
         """Called once, before the first mail."""

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from .events import Field
+from .events import Field, Message
 from .packets import packet, parameters
 
 MOST_COMPARED = 500
@@ -31,8 +31,11 @@ Edit: TypeAlias = Callable[[Sequence[Field], Sequence[Field]], list[bytes]]
 
 def join(fields: Sequence[Field], body: bytes) -> bytes:
     """The whole mail, with the line ends of SMTP."""
-    lines = [name + b":" + _LINE_END.sub(b"\r\n", value) + b"\r\n" for name, value in fields]
-    return b"".join([*lines, b"\r\n", body])
+    parts: list[bytes] = []
+    for name, value in fields:
+        parts += name, b":", _LINE_END.sub(b"\r\n", value) if b"\n" in value else value, b"\r\n"
+    parts += b"\r\n", body
+    return b"".join(parts)
 
 
 def split(mime: bytes) -> tuple[list[Field], bytes]:
@@ -51,6 +54,15 @@ def split(mime: bytes) -> tuple[list[Field], bytes]:
         else:
             fields.append((name, value))
     return fields, body
+
+
+def split_changed(mime: bytes, message: Message) -> tuple[list[Field], bytes]:
+    """The same, of a mail that was made of this message. Most only get fields on top."""
+    if mime.endswith(message.mime):
+        top = mime[: len(mime) - len(message.mime)]
+        if top.endswith(b"\n") and not _HEADER_END.search(top) and not _EMPTY_HEADER.match(top):
+            return split(top)[0] + message.fields, message.body
+    return split(mime)
 
 
 def postfix_edits(old: Sequence[Field], new: Sequence[Field]) -> list[bytes]:
@@ -96,7 +108,7 @@ def _differences(old: Sequence[Field], new: Sequence[Field]) -> list[tuple[Seque
         end += 1
     middle_old, middle_new = old[begin : len(old) - end], new[begin : len(new) - end]
     parts: list[tuple[Sequence[Field], Sequence[Field] | None, int]] = [(old[:begin], None, 0)]
-    if max(len(middle_old), len(middle_new)) > MOST_COMPARED:
+    if not middle_old or not middle_new or max(len(middle_old), len(middle_new)) > MOST_COMPARED:
         parts.append((middle_old, middle_new, begin))
     else:
         matcher = difflib.SequenceMatcher(None, middle_old, middle_new, autojunk=False)
@@ -115,6 +127,8 @@ def _alike(gone: Sequence[Field], come: Sequence[Field]) -> int:
 
 
 def _changes(merged: Sequence[tuple[bytes, bytes | None]]) -> list[bytes]:
+    if all(value is None for _, value in merged):
+        return []
     found: list[bytes] = []
     seen: Counter[bytes] = Counter()
     for name, value in merged:

@@ -53,6 +53,8 @@ class Message(NamedTuple):
 
     fields: list[Field]
     body: bytes
+    mime: bytes
+    """Both, as it will be delivered if nothing changes it."""
 
 
 class Abort(NamedTuple):

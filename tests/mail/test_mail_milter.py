@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from milter_tools import Mta
-from smtp_tools import ListSink, plugin, run
+from smtp_tools import Holds, ListSink, plugin, run
 
 import mqcore
 from mqcore.mail import FailedSink, Gateway, Mail
@@ -184,6 +184,21 @@ async def test_what_differs_by_recipient_cannot_be_said() -> None:
 
 
 @run
+async def test_a_recipient_that_a_client_says_twice_is_one_for_its_server() -> None:
+    seen: list[Mail] = []
+
+    def change(context: Any, mail: Mail) -> None:
+        seen.append(mail)
+        if len(seen) % 2:
+            mail.recipient = "c@example.org"
+
+    async with asked(plugin(message=change)) as (mta, _at):
+        await mta.connect()
+        assert await mta.send_mail(MIME, "a@example.org", "b@example.org", "b@example.org") == "continue"
+        assert mta.said == [(b"+", b"<c@example.org>\0")]
+
+
+@run
 async def test_a_header_that_is_none_cannot_be_said() -> None:
     def change(context: Any, mail: Mail) -> None:
         mail.mime = b"nonsense\r\n" + mail.mime
@@ -225,6 +240,25 @@ async def test_a_server_is_told_that_it_has_to_wait(monkeypatch: pytest.MonkeyPa
         await mta.connect()
         assert await mta.send_mail(MIME) == "continue"
         assert set(mta.said) == {(b"p", b"")}
+
+
+@pytest.mark.parametrize(("stage", "code"), [("connect", 421), ("mailfrom", 451), ("rcptto", 451)])
+@run
+async def test_a_server_that_cannot_be_told_to_wait_has_its_answer_in_time(
+    stage: str, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sendmail, until all of a mail has come."""
+    monkeypatch.setattr("mqcore.mail.milter.session.UNTOLD", 0.1)
+    holds = Holds(stage)
+    async with asked(holds) as (_, at):
+        mta = await Mta.at(at.gateway.source.port, "8.17.1")
+        reply = await mta.connect()
+        if stage != "connect":
+            reply = await mta.send_mail(MIME)
+        assert reply.startswith(f"{code} 4.3.0 ")
+        assert mta.said == [] and at.gateway.dispatcher.counts()["held"] == 0
+        assert f"a plugin held the message at {stage} for 0.1 s" in caplog.text
+        mta.leave()
 
 
 @pytest.mark.parametrize("stage", ["connect", "mailfrom", "rcptto", "data", "message"])

@@ -13,7 +13,7 @@ from milter_tools import OFFER, split_packets
 
 from mqcore.milter.events import Abort, Connect, Event, Goodbye, Helo, MailFrom, Message, RcptTo, Wanted
 from mqcore.milter.packets import LARGEST, MilterError, packet, parameters
-from mqcore.milter.protocol import Changes, MilterProtocol, reply, whole
+from mqcore.milter.protocol import Changes, MilterProtocol, reply
 
 POSTFIX = packet(b"D", b"C" + parameters(b"j", b"mx.test", b"v", b"Postfix 3.7.11"))
 CONNECT = packet(b"C", b"a.example\0" + b"4" + struct.pack("!H", 25) + b"192.0.2.7\0")
@@ -55,7 +55,11 @@ SEEN = [
     MailFrom("a@example.org", ["SIZE=10"]),
     RcptTo("b@example.org", b"<b@example.org>", ["NOTIFY=NEVER"]),
     RcptTo("c@example.org", b"c@example.org", []),
-    Message([(b"Subject", b" hello\n\tworld"), (b"X-Empty", b"")], b"body\r\nmore\r\n"),
+    Message(
+        [(b"Subject", b" hello\n\tworld"), (b"X-Empty", b"")],
+        b"body\r\nmore\r\n",
+        b"Subject: hello\r\n\tworld\r\nX-Empty:\r\n\r\nbody\r\nmore\r\n",
+    ),
 ]
 
 
@@ -69,9 +73,6 @@ def test_a_transaction_as_events() -> None:
     assert protocol.macros["i"] == "QUEUE"
     assert protocol.macros["auth_authen"] == "bob"
     assert [command for command, _ in split_packets(protocol.take_output())] == [b"c"] * 6
-    message = SEEN[-1]
-    assert isinstance(message, Message)
-    assert whole(message) == b"Subject: hello\r\n\tworld\r\nX-Empty:\r\n\r\nbody\r\nmore\r\n"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
@@ -192,6 +193,8 @@ def test_a_big_message_is_refused_and_takes_no_memory() -> None:
         (550, "no such user", b"550 5.7.1 no such user\0"),
         (550, "4.1.1 no such user", b"550 5.1.1 no such user\0"),
         (451, "4.3.0 later", b"451 4.3.0 later\0"),
+        (550, "5.1.1", b"550 5.1.1\0"),
+        (550, "5.1.1000 odd", b"550 5.7.1 5.1.1000 odd\0"),
         (450, "100% full", b"450 4.7.1 100%% full\0"),
         (550, "5.7.1 a\r\n250 b\0c", b"550 5.7.1 a??250 b?c\0"),
         (550, "\udc80 \ud800", b"550 5.7.1 ? ?\0"),
@@ -246,20 +249,63 @@ def test_a_header_that_is_none_is_told_and_the_answer_stays_due() -> None:
     protocol.refuse(451, "later")
 
 
+@pytest.mark.parametrize(
+    ("action", "changes", "what"),
+    [
+        (0x1, Changes(mime=b"X: 1\r\nSubject: hello\r\n\tworld\r\nX-Empty:\r\n\r\nbody\r\nmore\r\n"), "add a field"),
+        (0x2, Changes(mime=b"Subject: hello\r\n\tworld\r\nX-Empty:\r\n\r\nx"), "replace the body"),
+        (0x4, Changes(added=["d@example.org"]), "add a recipient"),
+        (0x8, Changes(removed=[b"<b@example.org>"]), "take a recipient away"),
+        (0x10, Changes(mime=b"X-Empty:\r\n\r\nbody\r\nmore\r\n"), "change a field"),
+        (0x20, Changes(quarantine="odd"), "keep a message in quarantine"),
+        (0x40, Changes(sender=""), "replace the sender"),
+    ],
+)
+def test_what_a_server_did_not_offer_to_do_is_told(action: int, changes: Changes, what: str) -> None:
+    protocol = MilterProtocol(Wanted())
+    protocol.receive(packet(b"O", struct.pack("!III", 6, 0x1FF & ~action, 0x1FFFFF)))
+    assert protocol.next_event() is None
+    assert split_packets(protocol.take_output())[0][1] == struct.pack("!III", 6, 0x1FF & ~action, 0x1F0180)
+    message = last_message(protocol)
+    with pytest.raises(ValueError, match=f"did not offer to {what}"):
+        protocol.encode(message, changes)
+    assert protocol.due
+
+
+def test_a_source_route_is_left_out() -> None:
+    """Postfix, too, delivers to the address behind it, which is what it has to be told to take away."""
+    protocol = negotiated()
+    protocol.receive(CONNECT + packet(b"M", b"<@r.example,@s.example:a@example.org>\0"))
+    protocol.receive(packet(b"R", b"<@r.example:b@example.org>\0") + packet(b"R", b'<"@:"@example.org>\0') + packet(b"E"))
+    seen = []
+    while not isinstance(event := protocol.next_event(), Message):
+        seen.append(getattr(event, "address", None))
+        protocol.proceed()
+    assert seen == [None, "a@example.org", "b@example.org", '"@:"@example.org']
+    encoded = protocol.encode(event, Changes(removed=[b"<@r.example:b@example.org>", b'<"@:"@example.org>']))
+    assert split_packets(encoded) == [
+        (b"-", b"<@r.example:b@example.org>\0"),
+        (b"-", b"<b@example.org>\0"),
+        (b"-", b'<"@:"@example.org>\0'),
+    ]
+
+
 def test_progress_is_for_who_takes_it() -> None:
     """Sendmail answers 451 to a client when progress comes before the message."""
     for version, early in ((b"Postfix 3.7.11", True), (b"8.17.1", False)):
         protocol = negotiated()
         protocol.receive(packet(b"D", b"C" + parameters(b"v", version)) + CONNECT)
         assert isinstance(protocol.next_event(), Connect)
-        assert protocol.progress() is early
+        assert protocol.takes_progress is early
         protocol.proceed()
-        assert not protocol.progress()
+        with pytest.raises(RuntimeError, match="nobody waits"):
+            protocol.progress()
         protocol.receive(b"".join(TRANSACTION))
         while not isinstance(protocol.next_event(), Message):
             protocol.proceed()
         protocol.take_output()
-        assert protocol.progress()
+        assert protocol.takes_progress
+        protocol.progress()
         assert split_packets(protocol.take_output()) == [(b"p", b"")]
 
 
@@ -290,7 +336,7 @@ def test_whatever_comes_is_an_event_or_a_milter_error(data: list[bytes], answer:
                 if answer == 1:
                     protocol.refuse(451, "later")
                 elif answer == 2 and isinstance(event, Message):
-                    protocol.finish(protocol.encode(event, Changes(mime=whole(event) + b"x")))
+                    protocol.finish(protocol.encode(event, Changes(mime=event.mime + b"x")))
                 else:
                     protocol.proceed()
         except MilterError:

@@ -134,7 +134,7 @@ define(`QUEUE_DIR', `{home}/queue')
 define(`ALIAS_FILE', `')
 define(`STATUS_FILE', `/dev/null')
 define(`confDONT_PROBE_INTERFACES', `True')
-define(`confDONT_BLAME_SENDMAIL', `GroupWritableDirPathSafe')
+define(`confDONT_BLAME_SENDMAIL', `GroupWritableDirPathSafe,TrustStickyBit')
 define(`confDELIVERY_MODE', `background')
 define(`SMART_HOST', `smtp:[127.0.0.1]')
 define(`SMTP_MAILER_ARGS', `TCP $h {next}')
@@ -143,22 +143,38 @@ FEATURE(`accept_unresolvable_domains')
 FEATURE(`accept_unqualified_senders')
 FEATURE(`promiscuous_relay')
 FEATURE(`no_default_msa')
+{more}
 DAEMON_OPTIONS(`Name=MTA, Family=inet, Addr=127.0.0.1, Port={port}')
 INPUT_MAIL_FILTER(`mqcore', `S=inet:{milter}@127.0.0.1, F=T, T={limits}')
 MAILER(`smtp')
 """
 
 
-class Sendmail:
-    """A Sendmail, in a `with`, which asks a milter and sends what it took to the next server. These are ports on 127.0.0.1."""
+TLS = """\
+define(`confSERVER_CERT', `{certificate}')
+define(`confSERVER_KEY', `{certificate}')
+define(`confCACERT', `{certificate}')
+define(`confCACERT_PATH', `{home}')
+"""
 
-    def __init__(self, home: Path, milter: int, next: int, limits: str = "S:10s;R:10s;E:1m") -> None:
+
+class Sendmail:
+    """A Sendmail, in a `with`, which asks a milter and sends what it took to the next server. These are ports on 127.0.0.1.
+    With a `certificate` it offers STARTTLS."""
+
+    def __init__(
+        self, home: Path, milter: int, next: int, *, limits: str = "S:10s;R:10s;E:1m", certificate: Path | None = None
+    ) -> None:
         self._program = unpacked("usr/libexec/sendmail/sendmail")
         self._home = home
         self.port = free_port()
         (home / "queue").mkdir(parents=True, mode=0o700)
         source = home / "sendmail.mc"
-        source.write_text(SENDMAIL.format(home=home, port=self.port, milter=milter, next=next, limits=limits))
+        more = "" if certificate is None else TLS.format(home=home, certificate=home / "certificate")
+        if certificate is not None:
+            (home / "certificate").write_bytes(certificate.read_bytes())
+            (home / "certificate").chmod(0o600)  # or it is not taken
+        source.write_text(SENDMAIL.format(home=home, port=self.port, milter=milter, next=next, limits=limits, more=more))
         folder = UNPACKED / "usr" / "share" / "sendmail" / "cf"
         command = [need("m4"), f"-D_CF_DIR_={folder}/", folder / "m4" / "cf.m4", source]
         made = subprocess.run(command, capture_output=True, cwd=folder / "m4", timeout=60, check=True)

@@ -3,97 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_tools import need
 from effort import examples
+from milter_partners import asking_postfix, delivered, need_postfix, send
 from milter_tools import judge
-from partner_servers import Postfix
-from smtp_tools import Client, ListSink, plugin, run, serving
+from smtp_tools import plugin, run
 
-import mqcore
-from mqcore.mail import FailedSink, Gateway, Mail
-from mqcore.mail.milter.sink import MilterSink
-from mqcore.mail.milter.source import MilterSource
+from mqcore.mail import Mail
 from mqcore.milter.edits import join, split
 from mqcore.milter.events import Field
 
 
-async def send(client: Client, mime: bytes, *recipients: str) -> str:
-    """The reply that ends the transaction; if all recipients are refused, what the last was told."""
-    reply = await client.ask(b"MAIL FROM:<a@sender.example>\r\n")
-    taken = False
-    for recipient in (recipients or ("b@example.org",)) if reply.startswith("250") else ():
-        reply = await client.ask(f"RCPT TO:<{recipient}>\r\n".encode())
-        taken |= reply.startswith("250")
-    if not taken:
-        await client.ask(b"RSET\r\n")
-        return reply
-    assert (await client.ask(b"DATA\r\n")).startswith("354")
-    return await client.ask(mime.replace(b"\r\n.", b"\r\n..") + b".\r\n")
-
-
-class Asking:
-    """A Postfix that asks our plugins, and sends what it took to `arrived`."""
-
-    def __init__(self, gateway: Gateway, postfix: Postfix, arrived: ListSink) -> None:
-        self.gateway, self.postfix, self.arrived = gateway, postfix, arrived
-
-    @contextlib.asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.postfix.port))
-        assert (await client.reply()).startswith("220")
-        assert (await client.ask(b"EHLO client.example\r\n")).startswith("250")
-        yield client
-        client.leave()
-
-    async def until_arrived(self, count: int) -> None:
-        async with asyncio.timeout(60):
-            while len(self.arrived.mails) < count:
-                await asyncio.sleep(0.02)
-
-
 @pytest.fixture(autouse=True)
 def _needs_postfix() -> None:
-    """Looked for here, as within a loop nothing can be skipped."""
-    if os.geteuid() != 0:
-        pytest.skip("Postfix is started by root")
-    need("postfix")
-
-
-@contextlib.asynccontextmanager
-async def asking(folder: Path, *plugins: Any, failed: bool = False, **settings: str) -> AsyncIterator[Asking]:
-    loaded = mqcore.Plugins()
-    for number, one in enumerate(plugins):
-        loaded.add(f"{number}0-test", one)
-    async with serving(no_trace=True, max_loops=100) as arrived:
-        with mqcore.Dispatcher(loaded) as dispatcher, contextlib.closing(MilterSource("//127.0.0.1:0")) as source:
-            aside = FailedSink(ListSink(), source.url) if failed else None
-            gateway = Gateway(dispatcher, source, MilterSink(source.url), aside)
-            running = asyncio.create_task(gateway.run())
-            asks = f"{{ inet:127.0.0.1:{source.port}, default_action=tempfail }}"
-            relay = {"smtpd_milters": asks, "relayhost": f"[127.0.0.1]:{arrived.port}", "local_header_rewrite_clients": ""}
-            postfix = Postfix(folder / "postfix", **relay | settings)
-            await asyncio.to_thread(postfix.__enter__)
-            try:
-                yield Asking(gateway, postfix, arrived.sink)
-            finally:
-                await asyncio.to_thread(postfix.__exit__, None, None, None)
-                gateway.stop()
-                await running
-
-
-def delivered(mail: Mail) -> bytes:
-    """Without the lines that Postfix puts on top."""
-    fields, body = split(mail.origin.mime)
-    assert fields[0][0] == b"Received"
-    return join(fields[1:], body)
+    need_postfix()
 
 
 NAMES = [b"Subject", b"X-A", b"x-a", b"To", b"Received", b"DKIM-Signature", b"Keywords", b"Comments"]
@@ -156,7 +83,7 @@ async def test_plugins_see_what_was_sent_and_what_they_made_is_delivered(tmp_pat
         mail.mime = join(*edit(chance, *split(mail.mime)))
         made.append(mail.mime)
 
-    async with asking(tmp_path, plugin(message=change)) as at, at.client() as client:
+    async with asking_postfix(tmp_path, plugin(message=change)) as at, at.client() as client:
         sent = [join(make_fields(chance), chance.choice(BODIES)) for _ in range(examples(150))]
         for mime in sent:
             assert (await send(client, mime)).startswith("250"), mime
@@ -167,7 +94,7 @@ async def test_plugins_see_what_was_sent_and_what_they_made_is_delivered(tmp_pat
 
 @run
 async def test_verdicts_reach_the_client(tmp_path: Path) -> None:
-    async with asking(tmp_path, judge(), failed=True) as at, at.client() as client:
+    async with asking_postfix(tmp_path, judge(), failed=True) as at, at.client() as client:
         assert await send(client, b"A: b\r\n\r\n", "nobody@example.org") == "550 5.1.1 100% no such user"
         assert (await send(client, b"A: fail\r\n\r\n")).startswith("451 4.3.0 ")
         assert await send(client, b"A: later\r\n\r\n") == "450 4.7.1 later"
@@ -178,7 +105,7 @@ async def test_verdicts_reach_the_client(tmp_path: Path) -> None:
         )
         assert mixed.startswith("250")
         await at.until_arrived(2)
-        await asyncio.to_thread(at.postfix.wait_for, ": removed", 1)
+        await asyncio.to_thread(at.server.wait_for, ": removed", 1)
     assert sorted(mail.origin.recipient or "" for mail in at.arrived.mails) == ["b@example.org", "c@example.org"]
 
 
@@ -188,7 +115,7 @@ async def test_the_envelope_can_be_another(tmp_path: Path) -> None:
         mail.envelope = ""
         mail.recipients = ["x@example.org", "y@example.org"]
 
-    async with asking(tmp_path, plugin(message=change)) as at, at.client() as client:
+    async with asking_postfix(tmp_path, plugin(message=change)) as at, at.client() as client:
         assert (await send(client, b"A: b\r\n\r\n")).startswith("250")
         await at.until_arrived(2)
     assert sorted((mail.envelope, mail.origin.recipient) for mail in at.arrived.mails) == [
@@ -206,16 +133,16 @@ async def test_postfix_waits_as_long_as_it_hears_of_us(tmp_path: Path, monkeypat
 
     slow = plugin(mailfrom=wait, message=wait)
     limits = {"milter_command_timeout": "1s", "milter_content_timeout": "1s"}
-    async with asking(tmp_path, slow, **limits) as at, at.client() as client:
+    async with asking_postfix(tmp_path, slow, **limits) as at, at.client() as client:
         assert (await send(client, b"A: b\r\n\r\n")).startswith("250")
 
 
 @run
 async def test_a_filter_that_is_away_lets_nothing_by(tmp_path: Path) -> None:
-    async with asking(tmp_path, plugin(message=lambda context, mail: None)) as at:
+    async with asking_postfix(tmp_path, plugin(message=lambda context, mail: None)) as at:
         at.gateway.stop()
         await asyncio.sleep(0)
-        client = Client(*await asyncio.open_connection("127.0.0.1", at.postfix.port))
+        client = await at.connect()
         await client.reply()
         await client.ask(b"EHLO client.example\r\n")
         assert (await client.ask(b"MAIL FROM:<a@sender.example>\r\n")).startswith("451")

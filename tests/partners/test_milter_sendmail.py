@@ -4,25 +4,17 @@ sees; so what is delivered has the same content, with new fields on top."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_tools import need
 from effort import examples
+from milter_partners import asking_sendmail, need_sendmail, send
 from milter_tools import judge
-from partner_servers import Sendmail
-from senders import unpacked
-from smtp_tools import Client, ListSink, plugin, run, serving
-from test_milter_postfix import send
+from smtp_tools import plugin, run
 
-import mqcore
-from mqcore.mail import FailedSink, Gateway, Mail
-from mqcore.mail.milter.sink import MilterSink
-from mqcore.mail.milter.source import MilterSource
+from mqcore.mail import Mail
 from mqcore.milter.edits import join, split
 from mqcore.milter.events import Field
 
@@ -35,40 +27,7 @@ BODIES = [b"body\r\n", b".\r\n..\r\n", b"line\r\n" * 5000]
 
 @pytest.fixture(autouse=True)
 def _needs_sendmail() -> None:
-    """Looked for here, as within a loop nothing can be skipped."""
-    unpacked("usr/libexec/sendmail/sendmail")
-    need("m4")
-
-
-@contextlib.asynccontextmanager
-async def asking(folder: Path, *plugins: Any, failed: bool = False) -> AsyncIterator[tuple[Client, ListSink]]:
-    """A client of a Sendmail that asks these, and what arrives."""
-    loaded = mqcore.Plugins()
-    for number, one in enumerate(plugins):
-        loaded.add(f"{number}0-test", one)
-    async with serving(no_trace=True, max_loops=100) as arrived:
-        with mqcore.Dispatcher(loaded) as dispatcher, contextlib.closing(MilterSource("//127.0.0.1:0")) as source:
-            aside = FailedSink(ListSink(), source.url) if failed else None
-            gateway = Gateway(dispatcher, source, MilterSink(source.url), aside)
-            running = asyncio.create_task(gateway.run())
-            sendmail = Sendmail(folder / "sendmail", source.port or 0, arrived.port)
-            await asyncio.to_thread(sendmail.__enter__)
-            try:
-                client = Client(*await asyncio.open_connection("127.0.0.1", sendmail.port))
-                assert (await client.reply()).startswith("220")
-                assert (await client.ask(b"EHLO client.example\r\n")).startswith("250")
-                yield client, arrived.sink
-                client.leave()
-            finally:
-                await asyncio.to_thread(sendmail.__exit__)
-                gateway.stop()
-                await running
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.02)
+    need_sendmail()
 
 
 def content(mime: bytes) -> tuple[list[Field], bytes]:
@@ -95,18 +54,18 @@ async def test_what_plugins_made_is_delivered(tmp_path: Path) -> None:
         mail.mime = join(fields, chance.choice([body, body, *BODIES]))
         made.append(mail.mime)
 
-    async with asking(tmp_path, plugin(message=change)) as (client, arrived):
+    async with asking_sendmail(tmp_path, plugin(message=change)) as at, at.client() as client:
         count = examples(60)
         for _ in range(count):
             fields = [(chance.choice(NAMES), chance.choice(VALUES)) for _ in range(1 + chance.randrange(8))]
             assert (await send(client, join(fields, chance.choice(BODIES)))).startswith("250")
-        await until(lambda: len(arrived.mails) == count)
-    assert sorted(content(mail.origin.mime) for mail in arrived.mails) == sorted(map(content, made))
+        await at.until_arrived(count)
+    assert sorted(content(mail.origin.mime) for mail in at.arrived.mails) == sorted(map(content, made))
 
 
 @run
 async def test_verdicts_reach_the_client(tmp_path: Path) -> None:
-    async with asking(tmp_path, judge(), failed=True) as (client, arrived):
+    async with asking_sendmail(tmp_path, judge(), failed=True) as at, at.client() as client:
         reply = await send(client, b"A: b\r\n\r\n", "nobody@example.org")
         assert reply == "550 5.1.1 <nobody@example.org>... 100% no such user"
         assert (await send(client, b"A: fail\r\n\r\n")).startswith("451 4.3.0 ")
@@ -116,8 +75,8 @@ async def test_verdicts_reach_the_client(tmp_path: Path) -> None:
         assert (await send(client, b"A: b\r\n\r\n", "nobody@example.org", "choosy@example.org", "b@example.org")).startswith(
             "250"
         )
-        await until(lambda: arrived.mails)
-    assert [mail.origin.recipient for mail in arrived.mails] == ["b@example.org"]
+        await at.until_arrived(1)
+    assert [mail.origin.recipient for mail in at.arrived.mails] == ["b@example.org"]
 
 
 @run
@@ -127,5 +86,5 @@ async def test_sendmail_waits_when_all_of_the_mail_has_come(tmp_path: Path, monk
     async def wait(context: Any, message: Mail, *arguments: Any) -> None:
         await asyncio.sleep(1.5)
 
-    async with asking(tmp_path, plugin(mailfrom=wait, message=wait)) as (client, _):
+    async with asking_sendmail(tmp_path, plugin(mailfrom=wait, message=wait)) as at, at.client() as client:
         assert (await send(client, b"A: b\r\n\r\n")).startswith("250")

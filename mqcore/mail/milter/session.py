@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from ... import CONTINUE, FAIL, Hook, Outcome
 from ...milter.events import Abort, Connect, Event, Goodbye, Helo, MailFrom, Message, RcptTo
 from ...milter.packets import MilterError
-from ...milter.protocol import MilterProtocol, whole
+from ...milter.protocol import MilterProtocol
 from .._mail import Mail
 from ..origin import Origin
 from ..refusals import describe
@@ -30,6 +30,8 @@ MAX_BUFFERED = 1 << 20
 """Octets that are read ahead while a step waits."""
 PROGRESS = 5.0
 """Seconds from one word that we are still at it to the next: a server waits for 10 at least."""
+UNTOLD = 8.0
+"""Seconds that a step may take where the server cannot be told so: Sendmail waits for 10, unless it is told otherwise."""
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class Session(asyncio.Protocol):
         self._step: Mail | None = None
         self._then: Then | None = None
         self._transaction: MilterTransaction | None = None
-        self._progress: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._is_proceeding = False
         self._is_paused = False
         self._drops_all = False
@@ -181,15 +183,18 @@ class Session(asyncio.Protocol):
     def _mail_from(self, event: MailFrom) -> None:
         if self._connection is None:
             return self._nobody()
-        macros = self.protocol.macros
         self._begin_transaction(event.address)
-        self._connection.authenticated = "auth_authen" in macros
+        self._connection.authenticated = self.protocol.macro(b"auth_authen") is not None
         self._message.json = {"envelope": event.address}
         if event.parameters:
             self._message.json["mail_parameters"] = event.parameters
-        if "i" in macros:
-            self._message.json["queue_id"] = macros["i"]
+        self._note_queue_id()
         return self._run("mailfrom", self._server.mailfrom, (event.address,))
+
+    def _note_queue_id(self) -> None:
+        """Sendmail has it from MAIL on, Postfix from DATA on."""
+        if (id := self.protocol.macro(b"i")) is not None:
+            self._message.json["queue_id"] = id
 
     def _rcpt_to(self, event: RcptTo) -> None:
         if self._connection is None:
@@ -211,15 +216,14 @@ class Session(asyncio.Protocol):
             return self._nobody()
         message, json = self._message, self._message.json
         json.pop("recipient", None)
-        if "i" in self.protocol.macros:  # Postfix has it from DATA on
-            json["queue_id"] = self.protocol.macros["i"]
+        self._note_queue_id()
         if self._drops or self._drops_all or (self._dropped and not self._recipients):
             return self._drop_message()
         if not self._recipients or not self.protocol.wanted.content:  # then the content did not come either
             return self.protocol.proceed()
         json["recipients"] = [one.address for one in self._recipients]
         self._content = event
-        message.mime = self._mime = whole(event)
+        message.mime = self._mime = event.mime
         return self._run("data", self._server.data, (self._mime,), self._after_data)
 
     def _drop_message(self) -> None:
@@ -256,7 +260,7 @@ class Session(asyncio.Protocol):
             number, id = self._server.next_number()
             origin = Origin(self._mime, id, number, envelope, received=now, recipient=recipient.address, comes_again=False)
             mail = Mail(self._message.mime, connection=self._connection, origin=origin)
-            mail.json = copy.deepcopy(known)
+            mail.json = copy.deepcopy(known) if mails else known.copy()
             mail.json["recipient"] = recipient.address
             mails.append(mail)
         return mails
@@ -355,17 +359,32 @@ class Session(asyncio.Protocol):
 
     def _wait(self) -> None:
         """From now on the server waits for us."""
-        self._progress = self._server.loop.call_later(PROGRESS, self._tell_progress)
+        call_later = self._server.loop.call_later
+        if self.protocol.takes_progress:
+            self._timer = call_later(PROGRESS, self._tell_progress)
+        else:
+            self._timer = call_later(UNTOLD, self._end_step)
 
     def _tell_progress(self) -> None:
-        if self.protocol.progress():
-            self._flush()
+        self.protocol.progress()
+        self._flush()
         self._wait()
 
+    def _end_step(self) -> None:
+        """Before the server gives us up, and does without us until its client is gone."""
+        assert self._step is not None and self._then is not None
+        log.warning(
+            "a plugin held the message at %s for %g s, and this server cannot be told to wait for longer", self._stage, UNTOLD
+        )
+        then = self._then
+        self._cancel()
+        then(FAIL)
+        self._proceed()
+
     def _end_waiting(self) -> None:
-        if self._progress is not None:
-            self._progress.cancel()
-            self._progress = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # What becomes of a message
 

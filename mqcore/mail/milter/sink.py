@@ -20,6 +20,8 @@ UNSAYABLE = Verdict.deferred(451, "4.3.0 this filter has a problem; try again la
 class MilterSink(Sink):
     """The server has the mail, and is told what plugins changed."""
 
+    instant = True
+
     def __init__(self, url: str) -> None:
         """`url`: the source's."""
         self.url = url

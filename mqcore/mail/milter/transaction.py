@@ -52,16 +52,18 @@ def find_changes(mails: Sequence[Mail], of: MilterTransaction, mime: bytes, send
             raise Unsayable(f"the sender is {first.envelope!r} for one recipient and {other.envelope!r} for another")
         if other.mime != first.mime:
             raise Unsayable(f"the message differs between {first.recipient!r} and {other.recipient!r}")
-    removed, added = list(dropped), []
+    removed, kept, added = dict.fromkeys(dropped), set(), []
     for mail, recipient in of.recipients.items():
         wanted = mail.recipients if mail in mails else []
-        if wanted != [recipient.announced]:
-            removed.append(recipient.raw)
+        if wanted == [recipient.announced]:
+            kept.add(recipient.raw)
+        else:
+            removed[recipient.raw] = None
             added += wanted
     quarantine = next((why for mail in mails if isinstance(why := mail.json.get("quarantine"), str)), None)
     return Changes(
         sender=None if first.envelope == sender else first.envelope or "",
-        removed=removed,
+        removed=[raw for raw in removed if raw not in kept],  # clients may say one twice
         added=list(dict.fromkeys(added)),
         mime=None if first.mime == mime else first.mime,
         quarantine=quarantine,

@@ -30,6 +30,8 @@ class Counts:
     """Refused by a plugin or by the next server."""
     discarded: int = 0
     """Accepted and dropped, as a plugin wanted."""
+    retried: int = 0
+    """Put back into the queue they came from, for a later time."""
     unfinished: int = 0
     """Given up, as the run was stopped or the sink failed, or the client went away. The source still has them."""
     unanswered: int = 0
@@ -38,6 +40,14 @@ class Counts:
     """Times that a mail was sent to the next server and the connection broke before the answer, or the answer could not be
     noted, or not be passed on, so that it may be there twice: it is sent again, or stays with its source. And rejected mails
     that are where failed mails go, while others of their transaction could not be stored, so that all of it comes again."""
+    redelivered: int = 0
+    """Read from a queue that had given them to somebody before: so many at most may be there twice."""
+    returned: int = 0
+    """Messages that went to no queue."""
+    nacked: int = 0
+    """Times that a queue refused a message, as it was full."""
+    reconnects: int = 0
+    """Times that a connection to a broker was made again."""
     in_clear: int = 0
     """Mails that the next server got in the clear because its STARTTLS had failed for long enough."""
 

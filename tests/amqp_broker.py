@@ -127,7 +127,7 @@ class QueueBroker(Broker):
         self.prefetches: list[int] = []
         self.requeues = True
         self.outcome = lambda number: "ack"
-        self._consumers: dict[tuple[asyncio.StreamWriter, int], Consuming] = {}
+        self.consumers: dict[tuple[asyncio.StreamWriter, int], Consuming] = {}
         self._prefetch = 0
         self.answers["queue.declare"] = self._declare
 
@@ -144,7 +144,7 @@ class QueueBroker(Broker):
 
     @property
     def unsettled(self) -> int:
-        return sum(len(consuming.items) for consuming in self._consumers.values())
+        return sum(len(consuming.items) for consuming in self.consumers.values())
 
     def _declare(self, channel: int, _: int, queue: str, *__: object) -> bytes:
         if queue in self.missing:
@@ -153,8 +153,8 @@ class QueueBroker(Broker):
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await super().serve(reader, writer)
-        for key in [key for key in self._consumers if key[0] is writer]:
-            self._requeue(self._consumers.pop(key))
+        for key in [key for key in self.consumers if key[0] is writer]:
+            self._requeue(self.consumers.pop(key))
         self.pump()
 
     def _requeue(self, consuming: Consuming) -> None:
@@ -172,14 +172,14 @@ class QueueBroker(Broker):
             self._prefetch = arguments[1]
             self.prefetches.append(arguments[1])
         elif name == "basic.consume":
-            before = self._consumers.get(key) or Consuming(arguments[1])
+            before = self.consumers.get(key) or Consuming(arguments[1])
             before.prefetch = self._prefetch
-            self._consumers[key] = before
+            self.consumers[key] = before
         elif name == "basic.cancel":
             writer.write(method(channel, "basic.cancel-ok", arguments[0]))
-            self._consumers[key].prefetch = 0
+            self.consumers[key].prefetch = 0
         elif name in ("basic.ack", "basic.nack"):
-            self._settle(self._consumers[key], name.removeprefix("basic."), arguments)
+            self._settle(self.consumers[key], name.removeprefix("basic."), arguments)
         self.pump()
 
     def _settle(self, consuming: Consuming, how: str, arguments: list[Any]) -> None:
@@ -201,7 +201,7 @@ class QueueBroker(Broker):
 
     def pump(self) -> None:
         """Give consumers what they may have."""
-        for (writer, channel), consuming in self._consumers.items():
+        for (writer, channel), consuming in self.consumers.items():
             items = self.queues[consuming.queue]
             while items and len(consuming.items) < consuming.prefetch and not writer.is_closing():
                 item = items.pop(0)

@@ -67,8 +67,9 @@ class Session:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
-        if self.connection is not None:
-            await self.connection.close()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await connection.close()
 
     def renew(self, reason: str) -> None:
         """Leave the connection, and make another one."""

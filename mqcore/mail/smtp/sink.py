@@ -123,6 +123,9 @@ class SmtpSink(Sink):
         self.lenient = self.lenient or gateway.source.lenient
         self._sender = Sender(gateway, self)
 
+    async def ready(self) -> None:
+        await self._sender.pool.ready()
+
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
         return await self._sender.send(mails)
 

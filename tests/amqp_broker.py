@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from amqp_tools import GREETING, OPEN_OK, START, TUNE, method, returned
+from amqp_tools import GREETING, NONE, OPEN_OK, START, TUNE, deliver, method, returned
 
 from mqcore.amqp.methods import decode
 
@@ -58,6 +59,8 @@ class Broker:
         elif kind == 1:
             name, arguments = decode(payload)
             self.names.append(name)
+            if name == "basic.publish":
+                content.key = arguments[2]
             answer = self.answers.get(name)
             if answer is not None:
                 writer.write(answer(channel, *arguments))
@@ -79,8 +82,8 @@ class Broker:
     def say(self, data: bytes) -> None:
         self.writers[-1].write(data)
 
-    async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(30):
+    async def until(self, condition: Callable[[], Any], seconds: float = 30) -> None:
+        async with asyncio.timeout(seconds):
             while not condition():
                 self.news.clear()
                 await self.news.wait()
@@ -90,6 +93,7 @@ class Content:
     """What is published on a connection."""
 
     count = 0
+    key = ""
 
     def add(self, kind: int, payload: bytes) -> bool:
         """Whether that is all of a message."""
@@ -99,6 +103,122 @@ class Content:
         else:
             self.body += payload
         return len(self.body) == self.size
+
+
+class Item:
+    """A message in a queue."""
+
+    def __init__(self, body: bytes, properties: bytes = NONE) -> None:
+        self.body = body
+        self.properties = properties
+        self.redelivered = False
+
+
+class QueueBroker(Broker):
+    """One with queues, which its clients publish to and consume. What `outcome` has no opinion of is confirmed. `settled`: what
+    consumers said of each message: "ack" or "nack", and its body."""
+
+    def __init__(self, *, missing: Iterable[str] = (), **answers: Callable[..., bytes] | None) -> None:
+        super().__init__(**answers)
+        self.queues: dict[str, list[Item]] = defaultdict(list)
+        self.missing = set(missing)
+        self.settled: list[tuple[str, Item]] = []
+        self.delivered = 0
+        self.prefetches: list[int] = []
+        self.requeues = True
+        self.outcome = lambda number: "ack"
+        self.consumers: dict[tuple[asyncio.StreamWriter, int], Consuming] = {}
+        self._prefetch = 0
+        self.answers["queue.declare"] = self._declare
+
+    def put(self, queue: str, *messages: bytes | Item) -> None:
+        self.queues[queue] += [each if isinstance(each, Item) else Item(each) for each in messages]
+        self.pump()
+
+    def bodies(self, queue: str) -> list[bytes]:
+        return [item.body for item in self.queues[queue]]
+
+    @property
+    def acked(self) -> list[bytes]:
+        return [item.body for how, item in self.settled if how == "ack"]
+
+    @property
+    def unsettled(self) -> int:
+        return sum(len(consuming.items) for consuming in self.consumers.values())
+
+    def _declare(self, channel: int, _: int, queue: str, *__: object) -> bytes:
+        if queue in self.missing:
+            return method(channel, "channel.close", 404, f"NOT_FOUND - no queue '{queue}' in vhost '/'", 50, 10)
+        return method(channel, "queue.declare-ok", queue, len(self.queues[queue]), 0)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await super().serve(reader, writer)
+        for key in [key for key in self.consumers if key[0] is writer]:
+            self._requeue(self.consumers.pop(key))
+        self.pump()
+
+    def _requeue(self, consuming: Consuming) -> None:
+        for item in reversed(consuming.items.values()):
+            item.redelivered = True
+            self.queues[consuming.queue].insert(0, item)
+
+    def take(self, kind: int, channel: int, payload: bytes, writer: asyncio.StreamWriter, content: Content) -> None:
+        super().take(kind, channel, payload, writer, content)
+        if kind != 1:
+            return
+        name, arguments = decode(payload)
+        key = writer, channel
+        if name == "basic.qos":
+            self._prefetch = arguments[1]
+            self.prefetches.append(arguments[1])
+        elif name == "basic.consume":
+            before = self.consumers.get(key) or Consuming(arguments[1])
+            before.prefetch = self._prefetch
+            self.consumers[key] = before
+        elif name == "basic.cancel":
+            writer.write(method(channel, "basic.cancel-ok", arguments[0]))
+            self.consumers[key].prefetch = 0
+        elif name in ("basic.ack", "basic.nack"):
+            self._settle(self.consumers[key], name.removeprefix("basic."), arguments)
+        self.pump()
+
+    def _settle(self, consuming: Consuming, how: str, arguments: list[Any]) -> None:
+        tag, multiple = arguments[:2]
+        assert tag in consuming.items, "it was settled before, or is of another channel"
+        for each in [each for each in consuming.items if each == tag or (multiple and each < tag)]:
+            item = consuming.items.pop(each)
+            self.settled.append((how, item))
+            if how == "nack" and self.requeues:
+                item.redelivered = True
+                self.queues[consuming.queue].insert(0, item)
+
+    def settle(self, channel: int, content: Content, writer: asyncio.StreamWriter) -> None:
+        outcome = self.outcome(len(self.sent))
+        if outcome == "ack":
+            self.queues[content.key].append(Item(content.body, content.properties))
+        super().settle(channel, content, writer)
+        self.pump()
+
+    def pump(self) -> None:
+        """Give consumers what they may have."""
+        for (writer, channel), consuming in self.consumers.items():
+            items = self.queues[consuming.queue]
+            while items and len(consuming.items) < consuming.prefetch and not writer.is_closing():
+                item = items.pop(0)
+                consuming.tag += 1
+                consuming.items[consuming.tag] = item
+                self.delivered += 1
+                writer.write(deliver(channel, consuming.tag, item.body, item.properties, redelivered=item.redelivered))
+        self.news.set()
+
+
+class Consuming:
+    """A consumer. One without a prefetch was cancelled."""
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        self.prefetch = self.tag = 0
+        self.items: dict[int, Item] = {}
 
 
 @contextlib.asynccontextmanager

@@ -157,6 +157,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering, worker: Worke
         plugins = opened.enter_context(load(options, *options.plugins))
         from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **reading, **shared.of_source())))
         try:
+            _check_holds(source, plugins)
             _check_recipients(source, sink, {hook for plugin in plugins for hook in plugin.hooks})
         except ValueError as error:
             options.parser.error(str(error))
@@ -216,6 +217,18 @@ def _check_recipients(source: Location[Source], sink: Location[BaseSink], hooks:
             f"{source} does not say to whom its mails are to be sent: a plugin must set message.recipient, "
             f"in {' or '.join(setting)}"
         )
+
+
+def _check_holds(source: Location[Source], plugins: Plugins) -> None:
+    """Raise ValueError if a plugin may hold a mail for longer than its source lets it."""
+    longest = source.kind.longest_hold
+    for plugin in plugins if longest is not None else ():
+        timeout = plugin.config.get("hold_timeout")
+        if timeout is not None and not 0 < timeout <= longest:
+            raise ValueError(
+                f"plugin {plugin.name} has hold_timeout = {timeout:g} in its config; mails of {source} can be held for at most "
+                f"{longest:g} s, and 0 is for ever: the broker gives them to somebody else after 1800 s"
+            )
 
 
 def _control_path(options: argparse.Namespace) -> str | None:

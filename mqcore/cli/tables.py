@@ -95,9 +95,14 @@ def _outcomes(report: Report) -> list[tuple[str, str]]:
         (counts.failed, "failed"),
         (counts.rejected, "rejected, by a plugin or by the next server"),
         (counts.discarded, "discarded, as a plugin wanted"),
+        (counts.retried, "put back into their queue, to be tried again later"),
         (counts.unfinished, "not finished; the source still has them"),
         (counts.unanswered, "of those stored, not known to be so by their client, who may send them again"),
         (counts.in_doubt, "sent or set aside without an answer, so that they may be there twice"),
+        (counts.redelivered, "given to somebody before by their queue: so many at most may be there twice"),
+        (counts.returned, "messages that went to no queue"),
+        (counts.nacked, "times that a queue refused a message, as it was full"),
+        (counts.reconnects, "times that the connection to a broker was made again"),
         (counts.in_clear, "sent in the clear, as STARTTLS of the next server fails"),
     ]
     shown = [(count, what) for number, (count, what) in enumerate(rows) if count or number == 0 or what == "stored"]

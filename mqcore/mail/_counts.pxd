@@ -10,9 +10,14 @@ cdef enum:
     FAILED
     REJECTED
     DISCARDED
+    RETRIED
     UNFINISHED
     UNANSWERED
     IN_DOUBT
+    REDELIVERED
+    RETURNED
+    NACKED
+    RECONNECTS
     IN_CLEAR
     ALL                         # how many there are
 

@@ -32,10 +32,12 @@ cdef class Gateway:
     cdef public object tracers          # who wants to see transactions (timeline.Tracers); None: nobody does
     cdef bint has_waiting_client        # see Source
     cdef bint settles_each              # likewise
+    cdef bint is_queue                  # likewise
     cdef Hook hook
     cdef Writer writer
     cdef Deliverer deliverer
     cdef Settler settler
+    cdef object returner                # a Returner
     cdef Row counts
     cdef readonly Hand hand             # where what is in flight is noted; None: nowhere
     cdef object patience                # a timer: for what is to run alone
@@ -70,6 +72,7 @@ cdef class Gateway:
     cdef int take_verdicts(self, Transaction transaction, list verdicts) except -1
     cdef int give_up(self, Transaction transaction) except -1
     cdef int route(self, Transaction transaction) except -1
+    cdef int put_back(self, Transaction transaction) except -1
     cdef int write(self, Transaction transaction) except -1
     cdef int committed(self, Transaction transaction, bint set_aside, bint stored) except -1
     cdef int refuse(self, Transaction transaction, verdict) except -1

@@ -8,7 +8,7 @@ from collections import deque
 cimport cython
 from cpython.time cimport monotonic
 from .._dispatcher cimport Dispatcher
-from ._counts cimport DISCARDED, FAILED as FAILURES, IN_DOUBT, PRESENT, READ, REJECTED, UNFINISHED, Row
+from ._counts cimport DISCARDED, FAILED as FAILURES, IN_DOUBT, PRESENT, READ, REJECTED, RETRIED, UNFINISHED, Row
 from ._deliverer cimport Deliverer
 from ._hand cimport Hand
 from ._histogram cimport Histogram
@@ -23,8 +23,9 @@ from ._mail import put_in_spool
 from .errors import SourceError
 from .refusals import Refusals
 from .report import UNREACHABLE, Counts, Report
+from .returner import Returner
 from .threads import begin_thread
-from .verdicts import FAILED, FULL, Rejection
+from .verdicts import ACCEPTED, FAILED, FULL, PutBack, Rejection
 
 HOOK = "mq_smtp_in_message"
 IN_FLIGHT_BYTES = 64 << 20
@@ -60,6 +61,9 @@ cdef class Gateway:
     `failed` it is only counted. Where one waits and there is no `failed`, all is refused as soon as one is; so then a
     sink may not commit in parts.
 
+    A source that is a queue is asked what it did with what was refused or failed, and settled after that. Where it is told
+    that all is well, it has no more to do with the mail; else the mail is still there.
+
     It may be one of several `processes` of a run: each may have its part of the memory, and of the connections to others.
     A process that another one watches gives `counts`, and `hand`, in memory that both have: what this one counted and had in
     flight when it was killed is known then.
@@ -79,6 +83,7 @@ cdef class Gateway:
         self.failed = failed
         self.has_waiting_client = source.has_waiting_client
         self.settles_each = source.has_waiting_client and source.settles_each
+        self.is_queue = source.is_queue
         self.report = Report(Counts() if counts is None else counts, finite=source.finite)
         self.counts = self.report.counts
         self.hand = hand
@@ -91,7 +96,8 @@ cdef class Gateway:
         self.commit_seconds = Histogram(1e-3)
         self.group_mails = Histogram(1)
         self.writer = Writer(store, failed, self._stored, self._drop, self.fail, source.has_waiting_client,
-                             self.commit_seconds, self.group_mails)
+                             source.is_queue, self.commit_seconds, self.group_mails)
+        self.returner = Returner(self._returned)
         self.deliverer = Deliverer(sink, self._delivered, self._drop, self._release, self.fail,
                                    self.commit_seconds, self.group_mails)
         self.loop = asyncio.get_running_loop()
@@ -141,7 +147,7 @@ cdef class Gateway:
             self.sink.begin(self)
         try:
             async with asyncio.TaskGroup() as self.tasks:
-                self.deliverer.tasks = self.tasks
+                self.deliverer.tasks = self.returner.tasks = self.tasks
                 self.tasks.create_task(self.writer.run())
                 try:
                     if self.writer.blocks or self.failed is not None:
@@ -157,6 +163,7 @@ cdef class Gateway:
             for timer in filter(None, (self.timer, self.patience)):
                 timer.cancel()
             self.refusals.close()
+            await self.source.end()
             if not self.sink.stores:
                 await self.sink.end()
         self.report.seconds = time.perf_counter() - begin
@@ -193,10 +200,13 @@ cdef class Gateway:
         if not self.is_draining:
             self.is_draining = True
             self.source.stop()
-        if not self.has_waiting_client:
+        if not self.has_waiting_client or self.is_queue:
             for transaction in [*self.active, *self.waiting]:
+                if self.is_queue and not transaction.steps_left:
+                    continue
                 transaction.cancelled = not transaction.committing
                 self.cancel(transaction)
+        self.writer.hurry()
         self.start()
         self.notify()
         if self.timer is not None:
@@ -208,6 +218,7 @@ cdef class Gateway:
         cdef Transaction transaction
         self.is_cut = True
         self.deliverer.cut()
+        self.returner.cut()
         self.source.cut()
         for transaction in list(self.active):
             if not transaction.committing:
@@ -284,6 +295,16 @@ cdef class Gateway:
         self.counts.numbers[READ] += count
         self.counts.numbers[DISCARDED] += count
         return 0
+
+    def count_put_off(self, Py_ssize_t count):
+        """So many mails were put back for later before they existed."""
+        self.counts.numbers[READ] += count
+        self.counts.numbers[RETRIED] += count
+
+    def void(self, Transaction transaction not None):
+        """See `Transaction.void`."""
+        if transaction.delivering is not None or transaction not in self.active:
+            self.cancel(transaction)
 
     def cancel(self, Transaction transaction not None):
         """See `Transaction.cancel`."""
@@ -479,6 +500,8 @@ cdef class Gateway:
         if transaction.full:
             self.settler.note_first(transaction, FULL)
             return self.refuse(transaction, FULL)
+        if self.is_queue and transaction.refused is not None:
+            return self.put_back(transaction)
         if transaction.refused is not None:
             refusal = self.settler.refusal_of(transaction)
             if refusal is not None:
@@ -487,6 +510,31 @@ cdef class Gateway:
         if self.sink.stores or not transaction.good:
             return self.write(transaction)
         return self.deliverer.add(transaction)
+
+    cdef int put_back(self, Transaction transaction) except -1:
+        """The queue is asked what it did with it."""
+        transaction.committing = True
+        transaction.bad = list(transaction.refused)
+        self.returner.add(transaction, transaction.refused[transaction.bad[0]])
+        return 0
+
+    def _returned(self, Transaction transaction not None, how):
+        """The queue says so: whatever goes wrong, it is settled."""
+        try:
+            if how is PutBack.DECLINED:
+                if self.writer.add(transaction):
+                    self.committed(transaction, True, True)
+            elif how is PutBack.LEFT:
+                self.counts.numbers[UNFINISHED] += len(transaction.bad)
+                self.settle(transaction, FAILED)
+            else:
+                if how is PutBack.SET_ASIDE:
+                    self.settler.count_refused(transaction)
+                else:
+                    self.counts.numbers[RETRIED] += len(transaction.bad)
+                self.settle(transaction, ACCEPTED)
+        except Exception:
+            self.give_up(transaction)
 
     cdef int write(self, Transaction transaction) except -1:
         """Store what is to be stored."""
@@ -512,6 +560,8 @@ cdef class Gateway:
     cdef int take_verdicts(self, Transaction transaction, list verdicts) except -1:
         cdef Py_ssize_t cancelled = self.settler.take_verdicts(transaction, verdicts)
         transaction.delivering = None
+        if self.is_queue and transaction.refused is not None:
+            return self.put_back(transaction)
         if not self.settles_each:
             if not transaction.accepted:
                 refusal = self.settler.refusal_of(transaction)

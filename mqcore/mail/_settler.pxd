@@ -11,6 +11,7 @@ cdef class Settler:
     cdef readonly unsigned long long bytes_out  # of the mails that the sink has
     cdef bint has_waiting_client        # see Source
     cdef bint settles_each              # likewise, where a client waits
+    cdef bint is_queue                  # see Source
     cdef bint sets_aside                # there is a place for failed mails
 
     cdef object refusal_of(self, Transaction transaction)

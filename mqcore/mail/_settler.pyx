@@ -42,6 +42,7 @@ cdef class Settler:
         self.refusals = refusals
         self.has_waiting_client = source.has_waiting_client
         self.settles_each = source.has_waiting_client and source.settles_each
+        self.is_queue = source.is_queue
         self.sets_aside = sets_aside
 
     cdef object refusal_of(self, Transaction transaction):
@@ -111,7 +112,7 @@ cdef class Settler:
         if (set_aside or not bad) and (stored or not good):
             if transaction.discarded:
                 self.counts.numbers[DISCARDS] += transaction.discarded
-            if transaction.cancelled:
+            if transaction.cancelled and not self.is_queue:  # which knows itself what it offers again
                 self.counts.numbers[UNANSWERED] += len(transaction.mails)
             return verdict_on_good(transaction)
         self.count_discarded(transaction)

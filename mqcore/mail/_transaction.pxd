@@ -31,6 +31,7 @@ cdef class Transaction:
 
     cpdef object settle(self, list verdicts)
     cpdef object cancel(self)
+    cpdef object void(self)
     cdef int released(self) except -1
     cdef int sort(self) except -1
     cdef int discard(self, Mail mail) except -1

@@ -27,6 +27,17 @@ cdef class Transaction:
     cpdef object settle(self, list verdicts):
         """Told once what became of each mail; not of a transaction that was taken back before the commit began."""
 
+    async def put_back(self, verdict):
+        """Called once where the source is a queue and the mail was refused or failed, before `settle`. Returns a `PutBack`. It
+        is cancelled when a run that was stopped takes too long: then the mail is LEFT."""
+        raise NotImplementedError("this transaction is of no queue")
+
+    cpdef object void(self):
+        """The source has lost it, and will offer it again: drop it as soon as its steps are over, unless the sink has it."""
+        self.cancelled = True
+        if self.gateway is not None:
+            self.gateway.void(self)
+
     cpdef object cancel(self):
         """Take it back, as its client is gone. What is being stored or sent stays so."""
         if not self.cancelled:

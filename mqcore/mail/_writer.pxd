@@ -16,9 +16,16 @@ cdef class Writer:
     cdef set broken                 # stores
     cdef bint blocks
     cdef bint goes_on               # when a store is full
+    cdef bint is_queue              # what the mails come from
+    cdef bint waits                 # until the store has room: see `hurry`
+    cdef list delayed               # transactions for which it had none
+    cdef double pause               # s until they are tried again
+    cdef object timer
     cdef bint closed
 
     cdef bint add(self, Transaction transaction) except -1
     cdef list next_group(self)
+    cdef int delay(self, Transaction transaction) except -1
+    cdef int hurry(self) except -1
     cdef int close(self) except -1
     cdef int give_up(self, store, error) except -1

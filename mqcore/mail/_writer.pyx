@@ -17,6 +17,8 @@ BATCH = 256
 """At most so many mails are read at once, and stored at once, or a few more."""
 BATCH_BYTES = 8 << 20
 
+cdef double FIRST_PAUSE = 1.0, LONGEST_PAUSE = 30.0     # s until a store that was full is tried again
+
 log = logging.getLogger(__name__)
 
 cdef object FULL = object()
@@ -28,12 +30,13 @@ cdef class Writer:
 
     What is added while a thread stores a group makes the next one: the slower the disk, the larger the groups. After its
     error nothing more is written to a store, as it may not be able to undo what it had begun: `on_error` is called, and
-    the next run mends it. One that is only full is tried again where it `goes_on`. What was taken back while it waited is
-    `dropped`: on a slow disk, clients that lost their patience send the same again.
+    the next run mends it. One that is only full is tried again where it `goes_on`; where mails come from a queue, for as long
+    as it is full. What was taken back while it waited is `dropped`: on a slow disk, clients that lost their patience send the
+    same again.
     """
 
     def __cinit__(self, store, failed, done not None, dropped not None, on_error not None, bint goes_on,
-                  Histogram seconds not None, Histogram sizes not None):
+                  bint is_queue, Histogram seconds not None, Histogram sizes not None):
         self.store = store
         self.failed = failed
         self.done = done
@@ -41,6 +44,9 @@ cdef class Writer:
         self.on_error = on_error
         self.blocks = store is not None and store.blocks
         self.goes_on = goes_on
+        self.is_queue = self.waits = is_queue
+        self.delayed = []
+        self.pause = FIRST_PAUSE
         self.seconds = seconds
         self.sizes = sizes
         self.waiting = deque()
@@ -65,6 +71,29 @@ cdef class Writer:
                 return self.add(transaction)
         transaction.committing = True
         return True
+
+    cdef int delay(self, Transaction transaction) except -1:
+        """There is no room for it. Others are tried meanwhile: for a small one there may be some."""
+        transaction.committing = False
+        self.delayed.append(transaction)
+        if self.timer is None:
+            self.timer = asyncio.get_running_loop().call_later(self.pause, self._try_again)
+            self.pause = min(2 * self.pause, LONGEST_PAUSE)
+        return 0
+
+    def _try_again(self):
+        self.timer = None
+        self.waiting.extend(self.delayed)
+        self.delayed.clear()
+        self.work.set()
+
+    cdef int hurry(self) except -1:
+        """Try what waits for room once more, and wait no longer."""
+        self.waits = False
+        if self.timer is not None:
+            self.timer.cancel()
+            self._try_again()
+        return 0
 
     cdef int close(self) except -1:
         """Let `run` end when all is stored."""
@@ -118,6 +147,9 @@ cdef class Writer:
             stored = all_stored
             if stored is FULL and aside and transaction.good and len(group) > 1:
                 stored = await self._store(self.store, transaction.good_mails())  # for a small one there may be room
+            if stored is FULL and self.waits:
+                self.delay(transaction)
+                continue
             transaction.full = stored is FULL or set_aside is FULL
             self.done(transaction, aside, stored is True and aside)
 
@@ -137,11 +169,14 @@ cdef class Writer:
             else:
                 store.store(mails)
         except Exception as error:
-            if self.goes_on and isinstance(error, SinkFull):
-                log.warning("%s", error)
+            if self.goes_on and isinstance(error, SinkFull) and (store is self.store or not self.is_queue):
+                if not self.delayed:
+                    log.warning("%s", error)
                 return FULL
             self.give_up(store, error)
             return False
+        if store is self.store:
+            self.pause = FIRST_PAUSE
         return True
 
     cdef int give_up(self, store, error) except -1:

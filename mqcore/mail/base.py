@@ -111,6 +111,9 @@ class Source(Place, ABC):
     """Whether each mail of a transaction is settled alone, so that a refusal of one holds back no other."""
     single_mail: bool = False
     """Whether a transaction has one mail only."""
+    is_queue: bool = False
+    """Whether it has each mail until it is settled, and keeps what is refused or failed for a later time, or sets it aside: see
+    `Transaction.put_back`. Then transactions have one mail each, and what a sink has no room for waits until it has."""
     own_sink: ClassVar[type[BaseSink] | None] = None
     """Where its mail goes if nobody says so: it stays with the source. None if it has to go somewhere."""
     knows_recipients: bool = False
@@ -119,6 +122,8 @@ class Source(Place, ABC):
     """Whether mail that comes from the network gets a line that says so, by which loops are found."""
     lenient: bool = False
     """Whether addresses and messages may be as the RFCs do not have them, since a server in front took them so."""
+    longest_hold: ClassVar[float | None] = None
+    """Seconds for which a plugin may hold a mail at most, as it is taken back later; None if that is never."""
     path: Path | None = None
     """The mailbox, if it is one."""
     total: int | None = None
@@ -136,6 +141,9 @@ class Source(Place, ABC):
 
     def cut(self) -> None:
         """The time that was left after `stop` is over: let go what is still open. May be called again and again."""
+
+    async def end(self) -> None:
+        """Called once, after `run`, when all that was offered is settled, before the sink ends."""
 
 
 class Reader(Source):
@@ -209,6 +217,9 @@ class BaseSink(Place):
     def __contains__(self, id: object) -> bool:
         """Whether a mail was stored by an earlier run, by `Origin.id`. Does not change while the sink is open."""
         return False
+
+    async def ready(self) -> None:
+        """Wait until there is a next owner that takes mails, after a verdict that is `unavailable`. It may be cancelled."""
 
 
 class Sink(BaseSink, ABC):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from .amqp.sink import AmqpSink, AmqpsSink
+from .amqp.source import AmqpSource, AmqpsSource
 from .amqp.url import USAGE as AMQP
 from .amqp.url import parse as parse_amqp
 from .base import BaseSink, Option, Place, Source, Store
@@ -35,6 +36,8 @@ SOURCES: Mapping[str, type[Source]] = {
     "lmtp:systemd": LmtpSource,
     "milter://HOST:PORT": MilterSource,
     "milter:unix:PATH": MilterSource,
+    f"amqp:{AMQP}": AmqpSource,
+    f"amqps:{AMQP}": AmqpsSource,
 }
 STORES: Mapping[str, type[Store]] = {"mbox:PATH": MboxSink, "maildir:PATH": MaildirSink, "null:": NullSink}
 SINKS: Mapping[str, type[BaseSink]] = {
@@ -116,7 +119,7 @@ def _parse(url: str, known: Mapping[str, type[P]], what: str) -> Location[P]:
             split_host(path)
             return Location(scheme, path, kind)
         if usual_path == AMQP:
-            parse_amqp(scheme, path)
+            parse_amqp(scheme, path, "--from" if what == "source" else "--to")
             return Location(scheme, path, kind)
         if usual_path == "unix:PATH" and is_socket:
             return Location(scheme, f"unix:{_absolute(path.removeprefix('unix:'))}", kind)

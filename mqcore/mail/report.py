@@ -33,15 +33,25 @@ class Counts(Row):
     """Refused by a plugin or by the next server."""
     discarded = Cell(6)
     """Accepted and dropped, as a plugin wanted."""
-    unfinished = Cell(7)
+    retried = Cell(7)
+    """Put back into the queue they came from, for a later time."""
+    unfinished = Cell(8)
     """Given up, as the run was stopped or the sink failed, or the client went away. The source still has them."""
-    unanswered = Cell(8)
+    unanswered = Cell(9)
     """Of those that are stored: their client went away before it was told, so it may send them again."""
-    in_doubt = Cell(9)
+    in_doubt = Cell(10)
     """Times that a mail was sent to the next server and the connection broke before the answer, or the answer could not be
     noted, or not be passed on, so that it may be there twice: it is sent again, or stays with its source. And rejected mails
     that are where failed mails go, while others of their transaction could not be stored, so that all of it comes again."""
-    in_clear = Cell(10)
+    redelivered = Cell(11)
+    """Read from a queue that had given them to somebody before: so many at most may be there twice."""
+    returned = Cell(12)
+    """Messages that went to no queue."""
+    nacked = Cell(13)
+    """Times that a queue refused a message, as it was full."""
+    reconnects = Cell(14)
+    """Times that a connection to a broker was made again."""
+    in_clear = Cell(15)
     """Mails that the next server got in the clear because its STARTTLS had failed for long enough."""
 
     def __init__(self, memory: mmap | None = None, **values: int) -> None:
@@ -58,7 +68,7 @@ class Counts(Row):
     @property
     def settled(self) -> int:
         """Those of which it is known what became of them: of all that were read, when the run is over."""
-        ended = self.present + self.stored + self.failed + self.rejected + self.discarded
+        ended = self.present + self.stored + self.failed + self.rejected + self.discarded + self.retried
         return ended + self.unfinished
 
     def as_dict(self) -> dict[str, int]:

@@ -32,6 +32,19 @@ class Kind(enum.Enum):
     """Given to the next owner, who did not answer: it may have it, or not."""
 
 
+class PutBack(enum.Enum):
+    """What a source that is a queue did with a mail that was refused, or failed."""
+
+    RETRIED = "retried"
+    """It comes again later."""
+    SET_ASIDE = "set aside"
+    """It is where the queue has what failed."""
+    DECLINED = "declined"
+    """It is to go where the gateway has what failed."""
+    LEFT = "left"
+    """Nothing: the queue has it still."""
+
+
 class Verdict(NamedTuple):
     """What became of one mail; for each kind there is a class method or a constant that makes it."""
 
@@ -43,6 +56,8 @@ class Verdict(NamedTuple):
     error: BaseException | None = None
     partly: bool = False
     """Whether some recipients of this one mail have it, so that it cannot be taken back."""
+    unavailable: bool = False
+    """Whether it is refused for now as there is no next owner to ask, which is no fault of the mail's."""
 
     @classmethod
     def accepted(cls, text: str = "") -> Verdict:

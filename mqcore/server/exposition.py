@@ -7,6 +7,7 @@ its labels, is made once and kept; a scrape fills in the numbers.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -108,6 +109,7 @@ def families(figures: Mapping[str, Any], labels: Labels) -> list[Family]:
         *_smtp(figures),
         *_milter(figures),
         *_sinks(figures),
+        *_amqp(figures),
         *_loop(figures["loop"], figures["plugins"], labels),
         *_server(figures),
     ]
@@ -277,6 +279,7 @@ _RESULTS = {
     "failed": "failed",
     "rejected": "rejected",
     "discarded": "discarded",
+    "retried": "retried",
     "unfinished": "unfinished",
 }
 
@@ -290,7 +293,7 @@ def _mails(figures: Mapping[str, Any]) -> list[Family]:
             "mqcore_mails",
             "counter",
             "Mails by what became of them. stored_early: after a plugin that skipped those after it. present: in the sink "
-            "already, from an earlier run. unfinished: given up, the source still has them.",
+            "already, from an earlier run. retried: put back into their queue, for later. unfinished: given up, the source still has them.",
             "result",
             results,
         ),
@@ -358,15 +361,37 @@ def _sinks(figures: Mapping[str, Any]) -> list[Family]:
         replies = ((label(code="none" if code is None else code), count) for code, count in out["replies"].items())
         found.append(_one("mqcore_smtp_out_connections", "gauge", "Connections to the next server.", out["connections"]))
         found.append(_many("mqcore_smtp_out_replies", "counter", "What it said to recipients; none: it did not.", replies))
-    amqp = figures.get("amqp_out")
-    if amqp is not None:
-        found += [
-            _one("mqcore_amqp_connections", "gauge", "Connections to the broker.", amqp["connections"]),
-            _one("mqcore_amqp_reconnects", "counter", "Times that the connection was made again.", amqp["reconnects"]),
-            _by("mqcore_amqp_confirms", "counter", "What became of messages.", "result", amqp["confirms"]),
-            _one("mqcore_amqp_unconfirmed", "gauge", "Messages that the broker has not confirmed.", amqp["unconfirmed"]),
-            _one("mqcore_amqp_blocked", "gauge", "1 while the broker takes nothing.", int(amqp["blocked"])),
-        ]
+    return found
+
+
+def _amqp(figures: Mapping[str, Any]) -> list[Family]:
+    """Of source and sink together."""
+    sides = [figures[side] for side in ("amqp_in", "amqp_out") if side in figures]
+    if not sides:
+        return []
+    total = {name: sum(side[name] for side in sides) for name in ("connections", "reconnects", "unconfirmed")}
+    confirms: Counter[str] = Counter()
+    for side in sides:
+        confirms.update(side["confirms"])
+    found = [
+        _one("mqcore_amqp_connections", "gauge", "Connections to brokers.", total["connections"]),
+        _one("mqcore_amqp_reconnects", "counter", "Times that one was made again.", total["reconnects"]),
+        _by("mqcore_amqp_confirms", "counter", "What became of messages.", "result", confirms),
+        _one("mqcore_amqp_unconfirmed", "gauge", "Messages that the broker has not confirmed.", total["unconfirmed"]),
+        _one("mqcore_amqp_blocked", "gauge", "1 while a broker takes nothing.", int(any(side["blocked"] for side in sides))),
+    ]
+    if "amqp_in" in figures:
+        read = figures["amqp_in"]
+        found.append(
+            _by(
+                "mqcore_amqp_deliveries",
+                "counter",
+                "Messages that came from the queue, by whether somebody had them before.",
+                "redelivered",
+                read["deliveries"],
+            )
+        )
+        found.append(_one("mqcore_amqp_acks", "counter", "Messages that were acknowledged.", read["acks"]))
     return found
 
 

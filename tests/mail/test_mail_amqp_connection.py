@@ -27,6 +27,7 @@ from mqcore.amqp.client import (
 )
 from mqcore.mail.amqp.connection import Address, BrokerError, Connection, Unreachable
 from mqcore.mail.amqp.session import Session, delays
+from mqcore.mail.report import Counts
 
 OPTIONS = ClientOptions(user="guest", password="secret", heartbeat=0)
 
@@ -285,7 +286,7 @@ async def session(it: Broker, set_up: Callable[[Connection], Any] | None = None)
         await connection.open_channel(confirms=True)
 
     events, ends = Events(), Ends()
-    kept = Session(Address("127.0.0.1", it.port), OPTIONS, set_up or nothing, events, ends)
+    kept = Session(Address("127.0.0.1", it.port), OPTIONS, set_up or nothing, events, ends, Counts())
     await kept.start()
     try:
         yield kept, events, ends

@@ -398,7 +398,7 @@ def test_urls():
         ("//me:topsecret@host:99999?queue=q", "the port can be 1 to 65535, not 99999"),
         ("//me:topsecret@host:x?queue=q", "write it as"),
         ("//me:topsecret@host?queue=", "which queue? write it as ?queue=NAME"),
-        ("//me:topsecret@host?", "'' is no parameter of it; there are queue, exchange"),
+        ("//me:topsecret@host?", "'' is no parameter of --to amqp:; there are queue, exchange"),
         ("//me:topsecret@host?queue=q&colour=red", "'colour' is no parameter"),
         ("//me:topsecret@host?queue=q&queue=r", "'queue' is there twice"),
         ("//me:topsecret@host?queue=q&declare=yes", "declare can be quorum or no, not 'yes'"),

@@ -48,6 +48,12 @@ def read_body(body: bytes, content_type: str | None = None, content_encoding: st
         return Body(body, {})
     known = _load(body)
     mime = _take_mime(known)
+    check_addresses(known)
+    return Body(mime, known)
+
+
+def check_addresses(known: Mapping[str, Any]) -> None:
+    """Raises Unreadable."""
     for name in ("envelope", "recipient"):
         if not _is_address(known.get(name)):
             raise Unreadable(f"its {name!r} is no address")
@@ -56,7 +62,6 @@ def read_body(body: bytes, content_type: str | None = None, content_encoding: st
         isinstance(recipients, list) and all(one is not None and _is_address(one) for one in recipients)
     ):
         raise Unreadable("its 'recipients' is no list of addresses")
-    return Body(mime, known)
 
 
 def write_body(mime: bytes, known: Mapping[str, Any]) -> bytes:

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import ssl
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...amqp.client import (
-    Blocked,
-    ChannelClosed,
-    ClientOptions,
-    ConnectionClosed,
-    Event,
-    Outcome,
-    Properties,
-    Unblocked,
-    encode_properties,
-)
+from ...amqp.client import ClientOptions, Outcome, Properties, encode_properties
 from .._mail import Mail
 from ..errors import SinkError
 from ..smtp.hostname import own_hostname
 from ..verdicts import CANCELLED, Verdict
 from .body import RAW, write_body
-from .connection import Address, Connection, Unreachable, Writable
+from .connection import Address, Connection, Unreachable
 from .declare import check_queue, make_queues
-from .session import Session
+from .publishing import NOT_BEGUN, Group, Publishing
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
@@ -42,27 +30,10 @@ FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
 """Seconds until what a full queue refused is published again, where no client waits."""
 
-_TOO_LARGE = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
-
 
 class Publish(NamedTuple):
     properties: bytes
     body: bytes
-
-
-class Group:
-    """What was published together: the outcome of each; None if nobody waits for it any more."""
-
-    def __init__(self, count: int) -> None:
-        self.outcomes: list[Outcome | None] = [None] * count
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._left = count
-
-    def take(self, index: int, outcome: Outcome | None) -> None:
-        self.outcomes[index] = outcome
-        self._left -= 1
-        if self._left == 0 and not self.done.done():
-            self.done.set_result(None)
 
 
 class Publisher:
@@ -79,48 +50,37 @@ class Publisher:
             properties={"product": "mqcore", "connection_name": f"mqcore to {where.queue}"},
         )
         self._tls = tls
-        self._session: Session | None = None  # until it is begun
-        self._most = where.max_message
+        self._publishing: Publishing | None = None  # until it is begun
         self._hostname = own_hostname()
-        self._pending: dict[int, tuple[Group, int]] = {}
-        self._outcomes: Counter[str] = Counter()
-        self._is_blocked = False
         self._error: SinkError | None = None
-        self._news: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._voided: set[int] = set()
         self._record = record
 
     def figures(self) -> dict[str, Any]:
-        session = self._session
-        return {
-            "amqp_out": {
-                "connections": int(session is not None and session.connection is not None),
-                "reconnects": 0 if session is None else session.reconnects,
-                "confirms": dict(self._outcomes),
-                "unconfirmed": len(self._pending),
-                "blocked": self._is_blocked,
-            }
-        }
+        return {"amqp_out": NOT_BEGUN if self._publishing is None else self._publishing.figures()}
 
     # The connection
 
     def begin(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._waits = not gateway.source.has_waiting_client
+        self._waits = gateway.source.is_queue or not gateway.source.has_waiting_client
         self._stopping = asyncio.Event()
         where = self._where
         address = Address(where.host, where.port, self._tls)
-        self._session = Session(address, self._options, self._set_up, self._hear, self._fail)
-        self._starting = asyncio.create_task(self._start(self._session))
+        counts = gateway.report.counts
+        self._publishing = Publishing(address, self._options, self._prepare, self._fail, counts, where.max_message)
+        self._publishing.on_change = self._look
+        self._starting = asyncio.create_task(self._start(self._publishing))
 
-    async def _start(self, session: Session) -> None:
+    async def _start(self, publishing: Publishing) -> None:
         try:
-            await session.start()
+            await publishing.session.start()
         except Unreachable as error:
             self._fail(error)
-        self._wake()
+        publishing.wake()
 
-    async def _set_up(self, connection: Connection) -> None:
+    async def _prepare(self, connection: Connection) -> None:
         where = self._where
         if where.exchange:
             await connection.ask(await connection.open_channel(), connection.protocol.check_exchange, where.exchange)
@@ -128,9 +88,6 @@ class Publisher:
             await make_queues(connection, where.queue)
         else:
             await check_queue(connection, where.queue)
-        self._is_blocked = False
-        self._channel = await connection.open_channel(confirms=True)
-        asyncio.get_running_loop().call_soon(self._wake)
 
     def _fail(self, error: Unreachable) -> None:
         self._end_with(str(error))
@@ -139,55 +96,41 @@ class Publisher:
         if self._error is None:
             self._error = SinkError(f"cannot publish to {self._where}: {reason}")
             self._gateway.fail(str(self._error))
-            self._wake()
+            self._begun.wake()
 
-    def _hear(self, event: Event | Writable) -> None:
-        if isinstance(event, Outcome):
-            self._outcomes[event.kind] += 1
-            waiting = self._pending.pop(event.tag, None)
-            if waiting is not None:
-                waiting[0].take(waiting[1], event)
-        elif isinstance(event, Blocked):
-            self._is_blocked = True
-            if self._timer is None and not self._waits:
-                self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._let_go)
-        elif isinstance(event, Unblocked | ConnectionClosed):
-            self._is_blocked = False
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            self._wake()
-        elif isinstance(event, ChannelClosed):
-            found = _TOO_LARGE.search(event.text)
-            if found is not None:  # it is not announced
-                self._most = min(self._most, int(found[1]))
-        elif isinstance(event, Writable):
-            self._wake()
+    @property
+    def _begun(self) -> Publishing:
+        assert self._publishing is not None
+        return self._publishing
+
+    def _look(self) -> None:
+        """While the broker takes nothing, clients do not wait for ever."""
+        if self._begun.is_blocked and self._timer is None and not self._waits:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._let_go)
+        elif not self._begun.is_blocked and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _let_go(self) -> None:
-        """The broker takes nothing, and clients have waited long enough."""
         self._timer = None
-        pending, self._pending = self._pending, {}
-        for group, index in pending.values():
-            group.take(index, None)
+        self._begun.let_go()
 
-    def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
-        self._news = None
-
-    async def _ready(self) -> Connection | None:
-        """One that can be published on; None if the run is being stopped meanwhile. Raises SinkError."""
+    async def _ready(self, mails: Sequence[Mail]) -> Connection | None:
+        """One that can be published on; None if the run is being stopped meanwhile, or the source has lost these mails. Raises
+        SinkError."""
         while True:
-            connection = None if self._session is None else self._session.connection
-            if connection is not None and connection.is_writable and not self._is_blocked:
+            connection = self._begun.connection
+            if connection is not None:
                 return connection
             if self._error is not None:
                 raise self._error
-            if self._waits and self._gateway.is_stopping:
+            if self._leaves(mails):
                 return None
-            self._news = self._news or asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._news)
+            await self._begun.change()
+
+    def _leaves(self, mails: Sequence[Mail]) -> bool:
+        """Whether what was not published yet stays where it is."""
+        return (self._waits and self._gateway.is_stopping) or id(mails) in self._voided
 
     # Mails
 
@@ -201,9 +144,9 @@ class Publisher:
                 verdicts[number] = Verdict.failed(error)
         pause = FIRST_PAUSE
         while publishes:
-            outcomes = await self._publish(publishes, verdicts)
+            outcomes = await self._publish(mails, publishes, verdicts)
             for number, outcome in outcomes.items():
-                verdict = self._verdict(outcome)
+                verdict = self._verdict(mails, outcome)
                 if verdict is not None:
                     verdicts[number] = verdict
                     del publishes[number]
@@ -214,6 +157,7 @@ class Publisher:
                     async with asyncio.timeout(pause):
                         await self._stopping.wait()
                 pause = min(2 * pause, LONGEST_PAUSE)
+        self._voided.discard(id(mails))
         if self._record is not None:
             stored = [mail.origin.id for number, mail in enumerate(mails) if verdicts[number].is_good]
             await self._record.note(stored, {})
@@ -221,26 +165,31 @@ class Publisher:
             raise self._error
         return [verdicts[number] for number in range(len(mails))]
 
-    def cancel(self) -> None:
-        if self._waits and self._gateway.is_stopping:  # what was not published yet stays where it is
+    def cancel(self, mails: Sequence[Mail]) -> None:
+        if not self._waits:
+            return
+        if self._gateway.is_stopping:
             self._stopping.set()
-            self._wake()
+        elif self._gateway.source.is_queue:
+            self._voided.add(id(mails))
+        self._begun.wake()
 
-    async def _publish(self, publishes: dict[int, Publish], verdicts: dict[int, Verdict]) -> dict[int, Outcome | None]:
+    async def _publish(
+        self, mails: Sequence[Mail], publishes: dict[int, Publish], verdicts: dict[int, Verdict]
+    ) -> dict[int, Outcome | None]:
         """The outcomes of those that could be published; the others have verdicts then."""
         numbers = list(publishes)
         group = Group(len(numbers))
         where = self._where
         for index, number in enumerate(numbers):
             properties, body = publishes[number]
-            chosen = await self._choose(body)
+            chosen = await self._choose(mails, body)
             if isinstance(chosen, Connection):
                 try:
-                    tag = chosen.publish(self._channel, where.exchange, where.queue, properties, body)
+                    self._begun.publish(chosen, where.exchange, where.queue, properties, body, group, index)
                 except ValueError as error:  # its headers are too large
                     chosen = Verdict.failed(error)
                 else:
-                    self._pending[tag] = group, index
                     continue
             verdicts[number] = chosen
             del publishes[number]
@@ -248,19 +197,19 @@ class Publisher:
         await group.done
         return {number: group.outcomes[index] for index, number in enumerate(numbers) if number in publishes}
 
-    async def _choose(self, body: bytes) -> Connection | Verdict:
+    async def _choose(self, mails: Sequence[Mail], body: bytes) -> Connection | Verdict:
         """The connection to publish this on, or what becomes of it without."""
-        if len(body) > self._most:
-            return Verdict.rejected(552, f"5.3.4 a message of {len(body)} octets; the queue takes {self._most}")
+        if len(body) > self._begun.most:
+            return Verdict.rejected(552, f"5.3.4 a message of {len(body)} octets; the queue takes {self._begun.most}")
         if self._waits:
-            return await self._ready() or CANCELLED
+            return await self._ready(mails) or CANCELLED
         try:
             async with asyncio.timeout(PATIENCE):
-                return await self._ready() or CANCELLED
+                return await self._ready(mails) or CANCELLED
         except TimeoutError:
             return Verdict.deferred(451, "4.3.1 the queue takes nothing now; try again later")
 
-    def _verdict(self, outcome: Outcome | None) -> Verdict | None:
+    def _verdict(self, mails: Sequence[Mail], outcome: Outcome | None) -> Verdict | None:
         """None: it is to be published again."""
         kind = "in doubt" if outcome is None else outcome.kind
         if kind == "ack":
@@ -270,7 +219,7 @@ class Publisher:
             return CANCELLED
         if self._waits:
             self._gateway.report.counts.in_doubt += kind == "in doubt"
-            return CANCELLED if self._gateway.is_stopping else None
+            return CANCELLED if self._leaves(mails) else None
         if kind == "nack":
             return Verdict.deferred(452, "4.3.1 the queue is full; try again later")
         return Verdict.in_doubt("4.4.2 the queue did not confirm it")
@@ -308,5 +257,4 @@ class Publisher:
             self._timer.cancel()
         self._starting.cancel()
         await asyncio.wait([self._starting])
-        if self._session is not None:
-            await self._session.close()
+        await self._begun.session.close()

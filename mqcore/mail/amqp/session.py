@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from ...amqp.client import ChannelClosed, ClientOptions, ConnectionClosed, Event
 from ...amqp.errors import NOT_FOUND
+from ..report import Counts
 from .connection import Address, BrokerError, Connection, Unreachable, Writable
 
 PATIENCE = 30.0
@@ -43,6 +44,7 @@ class Session:
         set_up: Callable[[Connection], Awaitable[None]],
         on_event: Callable[[Event | Writable], object],
         on_failed: Callable[[Unreachable], object],
+        counts: Counts,
     ) -> None:
         self.connection: Connection | None = None
         """None while there is none that is ready."""
@@ -52,6 +54,7 @@ class Session:
         self._set_up = set_up
         self._on_event = on_event
         self._on_failed = on_failed
+        self._counts = counts
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -64,8 +67,16 @@ class Session:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await connection.close()
+
+    def renew(self, reason: str) -> None:
+        """Leave the connection, and make another one."""
         if self.connection is not None:
-            await self.connection.close()
+            connection = self.connection
+            self._lose(reason)
+            connection.abort(reason)
 
     async def _keep(self) -> None:
         while True:
@@ -77,6 +88,7 @@ class Session:
                 self._on_failed(error)
                 return
             self.reconnects += 1
+            self._counts.reconnects += 1
             log.info("connected to %s again", self._address)
 
     async def _connect(self, *, patient: bool) -> None:

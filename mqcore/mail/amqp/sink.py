@@ -12,10 +12,17 @@ from ..base import Option, Sink, Source
 from ..record import Record
 from ..smtp.credentials import CREDENTIALS, find_credentials
 from ..verdicts import Verdict
-from .url import parse
+from .url import AmqpUrl, parse
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
+
+
+def check_login(url: AmqpUrl, given: Mapping[str, Any]) -> None:
+    """Raises ValueError unless there is one."""
+    ways = [option.name for option in CREDENTIALS if option.name.replace("-", "_") in given]
+    if len(ways) + (url.user is not None) != 1:
+        raise ValueError(f"{url} needs one login: USER:PASS@ before its host, --credentials FILE or --credentials-env")
 
 
 class AmqpSink(Sink):
@@ -32,10 +39,7 @@ class AmqpSink(Sink):
 
     @classmethod
     def check(cls, path: str, given: Mapping[str, Any]) -> None:
-        url = parse(cls.scheme, path)
-        ways = [option.name for option in CREDENTIALS if option.name.replace("-", "_") in given]
-        if len(ways) + (url.user is not None) != 1:
-            raise ValueError(f"{url} needs one login: USER:PASS@ before its host, --credentials FILE or --credentials-env")
+        check_login(parse(cls.scheme, path), given)
 
     @classmethod
     def open(cls, path: str, source: Source, **options: Any) -> Self:
@@ -67,7 +71,7 @@ class AmqpSink(Sink):
         return await self._publisher.deliver(mails)
 
     def cancel(self, mails: Sequence[Mail]) -> None:
-        self._publisher.cancel()
+        self._publisher.cancel(mails)
 
     async def end(self) -> None:
         await self._publisher.end()

@@ -14,6 +14,11 @@ MAX_NAME = 255
 """Octets of a queue's name."""
 FAILED = ".failed"
 """What a queue's name gets for that of the queue of what failed."""
+RETRY = ".retry."
+"""And for that of a queue in which mails wait so many seconds."""
+LADDER = (60, 300, 900, 3600)
+LONGEST_RETRY = 604_800
+MOST_RUNGS = 20
 
 # An @ behind the host is of a password that has a / or ? in it, which must not be taken for something that may be shown.
 _FORM = re.compile(
@@ -41,6 +46,17 @@ class AmqpUrl(NamedTuple):
     max_message: int = 16 << 20
     """Octets of an encoded body."""
     heartbeat: int = 15
+    failed: str = ""
+    """The queue for what failed or was refused."""
+    ladder: tuple[int, ...] = ()
+    """Seconds until what failed or was deferred comes again, time after time; empty: it never does."""
+    results: str = ""
+    """The queue for what became of each mail, if there is to be one."""
+    until_empty: bool = False
+
+    def rung(self, seconds: int) -> str:
+        """The queue in which mails wait for so long."""
+        return f"{self.queue}{RETRY}{seconds}"
 
     def __str__(self) -> str:
         """For people and logs."""
@@ -53,8 +69,8 @@ class AmqpUrl(NamedTuple):
         return f"<AmqpUrl {self}>"
 
 
-def parse(scheme: str, path: str) -> AmqpUrl:
-    """`path` is what follows the colon. Raises ValueError."""
+def parse(scheme: str, path: str, side: str = "--to") -> AmqpUrl:
+    """`path` is what follows the colon; `side`, the option that it is for, --from or --to. Raises ValueError."""
     match = _FORM.fullmatch(path)
     if match is None:
         raise ValueError(f"this is no {scheme}: URL; write it as {scheme}://USER:PASS@HOST:PORT/VHOST?queue=NAME")
@@ -62,13 +78,14 @@ def parse(scheme: str, path: str) -> AmqpUrl:
     if not 0 < port < 65_536:
         raise ValueError(f"{scheme}: the port can be 1 to 65535, not {port}")
     user, password = _login(scheme, match["login"])
-    parameters = _parameters(scheme, match["query"])
+    parameters = _parameters(scheme, match["query"], side)
+    queue = _name(scheme, "queue", parameters)
     return AmqpUrl(
         scheme,
         match["host"].strip("[]"),
         port,
         _decoded(scheme, "vhost", match["vhost"] or "/"),
-        _name(scheme, "queue", parameters),
+        queue,
         user,
         password,
         exchange=_name(scheme, "exchange", parameters) if "exchange" in parameters else "",
@@ -76,10 +93,17 @@ def parse(scheme: str, path: str) -> AmqpUrl:
         raw=_choice(scheme, "format", parameters, "json", "mime") == "mime",
         max_message=_number(scheme, "max-message", parameters, 16 << 20, 1024, 512 << 20),
         heartbeat=_number(scheme, "heartbeat", parameters, 15, 1, 3600),
+        failed=_name(scheme, "failed", parameters) if "failed" in parameters else f"{queue}{FAILED}",
+        ladder=_ladder(scheme, queue, parameters) if side == "--from" else (),
+        results=_name(scheme, "results", parameters) if "results" in parameters else "",
+        until_empty=_choice(scheme, "until", parameters, "never", "empty") == "empty",
     )
 
 
-KNOWN = ("queue", "exchange", "declare", "format", "max-message", "heartbeat")
+KNOWN = {
+    "--from": ("queue", "declare", "failed", "retry", "results", "heartbeat", "until"),
+    "--to": ("queue", "exchange", "declare", "format", "max-message", "heartbeat"),
+}
 
 
 def _login(scheme: str, login: str | None) -> tuple[str | None, str | None]:
@@ -91,14 +115,15 @@ def _login(scheme: str, login: str | None) -> tuple[str | None, str | None]:
     return _decoded(scheme, "user", user), _decoded(scheme, "password", password)
 
 
-def _parameters(scheme: str, query: str) -> dict[str, str]:
+def _parameters(scheme: str, query: str, side: str) -> dict[str, str]:
     parameters: dict[str, str] = {}
     for part in query.split("&"):
         name, equals, value = part.partition("=")
-        if not equals or name not in KNOWN:
-            known = ", ".join(KNOWN)
+        if not equals or name not in KNOWN[side]:
+            known = ", ".join(KNOWN[side])
             raise ValueError(
-                f"{scheme}: {name[:30]!r} is no parameter of it; there are {known}, each as NAME=VALUE, & between them"
+                f"{scheme}: {name[:30]!r} is no parameter of {side} {scheme}:; there are {known}, each as NAME=VALUE, "
+                "& between them"
             )
         if name in parameters:
             raise ValueError(f"{scheme}: {name!r} is there twice")
@@ -123,6 +148,25 @@ def _name(scheme: str, name: str, parameters: Mapping[str, str]) -> str:
     if len(value.encode()) + len(FAILED) > MAX_NAME:
         raise ValueError(f"{scheme}: the name of the {name} is too long: AMQP has room for {MAX_NAME - len(FAILED)} octets")
     return value
+
+
+def _ladder(scheme: str, queue: str, parameters: Mapping[str, str]) -> tuple[int, ...]:
+    """Its rungs, the shortest first."""
+    text = parameters.get("retry", ",".join(map(str, LADDER)))
+    if text == "no":
+        return ()
+    rungs = text.split(",")
+    if len(rungs) > MOST_RUNGS or not all(
+        rung.isascii() and rung.isdigit() and len(rung) < 7 and 0 < int(rung) <= LONGEST_RETRY for rung in rungs
+    ):
+        raise ValueError(
+            f"{scheme}: retry can be no, or up to {MOST_RUNGS} numbers of seconds from 1 to {LONGEST_RETRY}, with commas "
+            f"between them, not {text!r}"
+        )
+    ladder = tuple(sorted(set(map(int, rungs))))
+    if len(f"{queue}{RETRY}{ladder[-1]}".encode()) > MAX_NAME:
+        raise ValueError(f"{scheme}: the name of the queue is too long, as {RETRY}{ladder[-1]} is put behind it")
+    return ladder
 
 
 def _choice(scheme: str, name: str, parameters: Mapping[str, str], usual: str, other: str) -> str:

@@ -55,6 +55,8 @@ class Delivery:
         self._failed: set[Mail] = set()
         self._replies: dict[Mail, dict[str, Reply]] = {}
         self._is_finished = False
+        self._away: str | None = None
+        """Why there is no server to ask, for mails that wait in a queue until there is."""
         self._is_busy = False
         """Whether the server is being talked to, or what it said is being noted."""
         self._task: asyncio.Task[list[Verdict]] | None = None
@@ -80,7 +82,10 @@ class Delivery:
             await self._send(self._make_jobs())
             self._is_finished = True
         except Unreachable as error:
-            self._sender.gateway.fail(f"cannot reach {self._sender.sink.url}: {error}")
+            if self._sender.from_queue and not error.final:
+                self._away = str(error)
+            else:
+                self._sender.gateway.fail(f"cannot reach {self._sender.sink.url}: {error}")
         except asyncio.CancelledError:
             _stay_alive()
         self._conclude()
@@ -175,7 +180,7 @@ class Delivery:
             except NoneFree:
                 return dict.fromkeys(recipients, LOOPS)
             except Unreachable as error:
-                if self._sender.pauses:
+                if self._sender.pauses or (self._sender.from_queue and (error.final or not self._is_delivered)):
                     raise
                 log.warning("cannot reach %s: %s", self._sender.sink.url, error)
                 return dict.fromkeys(recipients, Reply("connect", None, f"cannot reach the next server: {error}"))
@@ -236,6 +241,8 @@ class Delivery:
                 self._sender.counts.in_doubt += len(partly)
 
     def _verdict(self, mail: Mail) -> Verdict:
+        if self._away is not None:
+            return Verdict.deferred(451, f"4.4.1 cannot reach the next server: {self._away}")._replace(unavailable=True)
         if not self._is_finished:
             return CANCELLED
         if mail in self._failed:

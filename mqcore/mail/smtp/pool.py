@@ -20,6 +20,8 @@ IDLE_TIMEOUT = 30.0
 STALLED = 30.0
 """Seconds without any transaction that ends, while all connections are in use, until no client is kept waiting for one: two
 servers that deliver to each other would wait for each other's connections."""
+AWAY_FOR = 10.0
+"""Seconds between rounds of tries, when all that is waited for is that the server is there."""
 MORE_AFTER = 60.0
 """Seconds until a server that took no more connections is asked for one more."""
 
@@ -80,6 +82,14 @@ class Pool:
             client = await Client.connect(self._upstream, health)
             self.health.extensions = health.extensions
             await client.quit()
+
+    async def ready(self) -> None:
+        """Wait until there is a connection."""
+        while True:
+            with contextlib.suppress(Unreachable):
+                async with self.client():
+                    return
+            await asyncio.sleep(AWAY_FOR)
 
     async def _enter(self, room: asyncio.Semaphore, waits: bool) -> None:
         if not room.locked():

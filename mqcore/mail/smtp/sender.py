@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PAUSES = (1.0, 5.0, 30.0, 60.0, 120.0, 300.0, 300.0)
 """Seconds until a mail for which no client waits is tried again, time after time. Greylisting takes five minutes."""
+QUEUE_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
+"""Seconds between tries to connect for mails from a queue, which then goes without them until the server is there."""
 GOODBYE = 3.0
 """Seconds that the next server has for all goodbyes."""
 
@@ -32,7 +34,8 @@ class Sender:
 
     Otherwise it passes on what the server says: mails that are sent together go to those recipients whom the server takes, but
     to none if it has a temporary error for any. The others are rejected, where there is a place for failed mails; without
-    it nothing is sent unless the server takes all. Where each is told its own, what it says to one holds back no other.
+    it nothing is sent unless the server takes all. Where each is told its own, what it says to one holds back no other; nor
+    does it for mails from a queue, each of which knows itself for whom it is to come again.
     """
 
     def __init__(self, gateway: Gateway, sink: SmtpSink) -> None:
@@ -43,10 +46,13 @@ class Sender:
         self.counts = gateway.report.counts
         self.replies: Counter[int | None] = Counter()
         """What the server said of each recipient in the end, by code; None: it did not."""
-        self.pauses = () if gateway.source.has_waiting_client else PAUSES
-        self.together = gateway.source.has_waiting_client and not gateway.source.settles_each
-        self.pool = Pool(sink.upstream, self.pauses, gateway.processes)
-        self._probe = asyncio.create_task(self.pool.probe()) if gateway.source.has_waiting_client else None
+        source = gateway.source
+        self.from_queue = source.is_queue
+        self.pauses = () if source.has_waiting_client else PAUSES
+        self.together = source.has_waiting_client and not (source.settles_each or source.is_queue)
+        self.pool = Pool(sink.upstream, QUEUE_PAUSES if source.is_queue else self.pauses, gateway.processes)
+        probes = source.has_waiting_client and not source.is_queue
+        self._probe = asyncio.create_task(self.pool.probe()) if probes else None
         self._mixed = gateway.failed is not None
         self._deliveries: dict[int, Delivery] = {}
         self._sent: dict[int, Sequence[Mail]] = {}
@@ -55,7 +61,7 @@ class Sender:
     @property
     def is_stopping(self) -> bool:
         """Whether mails are left where they are, as no client waits for them."""
-        return self.gateway.is_stopping and not self.gateway.source.has_waiting_client
+        return self.gateway.is_stopping and (self.from_queue or not self.gateway.source.has_waiting_client)
 
     async def send(self, mails: Sequence[Mail]) -> list[Verdict]:
         """Send these together."""

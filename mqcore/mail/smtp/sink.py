@@ -120,10 +120,13 @@ class SmtpSink(Sink):
     def begin(self, gateway: Gateway) -> None:
         from .sender import Sender  # takes its time, as it takes the client with it
 
-        if not gateway.source.traces:
+        if not (gateway.source.traces or gateway.source.is_queue):
             log.warning("mails go to %s without a Received line: no server can find out that they go round in a loop", self.url)
         self.lenient = self.lenient or gateway.source.lenient
         self._sender = Sender(gateway, self)
+
+    async def ready(self) -> None:
+        await self._sender.pool.ready()
 
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
         return await self._sender.send(mails)

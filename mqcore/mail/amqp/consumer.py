@@ -1,0 +1,355 @@
+"""Takes messages out of a queue: each is acknowledged when its mail is with its next owner."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from ...amqp.client import ChannelClosed, ClientOptions, ConnectionClosed, ConsumeCancelled, Delivery, Event, Properties
+from .._mail import Mail
+from .._transaction import Transaction
+from ..errors import SourceError
+from ..origin import Origin
+from ..verdicts import PutBack, Verdict
+from .body import Unreadable
+from .connection import Address, BrokerError, Connection, Unreachable, Writable
+from .declare import count_messages
+from .message import Message, read_message, read_properties
+from .outlet import MAX_BODY, Outlet
+from .results import results_of
+from .retries import time_to_wait
+from .returns import Letter, Returns
+from .session import Session
+from .subscription import Subscription
+
+if TYPE_CHECKING:
+    from .._gateway import Gateway
+    from .url import AmqpUrl
+
+HELD_BYTES = 64 << 20
+"""No more is read from the broker while messages of so many octets are held: it knows no limit but their number."""
+REMEMBERED = 10_000
+"""Ids of messages that are done with: of some the broker may never have heard that."""
+LEFT_FOR = 1.0
+"""Seconds until what could not be finished goes back to the queue, which gives it to somebody at once."""
+GOODBYE = 5.0
+"""Seconds for what is left to be said when all is over."""
+EMPTY_AFTER = 1.0
+"""Seconds without a message until the queue is asked whether it is empty."""
+
+log = logging.getLogger(__name__)
+
+
+class Incoming(Transaction):
+    """A message of the queue, whose mail is on its way. `connection`: the one that it came by, on which alone it can be
+    acknowledged."""
+
+    def __init__(
+        self, consumer: Consumer, connection: Connection, delivery: Delivery, message: Message, origin: Origin
+    ) -> None:
+        mail = Mail(message.mime, json=message.known, origin=origin)
+        super().__init__([mail])
+        self.connection = connection
+        self.is_void = self.is_put_back = False
+        """Void: the broker offers it again, or did so already."""
+        self.letter = Letter(delivery, message, mail, lambda: not self.is_void)
+        self._consumer = consumer
+
+    def settle(self, verdicts: list[Verdict]) -> None:
+        self._consumer.settle(self, verdicts[0])
+
+    async def put_back(self, verdict: Verdict) -> PutBack:
+        return await self._consumer.put_back(self, verdict)
+
+
+class Consumer:
+    """Reads for a source, from `run` until all is settled; then `end` is called."""
+
+    def __init__(
+        self, where: AmqpUrl, login: tuple[str, str], tls: ssl.SSLContext | None, gateway: Gateway, *, starts_slowly: bool
+    ) -> None:
+        address = Address(where.host, where.port, tls)
+        self._where = where
+        self._gateway = gateway
+        self._counts = gateway.report.counts
+        self._outlet = Outlet(where, address, _options(where, login, f"mqcore beside {where.queue}"), gateway)
+        self._returns = Returns(where, self._outlet, has_failed=gateway.failed is not None)
+        options = _options(where, login, f"mqcore from {where.queue}")
+        self._session = Session(address, options, self._set_up, self._hear, self._fail, self._counts)
+        self._subscription = Subscription(
+            where.queue, lambda: gateway.max_in_flight, lambda: bool(self._open), slowly=starts_slowly
+        )
+        self._open: dict[Delivery, Incoming | None] = {}
+        """All that the broker waits to hear of."""
+        self._bytes = 0
+        self._offered: list[Incoming] = []
+        self._done: dict[str, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = asyncio.Event()
+        self._pausing: asyncio.Task[None] | None = None
+        self._place = 0
+        self._deliveries = [0, 0]
+        self._acks = 0
+        self._last = 0.0
+
+    def figures(self) -> dict[str, Any]:
+        first, again = self._deliveries
+        return {
+            **self._outlet.publishing.figures(),
+            "connections": int(self._session.connection is not None)
+            + int(self._outlet.publishing.session.connection is not None),
+            "reconnects": self._session.reconnects + self._outlet.publishing.session.reconnects,
+            "deliveries": {"false": first, "true": again},
+            "acks": self._acks,
+        }
+
+    # From the first connection to the last
+
+    async def run(self) -> None:
+        """Until it is stopped, or the queue is empty and that is the end. Raises SourceError."""
+        starting = asyncio.create_task(self._start())
+        await self._first_of(starting)
+        if starting.done():
+            await starting
+        else:
+            starting.cancel()
+            await asyncio.wait([starting])
+        if self._where.until_empty:
+            await self._first_of(asyncio.create_task(self._until_empty()))
+        await self._stopped.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE):
+                await self._subscription.ended()
+
+    async def _first_of(self, task: asyncio.Task[None]) -> None:
+        """It, or that this is stopped."""
+        stopped = asyncio.create_task(self._stopped.wait())
+        await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+
+    async def _start(self) -> None:
+        try:
+            await self._outlet.start()
+            await self._session.start()
+        except Unreachable as error:
+            raise SourceError(f"cannot read {self._where}: {error}") from error
+
+    def _fail(self, error: Unreachable) -> None:
+        self._gateway.fail(f"cannot read {self._where}: {error}")
+
+    async def _set_up(self, connection: Connection) -> None:
+        await self._subscription.begin(connection)
+
+    async def _until_empty(self) -> None:
+        now = asyncio.get_running_loop().time
+        self._last = now()
+        while True:
+            await asyncio.sleep(max(EMPTY_AFTER - (now() - self._last), 0.01))
+            connection = self._session.connection
+            if self._open or connection is None or now() < self._last + EMPTY_AFTER:
+                self._last = max(self._last, now() - EMPTY_AFTER / 2)
+                continue
+            with contextlib.suppress(BrokerError):
+                if await count_messages(connection, self._where.queue) == 0 and not self._open:
+                    self._gateway.drain()
+                    return
+            self._last = now()
+
+    def stop(self) -> None:
+        """No more is taken. What comes until the broker has heard of that goes back."""
+        self._stopped.set()
+        self._subscription.suspend()
+        if self._pausing is not None:
+            self._pausing.cancel()
+
+    async def end(self) -> None:
+        """All that was offered is settled: what the broker gave us beside that goes back to it."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=GOODBYE)
+        for task in (*self._tasks, self._pausing):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        await self._subscription.close()
+        connection = self._session.connection
+        if connection is not None:
+            for delivery in self._open:
+                connection.protocol.nack(delivery)
+        await self._session.close()
+        await self._outlet.close()
+
+    # What the broker says
+
+    def _hear(self, event: Event | Writable) -> None:
+        if type(event) is Delivery:
+            self._take(event)
+        elif isinstance(event, ConsumeCancelled):
+            self._session.renew(f"the broker cancelled the consumer of {self._where.queue}: it is deleted, or moved")
+        elif isinstance(event, ConnectionClosed) or (isinstance(event, ChannelClosed) and event.by_broker):
+            self._lose_all()
+
+    def _lose_all(self) -> None:
+        """Whatever the broker gave us, it gives to somebody again."""
+        lost, self._open = self._open, {}
+        self._bytes = 0
+        self._subscription.lose()
+        for incoming in lost.values():
+            if incoming is not None:
+                incoming.is_void = True
+                incoming.void()
+        self._outlet.publishing.wake()
+
+    def _take(self, delivery: Delivery) -> None:
+        connection = self._subscription.connection
+        assert connection is not None
+        self._last = asyncio.get_running_loop().time()
+        self._open[delivery] = None
+        self._bytes += delivery.size
+        if self._bytes > HELD_BYTES:
+            connection.pause_reading()
+        if self._stopped.is_set():
+            return
+        self._deliveries[delivery.redelivered] += 1
+        self._counts.redelivered += delivery.redelivered
+        try:
+            message = read_message(self._where.queue, delivery)
+        except Unreadable as error:
+            self._begin(self._turn_away(connection, delivery, str(error)))
+            return
+        if self._is_present(message, delivery):
+            self._gateway.skip(1)
+            self._ack(connection, delivery, message)
+            return
+        seconds = time_to_wait(message.known, time.time())
+        if seconds and self._where.ladder:
+            self._begin(self._put_off(connection, delivery, message, seconds))
+            return
+        self._offer(connection, delivery, message)
+
+    def _is_present(self, message: Message, delivery: Delivery) -> bool:
+        if not message.has_id:
+            return False
+        return (delivery.redelivered and message.id in self._done) or self._gateway.has(message.id)
+
+    def _offer(self, connection: Connection, delivery: Delivery, message: Message) -> None:
+        self._place += 1
+        recipients = message.known.get("recipients") or []
+        origin = Origin(
+            message.mime,
+            message.id,
+            self._place,
+            message.known.get("envelope"),
+            message.received,
+            recipient=message.known.get("recipient") or (recipients[0] if len(recipients) == 1 else None),
+            comes_again=message.has_id,
+        )
+        incoming = self._open[delivery] = Incoming(self, connection, delivery, message, origin)
+        if not self._offered:
+            asyncio.get_running_loop().call_soon(self._offer_all)
+        self._offered.append(incoming)
+
+    def _offer_all(self) -> None:
+        offered, self._offered = self._offered, []
+        self._gateway.offer([incoming for incoming in offered if not incoming.is_void])
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _turn_away(self, connection: Connection, delivery: Delivery, reason: str) -> None:
+        try:
+            properties = read_properties(delivery)
+        except Unreadable:
+            properties = Properties()
+        if await self._returns.turn_away(delivery, properties, reason, lambda: delivery in self._open):
+            self._gateway.turn_away(1, False)
+            self._ack(connection, delivery, None)
+
+    async def _put_off(self, connection: Connection, delivery: Delivery, message: Message, seconds: float) -> None:
+        if await self._returns.put_off(delivery, message, seconds, lambda: delivery in self._open):
+            self._gateway.count_put_off(1)
+            self._ack(connection, delivery, message)
+
+    # What the gateway says
+
+    def settle(self, incoming: Incoming, verdict: Verdict) -> None:
+        if not verdict.is_good:
+            if not (incoming.is_void or self._stopped.is_set()):
+                asyncio.get_running_loop().call_later(LEFT_FOR, self._leave, incoming)
+        elif self._where.results and not incoming.is_put_back:
+            self._begin(self._tell_result(incoming, verdict))
+        else:
+            self._ack(incoming.connection, incoming.letter.delivery, incoming.letter.message)
+
+    async def _tell_result(self, incoming: Incoming, verdict: Verdict) -> None:
+        results = results_of(incoming.letter.mail, verdict, time.time())
+        await self._returns.tell_result(incoming.letter, results)
+        self._ack(incoming.connection, incoming.letter.delivery, incoming.letter.message)
+
+    async def put_back(self, incoming: Incoming, verdict: Verdict) -> PutBack:
+        if verdict.unavailable:
+            self._pause()
+            return PutBack.LEFT
+        how = await self._returns.put_back(incoming.letter, verdict)
+        incoming.is_put_back = True
+        return how
+
+    def _ack(self, connection: Connection, delivery: Delivery, message: Message | None) -> None:
+        """The queue need not have it any more."""
+        if connection.ack(delivery):
+            self._acks += 1
+            self._subscription.acked()
+        else:
+            self._counts.in_doubt += 1
+        if message is not None and message.has_id:
+            self._done[message.id] = None
+            if len(self._done) > REMEMBERED:
+                del self._done[next(iter(self._done))]
+        self._forget(connection, delivery)
+
+    def _leave(self, incoming: Incoming) -> None:
+        """The queue may give it to somebody else."""
+        if not (incoming.is_void or self._stopped.is_set()):
+            incoming.connection.protocol.nack(incoming.letter.delivery)
+            incoming.connection.flush_soon()
+            self._forget(incoming.connection, incoming.letter.delivery)
+
+    def _forget(self, connection: Connection, delivery: Delivery) -> None:
+        if delivery in self._open:
+            del self._open[delivery]
+            self._bytes -= delivery.size
+            if self._bytes <= HELD_BYTES:
+                connection.resume_reading()
+            if not self._open:
+                self._subscription.drained()
+
+    # When there is no next owner
+
+    def _pause(self) -> None:
+        if self._pausing is None and not self._stopped.is_set():
+            log.warning("there is no next owner for mails of %s: none are taken until there is", self._where)
+            self._subscription.suspend()
+            self._pausing = asyncio.create_task(self._wait_for_owner())
+
+    async def _wait_for_owner(self) -> None:
+        await self._gateway.sink.ready()
+        self._pausing = None
+        if not self._stopped.is_set():
+            self._subscription.restart()
+
+
+def _options(where: AmqpUrl, login: tuple[str, str], name: str) -> ClientOptions:
+    return ClientOptions(
+        user=login[0],
+        password=login[1],
+        vhost=where.vhost,
+        heartbeat=where.heartbeat,
+        properties={"product": "mqcore", "connection_name": name},
+        max_body=MAX_BODY,
+    )

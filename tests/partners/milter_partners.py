@@ -79,13 +79,18 @@ async def until(condition: Any) -> None:
 
 @contextlib.asynccontextmanager
 async def listening(
-    plugins: tuple[Any, ...], *, failed: bool = False, sink: Any = None, where: str = "//127.0.0.1:0"
+    plugins: tuple[Any, ...],
+    *,
+    failed: bool = False,
+    sink: Any = None,
+    where: str = "//127.0.0.1:0",
+    hold_timeout: float = 30.0,
 ) -> AsyncIterator[tuple[Gateway, MilterSource, ListSink]]:
     """Our milter, and where it sets mails aside."""
     loaded = mqcore.Plugins()
     for number, one in enumerate(plugins):
         loaded.add(f"{number}0-test", one)
-    with mqcore.Dispatcher(loaded) as dispatcher, contextlib.closing(MilterSource(where)) as source:
+    with mqcore.Dispatcher(loaded, hold_timeout=hold_timeout) as dispatcher, contextlib.closing(MilterSource(where)) as source:
         aside = ListSink()
         gateway = Gateway(dispatcher, source, sink or MilterSink(source.url), FailedSink(aside, source.url) if failed else None)
         running = asyncio.create_task(gateway.run())
@@ -98,12 +103,18 @@ async def listening(
 
 @contextlib.asynccontextmanager
 async def asking_postfix(
-    folder: Path, *plugins: Any, failed: bool = False, sink: Any = None, where: str = "//127.0.0.1:0", **settings: str
+    folder: Path,
+    *plugins: Any,
+    failed: bool = False,
+    sink: Any = None,
+    where: str = "//127.0.0.1:0",
+    hold_timeout: float = 30.0,
+    **settings: str,
 ) -> AsyncIterator[Asking]:
     """`settings`: more lines of its main.cf."""
     async with (
         serving(no_trace=True, max_loops=100) as arrived,
-        listening(plugins, failed=failed, sink=sink, where=where) as (gateway, source, aside),
+        listening(plugins, failed=failed, sink=sink, where=where, hold_timeout=hold_timeout) as (gateway, source, aside),
     ):
         asked = f"inet:127.0.0.1:{source.port}" if source.port else where
         settings = {

@@ -293,7 +293,8 @@ def _mails(figures: Mapping[str, Any]) -> list[Family]:
             "mqcore_mails",
             "counter",
             "Mails by what became of them. stored_early: after a plugin that skipped those after it. present: in the sink "
-            "already, from an earlier run. retried: put back into their queue, for later. unfinished: given up, the source still has them.",
+            "already, from an earlier run. retried: put back into their queue, for later. unfinished: given up, the "
+            "source still has them.",
             "result",
             results,
         ),

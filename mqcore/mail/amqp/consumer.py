@@ -190,8 +190,11 @@ class Consumer:
             self._take(event)
         elif isinstance(event, ConsumeCancelled):
             self._session.renew(f"the broker cancelled the consumer of {self._where.queue}: it is deleted, or moved")
-        elif isinstance(event, ConnectionClosed) or (isinstance(event, ChannelClosed) and event.by_broker):
+        elif isinstance(event, ConnectionClosed):
             self._lose_all()
+        elif isinstance(event, ChannelClosed) and event.by_broker:
+            self._lose_all()
+            self._session.renew(event.text)
 
     def _lose_all(self) -> None:
         """Whatever the broker gave us, it gives to somebody again."""

@@ -56,6 +56,8 @@ class Session:
         self._on_failed = on_failed
         self._counts = counts
         self._lost = asyncio.Event()
+        self._spoiled = ""
+        """Why the connection that is being made is of no use."""
         self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -73,8 +75,10 @@ class Session:
 
     def renew(self, reason: str) -> None:
         """Leave the connection, and make another one."""
-        if self.connection is not None:
-            connection = self.connection
+        connection = self.connection
+        if connection is None:
+            self._spoiled = reason  # it is just being made
+        else:
             self._lose(reason)
             connection.abort(reason)
 
@@ -111,6 +115,7 @@ class Session:
             await asyncio.sleep(delay)
 
     async def _connect_once(self) -> None:
+        self._spoiled = ""
         connection = await Connection.open(self._address, self._options, self._hear)
         try:
             await self._set_up(connection)
@@ -120,8 +125,9 @@ class Session:
         except BaseException:
             connection.abort("given up")
             raise
-        if not connection.is_open:
-            raise Unreachable(f"{self._address}: the connection broke")
+        if self._spoiled or not connection.is_open:
+            connection.abort(self._spoiled)
+            raise Unreachable(f"{self._address}: {self._spoiled or 'the connection broke'}")
         self._lost.clear()
         self.connection = connection
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from types import SimpleNamespace
 
 import pytest
+import uvloop
+from smtp_tools import plugin
 
+import mqcore
+from mqcore.mail import Gateway, Mail, NullSink, Origin, Source, Transaction
 from mqcore.mail.report import Counts
 from mqcore.server.exposition import Family
 from mqcore.workers import blame as blaming
@@ -121,3 +126,46 @@ def test_each_family_is_there_once():
     (merged,) = _labelled([("0", [family]), ("1", [family])])
     assert merged.labels[:3] == ['{worker="0"}', '{worker="0",plugin="p"}', '_bucket{worker="0",le="1"}']
     assert (len(merged.labels), merged.numbers) == (6, [1, 2, 3, 1, 2, 3])
+
+
+def test_what_is_in_hand(tmp_path):
+    """By a digest that is the same for the same bytes, in any process of the run, and in no other run."""
+    seen = [uvloop.run(in_hand(text, seed)) for text, seed in [(b"a", 1), (b"a", 1), (b"b", 1), (b"a", 2), (b"a" * 5000, 1)]]
+    assert seen[0] == seen[1]
+    assert len(set(map(frozenset, seen))) == 4
+    assert all(len(each) == 1 for each in seen)
+
+
+async def in_hand(text, seed):
+    """The digests while a plugin holds a mail with this text."""
+    page = Page.make(100)
+    kept = []
+    hook = plugin(message=lambda context, message: kept.append((context, message)) or True)
+    plugins = mqcore.Plugins()
+    plugins.add("10-holds", hook)
+    with mqcore.Dispatcher(plugins) as dispatcher:
+        gateway = Gateway(dispatcher, OneMail(text), NullSink(""), counts=page.counts, hand=page.hand(seed), processes=2)
+        running = asyncio.create_task(gateway.run())
+        while not kept:
+            await asyncio.sleep(0.001)
+        digests = page.digests()
+        (context, message), = kept
+        context.continue_(message)
+        await running
+    assert (page.digests(), page.counts.read, page.counts.stored) == (set(), 1, 1)
+    kept.clear()
+    page.close()
+    return digests
+
+
+class OneMail(Source):
+    url = "one:"
+
+    def __init__(self, text):
+        self.text = text
+
+    async def run(self, gateway):
+        gateway.offer([Transaction([Mail.read(Origin(b"Subject: x\r\n\r\n" + self.text, "0" * 32))])])
+
+    def stop(self):
+        pass

@@ -76,6 +76,8 @@ def listening(name: str, plugins: Path) -> Iterator[tuple[int, int]]:
         command = [sys.executable, "-P", "-m", "mqcore", "run", "--plugins", plugins, "--from", f"smtp://127.0.0.1:{port}"]
         commands = {
             "mqcore": [*command, "--to", "null:"],
+            "1 worker": [*command, "--to", "null:", "--workers", 1],
+            "2 workers": [*command, "--to", "null:", "--workers", 2],
             "all off": [*command, "--to", "null:", "--watchdog", "0"],
             "all on": [*command, "--to", "null:", f"--control={folder}/control", f"--metrics=unix:{folder}/metrics"],
             "a line in the log": [*command, "--to", "null:", "--watchdog", "0", "--log-level", "info"],
@@ -92,8 +94,9 @@ def listening(name: str, plugins: Path) -> Iterator[tuple[int, int]]:
 
 
 def processor_time(pid: int) -> int:
-    """What a process has taken so far, in ns: by the clock that clock_getcpuclockid() gives for it."""
-    return time.clock_gettime_ns(~pid << 3 | 2)
+    """What a process, and those that it started, have taken so far, in ns: by the clock that clock_getcpuclockid() gives."""
+    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(time.clock_gettime_ns(~int(one) << 3 | 2) for one in (pid, *workers))
 
 
 Figures = dict[str, list[float]]
@@ -162,6 +165,19 @@ def test_all_that_an_operator_may_turn_on(benchmark: Any, report: Callable[..., 
 
 
 @pytest.mark.parametrize("recipients", [1, 10])
+def test_workers(benchmark: Any, report: Callable[..., None], served: Served, *, short: bool) -> None:
+    """One process, one with a supervisor, and two. What sends the mails needs a core, too: where there are two, only the
+    processor time says how two workers compare with one."""
+    servers = {"mqcore": served("1 worker"), "one process": served("mqcore"), "2 workers": served("2 workers")}
+    course = Course(servers, 1600, ["-p"], 10)
+    rounds = 5 if short else 15
+    benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
+    taken = {name: each[-rounds:] for name, each in course.processor.items()}
+    report(row_of("receiving by SMTP", "with a supervisor, processor time", taken))
+    clock = {"mqcore": course.clock["2 workers"][-rounds:], "1 worker": course.clock["mqcore"][-rounds:]}
+    report(row_of("receiving by SMTP", "two workers", clock))
+
+
 def test_receive_by_lmtp(benchmark: Any, report: Callable[..., None], served: Served, recipients: int, *, short: bool) -> None:
     servers = {"smtp-sink": served("smtp-sink, LMTP"), "mqcore": served("mqcore, LMTP")}
     course = Course(servers, 800, ["-l", "-p", "-n", recipients], 100)

@@ -13,7 +13,7 @@ complete mqcore \
         'c/--watchdog-stack=/(safe unsafe)/' \
         'c/--log-format=/(text json)/' \
         'c/--log-level=/(debug info warning error)/' \
-        'c/--/(auth-without-tls config control credentials credentials-env entry-points failed from help hostname json lenient limit log-format log-level max-connections max-connections-per-ip max-in-flight max-loops max-message-size max-recipients metrics no-trace older one-recipient peer plugin plugins print-completion proxy-from require-login require-tls socket timeout tls-certificate tls-key tls-out to trace trust-writable user version watchdog watchdog-abort watchdog-stack xclient-from xforward-from)/' \
+        'c/--/(auth-without-tls config control credentials credentials-env entry-points failed from help hostname json lenient limit log-format log-level max-connections max-connections-per-ip max-in-flight max-loops max-message-size max-recipients metrics no-trace older one-recipient peer plugin plugins print-completion proxy-from require-login require-tls socket timeout tls-certificate tls-key tls-out to trace trust-writable user version watchdog watchdog-abort watchdog-stack workers xclient-from xforward-from)/' \
         'c/-/(- h)/' \
         'n/--print-completion/(bash zsh tcsh)/' \
         'n/--tls-out/(may none require verify)/' \

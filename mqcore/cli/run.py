@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
 from types import FrameType
@@ -19,20 +19,20 @@ import uvloop
 from .. import Dispatcher, Plugins, Watchdog
 from ..mail._gateway import HOOK, Gateway, needs_failed
 from ..mail.base import BaseSink, Prepared, Source
-from ..mail.errors import SourceError
 from ..mail.failed import FailedSink
 from ..mail.files import raise_file_limit
 from ..mail.places import SINKS, SOURCES, STORES, Location, parse_sink, parse_source, parse_store
 from ..mail.report import OK, SOME_FAILED, Report
 from ..plugins._tasks import names_plugins
 from ..server import Server, logs, systemd
-from ..server.address import Address, parse_address, write_address
+from ..server.address import Address, parse_address
 from ..server.options import PlaceOptions
 from ..workers.start import Shared, Start
 from . import options as place_options
 from . import watchdog, workers
 from .closing import tell_end, tell_error
 from .configuration import Options, argument, count, ratio
+from .listening import controlled, shown_at
 from .output import begin_log, complain
 from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 from .progress import progress_bar
@@ -287,7 +287,7 @@ async def _move(moving: _Moving, made: Callable[[Gateway], object]) -> Report:
                 async with moving.worker.serving(server):
                     return await gateway.run()
         with _stopped_by_signals(gateway), moving.steering.of(server), _traced(gateway, *moving.spans):
-            async with _controlled(server, moving.control), _shown(server, moving.metrics) as url:
+            async with controlled(server, moving.control), shown_at(server, moving.metrics) as url:
                 if not source.finite:
                     complain(f"listening on {source.url}", OK)  # whoever reads this may end it at once
                 if url is not None:
@@ -325,42 +325,6 @@ def _traced(gateway: Gateway, provider: Any, ratio: float) -> Iterator[None]:
 
     with traced(gateway, provider, ratio):
         yield
-
-
-@contextlib.asynccontextmanager
-async def _controlled(server: Server, path: str | None) -> AsyncIterator[None]:
-    """With a control socket, if there is to be one."""
-    if path is None:
-        yield
-        return
-    from ..server.control import Control  # takes its time
-
-    with _listening(f"on the control socket {path}"):
-        control = Control(server, path)
-    async with control:
-        yield
-
-
-@contextlib.asynccontextmanager
-async def _shown(server: Server, address: Address | None) -> AsyncIterator[str | None]:
-    """With metrics, if there are to be any: where they are."""
-    if address is None:
-        yield None
-        return
-    from ..server.http import HttpServer  # takes its time
-
-    with _listening(f"for --metrics on {write_address(address)}"):
-        http = HttpServer(server, address)
-    async with http:
-        yield http.url
-
-
-@contextlib.contextmanager
-def _listening(where: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SourceError(f"cannot listen {where}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from ..mail.listening import Listening
+from ..mail.maildir.lock import MaildirLock
 from ..mail.report import OK, Report
 from ..server import ReloadError, systemd
 from .closing import print_figures, tell_end
 from .configuration import count
+from .listening import controlled, shown_at
 from .output import begin_log, complain
 from .user import become_as_told
 
@@ -57,18 +59,28 @@ def supervise(options: argparse.Namespace, chosen: list[dict[str, Any]], control
             listening = opened.enter_context(contextlib.closing(Listening(source.scheme, source.path, options.workers)))
         if options.user is not None:
             become_as_told(options)
+        maildirs = {}
+        for path in {place.path for place in (options.sink, options.failed) if place is not None and place.scheme == "maildir"}:
+            maildirs[path] = opened.enter_context(contextlib.closing(MaildirLock(path)))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            report = runner.run(_supervise(options, listening))
+            report = runner.run(_supervise(options, listening, maildirs, control))
     return tell_end(report, as_json=options.json)
 
 
-async def _supervise(options: argparse.Namespace, listening: Listening | None) -> Report:
+async def _supervise(
+    options: argparse.Namespace, listening: Listening | None, maildirs: dict[str, MaildirLock], control: str | None
+) -> Report:
+    # These take their time, which a run without workers does not have to wait for.
+    from ..workers.commands import WorkersCommands
+    from ..workers.shown import ShownWorkers
     from ..workers.supervisor import Supervisor
 
-    url = f"{options.source.scheme}:{options.source.path}" if listening is None else listening.url
+    url = str(options.source) if listening is None else listening.url
 
     def tell_ready() -> None:
         complain(f"listening on {url}", OK)
+        if shown_url is not None:
+            complain(f"metrics at {shown_url}", OK)
         systemd.notify("READY=1", f"STATUS={options.workers} workers listening on {url}")
 
     supervisor = Supervisor(
@@ -76,11 +88,14 @@ async def _supervise(options: argparse.Namespace, listening: Listening | None) -
         options.workers,
         -(-options.max_in_flight // options.workers),
         listening,
+        maildirs=maildirs,
         implicit_tls=getattr(options.source.kind, "implicit_tls", False),
         when_ready=tell_ready,
     )
+    commands = WorkersCommands(supervisor, url, str(options.sink))
     with steered_by_signals(supervisor, as_json=options.json), systemd.kept_alive(asyncio.get_running_loop()):
-        return await supervisor.run()
+        async with controlled(commands, control), shown_at(ShownWorkers(supervisor, commands), options.metrics) as shown_url:
+            return await supervisor.run()
 
 
 @contextlib.contextmanager

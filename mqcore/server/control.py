@@ -9,9 +9,9 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from ..mail.unix_socket import UnixSocket
 from .commands import CommandError, Commands, Encoded
@@ -28,14 +28,20 @@ T = TypeVar("T")
 log = logging.getLogger("mqcore.server")
 
 
+class Answerer(Protocol):
+    """As `Commands`."""
+
+    async def run(self, request: object, is_gone: Callable[[], bool]) -> object: ...
+
+
 class Control:
-    """Listens at `path` for those who steer `server`: users with its own uid, and root.
+    """Listens at `path` for those who steer `server`, or whatever answers in its place: users with its own uid, and root.
 
     `async with Control(server, path):` in the coroutine that runs the gateway. OSError is raised where it cannot be.
     """
 
-    def __init__(self, server: Server, path: str) -> None:
-        self._commands = Commands(server)
+    def __init__(self, server: Server | Answerer, path: str) -> None:
+        self._commands: Answerer = Commands(server) if isinstance(server, Server) else server
         self._clients: set[asyncio.Task[None]] = set()
         self._idle: dict[asyncio.Task[Any] | None, asyncio.StreamWriter] = {}
         """Who is waited for: for longest comes first."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .server import Server
+from .shown import Shown
 
 PERIOD = 1.0
 LENGTH = 300
@@ -33,8 +33,8 @@ class Point(NamedTuple):
 class History:
     """Takes a point each second, from `start` to `stop`, and calls `told` after each."""
 
-    def __init__(self, server: Server, told: Callable[[], object]) -> None:
-        self._server = server
+    def __init__(self, shown: Shown, told: Callable[[], object]) -> None:
+        self._shown = shown
         self._told = told
         self._loop = asyncio.get_running_loop()
         self._due = 0.0
@@ -53,12 +53,9 @@ class History:
 
     def _take(self) -> None:
         now = self._loop.time()
-        counts = self._server.gateway.report.counts
-        stats = self._server.dispatcher.stats()
-        done = counts.stored + counts.failed + counts.rejected + counts.discarded + counts.unfinished
-        columns = zip(*(row.hold_times for row in stats.hooks if row.holds), strict=True)
+        moment = self._shown.moment()
         lag = round(max(0.0, now - self._due), 4)
-        self.points.append(Point(round(time.time(), 3), done, stats.held, lag, [*map(sum, columns)]))
+        self.points.append(Point(round(time.time(), 3), moment.done, moment.held, lag, moment.hold_times))
         self.encoded.append(json.dumps(self.points[-1]).encode())
         self._due = max(self._due + PERIOD, now)  # what was missed is not made up for
         self._timer = self._loop.call_at(self._due, self._take)

@@ -18,12 +18,12 @@ from ..mail.files import raise_file_limit
 from ..mail.listening import listen_on
 from ..mail.smtp.hostname import own_hostname
 from ..mail.unix_socket import UnixSocket
-from .exposition import OPENMETRICS, TEXT, Exposition, Labels, choose, families
-from .figures import Figures, encode
+from .exposition import OPENMETRICS, TEXT, Exposition, choose
 from .history import History
 from .http_request import MAX_HEAD, BadRequest, Request, RequestParser
 from .page import PAGE, POLICY
 from .server import Server
+from .shown import Shown
 
 MAX_CONNECTIONS = 64
 """With one more, the one that is idle for longest makes room. Where the process may open few files, an eighth of these."""
@@ -72,13 +72,12 @@ def _plain(status: int, text: str, headers: str = "") -> Answer:
 
 
 class HttpServer:
-    """Shows the figures of a server at `address`, as `address.parse_address` returns it, from `start` to `close`."""
+    """Shows the figures of a server, or of what is `Shown` in its place, at `address`, as `address.parse_address` returns it,
+    from `start` to `close`."""
 
-    def __init__(self, server: Server, address: tuple[str, int] | str) -> None:
+    def __init__(self, server: Server | Shown, address: tuple[str, int] | str) -> None:
         """Raises OSError, with a text for people, when nothing can listen there."""
-        self._server = server
-        self._figures = Figures(server)
-        self._labels = Labels()
+        self._shown = Shown(server) if isinstance(server, Server) else server
         self._texts = {kind: Exposition(kind) for kind in (TEXT, OPENMETRICS)}
         self._fresh: dict[str, tuple[float, bytes]] = {}
         self._connections: dict[HttpConnection, None] = {}
@@ -92,7 +91,7 @@ class HttpServer:
         """The figures as JSON."""
         self._wanting: list[Callable[[], object]] = []
         """What is called when they are made."""
-        self._history = History(server, self._tell)
+        self._history = History(self._shown, self._tell)
         self._loop = asyncio.get_running_loop()
         self._listening: list[asyncio.AbstractServer] = []
         self._unix: UnixSocket | None = None
@@ -193,7 +192,10 @@ class HttpServer:
         match request.path:
             case "/metrics":
                 kind = choose(request.headers.get("accept", ""))
-                text = self._fresh_text(kind) or self._keep(kind, self._write(kind))
+                text = self._fresh_text(kind)
+                if text is None and self._shown.waits and not is_made:
+                    return None
+                text = text or self._keep(kind, self._write(kind))
                 return Answer(200, kind, text, "Vary: Accept\r\n")
             case "/status.json":
                 made = self._fresh["json"][1] if is_made else self._fresh_text("json")
@@ -201,7 +203,7 @@ class HttpServer:
             case "/healthz":
                 return _plain(200, "ok")  # said by the loop itself, in its turn
             case "/readyz":
-                return _plain(503, "draining") if self._server.draining else _plain(200, "ok")
+                return _plain(503, "draining") if self._shown.draining else _plain(200, "ok")
             case "/":
                 return Answer(200, "text/html; charset=utf-8", PAGE, f"Content-Security-Policy: {POLICY}\r\n")
         return _plain(404, "there are /, /metrics, /healthz, /readyz and /status.json")
@@ -215,7 +217,7 @@ class HttpServer:
         return name in self._names or _is_same_address(name, local)
 
     def _write(self, kind: str) -> bytes:
-        return self._texts[kind].write(families(self._figures.collect(), self._labels))
+        return self._texts[kind].write(self._shown.families())
 
     def _fresh_text(self, name: str) -> bytes | None:
         """What was made within a moment is the same for all who ask, however many these are."""
@@ -234,7 +236,7 @@ class HttpServer:
 
     async def _make(self) -> None:
         try:
-            self._keep("json", (await encode(self._figures.collect())).encode())
+            self._keep("json", (await self._shown.as_json()).encode())
         except Exception:
             log.exception("the figures could not be written")
             self._fresh.pop("json", None)

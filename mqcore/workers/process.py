@@ -40,7 +40,8 @@ class Worker:
         on_told: Callable[[Worker, Said], object],
     ) -> None:
         """`start` makes what it is given, of the descriptors of its end of the channel and of its page. `on_end`: is called
-        once when the process is gone; `on_told`: with what it tells of itself. Raises OSError where no process can be made."""
+        once when the process is gone; `on_told`: when it is ready, and with what it found of a message. Raises OSError where no
+        process can be made."""
         self.page = page
         self.hooks: dict[tuple[str, str], dict[str, Any]] = {}
         """The figures of its plugins, by plugin and hook, as it told them last."""
@@ -134,6 +135,7 @@ class Worker:
                 if self.state is State.STARTING:
                     self.state = State.READY
                     self.settled.set()
+                    self._on_told(self, {"ready": True})
             case "figures":
                 for row in said["hooks"]:
                     self.hooks[row["plugin"], row["hook"]] = row

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from typing import Any, Self
 
 VARIABLE = "_MQCORE_WORKER"
@@ -35,12 +36,17 @@ class Start:
     refused: tuple[int, ...] = ()
     paused: tuple[str, ...] = ()
     """Plugins."""
-    maildirs: tuple[tuple[str, int], ...] = ()
-    """Those whose lock the supervisor has: path, and descriptor of tmp/."""
+    maildirs: tuple[str, ...] = ()
+    """Those whose lock the supervisor has."""
 
     @property
     def fds(self) -> list[int]:
-        return [self.channel, self.page, *self.listeners, *(fd for _, fd in self.maildirs)]
+        return [self.channel, self.page, *self.listeners]
+
+    @property
+    def writer(self) -> str:
+        """Names the worker in names of files. Nobody can guess it."""
+        return blake2b(f"{self.seed} {self.generation}".encode(), digest_size=8).hexdigest()
 
     def environment(self) -> dict[str, str]:
         """Of the worker."""

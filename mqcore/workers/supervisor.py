@@ -8,11 +8,13 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..mail.listening import Listening
+from ..mail.maildir.lock import MaildirLock
 from ..mail.report import UNREACHABLE, Report
+from ..server import systemd
 from ..server.server import ReloadError, Reloads
 from .blame import Blame
 from .books import Books
@@ -58,7 +60,8 @@ class Supervisor:
     """Most transactions of one worker."""
     listening: Listening | None = None
     implicit_tls: bool = False
-    maildirs: Sequence[tuple[str, int]] = ()
+    maildirs: Mapping[str, MaildirLock] = field(default_factory=dict)
+    """By path, those that workers write to."""
     patience: Patience = field(default_factory=Patience)
     when_ready: Callable[[], object] = lambda: None
     """Is called once, when all of the first workers are ready."""
@@ -73,6 +76,8 @@ class Supervisor:
         self.alive: set[Worker] = set()
         self.paused: set[str] = set()
         self._doorman = Doorman(silent=self.implicit_tls)
+        self.started = time.time()
+        """In seconds since 1970."""
         self._seed = secrets.randbits(64)
         self._generation = 0
         self._began = self._last_look = self._loop.time()
@@ -148,7 +153,10 @@ class Supervisor:
         return worker
 
     def _told(self, worker: Worker, said: Said) -> None:
-        self.blame.survived(said["digest"])
+        if "ready" in said:
+            self._open_doors(self._loop.time())
+        else:
+            self.blame.survived(said["digest"])
 
     # When one ends
 
@@ -159,6 +167,9 @@ class Supervisor:
         if not worker.was_asked:
             self.blame.died(worker.page.digests())
         self.books.ended(worker, crashed=crashed)
+        for maildir in self.maildirs.values():
+            with contextlib.suppress(OSError):  # the next run cleans it
+                maildir.clean(worker.start.writer)
         if slot.next is worker:
             slot.next = None
         if slot.worker is worker:
@@ -296,18 +307,22 @@ class Supervisor:
         """Slot by slot: start another worker, and when it is ready let the old one stop. Raises ReloadError if one is not
         ready: then all that were not replaced yet stay."""
         async with self._reloading:
-            for slot in self.slots:
-                try:
-                    await self._replace(slot)
-                except ReloadError as error:
-                    self.reloads.failed += 1
-                    self.reloads.error = str(error)
-                    log.error("%s", error)
-                    raise
-            self.reloads.succeeded += 1
-            self.reloads.last = time.time()
-            self.reloads.error = None
-            log.info("reloaded: %d workers took the place of those that there were", len(self.slots))
+            with systemd.reloading():
+                await self._reload()
+
+    async def _reload(self) -> None:
+        for slot in self.slots:
+            try:
+                await self._replace(slot)
+            except ReloadError as error:
+                self.reloads.failed += 1
+                self.reloads.error = str(error)
+                log.error("%s", error)
+                raise
+        self.reloads.succeeded += 1
+        self.reloads.last = time.time()
+        self.reloads.error = None
+        log.info("reloaded: %d workers took the place of those that there were", len(self.slots))
 
     async def _replace(self, slot: Slot) -> None:
         if self.is_stopping or self.is_draining or not self.is_ready:

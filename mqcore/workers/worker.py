@@ -58,6 +58,9 @@ class Worker(Shared):
     def of_source(self) -> dict[str, Any]:
         return {"listening": Listening.handed_over(self.start.url, self.start.listeners)} if self.start.url else {}
 
+    def of_sink(self, path: str) -> dict[str, Any]:
+        return {"writer": self.start.writer} if path and path in self.start.maildirs else {}
+
     def of_gateway(self) -> dict[str, Any]:
         return {"counts": self.counts, "hand": self.hand, "processes": self.start.workers}
 

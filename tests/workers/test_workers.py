@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from cli_tools import TEXT, finish, serve, wait_until
 from mail_tools import run, start, write_plugin
+from prometheus_client.parser import text_string_to_metric_families
+
+from mqcore.cli.ctl import exchange
 
 PLUGIN = """
     import os
@@ -71,7 +74,7 @@ def send_to_its_death(server, text):
         client.sendmail("a@example.org", ["b@example.org"], text)
 
 
-def test_one_run(tmp_path):
+def test_one_run():
     with serve("--to", "null:", "--workers", 2) as server:
         pids = children(server.process)
         assert len(pids) == 2
@@ -178,11 +181,12 @@ def test_the_second_signal_ends_all(tmp_path):
         assert not is_there(pid)
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_their_supervisor():
     with start("run", "--from", "smtp://127.0.0.1:0", "--to", "null:", "--workers", 2, stderr=None, stdout=None) as process:
         wait_until(lambda: len(children(process)) == 2, process)
         pids = children(process)
-        time.sleep(2)  # they serve
+        time.sleep(2)  # until they serve
         process.kill()
         give_up = time.monotonic() + 60
         while any(map(is_there, pids)):
@@ -203,3 +207,59 @@ def test_a_message_that_ends_its_worker(tmp_path):
         send(server, TEXT + b"another\r\n")
     counts = server.figures["messages"]
     assert (counts["stored"], counts["unfinished"], counts["rejected"], server.figures["crashes"]) == (2, 3, 1, 3)
+
+
+def test_a_maildir_that_all_write_to(tmp_path):
+    box = tmp_path / "box"
+    with serve("--to", f"maildir:{box}", "--workers", 2) as server:
+        send(server, count=10)
+        another = run("run", "--from", "smtp://127.0.0.1:0", "--to", f"maildir:{box}", "--workers", 2)
+        assert (another.returncode, "another mqcore writes to" in another.stderr) == (4, True)
+        left = children(server.process)[0]
+        (box / "tmp" / ("Q" + "0" * 32 + ".mqcore.of-another.0")).touch()
+        os.kill(left, signal.SIGKILL)
+        assert "ended after" in server.process.stderr.readline()
+        wait_until(lambda: len(children(server.process)) == 2, server.process)
+        send(server, count=2)
+    assert len(list((box / "new").iterdir())) == 12
+    assert len(list((box / "tmp").iterdir())) == 1  # no dead worker's of this run
+
+
+def test_steering_and_figures(tmp_path):
+    folder = write_plugin(tmp_path / "plugins", "10-holds", PLUGIN).parent
+    socket_path = str(tmp_path / "control.sock")
+    shown = ("--metrics", f"unix:{tmp_path}/metrics.sock", "--control", socket_path)
+    with serve("--to", "null:", "--workers", 2, "--plugins", folder, *shown) as server, contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(contextlib.closing(held(server))) for _ in range(3)]
+        told = ask(socket_path, "status")
+        assert (told["in_flight"], told["workers"], told["mails"]["read"], told["in_flight_limit"]) == (3, 2, 3, 1000)
+        assert ask(socket_path, "held", limit=2)["held"] == 3
+        assert ask(socket_path, "figures")["smtp"]["connections_open"] == 3
+        assert ask(socket_path, "order", hook="mq_smtp_in_message")["order"] == ["10-holds"]
+        text = metrics(tmp_path / "metrics.sock")
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        held_now = {sample.labels["worker"]: sample.value for sample in families["mqcore_steps_held"].samples}
+        assert (set(held_now), sum(held_now.values())) == ({"0", "1"}, 3)
+        assert families["mqcore_workers"].samples[0].value == 2
+        assert ask(socket_path, "cancel", plugin="10-holds") == {"cancelled": 3}
+        assert [client.sock.recv(3) for client in clients] == [b"451"] * 3
+        assert "no hook is named" in exchange(socket_path, {"command": "order", "hook": "x"})["error"]
+        assert ask(socket_path, "drain") == {"in_flight": 0}
+        assert server.process.wait(60) == 0
+
+
+def ask(path, command, **arguments):
+    answer = exchange(path, {"command": command, **arguments})
+    assert answer["ok"], answer
+    return answer["result"]
+
+
+def metrics(path) -> str:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as file:
+            head, _, body = file.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 "), head
+    return body.decode()

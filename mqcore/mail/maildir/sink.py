@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import secrets
@@ -15,15 +14,14 @@ from .._mail import Mail
 from ..base import Store
 from ..delivered import as_delivered
 from ..errors import SinkError, describe, not_stored
-from ..files import sync_folder, write_all
+from ..files import write_all
 from . import format
 from .folders import open_folder
 from .index import Index
+from .lock import FOLDERS, INDEX, clean, make, take_lock
 from .publish import publish
 from .sync import sync_filesystem, syncs_in_one
 
-FOLDERS = ("tmp", "new", "cur")
-INDEX = "mqcore.stored"
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -34,26 +32,29 @@ class MaildirSink(Store):
     disk: so a file in new/ or cur/ is whole, whenever the power fails. Names are the same in every run (see
     `format.make_name`), and never taken from another file: if there is one, the mail is there. An index tells which
     mails were there that readers have removed (see `Index`). One run at a time writes to a Maildir; readers and other
-    deliveries need not care.
+    deliveries need not care. The processes of one run share it: their supervisor has the lock, a `MaildirLock`, and cleans.
     """
 
-    def __init__(self, path: str) -> None:
+    shares = True
+
+    def __init__(self, path: str, *, writer: str | None = None) -> None:
+        """`writer`: names this process, one of several of a run that has the lock already; None: it takes the lock."""
         self.url = f"maildir:{path}"
         self.path = Path(path)
         self.notes = self.path / "mqcore.reasons.jsonl"
         # No other writer, dead or alive, has it, and nobody can guess the name of a file that is about to be made.
-        self._generation = secrets.token_hex(8)
+        self._generation = secrets.token_hex(8) if writer is None else writer
         self._counter = itertools.count()
         self._to_note: deque[str] = deque()
         self._folders: dict[str, int] = {}
         self._opened = contextlib.ExitStack()
         try:
-            self._make()
+            make(self.path, self.url)
             for name in FOLDERS:
                 self._folders[name] = self._open(name)
-            if self._lock():
-                self._clean()
-            self._index = Index(self.path / INDEX)
+            if writer is None and take_lock(self._folders["tmp"], self.url):
+                clean(self._folders["tmp"])
+            self._index = Index(self.path / INDEX, shared=writer is not None)
             self._opened.callback(self._close_index)
             self._found = frozenset(id for id in self._find_stored() if id not in self._index.ids)
         except OSError as error:
@@ -63,39 +64,10 @@ class MaildirSink(Store):
             self.close()
             raise
 
-    def _make(self) -> None:
-        there = [name for name in FOLDERS if (path := self.path / name).is_symlink() or path.is_dir()]
-        if not there and self.path.exists() and not all(map(_is_ours, os.listdir(self.path))):
-            raise SinkError(f"{self.url} is no Maildir but a folder of other things; name a new or an empty folder")
-        if self.path.exists() and "new" not in there and "cur" not in there:
-            # What the index tells of was thrown away with its folders. First, so that it cannot outlive that.
-            (self.path / INDEX).unlink(missing_ok=True)
-            sync_folder(self.path)
-        for name in FOLDERS:
-            if name not in there:
-                (self.path / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        sync_folder(self.path)
-        sync_folder(self.path.parent)
-
     def _open(self, folder: str) -> int:
         fd = open_folder(self.path, folder)
         self._opened.callback(os.close, fd)
         return fd
-
-    def _lock(self) -> bool:
-        try:
-            fcntl.flock(self._folders["tmp"], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SinkError(f"another mqcore writes to {self.url}; wait until it is done") from None
-        except OSError:
-            return False  # NFS locks no folders; there two runs at once from one source are the user's to avoid
-        return True
-
-    def _clean(self) -> None:
-        """Remove what a run that was killed left half written: with the lock, all files of ours are of dead writers."""
-        for entry in os.scandir(self._folders["tmp"]):
-            if format.parse_id(entry.name) and not entry.is_dir(follow_symlinks=False):
-                os.unlink(entry.name, dir_fd=self._folders["tmp"])
 
     def _find_stored(self) -> Iterator[bytes]:
         # A run that was killed may have renamed a file and not brought the folder to the disk.
@@ -108,7 +80,7 @@ class MaildirSink(Store):
     def __contains__(self, id: object) -> bool:
         if not isinstance(id, str):
             return False
-        if bytes.fromhex(id) in self._index.ids:
+        if bytes.fromhex(id) in self._index:
             return True
         if bytes.fromhex(id) in self._found:
             self._to_note.append(id)  # it came again, and may once more when a reader has removed it
@@ -170,8 +142,3 @@ class MaildirSink(Store):
 
     def close(self) -> None:
         self._opened.close()
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a file is one that stays when somebody removes the folders of a Maildir of ours."""
-    return name.startswith("mqcore.")

@@ -135,8 +135,8 @@ def main() -> None:
         for number in range(10):
             (folder / "plugins" / f"{number}-plugin.py").write_text(LOOKS if number else ADDS)
         (folder / "mail").write_text(MAIL)
-        build = ["cc", "-O2", "-Wall", str(HERE / "milter_floor.c"), "-o", str(folder / "milter_floor"), "-lmilter", "-lpthread"]
-        subprocess.run(build, check=True)
+        sources = [str(HERE / "milter_floor.c"), "-o", str(folder / "milter_floor")]
+        subprocess.run(["cc", "-O2", "-Wall", *sources, "-lmilter", "-lpthread"], check=True)
         milters = {way: free_port() for way in WAYS}
         pids = {
             way: stack.enter_context(running(command_of(way, port, folder), port)).pid for way, port in milters.items()
@@ -153,8 +153,8 @@ def main() -> None:
             for way in WAYS:
                 ratios = sorted(cost / base for cost, base in zip(costs[way], costs[BARE], strict=True))
                 lower, middle, upper = statistics.quantiles(ratios, n=4)
-                spread = (upper - lower) / 2
-                print(f"  {way:20} {statistics.median(costs[way]):7,.0f} us {middle:5.2f} x {BARE}, +- {spread:.2f}", flush=True)
+                ratio = f"{middle:5.2f} x {BARE}, +- {(upper - lower) / 2:.2f}"
+                print(f"  {way:20} {statistics.median(costs[way]):7,.0f} us {ratio}", flush=True)
 
 
 if __name__ == "__main__":

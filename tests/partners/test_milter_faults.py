@@ -60,7 +60,8 @@ def pids(program: str, home: Path) -> list[int]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            if Path("/proc", name, "comm").read_text().strip() == program and os.readlink(f"/proc/{name}/cwd") == f"{home}/spool":
+            is_it = Path("/proc", name, "comm").read_text().strip() == program
+            if is_it and os.readlink(f"/proc/{name}/cwd") == f"{home}/spool":
                 found.append(int(name))
     return found
 

@@ -6,8 +6,8 @@
 As root. A Postfix with folders of its own asks each milter in turn about as many mails, round after round, eight sessions at
 once: one mail a session, and then as many mails as there are in few sessions. A mail has 15 fields and 8.8 kB. Each milter
 sees the whole mail and puts a field on top; mqcore has ten plugins, of which nine look at the mail and pass it on. The *bare
-uvloop* milter is the measure: see milter_servers.py. *no-reply* is what mqcore and the bare one do: the server need not wait for
-an answer before the mail has ended.
+uvloop* milter is the measure: see milter_servers.py. *no-reply* is what mqcore and the bare one do: the server need not wait
+for an answer before the mail has ended.
 
 A figure is the median over the rounds of the ratio to the bare one in the same round; its spread is half the range of their
 middle half. Only the ratios mean anything where others use the machine.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from cli_tools import Server, serve
 from mail_tools import read_maildir, write_plugin
 from mail_tools import run as run_command
@@ -187,4 +188,4 @@ async def test_held_at_each_stage_beyond_the_limits_of_postfix(tmp_path: Path, m
 @pytest.mark.slow
 def test_held_for_minutes(tmp_path: Path) -> None:
     """Postfix waits 30 s for each word of a milter."""
-    asyncio.run(hold_at_each_stage(tmp_path, 150))
+    uvloop.run(hold_at_each_stage(tmp_path, 150))

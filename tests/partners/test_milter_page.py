@@ -1,5 +1,8 @@
-"""docs/milter.md as it is written, from nothing to a plugin in a Postfix as Debian installs it, on a machine of its own: with its
-own network, processes, and folders that Postfix and mqcore use. mqcore itself is the one that is tested, not one from PyPI."""
+"""docs/milter.md as it is written, from nothing to a plugin in a Postfix as Debian installs it, on a machine of its own.
+
+That is, with its own network, processes, and folders that Postfix and mqcore use. mqcore is the one that is tested, not one
+from PyPI.
+"""
 
 from __future__ import annotations
 

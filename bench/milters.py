@@ -6,8 +6,8 @@
 As root. A Postfix with folders of its own asks each milter in turn about as many mails, round after round, eight sessions at
 once: one mail a session, and then as many mails as there are in few sessions. A mail has 15 fields and 8.8 kB. Each milter
 sees the whole mail and puts a field on top; mqcore has ten plugins, of which nine look at the mail and pass it on. The *bare
-uvloop* milter is the measure: see milter_servers.py. *no-reply* is what mqcore and the bare one do: the server need not wait for
-an answer before the mail has ended.
+uvloop* milter is the measure: see milter_servers.py. *no-reply* is what mqcore and the bare one do: the server need not wait
+for an answer before the mail has ended.
 
 A figure is the median over the rounds of the ratio to the bare one in the same round; its spread is half the range of their
 middle half. Only the ratios mean anything where others use the machine.
@@ -135,8 +135,8 @@ def main() -> None:
         for number in range(10):
             (folder / "plugins" / f"{number}-plugin.py").write_text(LOOKS if number else ADDS)
         (folder / "mail").write_text(MAIL)
-        build = ["cc", "-O2", "-Wall", str(HERE / "milter_floor.c"), "-o", str(folder / "milter_floor"), "-lmilter", "-lpthread"]
-        subprocess.run(build, check=True)
+        sources = [str(HERE / "milter_floor.c"), "-o", str(folder / "milter_floor")]
+        subprocess.run(["cc", "-O2", "-Wall", *sources, "-lmilter", "-lpthread"], check=True)
         milters = {way: free_port() for way in WAYS}
         pids = {
             way: stack.enter_context(running(command_of(way, port, folder), port)).pid for way, port in milters.items()
@@ -153,8 +153,8 @@ def main() -> None:
             for way in WAYS:
                 ratios = sorted(cost / base for cost, base in zip(costs[way], costs[BARE], strict=True))
                 lower, middle, upper = statistics.quantiles(ratios, n=4)
-                spread = (upper - lower) / 2
-                print(f"  {way:20} {statistics.median(costs[way]):7,.0f} us {middle:5.2f} x {BARE}, +- {spread:.2f}", flush=True)
+                ratio = f"{middle:5.2f} x {BARE}, +- {(upper - lower) / 2:.2f}"
+                print(f"  {way:20} {statistics.median(costs[way]):7,.0f} us {ratio}", flush=True)
 
 
 if __name__ == "__main__":

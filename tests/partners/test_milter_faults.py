@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from cli_tools import Server, serve
 from mail_tools import read_maildir, write_plugin
 from mail_tools import run as run_command
@@ -60,7 +61,8 @@ def pids(program: str, home: Path) -> list[int]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            if Path("/proc", name, "comm").read_text().strip() == program and os.readlink(f"/proc/{name}/cwd") == f"{home}/spool":
+            is_it = Path("/proc", name, "comm").read_text().strip() == program
+            if is_it and os.readlink(f"/proc/{name}/cwd") == f"{home}/spool":
                 found.append(int(name))
     return found
 
@@ -186,4 +188,4 @@ async def test_held_at_each_stage_beyond_the_limits_of_postfix(tmp_path: Path, m
 @pytest.mark.slow
 def test_held_for_minutes(tmp_path: Path) -> None:
     """Postfix waits 30 s for each word of a milter."""
-    asyncio.run(hold_at_each_stage(tmp_path, 150))
+    uvloop.run(hold_at_each_stage(tmp_path, 150))

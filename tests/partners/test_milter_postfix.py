@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from effort import examples
 from milter_partners import asking_postfix, delivered, need_postfix, send
 from milter_tools import judge
@@ -39,6 +40,7 @@ VALUES = [
     b" " + b"y" * 900,
     b" =?utf-8?q?x?=",
     b" trailing ",
+    b" " + b"\n\t".join([b"w" * 70] * 400),
 ]
 REQUIRED = [
     (b"From", b" a@sender.example"),
@@ -72,24 +74,38 @@ def edit(chance: random.Random, fields: list[Field], body: bytes) -> tuple[list[
     return fields, chance.choice([body, body, *BODIES])
 
 
-@run
-async def test_plugins_see_what_was_sent_and_what_they_made_is_delivered(tmp_path: Path) -> None:
+async def edit_mails(folder: Path, count: int, clients: int, seed: int) -> None:
     seen: list[bytes] = []
     made: list[bytes] = []
-    chance = random.Random(1)
+    chance = random.Random(seed)
 
     def change(context: Any, mail: Mail) -> None:
         seen.append(mail.mime)
         mail.mime = join(*edit(chance, *split(mail.mime)))
         made.append(mail.mime)
 
-    async with asking_postfix(tmp_path, plugin(message=change)) as at, at.client() as client:
-        sent = [join(make_fields(chance), chance.choice(BODIES)) for _ in range(examples(150))]
-        for mime in sent:
-            assert (await send(client, mime)).startswith("250"), mime
-        await at.until_arrived(len(sent))
-    assert seen == sent
+    sent = [join(make_fields(chance), chance.choice(BODIES)) for _ in range(count)]
+    async with asking_postfix(folder, plugin(message=change)) as at:
+
+        async def send_some(mails: list[bytes]) -> None:
+            async with at.client() as client:
+                for mime in mails:
+                    assert (await send(client, mime)).startswith("250"), mime
+
+        await asyncio.gather(*(send_some(sent[number::clients]) for number in range(clients)))
+        await at.until_arrived(count)
+    assert sorted(seen) == sorted(sent)
     assert sorted(map(delivered, at.arrived.mails)) == sorted(made)
+
+
+@run
+async def test_plugins_see_what_was_sent_and_what_they_made_is_delivered(tmp_path: Path) -> None:
+    await edit_mails(tmp_path, examples(150), 2, 1)
+
+
+@pytest.mark.slow
+def test_thousands_of_mails(tmp_path: Path) -> None:
+    uvloop.run(edit_mails(tmp_path, 3000, 4, random.randrange(1 << 32)))
 
 
 @run

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from effort import examples
 from milter_partners import asking_sendmail, need_sendmail, send
 from milter_tools import judge
@@ -35,9 +36,8 @@ def content(mime: bytes) -> tuple[list[Field], bytes]:
     return sorted((name, value.strip()) for name, value in fields if name.lower() not in OWN), body
 
 
-@run
-async def test_what_plugins_made_is_delivered(tmp_path: Path) -> None:
-    chance = random.Random(1)
+async def edit_mails(folder: Path, count: int, seed: int) -> None:
+    chance = random.Random(seed)
     made: list[bytes] = []
 
     def change(context: Any, mail: Mail) -> None:
@@ -54,13 +54,22 @@ async def test_what_plugins_made_is_delivered(tmp_path: Path) -> None:
         mail.mime = join(fields, chance.choice([body, body, *BODIES]))
         made.append(mail.mime)
 
-    async with asking_sendmail(tmp_path, plugin(message=change)) as at, at.client() as client:
-        count = examples(60)
+    async with asking_sendmail(folder, plugin(message=change)) as at, at.client() as client:
         for _ in range(count):
             fields = [(chance.choice(NAMES), chance.choice(VALUES)) for _ in range(1 + chance.randrange(8))]
             assert (await send(client, join(fields, chance.choice(BODIES)))).startswith("250")
         await at.until_arrived(count)
     assert sorted(content(mail.origin.mime) for mail in at.arrived.mails) == sorted(map(content, made))
+
+
+@run
+async def test_what_plugins_made_is_delivered(tmp_path: Path) -> None:
+    await edit_mails(tmp_path, examples(60), 1)
+
+
+@pytest.mark.slow
+def test_a_thousand_mails(tmp_path: Path) -> None:
+    uvloop.run(edit_mails(tmp_path, 1000, random.randrange(1 << 32)))
 
 
 @run

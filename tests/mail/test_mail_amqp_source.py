@@ -131,8 +131,8 @@ async def test_no_more_than_may_be_on_the_way():
     broker = QueueBroker()
     broker.put("q", *map(message, range(10)))
     async with reading(broker, lambda context, mail: True, max_in_flight=3) as it:
-        await it.until(lambda: broker.delivered == 3)
-        assert broker.unsettled == 3 and broker.prefetches == [3]
+        await it.until(lambda: it.counts.read == 3)
+        assert broker.delivered == broker.unsettled == 3 and broker.prefetches == [3]
     assert it.counts.read == it.counts.unfinished == 3
     assert [how for how, _ in broker.settled] == ["nack"] * 3, "what a plugin held goes back"
     assert len(broker.queues["q"]) == 10

@@ -258,7 +258,8 @@ class Consumer:
 
     def _offer_all(self) -> None:
         offered, self._offered = self._offered, []
-        self._gateway.offer([incoming for incoming in offered if not incoming.is_void])
+        if not self._stopped.is_set():
+            self._gateway.offer([incoming for incoming in offered if not incoming.is_void])
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

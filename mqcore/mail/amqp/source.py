@@ -37,7 +37,9 @@ class AmqpSource(Source):
 
     @classmethod
     def check(cls, path: str, given: Mapping[str, Any]) -> None:
-        check_login(parse(cls.scheme, path, "--from"), given)
+        url = parse(cls.scheme, path, "--from")
+        if url.user is None:  # else these are for the sink
+            check_login(url, given)
 
     def __init__(self, path: str, *, credentials: str | None = None, credentials_env: bool = False) -> None:
         """Raises SourceError. Nothing is connected before `run`."""

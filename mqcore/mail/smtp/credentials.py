@@ -10,7 +10,7 @@ from ..base import Option
 from ..errors import SinkError, describe
 
 CREDENTIALS = (
-    Option("credentials", "login and password for the next server: a file with a line for each", "FILE"),
+    Option("credentials", "login and password for the next server or the broker: a file with a line for each", "FILE"),
     Option("credentials-env", "the same from the environment: MQCORE_LOGIN and MQCORE_PASSWORD"),
 )
 

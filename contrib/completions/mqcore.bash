@@ -8,7 +8,7 @@
 _shtab_mqcore_ctl_subparsers=(status stats order held cancel reload drain stop pause resume trace)
 _shtab_mqcore_subparsers=(run ctl top order check config include)
 
-_shtab_mqcore_run_option_strings=(-h --help --config --trust-writable --entry-points --plugins --from --to --failed --max-in-flight --tls-certificate --tls-key --auth-without-tls --require-tls --require-login --one-recipient --hostname --lenient --proxy-from --xclient-from --xforward-from --no-trace --max-loops --max-message-size --max-recipients --max-connections --max-connections-per-ip --timeout --tls-out --credentials --credentials-env --json --control --user --metrics --workers --watchdog --watchdog-abort --watchdog-stack --trace --log-format --log-level)
+_shtab_mqcore_run_option_strings=(-h --help --config --trust-writable --entry-points --plugins --from --to --failed --max-in-flight --tls-certificate --tls-key --auth-without-tls --require-tls --require-login --one-recipient --hostname --lenient --proxy-from --xclient-from --xforward-from --no-trace --max-loops --max-message-size --max-recipients --max-connections --max-connections-per-ip --timeout --credentials --credentials-env --tls-out --json --control --user --metrics --workers --watchdog --watchdog-abort --watchdog-stack --trace --log-format --log-level)
 _shtab_mqcore_ctl_status_option_strings=(-h --help --json --socket)
 _shtab_mqcore_ctl_stats_option_strings=(-h --help --json --socket)
 _shtab_mqcore_ctl_order_option_strings=(-h --help --json --socket)
@@ -24,7 +24,7 @@ _shtab_mqcore_ctl_option_strings=(-h --help --socket)
 _shtab_mqcore_top_option_strings=(-h --help --socket)
 _shtab_mqcore_order_option_strings=(-h --help --config --trust-writable --entry-points --plugins)
 _shtab_mqcore_check_option_strings=(-h --help --config --trust-writable --entry-points)
-_shtab_mqcore_config_option_strings=(-h --help --config --trust-writable --entry-points --plugins --from --to --failed --max-in-flight --tls-certificate --tls-key --auth-without-tls --require-tls --require-login --one-recipient --hostname --lenient --proxy-from --xclient-from --xforward-from --no-trace --max-loops --max-message-size --max-recipients --max-connections --max-connections-per-ip --timeout --tls-out --credentials --credentials-env --json --control --user --metrics --workers --watchdog --watchdog-abort --watchdog-stack --trace --log-format --log-level)
+_shtab_mqcore_config_option_strings=(-h --help --config --trust-writable --entry-points --plugins --from --to --failed --max-in-flight --tls-certificate --tls-key --auth-without-tls --require-tls --require-login --one-recipient --hostname --lenient --proxy-from --xclient-from --xforward-from --no-trace --max-loops --max-message-size --max-recipients --max-connections --max-connections-per-ip --timeout --credentials --credentials-env --tls-out --json --control --user --metrics --workers --watchdog --watchdog-abort --watchdog-stack --trace --log-format --log-level)
 _shtab_mqcore_include_option_strings=(-h --help)
 _shtab_mqcore_option_strings=(-h --help --version --print-completion)
 

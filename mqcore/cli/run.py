@@ -38,7 +38,7 @@ from .plugins import choosing, load, printing_to_standard_error, tell_what_is_mi
 from .progress import progress_bar
 from .reloading import RunOptions
 from .signals import Steering
-from .user import become_as_told
+from .user import become_as_told, check_readable
 
 if TYPE_CHECKING:
     from ..workers.worker import Worker
@@ -153,6 +153,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering, worker: Worke
         if options.user is not None:  # who may not have the port, and whose code the plugins are
             from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading, **shared.of_source())))
             become_as_told(options)
+            check_readable(options.user, (reading[name] for name in ("tls_certificate", "tls_key") if name in reading))
         spans = opened.enter_context(_span_provider(options))
         plugins = opened.enter_context(load(options, *options.plugins))
         from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **reading, **shared.of_source())))

@@ -113,8 +113,11 @@ class Supervisor:
 
     async def _begin(self) -> None:
         """The first workers. If one of them cannot be, none is."""
-        for slot in self.slots:
-            slot.worker = self._start(slot)
+        try:
+            for slot in self.slots:
+                slot.worker = self._start(slot)
+        except OSError as error:
+            return self._fail(f"no worker can be started: {error}", UNREACHABLE)
         settling = [self._loop.create_task(slot.worker.settled.wait()) for slot in self.slots if slot.worker is not None]
         await asyncio.wait(settling, timeout=self.patience.ready)
         for task in settling:
@@ -126,6 +129,7 @@ class Supervisor:
             self.is_ready = True
             self._began = self._loop.time()
             self.when_ready()
+        return None
 
     def _start(self, slot: Slot) -> Worker:
         self._generation += 1

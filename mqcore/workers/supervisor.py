@@ -86,6 +86,8 @@ class Supervisor:
         self._over = asyncio.Event()
         self._error: tuple[str, int] | None = None
         self.is_ready = self.is_stopping = self.is_draining = False
+        self.killed_by: signal.Signals | None = None
+        """What ended all workers at once."""
 
     # The run
 
@@ -299,8 +301,9 @@ class Supervisor:
         if self.listening is not None:
             self.listening.close()
 
-    def kill(self) -> None:
+    def kill(self, why: signal.Signals) -> None:
         """All, at once."""
+        self.killed_by = why
         self.is_stopping = True
         for worker in self.alive:
             worker.signal(signal.SIGKILL)

@@ -53,6 +53,13 @@ def count(text: str) -> int:
     return min(int(text), sys.maxsize)
 
 
+def processes(text: str) -> int:
+    """That of an option that is a number of processes, or `auto`: one for each core that may be used."""
+    if text != "auto":
+        return count(text)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
     """`parse`, which raises ValueError, in the way that argparse wants to be told of mistakes."""
 
@@ -226,7 +233,7 @@ def _fits(action: argparse.Action, value: object) -> bool:
         return isinstance(value, bool)
     if isinstance(action, argparse._AppendAction) and isinstance(value, list):
         return all(isinstance(each, str) for each in value)
-    return isinstance(value, str) or (action.type in (duration, ratio) and type(value) in (int, float))
+    return isinstance(value, str) or (action.type in (duration, ratio, processes) and type(value) in (int, float))
 
 
 def _kind(action: argparse.Action) -> str:

@@ -37,8 +37,8 @@ from .output import begin_log, complain
 from .plugins import choosing, load, printing_to_standard_error, tell_what_is_missing
 from .progress import progress_bar
 from .reloading import RunOptions
-from .signals import Steering
-from .user import become_as_told
+from .signals import STEERING, Steering
+from .user import become_as_told, check_readable
 
 if TYPE_CHECKING:
     from ..workers.worker import Worker
@@ -119,7 +119,8 @@ def _metrics_address(text: str) -> Address:
 def move(options: argparse.Namespace) -> int:
     start = Start.take()
     worker = None if start is None else worker_of(start)
-    with Steering() as steering, contextlib.closing(worker) if worker is not None else contextlib.nullcontext():
+    heard = STEERING if worker is None else (signal.SIGUSR1,)  # a supervisor reloads by another process
+    with Steering(heard) as steering, contextlib.closing(worker) if worker is not None else contextlib.nullcontext():
         options = options.known.settled(options)
         if worker is None and options.workers is not None:
             return workers.supervise(options, fit_together(options)[0], _control_path(options))
@@ -153,6 +154,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering, worker: Worke
         if options.user is not None:  # who may not have the port, and whose code the plugins are
             from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading, **shared.of_source())))
             become_as_told(options)
+            check_readable(options.user, (reading[name] for name in ("tls_certificate", "tls_key") if name in reading))
         spans = opened.enter_context(_span_provider(options))
         plugins = opened.enter_context(load(options, *options.plugins))
         from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **reading, **shared.of_source())))

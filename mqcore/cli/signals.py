@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Self
 
@@ -17,13 +17,15 @@ STEERING = (signal.SIGHUP, signal.SIGUSR1)
 class Steering:
     """SIGHUP reloads, SIGUSR1 writes the status to the log. What comes before there is a server is done when there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = STEERING) -> None:
+        """`signals`: those of the two that are heard."""
+        self._signals = signals
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: Server | None = None
         self._early: list[int] = []
 
     def __enter__(self) -> Self:
-        self._before = {one: signal.signal(one, self._handle) for one in STEERING}
+        self._before = {one: signal.signal(one, self._handle) for one in self._signals}
         return self
 
     def __exit__(self, *exc_info: object) -> None:

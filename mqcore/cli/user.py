@@ -6,6 +6,9 @@ import argparse
 import contextlib
 import os
 import pwd
+from collections.abc import Iterable
+
+from ..mail.errors import SourceError, describe
 
 
 def become_as_told(options: argparse.Namespace) -> None:
@@ -14,6 +17,18 @@ def become_as_told(options: argparse.Namespace) -> None:
         become(options.user)
     except ValueError as error:
         options.parser.error(f"--user {options.user}: {error}")
+
+
+def check_readable(name: str, files: Iterable[str]) -> None:
+    """Raise SourceError for one that this user, whom the process is by now, cannot read: that would be found at a reload."""
+    for file in files:
+        try:
+            with open(file, "rb"):
+                pass
+        except OSError as error:
+            raise SourceError(
+                f"the user {name} cannot read {file}, as a reload has to: {describe(error, file)}; let him read it"
+            ) from error
 
 
 def become(name: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -17,7 +17,7 @@ from ..mail.maildir.lock import MaildirLock
 from ..mail.report import OK, Report
 from ..server import ReloadError, systemd
 from .closing import print_figures, tell_end
-from .configuration import count
+from .configuration import processes
 from .listening import controlled, shown_at
 from .output import begin_log, complain
 from .user import become_as_told
@@ -30,20 +30,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         metavar="N",
-        type=_workers,
+        type=processes,
         help="serve with so many processes, or auto: as many as there are cores; who ends is replaced (default: one, "
         "which nobody replaces)",
     )
-
-
-def _workers(text: str) -> int:
-    return usable_cores() if text == "auto" else count(text)
-
-
-def usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def supervise(options: argparse.Namespace, chosen: list[dict[str, Any]], control: str | None) -> int:
@@ -63,13 +53,14 @@ def supervise(options: argparse.Namespace, chosen: list[dict[str, Any]], control
         for path in {place.path for place in (options.sink, options.failed) if place is not None and place.scheme == "maildir"}:
             maildirs[path] = opened.enter_context(contextlib.closing(MaildirLock(path)))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            report = runner.run(_supervise(options, listening, maildirs, control))
-    return tell_end(report, as_json=options.json)
+            report, killed_by = runner.run(_supervise(options, listening, maildirs, control))
+    code = tell_end(report, as_json=options.json)
+    return code if killed_by is None else 128 + killed_by
 
 
 async def _supervise(
     options: argparse.Namespace, listening: Listening | None, maildirs: dict[str, MaildirLock], control: str | None
-) -> Report:
+) -> tuple[Report, signal.Signals | None]:
     # These take their time, which a run without workers does not have to wait for.
     from ..workers.commands import WorkersCommands
     from ..workers.shown import ShownWorkers
@@ -95,7 +86,7 @@ async def _supervise(
     commands = WorkersCommands(supervisor, url, str(options.sink))
     with steered_by_signals(supervisor, as_json=options.json), systemd.kept_alive(asyncio.get_running_loop()):
         async with controlled(commands, control), shown_at(ShownWorkers(supervisor, commands), options.metrics) as shown_url:
-            return await supervisor.run()
+            return await supervisor.run(), supervisor.killed_by
 
 
 @contextlib.contextmanager
@@ -105,9 +96,9 @@ def steered_by_signals(supervisor: Supervisor, *, as_json: bool) -> Iterator[Non
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[None]] = set()
 
-    def stop() -> None:
+    def stop(number: signal.Signals) -> None:
         if supervisor.is_stopping:
-            supervisor.kill()
+            supervisor.kill(number)
             return
         systemd.notify("STOPPING=1")
         complain("stopping when the transactions that are open are over; once more to stop at once", OK)
@@ -122,9 +113,9 @@ def steered_by_signals(supervisor: Supervisor, *, as_json: bool) -> Iterator[Non
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
-    handlers = {
-        signal.SIGINT: stop,
-        signal.SIGTERM: stop,
+    handlers: dict[signal.Signals, Callable[[], object]] = {
+        signal.SIGINT: partial(stop, signal.SIGINT),
+        signal.SIGTERM: partial(stop, signal.SIGTERM),
         signal.SIGHUP: begin_reload,
         signal.SIGUSR1: lambda: print_figures(supervisor.report(), as_json=as_json),
     }

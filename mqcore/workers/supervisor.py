@@ -86,6 +86,8 @@ class Supervisor:
         self._over = asyncio.Event()
         self._error: tuple[str, int] | None = None
         self.is_ready = self.is_stopping = self.is_draining = False
+        self.killed_by: signal.Signals | None = None
+        """What ended all workers at once."""
 
     # The run
 
@@ -113,8 +115,11 @@ class Supervisor:
 
     async def _begin(self) -> None:
         """The first workers. If one of them cannot be, none is."""
-        for slot in self.slots:
-            slot.worker = self._start(slot)
+        try:
+            for slot in self.slots:
+                slot.worker = self._start(slot)
+        except OSError as error:
+            return self._fail(f"no worker can be started: {error}", UNREACHABLE)
         settling = [self._loop.create_task(slot.worker.settled.wait()) for slot in self.slots if slot.worker is not None]
         await asyncio.wait(settling, timeout=self.patience.ready)
         for task in settling:
@@ -126,6 +131,7 @@ class Supervisor:
             self.is_ready = True
             self._began = self._loop.time()
             self.when_ready()
+        return None
 
     def _start(self, slot: Slot) -> Worker:
         self._generation += 1
@@ -295,8 +301,9 @@ class Supervisor:
         if self.listening is not None:
             self.listening.close()
 
-    def kill(self) -> None:
+    def kill(self, why: signal.Signals) -> None:
         """All, at once."""
+        self.killed_by = why
         self.is_stopping = True
         for worker in self.alive:
             worker.signal(signal.SIGKILL)

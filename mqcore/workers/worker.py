@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import faulthandler
 import json
+import logging
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -24,6 +25,9 @@ BEAT = 1.0
 """Seconds from one sign of life to the next."""
 TURNS = 10
 """Of the loop, until the source listens, or cannot."""
+
+
+log = logging.getLogger("mqcore.server")
 
 
 class Worker(Shared):
@@ -139,6 +143,11 @@ class Worker(Shared):
             result = await self._commands.run(request)
         except CommandError as error:
             self._channel.say(tell="answer", number=number, ok=False, kind=error.kind, error=str(error))
+            return
+        except Exception as error:
+            log.exception("a command failed")
+            text = f"{type(error).__name__}: {error}"
+            self._channel.say(tell="answer", number=number, ok=False, kind="failed", error=text)
             return
         if isinstance(result, Encoded):
             result = json.loads("".join(result))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from cli_tools import serve
 from mail_tools import run, write_plugin
+from smtp_tools import certificate
 
 from mqcore.cli import user
 
@@ -69,6 +73,36 @@ def test_a_port_of_root(folder):
             assert f"Uid:\t{NOBODY.pw_uid}\t{NOBODY.pw_uid}\t{NOBODY.pw_uid}\t{NOBODY.pw_uid}\n" in status
             assert "CapEff:\t0000000000000000\n" in status
         return
+
+
+@pytest.fixture
+def python_for_all():
+    """Workers are started by him, so he needs a Python that he may run; that of a root who keeps it at home is none."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    with contextlib.suppress(OSError):
+        if subprocess.run([sys.executable, "-c", ""], user="nobody", extra_groups=[], check=False).returncode == 0:
+            return
+    pytest.skip(f"the user nobody may not run {sys.executable}")
+
+
+@needs_root
+def test_a_key_that_he_cannot_read(folder):
+    """A reload, which reads it again, would fail."""
+    pair = folder / "pair.pem"
+    shutil.copy(certificate().file, pair)
+    pair.chmod(0o600)
+    options = ("--tls-certificate", pair, "--user", "nobody", "--hostname", "mx.example.org")
+    result = run("run", "--from", "smtp://127.0.0.1:0", "--to", "null:", *options)
+    assert result.returncode == 4, result
+    assert f"cannot read {pair}" in result.stderr
+
+
+def test_workers_are_his(python_for_all):
+    with serve("--to", "null:", "--user", "nobody", "--workers", 1) as server, server.client() as client:
+        assert client.sendmail("a@example.org", "b@example.org", "Subject: hello\n\nhello\n") == {}
+        (pid,) = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        assert f"Uid:\t{NOBODY.pw_uid}\t{NOBODY.pw_uid}\t" in Path(f"/proc/{pid}/status").read_text()
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ async def test_the_same_as_the_server_says():
         await it.it.until(lambda: len(holder.held) == 2)
         holder.held.pop()[0].complete(it.it.gateway.dispatcher.held()[-1].message)
         await it.it.until(lambda: it.it.sink.mails)
-        ours = Exposition(OPENMETRICS).write(families(Figures(it.http._server).collect(), Labels())).decode()
+        ours = Exposition(OPENMETRICS).write(families(Figures(it.http._shown._server).collect(), Labels())).decode()
         ours, theirs = read(ours), read(generate_latest(registry).decode())
         assert ours.keys() == theirs.keys()
         ages = {key for key in ours if key[0] == "mqcore_plugin_held_oldest_seconds"}

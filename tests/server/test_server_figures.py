@@ -116,7 +116,7 @@ def test_lag_and_who_blocked_the_loop():
 async def test_a_loop_that_a_watchdog_looks_at():
     async with shown() as it:
         await it.it.greeted()
-        figures = it.http._figures.collect()
+        figures = it.http._shown._figures.collect()
         assert figures["loop"] is None
         figures["loop"] = {"lag": {"bounds": [0.5], "counts": [1, 2], "sum": 9.0}, "longest": 8.0, "blocked": [["a", "b", 3]]}
         found = {family.name: family for family in families(figures, Labels())}
@@ -185,9 +185,9 @@ async def test_why_a_reload_failed_is_not_for_everybody():
         raise ValueError("password = 'secret'")
 
     async with shown() as it:
-        it.http._server.parts.append(part)
+        it.http._shown._server.parts.append(part)
         with pytest.raises(ReloadError, match="secret"):
-            it.http._server.reload()
+            it.http._shown._server.reload()
         for path in ("/status.json", "/metrics"):
             assert b"secret" not in (await it.get(path)).body
         assert value(await it.series(), "mqcore_reloads_total", result="failed") == 1
@@ -196,7 +196,7 @@ async def test_why_a_reload_failed_is_not_for_everybody():
 @run
 async def test_reloads_are_counted():
     async with shown() as it:
-        it.http._server.reload()
+        it.http._shown._server.reload()
         series = await it.series()
         assert value(series, "mqcore_reloads_total", result="ok") == 1
         assert value(series, "mqcore_last_reload_seconds") > 1e9

@@ -197,12 +197,12 @@ async def test_figures_of_many_plugins_are_written_in_portions():
 @run
 async def test_figures_that_cannot_be_written(monkeypatch, caplog):
     async with shown() as it:
-        collect = it.http._figures.collect
-        it.http._figures.collect = lambda: collect() | {"odd": object()}
+        collect = it.http._shown._figures.collect
+        it.http._shown._figures.collect = lambda: collect() | {"odd": object()}
         browser = await it.connect()
         assert (await browser.get("/status.json")).status == 500
         assert "Traceback" in caplog.text
-        it.http._figures.collect = collect
+        it.http._shown._figures.collect = collect
         assert (await it.get("/status.json")).status == 200
 
 

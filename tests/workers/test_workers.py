@@ -45,9 +45,21 @@ def children(process) -> list[int]:
     return sorted(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
 
 
+def connect(server):
+    """A client. While no worker is ready it is told to come again."""
+    give_up = time.monotonic() + 60
+    while True:
+        try:
+            return server.client()
+        except smtplib.SMTPConnectError as error:
+            if error.smtp_code != 421 or time.monotonic() > give_up:
+                raise
+            time.sleep(0.05)
+
+
 def held(server):
     """A client whose mail a plugin holds."""
-    client = server.client()
+    client = connect(server)
     client.ehlo()
     for command in ("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.org>", "DATA"):
         client.docmd(command)
@@ -65,12 +77,12 @@ def is_there(pid: int) -> bool:
 
 def send(server, text=TEXT, count=1):
     for _ in range(count):
-        with server.client() as client:
+        with connect(server) as client:
             client.sendmail("a@example.org", ["b@example.org"], text)
 
 
 def send_to_its_death(server, text):
-    with pytest.raises(smtplib.SMTPServerDisconnected), server.client() as client:
+    with pytest.raises(smtplib.SMTPServerDisconnected), connect(server) as client:
         client.sendmail("a@example.org", ["b@example.org"], text)
 
 
@@ -113,7 +125,7 @@ def test_reload_replaces_the_workers(tmp_path):
     write_plugin(folder, "10-rejects", REJECTS.format("first"))
     with serve("--to", "null:", "--workers", 2, "--plugins", folder) as server, contextlib.ExitStack() as opened:
         before = children(server.process)
-        open_one = opened.enter_context(contextlib.closing(server.client()))
+        open_one = opened.enter_context(contextlib.closing(connect(server)))
         open_one.ehlo()
         open_one.docmd("MAIL FROM:<a@example.org>")
         write_plugin(folder, "10-rejects", REJECTS.format("second"))
@@ -122,7 +134,7 @@ def test_reload_replaces_the_workers(tmp_path):
         assert open_one.docmd("RCPT TO:<b@example.org>")[0] == 250  # the old worker stays for it
         assert open_one.data(TEXT) == (550, b"5.7.1 first")
         wait_until(lambda: not any(map(is_there, before)), server.process)
-        with server.client() as client, pytest.raises(smtplib.SMTPDataError, match="second"):
+        with connect(server) as client, pytest.raises(smtplib.SMTPDataError, match="second"):
             client.sendmail("a@example.org", ["b@example.org"], TEXT)
         now = children(server.process)
         write_plugin(folder, "10-rejects", "this is no Python")
@@ -169,6 +181,13 @@ def test_wrong_usage(source, sink, more, text):
     assert (result.returncode, text in result.stderr) == (2, True), result
 
 
+@pytest.mark.parametrize("written", ['"auto"', "1"])
+def test_in_the_file(tmp_path, written):
+    (tmp_path / "mqcore.toml").write_text(f"[run]\nworkers = {written}\n")
+    result = run("config", "--config", tmp_path / "mqcore.toml", "--from", "smtp://127.0.0.1:0", "--to", "null:")
+    assert f"workers = {written}  # {tmp_path}/mqcore.toml:2" in result.stdout
+
+
 def test_the_second_signal_ends_all(tmp_path):
     folder = write_plugin(tmp_path / "plugins", "10-holds", PLUGIN).parent
     with serve("--to", "null:", "--workers", 1, "--plugins", folder) as server:
@@ -177,7 +196,7 @@ def test_the_second_signal_ends_all(tmp_path):
             server.process.send_signal(signal.SIGINT)
             assert "once more to stop at once" in server.process.stderr.readline()
             server.process.send_signal(signal.SIGINT)
-            finish(server.process)
+            assert finish(server.process).returncode == 130
         assert not is_there(pid)
 
 
@@ -201,7 +220,7 @@ def test_a_message_that_ends_its_worker(tmp_path):
             send_to_its_death(server, b"Subject: x\r\n\r\nkill me\r\n")
             assert "ended after" in server.process.stderr.readline()
         send(server)
-        with server.client() as client, pytest.raises(smtplib.SMTPDataError, match="this message ended the server") as refused:
+        with connect(server) as client, pytest.raises(smtplib.SMTPDataError, match="this message ended the server") as refused:
             client.sendmail("a@example.org", ["b@example.org"], b"Subject: x\r\n\r\nkill me\r\n")
         assert refused.value.smtp_code == 554
         send(server, TEXT + b"another\r\n")

@@ -181,6 +181,19 @@ def test_what_a_supervisor_that_was_stopped_itself_did_not_hear(runner, as_it_is
     runner.run(main())
 
 
+def test_no_worker_can_be_started(runner, monkeypatch):
+    """As where `--user` names somebody who may not run this Python."""
+    monkeypatch.setattr("sys.executable", "/no/such/python")
+
+    async def main():
+        with contextlib.closing(Listening("smtp", "//127.0.0.1:0", 2)) as listening:
+            return await Supervisor(["run"], 2, 100, listening).run()
+
+    report = runner.run(main())
+    assert report.exit_code == 4
+    assert report.error == "no worker can be started: [Errno 2] No such file or directory: '/no/such/python'"
+
+
 def test_sockets_of_slots():
     with contextlib.closing(Listening("smtp", "//127.0.0.1:0", 3)) as listening:
         ports = {one.getsockname()[1] for slot in listening.slots for one in slot}

@@ -71,9 +71,11 @@ NO, LATER = Verdict.rejected(550, "5.1.1 no"), Verdict.deferred(450, "4.2.0 late
         ({"one": ValueError("a bug")}, False, "451 4.3.0 ", 0, 0, {"failed": 2}),
     ],
 )
+@pytest.mark.parametrize("instant", [False, True])
 @run
-async def test_what_a_sink_says(says, mixed, reply, stored, aside, counts):
+async def test_what_a_sink_says(says, mixed, reply, stored, aside, counts, instant):
     sink = OwnSink(**says)
+    sink.instant = instant
     async with serving(sink=sink, mixed=mixed) as it:
         client = await it.greeted()
         client.send(TWO)
@@ -84,8 +86,22 @@ async def test_what_a_sink_says(says, mixed, reply, stored, aside, counts):
 
 
 @run
-async def test_a_sink_that_breaks_ends_the_run():
-    async with serving(sink=OwnSink(one=SinkError("the broker is gone"))) as it:
+async def test_an_instant_sink_does_not_wait():
+    sink = OwnSink()
+    sink.instant = True
+    sink.gate.clear()
+    async with serving(sink=sink) as it:
+        client = await it.greeted()
+        assert (await client.asks(TWO, 5))[-1] == "451 4.3.0"
+    assert it.gateway.report.counts.unfinished == 2
+
+
+@pytest.mark.parametrize("instant", [False, True])
+@run
+async def test_a_sink_that_breaks_ends_the_run(instant):
+    sink = OwnSink(one=SinkError("the broker is gone"))
+    sink.instant = instant
+    async with serving(sink=sink) as it:
         client = await it.greeted()
         assert (await client.asks(TWO, 5))[-1] == "451 4.3.0"
         await it.until(lambda: it.gateway.is_stopping)

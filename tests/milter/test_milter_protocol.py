@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 
@@ -343,3 +344,28 @@ def test_whatever_comes_is_an_event_or_a_milter_error(data: list[bytes], answer:
             return
         assert protocol._size <= 1000 + LARGEST
         split_packets(protocol.take_output())
+
+
+def converse(data: list[bytes], answer: bool) -> tuple[list[Event], bytes, str]:
+    """What comes of it: events, what is said, and what is wrong with it. Answers are given at once."""
+    protocol, seen, said = MilterProtocol(Wanted(), 1000), [], []
+    try:
+        for each in data:
+            protocol.receive(each)
+            while (event := protocol.next_event()) is not None:
+                seen.append(event)
+                if protocol.due:
+                    protocol.proceed() if answer else protocol.refuse(451, "later")
+            said.append(protocol.take_output())
+    except MilterError as error:
+        return seen, b"", str(error)
+    return seen, b"".join(said), ""
+
+
+@settings(max_examples=examples(1000))
+@given(st.lists(st.one_of(pieces, anything), max_size=20), st.lists(st.integers(0, 600), max_size=8), st.booleans())
+def test_it_does_not_matter_how_bytes_come(data: list[bytes], cuts: list[int], answer: bool) -> None:
+    whole = OFFER + b"".join(data)
+    places = sorted({0, *(cut for cut in cuts if cut < len(whole)), len(whole)})
+    parts = [whole[begin:end] for begin, end in itertools.pairwise(places)]
+    assert converse(parts, answer) == converse([whole], answer)

@@ -156,11 +156,14 @@ def test_plugins_are_replaced_while_mail_comes_in(tmp_path: Path) -> None:
 
 
 async def hold_at_each_stage(folder: Path, seconds: float, **settings: str) -> None:
-    """A client for each stage, and one more without a hold."""
+    """A client for each stage: the first to connect, and the others by their senders."""
+    connected: list[Any] = []
 
     def holding(stage: str) -> Any:
         async def hook(context: Any, message: Mail, *arguments: Any) -> None:
-            if stage == "connect" or message.envelope == f"{stage}@sender.example":
+            if stage == "connect":
+                connected.append(message.connection)
+            if connected[0] is message.connection if stage == "connect" else message.envelope == f"{stage}@sender.example":
                 await asyncio.sleep(seconds)
 
         return hook

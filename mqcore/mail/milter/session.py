@@ -253,8 +253,7 @@ class Session(asyncio.Protocol):
 
     def _make_mails(self) -> list[Mail]:
         """One for each recipient, with all that the plugins know so far."""
-        known = self._message.json
-        mails: list[Mail] = []
+        known, mails = self._message.json, list[Mail]()
         known.pop("recipients", None)  # each of them has one
         envelope, now = self._message.envelope or "", time.time()
         for recipient in self._recipients:

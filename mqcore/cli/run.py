@@ -148,16 +148,17 @@ def _move_steered(options: argparse.Namespace, steering: Steering, worker: Worke
     if worker is not None:
         control = metrics = None
         most, shared = worker.part_of(most), worker
+    opening = reading | shared.of_source(source.kind)
     with contextlib.ExitStack() as opened:
         opened.enter_context(printing_to_standard_error())
         from_: Source | None = None
         if options.user is not None:  # who may not have the port, and whose code the plugins are
-            from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **reading, **shared.of_source())))
+            from_ = opened.enter_context(contextlib.closing(source.kind(source.path, **opening)))
             become_as_told(options)
             check_readable(options.user, (reading[name] for name in ("tls_certificate", "tls_key") if name in reading))
         spans = opened.enter_context(_span_provider(options))
         plugins = opened.enter_context(load(options, *options.plugins))
-        from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **reading, **shared.of_source())))
+        from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **opening)))
         try:
             _check_holds(source, plugins)
             _check_recipients(source, sink, {hook for plugin in plugins for hook in plugin.hooks})

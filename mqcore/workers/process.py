@@ -49,6 +49,8 @@ class Worker:
         self.state = State.STARTING
         self.was_asked = False
         """To end, before it did."""
+        self.hung = False
+        """It gave no sign of life, and was ended."""
         self.code: int | None = None
         """When it is gone: its exit code, or minus the signal."""
         self._loop = asyncio.get_running_loop()

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from ..mail.base import Source
 
 VARIABLE = "_MQCORE_WORKER"
 OF_SUPERVISOR = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -32,6 +35,8 @@ class Start:
     """How many slots there are."""
     seed: int
     """Of the digests of what is in hand."""
+    after_crash: bool = False
+    """Whether the one before it ended by itself."""
     suspects: tuple[int, ...] = ()
     refused: tuple[int, ...] = ()
     paused: tuple[str, ...] = ()
@@ -70,8 +75,8 @@ class Start:
 class Shared:
     """What a process that has no supervisor shares with others: nothing."""
 
-    def of_source(self) -> dict[str, Any]:
-        """For the constructor of the source."""
+    def of_source(self, kind: type[Source]) -> dict[str, Any]:
+        """For the constructor of a source of this kind."""
         return {}
 
     def of_sink(self, path: str) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from .process import State, Worker
 from .slot import SHORT_LIFE, Doorman, Slot
 from .start import Start
 
+OF_OPERATORS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""By which people end a process: no message is to blame then."""
 MOST_EARLY_CRASHES = 5
 """In a row, of each slot: then there is no use in going on."""
 
@@ -133,7 +135,7 @@ class Supervisor:
             self.when_ready()
         return None
 
-    def _start(self, slot: Slot) -> Worker:
+    def _start(self, slot: Slot, *, after_crash: bool = False) -> Worker:
         self._generation += 1
 
         def start(channel: int, page: int) -> Start:
@@ -147,6 +149,7 @@ class Supervisor:
                 generation=self._generation,
                 workers=self.workers,
                 seed=self._seed,
+                after_crash=after_crash,
                 suspects=tuple(self.blame.suspects),
                 refused=tuple(self.blame.refused),
                 paused=tuple(self.paused),
@@ -170,7 +173,7 @@ class Supervisor:
         self.alive.discard(worker)
         slot = self.slots[worker.start.slot]
         crashed = self.is_ready and not worker.was_asked and slot.next is not worker  # of that one `reload` tells
-        if not worker.was_asked:
+        if not worker.was_asked and (worker.hung or -(worker.code or 0) not in OF_OPERATORS):
             self.blame.died(worker.page.digests())
         self.books.ended(worker, crashed=crashed)
         for maildir in self.maildirs.values():
@@ -207,7 +210,7 @@ class Supervisor:
         if slot.worker is not None or slot.next is not None or self.is_stopping or self.is_draining:
             return
         try:
-            slot.worker = worker = self._start(slot)
+            slot.worker = worker = self._start(slot, after_crash=True)
         except OSError as error:
             log.error("no worker can be started: %s; it is tried again", error)
             self._in_background(self._restart(slot, max(1.0, pause)))
@@ -254,6 +257,7 @@ class Supervisor:
             worker.pid,
             self.patience.beat,
         )
+        worker.hung = True
         worker.signal(signal.SIGABRT)
         worker.kill_in(self.patience.abort)
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from .. import MqError
+from ..mail.base import Source
 from ..mail.listening import Listening
 from ..server import Server
 from ..server.commands import CommandError, Commands, Encoded
@@ -59,8 +60,10 @@ class Worker(Shared):
         """Of all there ever are: what is to be said once is said by this one."""
         return self.start.generation == 1
 
-    def of_source(self) -> dict[str, Any]:
-        return {"listening": Listening.handed_over(self.start.url, self.start.listeners)} if self.start.url else {}
+    def of_source(self, kind: type[Source]) -> dict[str, Any]:
+        if kind.listens:
+            return {"listening": Listening.handed_over(self.start.url, self.start.listeners)}
+        return {"starts_slowly": self.start.after_crash} if kind.is_queue else {}
 
     def of_sink(self, path: str) -> dict[str, Any]:
         return {"writer": self.start.writer} if path and path in self.start.maildirs else {}

@@ -81,6 +81,7 @@ async def reading(
     mixed: bool = False,
     query: str = "queue=q",
     fails: bool = False,
+    starts_slowly: bool = False,
     **options: Any,
 ) -> AsyncIterator[Running]:
     """A run, which is stopped at the end. Its counts add up, and the broker has heard of all that it gave."""
@@ -89,9 +90,7 @@ async def reading(
         plugins.add("10-test", SimpleNamespace(mq_smtp_in_message=hook))
     failed = ListSink()
     async with serving(broker):
-        source = AmqpSource(f"//guest:secret@127.0.0.1:{broker.port}/?{query}")
-        for name in [name for name in options if hasattr(source, name)]:
-            setattr(source, name, options.pop(name))
+        source = AmqpSource(f"//guest:secret@127.0.0.1:{broker.port}/?{query}", starts_slowly=starts_slowly)
         sink = sink or ListSink()
         with contextlib.closing(source), mqcore.Dispatcher(plugins) as dispatcher:
             gateway = Gateway(dispatcher, source, sink, FailedSink(failed, source.url) if mixed else None, **options)

@@ -87,6 +87,7 @@ class Consumer:
         self._open: dict[Delivery, Incoming | None] = {}
         """All that the broker waits to hear of."""
         self._bytes = 0
+        self._most_bytes = HELD_BYTES // gateway.processes
         self._offered: list[Incoming] = []
         self._done: dict[str, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -213,7 +214,7 @@ class Consumer:
         self._last = asyncio.get_running_loop().time()
         self._open[delivery] = None
         self._bytes += delivery.size
-        if self._bytes > HELD_BYTES:
+        if self._bytes > self._most_bytes:
             connection.pause_reading()
         if self._stopped.is_set():
             return
@@ -328,7 +329,7 @@ class Consumer:
         if delivery in self._open:
             del self._open[delivery]
             self._bytes -= delivery.size
-            if self._bytes <= HELD_BYTES:
+            if self._bytes <= self._most_bytes:
                 connection.resume_reading()
             if not self._open:
                 self._subscription.drained()

@@ -24,6 +24,7 @@ class AmqpSource(Source):
     finite = False
     has_waiting_client = True
     is_queue = True
+    shares = True
     single_mail = True
     knows_recipients = True
     traces = False
@@ -31,8 +32,6 @@ class AmqpSource(Source):
     ends_when = "what the plugins are done with is with its next owner"
     options: ClassVar[Sequence[Option]] = CREDENTIALS
     scheme = "amqp"
-    starts_slowly = False
-    """Whether to begin with few messages, as where a process has ended that had some: one of them may have been the reason."""
     _consumer: Consumer | None = None
 
     @classmethod
@@ -41,8 +40,16 @@ class AmqpSource(Source):
         if url.user is None:  # else these are for the sink
             check_login(url, given)
 
-    def __init__(self, path: str, *, credentials: str | None = None, credentials_env: bool = False) -> None:
-        """Raises SourceError. Nothing is connected before `run`."""
+    def __init__(
+        self,
+        path: str,
+        *,
+        credentials: str | None = None,
+        credentials_env: bool = False,
+        starts_slowly: bool = False,
+    ) -> None:
+        """Raises SourceError. Nothing is connected before `run`. `starts_slowly`: begin with few messages, as in place of a
+        process that has ended while it had some: one of them may have been the reason."""
         self.where = parse(self.scheme, path, "--from")
         self.url = str(self.where)
         self._login = self.where.user or "", self.where.password or ""
@@ -53,13 +60,14 @@ class AmqpSource(Source):
                 raise SourceError(str(error)) from error
         self._tls = ssl.create_default_context() if self.scheme == "amqps" else None
         self._is_stopped = False
+        self._starts_slowly = starts_slowly
 
     async def run(self, gateway: Gateway) -> None:
         from .consumer import Consumer  # takes its time, which other places need not wait for
 
         if self._is_stopped:
             return
-        self._consumer = Consumer(self.where, self._login, self._tls, gateway, starts_slowly=self.starts_slowly)
+        self._consumer = Consumer(self.where, self._login, self._tls, gateway, starts_slowly=self._starts_slowly)
         await self._consumer.run()
 
     def stop(self) -> None:

@@ -24,7 +24,9 @@ PLUGIN = """
     def mq_smtp_in_message(context, message):
         text = message.mime
         if b"kill me" in text:
-            os.abort()
+            os._exit(70)
+        if b"be killed" in text:
+            os.kill(os.getpid(), 9)
         if b"leave" in text:
             os._exit(0)
         if b"hold" in text:
@@ -225,6 +227,15 @@ def test_a_message_that_ends_its_worker(tmp_path):
         send(server, TEXT + b"another\r\n")
     counts = server.figures["messages"]
     assert (counts["stored"], counts["unfinished"], counts["rejected"], server.figures["crashes"]) == (2, 3, 1, 3)
+
+
+def test_nothing_is_blamed_for_the_signal_of_an_operator(tmp_path):
+    folder = write_plugin(tmp_path / "plugins", "10-dies", PLUGIN).parent
+    with serve("--to", "null:", "--workers", 1, "--plugins", folder) as server:
+        for _ in range(4):
+            send_to_its_death(server, b"Subject: x\r\n\r\nbe killed\r\n")
+            assert "by itself: SIGKILL" in server.process.stderr.readline()
+    assert server.figures["crashes"] == 4
 
 
 def test_a_maildir_that_all_write_to(tmp_path):

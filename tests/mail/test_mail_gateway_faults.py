@@ -13,6 +13,7 @@ from smtp_tools import ListSink, run
 
 import mqcore
 from mqcore.mail import CANCELLED, FailedSink, Gateway, Mail, NullSink, Sink, Source, Store, Transaction, Verdict
+from mqcore.mail.maildir.lock import make
 from mqcore.mail.maildir.sink import MaildirSink
 from mqcore.mail.maildir.source import MaildirSource
 from mqcore.mail.smtp._connection import SmtpConnection, SmtpTransaction
@@ -395,9 +396,7 @@ def test_a_maildir_whose_folders_were_removed_while_a_run_was_killed(tmp_path):
         for file in (tmp_path / "in" / folder).iterdir():
             file.unlink()
         (tmp_path / "in" / folder).rmdir()
-    sink = MaildirSink.__new__(MaildirSink)
-    sink.path, sink.url = tmp_path / "in", "maildir:in"
-    sink._make()  # and killed
+    make(tmp_path / "in", "maildir:in")  # and killed
     with contextlib.closing(MaildirSink(str(tmp_path / "in"))) as sink:
         assert mail.origin.id not in sink
 

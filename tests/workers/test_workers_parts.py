@@ -169,3 +169,105 @@ class OneMail(Source):
 
     def stop(self):
         pass
+
+
+class ManyMails(OneMail):
+    """Offered one after the other, without waiting."""
+
+    has_waiting_client = True
+
+    def __init__(self, *texts):
+        self.texts = texts
+        self.verdicts = {}
+        self.over = asyncio.Event()
+
+    async def run(self, gateway):
+        source = self
+
+        class Told(Transaction):
+            def settle(self, verdicts):
+                source.verdicts[self.mails[0].origin.mime] = verdicts[0]
+                if len(source.verdicts) == len(source.texts):
+                    source.over.set()
+
+        for number, text in enumerate(self.texts):
+            gateway.offer([Told([Mail.read(Origin(text, f"{number:032}"))])])
+        await self.over.wait()
+
+
+def test_a_suspect_runs_alone():
+    async def main():
+        suspect, digests = b"suspect", {}
+        for text in (b"first", suspect, b"last"):
+            (digests[text],) = await in_hand_of(text)
+        seen, survived = [], []
+        source = ManyMails(b"first", suspect, b"last")
+
+        def message(context, message):
+            seen.append(message.mime)
+            context.start_timer(0.01, context.continue_, message)
+            at_once.append(page.digests())
+            return mqcore.HOLD
+
+        page, at_once = Page.make(100), []
+        with mqcore.Dispatcher(plugins_of(message)) as dispatcher:
+            hand = page.hand(1)
+            hand.suspects, hand.survived = frozenset({digests[suspect]}), survived.append
+            await Gateway(dispatcher, source, NullSink(""), counts=page.counts, hand=hand).run()
+        assert seen == [b"first", suspect, b"last"]
+        assert at_once == [{digests[text]} for text in seen]
+        assert survived == [digests[suspect]]
+        assert page.counts.stored == 3
+
+    uvloop.run(main())
+
+
+def test_a_suspect_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr("mqcore.mail._gateway.ALONE_IN", 0.01)
+
+    async def main():
+        (digest,) = await in_hand_of(b"suspect")
+        kept, source, page = [], ManyMails(b"held", b"suspect", b"other"), Page.make(100)
+
+        def message(context, message):
+            if message.mime != b"held":
+                context.continue_(kept.pop())
+                return False
+            kept.append(message)
+            return mqcore.HOLD
+
+        with mqcore.Dispatcher(plugins_of(message)) as dispatcher:
+            hand = page.hand(1)
+            hand.suspects = frozenset({digest})
+            await Gateway(dispatcher, source, NullSink(""), counts=page.counts, hand=hand).run()
+        assert source.verdicts[b"suspect"].reply.code == 451
+        assert (page.counts.stored, page.counts.rejected, page.digests()) == (2, 1, set())
+
+    uvloop.run(main())
+
+
+def test_a_message_that_is_refused_unseen():
+    async def main():
+        (digest,) = await in_hand_of(b"refused")
+        seen, source, page = [], ManyMails(b"refused", b"other"), Page.make(100)
+        with mqcore.Dispatcher(plugins_of(lambda context, message: seen.append(message.mime))) as dispatcher:
+            hand = page.hand(1)
+            hand.refused = frozenset({digest})
+            await Gateway(dispatcher, source, NullSink(""), counts=page.counts, hand=hand).run()
+        assert (seen, source.verdicts[b"refused"].reply.code) == ([b"other"], 554)
+        assert (page.counts.stored, page.counts.rejected) == (1, 1)
+
+    uvloop.run(main())
+
+
+def plugins_of(message):
+    plugins = mqcore.Plugins()
+    plugins.add("10-plugin", plugin(message=message))
+    return plugins
+
+
+async def in_hand_of(text):
+    page, seen = Page.make(10), []
+    with mqcore.Dispatcher(plugins_of(lambda context, message: seen.append(page.digests()))) as dispatcher:
+        await Gateway(dispatcher, ManyMails(text), NullSink(""), hand=page.hand(1)).run()
+    return seen[0]

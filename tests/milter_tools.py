@@ -71,7 +71,7 @@ class Mta:
         self._writer.write(data)
 
     async def read(self) -> tuple[bytes, bytes]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             (length,) = struct.unpack("!I", await self._reader.readexactly(4))
             data = await self._reader.readexactly(length)
         return data[:1], data[1:]
@@ -134,5 +134,5 @@ class Mta:
 
     async def is_closed(self) -> bool:
         """Whether the other side has closed, and said nothing more."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self._reader.read() == b""

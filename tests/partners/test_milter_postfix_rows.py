@@ -40,16 +40,17 @@ async def test_refusals_at_each_stage(tmp_path: Path) -> None:
 
     stages = ("connect", "mailfrom", "rcptto", "data", "message")
     async with asking_postfix(tmp_path, plugin(**{stage: at_stage(stage) for stage in stages})) as at:
+        cases = (
+            ((550, "5.1.1 50% of käse %s %n"), "550 5.1.1 50% of käse %s %n"),
+            ((450, "no"), "450 4.7.1 no"),
+            ((554, "4.2.0 another class"), "554 5.2.0 another class"),
+            ((550, "5.7.1"), "550 5.7.1"),
+            ((550, ""), "550 5.7.1"),
+            ((550, "x" * 3000), "550 5.7.1 " + "x" * 3000),
+            ((0, ""), "451 4.3.0 this server has a problem; try again later"),
+        )
         for stage in stages[1:]:
-            for rejection, said in (
-                ((550, "5.1.1 50% of käse %s %n"), "550 5.1.1 50% of käse %s %n"),
-                ((450, "no"), "450 4.7.1 no"),
-                ((554, "4.2.0 another class"), "554 5.2.0 another class"),
-                ((550, "5.7.1"), "550 5.7.1"),
-                ((550, ""), "550 5.7.1"),
-                ((550, "x" * 3000), "550 5.7.1 " + "x" * 3000),
-                ((0, ""), "451 4.3.0 this server has a problem; try again later"),
-            ):
+            for rejection, said in cases if stage in ("mailfrom", "message") else cases[::len(cases) - 1]:
                 refused[stage] = rejection
                 async with at.client() as client:
                     assert (await send(client, MIME)).rstrip() == said, (stage, rejection)

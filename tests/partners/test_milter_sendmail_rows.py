@@ -38,13 +38,14 @@ async def test_refusals_at_each_stage(tmp_path: Path) -> None:
 
     stages = ("connect", "mailfrom", "rcptto", "data", "message")
     async with asking_sendmail(tmp_path, plugin(**{stage: at_stage(stage) for stage in stages})) as at:
+        cases = (
+            ((550, "5.1.1 50% of %s %n"), "550 5.1.1 ", "50% of %s %n"),
+            ((450, "no"), "450 4.7.1 ", "no"),
+            ((554, "4.2.0 another class"), "554 5.2.0 ", "another class"),
+            ((0, ""), "451 4.3.0 ", "this server has a problem; try again later"),
+        )
         for stage in stages[1:]:
-            for rejection, begin, end in (
-                ((550, "5.1.1 50% of %s %n"), "550 5.1.1 ", "50% of %s %n"),
-                ((450, "no"), "450 4.7.1 ", "no"),
-                ((554, "4.2.0 another class"), "554 5.2.0 ", "another class"),
-                ((0, ""), "451 4.3.0 ", "this server has a problem; try again later"),
-            ):
+            for rejection, begin, end in cases if stage in ("mailfrom", "message") else cases[::len(cases) - 1]:
                 refused[stage] = rejection
                 async with at.client() as client:
                     said = await send(client, MIME)

@@ -142,6 +142,9 @@ class Source(Place, ABC):
     def cut(self) -> None:
         """The time that was left after `stop` is over: let go what is still open. May be called again and again."""
 
+    def hold_off(self, is_held_off: bool) -> None:
+        """The sink takes nothing for now, or takes mails again: a client that waits may be told before it sends one."""
+
     async def end(self) -> None:
         """Called once, after `run`, when all that was offered is settled, before the sink ends."""
 
@@ -203,6 +206,8 @@ class BaseSink(Place):
     """A file beside the mails, for the reasons why they are there; None if this sink keeps nothing."""
     commits_in_parts: bool = False
     """Whether it may take some mails of a transaction and then refuse others."""
+    max_mail: int | None = None
+    """Octets that a mail may have, as far as is known before; None: any number."""
     needs_recipients: bool = False
     """Whether it takes no mail that does not say to whom it goes."""
     takes_dsn: bool = False

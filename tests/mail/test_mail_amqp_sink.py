@@ -14,6 +14,7 @@ from amqp_broker import Broker, broker
 from amqp_tools import method
 from sending_tools import ListSource
 from smtp_tools import ListSink, run
+from smtp_tools import serving as smtp_serving
 
 import mqcore
 from mqcore.amqp._properties import decode_properties
@@ -448,3 +449,31 @@ def test_one_login(path, given):
 def test_credentials_that_cannot_be_read(tmp_path):
     with pytest.raises(SinkError, match="cannot read"):
         AmqpSink("//host?queue=q", credentials=str(tmp_path / "none"))
+
+
+# Clients of a server whose sink it is
+
+
+@run
+async def test_a_broker_that_takes_nothing_is_told_of_at_mail(monkeypatch):
+    async with broker() as it:
+        it.outcome = lambda number: "ack"
+        async with smtp_serving(sink=sink_to(it), one_recipient=True) as serving:
+            client = await serving.greeted()
+            await it.until(lambda: "confirm.select" in it.names)
+            await it.until(lambda: it.writers)
+            it.say(BLOCKED)
+            await serving.until(lambda: serving.gateway.sink.figures()["amqp_out"]["blocked"])
+            assert await client.asks(b"MAIL FROM:<a@b>\r\n", 1) == ["452 4.3.1"]
+            it.say(method(0, "connection.unblocked"))
+            await serving.until(lambda: not serving.gateway.sink.figures()["amqp_out"]["blocked"])
+            assert await client.asks(b"MAIL FROM:<a@b>\r\n", 1) == ["250 2.1.0"]
+    assert serving.gateway.report.refusals[("mailfrom", 452)] == 1
+
+
+@run
+async def test_the_size_that_a_server_announces_is_what_the_queue_takes():
+    async with broker() as it, smtp_serving(sink=sink_to(it, "queue=q&max-message=2100"), one_recipient=True) as serving:
+        client = await serving.connect()
+        await client.reply()
+        assert "250-SIZE 2000" in (await client.ask(b"EHLO client\r\n")).splitlines()

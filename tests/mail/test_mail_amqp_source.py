@@ -670,3 +670,24 @@ async def test_from_queue_to_queue_where_both_connections_are_lost():
             disconnect(other)
             await it.settled(1)
         assert len(other.bodies("out")) == 1 and it.counts.in_doubt == 1 and it.counts.unfinished == 1
+
+
+@run
+async def test_what_comes_again_with_the_same_id_is_not_taken_for_done_with():
+    """A raw mail is the same in the ladder; there the broker may lose its consumer, too, and say so."""
+    broker = QueueBroker()
+    properties = Properties(content_type=RAW, message_id="m", headers={"recipient": "c@d"})
+    broker.put("q", Item(b"Subject: 2\n\n", encode_properties(properties)))
+    later = iter([True, False])
+
+    def hook(context, mail):
+        if next(later):
+            mail.reject(450, "4.7.1 later")
+
+    async with reading(broker, hook) as it:
+        await it.settled(1)
+        (item,) = broker.queues.pop("q.retry.60")
+        item.redelivered = True
+        broker.put("q", item)
+        await it.settled(2)
+    assert len(it.sink.mails) == 1 and it.counts.present == 0 and it.sink.mails[0].json["results"][0]["code"] == 450

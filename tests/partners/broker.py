@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 import pytest
-from senders import free_port, wait_for_port
+from senders import wait_for_port
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 """Debian's. Those in /usr/sbin become another user first, and hide the process."""
@@ -35,6 +36,17 @@ def need_broker() -> None:
         pytest.skip("rabbitmq-server is not installed (Debian: apt-get install --no-install-recommends rabbitmq-server)")
 
 
+def lasting_port() -> int:
+    """One that no connection is given for its own end, so that it is free when a broker that died is started again. A client
+    that tries a port of the other kind often enough gets through to itself."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(first // 2, first)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class Broker:
     """In a `with`, which ends it in every case. Its user is guest, with the password guest; its only vhost is /."""
 
@@ -42,7 +54,7 @@ class Broker:
         need_broker()
         # Short, as there is a socket in it; and it must not outlive what pytest keeps of its own folders.
         self.folder = Path(tempfile.mkdtemp(prefix="mqcore-broker-"))
-        self.port, distribution, epmd = free_port(), free_port(), free_port()
+        self.port, distribution, epmd = lasting_port(), lasting_port(), lasting_port()
         (self.folder / "rabbitmq.conf").write_text(CONFIG.format(port=self.port, more=config))
         (self.folder / "enabled_plugins").write_text("[].\n")
         self._environment = {

@@ -57,6 +57,8 @@ class Incoming(Transaction):
         self.connection = connection
         self.is_void = self.is_put_back = False
         """Void: the broker offers it again, or did so already."""
+        self.comes_again = False
+        """Whether it was put back for later. Then it may have the same id as now, and is not to be taken for done with."""
         self.letter = Letter(delivery, message, mail, lambda: not self.is_void)
         self._consumer = consumer
 
@@ -279,7 +281,7 @@ class Consumer:
     async def _put_off(self, connection: Connection, delivery: Delivery, message: Message, seconds: float) -> None:
         if await self._returns.put_off(delivery, message, seconds, lambda: delivery in self._open):
             self._gateway.count_put_off(1)
-            self._ack(connection, delivery, message)
+            self._ack(connection, delivery, None)
 
     # What the gateway says
 
@@ -290,7 +292,8 @@ class Consumer:
         elif self._where.results and not incoming.is_put_back:
             self._begin(self._tell_result(incoming, verdict))
         else:
-            self._ack(incoming.connection, incoming.letter.delivery, incoming.letter.message)
+            is_over = not incoming.comes_again
+            self._ack(incoming.connection, incoming.letter.delivery, incoming.letter.message if is_over else None)
 
     async def _tell_result(self, incoming: Incoming, verdict: Verdict) -> None:
         results = results_of(incoming.letter.mail, verdict, time.time())
@@ -303,10 +306,11 @@ class Consumer:
             return PutBack.LEFT
         how = await self._returns.put_back(incoming.letter, verdict)
         incoming.is_put_back = True
+        incoming.comes_again = how is PutBack.RETRIED
         return how
 
     def _ack(self, connection: Connection, delivery: Delivery, message: Message | None) -> None:
-        """The queue need not have it any more."""
+        """The queue need not have it any more. `message`: None for one that may come again with the same id."""
         if connection.ack(delivery):
             self._acks += 1
             self._subscription.acked()

@@ -104,7 +104,8 @@ class Publisher:
         return self._publishing
 
     def _look(self) -> None:
-        """While the broker takes nothing, clients do not wait for ever."""
+        """While the broker takes nothing, new clients are told, and those that wait do not wait for ever."""
+        self._gateway.source.hold_off(self._begun.is_blocked)
         if self._begun.is_blocked and self._timer is None and not self._waits:
             self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._let_go)
         elif not self._begun.is_blocked and self._timer is not None:

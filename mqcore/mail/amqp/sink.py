@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .._gateway import Gateway
 
 
+GROWTH = 1.05
+"""How much larger a mail is as JSON, mostly."""
+
+
 def check_login(url: AmqpUrl, given: Mapping[str, Any]) -> None:
     """Raises ValueError unless there is one."""
     ways = [option.name for option in CREDENTIALS if option.name.replace("-", "_") in given]
@@ -53,6 +57,7 @@ class AmqpSink(Sink):
 
         where = parse(self.scheme, path)
         self.url = str(where)
+        self.max_mail = where.max_message if where.raw else int(where.max_message / GROWTH)
         login = find_credentials(credentials, env=credentials_env) or (where.user or "", where.password or "")
         tls = ssl.create_default_context() if self.scheme == "amqps" else None
         self._record = None if source is None else Record(source, self.url)

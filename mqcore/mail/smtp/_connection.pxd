@@ -93,5 +93,6 @@ cdef class SmtpConnection:
     cdef int settled(self, verdict) except -1
     cdef int settled_each(self, list verdicts) except -1
     cdef int refuse_message(self, rejection) except -1
+    cdef int refuse_sender(self, rejection) except -1
     cdef int forget_message(self) except -1
     cdef bint reserve(self, Py_ssize_t size) except -1

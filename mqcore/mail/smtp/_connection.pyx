@@ -30,6 +30,7 @@ HANDSHAKE_TIMEOUT = 30.0
 log = logging.getLogger(__name__)
 
 cdef object NO_ROOM = Rejection(452, "4.3.1 too many big messages at once; try again later")
+cdef object HELD_OFF = Rejection(452, "4.3.1 the next owner of mails takes none now; try again later")
 cdef object TOO_BIG = Rejection(452, syntax.NO_MEMORY)
 cdef object GO_AWAY = Rejection(421, UNAVAILABLE.text)
 cdef object NO_LOGIN_NOW = Rejection(454, "4.7.0 logins cannot be checked now; try again later")
@@ -526,7 +527,19 @@ cdef class SmtpConnection:
         self.message.known = {"envelope": address}
         if self.protocol.dsn:
             self.message.known["dsn"] = self.protocol.dsn
+        if self.host.is_held_off:
+            return self.refuse_sender(HELD_OFF)
         return self.run(self.host.mailfrom, SENDER, (address,))
+
+    cdef int refuse_sender(self, rejection) except -1:
+        """Before any step."""
+        code, text = rejection
+        self.protocol.reject(code, text)
+        self.stage = SENDER
+        self.message.rejected_by = None
+        if self.timeline is not None:
+            self.note_replies(1)
+        return self.note(rejection, None)
 
     cdef int rcpt_to(self, str address) except -1:
         self.address = address

@@ -48,6 +48,7 @@ cdef class Host:
     cdef Py_ssize_t max_reserved
     cdef object empty               # an asyncio.Event
     cdef public bint is_stopping
+    cdef public bint is_held_off        # the sink takes nothing for now
 
     cdef object offered(self)
     cdef int renew(self) except -1

@@ -20,6 +20,7 @@ class Names:
 @final
 class Host:
     is_stopping: bool
+    is_held_off: bool
     def __new__(
         cls,
         loop: asyncio.AbstractEventLoop,

@@ -93,7 +93,7 @@ class SmtpServer:
             require_tls=source.require_tls,
             require_login=source.require_login,
             lenient=source.lenient,
-            max_message=source.max_message_size,
+            max_message=min(source.max_message_size, self.gateway.sink.max_mail or source.max_message_size),
             max_recipients=source.max_recipients,
             trace=tracer.id.encode() if tracer is not None else b"",
             max_loops=source.max_loops,
@@ -126,6 +126,10 @@ class SmtpServer:
         """Take no more connections, and end when the transactions that are open are over."""
         self.host.is_stopping = True
         self._stop.set()
+
+    def hold_off(self, is_held_off: bool) -> None:
+        """Whether new transactions are refused for now, as the sink takes nothing."""
+        self.host.is_held_off = is_held_off
 
     def cut(self) -> None:
         """Say goodbye to those who are still there."""

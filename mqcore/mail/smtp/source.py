@@ -191,6 +191,10 @@ class SmtpSource(Source):
         if self._server is not None:
             self._server.stop()
 
+    def hold_off(self, is_held_off: bool) -> None:
+        if self._server is not None:
+            self._server.hold_off(is_held_off)
+
     def cut(self) -> None:
         if self._server is not None:
             self._server.cut()

@@ -34,7 +34,7 @@ find_control = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 
 _PATH = re.compile(r'(?:"(?:[^"\\]|\\.)*"(?:@[^\s<>"]+)?|[^\s<>"]+)').fullmatch
 
-_ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3} ").match
+_ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?: |\Z)").match
 _LONGEST_TEXT = 500
 """A reply has 512 octets at most (RFC 5321, 4.5.3.1.5)."""
 

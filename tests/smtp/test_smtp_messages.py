@@ -202,6 +202,7 @@ def test_a_rejected_message_ends_its_transaction():
         (550, "no", "550 5.7.1 no"),
         (450, "later", "450 4.7.1 later"),
         (550, "5.1.1 no such user", "550 5.1.1 no such user"),
+        (550, "5.7.1", "550 5.7.1"),
         (550, "n\u00e9\0\t", "550 5.7.1 n???"),
         (550, "x" * 600, "550 5.7.1 " + "x" * 494),
     ],

@@ -124,6 +124,7 @@ async def kill(broker: Broker, sink: str, kills: int, chance: random.Random, fol
     done = 0
     while done < kills:
         with run(folder, *arguments) as command:
+            await consuming(broker, command)  # who finds no broker at its start gives up after half a minute
             while done < kills:
                 await asyncio.sleep(2 + chance.random() * 3)
                 assert command.is_running, command.describe()
@@ -145,6 +146,20 @@ async def kill(broker: Broker, sink: str, kills: int, chance: random.Random, fol
     if lost:
         print("lost:", sorted(lost), flush=True)
     return Figures(done, len(client.confirmed), len(lost), sum(found.values()) - len(found), 2 * done * IN_FLIGHT)
+
+
+async def consuming(broker: Broker, command: Command) -> None:
+    """Until the run takes messages."""
+    async with asyncio.timeout(60):
+        while not await asyncio.to_thread(count_consumers, broker):
+            assert command.is_running, command.describe()
+            await asyncio.sleep(0.1)
+
+
+def count_consumers(broker: Broker) -> int:
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        found: int = connection.channel().queue_declare("q", passive=True).method.consumer_count
+        return found
 
 
 def restart(broker: Broker) -> None:

@@ -93,14 +93,14 @@ class Client(threading.Thread):
 
 
 def read_queues(broker: Broker) -> dict[str, list[int]]:
-    """The mails that are in each, which stay there."""
+    """Take out what is in each: all of it, as a quorum queue gives nobody more than 2,000 that are not acknowledged."""
     found: dict[str, list[int]] = {}
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         for queue in QUEUES:
             found[queue] = []
             channel = connection.channel()
             with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):  # there is none
-                for method, _, body in channel.consume(queue, inactivity_timeout=1):
+                for method, _, body in channel.consume(queue, auto_ack=True, inactivity_timeout=2):
                     if method is None:
                         break
                     found[queue].append(number_of(json.loads(body)["mime"].encode()))
@@ -124,6 +124,7 @@ async def kill(broker: Broker, sink: str, kills: int, chance: random.Random, fol
     done = 0
     while done < kills:
         with run(folder, *arguments) as command:
+            await consuming(broker, command)  # who finds no broker at its start gives up after half a minute
             while done < kills:
                 await asyncio.sleep(2 + chance.random() * 3)
                 assert command.is_running, command.describe()
@@ -143,8 +144,22 @@ async def kill(broker: Broker, sink: str, kills: int, chance: random.Random, fol
         found.update(map(number_of, read_maildir(folder / "out")))
     lost = set(client.confirmed) - set(found)
     if lost:
-        print("lost:", sorted(lost), flush=True)
+        print("lost:", sorted(lost)[:20], flush=True)
     return Figures(done, len(client.confirmed), len(lost), sum(found.values()) - len(found), 2 * done * IN_FLIGHT)
+
+
+async def consuming(broker: Broker, command: Command) -> None:
+    """Until the run takes messages."""
+    async with asyncio.timeout(60):
+        while not await asyncio.to_thread(count_consumers, broker):
+            assert command.is_running, command.describe()
+            await asyncio.sleep(0.1)
+
+
+def count_consumers(broker: Broker) -> int:
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        found: int = connection.channel().queue_declare("q", passive=True).method.consumer_count
+        return found
 
 
 def restart(broker: Broker) -> None:
@@ -163,9 +178,10 @@ async def drained(broker: Broker, command: Command) -> None:
 
 
 def waiting(broker: Broker) -> int:
-    """Also what is on its way from a rung to the queue: after a crash that is tried again after three minutes."""
-    rows = [line.split() for line in broker.control("list_queues", "name", "messages", "messages_dlx").splitlines()[1:]]
-    return sum(int(count) for name, *counts in rows if name in ("q", "q.retry.1") for count in counts if count.isdigit())
+    """All that the broker has there, not only what could be given to somebody at once: what is on its way from a rung to the
+    queue when it dies is tried again after three minutes."""
+    rows = [line.split() for line in broker.control("list_queues", "name", "messages").splitlines()[1:]]
+    return sum(int(count) for name, count in rows if name in ("q", "q.retry.1"))
 
 
 def measure(sink: str, kills: int, seed: int) -> Figures:

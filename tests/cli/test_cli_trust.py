@@ -29,7 +29,7 @@ def test_wrong_networks(source, options, said):
         ("smtp://localhost:1", ("--tls-out", "none"), 2, "--credentials: they are sent under TLS only; with them --tls"),
         ("smtp://localhost:1", ("--credentials-env",), 2, "--credentials or --credentials-env; give one of them"),
         ("smtp:unix:/tmp/none", (), 2, "--credentials is for --to smtp://HOST:PORT; they are sent under TLS only"),
-        ("lmtp://localhost:1", (), 2, "--credentials is for --from amqp:, --from amqps:, --to smtp:, --to smtps:, --to amqp: and --to"),
+        ("lmtp://localhost:1", (), 2, "--credentials is for --from amqp:, --from amqps:, --to smtp:, --to smtps:"),
         ("smtp://localhost:1", ("open",), 4, "others may read {path}, which has a password in it; run chmod 600 {path}"),
         ("smtp://localhost:1", ("short",), 4, "{path} should have two lines, the login and the password"),
         ("smtp://localhost:1", ("long",), 4, "{path} should have two lines, the login and the password"),

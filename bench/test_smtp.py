@@ -164,7 +164,6 @@ def test_all_that_an_operator_may_turn_on(benchmark: Any, report: Callable[..., 
     report(row_of("receiving by SMTP", f"{shape}, a line in the log, processor time", {"no line": off, "mqcore": logging}))
 
 
-@pytest.mark.parametrize("recipients", [1, 10])
 def test_workers(benchmark: Any, report: Callable[..., None], served: Served, *, short: bool) -> None:
     """One process, one with a supervisor, and two. What sends the mails needs a core, too: where there are two, only the
     processor time says how two workers compare with one."""
@@ -178,6 +177,7 @@ def test_workers(benchmark: Any, report: Callable[..., None], served: Served, *,
     report(row_of("receiving by SMTP", "two workers", clock))
 
 
+@pytest.mark.parametrize("recipients", [1, 10])
 def test_receive_by_lmtp(benchmark: Any, report: Callable[..., None], served: Served, recipients: int, *, short: bool) -> None:
     servers = {"smtp-sink": served("smtp-sink, LMTP"), "mqcore": served("mqcore, LMTP")}
     course = Course(servers, 800, ["-l", "-p", "-n", recipients], 100)

@@ -120,6 +120,6 @@ def test_memory(
             for part, size in bytes_per_message(way, count).items():
                 figures.setdefault(part, {}).setdefault(way, []).append(size)
 
-    benchmark.pedantic(measure, rounds=1 if short else 3)
+    benchmark.pedantic(measure, rounds=2 if short else 3)
     for part, sizes in figures.items():
         report(row_of("memory", f"{name} held, {part}", sizes, unit="B"))

@@ -33,20 +33,12 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "partners")]
 
 import pika
-from broker import Broker
+from broker import REFUSES, Broker
 from faults_command import Command, run
 from mail_tools import read_maildir, write_plugin
 
 IN_FLIGHT = 100
 QUEUES = ("q", "q.failed", "q.retry.1", "out")
-PLUGIN = """
-    def mq_smtp_in_message(context, mail):
-        number = int(mail.mime.partition(b"Subject: ")[2].split()[0])
-        if number % 10 == 1:
-            mail.reject(550, "5.7.1 no")
-        elif number % 10 == 2 and not mail.json.get("results"):
-            mail.reject(450, "4.7.1 later")
-"""
 
 
 class Figures(NamedTuple):
@@ -113,7 +105,7 @@ def number_of(mime: bytes) -> int:
 
 
 async def kill(broker: Broker, sink: str, kills: int, chance: random.Random, folder: Path) -> Figures:
-    plugins = write_plugin(folder / "plugins", "10-refuses", PLUGIN).parent
+    plugins = write_plugin(folder / "plugins", "10-refuses", REFUSES).parent
     source = f"amqp://guest:guest@127.0.0.1:{broker.port}?queue=q&retry=1"
     to = f"amqp://guest:guest@127.0.0.1:{broker.port}?queue=out" if sink == "amqp" else f"maildir:{folder}/out"
     arguments = ["--from", source, "--to", to, "--plugins", plugins, "--max-in-flight", IN_FLIGHT]

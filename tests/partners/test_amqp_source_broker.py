@@ -14,20 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broker import Broker
+from broker import REFUSES, Broker
 from cli_tools import wait_until
 from mail_tools import counted, read_maildir, report, run, start, write_plugin
 
 pika = pytest.importorskip("pika", reason="pika is not installed (pip: pika)")
-
-REFUSES = """
-    def mq_smtp_in_message(context, mail):
-        number = int(mail.mime.partition(b"Subject: ")[2].split()[0])
-        if number % 10 == 1:
-            mail.reject(550, "5.7.1 no")
-        elif number % 10 == 2 and not mail.json.get("results"):
-            mail.reject(450, "4.7.1 later")
-"""
 
 
 class Queues:

@@ -28,6 +28,13 @@ ssl_cert = <{certificate}
 ssl_key = <{certificate}
 auth_mechanisms = {mechanisms}
 auth_debug = yes
+# A wrong password is answered at once, also the next time.
+auth_failure_delay = 0
+service anvil {{
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
+}}
 disable_plaintext_auth = yes
 hostname = submission.example
 submission_relay_host = 127.0.0.1

@@ -123,6 +123,11 @@ def scraped(path: str) -> Iterator[None]:
                 while client.recv(1 << 16):
                     pass
 
+    patience = time.monotonic() + 60
+    while not Path(path).exists():  # on a machine so busy that the server is still starting
+        if time.monotonic() > patience:
+            sys.exit(f"there are no metrics at {path}")
+        time.sleep(0.1)
     scraping = threading.Thread(target=scrape)
     scraping.start()
     try:

@@ -3,6 +3,9 @@
     plugins = mqcore.Plugins("plugins/")
     dispatcher = mqcore.Dispatcher(plugins)
     outcome = await dispatcher.hook("mq_smtp_in_message")(message)
+
+Mail is in `mqcore.mail`, a server that can be looked into in `mqcore.server`, the protocols in `mqcore.smtp`, `mqcore.amqp` and
+`mqcore.milter`.
 """
 
 import os

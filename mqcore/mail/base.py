@@ -150,7 +150,7 @@ class Source(Place, ABC):
 
 
 class Reader(Source):
-    """A source that is read, once, in a thread: `Origin`s are what iterating over it gives. It is never changed."""
+    """A source that is read, once, in a thread: what iterating over it gives is of type `Origin`. It is never changed."""
 
     path: Path
     total: int

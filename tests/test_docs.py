@@ -66,6 +66,25 @@ def test_examples_run_and_those_that_are_plugins_load(code: str, tmp_path: Path)
         assert (result.returncode, result.stderr) == (0, "")
 
 
+C_PLUGINS = [
+    pytest.param(code, id=f"{path.name}:{number}")
+    for path in sorted(DOCS.glob("*.md"))
+    if path.name != "native.md"  # its plugins do something, which tests/native/test_native_examples.py looks at
+    for number, code in enumerate(re.findall(r"^```c\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE), 1)
+    if "mq_version" in code
+]
+
+
+@pytest.mark.parametrize("code", C_PLUGINS)
+def test_plugins_in_c_are_compiled_and_load(code: str, tmp_path: Path) -> None:
+    (tmp_path / "plugin.c").write_text(code)
+    plugin = tmp_path / "10-plugin.so"
+    compiler = ["cc", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", f"-I{mqcore.get_include()}"]
+    subprocess.run([*compiler, "-o", plugin, tmp_path / "plugin.c"], check=True)
+    with mqcore.Plugins(plugin) as plugins:
+        assert [each.name for each in plugins] == ["10-plugin"]
+
+
 def test_the_moves_between_states_in_the_docs_are_those_of_the_code() -> None:
     code = (MQCORE / "_message.pxd").read_text()
     numbered = re.findall(r"^    ([A-Z_]+) = (\d)  ", code.partition("State:")[2], re.MULTILINE)[:6]

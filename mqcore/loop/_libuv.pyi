@@ -1,4 +1,4 @@
-from typing import final
+from typing import Any, final
 
 @final
 class Library:
@@ -8,3 +8,5 @@ class Library:
     def path(self) -> str: ...
     @property
     def version(self) -> str: ...
+
+def substitute(loop: Any, library: Library | None) -> None: ...

@@ -31,6 +31,7 @@ cdef tuple SYMBOLS = (
 assert sizeof(LibUV) == len(SYMBOLS) * sizeof(void *)
 
 cdef dict libraries = {}  # owner -> Library
+cdef dict substitutes = {}  # id of a loop -> the Library that stands in for its owner's: see _clock
 
 
 @cython.final
@@ -105,7 +106,15 @@ cdef Library library_of(object loop):
         library = Library(owner, path)
         libraries[owner] = library
     (<Library>library).check_alone()
-    return library
+    return substitutes.get(id(loop), library)
+
+
+def substitute(loop, Library library):
+    """From now on, what attaches to `loop` gets this Library; None: that of the loop's owner again."""
+    if library is None:
+        substitutes.pop(id(loop), None)
+    else:
+        substitutes[id(loop)] = library
 
 
 cdef str pyuv_file():

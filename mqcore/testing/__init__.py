@@ -1,0 +1,36 @@
+"""The plugin author's kit: tests of plugins without a server, and in no time.
+
+    with Clock() as clock, Mq(clock, plugins) as mq:
+        result = mq.run("mq_smtp_in_message", make_mail(headers={"Subject": "hello"}))
+
+It needs no pytest, and works with unittest. For pytest there are fixtures: see docs/testing.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .clock import Clock
+    from .mail import make_mail
+    from .plugins import PluginFactory
+    from .steps import Mq, Result, Step
+
+__all__ = ["Clock", "Mq", "PluginFactory", "Result", "Step", "make_mail"]
+
+# Imported when it is asked for: pytest loads this package in each of its runs, as it has a plugin for it.
+_HOMES = {
+    "Clock": "clock",
+    "Mq": "steps",
+    "PluginFactory": "plugins",
+    "Result": "steps",
+    "Step": "steps",
+    "make_mail": "mail",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

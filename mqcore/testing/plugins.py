@@ -1,0 +1,70 @@
+"""Plugins for tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..errors import PluginError
+from ..hooks import MAILERQ_HOOKS, HookSpec
+from ..plugins import Plugins
+from ..plugins._files import find
+
+GROUP = "mqcore.plugins"
+
+
+class PluginFactory:
+    """Makes sets of plugins, and closes them in the end. `newest`: the one that was made last, None before that."""
+
+    def __init__(self, *, trust_writable: bool = False) -> None:
+        self.newest: Plugins | None = None
+        self._made: list[Plugins] = []
+        self._trust_writable = trust_writable
+
+    def __call__(
+        self,
+        *paths: str | os.PathLike[str],
+        config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        entry_point: str | None = None,
+        obj: object = None,
+        name: str = "plugin",
+        hooks: Iterable[HookSpec] = MAILERQ_HOOKS,
+    ) -> Plugins:
+        """The plugins of these paths, of the entry point of that name, and the object `obj`, which is called `name`.
+
+        `config`: as `mqcore.Plugins` takes it; or the settings of the one plugin that is asked for, without a table around
+        them. Raises PluginError, as a server would not start then.
+        """
+        names = [found for path in paths for found, _ in find(os.path.abspath(path), trust_writable=self._trust_writable)]
+        names += [entry_point] if entry_point else []
+        names += [name] if obj is not None else []
+        if isinstance(config, Mapping) and config and not any(isinstance(value, Mapping) for value in config.values()):
+            if len(names) != 1:
+                raise PluginError(f"config= has no tables, and there are {len(names)} plugins; write {{'NAME': {{...}}}}")
+            config = {names[0]: config}
+        plugins = Plugins(*paths, config=config, hooks=hooks, trust_writable=self._trust_writable)
+        self._made.append(plugins)
+        if entry_point:
+            plugins.add(entry_point, _load_entry_point(entry_point))
+        if obj is not None:
+            plugins.add(name, obj)
+        self.newest = plugins
+        return plugins
+
+    def close(self) -> None:
+        """Close all that were made; the dispatchers that use them have to be closed before."""
+        while self._made:
+            self._made.pop().close()
+
+
+def _load_entry_point(name: str) -> object:
+    found = list(entry_points(group=GROUP, name=name))
+    if not found:
+        known = ", ".join(sorted(point.name for point in entry_points(group=GROUP))) or "none"
+        raise PluginError(f"no installed package has an entry point {name} in {GROUP}; there are: {known}", plugin=name)
+    try:
+        return found[0].load()
+    except Exception as error:
+        raise PluginError(f"its entry point {found[0].value} cannot be loaded: {error}", plugin=name) from error

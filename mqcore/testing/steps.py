@@ -1,0 +1,239 @@
+"""Steps of mails, or of other messages, through plugins, in a test."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from .. import Dispatcher, Message, Outcome, Trace
+from ..errors import MqError
+from ..mail import Mail, Rejection
+from ..mail.timeline import Changes
+from .left import describe_left
+from .plugins import PluginFactory
+
+if TYPE_CHECKING:
+    from ..plugins import Plugins
+    from ..stats import Call
+    from .clock import Clock
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a step ended.
+
+    `outcome`: CONTINUE, COMPLETE or FAIL. `error`: why it failed, or None. `rejection`: what a plugin refused the mail with, or
+    None. `mail`: as the plugins left it. `changes`: what they changed in all, as `+X-Tag: 1`. `timeline`: what each plugin did,
+    in order, a tuple of `mqcore.stats.Call`. `hook`: the step's.
+    """
+
+    outcome: Outcome
+    error: BaseException | None
+    rejection: Rejection | None
+    mail: Any
+    changes: tuple[str, ...]
+    timeline: tuple[Call, ...]
+    hook: str
+    before: bytes | None = field(default=None, repr=False)
+    """The mail's bytes when the step began; None for a message that is no mail."""
+
+    def diff(self) -> str:
+        """What the plugins changed in the mail's bytes, as lines of a diff; empty if nothing."""
+        return "" if self.before is None else diff_of(self.before, self.mail.mime)
+
+    def describe(self) -> str:
+        """What the plugins changed, for people: the diff, and what changed beside the mail's bytes; empty if nothing."""
+        lines = self.diff().splitlines()
+        shown = (*lines, *(change for change in self.changes if change not in lines and not change.startswith("body: ")))
+        return "\n".join(shown)
+
+
+def diff_of(before: bytes, now: bytes) -> str:
+    """The lines that differ, with a line of context, as `diff -u` has them."""
+    old, new = (mime.decode("ascii", "backslashreplace").splitlines() for mime in (before, now))
+    lines = list(difflib.unified_diff(old, new, "before", "after", n=1, lineterm=""))
+    return "\n".join(lines)
+
+
+class Step:
+    """A step that was started: it has ended, or a plugin holds the message."""
+
+    def __init__(self, mq: Mq, hook: str, message: Any, args: tuple[Any, ...]) -> None:
+        self._mq = mq
+        self._hook = hook
+        self._message = message
+        self._before = message.mime if isinstance(message, Mail) else None
+        self._changes = Changes()
+        self._changes(message)
+        self._trace = Trace(Changes())
+        self._outcome: Outcome | None = mq.dispatcher.hook(hook).run_traced(message, self._trace, *args, done=self._done)
+
+    def _done(self, message: Any, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    @property
+    def held_by(self) -> str | None:
+        """The name of the plugin that holds the message; None when the step has ended."""
+        holder: str | None = self._message.holder
+        return holder
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self._outcome is not None
+
+    @property
+    def timeline(self) -> tuple[Call, ...]:
+        """What the plugins did so far; who holds the message is not in it yet."""
+        return tuple(self._trace.calls)
+
+    def result(self) -> Result:
+        """How the step ended; if a plugin holds the message, time passes until it has. Raises AssertionError when that never
+        comes: a plugin holds the message without a `hold_timeout`, and nothing is due that could give it back."""
+        if not self._mq.clock.run_until(lambda: self.is_over):
+            raise AssertionError(
+                f"{self._hook}: plugin {self.held_by} holds the message, and nothing is due that could give it back\n"
+                + describe_left()
+            )
+        assert self._outcome is not None
+        message = self._message
+        result = Result(
+            self._outcome,
+            message.error,
+            getattr(message, "rejection", None),
+            message,
+            tuple(self._changes(message)),
+            self.timeline,
+            self._hook,
+            self._before,
+        )
+        if not any(result.mail is message for result in self._mq.results):
+            self._mq.results.append(result)
+        return result
+
+    def cancel(self) -> None:
+        """Take the message back, as a server does when the client is gone."""
+        self._mq.dispatcher.cancel(self._message)
+        self._mq.clock.run_until_idle()
+
+
+class _Raised(logging.Handler):
+    """Notes what callbacks of plugins' timers and watchers raise, which the core can do no more about than to log it."""
+
+    def __init__(self, errors: list[BaseException]) -> None:
+        super().__init__(logging.ERROR)
+        self.errors = errors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).endswith("a callback of a timer or watcher raised") and record.exc_info and record.exc_info[1]:
+            self.errors.append(record.exc_info[1])
+
+
+class Mq:
+    """Runs messages through plugins, as a server would, and checks in the end that all went well.
+
+    `clock`: the `Clock` that it runs on. `plugins`: `mqcore.Plugins`; or a `PluginFactory`, of which the newest set is taken.
+    `hold_timeout` and `max_retries` are those of `mqcore.Dispatcher`, and may be set until the first step.
+
+    `close()` it, or use `with`: see there for what is checked.
+    """
+
+    def __init__(
+        self, clock: Clock, plugins: Plugins | PluginFactory, *, hold_timeout: float = 30.0, max_retries: int = 16
+    ) -> None:
+        self.clock = clock
+        self.hold_timeout = hold_timeout
+        self.max_retries = max_retries
+        self.results: list[Result] = []
+        """Of the steps that have ended, in order."""
+        self._plugins = plugins
+        self._dispatchers: list[Dispatcher] = []
+        self._used: Plugins | None = None
+        self._handler = _Raised(clock.errors)
+        logging.getLogger("mqcore.plugins").addHandler(self._handler)
+
+    @property
+    def plugins(self) -> Plugins:
+        """Those that a step begins with now. Raises MqError when there are none yet."""
+        plugins = self._plugins.newest if isinstance(self._plugins, PluginFactory) else self._plugins
+        if plugins is None:
+            raise MqError("there are no plugins yet; make some, as mq_plugins('plugins/10-a.py')")
+        return plugins
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """The `mqcore.Dispatcher` that runs these."""
+        plugins = self.plugins
+        if self._used is not plugins:
+            made = Dispatcher(
+                plugins, self.clock.loop, hold_timeout=self.hold_timeout, max_retries=self.max_retries, watchdog=None
+            )
+            self._dispatchers.append(made)
+            self._used = plugins
+            self.clock.ignore_open()
+        return self._dispatchers[-1]
+
+    def start(self, hook: str, mail: Message, *args: Any) -> Step:
+        """Begin a step, and run it as far as it comes without time passing. `args`: those of the hook after the message, such
+        as the address of `mq_smtp_in_rcptto`. Raises what `Hook.run` does."""
+        step = Step(self, hook, mail, args)
+        self.clock.run_until_idle()
+        return step
+
+    def run(self, hook: str, mail: Message, *args: Any) -> Result:
+        """Run a step to its end, however long plugins hold the message."""
+        return self.start(hook, mail, *args).result()
+
+    def next_deadline(self) -> float | None:
+        """When the next `hold_timeout` ends of those that run, in seconds of the clock's `now`; None if there is none."""
+        ends = [
+            self.clock.now - held.age + timeout
+            for dispatcher in self._dispatchers
+            for held in dispatcher.held()
+            if (timeout := self._timeout_of(dispatcher, held.plugin))
+        ]
+        return min(ends) if ends else None
+
+    def _timeout_of(self, dispatcher: Dispatcher, plugin: str) -> float:
+        configs = [each.config for each in dispatcher.plugins if each.name == plugin]
+        timeout: float = configs[0].get("hold_timeout", self.hold_timeout) if configs else self.hold_timeout
+        return timeout
+
+    def check(self) -> None:
+        """Raises AssertionError when a message is lost or held, when a timer or watcher of a plugin runs, and when a callback
+        raised; it says which, and whose. What is meant to run on is to be stopped before, or its message cancelled."""
+        self.clock.run_until_idle()
+        problems: list[str] = []
+        for dispatcher in self._dispatchers:
+            problems += _problems_of(dispatcher)
+        problems += filter(None, [describe_left()])
+        problems += [f"a callback raised {type(error).__name__}: {error}" for error in self.clock.errors]
+        if problems:
+            raise AssertionError("\n".join(problems))
+
+    def close(self) -> None:
+        """`check()`, and then close what was made, whatever that said. More than once is fine."""
+        try:
+            if self._dispatchers:
+                self.check()
+        finally:
+            logging.getLogger("mqcore.plugins").removeHandler(self._handler)
+            while self._dispatchers:
+                self._dispatchers.pop().close()
+            self.clock.errors.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _problems_of(dispatcher: Dispatcher) -> list[str]:
+    stats = dispatcher.stats()
+    problems = []
+    if stats.entered != stats.continued + stats.completed + stats.failed + stats.cancelled + stats.held + stats.running:
+        problems.append(f"steps are lost: {stats}")
+    return problems + [f"plugin {held.plugin} still holds a message of {held.hook}" for held in dispatcher.held()]

@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_mqcore_ctl_subparsers=(status stats order held cancel reload drain stop pause resume trace)
-_shtab_mqcore_subparsers=(run ctl top order check config include)
+_shtab_mqcore_subparsers=(run ctl top order check new config include)
 
 _shtab_mqcore_run_option_strings=(-h --help --config --trust-writable --entry-points --plugins --from --to --failed --max-in-flight --tls-certificate --tls-key --auth-without-tls --require-tls --require-login --one-recipient --hostname --lenient --proxy-from --xclient-from --xforward-from --no-trace --max-loops --max-message-size --max-recipients --max-connections --max-connections-per-ip --timeout --credentials --credentials-env --tls-out --json --control --user --metrics --workers --watchdog --watchdog-abort --watchdog-stack --trace --log-format --log-level)
 _shtab_mqcore_ctl_status_option_strings=(-h --help --json --socket)
@@ -24,6 +24,7 @@ _shtab_mqcore_ctl_option_strings=(-h --help --socket)
 _shtab_mqcore_top_option_strings=(-h --help --socket)
 _shtab_mqcore_order_option_strings=(-h --help --config --trust-writable --entry-points --plugins)
 _shtab_mqcore_check_option_strings=(-h --help --config --trust-writable --entry-points)
+_shtab_mqcore_new_option_strings=(-h --help --kind --package)
 _shtab_mqcore_config_option_strings=(-h --help --config --trust-writable --entry-points --plugins --from --to --failed --max-in-flight --tls-certificate --tls-key --auth-without-tls --require-tls --require-login --one-recipient --hostname --lenient --proxy-from --xclient-from --xforward-from --no-trace --max-loops --max-message-size --max-recipients --max-connections --max-connections-per-ip --timeout --credentials --credentials-env --tls-out --json --control --user --metrics --workers --watchdog --watchdog-abort --watchdog-stack --trace --log-format --log-level)
 _shtab_mqcore_include_option_strings=(-h --help)
 _shtab_mqcore_option_strings=(-h --help --version --print-completion)
@@ -35,11 +36,12 @@ _shtab_mqcore_run___watchdog_stack_choices=(safe unsafe)
 _shtab_mqcore_run___log_format_choices=(text json)
 _shtab_mqcore_run___log_level_choices=(debug info warning error)
 _shtab_mqcore_ctl_pos_0_choices=(status stats order held cancel reload drain stop pause resume trace)
+_shtab_mqcore_new___kind_choices=(python async cython c)
 _shtab_mqcore_config___tls_out_choices=(may none require verify)
 _shtab_mqcore_config___watchdog_stack_choices=(safe unsafe)
 _shtab_mqcore_config___log_format_choices=(text json)
 _shtab_mqcore_config___log_level_choices=(debug info warning error)
-_shtab_mqcore_pos_0_choices=(run ctl top order check config include)
+_shtab_mqcore_pos_0_choices=(run ctl top order check new config include)
 _shtab_mqcore___print_completion_choices=(bash zsh tcsh)
 
 _shtab_mqcore_run__h_nargs=0
@@ -101,6 +103,9 @@ _shtab_mqcore_check__h_nargs=0
 _shtab_mqcore_check___help_nargs=0
 _shtab_mqcore_check___trust_writable_nargs=0
 _shtab_mqcore_check___entry_points_nargs=0
+_shtab_mqcore_new__h_nargs=0
+_shtab_mqcore_new___help_nargs=0
+_shtab_mqcore_new___package_nargs=0
 _shtab_mqcore_config__h_nargs=0
 _shtab_mqcore_config___help_nargs=0
 _shtab_mqcore_config___trust_writable_nargs=0

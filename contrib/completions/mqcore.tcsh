@@ -13,13 +13,15 @@ complete mqcore \
         'c/--watchdog-stack=/(safe unsafe)/' \
         'c/--log-format=/(text json)/' \
         'c/--log-level=/(debug info warning error)/' \
-        'c/--/(auth-without-tls config control credentials credentials-env entry-points failed from help hostname json lenient limit log-format log-level max-connections max-connections-per-ip max-in-flight max-loops max-message-size max-recipients metrics no-trace older one-recipient peer plugin plugins print-completion proxy-from require-login require-tls socket timeout tls-certificate tls-key tls-out to trace trust-writable user version watchdog watchdog-abort watchdog-stack workers xclient-from xforward-from)/' \
+        'c/--kind=/(python async cython c)/' \
+        'c/--/(auth-without-tls config control credentials credentials-env entry-points failed from help hostname json kind lenient limit log-format log-level max-connections max-connections-per-ip max-in-flight max-loops max-message-size max-recipients metrics no-trace older one-recipient package peer plugin plugins print-completion proxy-from require-login require-tls socket timeout tls-certificate tls-key tls-out to trace trust-writable user version watchdog watchdog-abort watchdog-stack workers xclient-from xforward-from)/' \
         'c/-/(- h)/' \
         'n/--print-completion/(bash zsh tcsh)/' \
         'n/--tls-out/(may none require verify)/' \
         'n/--watchdog-stack/(safe unsafe)/' \
         'n/--log-format/(text json)/' \
         'n/--log-level/(debug info warning error)/' \
-        'p/1/(run ctl top order check config include)/' \
+        'n/--kind/(python async cython c)/' \
+        'p/1/(run ctl top order check new config include)/' \
         'n/ctl/(status stats order held cancel reload drain stop pause resume trace)/' \
         'p/*/()/'

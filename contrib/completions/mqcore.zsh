@@ -14,6 +14,7 @@ _shtab_mqcore_commands() {
     config:'print what is in force for mqcore run, and where each value came from'
     ctl:'ask and steer a server that runs with --control'
     include:'print the folder of mqcore.h, for compiling native plugins'
+    new:'write a plugin to begin with, and a test of it'
     order:'print the plugins of each hook, in order'
     run:'move mail from a source to a sink'
     top:'watch a server that runs with --control'
@@ -232,6 +233,16 @@ _shtab_mqcore_include_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_mqcore_include_defaults_added=0
 
+_shtab_mqcore_new_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--kind[what it is written in (default\: python)]:kind:(python async cython c)"
+  "--package[a package to install, with an entry point (python, async)]"
+  ":of the plugin, as greylist\; a number is put before it:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mqcore_new_defaults_added=0
+
 _shtab_mqcore_order_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[TOML file with a table for each plugin, and \[run\] (default\: \$MQCORE_CONFIG)]:FILE:"
@@ -342,6 +353,7 @@ _shtab_mqcore() {
         config) _arguments -C -s $_shtab_mqcore_config_options ;;
         ctl) _shtab_mqcore_ctl ;;
         include) _arguments -C -s $_shtab_mqcore_include_options ;;
+        new) _arguments -C -s $_shtab_mqcore_new_options ;;
         order) _arguments -C -s $_shtab_mqcore_order_options ;;
         run) _arguments -C -s $_shtab_mqcore_run_options ;;
         top) _arguments -C -s $_shtab_mqcore_top_options ;;

@@ -8,6 +8,9 @@ Its rules may be set in mqcore.toml:
 
 import re
 
+import mqcore
+from mqcore.mail import Mail
+
 RULES = [
     {"header": "List-Id", "pattern": ".", "tag": "list"},
     {"header": "Auto-Submitted", "pattern": "^auto-", "tag": "automatic"},
@@ -15,14 +18,14 @@ RULES = [
 ]
 
 
-def mq_context_initialize(context):
+def mq_context_initialize(context: mqcore.Context) -> None:
     rules = context.config.get("rules", RULES)
     context.data["rules"] = [
         (rule["header"], re.compile(rule["pattern"], re.IGNORECASE), rule["tag"]) for rule in rules
     ]
 
 
-def mq_smtp_in_message(context, message):
+def mq_smtp_in_message(context: mqcore.Context, message: Mail) -> mqcore.HookResult:
     headers = message.headers
     for header, pattern, tag in context.data["rules"]:
         found = any(pattern.search(value) for value in headers.get_all(header))

@@ -7,9 +7,10 @@ Which domains these are is set in mqcore.toml:
 """
 
 import mqcore
+from mqcore.mail import Mail
 
 
-def mq_smtp_in_message(context, message):
+def mq_smtp_in_message(context: mqcore.Context, message: Mail) -> mqcore.HookResult:
     domain = (message.envelope or "").rpartition("@")[2].lower()
     if domain and domain in context.config.get("domains", ["example.org"]):
         return mqcore.COMPLETE

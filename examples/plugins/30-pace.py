@@ -8,10 +8,11 @@ How many is set in mqcore.toml:
 
 import time
 
-from mqcore import HOLD
+from mqcore import HOLD, Context, HookResult
+from mqcore.mail import Mail
 
 
-def mq_smtp_in_message(context, message):
+def mq_smtp_in_message(context: Context, message: Mail) -> HookResult:
     domain = (message.envelope or "").rpartition("@")[2].lower()
     now = time.monotonic()
     free = context.data.setdefault("free", {})  # from when on each domain may send

@@ -13,9 +13,10 @@ import re
 import socket
 
 import mqcore
+from mqcore.mail import Mail
 
 
-def mq_smtp_in_message(context, message):
+def mq_smtp_in_message(context: mqcore.Context, message: Mail) -> mqcore.HookResult:
     address = context.config.get("address")
     if not address:
         return False
@@ -29,7 +30,7 @@ def mq_smtp_in_message(context, message):
 class Question:
     """One question to the server. However the hold ends, its timer and watcher end, and the socket goes with them."""
 
-    def __init__(self, context, message, hold, address):
+    def __init__(self, context: mqcore.Context, message: Mail, hold: mqcore.Hold, address: tuple[str, int]) -> None:
         self.context, self.message, self.hold = context, message, hold
         attributes = {
             "request": "smtpd_access_policy",
@@ -45,10 +46,10 @@ class Question:
         self.socket.connect_ex(address)  # goes on in the background; what becomes of it shows when we send
         hold.watch(self.socket.fileno(), mqcore.WRITE, self.ready)
 
-    def __del__(self):
+    def __del__(self) -> None:
         self.socket.close()
 
-    def ready(self, watcher, events):
+    def ready(self, watcher: mqcore.Watcher, events: int) -> None:
         try:
             if self.out:
                 self.out = self.out[self.socket.send(self.out) :]
@@ -59,7 +60,7 @@ class Question:
         except BlockingIOError:
             return
         except OSError as error:
-            self.give_up(errno.errorcode.get(error.errno, str(error)))
+            self.give_up(errno.errorcode.get(error.errno or 0, str(error)))
             return
         self.answer += received
         if b"\n\n" in self.answer:
@@ -67,7 +68,7 @@ class Question:
         elif not received:
             self.give_up("the connection was closed")
 
-    def decide(self):
+    def decide(self) -> None:
         match = re.search(r"^action=(\S+) *(.*)$", self.answer.decode(errors="replace"), re.MULTILINE)
         action, text = match.groups() if match else ("DUNNO", "")
         if action.upper() in ("REJECT", "DEFER", "DEFER_IF_PERMIT"):
@@ -77,7 +78,7 @@ class Question:
         # Control is given back in any case. Who rejects or discards has decided: the plugins after this one are not called.
         self.hold.continue_()
 
-    def give_up(self, why):
+    def give_up(self, why: str) -> None:
         """A policy server that is down must not stop the mail."""
         self.context.log.warning("policy server: %s; the mail goes on without its answer", why)
         self.hold.continue_()

@@ -13,17 +13,21 @@ import asyncio
 import math
 import re
 
+from mqcore import Context
+from mqcore.mail import Mail
 
-def mq_context_initialize(context):
+
+def mq_context_initialize(context: Context) -> None:
     context.data["slots"] = asyncio.Semaphore(context.config.get("connections", 8))
 
 
-async def mq_smtp_in_message(context, message):
+async def mq_smtp_in_message(context: Context, message: Mail) -> bool:
     address = context.config.get("address")
     if not address:
         return False
+    host, _, port = address.rpartition(":")
     async with context.data["slots"], asyncio.timeout(20):
-        spam, score = await ask(*address.rsplit(":", 1), message.mime)
+        spam, score = await ask(host, int(port), message.mime)
     # Who rejects or discards has decided: the plugins after this one are not called.
     if spam and score >= context.config.get("discard", math.inf):
         message.discard()
@@ -34,8 +38,8 @@ async def mq_smtp_in_message(context, message):
     return False
 
 
-async def ask(host, port, mime):
-    reader, writer = await asyncio.open_connection(host, int(port))
+async def ask(host: str, port: int, mime: bytes) -> tuple[bool, float]:
+    reader, writer = await asyncio.open_connection(host, port)
     try:
         writer.write(b"CHECK SPAMC/1.5\r\nContent-length: %d\r\n\r\n" % len(mime) + mime)
         answer = await reader.read()

@@ -10,11 +10,12 @@ SRS left to undo, so it cannot go on for ever. And the plugins before it bear be
 import re
 
 import mqcore
+from mqcore.mail import Mail
 
 SRS = re.compile(r"SRS0[=+-][^=]+=[^=]+=(?P<domain>[^=]+)=(?P<user>[^@]+)@", re.IGNORECASE)
 
 
-def mq_smtp_in_message(context, message):
+def mq_smtp_in_message(context: mqcore.Context, message: Mail) -> mqcore.HookResult:
     match = SRS.match(message.envelope or "")
     if match is None:
         return False

@@ -15,6 +15,9 @@ import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from mqcore import Context
+from mqcore.mail import Mail
+
 TABLE = """
     CREATE TABLE IF NOT EXISTS seen (
         network TEXT, sender TEXT, recipient TEXT, first REAL, last REAL, PRIMARY KEY (network, sender, recipient)
@@ -27,17 +30,17 @@ SEE = """
 """
 
 
-def mq_context_initialize(context):
+def mq_context_initialize(context: Context) -> None:
     if context.config.get("database"):
         context.data["database"] = Database(context.config["database"], context.config.get("forget", 30) * 86400)
 
 
-def mq_context_cleanup(context):
+def mq_context_cleanup(context: Context) -> None:
     if "database" in context.data:
         context.data["database"].close()
 
 
-async def mq_smtp_in_rcptto(context, message, address):
+async def mq_smtp_in_rcptto(context: Context, message: Mail, address: str) -> bool:
     database, connection = context.data.get("database"), message.connection
     if database is None or connection is None or connection.authenticated:
         return False
@@ -49,7 +52,7 @@ async def mq_smtp_in_rcptto(context, message, address):
     return False
 
 
-def network_of(peer):
+def network_of(peer: str) -> str:
     """Big senders come again from another address of the same network."""
     try:
         address = ipaddress.ip_address(peer.partition("%")[0])
@@ -61,7 +64,7 @@ def network_of(peer):
 class Database:
     """SQLite waits for disks and locks: so it is asked in a thread of its own, one thing after the other."""
 
-    def __init__(self, path, forget):
+    def __init__(self, path: str, forget: float) -> None:
         self.forget = forget
         self.thread = ThreadPoolExecutor(1, "greylist")
         self.database = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
@@ -70,15 +73,16 @@ class Database:
         self.database.execute(TABLE)
         self.database.execute("DELETE FROM seen WHERE last < ?", [time.time() - forget])
 
-    async def see(self, *who):
+    async def see(self, network: str, sender: str, recipient: str) -> float:
         """Note that they came; since when they are known."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self.see_now, *who)
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self.see_now, network, sender, recipient)
 
-    def see_now(self, network, sender, recipient):
+    def see_now(self, network: str, sender: str, recipient: str) -> float:
         now = time.time()
         who = {"network": network, "sender": sender.lower(), "recipient": recipient.lower()}
-        return self.database.execute(SEE, {**who, "now": now, "forgotten": now - self.forget}).fetchone()[0]
+        first: float = self.database.execute(SEE, {**who, "now": now, "forgotten": now - self.forget}).fetchone()[0]
+        return first
 
-    def close(self):
+    def close(self) -> None:
         self.thread.shutdown()
         self.database.close()

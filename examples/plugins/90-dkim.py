@@ -16,8 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import parseaddr
 from pathlib import Path
 
+from mqcore import Context
+from mqcore.mail import Mail
 
-def mq_context_initialize(context):
+
+def mq_context_initialize(context: Context) -> None:
     if not context.config.get("key"):
         return
     try:
@@ -29,12 +32,12 @@ def mq_context_initialize(context):
     context.data["threads"] = ThreadPoolExecutor(context.config.get("threads", 2), "dkim")
 
 
-def mq_context_cleanup(context):
+def mq_context_cleanup(context: Context) -> None:
     if "threads" in context.data:
         context.data["threads"].shutdown()
 
 
-async def mq_smtp_out_data(context, message):
+async def mq_smtp_out_data(context: Context, message: Mail) -> bool:
     config, name = context.config, context.plugin.name
     domain = parseaddr(message.headers.get("From", ""))[1].rpartition("@")[2].lower()
     # A step may start again (see 60-unsrs.py), so what is signed already is not signed twice.
@@ -48,10 +51,11 @@ async def mq_smtp_out_data(context, message):
     return False
 
 
-def sign(context, mime):
+def sign(context: Context, mime: bytes) -> bytes:
     """In a thread: nothing here touches the message."""
     config = context.config
-    return context.data["sign"](
+    signature: bytes = context.data["sign"](
         mime, config["selector"].encode(), config["domain"].encode(), context.data["key"],
         canonicalize=(b"relaxed", b"relaxed"),
     )
+    return signature

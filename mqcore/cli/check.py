@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from .. import Dispatcher, PluginError, Plugins
+from .. import Context, Dispatcher, PluginError, Plugins
+from ..mail import Mail
 from ..mail.report import BAD_PLUGIN, OK
+from ..plugins._advice import advice_for
 from . import run
 from .configuration import Options
 from .options import Raising
@@ -43,6 +45,9 @@ def check_plugins(options: argparse.Namespace) -> int:
         if not code or len(plugins):
             tell_what_is_missing(options, plugins, [] if code else paths)
         code = _begin(plugins) or code
+        for plugin in plugins:
+            for advice in advice_for(plugin, dir(Mail), dir(Context)):
+                complain(advice, OK)
         lines = [f"{plugin.name}: {', '.join(plugin.hooks) or 'no hooks'}" for plugin in plugins]
     for line in lines:
         print(line)

@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 import traceback
+from linecache import getline
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,10 @@ def raised(doing: str, error: BaseException, plugin: str, path: str | None) -> P
     if isinstance(error, SystemExit):
         what = f"{doing} called sys.exit({error.code!r}); a plugin that cannot work raises an error that says why"
     else:
-        what = f"{doing} raised {_said(error)}; correct that, or take the plugin away"
+        instead = "correct that, or take the plugin away"
+        if isinstance(error, KeyError) and "config[" in getline(file or "", line or 0):
+            instead = f'set it in [plugins."{plugin}"], or read it by config.get'
+        what = f"{doing} raised {_said(error)}; {instead}"
     return PluginError(what, plugin=plugin, path=file, line=line)
 
 

@@ -1,0 +1,127 @@
+"""`mqcore new`: the files of a plugin to begin with, and a test of it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..mail.report import OK
+
+if TYPE_CHECKING:
+    from . import Commands
+
+FOLDER = Path("plugins")
+CONFIG = Path("mqcore.toml")
+LAST = 90
+"""Plugins are called in order of their names as text, and there 100 is before 20."""
+
+# By kind: the templates, and where what is made of them goes.
+KINDS = {
+    "python": {"python.py": "plugins/@plugin@.py"},
+    "async": {"async.py": "plugins/@plugin@.py"},
+    "cython": {
+        "cython.py": "plugins/@plugin@/__init__.py",
+        "cython.pyx": "plugins/@plugin@/_hooks.pyx",
+        "setup.py": "plugins/@plugin@/setup.py",
+    },
+    "c": {"c.c": "@module@.c", "Makefile": "Makefile"},
+}
+PLUGIN = {
+    "python": "plugins/@plugin@.py",
+    "async": "plugins/@plugin@.py",
+    "cython": "plugins/@plugin@",
+    "c": "plugins/@plugin@.so",
+}
+BUILD = {"cython": "cd plugins/@plugin@ && python setup.py build_ext --inplace", "c": "make"}
+
+
+def add_to(commands: Commands) -> None:
+    new = commands.add_parser("new", help="write a plugin to begin with, and a test of it")
+    new.add_argument("name", metavar="NAME", help="of the plugin, as greylist; a number is put before it")
+    new.add_argument("--kind", choices=tuple(KINDS), default="python", help="what it is written in (default: python)")
+    new.add_argument("--package", action="store_true", help="a package to install, with an entry point (python, async)")
+    new.set_defaults(command=write_plugin, parser=new)
+
+
+def write_plugin(options: argparse.Namespace) -> int:
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", options.name):
+        options.parser.error(f"{options.name!r} is no name for it: small letters, digits and dashes, as my-greylist")
+    if options.package and options.kind not in ("python", "async"):
+        options.parser.error(f"--package is for --kind python and async, and not for {options.kind}")
+    try:
+        plugin = f"{_next_number()}-{options.name}"
+        words = {"name": options.name, "plugin": plugin, "module": options.name.replace("-", "_")}
+        written = _texts(options, words)
+        config = _config(words)
+    except ValueError as error:
+        options.parser.error(str(error))
+    there = [str(path) for path in written if path.exists()]
+    if there:
+        listed = ", ".join(there)
+        options.parser.error(f"{listed}: there already, and nothing is overwritten; take another name, or move them away")
+    for path, text in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        print(path)
+    CONFIG.write_text(config)
+    print(f"{CONFIG}: [plugins.{plugin}]")
+    _tell_how_to_go_on(options, words)
+    return OK
+
+
+def _next_number() -> int:
+    """The next ten behind the numbers of the plugins that are there."""
+    names = [path.name for path in FOLDER.iterdir()] if FOLDER.is_dir() else []
+    numbers = [int(found[0]) for name in names if (found := re.match(r"\d+(?=-)", name))]
+    number = max(numbers, default=0) // 10 * 10 + 10
+    if number > LAST:
+        raise ValueError(f"{FOLDER} has a plugin with the number {max(numbers)}, and there is no ten after it; rename some")
+    return number
+
+
+def _texts(options: argparse.Namespace, words: dict[str, str]) -> dict[Path, str]:
+    """What is to be written, by path."""
+    sources, plugin = KINDS[options.kind], PLUGIN[options.kind]
+    if options.package:
+        plugin = "@module@.py"
+        sources = {f"{options.kind}.py": plugin, "pyproject.toml": "pyproject.toml"}
+    words = words | {"path": _filled(plugin, words)}
+    sources = sources | {"test.py": "test_@module@.py"}
+    return {Path(_filled(path, words)): _filled(_template(name), words) for name, path in sources.items()}
+
+
+def _config(words: dict[str, str]) -> str:
+    """The file as it is, with the plugin's table behind it."""
+    before = CONFIG.read_text() if CONFIG.exists() else ""
+    text = before + ("\n" if before else "") + _filled(_template("config.toml"), words)
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{CONFIG} cannot have a table [plugins.{words['plugin']}] behind what is there: {error}") from None
+    return text
+
+
+def _template(name: str) -> str:
+    return files(__package__).joinpath("templates", f"{name}.in").read_text()
+
+
+def _filled(text: str, words: dict[str, str]) -> str:
+    """With the words in the place of @their names@."""
+    return re.sub(r"@(\w+)@", lambda found: words[found[1]], text)
+
+
+def _tell_how_to_go_on(options: argparse.Namespace, words: dict[str, str]) -> None:
+    print()
+    if options.package:
+        print("pip install -e '.[test]'")
+    elif options.kind in BUILD:
+        print(_filled(BUILD[options.kind], words))
+    print("pytest")
+    if options.package:
+        print(f"mqcore check --config {CONFIG} --entry-points")
+    else:
+        print(f"mqcore check --config {CONFIG} {FOLDER}")

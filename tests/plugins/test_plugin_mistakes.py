@@ -1,0 +1,451 @@
+"""The usual mistakes of authors of plugins, and what they are told: what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import textwrap
+
+import pytest
+import uvloop
+from mail_tools import EXAMPLES
+
+import mqcore
+from mqcore.mail import Mail
+from mqcore.plugins._advice import advice_for
+from mqcore.plugins._tasks import names_plugins
+
+HOOK = "def mq_smtp_in_message(context, message):"
+MIME = b"Subject: hello\n\nhello\n"
+
+# By name: the plugin, by what means its author is told, the line, and words that are in what is said.
+LOADED = {
+    "hook misspelt": ("def mq_smtp_in_rcpt(context, message, address): pass", 1, ["mq_smtp_in_rcptto", "correct the name"]),
+    "argument forgotten": (
+        "def mq_smtp_in_rcptto(context, message): pass",
+        1,
+        ["define it as mq_smtp_in_rcptto(context, message, address)"],
+    ),
+    "argument too many": (
+        "def mq_smtp_in_message(context, message, mime): pass",
+        1,
+        ["define it as mq_smtp_in_message(context, message)"],
+    ),
+    "self in a module": (
+        "def mq_smtp_in_message(self, context, message): pass",
+        1,
+        ["define it as mq_smtp_in_message(context, message)"],
+    ),
+    "hook is no function": (
+        "mq_smtp_in_message = 'x'",
+        None,
+        ["of type str, which cannot be called", "define it as a function"],
+    ),
+    "hook yields": (HOOK + " yield", 1, ["is a generator", "return a verdict instead"]),
+    "async initialize": ("async def mq_initialize(): pass", 1, ["only hooks may be that", "define it without async"]),
+    "initialize takes the context": ("def mq_initialize(context): pass", 1, ["define it as mq_initialize()"]),
+    "initialize raises": (
+        "def mq_initialize():\n    raise OSError('no database')",
+        2,
+        ["mq_initialize() raised OSError: no database", "correct that"],
+    ),
+    "module is not there": ("import rediss_of_mine", 1, ["importing it raised ModuleNotFoundError", "rediss_of_mine"]),
+    "syntax": ("def mq_smtp_in_message(context, message)\n    pass", 1, ["syntax error", "expected ':'"]),
+    "sys.exit": ("import sys\nsys.exit('no key')", 2, ["called sys.exit('no key')", "raises an error that says why"]),
+    "version of another API": ("mq_version = '1'", None, ["mq_version is '1'", "version 1"]),
+    "plugin's file is imported": ("import sys\nfrom . import keys", 2, ["importing it raised ImportError"]),
+}
+
+CHECKED = {
+    "comparison": (
+        HOOK + "\n    return b'the' in message.mime",
+        2,
+        ["b'the' in message.mime", "holds the message", "COMPLETE if"],
+    ),
+    "negation": (HOOK + "\n    return not message.envelope", 2, ["not message.envelope", "hold_timeout"]),
+    "bool": (HOOK + "\n    return bool(message.envelope)", 2, ["bool(message.envelope)", "COMPLETE if"]),
+    "any": (HOOK + "\n    return any(message.recipients)", 2, ["any(message.recipients)"]),
+    "startswith": (HOOK + "\n    return message.mime.startswith(b'From')", 2, ["startswith"]),
+    "comparison, or": (HOOK + "\n    return message.size > 5 or None", 2, ["message.size > 5"]),
+    "comparison in a coroutine": ("async " + HOOK + "\n    return message.size > 5", 2, ["message.size > 5"]),
+    "True by accident": (HOOK + "\n    message.headers.add('X', 'y')\n    return True", 3, ["give it back", "return False"]),
+    "HOLD and only logs": (
+        "import mqcore\n" + HOOK + "\n    context.log.info('%r', message)\n    return mqcore.HOLD",
+        4,
+        ["return False"],
+    ),
+    "HOLD forgotten": (
+        HOOK + "\n    context.start_timer(1, context.continue_, message)",
+        2,
+        ["never returns HOLD", "return mqcore.HOLD"],
+    ),
+    "Hold forgotten": (
+        HOOK + "\n    hold = context.hold(message)\n    hold.start_timer(1, hold.continue_)\n    return False",
+        2,
+        ["or the Hold"],
+    ),
+    "returns a text": (HOOK + "\n    return 'reject'", 2, ["'reject', which is no verdict", "COMPLETE"]),
+    "returns a number": (HOOK + "\n    return 0", 2, ["0, which is no verdict"]),
+    "returns a reply": (HOOK + "\n    return 550, 'no'", 2, ["message.reject(550, text)"]),
+    "returns FAIL": (
+        "import mqcore\n" + HOOK + "\n    return mqcore.FAIL",
+        3,
+        ["FAIL, which is no verdict", "raise an exception"],
+    ),
+    "milliseconds": (
+        HOOK + "\n    context.start_timer(5000, context.continue_, message)\n    return True",
+        2,
+        ["takes seconds", "5000"],
+    ),
+    "seconds as a text": (
+        HOOK + "\n    context.start_timer('1', context.continue_, message)\n    return True",
+        2,
+        ["a number, and not '1'"],
+    ),
+    "sleep": ("import time\n" + HOOK + "\n    time.sleep(1)", 3, ["calls time.sleep", "no other mail moves", "start_timer"]),
+    "sleep in a coroutine": (
+        "from time import sleep\nasync " + HOOK + "\n    sleep(1)",
+        3,
+        ["time.sleep", "await asyncio.sleep"],
+    ),
+    "sleep in a helper": (
+        "import time as t\ndef ask():\n    t.sleep(1)\n" + HOOK + "\n    ask()",
+        3,
+        ["ask, for mq_smtp_in_message, calls time.sleep"],
+    ),
+    "sleep in a callback": (
+        f"import time\ndef later(c, m):\n    time.sleep(1)\n{HOOK}\n"
+        "    context.start_timer(1, later, context, message)\n    return True",
+        3,
+        ["later, for mq_smtp_in_message, calls time.sleep"],
+    ),
+    "requests": (
+        HOOK + "\n    import requests\n    requests.get('http://x')",
+        3,
+        ["calls requests.get", "httpx.AsyncClient", "to_thread"],
+    ),
+    "urlopen": ("from urllib.request import urlopen\n" + HOOK + "\n    urlopen('http://x')", 3, ["urllib.request.urlopen"]),
+    "smtplib": ("import smtplib\n" + HOOK + "\n    smtplib.SMTP('x')", 3, ["calls smtplib.SMTP", "to_thread"]),
+    "subprocess": ("import subprocess\n" + HOOK + "\n    subprocess.run(['x'])", 3, ["create_subprocess_exec"]),
+    "connection": (
+        "import socket\n" + HOOK + "\n    socket.create_connection(('x', 1))",
+        3,
+        ["without a timeout", "asyncio.open_connection"],
+    ),
+    "name server": ("import socket\n" + HOOK + "\n    socket.gethostbyname('x')", 3, ["getaddrinfo"]),
+    "coroutine as a callback": (
+        f"async def later(message): pass\n{HOOK}\n    context.start_timer(1, later, message)\n    return True",
+        3,
+        ["later is a coroutine function", "without async"],
+    ),
+    "await forgotten": (f"async def ask(): pass\nasync {HOOK}\n    ask()", 3, ["calls ask", "without `await`"]),
+    "attribute misspelt": (
+        HOOK + "\n    message.recipent = 'b@example.org'",
+        2,
+        ["message.recipent", "did you mean recipient?"],
+    ),
+    "attribute of another library": (
+        HOOK + "\n    return message.sender and None",
+        2,
+        ["message.sender", "did you mean envelope?"],
+    ),
+    "method misspelt": (HOOK + "\n    message.rejct(550, 'no')", 2, ["did you mean reject?"]),
+    "own attribute": (HOOK + "\n    message.my_thing = 5", 2, ["message.my_thing", "message.data"]),
+    "context's attribute": (HOOK + "\n    context.logger.info('x')", 2, ["context.logger", "did you mean log?"]),
+    "header is set": (HOOK + "\n    message.headers['Subject'] = 'x'", 2, ["headers.replace(field, value)"]),
+    "header is deleted": (HOOK + "\n    del message.headers['Subject']", 2, ["headers.remove(field)"]),
+    "recipients is a text": (HOOK + "\n    message.recipients = 'bob@example.org'", 2, ["a list of addresses"]),
+    "recipient is a list": (HOOK + "\n    message.recipient = ['bob@example.org']", 2, ["one address, a str"]),
+    "mime is a text": (HOOK + "\n    message.mime = 'Subject: x'", 2, ["the mail as bytes"]),
+}
+
+RUN = {
+    "header with a newline": (
+        HOOK + "\n    message.headers.replace('Subject', b'a\\nb')",
+        ["nor a CR or LF that does not fold it", "Subject"],
+    ),
+    "header that is a number": (HOOK + "\n    message.headers.add('X-Score', 5)", ["is a str or bytes, not 5"]),
+    "name of a header": (HOOK + "\n    message.headers.add('X Score:', '5')", ["no blank and no colon", "'X Score:'"]),
+    "text before the code": (HOOK + "\n    message.reject('no', 550)", ["reject(550, 'no such user')", "the code is 'no'"]),
+    "code that rejects nothing": (HOOK + "\n    message.reject(250, 'fine')", ["from 400 to 599, not 250"]),
+    "text in bytes": (HOOK + "\n    message.reject(550, b'no')", ["the text of a rejection is a str"]),
+    "text in lines": (HOOK + "\n    message.reject(550, 'no\\nno')", ["must be one line"]),
+    "envelope in bytes": (HOOK + "\n    message.envelope = message.mime[:3]", ["the envelope is a str, not b'Sub'"]),
+    "mime gets a text": (HOOK + "\n    message.mime = str(message.mime)", ["mime is the mail as bytes, not as str"]),
+    "returns a call's result": (
+        HOOK + "\n    return message.headers.get('Subject')",
+        ["returned 'hello' from mq_smtp_in_message", "a hook returns False"],
+    ),
+    "given back twice": (
+        HOOK + "\n    context.continue_(message)\n    context.continue_(message)\n    return True",
+        ["mq_smtp_in_message", "10-a", "already"],
+    ),
+    "given back, then another verdict": (
+        "import mqcore\n" + HOOK + "\n    context.continue_(message)\n    return mqcore.COMPLETE",
+        ["gave the message back", "return HOLD after giving back"],
+    ),
+    "given back, HOLD forgotten": (
+        HOOK + "\n    context.start_timer(0, context.complete, message)",
+        ["10-a", "mq_smtp_in_message"],
+    ),
+    "kept for longer than the timeout": (
+        HOOK + "\n    context.start_timer(0.2, context.continue_, message)\n    return True",
+        ["10-a", "mq_smtp_in_message", "hold_timeout of 0.02 s"],
+    ),
+    "callback is called": (
+        HOOK + "\n    context.start_timer(1, context.log.info('x'))\n    return True",
+        ["start_timer() needs a callable, not None"],
+    ),
+    "key of the config": (HOOK + "\n    context.config['database']", ["KeyError", "database"]),
+    "config is written to": (HOOK + "\n    context.config['database'] = 1", ["does not support item assignment"]),
+}
+
+
+def write(tmp_path, source):
+    path = tmp_path / "10-a.py"
+    path.write_text(source + "\n")
+    return path
+
+
+def advice(path, **options):
+    with mqcore.Plugins(path, trust_writable=True, **options) as plugins:
+        (plugin,) = plugins
+        return [str(each) for each in advice_for(plugin, dir(Mail), dir(mqcore.Context))]
+
+
+def assert_words(text, words):
+    assert not [word for word in words if word not in text], text
+
+
+@pytest.mark.parametrize("mistake", LOADED)
+def test_what_is_told_when_it_is_loaded(tmp_path, mistake):
+    source, line, words = LOADED[mistake]
+    path = write(tmp_path, source)
+    with pytest.raises(mqcore.PluginError) as caught:
+        advice(path)
+    assert_words(str(caught.value), [f"{path}:{line}: plugin 10-a: " if line else f"{path}: plugin 10-a: ", *words])
+
+
+@pytest.mark.parametrize("mistake", CHECKED)
+def test_what_check_tells(tmp_path, mistake):
+    source, line, words = CHECKED[mistake]
+    path = write(tmp_path, source)
+    said = advice(path)
+    assert len(said) == 1
+    assert_words(said[0], [f"{path}:{line}: plugin 10-a: warning: ", *words])
+
+
+@pytest.mark.parametrize("mistake", RUN)
+def test_what_is_told_when_it_runs(tmp_path, mistake, caplog):
+    async def run():
+        asyncio.get_running_loop().set_exception_handler(names_plugins(plugins))
+        mail = Mail(MIME)
+        with mqcore.Dispatcher(plugins, hold_timeout=0.02) as dispatcher:
+            await dispatcher.hook("mq_smtp_in_message")(mail)
+            await asyncio.sleep(0.005)
+        return mail.error
+
+    source, words = RUN[mistake]
+    caplog.set_level(logging.INFO, "mqcore")
+    with mqcore.Plugins(write(tmp_path, source), trust_writable=True) as plugins:
+        error = uvloop.run(run())
+    lines = [f"{each.name} {each.getMessage()} {each.exc_info[1] if each.exc_info else ''}" for each in caplog.records]
+    assert_words("\n".join([repr(error), *lines]), words)
+
+
+def test_a_key_that_the_config_has_not(tmp_path):
+    path = write(tmp_path, "def mq_context_initialize(context):\n    context.config['database']")
+
+    async def begin():
+        mqcore.Dispatcher(plugins)
+
+    with mqcore.Plugins(path, trust_writable=True) as plugins, pytest.raises(mqcore.PluginError) as caught:
+        uvloop.run(begin())
+    assert_words(
+        str(caught.value), [f"{path}:2: plugin 10-a: ", "KeyError: 'database'", 'set it in [plugins."10-a"]', "config.get"]
+    )
+
+
+def test_no_false_alarm_on_the_examples():
+    with mqcore.Plugins(EXAMPLES / "plugins") as plugins:
+        assert len(plugins) == 8
+        assert [each for plugin in plugins for each in advice_for(plugin, dir(Mail), dir(mqcore.Context))] == []
+
+
+def test_opening_a_fifo(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    path = write(tmp_path, f"{HOOK}\n    open({str(tmp_path / 'fifo')!r})")
+    (said,) = advice(path)
+    assert_words(said, [":2: ", "open of a FIFO", "O_NONBLOCK"])
+
+
+def test_the_deadline_is_that_of_the_config(tmp_path):
+    path = write(tmp_path, HOOK + "\n    context.start_timer(40, context.continue_, message)\n    return True")
+    for timeout, expected in ((60, 0), (0, 0), (20, 1)):
+        assert len(advice(path, config={"10-a": {"hold_timeout": timeout}})) == expected
+
+
+RIGHT = {
+    "verdicts": """
+        from mqcore import COMPLETE, RETRY
+        def mq_smtp_in_message(context, message):
+            if message.size > 5:
+                return COMPLETE
+            return RETRY if not message.envelope else None
+        """,
+    "and": "def mq_smtp_in_message(context, message):\n    import mqcore\n    return message.size > 5 and mqcore.COMPLETE",
+    "timer": """
+        import mqcore
+        def mq_smtp_in_message(context, message):
+            context.start_timer(2.0, context.continue_, message)
+            return mqcore.HOLD
+        """,
+    "timer without the message": """
+        def mq_smtp_in_message(context, message):
+            context.start_timer(2000, print, "tick")
+            return False
+        """,
+    "hold": """
+        def mq_smtp_in_message(context, message):
+            hold = context.hold(message)
+            hold.start_timer(2.0, hold.continue_)
+            return hold
+        """,
+    "closure": """
+        def mq_smtp_in_message(context, message):
+            def later():
+                context.complete(message)
+            context.start_timer(1, later)
+            return True
+        """,
+    "lambda": HOOK + "\n    context.start_timer(1, lambda: context.retry(message))\n    return True",
+    "queue": """
+        WAITING = []
+        def mq_smtp_in_message(context, message):
+            WAITING.append(message)
+            return True
+        """,
+    "queue in the data": """
+        def mq_smtp_in_message(context, message):
+            context.data.setdefault("waiting", {})[message.envelope] = message
+            return True
+        """,
+    "assigned": "def mq_smtp_in_message(context, message):\n    context.data['last'] = message\n    return True",
+    "another function decides": """
+        def start(context, message):
+            context.start_timer(1, context.continue_, message)
+            return True
+        def mq_smtp_in_message(context, message):
+            return start(context, message)
+        """,
+    "any arguments": "def mq_smtp_in_message(*args):\n    return True",
+    "hold and a variable": """
+        def mq_smtp_in_message(context, message):
+            asks = message.size > 5
+            if asks:
+                context.start_timer(1, context.continue_, message)
+            return asks
+        """,
+    "sleeps in a thread": """
+        import asyncio, time
+        def slow():
+            time.sleep(1)
+        async def mq_smtp_in_message(context, message):
+            await asyncio.to_thread(slow)
+            await asyncio.to_thread(time.sleep, 1)
+            await asyncio.get_running_loop().run_in_executor(None, lambda: time.sleep(1))
+        """,
+    "thread": """
+        import subprocess, threading
+        def mq_smtp_in_message(context, message):
+            def work():
+                subprocess.run(["true"])
+                context.continue_(message)
+            threading.Thread(target=work).start()
+            return True
+        """,
+    "blocks where it may": """
+        import subprocess, time
+        def mq_initialize():
+            subprocess.run(["true"])
+        def mq_context_cleanup(context):
+            time.sleep(0)
+        def mq_smtp_in_message(context, message): pass
+        """,
+    "asyncio": """
+        import asyncio
+        async def mq_smtp_in_message(context, message):
+            async with asyncio.timeout(5):
+                await asyncio.sleep(0.1)
+            return False
+        """,
+    "names that are others": """
+        class requests:
+            get = staticmethod(len)
+        def sleep(seconds): pass
+        def mq_smtp_in_message(context, message):
+            sleep(1)
+            mine = {}
+            mine.get("x")
+        """,
+    "connection with a timeout": """
+        import socket
+        def mq_smtp_in_message(context, message):
+            socket.create_connection(("127.0.0.1", 1), 0.1)
+            socket.create_connection(("127.0.0.1", 1), timeout=0.1)
+        """,
+    "file": "def mq_smtp_in_message(context, message):\n    open('/dev/null').close()",
+    "mail": """
+        def mq_smtp_in_message(context, message):
+            message.headers.replace("Subject", "x")
+            message.recipients = [message.recipient or "bob@example.org"]
+            message.mime = b"X: y\\n" + message.mime
+            message.json["mine"] = message.data["mine"] = 5
+            if message.connection is not None:
+                message.connection.data["x"] = 1
+            if "spam" in message.headers.get("Subject", ""):
+                message.reject(550, "no")
+            return False
+        """,
+    "other names": "def mq_smtp_in_message(ctx, mail):\n    ctx.start_timer(1, ctx.continue_, mail)\n    return True",
+    "task": """
+        import asyncio
+        TASKS = set()
+        async def ask(context, message):
+            context.continue_(message)
+        def mq_smtp_in_message(context, message):
+            TASKS.add(asyncio.create_task(ask(context, message)))
+            return True
+        """,
+    "decorated": """
+        import functools
+        def counted(function):
+            @functools.wraps(function)
+            def inner(context, message):
+                return function(context, message)
+            return inner
+        @counted
+        def mq_smtp_in_message(context, message):
+            return None
+        """,
+    "connect": "def mq_smtp_in_connect(context, message):\n    context.log.info('%s', message.connection.peer)",
+}
+
+
+@pytest.mark.parametrize("right", RIGHT)
+def test_no_false_alarm(tmp_path, right):
+    assert advice(write(tmp_path, textwrap.dedent(RIGHT[right]).strip())) == []
+
+
+def test_methods_of_objects_and_packages(tmp_path):
+    package = tmp_path / "20-b"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .inner import plugin\nmq_smtp_in_message = plugin.mq_smtp_in_message\n")
+    (package / "inner.py").write_text(
+        "import time\nclass Plugin:\n    def ask(self):\n        time.sleep(1)\n"
+        "    def mq_smtp_in_message(self, context, message):\n        self.ask()\n        return True\nplugin = Plugin()\n"
+    )
+    sleeps, holds = advice(package)
+    assert_words(sleeps, [f"{package}/inner.py:4: plugin 20-b: warning: ask, for mq_smtp_in_message, calls time.sleep"])
+    assert_words(holds, [f"{package}/inner.py:7: plugin 20-b: ", "return False"])

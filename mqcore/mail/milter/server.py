@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,6 @@ from .session import Session
 from .sink import MilterSink
 
 if TYPE_CHECKING:
-    import socket
-
     from .source import MilterSource
 
 BACKLOG = 1024
@@ -49,6 +48,10 @@ class MilterServer:
         self._numbers = itertools.count(1)
         self._run = os.urandom(8).hex()
         self._change = asyncio.Event()
+        self._known: object = None
+        """The plugins that `_wanted` was found of."""
+        self._wanted = Wanted()
+        self.is_local = source.is_local
         hook = gateway.dispatcher.hook
         self.connect: Hook = hook("mq_smtp_in_connect")
         self.secure: Hook = hook("mq_smtp_in_secure")
@@ -62,7 +65,13 @@ class MilterServer:
 
     def wanted(self) -> Wanted:
         """What a mail server that connects now is to ask about: what no plugin wants costs both sides nothing."""
-        order = self.gateway.dispatcher.plugins.order
+        plugins = self.gateway.dispatcher.plugins
+        if self._known is not plugins.snapshot:
+            self._known = plugins.snapshot
+            self._wanted = self._find_wanted(plugins.order)
+        return self._wanted
+
+    def _find_wanted(self, order: Callable[[str], list[str]]) -> Wanted:
         return Wanted(
             connect=bool(order("mq_smtp_in_connect")),
             secure=bool(order("mq_smtp_in_secure")),
@@ -104,7 +113,9 @@ class MilterServer:
             await self._change.wait()
 
     async def _listen(self, listener: socket.socket) -> asyncio.AbstractServer:
-        listen = self.loop.create_unix_server if self._source.is_local else self.loop.create_server
+        if not self.is_local:  # what is accepted there has it, too: servers that died do not say so
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listen = self.loop.create_unix_server if self.is_local else self.loop.create_server
         return await listen(partial(Session, self), sock=listener, backlog=BACKLOG)
 
     def stop(self) -> None:
@@ -133,7 +144,8 @@ class MilterServer:
 
     def leave(self, session: Session) -> None:
         self.sessions.pop(session, None)
-        self._change.set()
+        if self.is_stopping:
+            self._change.set()
 
     async def _sweep(self) -> None:
         while True:

@@ -1,18 +1,13 @@
-"""A message that a server asks about, and what is to be said of it."""
+"""What is to be said of a message that a server asks about."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from ...milter.protocol import Changes
+from ...milter.answers import Changes
 from .._mail import Mail
-from .._transaction import Transaction
-from ..verdicts import Verdict
 from .errors import Unsayable
-
-if TYPE_CHECKING:
-    from .session import Session
 
 
 class Recipient(NamedTuple):
@@ -26,26 +21,11 @@ class Recipient(NamedTuple):
     """The same, as an address."""
 
 
-class MilterTransaction(Transaction):
-    """One mail for each recipient. The server gets one answer, which may take recipients away."""
-
-    def __init__(self, session: Session, mails: Sequence[Mail], recipients: Sequence[Recipient]) -> None:
-        super().__init__(mails)
-        self.recipients = dict(zip(mails, recipients, strict=True))
-        self.answer: bytes | None = None
-        """What the server is to be told if all goes well; None if nobody is to get anything."""
-        self._session: Session | None = session
-
-    def settle(self, verdicts: list[Verdict]) -> None:
-        session, self._session = self._session, None
-        if session is None:
-            raise RuntimeError("the gateway settles this, once")
-        session.settled(self, verdicts[0])
-
-
-def find_changes(mails: Sequence[Mail], of: MilterTransaction, mime: bytes, sender: str, dropped: Sequence[bytes]) -> Changes:
-    """What the server is to be told so that these mails of the transaction are delivered, and no others. It has the message as
-    `mime`, from `sender`, also for the recipients that are `dropped`. Raises Unsayable."""
+def find_changes(
+    mails: Sequence[Mail], recipients: Mapping[Mail, Recipient], mime: bytes, sender: str, dropped: Sequence[bytes]
+) -> Changes:
+    """What the server is to be told so that these mails, which are those of `recipients` or some of them, are delivered, and no
+    others. It has the message as `mime`, from `sender`, also for the recipients that are `dropped`. Raises Unsayable."""
     first = mails[0]
     for other in mails[1:]:
         if other.envelope != first.envelope:
@@ -53,7 +33,7 @@ def find_changes(mails: Sequence[Mail], of: MilterTransaction, mime: bytes, send
         if other.mime != first.mime:
             raise Unsayable(f"the message differs between {first.recipient!r} and {other.recipient!r}")
     removed, kept, added = dict.fromkeys(dropped), set(), []
-    for mail, recipient in of.recipients.items():
+    for mail, recipient in recipients.items():
         wanted = mail.recipients if mail in mails else []
         if wanted == [recipient.announced]:
             kept.add(recipient.raw)

@@ -1,0 +1,522 @@
+"""One connection of a mail server: what it asks becomes steps of plugins, and their outcomes become answers."""
+
+import copy
+import logging
+from types import MappingProxyType
+
+cimport cython
+from cpython.time cimport time as wall_time
+from ..._dispatcher cimport Dispatcher
+from ..._hook cimport Hook
+from ...milter._protocol cimport ABORT, CONNECT, HELO, MAIL_FROM, MESSAGE, RCPT_TO, Content, Kind, MilterProtocol
+from .._gateway cimport Gateway
+from .._mail cimport Connection, Mail, address_in, new_mail
+from .._transaction cimport Transaction
+
+from ... import CONTINUE, FAIL
+from ...milter.packets import MilterError
+from ..origin import Origin
+from ..refusals import describe
+from ..verdicts import UNAVAILABLE, Rejection
+from .errors import Unsayable
+from .transaction import Recipient, find_changes
+
+cdef enum:
+    MAX_BUFFERED = 1 << 20  # octets that are read ahead while a step waits
+
+cdef enum Stage:
+    AT_CONNECT
+    AT_SECURE
+    AT_SENDER
+    AT_RECIPIENT
+    AT_DATA
+
+log = logging.getLogger("mqcore.mail.milter.session")
+
+cdef tuple STAGES = ("connect", "secure", "mailfrom", "rcptto", "data")
+cdef Mail NOTHING_SAID = Mail(b"", json={})
+
+cdef class Session
+
+
+@cython.final
+cdef class MilterConnection(Connection):
+    """The client's connection to the server, as the server tells of it. `transport` is None: a client is talked to by its
+    server. `session`: the server's connection to us."""
+    cdef readonly Session session
+
+    @property
+    def macros(self):
+        """What the server says beside, by the names of its macros without braces, as `{"i": "4XyZ"}`:
+        of the connection, and of the message as far as it has come."""
+        return MappingProxyType({} if self.session is None else self.session.protocol.macros)
+
+
+@cython.final
+cdef class MilterTransaction(Transaction):
+    """A message that a server asks about: one mail for each recipient. The server gets one answer, which may take recipients
+    away."""
+    cdef list takers        # a Recipient for each mail
+    cdef bytes answer       # what the server is to be told if all goes well; None if nobody is to get anything
+    cdef Session session
+
+    @property
+    def recipients(self):
+        """Each mail's recipient."""
+        return dict(zip(self.mails, self.takers, strict=True))
+
+    cpdef object settle(self, list verdicts):
+        session, self.session = self.session, None
+        if session is None:
+            raise RuntimeError("the gateway settles this, once")
+        session.settled(self, verdicts[0])
+
+
+@cython.final
+cdef class Session:
+    """Of a server's connection to us; of its clients one after another. A protocol of asyncio; `server` is a `MilterServer`.
+
+    All stages but `mq_smtp_in_message` get the same message, as with SMTP.
+
+    `since`: when the server last said something.
+    """
+    cdef object server
+    cdef Gateway gateway
+    cdef Dispatcher dispatcher
+    cdef object transport
+    cdef readonly MilterProtocol protocol
+    cdef readonly double since
+    cdef readonly bint is_lost
+    cdef MilterConnection connection
+    cdef Mail message
+    cdef Mail step              # whose step waits for a plugin; None if none does
+    cdef object resume          # `_resume`, made once
+    cdef object timer
+    cdef MilterTransaction transaction
+    cdef Stage stage
+    cdef bint is_proceeding
+    cdef bint is_paused
+    cdef bint drops_all         # a plugin discards all that this client sends
+    cdef bint drops             # or all of this transaction
+    cdef str sender
+    cdef list recipients
+    cdef list dropped           # as the server knows them
+    cdef object announced       # the RcptTo that a step is about
+    cdef Content content
+    cdef bytes mime
+
+    def __cinit__(self, server not None):
+        self.server = server
+        self.gateway = server.gateway
+        self.dispatcher = self.gateway.dispatcher
+        self.protocol = MilterProtocol(server.wanted(), server.max_message)
+        self.since = self.time()
+        self.message = NOTHING_SAID
+        self.begin_transaction("")
+
+    cdef int begin_transaction(self, str sender) except -1:
+        self.sender = sender
+        self.recipients = []
+        self.dropped = []
+        self.drops = False
+        self.content = None
+        self.mime = b""
+        return 0
+
+    cdef double time(self) noexcept:
+        """What `loop.time()` gave when the loop last looked at the clock."""
+        return self.dispatcher.reactor.state.uv.now(self.dispatcher.reactor.state.pointer) / 1e3
+
+    # What the transport calls
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.resume = self._resume
+        self.server.enter(self)
+
+    def data_received(self, bytes data not None):
+        self.protocol.receive(data)
+        self.proceed()
+        if self.protocol.due and self.protocol.waiting() > MAX_BUFFERED:
+            self.is_paused = True
+            self.transport.pause_reading()
+
+    def eof_received(self):
+        """The transport closes."""
+
+    def pause_writing(self):
+        """A server reads its answers: it waits for them."""
+
+    def resume_writing(self):
+        pass
+
+    def connection_lost(self, error):
+        if self.is_lost:
+            return
+        self.is_lost = True
+        self.end_client()
+        self.resume = None  # which leads back here
+        self.server.leave(self)
+
+    # What the server of the source calls
+
+    @property
+    def is_idle(self):
+        """Whether there is no transaction, and no answer is owed."""
+        return not (self.protocol.due or self.protocol.in_transaction)
+
+    def close(self):
+        """Let go of a server that asks nothing now."""
+        self.transport.close()
+
+    def abandon(self):
+        """Break it off."""
+        self.transport.abort()
+        self.connection_lost(None)
+
+    # Events
+
+    cdef int proceed(self) except -1:
+        if self.is_proceeding or self.is_lost:
+            return 0
+        self.is_proceeding = True
+        self.since = self.time()
+        try:
+            while not self.is_lost:
+                event = self.protocol.next_payload()
+                if event is None:
+                    break
+                self.handle(event)
+        except MilterError as error:
+            log.warning("a connection is closed that does not speak the milter protocol: %s", error)
+            self.abandon()
+            return 0
+        finally:
+            self.is_proceeding = False
+        return self.flush()
+
+    cdef int flush(self) except -1:
+        if self.is_lost:
+            return 0
+        output = self.protocol.take_output()
+        if output:
+            self.transport.write(output)
+        if self.protocol.is_ended or (self.server.is_stopping and self.is_idle):
+            self.transport.close()
+        elif self.is_paused and not self.protocol.due:
+            self.is_paused = False
+            self.transport.resume_reading()
+        return 0
+
+    cdef int handle(self, event) except -1:
+        cdef Kind kind = self.protocol.last
+        if kind == CONNECT:
+            self.connect(event.peer)
+        elif kind == ABORT:
+            self.cancel()
+            self.begin_transaction("")
+        elif kind <= MESSAGE:
+            if self.connection is None:
+                raise MilterError("it speaks of a client that did not connect")
+            if kind == HELO:
+                self.helo(event)
+            elif kind == MAIL_FROM:
+                self.mail_from(event)
+            elif kind == RCPT_TO:
+                self.announced = event
+                self.message.known["recipient"] = event.address
+                self.run(AT_RECIPIENT, (event.address,))
+            else:
+                self.take_message(<Content?>event)
+        else:
+            self.end_client()
+        return 0
+
+    cdef int connect(self, str peer) except -1:
+        self.end_client()
+        number, id = self.server.next_number()
+        cdef MilterConnection connection = MilterConnection.__new__(MilterConnection)
+        connection.id = number
+        connection.peer = peer
+        connection.data = {}
+        connection.session = self
+        self.connection = connection
+        self.drops_all = False
+        self.message = self.new_message(id)
+        return self.run(AT_CONNECT, ())
+
+    cdef Mail new_message(self, id):
+        origin = tuple.__new__(Origin, (b"", id, 0, None, None, None, None, None, None, None, False, False, 0, 0, None))
+        return new_mail(b"", {}, self.connection, origin)
+
+    cdef int renew_message(self) except -1:
+        known = self.message.known
+        self.message = self.new_message(self.message.origin.id)
+        self.message.known = known
+        return 0
+
+    cdef int helo(self, event) except -1:
+        self.connection.helo = event.name
+        if event.tls:
+            self.connection.tls = True
+            return self.run(AT_SECURE, ())
+        if self.protocol.due:
+            self.protocol.proceed()
+        return 0
+
+    cdef int mail_from(self, event) except -1:
+        address, parameters = event
+        self.begin_transaction(address)
+        self.connection.authenticated = self.protocol.find_macro(b"auth_authen") is not None
+        self.message.known = {"envelope": address}
+        if parameters:
+            self.message.known["mail_parameters"] = parameters
+        self.note_queue_id()
+        return self.run(AT_SENDER, (address,))
+
+    cdef int note_queue_id(self) except -1:
+        """Sendmail has it from MAIL on, Postfix from DATA on."""
+        id = self.protocol.find_macro(b"i")
+        if id is not None:
+            self.message.known["queue_id"] = id
+        return 0
+
+    cdef int after_recipient(self, outcome) except -1:
+        address, raw, _ = self.announced
+        if outcome is not FAIL and self.message.discarded:
+            self.dropped.append(raw)
+        elif outcome is not FAIL and self.message.refusal is None:
+            wanted = address_in(self.message.known, "recipient") or address
+            self.recipients.append(tuple.__new__(Recipient, (wanted, raw, address)))
+        return self.answer(outcome)
+
+    cdef int take_message(self, Content content) except -1:
+        message = self.message
+        message.known.pop("recipient", None)
+        self.note_queue_id()
+        if self.drops or self.drops_all or (self.dropped and not self.recipients):
+            return self.drop_message()
+        if not self.recipients or not self.protocol.wanted.content:  # then the content did not come either
+            return self.protocol.proceed()
+        message.known["recipients"] = [one.address for one in self.recipients]
+        self.content = content
+        self.mime = content.mime
+        message.set_bytes(content.mime)
+        return self.run(AT_DATA, (content.mime,))
+
+    cdef int drop_message(self) except -1:
+        """It is accepted, and nobody gets it."""
+        self.gateway.count_discarded(len(self.recipients) + len(self.dropped))
+        return self.protocol.discard()
+
+    cdef int after_data(self, outcome) except -1:
+        message = self.message
+        if outcome is not FAIL and message.discarded:
+            return self.drop_message()
+        cdef list mails = []
+        if outcome is not FAIL and message.refusal is None:
+            try:
+                mails = self.make_mails()
+            except Exception:
+                log.exception("what plugins put into the json of a mail cannot be copied")
+                outcome = FAIL
+        if not mails:
+            self.gateway.turn_away(len(self.recipients), outcome is FAIL)
+            return self.answer(outcome)
+        cdef MilterTransaction transaction = MilterTransaction.__new__(MilterTransaction)
+        transaction.mails = tuple(mails)
+        transaction.takers = self.recipients
+        transaction.session = self
+        self.transaction = transaction
+        self.gateway.submit(transaction)
+        if self.transaction is not None:
+            self.wait()
+        return 0
+
+    cdef list make_mails(self):
+        """One for each recipient, with all that the plugins know so far."""
+        cdef list mails = []
+        known = self.message.known
+        known.pop("recipients", None)  # each of them has one
+        envelope = address_in(known, "envelope") or ""
+        cdef double now = wall_time()
+        cdef bytes mime = self.message.whole()
+        for address, _, _ in self.recipients:
+            number, id = self.server.next_number()
+            origin = tuple.__new__(Origin, (self.mime, id, number, envelope, now, None, None, address, None, None, False, False,
+                                            0, 0, None))
+            json = copy.deepcopy(known) if mails else known.copy()
+            json["recipient"] = address
+            mails.append(new_mail(mime, json, self.connection, origin))
+        return mails
+
+    cdef int end_client(self) except -1:
+        """The client of the server is gone."""
+        self.cancel()
+        if self.connection is None:
+            return 0
+        message = self.message
+        self.message = NOTHING_SAID
+        self.connection = None
+        message.set_bytes(b"")
+        (<Hook?>self.server.close).run_one(message, (), None)
+        return 0
+
+    # Steps
+
+    cdef Hook hook(self):
+        """Of the stage."""
+        server = self.server
+        if self.stage == AT_SENDER:
+            return server.mailfrom
+        if self.stage == AT_RECIPIENT:
+            return server.rcptto
+        if self.stage == AT_DATA:
+            return server.data
+        return server.secure if self.stage == AT_SECURE else server.connect
+
+    cdef int run(self, Stage stage, tuple arguments) except -1:
+        """Run the step of a stage, and then answer."""
+        self.stage = stage
+        if self.message.discarded:  # by a plugin, at a stage before
+            self.renew_message()
+        if self.message.refusal is not None:
+            self.message.rejection = None
+        if not self.protocol.due:  # plugins that came after this session began see the next one
+            return self.end_stage(CONTINUE)
+        outcome = self.hook().run_one(self.message, arguments, self.resume)
+        if outcome is not None:
+            return self.end_stage(outcome)
+        self.step = self.message
+        return self.wait()
+
+    cdef int end_stage(self, outcome) except -1:
+        if self.stage == AT_RECIPIENT:
+            return self.after_recipient(outcome)
+        return self.after_data(outcome) if self.stage == AT_DATA else self.answer(outcome)
+
+    def _resume(self, message, outcome):
+        """A plugin has given back what it held."""
+        if self.step is not message or message is None:
+            return
+        self.end_waiting()
+        self.step = None
+        if not self.is_lost:
+            self.end_stage(outcome)
+            self.proceed()
+
+    cdef int answer(self, outcome) except -1:
+        """Tell the server how a step ended."""
+        message = self.message
+        if outcome is not FAIL and message.refusal is None:
+            if message.discarded and self.stage <= AT_SECURE:
+                self.drops_all = True
+            elif message.discarded and self.stage == AT_SENDER:
+                self.drops = True
+            if self.protocol.due:
+                self.protocol.proceed()
+            return 0
+        rejection = message.refusal
+        if outcome is FAIL:
+            rejection = Rejection(421 if self.stage == AT_CONNECT else 451, UNAVAILABLE.text)
+        self.note(rejection, outcome)
+        code, text = rejection
+        return self.protocol.refuse(code, text)
+
+    cdef int note(self, rejection, outcome) except -1:
+        message = self.message
+        code, text = rejection
+        self.gateway.refusals.note(
+            STAGES[<int>self.stage], code, text, client=self.connection.peer, helo=self.connection.helo,
+            sender=message.envelope, recipient=message.recipient if self.stage == AT_RECIPIENT else None,
+            plugin=message.rejected_by, error=describe(message.error) if outcome is FAIL else None)
+        if outcome is not FAIL:
+            self.gateway.refusals.tell(message)
+        return 0
+
+    cdef int cancel(self) except -1:
+        """Take back what plugins hold, and do nothing about how it ends."""
+        self.end_waiting()
+        step = self.step
+        self.step = None
+        if step is not None:
+            self.renew_message()  # that one may be in its step yet
+            self.dispatcher.cancel(step)
+        transaction = self.transaction
+        self.transaction = None
+        if transaction is not None:
+            transaction.cancel()
+        return 0
+
+    cdef int wait(self) except -1:
+        """From now on the server waits for us."""
+        from . import session as times
+        call_later = self.server.loop.call_later
+        if self.protocol.takes_progress:
+            self.timer = call_later(times.PROGRESS, self._tell_progress)
+        else:
+            self.timer = call_later(times.UNTOLD, self._end_step, times.UNTOLD)
+        return 0
+
+    def _tell_progress(self):
+        self.protocol.progress()
+        self.flush()
+        self.wait()
+
+    def _end_step(self, double after):
+        """Before the server gives us up, and does without us until its client is gone."""
+        if self.step is None:
+            raise RuntimeError("no step waits")
+        log.warning("a plugin held the message at %s for %g s, and this server cannot be told to wait for longer",
+                    STAGES[<int>self.stage], after)
+        self.cancel()
+        self.end_stage(FAIL)
+        self.proceed()
+
+    cdef int end_waiting(self) except -1:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        return 0
+
+    # What becomes of a message
+
+    def prepare_answer(self, mails not None):
+        """These, of the transaction that is open, are to be delivered. Raises Unsayable."""
+        cdef MilterTransaction transaction = self.transaction
+        if transaction is None or self.content is None or mails[0] not in transaction.mails:  # the server took it back
+            return
+        transaction.answer = self.simple_answer(transaction, mails)
+        if transaction.answer is None:
+            changes = find_changes(mails, transaction.recipients, self.mime, self.sender, self.dropped)
+            try:
+                transaction.answer = self.protocol.encode(self.content.message(), changes)
+            except ValueError as error:
+                raise Unsayable(str(error)) from error
+
+    cdef bytes simple_answer(self, MilterTransaction transaction, mails):
+        """Where nothing was changed but by fields on top of the one mail that there is. None: that is not so."""
+        cdef Mail mail = transaction.mails[0]
+        if len(transaction.mails) > 1 or self.dropped or mail.spooled is not None or mail.content is not self.mime:
+            return None
+        if mail.hidden or mail.recipients != [transaction.takers[0].announced] or mail.envelope != self.sender:
+            return None
+        if "quarantine" in mail.known:
+            return None
+        return b"" if mail.above is None else self.protocol.insertions(self.content, mail.above)
+
+    cdef int settled(self, MilterTransaction transaction, verdict) except -1:
+        """What the gateway says of it, of all its mails: those that were refused alone are where failed mails are."""
+        if self.transaction is not transaction:
+            return 0
+        self.transaction = None
+        self.end_waiting()
+        self.begin_transaction("")
+        if not verdict.is_good:
+            code, text = verdict.reply
+            self.protocol.refuse(code, text)
+        elif transaction.answer is None:  # a sink of ours has it, or nobody is to get it
+            self.protocol.discard()
+        else:
+            self.protocol.finish(transaction.answer)
+        return self.proceed()

@@ -1,0 +1,83 @@
+# The milter protocol as a milter speaks it, without any I/O.
+
+cdef enum Kind:
+    # What an event is.
+    NONE = 0
+    CONNECT
+    HELO
+    MAIL_FROM
+    RCPT_TO
+    MESSAGE
+    ABORT
+    GOODBYE
+
+cdef class Content:
+    # A message as it came.
+    cdef bytes mime                 # all of it, as it will be delivered if nothing changes it
+    cdef bytes packets              # its fields as they came, each behind its length
+    cdef Py_ssize_t head            # octets of the header in `mime`, with the empty line
+
+    cdef list fields(self)
+    cdef object message(self)
+
+cdef class MilterProtocol:
+    cdef readonly object wanted
+    cdef readonly bint is_postfix
+    cdef readonly bint due
+    cdef readonly bint is_ended
+    cdef readonly bint in_transaction
+    cdef bint is_negotiated
+    cdef bint wants_connect
+    cdef bint wants_secure
+    cdef bint wants_sender
+    cdef bint wants_recipient
+    cdef Kind last                  # of the last event; NONE when a message was answered
+    cdef int actions                # that were agreed upon
+    cdef Py_ssize_t max_message
+    cdef bytes data
+    cdef Py_ssize_t at              # how much of it was taken
+    cdef list more                  # what comes behind the data, until the packet there is whole
+    cdef Py_ssize_t more_size
+    cdef Py_ssize_t missing
+    cdef list output
+    cdef dict known_macros          # by stage, as they came: most are never looked at
+    cdef bytes next_sender          # the macros of the next MAIL
+    cdef dict merged                # what `macros` gives, as long as it holds
+    cdef str tls
+    cdef char *head                 # the fields that came: of each its length and the data of its packet
+    cdef Py_ssize_t head_size
+    cdef Py_ssize_t head_room
+    cdef list chunks                # of the body
+    cdef Py_ssize_t size
+
+    # What the server says
+    cpdef int receive(self, bytes data) except -1
+    cdef Py_ssize_t waiting(self) noexcept
+    cdef object next_payload(self)
+    cdef object take(self, char command, const char *data, Py_ssize_t size)
+    cdef object take_other(self, char command, const char *data, Py_ssize_t size)
+    cdef int negotiate(self, const char *data, Py_ssize_t size) except -1
+    cdef int steps(self) except -1
+    cdef int define(self, const char *data, Py_ssize_t size) except -1
+    cdef str find_macro(self, bytes name)
+    cdef object connect(self, bytes data)
+    cdef object helo(self, const char *data, Py_ssize_t size)
+    cdef object mail(self, const char *data, Py_ssize_t size)
+    cdef object rcpt(self, const char *data, Py_ssize_t size)
+    cdef int field(self, const char *data, Py_ssize_t size) except -1
+    cdef int chunk(self, const char *data, Py_ssize_t size) except -1
+    cdef bint has_room(self, Py_ssize_t size) except -1
+    cdef object end(self, const char *data, Py_ssize_t size)
+    cdef Content make_content(self)
+    cdef int forget(self) except -1
+    cdef int forget_content(self) except -1
+    cdef int drop_content(self) except -1
+
+    # What is answered
+    cdef int answer(self, bytes data) except -1
+    cpdef bytes take_output(self)
+    cpdef int proceed(self) except -1
+    cpdef int refuse(self, int code, str text) except -1
+    cpdef int discard(self) except -1
+    cpdef int finish(self, bytes changes) except -1
+    cdef bytes insertions(self, Content content, bytes top)

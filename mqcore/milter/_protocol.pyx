@@ -1,0 +1,710 @@
+"""One connection of a mail server that asks a milter: what it sends becomes events, and answers become packets.
+
+Version 6 of the protocol, as libmilter's `mfdef.h` and Postfix's `milter8.c` have it. It is written down nowhere else.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memchr, memcmp, memcpy
+
+from . import packets
+from .answers import address_of, encode, reply
+from .events import Abort, Connect, Goodbye, Helo, MailFrom, Message, RcptTo
+from .packets import MilterError, packet
+
+cdef enum:
+    VERSION = 6
+    ACTIONS = 0x1FF             # all there are: fields and recipients, the sender and the body, quarantine
+    ADD_FIELDS = 0x1
+    FIELD_OVERHEAD = 128        # octets that a field takes in memory beside its own
+    KEPT = 1 << 16              # octets for fields that a connection keeps from one message to the next
+    # What need not be sent.
+    NO_BODY = 0x10
+    NO_FIELDS = 0x20
+    NO_END_OF_HEADER = 0x40
+    NO_UNKNOWN = 0x100
+    NO_DATA = 0x200
+    # What gets no reply, so that the server does not wait for one.
+    REPLY_FIELD = 0x80
+    REPLY_CONNECT = 0x1000
+    REPLY_HELO = 0x2000
+    REPLY_SENDER = 0x4000
+    REPLY_RECIPIENT = 0x8000
+    REPLY_DATA = 0x10000
+    REPLY_UNKNOWN = 0x20000
+    REPLY_END_OF_HEADER = 0x40000
+    REPLY_BODY = 0x80000
+    LEADING_SPACE = 0x100000    # fields are sent with the blank behind the colon, byte for byte
+    ALWAYS = (LEADING_SPACE | NO_UNKNOWN | REPLY_FIELD | REPLY_END_OF_HEADER | REPLY_BODY | REPLY_DATA | REPLY_UNKNOWN)
+    CONTENT = (NO_BODY | NO_FIELDS | NO_END_OF_HEADER | NO_DATA)
+
+MAX_MESSAGE = 256 << 20
+
+cdef Py_ssize_t LARGEST = packets.LARGEST
+cdef bytes CONTINUE = packet(b"c")
+cdef bytes DISCARD = packet(b"d")
+cdef bytes PROGRESS = packet(b"p")
+cdef tuple TOO_BIG = (552, "5.3.4 this message is bigger than this filter takes")
+cdef tuple MESSAGE_STAGES = (b"M", b"R", b"T", b"L", b"N", b"B", b"E")  # whose macros are those of one message
+
+
+@cython.final
+cdef class Content:
+    """A message as it came. Its fields are read again when somebody asks for them."""
+
+    cdef list fields(self):
+        """Names and values, as events have them."""
+        cdef const char *data = PyBytes_AS_STRING(self.packets)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(self.packets)
+        cdef Py_ssize_t at = 0
+        cdef uint32_t length
+        cdef Py_ssize_t name, value
+        cdef list fields = []
+        while at < size:
+            memcpy(&length, data + at, 4)
+            at += 4
+            assert at + length <= size
+            value = split_field(data + at, length, &name)
+            fields.append((data[at : at + name], data[at + name + 1 : at + name + 1 + value] if value else b""))
+            at += length
+        return fields
+
+    cdef object message(self):
+        """The event."""
+        return tuple.__new__(Message, (self.fields(), self.mime[self.head :], self.mime))
+
+
+@cython.final
+cdef class MilterProtocol:
+    """Feed it by `receive`, take events by `next_event` and bytes to send by `take_output`.
+
+    Where `due` is True an answer is: `proceed`, `refuse`, `discard`, or for a Message also `finish`. Until one was given there
+    is no next event, but for an Abort or a Goodbye, which make it void. Errors are MilterErrors; then the connection is to be
+    closed.
+
+    `wanted`: what this server will ask about. Fixed once it began, as it is agreed upon then. `is_postfix`: whether that is who
+    asks, as its macro `v` says; Sendmail does not say what it is, unless it is told to. `is_ended`: whether the server said
+    that it is done with this connection.
+    """
+
+    def __cinit__(self, wanted not None, Py_ssize_t max_message=MAX_MESSAGE):
+        self.wanted = wanted
+        self.wants_connect = wanted.connect
+        self.wants_secure = wanted.secure
+        self.wants_sender = wanted.sender
+        self.wants_recipient = wanted.recipient
+        self.max_message = max_message
+        self.actions = ACTIONS
+        self.data = b""
+        self.more = []
+        self.output = []
+        self.known_macros = {}
+        self.next_sender = b""
+        self.chunks = []
+
+    def __dealloc__(self):
+        free(self.head)
+
+    # What the server says
+
+    cpdef int receive(self, bytes data) except -1:
+        """Add what the server sent."""
+        if data is None:
+            raise TypeError("receive() needs bytes")
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+        if size < self.missing:
+            self.more.append(data)
+            self.more_size += size
+            self.missing -= size
+            return 0
+        cdef bytes rest = self.data[self.at :] if self.at < PyBytes_GET_SIZE(self.data) else b""
+        if self.more:
+            rest += b"".join(self.more)
+            self.more.clear()
+            self.more_size = 0
+        self.data = rest + data if rest else data
+        self.at = self.missing = 0
+        return 0
+
+    cdef Py_ssize_t waiting(self) noexcept:
+        return PyBytes_GET_SIZE(self.data) - self.at + self.more_size
+
+    @property
+    def buffered(self):
+        """Octets that wait until an answer was given."""
+        return self.waiting()
+
+    @property
+    def macros(self):
+        """What the server says beside, by names without braces, as of the last event."""
+        if self.merged is None:
+            merged = {}
+            for raw in self.known_macros.values():
+                texts = texts_of((<bytes>raw)[1:])
+                for name, value in zip(texts[::2], texts[1::2]):
+                    merged[text_of(name.removeprefix(b"{").removesuffix(b"}"))] = text_of(value)
+            self.merged = merged
+        return self.merged
+
+    def macro(self, bytes name not None):
+        """One of them."""
+        return self.find_macro(name)
+
+    cdef str find_macro(self, bytes name):
+        cdef bytes value
+        for raw in reversed(self.known_macros.values()):
+            value = macro_in(<bytes>raw, name, True)
+            if value is not None:
+                return text_of(value)
+        return None
+
+    def next_event(self):
+        """The next one, if all of it has come. While an answer is due it can only be that nobody waits for that any more."""
+        payload = self.next_payload()
+        return (<Content>payload).message() if type(payload) is Content else payload
+
+    cdef object next_payload(self):
+        """`next_event`, for callers that look at `last`: a message is a Content."""
+        cdef const char *data
+        cdef Py_ssize_t left, length
+        cdef char command
+        while not self.is_ended:
+            data = PyBytes_AS_STRING(self.data) + self.at
+            left = PyBytes_GET_SIZE(self.data) - self.at
+            if self.due and not (left >= 5 and gives_up(data[4])):
+                return None
+            if left < 4:
+                return None
+            length = length_at(data)
+            if not 1 <= length <= LARGEST:
+                raise MilterError(f"a packet of {length} octets, where 1 to {LARGEST} can be")
+            if left < 4 + length:
+                if not self.missing:
+                    self.missing = 4 + length - left
+                return None
+            self.at += 4 + length
+            command = data[4]
+            if command == c"L" and self.in_transaction:
+                self.field(data + 5, length - 1)
+            elif command == c"D" and self.is_negotiated:
+                self.define(data + 5, length - 1)
+            else:
+                payload = self.take(command, data + 5, length - 1)
+                if payload is not None:
+                    return payload
+        return None
+
+    cdef object take(self, char command, const char *data, Py_ssize_t size):
+        """What one packet means; None where it is no event. The data must not be used after anything else was received."""
+        if not self.is_negotiated and command != c"O":
+            raise MilterError(f"the command {(<bytes>(&command)[:1])!r} comes before the versions were agreed upon")
+        if command == c"M":
+            return self.mail(data, size)
+        if command == c"R":
+            return self.rcpt(data, size)
+        if command == c"B":
+            self.chunk(data, size)
+            return None
+        if command == c"E":
+            return self.end(data, size)
+        if command == c"T" or command == c"N" or command == c"U":
+            return None
+        if command == c"A":
+            self.due = False
+            self.forget()
+            self.last = ABORT
+            return ABORTED
+        return self.take_other(command, data, size)
+
+    cdef object take_other(self, char command, const char *data, Py_ssize_t size):
+        if command == c"O":
+            self.negotiate(data, size)
+            return None
+        if command == c"C":
+            return self.connect(data[:size])
+        if command == c"H":
+            return self.helo(data, size)
+        if command == c"L":
+            self.field(data, size)
+            return None
+        if command == c"Q":
+            self.due = False
+            self.forget()
+            self.is_ended = True
+            self.last = GOODBYE
+            return ENDED
+        if command == c"K":
+            self.due = False
+            self.forget()
+            self.known_macros.clear()
+            self.last = GOODBYE
+            return GOES_ON
+        raise MilterError(f"the command {(<bytes>(&command)[:1])!r} is unknown")
+
+    cdef int negotiate(self, const char *data, Py_ssize_t size) except -1:
+        if self.is_negotiated or size < 12:
+            raise MilterError("the versions are agreed upon once, in 12 octets")
+        cdef Py_ssize_t version = length_at(data)
+        cdef uint32_t actions = <uint32_t>length_at(data + 4)
+        cdef uint32_t steps = <uint32_t>length_at(data + 8)
+        cdef uint32_t needed = self.steps()
+        if version < VERSION:
+            raise MilterError(f"the server speaks version {version} of the milter protocol, and {<int>VERSION} is needed")
+        if needed & ~steps:
+            raise MilterError(f"the server does not offer all of what is needed: steps {needed & ~steps:#x} are missing")
+        self.is_negotiated = True
+        self.actions = actions & ACTIONS
+        cdef char answer[17]
+        put_number(answer, 13)
+        answer[4] = c"O"
+        put_number(answer + 5, VERSION)
+        put_number(answer + 9, self.actions)
+        put_number(answer + 13, needed)
+        self.output.append(PyBytes_FromStringAndSize(answer, 17))
+        return 0
+
+    cdef int steps(self) except -1:
+        cdef int steps = ALWAYS
+        if not self.wants_connect:
+            steps |= REPLY_CONNECT
+        if not self.wants_secure:
+            steps |= REPLY_HELO
+        if not self.wants_sender:
+            steps |= REPLY_SENDER
+        if not self.wants_recipient:
+            steps |= REPLY_RECIPIENT
+        if not self.wanted.content:
+            steps |= CONTENT
+        return steps
+
+    cdef int define(self, const char *data, Py_ssize_t size) except -1:
+        """Lists may be empty, or odd. Those of a command come before it, and the same again before each field."""
+        if size == 0:
+            return 0
+        cdef bytes stage = data[:1]
+        cdef bytes known = self.known_macros.get(stage)
+        if data[0] == c"M":  # what is known of the message before it is not known of this one
+            self.next_sender = data[:size]
+            return 0
+        if data[0] == c"C":
+            self.known_macros.clear()
+            known = None
+        elif known is not None and PyBytes_GET_SIZE(known) == size and memcmp(PyBytes_AS_STRING(known), data, size) == 0:
+            return 0
+        cdef bytes raw = data[:size]
+        self.known_macros[stage] = raw
+        self.merged = None
+        if data[0] == c"C":
+            version = macro_in(raw, b"v", False)
+            self.is_postfix = version is not None and version.startswith(b"Postfix")
+        return 0
+
+    cdef object connect(self, bytes data):
+        name, _, rest = data.partition(b"\0")
+        cdef bytes family = rest[:1]
+        cdef bytes port = rest[1:3]
+        cdef bytes address = rest[3:].split(b"\0")[0]
+        if family not in (b"4", b"6", b"L", b"U") or (family != b"U" and PyBytes_GET_SIZE(port) < 2):
+            raise MilterError("what it says of its client makes no sense")
+        self.tls = None
+        self.due = self.wants_connect
+        cdef bint is_network = family == b"4" or family == b"6"
+        peer = text_of(address).removeprefix("IPv6:") if is_network else ""
+        known = "" if name.startswith(b"[") or name == b"unknown" else text_of(name)
+        self.last = CONNECT
+        return tuple.__new__(Connect, (peer, int.from_bytes(port, "big") if is_network else 0, known))
+
+    cdef object helo(self, const char *data, Py_ssize_t size):
+        version = self.find_macro(b"tls_version") or None
+        cdef bint began = version is not None and version != self.tls
+        self.tls = version
+        self.due = self.wants_secure
+        self.last = HELO
+        return tuple.__new__(Helo, (decoded(data, until_nul(data, size)), began))
+
+    cdef object mail(self, const char *data, Py_ssize_t size):
+        self.forget()
+        self.known_macros[b"M"] = self.next_sender
+        self.next_sender = b""
+        self.in_transaction = True
+        self.due = self.wants_sender
+        self.last = MAIL_FROM
+        return tuple.__new__(MailFrom, (address_in(data, until_nul(data, size)), parameters_in(data, size)))
+
+    cdef object rcpt(self, const char *data, Py_ssize_t size):
+        if not self.in_transaction:
+            raise MilterError("a recipient comes outside of a transaction")
+        self.due = self.wants_recipient
+        self.last = RCPT_TO
+        cdef Py_ssize_t end = until_nul(data, size)
+        return tuple.__new__(RcptTo, (address_in(data, end), data[:end], parameters_in(data, size)))
+
+    cdef int field(self, const char *data, Py_ssize_t size) except -1:
+        if not self.has_room(size + FIELD_OVERHEAD):
+            return 0
+        cdef Py_ssize_t needed = self.head_size + 4 + size
+        cdef Py_ssize_t room
+        cdef char *larger
+        cdef uint32_t length = <uint32_t>size
+        if needed > self.head_room:
+            room = max(2 * self.head_room, needed, 2048)
+            larger = <char *>realloc(self.head, room)
+            if larger == NULL:
+                raise MemoryError()
+            self.head = larger
+            self.head_room = room
+        memcpy(self.head + self.head_size, &length, 4)
+        memcpy(self.head + self.head_size + 4, data, size)
+        self.head_size = needed
+        return 0
+
+    cdef int chunk(self, const char *data, Py_ssize_t size) except -1:
+        if self.has_room(size):
+            self.chunks.append(data[:size])
+        return 0
+
+    cdef bint has_room(self, Py_ssize_t size) except -1:
+        if not self.in_transaction:
+            raise MilterError("a message comes outside of a transaction")
+        self.size += size
+        if self.size > self.max_message:
+            self.drop_content()
+            return False
+        return True
+
+    cdef object end(self, const char *data, Py_ssize_t size):
+        if not self.in_transaction:
+            raise MilterError("a message ends outside of a transaction")
+        if size:
+            self.chunk(data, size)
+        self.due = True
+        if self.size > self.max_message:
+            self.refuse(TOO_BIG[0], TOO_BIG[1])
+            self.forget_content()
+            return None
+        self.last = MESSAGE
+        return self.make_content()
+
+    cdef Content make_content(self):
+        """The whole mail, with the line ends of SMTP."""
+        cdef Content content = Content.__new__(Content)
+        cdef Py_ssize_t size = write_head(self.head, self.head_size, NULL)
+        content.head = size
+        for chunk in self.chunks:
+            size += PyBytes_GET_SIZE(<bytes>chunk)
+        content.packets = PyBytes_FromStringAndSize(self.head, self.head_size)
+        content.mime = PyBytes_FromStringAndSize(NULL, size)
+        cdef char *to = PyBytes_AS_STRING(content.mime)
+        to += write_head(self.head, self.head_size, to)
+        for chunk in self.chunks:
+            memcpy(to, PyBytes_AS_STRING(<bytes>chunk), PyBytes_GET_SIZE(<bytes>chunk))
+            to += PyBytes_GET_SIZE(<bytes>chunk)
+        assert to == PyBytes_AS_STRING(content.mime) + size
+        self.drop_content()
+        return content
+
+    cdef int forget(self) except -1:
+        """The next transaction, if there is one, has nothing to do with this one."""
+        self.forget_content()
+        for stage in MESSAGE_STAGES:
+            self.known_macros.pop(stage, None)
+        self.merged = None
+        return 0
+
+    cdef int forget_content(self) except -1:
+        self.in_transaction = False
+        self.size = 0
+        return self.drop_content()
+
+    cdef int drop_content(self) except -1:
+        self.chunks.clear()
+        self.head_size = 0
+        if self.head_room > KEPT:
+            free(self.head)
+            self.head = NULL
+            self.head_room = 0
+        return 0
+
+    @property
+    def _body(self):
+        return self.chunks
+
+    @property
+    def _size(self):
+        return self.size
+
+    # What is answered
+
+    cpdef bytes take_output(self):
+        """What to send to the server, in order."""
+        cdef bytes output
+        if not self.output:
+            return b""
+        output = self.output[0] if len(self.output) == 1 else b"".join(self.output)
+        self.output.clear()
+        return output
+
+    cpdef int proceed(self) except -1:
+        """The server may go on. After a Message: it takes it as it is."""
+        return self.answer(CONTINUE)
+
+    cpdef int refuse(self, int code, str text) except -1:
+        """What the server tells its client. `code` is 4xx or 5xx; the enhanced code (RFC 3463) gets its class, or is
+        added."""
+        return self.answer(reply(code, text))
+
+    cpdef int discard(self) except -1:
+        """The server says that it took the message, and drops it. Not for Connect and Helo."""
+        return self.answer(DISCARD)
+
+    def encode(self, message not None, changes not None):
+        """What `finish` takes. Raises ValueError if the header of the new mail is none, or the server did not offer to do
+        that."""
+        return encode(message, changes, self.actions, is_postfix=self.is_postfix)
+
+    cdef bytes insertions(self, Content content, bytes top):
+        """What `finish` takes where `top` was put above the message and nothing else changed, as most filters do. None: that
+        is not as simple as this, and `encode` knows what to do."""
+        cdef const char *text = PyBytes_AS_STRING(top)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(top)
+        cdef Py_ssize_t at = 0
+        cdef Py_ssize_t name, value, stop
+        cdef bytes first = first_field(content.packets)
+        cdef list made = []
+        if not self.actions & ADD_FIELDS:
+            return None
+        while at < size:
+            stop = find_line(text + at, size - at, &name, &value)
+            if stop == 0:
+                return None
+            field = text[at : at + name] + b"\0" + text[at + name + 1 : at + name + 1 + value]
+            if at == 0 and field == first:  # then it may be another one of them that is new
+                return None
+            made.append(insertion(field))
+            at += stop
+        made.reverse()
+        return b"".join(made)
+
+    cpdef int finish(self, bytes changes) except -1:
+        """The server takes the message with these changes, which `encode` made."""
+        if changes is None:
+            raise TypeError("finish() needs bytes")
+        return self.answer(changes + CONTINUE)
+
+    @property
+    def takes_progress(self):
+        """Whether the server may be told so while an answer is due: Sendmail takes that for an error unless all of a message
+        has come."""
+        return self.is_postfix or self.last == MESSAGE
+
+    def progress(self):
+        """An answer will come."""
+        if not self.due or not self.takes_progress:
+            raise RuntimeError("nobody waits who would understand that")
+        self.output.append(PROGRESS)
+
+    cdef int answer(self, bytes data) except -1:
+        if not self.due:
+            raise RuntimeError("no answer is due")
+        self.due = False
+        self.output.append(data)
+        if self.last == MESSAGE:
+            self.last = NONE
+            self.forget_content()
+        return 0
+
+
+cdef object ABORTED = Abort()
+cdef object ENDED = Goodbye(False)
+cdef object GOES_ON = Goodbye(True)
+
+
+# What stands in packets
+
+cdef inline bint gives_up(char command) noexcept:
+    """Whether it need not wait for an answer."""
+    return command == c"A" or command == c"Q" or command == c"K"
+
+
+cdef inline Py_ssize_t length_at(const char *data) noexcept:
+    """Four octets, as a number."""
+    cdef const unsigned char *octets = <const unsigned char *>data
+    return (<Py_ssize_t>octets[0] << 24) | (<Py_ssize_t>octets[1] << 16) | (<Py_ssize_t>octets[2] << 8) | octets[3]
+
+
+cdef inline void put_number(char *to, uint32_t number) noexcept:
+    to[0] = <char>(number >> 24)
+    to[1] = <char>(number >> 16 & 0xFF)
+    to[2] = <char>(number >> 8 & 0xFF)
+    to[3] = <char>(number & 0xFF)
+
+
+cdef inline Py_ssize_t until_nul(const char *data, Py_ssize_t size) noexcept:
+    """Octets before the first NUL."""
+    cdef const char *found = <const char *>memchr(data, 0, size)
+    return size if found == NULL else found - data
+
+
+cdef inline str decoded(const char *data, Py_ssize_t size):
+    """What clients send may be in any encoding, and comes back as it was."""
+    return PyUnicode_DecodeUTF8(data, size, "surrogateescape")
+
+
+cdef inline str text_of(bytes data):
+    return decoded(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+
+cdef list texts_of(bytes data):
+    """The texts of a packet. Some programs leave out the last NUL."""
+    return data.removesuffix(b"\0").split(b"\0") if data else []
+
+
+cdef list parameters_in(const char *data, Py_ssize_t size):
+    """What stands behind the first text."""
+    cdef Py_ssize_t first = until_nul(data, size)
+    if first + 1 >= size:
+        return []
+    return [text_of(one) for one in texts_of(data[first + 1 : size])]
+
+
+cdef str address_in(const char *data, Py_ssize_t size):
+    if size > 2 and data[0] == c"<" and data[1] != c"@" and data[size - 1] == c">":
+        return decoded(data + 1, size - 2)
+    return address_of(data[:size])
+
+
+cdef bytes macro_in(bytes raw, bytes name, bint any_braces):
+    """The value of a macro in a list, behind the letter of its stage; None: it is not there."""
+    cdef const char *data = PyBytes_AS_STRING(raw)
+    cdef Py_ssize_t end = PyBytes_GET_SIZE(raw)
+    cdef Py_ssize_t at = 1
+    cdef Py_ssize_t start, stop, value
+    if end > 1 and data[end - 1] == 0:
+        end -= 1
+    while at < end:
+        start = at
+        stop = at + until_nul(data + at, end - at)
+        if stop == end:
+            return None
+        value = stop + 1
+        at = value + until_nul(data + value, end - value)
+        while any_braces and start < stop and is_brace(data[start]):
+            start += 1
+        while any_braces and start < stop and is_brace(data[stop - 1]):
+            stop -= 1
+        if stop - start == PyBytes_GET_SIZE(name) and memcmp(data + start, PyBytes_AS_STRING(name), stop - start) == 0:
+            return data[value:at]
+        at += 1
+    return None
+
+
+cdef inline bint is_brace(char character) noexcept:
+    return character == c"{" or character == c"}"
+
+
+# Fields
+
+cdef Py_ssize_t split_field(const char *data, Py_ssize_t size, Py_ssize_t *name) noexcept:
+    """How long the value in a packet is, and the name before the NUL in front of it."""
+    if size and data[size - 1] == 0:
+        size -= 1
+    name[0] = until_nul(data, size)
+    return size - name[0] - 1 if name[0] < size else 0
+
+
+cdef Py_ssize_t write_head(const char *fields, Py_ssize_t size, char *to) noexcept:
+    """The header that these fields make, with the empty line: how many octets that are, which are written to `to` unless that
+    is NULL."""
+    cdef Py_ssize_t at = 0
+    cdef Py_ssize_t written = 0
+    cdef Py_ssize_t name, value
+    cdef uint32_t length
+    while at < size:
+        memcpy(&length, fields + at, 4)
+        at += 4
+        value = split_field(fields + at, length, &name)
+        if to != NULL:
+            memcpy(to + written, fields + at, name)
+            to[written + name] = c":"
+        written += name + 1
+        if value:
+            written += write_value(fields + at + name + 1, value, NULL if to == NULL else to + written)
+        if to != NULL:
+            to[written] = c"\r"
+            to[written + 1] = c"\n"
+        written += 2
+        at += length
+    if to != NULL:
+        to[written] = c"\r"
+        to[written + 1] = c"\n"
+    return written + 2
+
+
+cdef Py_ssize_t write_value(const char *value, Py_ssize_t size, char *to) noexcept:
+    """With a CR before each LF."""
+    cdef Py_ssize_t written = 0
+    cdef Py_ssize_t index
+    if memchr(value, c"\n", size) == NULL:
+        if to != NULL:
+            memcpy(to, value, size)
+        return size
+    for index in range(size):
+        if value[index] == c"\n" and (index == 0 or value[index - 1] != c"\r"):
+            if to != NULL:
+                to[written] = c"\r"
+            written += 1
+        if to != NULL:
+            to[written] = value[index]
+        written += 1
+    return written
+
+
+cdef bytes first_field(bytes fields):
+    """Its name and value, with a NUL between them; None: there is none."""
+    cdef const char *data = PyBytes_AS_STRING(fields)
+    cdef uint32_t length
+    cdef Py_ssize_t name, value
+    if PyBytes_GET_SIZE(fields) < 4:
+        return None
+    memcpy(&length, data, 4)
+    value = split_field(data + 4, length, &name)
+    return data[4 : 4 + name] + b"\0" + (data[5 + name : 5 + name + value] if value else b"")
+
+
+cdef Py_ssize_t find_line(const char *text, Py_ssize_t size, Py_ssize_t *name, Py_ssize_t *value) noexcept:
+    """The field that stands here in one line, without its line end: how many octets it takes with that. 0: there is none."""
+    cdef const char *found = <const char *>memchr(text, c"\n", size)
+    cdef Py_ssize_t stop, end
+    if found == NULL:
+        return 0
+    stop = found - text + 1
+    end = stop - 1
+    if end and text[end - 1] == c"\r":
+        end -= 1
+    if stop < size and (text[stop] == c" " or text[stop] == c"\t"):
+        return 0
+    name[0] = 0
+    while name[0] < end and text[name[0]] != c":":
+        if <unsigned char>text[name[0]] <= 0x20 or text[name[0]] == 0x7f:
+            return 0
+        name[0] += 1
+    if name[0] == 0 or name[0] == end or memchr(text, 0, end) != NULL:
+        return 0
+    value[0] = end - name[0] - 1
+    return stop
+
+
+cdef bytes insertion(bytes field):
+    """The packet that puts it on top."""
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(field)
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, size + 10)
+    cdef char *to = PyBytes_AS_STRING(made)
+    put_number(to, <uint32_t>(size + 6))
+    to[4] = c"i"
+    put_number(to + 5, 1)
+    memcpy(to + 9, PyBytes_AS_STRING(field), size)
+    to[9 + size] = 0
+    return made

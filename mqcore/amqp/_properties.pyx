@@ -58,6 +58,11 @@ def encode_properties(properties not None):
 
 def decode_properties(bytes data not None):
     """Without the mark, which is for the publisher only. Raises ProtocolError."""
+    return Properties(**decode_fields(data))
+
+
+def decode_fields(bytes data not None):
+    """Those that are there, by their names. Raises ProtocolError."""
     cdef Cursor cursor
     cdef unsigned int flag = CONTENT_TYPE
     cursor.at = <const uint8_t *>PyBytes_AS_STRING(data)
@@ -72,7 +77,7 @@ def decode_properties(bytes data not None):
         raise ProtocolError(errors.SYNTAX_ERROR, "there is something behind the properties of a message")
     if "headers" in fields:
         fields["headers"].pop(MARK, None)
-    return Properties(**fields)
+    return fields
 
 
 cdef object take_field(Cursor *cursor, kind):

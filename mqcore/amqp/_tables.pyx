@@ -3,17 +3,22 @@
 Text that is not UTF-8 goes both ways by surrogateescape: the broker hands on what publishers wrote, whatever it is.
 """
 
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from ._wire cimport get16, get32, get64, put64
+from ._wire cimport get16, get32, get64, put32, put64
 
 from decimal import Decimal
 
 from . import errors
 from .errors import ProtocolError
 from .fields import Timestamp
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text) noexcept
+    const char *PyUnicode_DATA(object text) noexcept
 
 cdef enum:
     MAX_DEPTH = 32          # tables and arrays within each other
@@ -156,27 +161,35 @@ cdef object take_decimal(Cursor *cursor):
 
 # Writing
 
+cdef int append(bytearray out, const char *octets, Py_ssize_t size) except -1:
+    cdef Py_ssize_t before = PyByteArray_GET_SIZE(out)
+    PyByteArray_Resize(out, before + size)
+    memcpy(PyByteArray_AS_STRING(out) + before, octets, size)
+    return 0
+
+
 cdef int put_number(bytearray out, uint64_t value, int size) except -1:
     cdef uint8_t octets[8]
     put64(octets, value)
-    out += (<char *>octets)[8 - size : 8]
-    return 0
+    return append(out, <char *>octets + 8 - size, size)
 
 
 cdef int put_long_string(bytearray out, bytes text) except -1:
     put_number(out, len(text), 4)
-    out += text
-    return 0
+    return append(out, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
 
 
 cdef int put_short_string(bytearray out, str text) except -1:
     """Raises ValueError."""
-    cdef bytes octets = text.encode("utf-8", "surrogateescape")
+    cdef bytes octets
+    if PyUnicode_IS_COMPACT_ASCII(text) and len(text) <= 255:  # as most are
+        put_number(out, len(text), 1)
+        return append(out, <const char *>PyUnicode_DATA(text), len(text))
+    octets = text.encode("utf-8", "surrogateescape")
     if len(octets) > 255:
         raise ValueError(f"{text[:40]!r}... has {len(octets)} octets; AMQP has room for 255")
     put_number(out, len(octets), 1)
-    out += octets
-    return 0
+    return append(out, PyBytes_AS_STRING(octets), PyBytes_GET_SIZE(octets))
 
 
 cdef int put_table(bytearray out, table, int depth) except -1:
@@ -208,13 +221,13 @@ cdef int end_part(bytearray out, Py_ssize_t begin) except -1:
     cdef Py_ssize_t size = len(out) - begin
     if size > 0xFFFFFFFF:
         raise ValueError("a table is too large")
-    out[begin - 4 : begin] = size.to_bytes(4, "big")
+    put32(<uint8_t *>PyByteArray_AS_STRING(out) + begin - 4, <uint32_t>size)
     return 0
 
 
 cdef int put_value(bytearray out, value, int depth) except -1:
     if isinstance(value, str):
-        out += b"S"
+        append(out, "S", 1)
         put_long_string(out, (<str>value).encode("utf-8", "surrogateescape"))
     elif isinstance(value, bool):
         out += b"t\1" if value else b"t\0"
@@ -240,7 +253,7 @@ cdef int put_value(bytearray out, value, int depth) except -1:
 
 cdef int put_integer(bytearray out, value) except -1:
     if -LONG <= value < LONG:
-        out += b"I"
+        append(out, "I", 1)
         put_number(out, <uint64_t><int64_t>value, 4)
     elif -LONG_LONG <= value < LONG_LONG:
         out += b"l"

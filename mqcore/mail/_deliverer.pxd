@@ -13,7 +13,12 @@ cdef class Deliverer:
     cdef Histogram sizes            # how many mails it had
     cdef object tasks               # an asyncio.TaskGroup
     cdef dict transactions          # of tasks
+    cdef set begun                  # transactions that the sink has by `deliver_soon`
+    cdef object answer              # `_answer`, made once
+    cdef bint delivers_soon         # see Sink
 
     cdef int add(self, Transaction transaction) except -1
+    cdef int start(self, Transaction transaction, delivering) except -1
+    cdef bint give(self, Transaction transaction) except -1
     cdef bint follow_up(self, Transaction transaction) except -1
     cdef int cut(self) except -1

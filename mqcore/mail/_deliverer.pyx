@@ -1,5 +1,6 @@
 """Giving what is good to a sink that takes it by a coroutine."""
 
+import asyncio
 import logging
 
 cimport cython
@@ -30,26 +31,68 @@ cdef class Deliverer:
         self.seconds = seconds
         self.sizes = sizes
         self.transactions = {}
+        self.begun = set()
+        self.delivers_soon = not sink.stores and sink.delivers_soon
+        self.answer = self._answer
 
     cdef int add(self, Transaction transaction) except -1:
         transaction.delivering = tuple(transaction.good_mails())
         if self.sink.instant:
             return run_at_once(self._deliver(transaction), self.sink)
-        task = self.tasks.create_task(self._deliver(transaction))
+        if self.delivers_soon and self.give(transaction):
+            return 0
+        return self.start(transaction, self._deliver(transaction))
+
+    cdef int start(self, Transaction transaction, delivering) except -1:
+        task = self.tasks.create_task(delivering)
         self.transactions[task] = transaction
         task.add_done_callback(self._after_delivery)
         return 0
 
-    async def _deliver(self, Transaction transaction not None):
+    cdef bint give(self, Transaction transaction) except -1:
+        """Whether the sink has begun with it, without a task."""
+        cdef bint was_committing = transaction.committing
+        if transaction.cancelled and not was_committing:
+            return False
+        transaction.committing = True
+        transaction.given = transaction.delivering
+        transaction.given_at = monotonic()
+        self.begun.add(transaction)
+        try:
+            if self.sink.deliver_soon(transaction.given, transaction, self.answer):
+                return True
+        except Exception as error:
+            log.exception("%s failed", self.sink.url)
+            self._answer(transaction, Verdict.failed(error))
+            return True
+        self.begun.discard(transaction)
+        transaction.committing = was_committing
+        transaction.given = None
+        transaction.given_at = 0
+        return False
+
+    def _answer(self, Transaction transaction not None, verdict, going_on=None):
+        """See `Sink.deliver_soon`."""
+        if transaction not in self.begun:
+            return  # it was broken off
+        self.begun.discard(transaction)
+        if verdict is None:
+            self.start(transaction, self._deliver(transaction, going_on))
+            return
+        self.seconds.count(monotonic() - transaction.given_at)
+        self.sizes.count(1)
+        self.delivered(transaction, [verdict])
+
+    async def _deliver(self, Transaction transaction not None, deliver=None):
         cdef tuple mails = transaction.delivering
         if transaction.cancelled and not transaction.committing:  # before this began
             self.dropped(transaction)
             return
         transaction.committing = True
         transaction.given = mails
-        cdef double begun = monotonic()
+        cdef double begun = transaction.given_at or monotonic()
         try:
-            verdicts = list(await self.sink.deliver(mails))
+            verdicts = list(await (self.sink.deliver if deliver is None else deliver)(mails))
             if len(verdicts) != len(mails) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
                 raise TypeError(f"a sink returns a Verdict for each mail, not {verdicts!r}")
         except SinkError as error:
@@ -97,7 +140,13 @@ cdef class Deliverer:
         for task in self.transactions:
             if not task.cancelling():
                 task.cancel()
+        if self.begun:
+            asyncio.get_running_loop().call_soon(self._cut_begun)
         return 0
+
+    def _cut_begun(self):
+        for transaction in list(self.begun):
+            self._answer(transaction, Verdict.in_doubt(NO_ANSWER))
 
 
 cdef int run_at_once(delivering, sink) except -1:

@@ -56,7 +56,7 @@ cdef class Settler:
     cdef Py_ssize_t take_verdicts(self, Transaction transaction, list verdicts) except -1:
         """What it says of each of the good mails. How many it did not take since nobody wanted them any more."""
         cdef list good = []
-        cdef dict told = {}  # where each is told its own
+        cdef dict told = {} if self.settles_each else None  # where each is told its own
         cdef Py_ssize_t cancelled = 0
         for step, verdict in zip(transaction.good, verdicts):
             mail = step[0]
@@ -68,10 +68,12 @@ cdef class Settler:
                 transaction.receipt = transaction.receipt or verdict.text
             if verdict.is_good:
                 good.append(step)
-                told[mail] = verdict
+                if told is not None:
+                    told[mail] = verdict
             elif verdict.kind is Kind.CANCELLED:
                 cancelled += 1
-                told[mail] = FAILED
+                if told is not None:
+                    told[mail] = FAILED
             else:
                 self.explain(<Mail>mail, verdict)
                 transaction.refuse(<Mail>mail, verdict)

@@ -17,6 +17,7 @@ cdef class Transaction:
     cdef Py_ssize_t steps_left      # mails that plugins are not done with
     cdef Py_ssize_t size            # octets
     cdef double begun               # when it was offered, s of the monotonic clock
+    cdef double given_at            # when the sink got it, where that was by `deliver_soon`; likewise
     cdef Py_ssize_t accepted        # mails that the sink has, for some recipient at least
     cdef Spool spool                # of the bytes of many mails, until the sink takes them
     cdef str receipt                # what the next owner calls it

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 from ._mail import Mail
 from ._transaction import Transaction
@@ -20,6 +20,18 @@ from .verdicts import Verdict
 
 if TYPE_CHECKING:
     from ._gateway import Gateway
+
+
+class Answer(Protocol):
+    """See `Sink.deliver_soon`."""
+
+    def __call__(
+        self,
+        token: Any,
+        verdict: Verdict | None,
+        deliver: Callable[[Sequence[Mail]], Coroutine[Any, Any, Sequence[Verdict]]] | None = None,
+        /,
+    ) -> object: ...
 
 
 class Option(NamedTuple):
@@ -235,6 +247,9 @@ class Sink(BaseSink, ABC):
     instant: ClassVar[bool] = False
     """Whether `deliver` awaits nothing: then it is called as soon as the plugins are done."""
 
+    delivers_soon: ClassVar[bool] = False
+    """Whether it has `deliver_soon`."""
+
     def begin(self, gateway: Gateway) -> None:
         """Called once, before the first mail."""
 
@@ -245,6 +260,14 @@ class Sink(BaseSink, ABC):
 
         It is called again while it runs. SinkError ends the run, any other error fails these mails. Only when a run is
         stopped and takes too long is it cancelled; then the mails are in doubt."""
+
+    def deliver_soon(self, mails: Sequence[Mail], token: object, answer: Answer) -> bool:
+        """As `deliver`, without a coroutine: one mail to which nothing stands in the way now. Whether that is begun; if not,
+        `deliver` is called.
+
+        Later `answer(token, verdict)` is called, once; or `answer(token, None, deliver)`, for what is not over yet: then that
+        is called as `deliver` would be."""
+        raise NotImplementedError(f"{self.url} has no other way to take a mail than `deliver`")
 
     def cancel(self, mails: Sequence[Mail]) -> None:
         """What `deliver` was called with is not wanted any more: the client is gone, or the run is being stopped. A sink that

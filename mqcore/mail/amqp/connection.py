@@ -91,7 +91,9 @@ class Connection(asyncio.Protocol):
     `ConnectionClosed` last. All that is said in a turn of the loop is sent at its end.
     """
 
-    def __init__(self, options: ClientOptions, on_event: Callable[[Event | Writable], object]) -> None:
+    def __init__(
+        self, options: ClientOptions, on_event: Callable[[Event | Writable], object], on_message: Callable[[Any], object]
+    ) -> None:
         self.protocol = ClientProtocol(options)
         self.server: dict[str, Any] = {}
         """What the broker says of itself."""
@@ -99,6 +101,7 @@ class Connection(asyncio.Protocol):
         """Whether it takes more, or what was published is still on the way."""
         self._loop = asyncio.get_running_loop()
         self._on_event = on_event
+        self._on_message = on_message
         self._transport: asyncio.Transport | None = None
         self._is_due = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
@@ -111,14 +114,20 @@ class Connection(asyncio.Protocol):
         self._lost = "the broker closed the connection"
 
     @classmethod
-    async def open(cls, address: Address, options: ClientOptions, on_event: Callable[[Event | Writable], object]) -> Self:
-        """Raises Unreachable."""
+    async def open(
+        cls,
+        address: Address,
+        options: ClientOptions,
+        on_event: Callable[[Event | Writable], object],
+        on_message: Callable[[Any], object] | None = None,
+    ) -> Self:
+        """`on_message`: hears deliveries and outcomes in place of `on_event`. Raises Unreachable."""
         loop = asyncio.get_running_loop()
         connection: Self | None = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 _, connection = await loop.create_connection(
-                    lambda: cls(options, on_event), address.host, address.port, ssl=address.tls,
+                    lambda: cls(options, on_event, on_message or on_event), address.host, address.port, ssl=address.tls,
                     server_hostname=address.host if address.tls else None,
                 )  # fmt: skip
                 await connection._wait(0)
@@ -144,11 +153,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._silent_beats = 0
-        on_event = self._on_event
+        on_message = self._on_message
         for event in self.protocol.receive(data):
             kind = type(event)
             if kind is Outcome or (kind is Delivery and event.consumer_tag is not None):  # type: ignore[union-attr]
-                on_event(event)
+                on_message(event)
             else:
                 self._hear(event)
         if not self._is_due:
@@ -183,6 +192,8 @@ class Connection(asyncio.Protocol):
             self._reply(0, event)
         elif isinstance(event, Delivery) and event.consumer_tag is None:
             self._reply(event.channel, event)
+        elif isinstance(event, Outcome):  # with the end of its channel
+            self._on_message(event)
         else:
             self._on_event(event)
             if isinstance(event, ChannelClosed):

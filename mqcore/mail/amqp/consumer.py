@@ -7,23 +7,22 @@ import contextlib
 import logging
 import ssl
 import time
+from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from ...amqp.client import ChannelClosed, ClientOptions, ConnectionClosed, ConsumeCancelled, Delivery, Event, Properties
-from .._mail import Mail
-from .._transaction import Transaction
 from ..errors import SourceError
-from ..origin import Origin
 from ..verdicts import PutBack, Verdict
+from ._incoming import Incoming, read_incoming
 from .body import Unreadable
 from .connection import Address, BrokerError, Connection, Unreachable, Writable
 from .declare import count_messages
-from .message import Message, read_message, read_properties
+from .message import begin_id, read_properties
 from .outlet import MAX_BODY, Outlet
 from .results import results_of
 from .retries import time_to_wait
-from .returns import Letter, Returns
+from .returns import Returns
 from .session import Session
 from .subscription import Subscription
 
@@ -45,30 +44,6 @@ EMPTY_AFTER = 1.0
 log = logging.getLogger(__name__)
 
 
-class Incoming(Transaction):
-    """A message of the queue, whose mail is on its way. `connection`: the one that it came by, on which alone it can be
-    acknowledged."""
-
-    def __init__(
-        self, consumer: Consumer, connection: Connection, delivery: Delivery, message: Message, origin: Origin
-    ) -> None:
-        mail = Mail(message.mime, json=message.known, origin=origin)
-        super().__init__([mail])
-        self.connection = connection
-        self.is_void = self.is_put_back = False
-        """Void: the broker offers it again, or did so already."""
-        self.comes_again = False
-        """Whether it was put back for later. Then it may have the same id as now, and is not to be taken for done with."""
-        self.letter = Letter(delivery, message, mail, lambda: not self.is_void)
-        self._consumer = consumer
-
-    def settle(self, verdicts: list[Verdict]) -> None:
-        self._consumer.settle(self, verdicts[0])
-
-    async def put_back(self, verdict: Verdict) -> PutBack:
-        return await self._consumer.put_back(self, verdict)
-
-
 class Consumer:
     """Reads for a source, from `run` until all is settled; then `end` is called."""
 
@@ -82,7 +57,7 @@ class Consumer:
         self._outlet = Outlet(where, address, _options(where, login, f"mqcore beside {where.queue}"), gateway)
         self._returns = Returns(where, self._outlet, has_failed=gateway.failed is not None)
         options = _options(where, login, f"mqcore from {where.queue}")
-        self._session = Session(address, options, self._set_up, self._hear, self._fail, self._counts)
+        self._session = Session(address, options, self._set_up, self._hear, self._fail, self._counts, on_message=self._take)
         self._subscription = Subscription(
             where.queue, lambda: gateway.max_in_flight, lambda: bool(self._open), slowly=starts_slowly
         )
@@ -91,11 +66,13 @@ class Consumer:
         self._bytes = 0
         self._most_bytes = HELD_BYTES // gateway.processes
         self._offered: list[Incoming] = []
-        self._done: dict[str, None] = {}
+        self._done: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
         self._pausing: asyncio.Task[None] | None = None
         self._place = 0
+        self._digest = begin_id(where.queue)
+        self._loop = asyncio.get_running_loop()
         self._deliveries = [0, 0]
         self._acks = 0
         self._last = 0.0
@@ -189,9 +166,7 @@ class Consumer:
     # What the broker says
 
     def _hear(self, event: Event | Writable) -> None:
-        if type(event) is Delivery:
-            self._take(event)
-        elif isinstance(event, ConsumeCancelled):
+        if isinstance(event, ConsumeCancelled):
             self._session.renew(f"the broker cancelled the consumer of {self._where.queue}: it is deleted, or moved")
         elif isinstance(event, ConnectionClosed):
             self._lose_all()
@@ -213,7 +188,7 @@ class Consumer:
     def _take(self, delivery: Delivery) -> None:
         connection = self._subscription.connection
         assert connection is not None
-        self._last = asyncio.get_running_loop().time()
+        self._last = self._loop.time()
         self._open[delivery] = None
         self._bytes += delivery.size
         if self._bytes > self._most_bytes:
@@ -221,43 +196,31 @@ class Consumer:
         if self._stopped.is_set():
             return
         self._deliveries[delivery.redelivered] += 1
-        self._counts.redelivered += delivery.redelivered
+        if delivery.redelivered:
+            self._counts.redelivered += 1
+        self._place += 1
         try:
-            message = read_message(self._where.queue, delivery)
+            incoming = read_incoming(self, connection, delivery, self._digest, self._place)
         except Unreadable as error:
             self._begin(self._turn_away(connection, delivery, str(error)))
             return
-        if self._is_present(message, delivery):
+        if incoming.has_id and self._is_present(incoming):
             self._gateway.skip(1)
-            self._ack(connection, delivery, message)
+            self._ack(incoming, is_over=True)
             return
-        seconds = time_to_wait(message.known, time.time())
-        if seconds and self._where.ladder:
-            self._begin(self._put_off(connection, delivery, message, seconds))
-            return
-        self._offer(connection, delivery, message)
-
-    def _is_present(self, message: Message, delivery: Delivery) -> bool:
-        if not message.has_id:
-            return False
-        return (delivery.redelivered and message.id in self._done) or self._gateway.has(message.id)
-
-    def _offer(self, connection: Connection, delivery: Delivery, message: Message) -> None:
-        self._place += 1
-        recipients = message.known.get("recipients") or []
-        origin = Origin(
-            message.mime,
-            message.id,
-            self._place,
-            message.known.get("envelope"),
-            message.received,
-            recipient=message.known.get("recipient") or (recipients[0] if len(recipients) == 1 else None),
-            comes_again=message.has_id,
-        )
-        incoming = self._open[delivery] = Incoming(self, connection, delivery, message, origin)
+        known = incoming.mails[0].json
+        if "nextattempt" in known and self._where.ladder:
+            seconds = time_to_wait(known, time.time())
+            if seconds:
+                self._begin(self._put_off(incoming, seconds))
+                return
+        self._open[delivery] = incoming
         if not self._offered:
-            asyncio.get_running_loop().call_soon(self._offer_all)
+            self._loop.call_soon(self._offer_all)
         self._offered.append(incoming)
+
+    def _is_present(self, incoming: Incoming) -> bool:
+        return (incoming.delivery.redelivered and incoming.id in self._done) or self._gateway.has(incoming.id)
 
     def _offer_all(self) -> None:
         offered, self._offered = self._offered, []
@@ -276,12 +239,13 @@ class Consumer:
             properties = Properties()
         if await self._returns.turn_away(delivery, properties, reason, lambda: delivery in self._open):
             self._gateway.turn_away(1, False)
-            self._ack(connection, delivery, None)
+            self._acknowledge(connection, delivery)
 
-    async def _put_off(self, connection: Connection, delivery: Delivery, message: Message, seconds: float) -> None:
-        if await self._returns.put_off(delivery, message, seconds, lambda: delivery in self._open):
+    async def _put_off(self, incoming: Incoming, seconds: float) -> None:
+        delivery = incoming.delivery
+        if await self._returns.put_off(delivery, incoming.letter.message, seconds, lambda: delivery in self._open):
             self._gateway.count_put_off(1)
-            self._ack(connection, delivery, None)
+            self._ack(incoming, is_over=False)
 
     # What the gateway says
 
@@ -292,13 +256,12 @@ class Consumer:
         elif self._where.results and not incoming.is_put_back:
             self._begin(self._tell_result(incoming, verdict))
         else:
-            is_over = not incoming.comes_again
-            self._ack(incoming.connection, incoming.letter.delivery, incoming.letter.message if is_over else None)
+            self._ack(incoming, is_over=not incoming.comes_again)
 
     async def _tell_result(self, incoming: Incoming, verdict: Verdict) -> None:
         results = results_of(incoming.letter.mail, verdict, time.time())
         await self._returns.tell_result(incoming.letter, results)
-        self._ack(incoming.connection, incoming.letter.delivery, incoming.letter.message)
+        self._ack(incoming, is_over=True)
 
     async def put_back(self, incoming: Incoming, verdict: Verdict) -> PutBack:
         if verdict.unavailable:
@@ -309,25 +272,28 @@ class Consumer:
         incoming.comes_again = how is PutBack.RETRIED
         return how
 
-    def _ack(self, connection: Connection, delivery: Delivery, message: Message | None) -> None:
-        """The queue need not have it any more. `message`: None for one that may come again with the same id."""
+    def _ack(self, incoming: Incoming, *, is_over: bool) -> None:
+        """The queue need not have it any more. Unless it is over, it may come again with the same id."""
+        self._acknowledge(incoming.connection, incoming.delivery)
+        if is_over and incoming.has_id:
+            self._done[incoming.id] = None
+            if len(self._done) > REMEMBERED:
+                self._done.popitem(last=False)
+
+    def _acknowledge(self, connection: Connection, delivery: Delivery) -> None:
         if connection.ack(delivery):
             self._acks += 1
             self._subscription.acked()
         else:
             self._counts.in_doubt += 1
-        if message is not None and message.has_id:
-            self._done[message.id] = None
-            if len(self._done) > REMEMBERED:
-                del self._done[next(iter(self._done))]
         self._forget(connection, delivery)
 
     def _leave(self, incoming: Incoming) -> None:
         """The queue may give it to somebody else."""
         if not (incoming.is_void or self._stopped.is_set()):
-            incoming.connection.protocol.nack(incoming.letter.delivery)
+            incoming.connection.protocol.nack(incoming.delivery)
             incoming.connection.flush_soon()
-            self._forget(incoming.connection, incoming.letter.delivery)
+            self._forget(incoming.connection, incoming.delivery)
 
     def _forget(self, connection: Connection, delivery: Delivery) -> None:
         if delivery in self._open:

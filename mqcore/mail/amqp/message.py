@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
@@ -22,8 +21,6 @@ class Message(NamedTuple):
     """What a delivery says. Plugins change `known`: who needs it as it was reads it anew."""
 
     id: str
-    has_id: bool
-    """Whether it is the same when the message comes again."""
     mime: bytes
     known: dict[str, Any]
     properties: Properties
@@ -47,14 +44,12 @@ def read_properties(delivery: Delivery) -> Properties:
         raise Unreadable(f"its properties are none: {error}") from error
 
 
-def read_message(queue: str, delivery: Delivery) -> Message:
+def read_message(delivery: Delivery, id: str) -> Message:
     """Raises Unreadable."""
     properties = read_properties(delivery)
     mime, known = read_mail(delivery, properties)
-    has_id = bool(properties.message_id)
-    id = make_id(queue, properties.message_id or "", delivery.body or b"") if has_id else os.urandom(16).hex()
     attempt = properties.headers.get(ATTEMPT)
-    return Message(id, has_id, mime, known, properties, attempt if type(attempt) is int and attempt > 0 else 1)
+    return Message(id, mime, known, properties, attempt if type(attempt) is int and attempt > 0 else 1)
 
 
 def read_mail(delivery: Delivery, properties: Properties) -> tuple[bytes, dict[str, Any]]:
@@ -72,13 +67,22 @@ def is_raw(properties: Properties) -> bool:
     return (properties.content_type or "").partition(";")[0].strip().lower() == RAW
 
 
-def make_id(queue: str, message_id: str, body: bytes) -> str:
-    digest = blake2b(digest_size=16)
-    for part in (queue.encode(errors="surrogateescape"), message_id.encode(errors="surrogateescape")):
-        digest.update(len(part).to_bytes(4, "big"))
-        digest.update(part)
+def begin_id(queue: str) -> blake2b:
+    """What the ids of all messages of a queue begin with."""
+    return blake2b(_with_size(queue), digest_size=16)
+
+
+def finish_id(begun: blake2b, message_id: str, body: bytes) -> str:
+    """The same when the message comes again."""
+    digest = begun.copy()
+    digest.update(_with_size(message_id))
     digest.update(body)
     return digest.hexdigest()
+
+
+def _with_size(text: str) -> bytes:
+    octets = text.encode(errors="surrogateescape")
+    return len(octets).to_bytes(4, "big") + octets
 
 
 class Outgoing(NamedTuple):

@@ -69,7 +69,7 @@ class Outlet:
 
     async def _publish_once(self, connection: Connection, queue: str, properties: bytes, body: bytes) -> Outcome:
         group = Group(1)
-        self.publishing.publish(connection, "", queue, properties, body, group, 0)
+        self.publishing.publish(connection, "", queue, properties, body, group.take, 0)
         await group.done
         outcome = group.outcomes[0]
         assert outcome is not None

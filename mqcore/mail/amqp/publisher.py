@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...amqp.client import ClientOptions, Outcome, Properties, encode_properties
 from .._mail import Mail
 from ..errors import SinkError
 from ..smtp.hostname import own_hostname
-from ..verdicts import CANCELLED, Verdict
-from .body import RAW, write_body
+from ..verdicts import ACCEPTED, CANCELLED, Verdict
+from ._raw import encode_raw
+from .body import write_body
 from .connection import Address, Connection, Unreachable
 from .declare import check_queue, make_queues
 from .publishing import NOT_BEGUN, Group, Publishing
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
+    from ..base import Answer
     from ..record import Record
     from .url import AmqpUrl
 
@@ -135,7 +138,35 @@ class Publisher:
 
     # Mails
 
-    async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
+    def deliver_soon(self, mails: Sequence[Mail], token: object, answer: Answer) -> bool:
+        publishing = self._begun
+        connection = publishing.connection
+        if connection is None or self._record is not None or len(mails) != 1:
+            return False
+        where = self._where
+        try:
+            properties, body = self._encode(mails[0])
+            if len(body) > publishing.most:
+                return False
+            publishing.publish(
+                connection, where.exchange, where.queue, properties, body, self._take_soon, (mails, token, answer)
+            )
+        except (ValueError, TypeError):
+            return False  # `deliver` says why
+        return True
+
+    def _take_soon(self, given: tuple[Sequence[Mail], object, Answer], outcome: Outcome | None) -> None:
+        mails, token, answer = given
+        if outcome is not None and outcome.kind == "ack":
+            self._voided.discard(id(mails))
+            answer(token, ACCEPTED)
+        else:
+            answer(token, None, functools.partial(self.deliver, first={0: outcome}))
+
+    async def deliver(
+        self, mails: Sequence[Mail], first: Mapping[int, Outcome | None] | None = None
+    ) -> Sequence[Verdict]:
+        """`first`: the outcomes, if they were published already."""
         verdicts: dict[int, Verdict] = {}
         publishes: dict[int, Publish] = {}
         for number, mail in enumerate(mails):
@@ -145,7 +176,8 @@ class Publisher:
                 verdicts[number] = Verdict.failed(error)
         pause = FIRST_PAUSE
         while publishes:
-            outcomes = await self._publish(mails, publishes, verdicts)
+            outcomes = await self._publish(mails, publishes, verdicts) if first is None else first
+            first = None
             for number, outcome in outcomes.items():
                 verdict = self._verdict(mails, outcome)
                 if verdict is not None:
@@ -187,7 +219,7 @@ class Publisher:
             chosen = await self._choose(mails, body)
             if isinstance(chosen, Connection):
                 try:
-                    self._begun.publish(chosen, where.exchange, where.queue, properties, body, group, index)
+                    self._begun.publish(chosen, where.exchange, where.queue, properties, body, group.take, index)
                 except ValueError as error:  # its headers are too large
                     chosen = Verdict.failed(error)
                 else:
@@ -228,20 +260,11 @@ class Publisher:
     def _encode(self, mail: Mail) -> Publish:
         """Raises ValueError, TypeError for what a plugin put into `json` and there is no room for."""
         known = mail.json
+        if self._where.raw:
+            return Publish(encode_raw(known, mail.origin.id), mail.mime)
         now = time.time()
         received = mail.origin.received or now
         priority = known.get("priority")
-        fields: dict[str, Any] = {
-            "delivery_mode": 2,
-            "message_id": mail.origin.id,
-            "app_id": "mqcore",
-            "timestamp": int(now),
-            "priority": priority if type(priority) is int and 0 <= priority < 256 else None,
-        }
-        if self._where.raw:
-            headers = {name: value for name, value in known.items() if value is not None}
-            properties = Properties(content_type=RAW, headers={**headers, "x-mqcore-attempt": 1}, **fields)
-            return Publish(encode_properties(properties), mail.mime)
         whole = {
             "received": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(received)),
             "hostname": self._hostname,
@@ -250,7 +273,15 @@ class Publisher:
         }
         if mail.connection is not None:
             whole["connection"] = {"remote-ip": mail.connection.peer, "secure": mail.connection.tls}
-        properties = Properties(content_type="application/json", headers={"x-mqcore-attempt": 1}, **fields)
+        properties = Properties(
+            content_type="application/json",
+            headers={"x-mqcore-attempt": 1},
+            delivery_mode=2,
+            message_id=mail.origin.id,
+            app_id="mqcore",
+            timestamp=int(now),
+            priority=priority if type(priority) is int and 0 <= priority < 256 else None,
+        )
         return Publish(encode_properties(properties), write_body(mail.mime, whole))
 
     async def end(self) -> None:

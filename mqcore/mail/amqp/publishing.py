@@ -53,10 +53,10 @@ class Publishing:
         self.is_blocked = False
         self.on_change: Callable[[], object] = tuple
         """Called when the broker takes nothing, or takes more again."""
-        self.session = Session(address, options, self._set_up, self._hear, on_failed, counts)
+        self.session = Session(address, options, self._set_up, self._hear, on_failed, counts, on_message=self._take)
         self._prepare = prepare
         self._counts = counts
-        self._pending: dict[int, tuple[Group, int]] = {}
+        self._pending: dict[int, tuple[Callable[[Any, Outcome | None], object], Any]] = {}
         self._outcomes: Counter[str] = Counter()
         self._news: asyncio.Future[None] | None = None
         self._channel = 0
@@ -77,9 +77,7 @@ class Publishing:
         asyncio.get_running_loop().call_soon(self.wake)
 
     def _hear(self, event: Event | Writable) -> None:
-        if isinstance(event, Outcome):
-            self._take(event)
-        elif isinstance(event, Blocked | Unblocked | ConnectionClosed):
+        if isinstance(event, Blocked | Unblocked | ConnectionClosed):
             self.is_blocked = isinstance(event, Blocked)
             self.on_change()
             self.wake()
@@ -91,18 +89,21 @@ class Publishing:
             self.wake()
 
     def _take(self, outcome: Outcome) -> None:
-        self._outcomes[outcome.kind] += 1
-        self._counts.nacked += outcome.kind == "nack"
-        self._counts.returned += outcome.kind == "returned"
+        kind = outcome.kind
+        self._outcomes[kind] += 1
+        if kind != "ack":
+            self._counts.nacked += kind == "nack"
+            self._counts.returned += kind == "returned"
         waiting = self._pending.pop(outcome.tag, None)
         if waiting is not None:
-            waiting[0].take(waiting[1], outcome)
+            take, key = waiting
+            take(key, outcome)
 
     def let_go(self) -> None:
         """Nobody waits any more for what is on its way."""
         pending, self._pending = self._pending, {}
-        for group, index in pending.values():
-            group.take(index, None)
+        for take, key in pending.values():
+            take(key, None)
 
     def wake(self) -> None:
         """Whoever waits for `change` is to look anew."""
@@ -121,7 +122,14 @@ class Publishing:
         await asyncio.shield(self._news)
 
     def publish(
-        self, connection: Connection, exchange: str, key: str, properties: bytes, body: bytes, group: Group, index: int
+        self,
+        connection: Connection,
+        exchange: str,
+        queue: str,
+        properties: bytes,
+        body: bytes,
+        take: Callable[[Any, Outcome | None], object],
+        key: object,
     ) -> None:
-        """Raises ValueError for properties that are too large."""
-        self._pending[connection.publish(self._channel, exchange, key, properties, body)] = group, index
+        """`take(key, outcome)` is called later. Raises ValueError for properties that are too large."""
+        self._pending[connection.publish(self._channel, exchange, queue, properties, body)] = take, key

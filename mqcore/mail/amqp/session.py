@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from ...amqp.client import ChannelClosed, ClientOptions, ConnectionClosed, Event
 from ...amqp.errors import NOT_FOUND
@@ -45,7 +46,10 @@ class Session:
         on_event: Callable[[Event | Writable], object],
         on_failed: Callable[[Unreachable], object],
         counts: Counts,
+        *,
+        on_message: Callable[[Any], object] | None = None,
     ) -> None:
+        """`on_message`: hears deliveries and outcomes in place of `on_event`."""
         self.connection: Connection | None = None
         """None while there is none that is ready."""
         self.reconnects = 0
@@ -53,6 +57,7 @@ class Session:
         self._options = options
         self._set_up = set_up
         self._on_event = on_event
+        self._on_message = on_message or on_event
         self._on_failed = on_failed
         self._counts = counts
         self._lost = asyncio.Event()
@@ -116,7 +121,7 @@ class Session:
 
     async def _connect_once(self) -> None:
         self._spoiled = ""
-        connection = await Connection.open(self._address, self._options, self._hear)
+        connection = await Connection.open(self._address, self._options, self._hear, self._on_message)
         try:
             await self._set_up(connection)
         except BrokerError as error:

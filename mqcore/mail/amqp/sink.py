@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .._mail import Mail
-from ..base import Option, Sink, Source
+from ..base import Answer, Option, Sink, Source
 from ..record import Record
 from ..smtp.credentials import CREDENTIALS, find_credentials
 from ..verdicts import Verdict
@@ -38,6 +38,7 @@ class AmqpSink(Sink):
 
     shares = True
     commits_in_parts = True
+    delivers_soon = True
     options: ClassVar[Sequence[Option]] = CREDENTIALS
     scheme = "amqp"
 
@@ -74,6 +75,9 @@ class AmqpSink(Sink):
 
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
         return await self._publisher.deliver(mails)
+
+    def deliver_soon(self, mails: Sequence[Mail], token: object, answer: Answer) -> bool:
+        return self._publisher.deliver_soon(mails, token, answer)
 
     def cancel(self, mails: Sequence[Mail]) -> None:
         self._publisher.cancel(mails)

@@ -18,6 +18,7 @@ _shtab_mqcore_commands() {
     order:'print the plugins of each hook, in order'
     run:'move mail from a source to a sink'
     top:'watch a server that runs with --control'
+    try:'run a mail through plugins, step by step; nothing is written'
   )
   _describe 'mqcore commands' _commands
 }
@@ -308,6 +309,27 @@ _shtab_mqcore_top_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_mqcore_top_defaults_added=0
 
+_shtab_mqcore_try_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with a table for each plugin, and \[run\] (default\: \$MQCORE_CONFIG)]:FILE:"
+  "--trust-writable[load plugins that everyone may write to]"
+  "--entry-points[load the plugins of installed packages]"
+  "--from-address[the sender (default\: sender\@example.org, or what the mbox says)]:A:"
+  "--to-address[the recipient (default\: recipient\@example.net)]:B:"
+  "--peer[the client\'s address (default\: 192.0.2.1)]:IP:"
+  "--helo[its name for itself (default\: client.example.org)]:NAME:"
+  "--stage[the hook that is run, or all stages of SMTP up to it (default\: mq_smtp_in_message)]:all|HOOK:(all mq_smtp_in_connect mq_smtp_in_mailfrom mq_smtp_in_rcptto mq_smtp_in_data mq_smtp_in_message)"
+  "--clock[let timers come at once, or in their time]:clock:(virtual real)"
+  "--json[print an object for each mail, in a line]"
+  {--diff,--no-diff}"[print what changed in the mail, as a diff]"
+  "--repeat[run each mail so often, and print a table of the times]:N:"
+  "(*)::file, package, or directory of plugins:"
+  ":file with a mail, mbox, or Maildir\; - for standard input:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mqcore_try_defaults_added=0
+
 
 _shtab_mqcore() {
   local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->mqcore'
@@ -335,6 +357,7 @@ _shtab_mqcore() {
         order) _arguments -C -s $_shtab_mqcore_order_options ;;
         run) _arguments -C -s $_shtab_mqcore_run_options ;;
         top) _arguments -C -s $_shtab_mqcore_top_options ;;
+        try) _arguments -C -s $_shtab_mqcore_try_options ;;
       esac
   esac
 }

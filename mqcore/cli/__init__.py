@@ -12,7 +12,7 @@ from typing import NoReturn, TypeAlias
 from .. import PluginError
 from ..mail.errors import SinkError, SourceError
 from ..mail.report import BAD_PLUGIN, OK, UNREACHABLE, USAGE
-from . import about, check, config, ctl, include, new, order, run, top
+from . import about, check, config, ctl, include, new, order, run, top, try_
 from .output import StandardError, begin_log, complain, drop, open_standard_files
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -58,6 +58,6 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(prog="mqcore", description="Move mail through plugins.", epilog=run.EXIT_CODES)
     about.add_to(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, ctl, top, order, check, new, config, include):
+    for command in (run, ctl, top, order, new, check, try_, config, include):
         command.add_to(commands)
     return parser

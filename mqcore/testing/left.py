@@ -20,6 +20,15 @@ def _line(lifetime: Any, callback: Any, due: int | None, fd: int | None) -> str:
     return f"{whose} still has {what}" + (f" for {place}" if place else "")
 
 
+def running_of(plugin: str) -> list[tuple[str, Any]]:
+    """What runs of this plugin's: "timer" or "watcher", and the callback."""
+    return [
+        ("watcher" if due is None else "timer", getattr(callback, "__func__", callback))
+        for lifetime, callback, due, _ in _clock.running()
+        if lifetime is not None and owner_of(lifetime) == plugin
+    ]
+
+
 def owner_of(lifetime: Any) -> str:
     """The name of the plugin whose context or hold it is."""
     if isinstance(lifetime, Context):

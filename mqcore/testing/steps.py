@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -60,14 +61,16 @@ def diff_of(before: bytes, now: bytes) -> str:
 class Step:
     """A step that was started: it has ended, or a plugin holds the message."""
 
-    def __init__(self, mq: Mq, hook: str, message: Any, args: tuple[Any, ...]) -> None:
+    def __init__(
+        self, mq: Mq, hook: str, message: Any, args: tuple[Any, ...], look: Callable[[Any], list[str]] | None = None
+    ) -> None:
         self._mq = mq
         self._hook = hook
         self._message = message
         self._before = message.mime if isinstance(message, Mail) else None
         self._changes = Changes()
         self._changes(message)
-        self._trace = Trace(Changes())
+        self._trace = Trace(look or Changes())
         self._outcome: Outcome | None = mq.dispatcher.hook(hook).run_traced(message, self._trace, *args, done=self._done)
 
     def _done(self, message: Any, outcome: Outcome) -> None:
@@ -88,6 +91,11 @@ class Step:
     def timeline(self) -> tuple[Call, ...]:
         """What the plugins did so far; who holds the message is not in it yet."""
         return tuple(self._trace.calls)
+
+    @property
+    def not_called(self) -> tuple[str, ...]:
+        """The names of the plugins that the step did not come to."""
+        return self._trace.not_called
 
     def result(self) -> Result:
         """How the step ended; if a plugin holds the message, time passes until it has. Raises AssertionError when that never
@@ -219,10 +227,15 @@ class Mq:
             if self._dispatchers:
                 self.check()
         finally:
-            logging.getLogger("mqcore.plugins").removeHandler(self._handler)
-            while self._dispatchers:
-                self._dispatchers.pop().close()
-            self.clock.errors.clear()
+            self.abort()
+
+    def abort(self) -> None:
+        """Close what was made, and check nothing. More than once is fine."""
+        logging.getLogger("mqcore.plugins").removeHandler(self._handler)
+        while self._dispatchers:
+            self._dispatchers.pop().close()
+        self._used = None
+        self.clock.errors.clear()
 
     def __enter__(self) -> Self:
         return self

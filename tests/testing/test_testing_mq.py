@@ -17,7 +17,8 @@ from mqcore.testing import Clock, Mq, PluginFactory, make_mail
 HOOK = "mq_smtp_in_message"
 FILES = {
     "10-tag.py": "def mq_smtp_in_message(context, message):\n    message.headers.add('X-Tag', '1')\n",
-    "20-wait.py": "def mq_smtp_in_message(context, message):\n    context.start_timer(50, context.continue_, message)\n    return True\n",
+    "20-wait.py": "def mq_smtp_in_message(context, message):\n    context.start_timer(50, context.continue_, message)\n"
+    "    return True\n",
     "30-no.py": "async def mq_smtp_in_message(context, message):\n    import asyncio\n    await asyncio.sleep(600)\n"
     "    message.reject(550, '5.7.1 no')\n    return context.plugin.config.get('then')\n",
     "40-never.py": "def mq_smtp_in_message(context, message):\n    raise AssertionError\n",

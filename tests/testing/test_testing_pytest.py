@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 # What runs in this process finds these here, and does not import them a second time.
@@ -9,7 +12,7 @@ import mqcore.testing.clock
 import mqcore.testing.mail
 import mqcore.testing.plugins
 import mqcore.testing.pytest_plugin
-import mqcore.testing.steps
+import mqcore.testing.steps  # noqa: F401
 
 pytest_plugins = ["pytester"]
 
@@ -49,6 +52,13 @@ def test_fixtures(tests: pytest.Pytester) -> None:
     tests.runpytest_inprocess(*QUIET).assert_outcomes(passed=2)
 
 
+def test_the_page_about_it(tests: pytest.Pytester) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "testing.md"
+    code = next(block for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
+    tests.makepyfile(code)
+    tests.runpytest_inprocess(*QUIET).assert_outcomes(passed=1)
+
+
 def test_a_failed_assertion_shows_what_was_changed(tests: pytest.Pytester) -> None:
     tests.makepyfile("""
         def test_it(mq, mq_plugins, mq_mail):
@@ -58,7 +68,7 @@ def test_a_failed_assertion_shows_what_was_changed(tests: pytest.Pytester) -> No
     """)
     run = tests.runpytest_inprocess(*QUIET)
     run.assert_outcomes(failed=1)
-    run.stdout.fnmatch_lines(["*what plugins changed in mq_smtp_in_message*", "--- before", "+++ after", "+X-Tag: 1", "+seen: true"])
+    run.stdout.fnmatch_lines(["*what plugins changed in mq_smtp_in_message*", "--- before", "+X-Tag: 1", "+seen: true"])
 
 
 def test_the_teardown_checks(tests: pytest.Pytester) -> None:

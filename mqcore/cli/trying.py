@@ -1,0 +1,125 @@
+"""What `mqcore try` reads, and how it says what happened."""
+
+from __future__ import annotations
+
+import mailbox
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ..mail.mbox import format
+from ..testing.trial import Done, Stage, Trial
+
+
+class Subject(NamedTuple):
+    """A mail. `sender`: None if it is not known; `name`: to tell it from others."""
+
+    mime: bytes
+    sender: str | None
+    name: str
+
+
+def read_mails(path: str) -> tuple[list[Subject], bool]:
+    """The mails there, and whether it is a mailbox. Raises OSError."""
+    if path == "-":
+        return [Subject(sys.stdin.buffer.read(), None, "-")], False
+    if os.path.isdir(path):
+        files = sorted((file for folder in ("new", "cur") for file in Path(path, folder).iterdir()), key=lambda file: file.name)
+        return [Subject(file.read_bytes(), None, file.name) for file in files if not file.name.startswith(".")], True
+    mime = Path(path).read_bytes()
+    if not mime.startswith(b"From "):
+        return [Subject(mime, None, path)], False
+    return list(_in_mbox(path)), True
+
+
+def _in_mbox(path: str) -> Iterator[Subject]:
+    box = mailbox.mbox(path, create=False)
+    try:
+        keys = box.keys()
+        for key in keys:
+            from_line, mime = format.split(box.get_bytes(key, from_=True) + b"\n", last=key == keys[-1])
+            yield Subject(mime, format.parse_from_line(from_line)[0], str(int(key) + 1))
+    finally:
+        box.close()
+
+
+def lines_of(trial: Trial) -> Iterator[str]:
+    """All that happened, for people."""
+    for stage in trial.stages:
+        yield f"{stage.hook}  for {stage.about}" if stage.about else stage.hook
+        yield from _lines_of_stage(stage)
+    yield f"reply {trial.reply}"
+
+
+def _lines_of_stage(stage: Stage) -> Iterator[str]:
+    width = max((len(call.plugin) for call in stage.calls), default=0) + 2
+    times = [_time(call) for call in stage.calls]
+    room = max((len(time) for call, time in zip(stage.calls, times, strict=True) if call.changes or call.error), default=0)
+    for call, time in zip(stage.calls, times, strict=True):
+        notes = [*call.changes, *filter(None, [call.error])] or [""]
+        yield f"  {call.plugin:{width}}{call.verdict:8}  {time:{room}}  {notes[0]}".rstrip()
+        for note in notes[1:]:
+            yield f"  {'':{width}}{'':8}  {'':{room}}  {note}"
+    if not stage.calls:
+        yield "  no plugin has this hook"
+    if stage.not_called:
+        yield f"  {'':{width}}not called: {', '.join(stage.not_called)}"
+
+
+def _time(call: Done) -> str:
+    if call.held is None:
+        return duration(call.seconds)
+    return f"held {duration(call.held)}" + (f" ({call.why})" if call.why else "")
+
+
+def duration(seconds: float) -> str:
+    """As `8 us`, `50 ms`, `600 s`."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.4g} {unit}"
+    return f"{seconds * 1e6:.0f} us"
+
+
+def one_line(number: int, subject: Subject, trial: Trial) -> str:
+    """What became of one mail of a mailbox."""
+    changes = [change for stage in trial.stages for call in stage.calls for change in call.changes]
+    return f"{number:6}  {subject.name[:40]:40}  {trial.reply}" + (f"  ({len(changes)} changes)" if changes else "")
+
+
+@dataclass
+class Summary:
+    """Of all mails. `refused`: how many were rejected or failed."""
+
+    mails: int = 0
+    refused: int = 0
+    rows: dict[tuple[str, str], list[Done]] = field(default_factory=dict)
+
+    def add(self, trial: Trial) -> None:
+        self.mails += 1
+        self.refused += not trial.is_accepted
+        for stage in trial.stages:
+            for call in stage.calls:
+                self.rows.setdefault((stage.hook, call.plugin), []).append(call)
+
+    def lines(self) -> Iterator[str]:
+        """A table: a row for each hook of a plugin."""
+        yield ""
+        yield f"{self.mails - self.refused} accepted, {self.refused} rejected or failed"
+        header = ("hook", "plugin", "calls", "held", "mean", "longest", "CONTINUE", "COMPLETE", "RETRY", "FAIL")
+        rows = [header, *(_row(hook, plugin, calls) for (hook, plugin), calls in sorted(self.rows.items()))]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        for row in rows:
+            cells = (text.ljust(width) if place < 2 else text.rjust(width)
+                     for place, (text, width) in enumerate(zip(row, widths, strict=True)))
+            yield "  ".join(cells).rstrip()
+
+
+def _row(hook: str, plugin: str, calls: list[Done]) -> tuple[str, ...]:
+    times = [call.seconds for call in calls]
+    counts = (sum(call.verdict == verdict for call in calls) for verdict in ("CONTINUE", "COMPLETE", "RETRY", "FAIL"))
+    held = sum(call.held is not None for call in calls)
+    mean, longest = duration(sum(times) / len(times)), duration(max(times))
+    return (hook, plugin, str(len(calls)), str(held), mean, longest, *map(str, counts))

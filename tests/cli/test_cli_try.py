@@ -1,0 +1,108 @@
+"""`mqcore try`: in this process, as it starts nothing and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mqcore.cli import main
+
+FILES = {
+    "10-tag.py": "def mq_smtp_in_message(context, message):\n    message.headers.add('X-Tag', '1')\n",
+    "20-wait.py": "def mq_smtp_in_message(context, message):\n"
+    "    context.start_timer(0.05, context.continue_, message)\n    return True\n",
+    "30-no.py": "import asyncio\nasync def mq_smtp_in_message(context, message):\n    await asyncio.sleep(0.02)\n"
+    "    if 'no' in message.headers.get('Subject', ''):\n        message.reject(550, '5.7.1 no')\n",
+    "40-never.py": "def mq_smtp_in_message(context, message):\n    print('called')\n"
+    "def mq_smtp_in_rcptto(context, message, address):\n    if address.startswith('nobody'):\n"
+    "        message.reject(550, '5.1.1 nobody')\n",
+}
+NO, YES = b"Subject: no\r\n\r\nbody\r\n", b"Subject: yes\r\n\r\nbody\r\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plugins").mkdir()
+    for name, text in FILES.items():
+        (tmp_path / "plugins" / name).write_text(text)
+    (tmp_path / "no.eml").write_bytes(NO)
+    (tmp_path / "yes.eml").write_bytes(YES)
+    return tmp_path
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str], str]:
+    code = main(["try", *arguments])
+    out, err = capfd.readouterr()
+    return code, re.sub(r"\b\d+ us", "N us", out).splitlines(), err
+
+
+def test_step_by_step(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
+    code, lines, _ = run(capfd, "plugins", "no.eml", "--to-address", "bob@example.org")
+    assert code == 1
+    assert lines == [
+        "mq_smtp_in_message  for bob@example.org",
+        "  10-tag   CONTINUE  N us" + " " * (len(lines[1]) - len("  10-tag   CONTINUE  N us+X-Tag: 1")) + "+X-Tag: 1",
+        "  20-wait  CONTINUE  held 50 ms (timer, 20-wait.py:1)",
+        "  30-no    COMPLETE  held 20 ms (coroutine, 30-no.py:2)  rejected 550 5.7.1 no",
+        "           not called: 40-never",
+        "reply 550 5.7.1 no",
+    ]
+    assert sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts) == before
+
+
+def test_what_is_accepted(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, lines, err = run(capfd, "plugins", "yes.eml", "--diff", "--clock", "real")
+    assert code == 0 and "called" in err
+    assert "reply 250 2.0.0 accepted" in lines and "+X-Tag: 1" in lines
+
+
+def test_all_stages(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, lines, _ = run(capfd, "plugins", "yes.eml", "--stage", "all", "--to-address", "nobody@example.org")
+    assert code == 1
+    assert lines[0] == "mq_smtp_in_rcptto  for nobody@example.org" and lines[-1] == "reply 550 5.1.1 nobody"
+    code, lines, _ = run(capfd, "plugins", "yes.eml", "--stage", "all")
+    assert code == 0 and [line for line in lines if line.startswith("mq_")] == [
+        "mq_smtp_in_rcptto  for recipient@example.net", "mq_smtp_in_message  for recipient@example.net",
+    ]  # fmt: skip
+
+
+def test_json(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, lines, _ = run(capfd, "plugins", "no.eml", "--json")
+    (row,) = map(json.loads, lines)
+    assert code == 1 and row["reply"] == "550 5.7.1 no" and row["accepted"] is False
+    assert [(call["plugin"], call["held"]) for call in row["stages"][0]["calls"]] == [
+        ("10-tag", None), ("20-wait", 0.05), ("30-no", 0.02),
+    ]  # fmt: skip
+
+
+def test_mailboxes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mbox = b"From a@example.org Thu Jan  1 00:00:00 2026\nSubject: no\n\n>From here\n\n" * 2
+    (folder / "box").write_bytes(mbox + mbox.replace(b"no", b"yes", 1))
+    for name in ("cur", "new", "tmp"):
+        (folder / "maildir" / name).mkdir(parents=True)
+    (folder / "maildir" / "new" / "1.M1.x").write_bytes(YES)
+    (folder / "maildir" / "cur" / "2.M1.x:2,S").write_bytes(YES)
+    code, lines, _ = run(capfd, "plugins", "box")
+    assert code == 1 and [line.split()[2] for line in lines[:4]] == ["550", "550", "250", "550"]
+    assert lines[5] == "1 accepted, 3 rejected or failed" and lines[6].split()[:3] == ["hook", "plugin", "calls"]
+    assert lines[7].split()[:4] == ["mq_smtp_in_message", "10-tag", "4", "0"]
+    code, lines, _ = run(capfd, "plugins", "maildir", "--repeat", "3")
+    assert code == 0 and [line.split()[1] for line in lines[:2]] == ["1.M1.x", "2.M1.x:2,S"]
+    assert lines[3] == "6 accepted, 0 rejected or failed"
+
+
+def test_exit_codes_of_mistakes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "50-bad.py").write_text("def mq_smtp_in_mesage(context, message): pass\n")
+    assert run(capfd, "50-bad.py", "yes.eml")[0] == 3
+    (folder / "60-raises.py").write_text("def mq_smtp_in_message(context, message): 1 / 0\n")
+    code, lines, _ = run(capfd, "60-raises.py", "yes.eml")
+    assert code == 1 and "ZeroDivisionError: division by zero" in lines[1] and lines[-1].startswith("reply 451")
+    for arguments in (["yes.eml"], ["plugins", "nothing.eml"], ["plugins", "yes.eml", "--repeat", "0"]):
+        with pytest.raises(SystemExit) as ended:
+            run(capfd, *arguments)
+        assert ended.value.code == 2

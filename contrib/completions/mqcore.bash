@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_mqcore_ctl_subparsers=(status stats order held cancel reload drain stop pause resume trace)
-_shtab_mqcore_subparsers=(run ctl top order check try config include)
+_shtab_mqcore_subparsers=(run ctl top order new check try config include)
 
 _shtab_mqcore_run_option_strings=(-h --help --config --trust-writable --entry-points --plugins --from --to --failed --max-in-flight --tls-certificate --tls-key --auth-without-tls --require-tls --require-login --one-recipient --hostname --lenient --proxy-from --xclient-from --xforward-from --no-trace --max-loops --max-message-size --max-recipients --max-connections --max-connections-per-ip --timeout --credentials --credentials-env --tls-out --json --control --user --metrics --workers --watchdog --watchdog-abort --watchdog-stack --trace --log-format --log-level)
 _shtab_mqcore_ctl_status_option_strings=(-h --help --json --socket)
@@ -23,6 +23,7 @@ _shtab_mqcore_ctl_trace_option_strings=(-h --help --peer --json --socket)
 _shtab_mqcore_ctl_option_strings=(-h --help --socket)
 _shtab_mqcore_top_option_strings=(-h --help --socket)
 _shtab_mqcore_order_option_strings=(-h --help --config --trust-writable --entry-points --plugins)
+_shtab_mqcore_new_option_strings=(-h --help --kind --package)
 _shtab_mqcore_check_option_strings=(-h --help --config --trust-writable --entry-points)
 _shtab_mqcore_try_option_strings=(-h --help --config --trust-writable --entry-points --from-address --to-address --peer --helo --stage --clock --json --diff --no-diff --repeat)
 _shtab_mqcore_config_option_strings=(-h --help --config --trust-writable --entry-points --plugins --from --to --failed --max-in-flight --tls-certificate --tls-key --auth-without-tls --require-tls --require-login --one-recipient --hostname --lenient --proxy-from --xclient-from --xforward-from --no-trace --max-loops --max-message-size --max-recipients --max-connections --max-connections-per-ip --timeout --credentials --credentials-env --tls-out --json --control --user --metrics --workers --watchdog --watchdog-abort --watchdog-stack --trace --log-format --log-level)
@@ -36,13 +37,14 @@ _shtab_mqcore_run___watchdog_stack_choices=(safe unsafe)
 _shtab_mqcore_run___log_format_choices=(text json)
 _shtab_mqcore_run___log_level_choices=(debug info warning error)
 _shtab_mqcore_ctl_pos_0_choices=(status stats order held cancel reload drain stop pause resume trace)
+_shtab_mqcore_new___kind_choices=(python async cython c)
 _shtab_mqcore_try___stage_choices=(all mq_smtp_in_connect mq_smtp_in_mailfrom mq_smtp_in_rcptto mq_smtp_in_data mq_smtp_in_message)
 _shtab_mqcore_try___clock_choices=(virtual real)
 _shtab_mqcore_config___tls_out_choices=(may none require verify)
 _shtab_mqcore_config___watchdog_stack_choices=(safe unsafe)
 _shtab_mqcore_config___log_format_choices=(text json)
 _shtab_mqcore_config___log_level_choices=(debug info warning error)
-_shtab_mqcore_pos_0_choices=(run ctl top order check try config include)
+_shtab_mqcore_pos_0_choices=(run ctl top order new check try config include)
 _shtab_mqcore___print_completion_choices=(bash zsh tcsh)
 
 _shtab_mqcore_run__h_nargs=0
@@ -99,6 +101,9 @@ _shtab_mqcore_order__h_nargs=0
 _shtab_mqcore_order___help_nargs=0
 _shtab_mqcore_order___trust_writable_nargs=0
 _shtab_mqcore_order___entry_points_nargs=0
+_shtab_mqcore_new__h_nargs=0
+_shtab_mqcore_new___help_nargs=0
+_shtab_mqcore_new___package_nargs=0
 _shtab_mqcore_check_pos_0_nargs='*'
 _shtab_mqcore_check__h_nargs=0
 _shtab_mqcore_check___help_nargs=0

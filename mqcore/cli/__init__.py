@@ -58,6 +58,6 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(prog="mqcore", description="Move mail through plugins.", epilog=run.EXIT_CODES)
     about.add_to(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, ctl, top, order, check, new, try_, config, include):
+    for command in (run, ctl, top, order, new, check, try_, config, include):
         command.add_to(commands)
     return parser

@@ -191,7 +191,7 @@ RUN = {
     ),
     "kept for longer than the timeout": (
         HOOK + "\n    context.start_timer(0.2, context.continue_, message)\n    return True",
-        ["10-a", "mq_smtp_in_message", "hold_timeout of 0.02 s"],
+        ["10-a", "mq_smtp_in_message", "hold_timeout of 0.02 s", "the value True by mistake", "`mqcore check`"],
     ),
     "callback is called": (
         HOOK + "\n    context.start_timer(1, context.log.info('x'))\n    return True",

@@ -31,8 +31,8 @@ class Clock:
     The clock stands still while plugins run. It moves to the next time at which something is due, in one exact order: those
     due at the same time are called in the order in which they were started, mqcore's before asyncio's. Sockets, processes and
     threads are real, and the time that they take is none; before the clock moves on it waits a moment for those that are at
-    work: 5 s for `run_in_executor` and `getaddrinfo`, 0.2 s for other threads, 20 ms for sockets and processes that are open.
-    A plugin for which that is too short is tested with `real_time`.
+    work: 5 s for `run_in_executor` and `getaddrinfo`, 0.2 s for other threads and for connections that begin, 20 ms for
+    sockets and processes that are open. A plugin for which that is too short is tested with `real_time`.
 
     One clock at a time, for the thread that made it; `close()` it, or use `with`. Raises MqError when there is another clock.
     """
@@ -173,6 +173,8 @@ class Clock:
         """How long, really, to wait for the world outside."""
         if isinstance(self.loop, VirtualLoop) and self.loop.jobs:
             return FOR_JOBS
+        if isinstance(self.loop, VirtualLoop) and self.loop.connecting:
+            return FOR_THREADS
         if any(thread not in self._threads and not _is_worker(thread) for thread in threading.enumerate()):
             return FOR_THREADS
         is_open = _clock.outside() > self._usual or any(fd is not None for _, _, _, fd in _clock.running())

@@ -16,12 +16,14 @@ from ..loop import _clock
 class VirtualLoop(uvloop.Loop):
     """What is real on it: sockets, processes, threads and signals; and the timeouts of TLS handshakes, which are uvloop's own.
 
-    `jobs`: how many calls of `run_in_executor` and `getaddrinfo` are not over.
+    `jobs`: how many calls of `run_in_executor` and `getaddrinfo` are not over. `connecting`: how many of `create_connection`
+    and `create_server`, which look names up by themselves.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.jobs = 0
+        self.connecting = 0
         self._timers: list[tuple[int, int, asyncio.TimerHandle]] = []
         self._order = itertools.count()
 
@@ -49,6 +51,20 @@ class VirtualLoop(uvloop.Loop):
             return await super().getaddrinfo(*args, **options)
         finally:
             self.jobs -= 1
+
+    async def create_connection(self, *args: Any, **options: Any) -> Any:
+        self.connecting += 1
+        try:
+            return await super().create_connection(*args, **options)
+        finally:
+            self.connecting -= 1
+
+    async def create_server(self, *args: Any, **options: Any) -> Any:
+        self.connecting += 1
+        try:
+            return await super().create_server(*args, **options)
+        finally:
+            self.connecting -= 1
 
     def _count(self, future: Any) -> Any:
         self.jobs += 1

@@ -12,7 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from ..mail import Mail
-    from . import Clock, Mq, PluginFactory
+    from . import Clock, Mq, Peer, PluginFactory, SmtpDialogues
 
 MOST_DIFFS = 5
 """Of the newest results of a test that failed."""
@@ -64,6 +64,24 @@ def mq_mail() -> Callable[..., Mail]:
     from . import make_mail
 
     return make_mail
+
+
+@pytest.fixture
+def mq_smtp(mq: Mq) -> Iterator[SmtpDialogues]:
+    """Dialogues of SMTP clients with a server in memory, an `mqcore.testing.SmtpDialogues`."""
+    from . import SmtpDialogues
+
+    with SmtpDialogues(mq) as made:
+        yield made
+
+
+@pytest.fixture
+def mq_peer(mq_clock: Clock) -> Iterator[Peer]:
+    """A scripted server, an `mqcore.testing.Peer`: `mq_peer.expect(b"PING").delay(5).send(b"PONG")`."""
+    from . import Peer
+
+    with Peer(mq_clock) as made:
+        yield made
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,8 +10,10 @@ import pytest
 # What runs in this process finds these here, and does not import them a second time.
 import mqcore.testing.clock
 import mqcore.testing.mail
+import mqcore.testing.peer
 import mqcore.testing.plugins
 import mqcore.testing.pytest_plugin
+import mqcore.testing.smtp
 import mqcore.testing.steps  # noqa: F401
 
 pytest_plugins = ["pytester"]
@@ -45,18 +47,24 @@ def test_fixtures(tests: pytest.Pytester) -> None:
             assert result.changes == ("+X-Tag: 1", "+seen: true")
             assert mq_clock.now == 600
 
+        def test_more(mq_smtp, mq_plugins, mq_peer):
+            mq_plugins("10-tag.py", config={"seconds": 1})
+            client = mq_smtp.connect()
+            client.ehlo(), client.mail(), client.rcpt()
+            assert client.data().code == 250 and mq_peer.port
+
         def test_clock_alone(mq_clock):
             mq_clock.run(asyncio.sleep(3600))
             assert mq_clock.now == 3600
     """)
-    tests.runpytest_inprocess(*QUIET).assert_outcomes(passed=2)
+    tests.runpytest_inprocess(*QUIET).assert_outcomes(passed=3)
 
 
 def test_the_page_about_it(tests: pytest.Pytester) -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "testing.md"
-    code = next(block for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
-    tests.makepyfile(code)
-    tests.runpytest_inprocess(*QUIET).assert_outcomes(passed=1)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    tests.makepyfile("\n".join(block for block in blocks if "def test_" in block and "unittest" not in block))
+    tests.runpytest_inprocess(*QUIET).assert_outcomes(passed=2)
 
 
 def test_a_failed_assertion_shows_what_was_changed(tests: pytest.Pytester) -> None:

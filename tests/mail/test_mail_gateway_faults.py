@@ -184,6 +184,67 @@ async def test_cut_before_the_sink_was_called():
     assert kinds(job) == [[Kind.FAILED]] and report.counts.unfinished == 1
 
 
+class SoonSink(OwnSink):
+    """Takes each mail at once, and answers what `says` makes of it."""
+
+    delivers_soon = True
+
+    def __init__(self, says) -> None:
+        self.says = says
+
+    def deliver_soon(self, mails, token, answer):
+        return self.says(lambda *how: answer(token, *how))
+
+
+def later(*how):
+    return lambda answer: asyncio.get_running_loop().call_soon(answer, *how) is not None
+
+
+async def defers(mails):
+    return [Verdict.deferred(450, "4.2.1 later") for _ in mails]
+
+
+def breaks(answer):
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [
+        (later(Verdict.accepted()), Kind.ACCEPTED),
+        (lambda answer: answer(Verdict.accepted()) is None, Kind.ACCEPTED),
+        (later(Verdict.rejected(550, "5.1.1 no")), Kind.REJECTED),
+        (later(None, defers), Kind.DEFERRED),
+        (lambda answer: False, Kind.IN_DOUBT),  # so `deliver` was called
+        (breaks, Kind.FAILED),
+    ],
+    ids=["later", "at once", "refused", "goes on", "not now", "a bug"],
+)
+@run
+async def test_a_sink_that_takes_mails_at_once(says, kind):
+    with dispatcher() as made:
+        await ended(gateway := Gateway(made, Jobs(job := Job(b"x")), SoonSink(says)))
+    assert kinds(job) == [[kind]] and gateway.in_flight == 0
+
+
+@run
+async def test_a_sink_that_took_a_mail_at_once_and_does_not_answer():
+    answers = []
+
+    class Cut(Jobs):
+        async def run(self, gateway):
+            await super().run(gateway)
+            gateway.stop(patience=0.01)
+
+    with dispatcher() as made:
+        gateway = Gateway(made, Cut(job := Job(b"x")), SoonSink(lambda answer: answers.append(answer) is None))
+        report = await ended(gateway)
+        assert kinds(job) == [[Kind.IN_DOUBT]] and report.counts.in_doubt == 1
+        for how in (Verdict.accepted(),), (None, defers):  # too late
+            answers[0](*how)
+    assert report.counts.continued == 0 and gateway.in_flight == 0
+
+
 @run
 async def test_verdicts_that_are_none():
     class Wrong(OwnSink):

@@ -83,14 +83,14 @@ def read_incoming(consumer, connection, Delivery delivery not None, digest, Py_s
     received = known.get("received")
     if received is not None:
         received = read_time(received)
-    if received is None:
-        received = read_time(fields.get("timestamp"))
+    if received is None and "timestamp" in fields:
+        received = read_time(fields["timestamp"])
     recipient = known.get("recipient")
     if not recipient:
         recipients = known.get("recipients")
         recipient = recipients[0] if recipients and len(recipients) == 1 else None
-    origin = tuple.__new__(Origin, (mime, incoming.id, place, known.get("envelope"), received, None, None, recipient, None, None,
-                                    incoming.has_id, False, 0, 0, None))
+    origin = tuple.__new__(Origin, (mime, incoming.id, place, known.get("envelope"), received, None, None, recipient, None,
+                                    None, incoming.has_id, False, 0, 0, None))
     incoming.mails = (new_mail(mime, known, None, origin),)
     return incoming
 

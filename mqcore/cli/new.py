@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path("plugins")
 CONFIG = Path("mqcore.toml")
+TEMPLATES = Path(__file__).with_name("templates")
 LAST = 90
 """Plugins are called in order of their names as text, and there 100 is before 20."""
 
@@ -106,7 +106,7 @@ def _config(words: dict[str, str]) -> str:
 
 
 def _template(name: str) -> str:
-    return files(__package__).joinpath("templates", f"{name}.in").read_text()
+    return (TEMPLATES / f"{name}.in").read_text()
 
 
 def _filled(text: str, words: dict[str, str]) -> str:

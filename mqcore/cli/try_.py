@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from ..errors import PluginError
-from ..mail.report import OK, SOME_FAILED
-from ..testing.clock import Clock
-from ..testing.mail import make_mail
-from ..testing.steps import Mq
-from ..testing.trial import STAGES, Trial, try_mail
-from .plugins import load, loading, printing_to_standard_error, tell_what_is_missing
-from .trying import Subject, Summary, lines_of, one_line, read_mails
+from ..testing.stages import STAGES
+from .plugins import loading
 
 if TYPE_CHECKING:
     from . import Commands
@@ -56,55 +47,6 @@ def _count(text: str) -> int:
 
 
 def try_plugins(options: argparse.Namespace) -> int:
-    if not options.paths and not options.entry_points:
-        options.parser.error("which plugins, and which mail? Give the paths of plugins, and after them that of a mail")
-    try:
-        subjects, is_mailbox = read_mails(options.mail)
-    except OSError as error:
-        options.parser.error(f"cannot read {options.mail}: {error.strerror}")
-    summary = Summary()
-    with printing_to_standard_error():
-        output = list(_run(options, subjects, summary, is_mailbox))
-    for line in output:
-        print(line)
-    if (is_mailbox or options.repeat > 1) and not options.json:
-        for line in summary.lines():
-            print(line)
-    sys.stdout.flush()
-    return SOME_FAILED if summary.refused else OK
+    from . import trying  # a start of `run` need not wait for the kit
 
-
-def _run(options: argparse.Namespace, subjects: Iterable[Subject], summary: Summary, is_mailbox: bool) -> Iterator[str]:
-    with load(options, *options.paths) as plugins:
-        tell_what_is_missing(options, plugins, options.paths)
-        if not len(plugins):
-            raise PluginError("there is nothing to try")
-        with Clock(real_time=options.clock == "real") as clock:
-            mq = Mq(clock, plugins)
-            try:
-                for number, subject in enumerate(subjects, 1):
-                    for _ in range(options.repeat):
-                        trial = _try(options, mq, subject)
-                        summary.add(trial)
-                    if options.json:
-                        yield json.dumps(trial.as_dict())
-                    elif is_mailbox:
-                        yield one_line(number, subject, trial)
-                    else:
-                        yield from lines_of(trial)
-                    if options.diff and not options.json:
-                        yield from trial.diff().splitlines()
-            finally:
-                mq.abort()
-
-
-def _try(options: argparse.Namespace, mq: Mq, subject: Subject) -> Trial:
-    sender = options.from_address if options.from_address is not None else subject.sender
-    mail = make_mail(
-        subject.mime,
-        envelope="sender@example.org" if sender is None else sender,
-        to=options.to_address,
-        peer=options.peer,
-        helo=options.helo,
-    )
-    return try_mail(mq, mail, STAGES if options.stage == "all" else (options.stage,))
+    return trying.try_plugins(options)

@@ -132,7 +132,7 @@ def install(loop):
     """
     global real, clock_loop, clock_library, clock_pointer, clock_ns, started, check
     if clock_loop is not None:
-        raise MqError("another loop has the virtual clock; close the clock of that one first, as one loop at a time can have it")
+        raise MqError("another loop has the virtual clock; close the clock of that one first: one loop at a time can have it")
     cdef Library owner = library_of(loop)
     cdef uv_loop_t *pointer = pointer_of(loop)
     cdef Library library = new_library(owner.owner, owner.path)

@@ -577,18 +577,19 @@ cdef str address_in(const char *data, Py_ssize_t size):
 
 
 cdef bytes macro_in(bytes raw, bytes name, bint any_braces):
-    """The value of a macro in a list, behind the letter of its stage; None: it is not there."""
+    """The last value of a macro in a list, behind the letter of its stage; None: it is not there."""
     cdef const char *data = PyBytes_AS_STRING(raw)
     cdef Py_ssize_t end = PyBytes_GET_SIZE(raw)
     cdef Py_ssize_t at = 1
     cdef Py_ssize_t start, stop, value
+    cdef bytes found = None
     if end > 1 and data[end - 1] == 0:
         end -= 1
     while at < end:
         start = at
         stop = at + until_nul(data + at, end - at)
         if stop == end:
-            return None
+            break
         value = stop + 1
         at = value + until_nul(data + value, end - value)
         while any_braces and start < stop and is_brace(data[start]):
@@ -596,9 +597,9 @@ cdef bytes macro_in(bytes raw, bytes name, bint any_braces):
         while any_braces and start < stop and is_brace(data[stop - 1]):
             stop -= 1
         if stop - start == PyBytes_GET_SIZE(name) and memcmp(data + start, PyBytes_AS_STRING(name), stop - start) == 0:
-            return data[value:at]
+            found = data[value:at]
         at += 1
-    return None
+    return found
 
 
 cdef inline bint is_brace(char character) noexcept:

@@ -71,6 +71,7 @@ class Step:
         self._changes = Changes()
         self._changes(message)
         self._trace = Trace(look or Changes())
+        self._result: Result | None = None
         self._outcome: Outcome | None = mq.dispatcher.hook(hook).run_traced(message, self._trace, *args, done=self._done)
 
     def _done(self, message: Any, outcome: Outcome) -> None:
@@ -105,9 +106,11 @@ class Step:
                 f"{self._hook}: plugin {self.held_by} holds the message, and nothing is due that could give it back\n"
                 + describe_left()
             )
+        if self._result is not None:
+            return self._result
         assert self._outcome is not None
         message = self._message
-        result = Result(
+        self._result = Result(
             self._outcome,
             message.error,
             getattr(message, "rejection", None),
@@ -117,9 +120,8 @@ class Step:
             self._hook,
             self._before,
         )
-        if not any(result.mail is message for result in self._mq.results):
-            self._mq.results.append(result)
-        return result
+        self._mq.results.append(self._result)
+        return self._result
 
     def cancel(self) -> None:
         """Take the message back, as a server does when the client is gone."""

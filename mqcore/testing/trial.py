@@ -14,9 +14,6 @@ from ..verdicts import FAIL
 from .left import running_of
 from .steps import Mq, Step, diff_of
 
-STAGES = ("mq_smtp_in_connect", "mq_smtp_in_mailfrom", "mq_smtp_in_rcptto", "mq_smtp_in_data", "mq_smtp_in_message")
-"""In the order in which a mail comes to them."""
-
 ACCEPTED, FAILED = "250 2.0.0 accepted", f"451 {UNAVAILABLE.text}"
 
 

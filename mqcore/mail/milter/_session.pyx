@@ -78,7 +78,7 @@ cdef class Session:
 
     All stages but `mq_smtp_in_message` get the same message, as with SMTP.
 
-    `since`: when the server last said something.
+    `since`: when the server last said something, whole.
     """
     cdef object server
     cdef Gateway gateway
@@ -180,12 +180,12 @@ cdef class Session:
         if self.is_proceeding or self.is_lost:
             return 0
         self.is_proceeding = True
-        self.since = self.time()
         try:
             while not self.is_lost:
                 event = self.protocol.next_payload()
                 if event is None:
                     break
+                self.since = self.time()
                 self.handle(event)
         except MilterError as error:
             log.warning("a connection is closed that does not speak the milter protocol: %s", error)

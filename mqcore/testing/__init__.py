@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .clock import Clock
     from .mail import make_mail
+    from .milter import MilterDialogues
     from .peer import Peer
     from .plugins import PluginFactory
     from .smtp import SmtpDialogues
     from .steps import Mq, Result, Step
 
-__all__ = ["Clock", "Mq", "Peer", "PluginFactory", "Result", "SmtpDialogues", "Step", "make_mail"]
+__all__ = ["Clock", "MilterDialogues", "Mq", "Peer", "PluginFactory", "Result", "SmtpDialogues", "Step", "make_mail"]
 
 # Imported when it is asked for: pytest loads this package in each of its runs, as it has a plugin for it.
 _HOMES = {
     "Clock": "clock",
+    "MilterDialogues": "milter",
     "Mq": "steps",
     "Peer": "peer",
     "PluginFactory": "plugins",

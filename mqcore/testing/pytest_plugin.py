@@ -12,7 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from ..mail import Mail
-    from . import Clock, Mq, Peer, PluginFactory, SmtpDialogues
+    from . import Clock, MilterDialogues, Mq, Peer, PluginFactory, SmtpDialogues
 
 MOST_DIFFS = 5
 """Of the newest results of a test that failed."""
@@ -72,6 +72,15 @@ def mq_smtp(mq: Mq) -> Iterator[SmtpDialogues]:
     from . import SmtpDialogues
 
     with SmtpDialogues(mq) as made:
+        yield made
+
+
+@pytest.fixture
+def mq_milter(mq: Mq) -> Iterator[MilterDialogues]:
+    """Dialogues of a Postfix with a milter in memory, an `mqcore.testing.MilterDialogues`."""
+    from . import MilterDialogues
+
+    with MilterDialogues(mq) as made:
         yield made
 
 

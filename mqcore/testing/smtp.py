@@ -4,75 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import socket
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self, cast
+from collections.abc import Callable
+from typing import Any, Self
 
-from .. import FAIL, Dispatcher
+from .. import Dispatcher
 from ..errors import MqError
-from ..mail import Connection, Gateway, Mail, Sink, SmtpSource, SmtpsSource, Verdict
-from ..mail.listening import Listening
+from ..mail import Gateway, Mail, SmtpSource, SmtpsSource
 from ..mail.smtp._connection import SmtpConnection
 from ..mail.smtp.server import SmtpServer
-from ..mail.timeline import Timeline, Tracer, add_tracer
+from ..mail.timeline import add_tracer
+from .memory import LONGEST, Failures, Nowhere, Reply, Stored, Transport
 from .steps import Mq
 
 HOSTNAME = "mx.example.org"
-PORT = 40_000
-"""Of each client."""
-LONGEST = 86_400.0
-"""Seconds of the clock that a reply is waited for."""
-
-
-class Reply(NamedTuple):
-    """What the server says. `text`: without the code, and of several lines with line ends between them."""
-
-    code: int
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.text}"
-
-
-class _Nowhere(Listening):
-    """In the place of sockets."""
-
-    def __init__(self) -> None:
-        self.url = "smtp://memory"
-        self.port = 0
-
-    @property
-    def listeners(self) -> list[socket.socket]:
-        return []
-
-    def close(self) -> None:
-        """There is nothing to close."""
-
-
-class _Stored(Sink):
-    url = "memory:"
-
-    def __init__(self) -> None:
-        self.mails: list[Mail] = []
-
-    async def deliver(self, mails: Sequence[Mail]) -> list[Verdict]:
-        self.mails += mails
-        return [Verdict.accepted()] * len(mails)
-
-
-class _Failures(Tracer):
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-
-    def wants_from_connect(self, connection: Connection, id: str) -> bool:
-        return True
-
-    def wants(self, connection: Connection | None, id: str) -> bool:
-        return True
-
-    def ended(self, timeline: Timeline) -> None:
-        failed = (step for step in timeline.steps if step.trace.outcome is FAIL)
-        self.errors += [f"{step.hook}: {step.trace.error}" for step in failed]
 
 
 class SmtpDialogues:
@@ -88,8 +32,8 @@ class SmtpDialogues:
     def __init__(self, mq: Mq, **options: Any) -> None:
         self._mq = mq
         self._options: dict[str, Any] = {"hostname": HOSTNAME} | options
-        self._sink = _Stored()
-        self._failures = _Failures()
+        self._sink = Stored()
+        self._failures = Failures()
         self._servers: dict[bool, SmtpServer] = {}
         self._gateway: Gateway | None = None
         self._serving: asyncio.Task[Any] | None = None
@@ -113,11 +57,11 @@ class SmtpDialogues:
         return client
 
     async def _begin(self, dispatcher: Dispatcher) -> None:
-        plain = SmtpSource("//memory", listening=_Nowhere(), **self._options)
+        plain = SmtpSource("//memory", listening=Nowhere("smtp"), **self._options)
         self._gateway = Gateway(dispatcher, plain, self._sink)
         add_tracer(self._gateway, self._failures)
         self._serving = asyncio.create_task(self._gateway.run())
-        secure = SmtpsSource("//memory", listening=_Nowhere(), **self._options)
+        secure = SmtpsSource("//memory", listening=Nowhere("smtp"), **self._options)
         self._servers = {False: SmtpServer(plain, self._gateway), True: SmtpServer(secure, self._gateway)}
 
     def close(self) -> None:
@@ -142,7 +86,7 @@ class Client:
 
     def __init__(self, mq: Mq, server: SmtpServer, peer: str) -> None:
         self._mq = mq
-        self._transport = _Transport(peer)
+        self._transport = Transport(peer)
         self._connection = SmtpConnection(server.host, peer)
         self._call(self._connection.connection_made, self._transport)
         self.greeting = self._reply()
@@ -224,31 +168,3 @@ def _length_of_reply(written: bytearray) -> int:
             return end + 2
         at = end + 2
     return 0
-
-
-class _Transport(asyncio.Transport):
-    """What the connection writes to."""
-
-    def __init__(self, peer: str) -> None:
-        super().__init__({"peername": (peer, PORT), "sockname": ("192.0.2.25", 25)})
-        self.written = bytearray()
-        self.closes = False
-        self.is_closed = False
-
-    def write(self, data: Any) -> None:
-        self.written += cast("bytes", data)
-
-    def close(self) -> None:
-        self.closes = True
-
-    def abort(self) -> None:
-        self.closes = self.is_closed = True
-
-    def is_closing(self) -> bool:
-        return self.closes
-
-    def pause_reading(self) -> None:
-        """What is sent to it waits in the protocol."""
-
-    def resume_reading(self) -> None:
-        """See there."""

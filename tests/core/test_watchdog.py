@@ -64,7 +64,7 @@ def in_c():
 def in_c_with_the_stack():
     room = ctypes.create_string_buffer(4096)
     text = b""
-    while b"in in_c_with_the_stack\n" not in text:
+    while b"in in_c_with_the_stack\\n" not in text:
         size = ctypes.PyDLL(None).read(reading, room, 4096)
         text += room.raw[:size]
     return text

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
-from .. import FAIL
-from ..mail import Connection, Mail, Sink, Verdict
+from .. import FAIL, Dispatcher
+from ..errors import MqError
+from ..mail import Connection, Gateway, Mail, Sink, Verdict
 from ..mail.listening import Listening
-from ..mail.timeline import Timeline, Tracer
+from ..mail.timeline import Timeline, Tracer, add_tracer
+from .steps import Mq
 
 PORT = 40_000
 """Of each client."""
@@ -99,3 +102,94 @@ class Transport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         """See there."""
+
+
+class Dialogues(ABC):
+    """A server on the clock of an `Mq`, all of it but the sockets, from the first client until `close`."""
+
+    def __init__(self, mq: Mq) -> None:
+        self._mq = mq
+        self._failures = Failures()
+        self._gateway: Gateway | None = None
+        self._serving: asyncio.Task[Any] | None = None
+        self._clients: list[Dialogue] = []
+
+    @abstractmethod
+    def _serve(self, dispatcher: Dispatcher) -> Gateway:
+        """Make the server; called on the loop."""
+
+    @property
+    def failed(self) -> list[str]:
+        return self._failures.errors
+
+    def _begin(self) -> None:
+        """Unless there is a server already."""
+
+        async def begin(dispatcher: Dispatcher) -> None:
+            self._gateway = self._serve(dispatcher)
+            add_tracer(self._gateway, self._failures)
+            self._serving = asyncio.create_task(self._gateway.run())
+
+        if self._gateway is None:
+            self._mq.clock.run(begin(self._mq.dispatcher))
+
+    def close(self) -> None:
+        """The clients go, and the server stops. More than once is fine."""
+        while self._clients:
+            self._clients.pop().drop()
+        if self._gateway is not None and self._serving is not None:
+            self._gateway.stop()
+            self._mq.clock.run_until(self._serving.done)
+            self._gateway = None
+            self._serving.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Dialogue:
+    """A connection to a server in memory."""
+
+    who: ClassVar[str]
+    """What the other side is called."""
+
+    def __init__(self, mq: Mq, protocol: Any, peer: str) -> None:
+        self._mq = mq
+        self._protocol = protocol
+        self._transport = Transport(peer)
+        self._call(protocol.connection_made, self._transport)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the other side has closed the connection."""
+        return self._transport.is_closed
+
+    def drop(self) -> None:
+        """The connection is gone, without a word."""
+        self._transport.is_closed = True
+        self._call(self._protocol.connection_lost, None)
+
+    def _send(self, data: bytes) -> None:
+        if self.is_closed:
+            raise MqError(f"the {self.who} has closed the connection")
+        self._call(self._protocol.data_received, data)
+
+    def _call(self, function: Callable[[Any], object], argument: object) -> None:
+        """As the loop would."""
+        self._mq.clock.loop.call_soon(function, argument)
+        self._mq.clock.run_until_idle()
+
+    def _wait(self, size: Callable[[bytearray], int]) -> bytes:
+        """What the other side says next, for which time passes. `size`: of that, in what was written; 0 if it is not whole yet.
+        Raises AssertionError where nothing comes."""
+        clock, written = self._mq.clock, self._transport.written
+        end = clock.now + LONGEST
+        clock.run_until(lambda: size(written) or self.is_closed or clock.now > end)
+        whole = size(written)
+        assert whole, f"the {self.who} closed the connection, and said nothing" if self.is_closed else "nothing came in a day"
+        said = bytes(written[:whole])
+        del written[:whole]
+        return said

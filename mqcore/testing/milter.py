@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
 
 from .. import Dispatcher
-from ..errors import MqError
 from ..mail import Gateway, Mail, MilterSource
+from ..mail.milter._session import Session
 from ..mail.milter.server import MilterServer
-from ..mail.milter.session import Session
-from ..mail.timeline import add_tracer
 from ..milter.edits import join, split
 from ..milter.events import Field
 from ..milter.packets import packet, parameters
-from .memory import LONGEST, PORT, Failures, Nowhere, Reply, Transport
+from .memory import PORT, Dialogue, Dialogues, Nowhere, Reply
 from .steps import Mq
 
 OFFER = packet(b"O", struct.pack("!III", 6, 0x1FF, 0x1FFFFF))
@@ -41,7 +37,7 @@ class Queued:
     quarantine: str | None = None
 
 
-class MilterDialogues:
+class MilterDialogues(Dialogues):
     """Whole dialogues of a Postfix with the real milter, all of it but the sockets, on the clock of an `Mq`.
 
     `stored`: the mails that the server queued, with what plugins changed, as `Queued`, in order. `failed`: why steps failed, as
@@ -51,50 +47,24 @@ class MilterDialogues:
     """
 
     def __init__(self, mq: Mq, *, max_message_size: int = 50 << 20) -> None:
+        super().__init__(mq)
         self.stored: list[Queued] = []
-        self._mq = mq
         self._source = _Source(max_message_size)
-        self._failures = Failures()
         self._server: MilterServer | None = None
-        self._gateway: Gateway | None = None
-        self._serving: asyncio.Task[Any] | None = None
-        self._clients: list[MilterClient] = []
-
-    @property
-    def failed(self) -> list[str]:
-        return self._failures.errors
 
     def connect(self, peer: str = "192.0.2.7", tls: bool = False) -> MilterClient:
         """An SMTP client of the mail server from this address; what it is told then is in `client.greeting`. `tls`: it uses
         TLS."""
-        if self._gateway is None:
-            self._mq.clock.run(self._begin(self._mq.dispatcher))
+        self._begin()
         assert self._server is not None
         client = MilterClient(self._mq, self._server, peer, tls, self.stored)
         self._clients.append(client)
         return client
 
-    async def _begin(self, dispatcher: Dispatcher) -> None:
-        self._gateway = Gateway(dispatcher, self._source, MilterSource.own_sink(self._source.url))
-        add_tracer(self._gateway, self._failures)
-        self._serving = asyncio.create_task(self._gateway.run())
-        self._server = MilterServer(self._source, self._gateway)
-
-    def close(self) -> None:
-        """The clients go, and the milter stops. More than once is fine."""
-        while self._clients:
-            self._clients.pop().drop()
-        if self._gateway is not None and self._serving is not None:
-            self._gateway.stop()
-            self._mq.clock.run_until(self._serving.done)
-            self._gateway = None
-            self._serving.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def _serve(self, dispatcher: Dispatcher) -> Gateway:
+        gateway = Gateway(dispatcher, self._source, MilterSource.own_sink(self._source.url))
+        self._server = MilterServer(self._source, gateway)
+        return gateway
 
 
 class _Source(MilterSource):
@@ -107,19 +77,18 @@ class _Source(MilterSource):
         self.url, self.port, self.is_local = self._listening.url, 0, True
 
 
-class MilterClient:
+class MilterClient(Dialogue):
     """What an SMTP client is told by a mail server that asks the milter. `greeting` is the first that it is told.
 
     Where the milter has nothing against something the reply is the server's own, 250.
     """
 
+    who = "milter"
+
     def __init__(self, mq: Mq, server: MilterServer, peer: str, tls: bool, stored: list[Queued]) -> None:
-        self._mq = mq
+        super().__init__(mq, Session(server), peer)
         self._stored = stored
         self._tls = tls
-        self._transport = Transport(peer)
-        self._session = Session(server)
-        self._call(self._session.connection_made, self._transport)
         self._send(OFFER)
         _, self._steps = struct.unpack("!II", self._packets(lambda command: command == b"O")[-1][1][4:])
         self._said: list[tuple[bytes, bytes]] = []
@@ -127,11 +96,6 @@ class MilterClient:
         family = b"6" if ":" in peer else b"4"
         address = b"client.example.org\0" + family + struct.pack("!H", PORT) + peer.encode() + b"\0"
         self.greeting = self._ask(b"C", address, b"j", b"mx.example.org", b"v", b"Postfix 3.7.11")
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the milter has closed the connection."""
-        return self._transport.is_closed
 
     def ehlo(self, name: str = "client.example.org") -> Reply:
         return self._ask(b"H", parameters(name.encode()), *([b"{tls_version}", b"TLSv1.3"] if self._tls else []))
@@ -163,11 +127,6 @@ class MilterClient:
             self._stored.append(self._queued(fields, body))
         self._send(packet(b"A"))
         return reply
-
-    def drop(self) -> None:
-        """The client is gone, and the server's connection with it, without a word."""
-        self._transport.is_closed = True
-        self._call(self._session.connection_lost, None)
 
     def _queued(self, fields: Sequence[Field], body: bytes) -> Queued:
         """What was sent, with what the milter said to change, as Postfix does it: meanwhile a field of its own is on top."""
@@ -202,32 +161,19 @@ class MilterClient:
         line = text.removesuffix(b"\0").replace(b"%%", b"%").decode(errors="replace")
         return Reply(int(line[:3]), line[4:])
 
-    def _send(self, data: bytes) -> None:
-        if self.is_closed:
-            raise MqError("the milter has closed the connection")
-        self._call(self._session.data_received, data)
-
-    def _call(self, function: Callable[[Any], object], argument: object) -> None:
-        """As the loop would."""
-        self._mq.clock.loop.call_soon(function, argument)
-        self._mq.clock.run_until_idle()
-
     def _packets(self, is_last: Callable[[bytes], bool]) -> list[tuple[bytes, bytes]]:
-        """What the milter says, up to an answer, for which time passes."""
-        clock, written = self._mq.clock, self._transport.written
+        """What the milter says, up to an answer."""
         found: list[tuple[bytes, bytes]] = []
-        end = clock.now + LONGEST
         while not found or not is_last(found[-1][0]):
-            clock.run_until(lambda: _is_whole(written) or self.is_closed or clock.now > end)
-            assert _is_whole(written), "the milter closed the connection" if self.is_closed else "no answer came in a day"
-            length = int.from_bytes(written[:4], "big")
-            found.append((bytes(written[4:5]), bytes(written[5 : 4 + length])))
-            del written[: 4 + length]
+            said = self._wait(_length_of_packet)
+            found.append((said[4:5], said[5:]))
         return found
 
 
-def _is_whole(written: bytearray) -> bool:
-    return len(written) >= 4 and len(written) >= 4 + int.from_bytes(written[:4], "big")
+def _length_of_packet(written: bytearray) -> int:
+    """Of the first packet, 0 if it is not whole yet."""
+    size = 4 + int.from_bytes(written[:4], "big")
+    return size if len(written) >= max(size, 4) else 0
 
 
 def _path(address: str) -> bytes:

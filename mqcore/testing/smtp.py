@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from .. import Dispatcher
-from ..errors import MqError
 from ..mail import Gateway, Mail, SmtpSource, SmtpsSource
 from ..mail.smtp._connection import SmtpConnection
 from ..mail.smtp.server import SmtpServer
-from ..mail.timeline import add_tracer
-from .memory import LONGEST, Failures, Nowhere, Reply, Stored, Transport
+from .memory import Dialogue, Dialogues, Nowhere, Reply, Stored
 from .steps import Mq
 
 HOSTNAME = "mx.example.org"
 
 
-class SmtpDialogues:
+class SmtpDialogues(Dialogues):
     """Whole dialogues of SMTP clients with the real server, all of it but the sockets, on the clock of an `Mq`.
 
     `stored`: the mails that were accepted, as the plugins left them, in order. `failed`: why steps failed, as `HOOK: ERROR`,
@@ -30,71 +26,39 @@ class SmtpDialogues:
     """
 
     def __init__(self, mq: Mq, **options: Any) -> None:
-        self._mq = mq
+        super().__init__(mq)
         self._options: dict[str, Any] = {"hostname": HOSTNAME} | options
         self._sink = Stored()
-        self._failures = Failures()
         self._servers: dict[bool, SmtpServer] = {}
-        self._gateway: Gateway | None = None
-        self._serving: asyncio.Task[Any] | None = None
-        self._clients: list[Client] = []
 
     @property
     def stored(self) -> list[Mail]:
         return self._sink.mails
 
-    @property
-    def failed(self) -> list[str]:
-        return self._failures.errors
-
     def connect(self, peer: str = "192.0.2.7", tls: bool = False) -> Client:
         """A client from this address, with what the server said first in `client.greeting`. `tls`: it came by TLS, of which
         nothing else is there."""
-        if self._gateway is None:
-            self._mq.clock.run(self._begin(self._mq.dispatcher))
+        self._begin()
         client = Client(self._mq, self._servers[tls], peer)
         self._clients.append(client)
         return client
 
-    async def _begin(self, dispatcher: Dispatcher) -> None:
+    def _serve(self, dispatcher: Dispatcher) -> Gateway:
         plain = SmtpSource("//memory", listening=Nowhere("smtp"), **self._options)
-        self._gateway = Gateway(dispatcher, plain, self._sink)
-        add_tracer(self._gateway, self._failures)
-        self._serving = asyncio.create_task(self._gateway.run())
         secure = SmtpsSource("//memory", listening=Nowhere("smtp"), **self._options)
-        self._servers = {False: SmtpServer(plain, self._gateway), True: SmtpServer(secure, self._gateway)}
-
-    def close(self) -> None:
-        """The clients go, and the server stops. More than once is fine."""
-        while self._clients:
-            self._clients.pop().drop()
-        if self._gateway is not None and self._serving is not None:
-            self._gateway.stop()
-            self._mq.clock.run_until(self._serving.done)
-            self._gateway = None
-            self._serving.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        gateway = Gateway(dispatcher, plain, self._sink)
+        self._servers = {False: SmtpServer(plain, gateway), True: SmtpServer(secure, gateway)}
+        return gateway
 
 
-class Client:
+class Client(Dialogue):
     """What an SMTP client says, and what it is answered: `greeting` is what the server said first."""
 
-    def __init__(self, mq: Mq, server: SmtpServer, peer: str) -> None:
-        self._mq = mq
-        self._transport = Transport(peer)
-        self._connection = SmtpConnection(server.host, peer)
-        self._call(self._connection.connection_made, self._transport)
-        self.greeting = self._reply()
+    who = "server"
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether the server has closed the connection."""
-        return self._transport.is_closed
+    def __init__(self, mq: Mq, server: SmtpServer, peer: str) -> None:
+        super().__init__(mq, SmtpConnection(server.host, peer), peer)
+        self.greeting = self._reply()
 
     def ehlo(self, name: str = "client.example.org") -> Reply:
         return self.say(f"EHLO {name}")
@@ -132,30 +96,9 @@ class Client:
         self._send(line.encode() + b"\r\n")
         return self._reply()
 
-    def drop(self) -> None:
-        """The connection is gone, without a word."""
-        self._transport.is_closed = True
-        self._call(self._connection.connection_lost, None)
-
-    def _send(self, data: bytes) -> None:
-        if self.is_closed:
-            raise MqError("the server has closed the connection")
-        self._call(self._connection.data_received, data)
-
-    def _call(self, function: Callable[[Any], object], argument: object) -> None:
-        """As the loop would."""
-        self._mq.clock.loop.call_soon(function, argument)
-        self._mq.clock.run_until_idle()
-
     def _reply(self) -> Reply:
-        clock, written = self._mq.clock, self._transport.written
-        end = clock.now + LONGEST
-        clock.run_until(lambda: _length_of_reply(written) or self.is_closed or clock.now > end)
-        length = _length_of_reply(written)
-        assert length, "the server closed the connection, and gave no reply" if self.is_closed else "no reply came in a day"
-        lines = bytes(written[:length]).decode(errors="replace").splitlines()
-        del written[:length]
-        if self._transport.closes and not written:
+        lines = self._wait(_length_of_reply).decode(errors="replace").splitlines()
+        if self._transport.closes and not self._transport.written:
             self.drop()
         return Reply(int(lines[0][:3]), "\n".join(line[4:] for line in lines))
 

@@ -20,21 +20,14 @@ from mqcore.testing import Clock, Mq, PluginFactory, make_mail
 HOOK = "mq_smtp_in_message"
 
 
-@pytest.fixture
-def plugins() -> Iterator[PluginFactory]:
-    made = PluginFactory()
-    yield made
-    made.close()
-
-
 @pytest.fixture(params=["uvloop", "pyuv"])
-def clock(request: pytest.FixtureRequest, plugins: PluginFactory) -> Iterator[Clock]:
+def clock(request: pytest.FixtureRequest, factory: PluginFactory) -> Iterator[Clock]:
     with Clock(request.param) as made:
         yield made
 
 
 @pytest.fixture
-def uv_clock(plugins: PluginFactory) -> Iterator[Clock]:
+def uv_clock(factory: PluginFactory) -> Iterator[Clock]:
     with Clock() as made:
         yield made
 
@@ -50,10 +43,10 @@ class Lends:
 
 
 @pytest.fixture
-def lent(clock: Clock, plugins: PluginFactory) -> Iterator[Any]:
+def lent(clock: Clock, factory: PluginFactory) -> Iterator[Any]:
     """A plugin's context."""
     lender = Lends()
-    with Mq(clock, plugins(obj=lender)) as mq:
+    with Mq(clock, factory(obj=lender)) as mq:
         assert mq.dispatcher
         yield lender.context
 
@@ -96,8 +89,8 @@ def test_a_stopped_timer_is_due_no_more(clock: Clock, lent: Any) -> None:
     clock.advance(1000)
 
 
-def test_a_hold_ends_at_its_timeout(clock: Clock, plugins: PluginFactory) -> None:
-    with Mq(clock, plugins(obj=Lends(), config={"hold_timeout": 400})) as mq:
+def test_a_hold_ends_at_its_timeout(clock: Clock, factory: PluginFactory) -> None:
+    with Mq(clock, factory(obj=Lends(), config={"hold_timeout": 400})) as mq:
         step = mq.start(HOOK, make_mail())
         assert step.held_by == "plugin" and mq.next_deadline() == 400
         clock.advance(399)
@@ -107,10 +100,10 @@ def test_a_hold_ends_at_its_timeout(clock: Clock, plugins: PluginFactory) -> Non
         assert mq.next_deadline() is None
 
 
-def test_asyncio_and_timers_have_one_time(uv_clock: Clock, plugins: PluginFactory) -> None:
+def test_asyncio_and_timers_have_one_time(uv_clock: Clock, factory: PluginFactory) -> None:
     lender = Lends()
     seen: list[tuple[str, float]] = []
-    with Mq(uv_clock, plugins(obj=lender)) as mq:
+    with Mq(uv_clock, factory(obj=lender)) as mq:
         assert mq.dispatcher
 
         def note(name: str) -> None:
@@ -163,7 +156,7 @@ def test_threads_and_sockets_are_real(uv_clock: Clock) -> None:
     assert uv_clock.run(main()) == ("done", b"hello", 10)
 
 
-def test_what_another_thread_gives_back_is_in_time(clock: Clock, plugins: PluginFactory) -> None:
+def test_what_another_thread_gives_back_is_in_time(clock: Clock, factory: PluginFactory) -> None:
     threads = []
 
     def hook(context: Any, message: Any) -> bool:
@@ -171,13 +164,13 @@ def test_what_another_thread_gives_back_is_in_time(clock: Clock, plugins: Plugin
         threads[0].start()
         return True
 
-    with Mq(clock, plugins(obj=SimpleNamespace(mq_smtp_in_message=hook))) as mq:
+    with Mq(clock, factory(obj=SimpleNamespace(mq_smtp_in_message=hook))) as mq:
         result = mq.run(HOOK, make_mail())
     threads[0].join()
     assert result.outcome is mqcore.CONTINUE and clock.now == 0
 
 
-def test_a_watcher_is_called_before_time_passes(clock: Clock, plugins: PluginFactory) -> None:
+def test_a_watcher_is_called_before_time_passes(clock: Clock, factory: PluginFactory) -> None:
     ours, theirs = socket.socketpair()
 
     def readable(watcher: Any, events: int, context: Any, message: Any) -> None:
@@ -189,13 +182,13 @@ def test_a_watcher_is_called_before_time_passes(clock: Clock, plugins: PluginFac
         context.start_timer(5, theirs.send, b"x")
         return True
 
-    with ours, theirs, Mq(clock, plugins(obj=SimpleNamespace(mq_smtp_in_message=hook))) as mq:
+    with ours, theirs, Mq(clock, factory(obj=SimpleNamespace(mq_smtp_in_message=hook))) as mq:
         assert mq.run(HOOK, make_mail()).outcome is mqcore.COMPLETE
     assert clock.now == 5
 
 
-def test_uninstalling_restores(plugins: PluginFactory) -> None:
-    with Clock() as clock, Mq(clock, plugins(obj=Lends())) as mq:
+def test_uninstalling_restores(factory: PluginFactory) -> None:
+    with Clock() as clock, Mq(clock, factory(obj=Lends())) as mq:
         assert mq.dispatcher and _clock.is_installed()
         with pytest.raises(mqcore.MqError, match="another loop has the virtual clock"):
             Clock()
@@ -206,7 +199,7 @@ def test_uninstalling_restores(plugins: PluginFactory) -> None:
 
     async def main() -> float:
         lender = Lends()
-        with mqcore.Dispatcher(plugins(obj=lender)):
+        with mqcore.Dispatcher(factory(obj=lender)):
             loop, came = asyncio.get_running_loop(), asyncio.Event()
             began = time.monotonic()
             lender.context.start_timer(0.01, came.set)
@@ -217,10 +210,10 @@ def test_uninstalling_restores(plugins: PluginFactory) -> None:
     assert uvloop.run(main()) >= 0.009
 
 
-def test_other_loops_keep_their_time(uv_clock: Clock, plugins: PluginFactory) -> None:
+def test_other_loops_keep_their_time(uv_clock: Clock, factory: PluginFactory) -> None:
     async def main() -> float:
         lender = Lends()
-        with mqcore.Dispatcher(plugins(obj=lender)):
+        with mqcore.Dispatcher(factory(obj=lender)):
             came = asyncio.Event()
             lender.context.start_timer(0.01, came.set)
             await came.wait()
@@ -233,10 +226,10 @@ def test_other_loops_keep_their_time(uv_clock: Clock, plugins: PluginFactory) ->
     assert uv_clock.now == 0
 
 
-def test_real_time_passes_really(plugins: PluginFactory) -> None:
+def test_real_time_passes_really(factory: PluginFactory) -> None:
     lender = Lends()
     seen: list[float] = []
-    with Clock(real_time=True) as clock, Mq(clock, plugins(obj=lender)) as mq:
+    with Clock(real_time=True) as clock, Mq(clock, factory(obj=lender)) as mq:
         assert mq.dispatcher
         lender.context.start_timer(0.02, lambda: seen.append(clock.now))
         began = time.monotonic()

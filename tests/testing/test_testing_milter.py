@@ -16,13 +16,6 @@ MIME = b"Subject: hello\r\nX-Old: 1\r\nX-Old: 2\r\n\tfolded\r\n\r\nhello\r\n"
 
 
 @pytest.fixture
-def factory() -> Iterator[PluginFactory]:
-    made = PluginFactory()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def milter(factory: PluginFactory) -> Iterator[MilterDialogues]:
     with Clock() as clock, Mq(clock, factory) as mq, MilterDialogues(mq) as made:
         made.clock = clock  # type: ignore[attr-defined]

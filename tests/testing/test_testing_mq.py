@@ -26,13 +26,6 @@ FILES = {
 
 
 @pytest.fixture
-def factory() -> Iterator[PluginFactory]:
-    made = PluginFactory(trust_writable=True)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def mq(factory: PluginFactory) -> Iterator[Mq]:
     with Clock() as clock, Mq(clock, factory) as made:
         yield made

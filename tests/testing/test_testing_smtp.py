@@ -14,13 +14,6 @@ from mqcore.testing.smtp import Reply, SmtpDialogues
 
 
 @pytest.fixture
-def factory() -> Iterator[PluginFactory]:
-    made = PluginFactory()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def smtp(factory: PluginFactory) -> Iterator[SmtpDialogues]:
     with Clock() as clock, Mq(clock, factory) as mq, SmtpDialogues(mq) as made:
         made.clock = clock  # type: ignore[attr-defined]

@@ -21,8 +21,3 @@ def packet(command: bytes, data: bytes = b"") -> bytes:
 def parameters(*values: bytes) -> bytes:
     """Texts as they stand in a packet: each with a NUL behind it. Their own NULs, which no side could read, become blanks."""
     return b"".join(value.replace(b"\0", b" ") + b"\0" for value in values)
-
-
-def split(data: bytes) -> list[bytes]:
-    """The texts of a packet. Some programs leave out the last NUL."""
-    return data.removesuffix(b"\0").split(b"\0") if data else []

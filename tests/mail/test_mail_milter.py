@@ -231,7 +231,7 @@ async def test_with_a_sink_mail_is_stored_and_the_server_drops_it() -> None:
 
 @run
 async def test_a_server_is_told_that_it_has_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mqcore.mail.milter.session.PROGRESS", 0.02)
+    monkeypatch.setattr("mqcore.mail.milter.timeouts.PROGRESS", 0.02)
 
     async def wait(context: Any, mail: Mail) -> None:
         await asyncio.sleep(0.1)
@@ -248,7 +248,7 @@ async def test_a_server_that_cannot_be_told_to_wait_has_its_answer_in_time(
     stage: str, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Sendmail, until all of a mail has come."""
-    monkeypatch.setattr("mqcore.mail.milter.session.UNTOLD", 0.1)
+    monkeypatch.setattr("mqcore.mail.milter.timeouts.UNTOLD", 0.1)
     holds = Holds(stage)
     async with asked(holds) as (_, at):
         mta = await Mta.at(at.gateway.source.port, "8.17.1")

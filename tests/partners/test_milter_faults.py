@@ -183,7 +183,7 @@ async def hold_at_each_stage(folder: Path, seconds: float, **settings: str) -> N
 
 @run
 async def test_held_at_each_stage_beyond_the_limits_of_postfix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mqcore.mail.milter.session.PROGRESS", 0.4)
+    monkeypatch.setattr("mqcore.mail.milter.timeouts.PROGRESS", 0.4)
     limits = ("milter_connect_timeout", "milter_command_timeout", "milter_content_timeout")
     await hold_at_each_stage(tmp_path, 1.5, **dict.fromkeys(limits, "1s"))
 

@@ -142,7 +142,7 @@ async def test_the_envelope_can_be_another(tmp_path: Path) -> None:
 
 @run
 async def test_postfix_waits_as_long_as_it_hears_of_us(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("mqcore.mail.milter.session.PROGRESS", 0.4)
+    monkeypatch.setattr("mqcore.mail.milter.timeouts.PROGRESS", 0.4)
 
     async def wait(context: Any, message: Mail, *arguments: Any) -> None:
         await asyncio.sleep(2.5)

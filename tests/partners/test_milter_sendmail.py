@@ -90,7 +90,7 @@ async def test_verdicts_reach_the_client(tmp_path: Path) -> None:
 
 @run
 async def test_sendmail_waits_when_all_of_the_mail_has_come(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("mqcore.mail.milter.session.PROGRESS", 0.3)
+    monkeypatch.setattr("mqcore.mail.milter.timeouts.PROGRESS", 0.3)
 
     async def wait(context: Any, message: Mail, *arguments: Any) -> None:
         await asyncio.sleep(1.5)

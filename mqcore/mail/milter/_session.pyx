@@ -18,6 +18,7 @@ from ...milter.packets import MilterError
 from ..origin import Origin
 from ..refusals import describe
 from ..verdicts import UNAVAILABLE, Rejection
+from . import timeouts
 from .errors import Unsayable
 from .transaction import Recipient, find_changes
 
@@ -450,12 +451,11 @@ cdef class Session:
 
     cdef int wait(self) except -1:
         """From now on the server waits for us."""
-        from . import session as times
         call_later = self.server.loop.call_later
         if self.protocol.takes_progress:
-            self.timer = call_later(times.PROGRESS, self._tell_progress)
+            self.timer = call_later(timeouts.PROGRESS, self._tell_progress)
         else:
-            self.timer = call_later(times.UNTOLD, self._end_step, times.UNTOLD)
+            self.timer = call_later(timeouts.UNTOLD, self._end_step, timeouts.UNTOLD)
         return 0
 
     def _tell_progress(self):

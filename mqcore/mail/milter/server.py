@@ -15,7 +15,7 @@ from ... import Hook
 from ...milter.events import Wanted
 from .._gateway import Gateway
 from ..smtp.server import connections_for
-from .session import Session
+from ._session import Session
 from .sink import MilterSink
 
 if TYPE_CHECKING:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .._mail import Mail
 from ..base import Sink, Source
 from ..verdicts import ACCEPTED, Verdict
-from .connection import MilterConnection
 from .errors import Unsayable
+
+if TYPE_CHECKING:
+    from .._gateway import Gateway
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,14 @@ class MilterSink(Sink):
     def figures(self) -> dict[str, Any]:
         return {"milter_unsayable": self.unsayable}
 
+    def begin(self, gateway: Gateway) -> None:
+        from ._session import MilterConnection  # takes its time, which other places need not wait for
+
+        self._kind = MilterConnection
+
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
         connection = mails[0].connection
-        if not isinstance(connection, MilterConnection) or connection.session is None:
+        if not isinstance(connection, self._kind) or connection.session is None:
             raise TypeError("only mail that a server asks about can stay with it")
         try:
             connection.session.prepare_answer(mails)

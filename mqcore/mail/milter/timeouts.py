@@ -1,10 +1,6 @@
-"""One connection of a mail server, and how long it may wait."""
+"""How long a mail server waits."""
 
 from __future__ import annotations
-
-from ._session import Session
-
-__all__ = ["PROGRESS", "UNTOLD", "Session"]
 
 PROGRESS = 5.0
 """Seconds from one word that we are still at it to the next: a server waits for 10 at least."""

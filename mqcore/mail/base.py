@@ -267,7 +267,7 @@ class Sink(BaseSink, ABC):
 
         Later `answer(token, verdict)` is called, once; or `answer(token, None, deliver)`, for what is not over yet: then that
         is called as `deliver` would be."""
-        raise NotImplementedError(f"{self.url} has no other way to take a mail than `deliver`")
+        return False
 
     def cancel(self, mails: Sequence[Mail]) -> None:
         """What `deliver` was called with is not wanted any more: the client is gone, or the run is being stopped. A sink that

@@ -11,6 +11,7 @@ from ...amqp.errors import ProtocolError
 from ...amqp.fields import Properties
 from ..origin import Origin
 from . import body
+from ._raw import known_by_headers
 from .body import Unreadable, check_addresses
 from .message import finish_id, read_mail, read_message
 from .retries import read_time
@@ -66,7 +67,7 @@ def read_incoming(consumer, connection, Delivery delivery not None, digest, Py_s
         raise Unreadable(f"its properties are none: {error}") from error
     if delivery.body is not None and fields.get("content_type") == RAW and "content_encoding" not in fields:
         mime = delivery.body
-        known = known_by_headers(fields)
+        known = known_by_headers(fields.get("headers") or {})
         if "recipients" in known or not (is_address(known.get("envelope")) and is_address(known.get("recipient"))):
             check_addresses(known)
     else:
@@ -93,18 +94,6 @@ def read_incoming(consumer, connection, Delivery delivery not None, digest, Py_s
                                     None, incoming.has_id, False, 0, 0, None))
     incoming.mails = (new_mail(mime, known, None, origin),)
     return incoming
-
-
-cdef dict known_by_headers(dict fields):
-    """All but those that begin with x-."""
-    cdef dict known = {}
-    cdef dict headers = fields.get("headers")
-    cdef str name
-    if headers is not None:
-        for name, value in headers.items():
-            if len(name) < 2 or name[1] != u"-" or name[0] not in u"xX":
-                known[name] = value
-    return known
 
 
 cdef bint is_address(value) except -1:

@@ -12,6 +12,16 @@ cdef enum:
     PRIORITY = 1 << 11
 
 
+def known_by_headers(headers not None):
+    """What is known of such a mail: all headers but those that begin with x-."""
+    cdef dict known = {}
+    cdef str name
+    for name, value in headers.items():
+        if len(name) < 2 or name[1] != u"-" or name[0] not in u"xX":
+            known[name] = value
+    return known
+
+
 def encode_raw(known not None, str id not None):
     """As `encode_properties` gives them, with what is known of the mail as headers. Raises ValueError, TypeError for what AMQP
     has no room or no type for."""

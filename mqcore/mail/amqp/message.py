@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from ...amqp.client import Delivery, Properties, ProtocolError
+from ._raw import known_by_headers
 from .body import RAW, Unreadable, check_addresses, read_body, write_body
 from .retries import read_time
 
@@ -58,7 +59,7 @@ def read_mail(delivery: Delivery, properties: Properties) -> tuple[bytes, dict[s
         raise Unreadable(f"it has {delivery.size} octets, more than is read")
     mime, known = read_body(delivery.body, properties.content_type, properties.content_encoding)
     if is_raw(properties):
-        known = {name: value for name, value in properties.headers.items() if not name.lower().startswith("x-")}
+        known = known_by_headers(properties.headers)
         check_addresses(known)
     return mime, known
 

@@ -106,12 +106,22 @@ def test_until_it_is_empty(queues):
 
 
 def test_what_a_plugin_holds_goes_back_at_the_first_signal(queues, tmp_path):
-    holds = "def mq_smtp_in_message(context, mail):\n    context.start_timer(1000, print, mail)\n    return True\n"
-    plugins = write_plugin(tmp_path / "plugins", "10-holds", holds + "hold_timeout = 1200\n").parent
+    held = tmp_path / "held"
+    holds = f"""
+    def mq_smtp_in_message(context, mail):
+        context.start_timer(1000, print, mail)
+        with open({str(held)!r}, "ab") as file:
+            file.write(b".")
+        return True
+
+    hold_timeout = 1200
+    """
+    plugins = write_plugin(tmp_path / "plugins", "10-holds", holds).parent
     make_queues(queues)
     queues.publish(20)
     with start("run", "--from", queues.url, "--to", "null:", "--plugins", plugins, "--json", "--max-in-flight", 5) as process:
         assert process.stderr.readline().startswith("mqcore: listening on amqp://")
+        wait_until(lambda: held.exists() and held.stat().st_size == 5, process)
         wait_until(lambda: queues.channel.queue_declare(queues.name, passive=True).method.message_count == 15, process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)

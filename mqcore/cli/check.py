@@ -12,7 +12,6 @@ import uvloop
 from .. import Context, Dispatcher, PluginError, Plugins
 from ..mail import Mail
 from ..mail.report import BAD_PLUGIN, OK
-from ..plugins._advice import advice_for
 from . import run
 from .configuration import Options
 from .options import Raising
@@ -45,6 +44,8 @@ def check_plugins(options: argparse.Namespace) -> int:
         if not code or len(plugins):
             tell_what_is_missing(options, plugins, [] if code else paths)
         code = _begin(plugins) or code
+        from ..plugins._advice import advice_for  # takes its time, which other commands need not wait for
+
         for plugin in plugins:
             for advice in advice_for(plugin, dir(Mail), dir(Context)):
                 complain(advice, OK)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import mailbox
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import PluginError
-from ..mail.mbox import format
+from ..mail import MaildirSource, MboxSource, Reader, SourceError
 from ..mail.report import OK, SOME_FAILED
+from ..server.durations import write_duration
 from ..testing.clock import Clock
 from ..testing.mail import make_mail
 from ..testing.stages import STAGES
@@ -31,28 +31,24 @@ class Subject(NamedTuple):
     name: str
 
 
-def read_mails(path: str) -> tuple[list[Subject], bool]:
-    """The mails there, and whether it is a mailbox. Raises OSError."""
+def read_mails(path: str) -> tuple[Iterable[Subject], bool]:
+    """The mails there, and whether it is a mailbox. Raises OSError, SourceError."""
     if path == "-":
         return [Subject(sys.stdin.buffer.read(), None, "-")], False
     if os.path.isdir(path):
-        files = sorted((file for folder in ("new", "cur") for file in Path(path, folder).iterdir()), key=lambda file: file.name)
-        return [Subject(file.read_bytes(), None, file.name) for file in files if not file.name.startswith(".")], True
-    mime = Path(path).read_bytes()
-    if not mime.startswith(b"From "):
-        return [Subject(mime, None, path)], False
-    return list(_in_mbox(path)), True
+        return _in_mailbox(MaildirSource(path)), True
+    with open(path, "rb") as file:
+        if file.read(5) == b"From ":
+            return _in_mailbox(MboxSource(path)), True
+        file.seek(0)
+        return [Subject(file.read(), None, path)], False
 
 
-def _in_mbox(path: str) -> Iterator[Subject]:
-    box = mailbox.mbox(path, create=False)
-    try:
-        keys = box.keys()
-        for key in keys:
-            from_line, mime = format.split(box.get_bytes(key, from_=True) + b"\n", last=key == keys[-1])
-            yield Subject(mime, format.parse_from_line(from_line)[0], str(int(key) + 1))
-    finally:
-        box.close()
+def _in_mailbox(source: Reader) -> Iterator[Subject]:
+    with contextlib.closing(source):
+        for number, origin in enumerate(source, 1):
+            name = str(number) if origin.file is None else os.path.basename(origin.file)
+            yield Subject(origin.mime, origin.envelope, name)
 
 
 def lines_of(trial: Trial) -> Iterator[str]:
@@ -80,16 +76,8 @@ def _lines_of_stage(stage: Stage) -> Iterator[str]:
 
 def _time(call: Done) -> str:
     if call.held is None:
-        return duration(call.seconds)
-    return f"held {duration(call.held)}" + (f" ({call.why})" if call.why else "")
-
-
-def duration(seconds: float) -> str:
-    """As `8 us`, `50 ms`, `600 s`."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.4g} {unit}"
-    return f"{seconds * 1e6:.0f} us"
+        return write_duration(call.seconds)
+    return f"held {write_duration(call.held)}" + (f" ({call.why})" if call.why else "")
 
 
 def one_line(number: int, subject: Subject, trial: Trial) -> str:
@@ -130,7 +118,7 @@ def _row(hook: str, plugin: str, calls: list[Done]) -> tuple[str, ...]:
     times = [call.seconds for call in calls]
     counts = (sum(call.verdict == verdict for call in calls) for verdict in ("CONTINUE", "COMPLETE", "RETRY", "FAIL"))
     held = sum(call.held is not None for call in calls)
-    mean, longest = duration(sum(times) / len(times)), duration(max(times))
+    mean, longest = write_duration(sum(times) / len(times)), write_duration(max(times))
     return (hook, plugin, str(len(calls)), str(held), mean, longest, *map(str, counts))
 
 
@@ -141,6 +129,8 @@ def try_plugins(options: argparse.Namespace) -> int:
         subjects, is_mailbox = read_mails(options.mail)
     except OSError as error:
         options.parser.error(f"cannot read {options.mail}: {error.strerror}")
+    except SourceError as error:
+        options.parser.error(str(error))
     summary = Summary()
     with printing_to_standard_error():
         output = list(_run(options, subjects, summary, is_mailbox))

@@ -15,3 +15,11 @@ def parse_duration(text: str) -> float:
     if match is None or (seconds := float(match[1]) * UNITS[match[2] or "s"]) > LONGEST:
         raise ValueError(f"{text!r} is no duration; write 500ms, 10s, 5m or 2h")
     return seconds
+
+
+def write_duration(seconds: float) -> str:
+    """As `8 us`, `50 ms`, `600 s`: three digits, or all before the point."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds * 1e6:.0f} us"

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..mail import Connection, Gateway
 from ..mail.timeline import Timeline, Tracer, add_tracer, remove_tracer
+from .durations import write_duration
 from .logs import printable
 
 
@@ -101,9 +102,4 @@ def _lines_of_step(step: Mapping[str, Any], width: int) -> Iterator[str]:
 
 
 def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:.0f} {unit}"
-    return f"{seconds * 1e6:.0f} us"
+    return "" if seconds is None else write_duration(seconds)

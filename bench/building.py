@@ -45,10 +45,10 @@ def build(name: str) -> ModuleType:
     return load(name, target)
 
 
-def build_program(name: str) -> Path:
-    """The program of `bench/NAME.c`."""
+def build_program(name: str, *options: str) -> Path:
+    """The program of `bench/NAME.c`. `options`: further ones of the compiler, such as libraries."""
     target = Path(tempfile.mkdtemp(prefix="mqcore-bench-")) / name
-    subprocess.run(["cc", "-O2", "-Wall", str(HERE / f"{name}.c"), "-o", str(target)], check=True)
+    subprocess.run(["cc", "-O2", "-Wall", str(HERE / f"{name}.c"), "-o", str(target), *options], check=True)
     return target
 
 

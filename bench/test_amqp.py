@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import amqp_broker
 import amqp_relays
 import pytest
+from building import HERE, build_program
 from comparing import row_of
 from moving import environment
 from test_smtp import processor_time
@@ -29,14 +29,6 @@ RELAYS = ("librabbitmq", "mqcore", "pika", "aio-pika")
 QUORUM = {"x-queue-type": "quorum"}
 SETTLES = 0.3
 """Seconds until a broker has heard, and said, all that there is."""
-
-
-def build_relay(folder: Path) -> Path:
-    """The one in C."""
-    target = folder / "amqp_relay"
-    source = Path(__file__).with_name("amqp_relay.c")
-    subprocess.run(["cc", "-O2", "-Wall", str(source), "-o", str(target), "-lrabbitmq"], check=True)
-    return target
 
 
 class Relays:
@@ -81,15 +73,18 @@ class Relays:
 
 
 @pytest.fixture(scope="module")
-def relays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relays]:
+def relays() -> Iterator[Relays]:
     """All of them."""
     pytest.importorskip("pika")
     pytest.importorskip("aio_pika")
-    if not amqp_broker.PROGRAM.exists() or not Path("/usr/include/amqp.h").exists():
-        pytest.skip("rabbitmq-server or librabbitmq-dev is not installed")
-    relay = build_relay(tmp_path_factory.mktemp("relay"))
+    if not Path("/usr/include/amqp.h").exists():
+        pytest.skip("librabbitmq-dev is not installed")
+    sys.path += map(str, (tests := HERE.parent / "tests", tests / "partners"))
+    from broker import Broker  # the tests'; skips where there is none
+
+    relay = build_program("amqp_relay", "-lrabbitmq")
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(amqp_broker.broker())
+        port = stack.enter_context(Broker()).port
         made = Relays(port, {})
         stack.callback(made.connection.close)
         for name in RELAYS:

@@ -210,7 +210,7 @@ class Plugins(PluginSet):
 
         with self._one_change():
             points = entry_points(group=group)
-            candidates = [_Candidate(point.name, None, functools.partial(_load_entry_point, point)) for point in points]
+            candidates = [_Candidate(point.name, None, functools.partial(load_entry_point, point)) for point in points]
             self._change(self.snapshot, candidates, self._config)
 
     def remove(self, name: str) -> None:
@@ -476,7 +476,8 @@ def _check_names(kept: list[Plugin], candidates: list[_Candidate]) -> None:
     check_distinct(paths)
 
 
-def _load_entry_point(point: EntryPoint, undo: Callable[..., object]) -> object:
+def load_entry_point(point: EntryPoint, undo: object = None) -> object:
+    """There is nothing to undo. Raises PluginError."""
     package = f" of {point.dist.name}" if point.dist else ""
     try:
         return point.load()

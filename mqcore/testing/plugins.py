@@ -11,6 +11,7 @@ from ..errors import PluginError
 from ..hooks import MAILERQ_HOOKS, HookSpec
 from ..plugins import Plugins
 from ..plugins._files import find
+from ..plugins._plugins import load_entry_point
 
 GROUP = "mqcore.plugins"
 
@@ -47,7 +48,7 @@ class PluginFactory:
         plugins = Plugins(*paths, config=config, hooks=hooks, trust_writable=self._trust_writable)
         self._made.append(plugins)
         if entry_point:
-            plugins.add(entry_point, _load_entry_point(entry_point))
+            plugins.add(entry_point, _find_entry_point(entry_point))
         if obj is not None:
             plugins.add(name, obj)
         self.newest = plugins
@@ -59,12 +60,9 @@ class PluginFactory:
             self._made.pop().close()
 
 
-def _load_entry_point(name: str) -> object:
+def _find_entry_point(name: str) -> object:
     found = list(entry_points(group=GROUP, name=name))
     if not found:
         known = ", ".join(sorted(point.name for point in entry_points(group=GROUP))) or "none"
         raise PluginError(f"no installed package has an entry point {name} in {GROUP}; there are: {known}", plugin=name)
-    try:
-        return found[0].load()
-    except Exception as error:
-        raise PluginError(f"its entry point {found[0].value} cannot be loaded: {error}", plugin=name) from error
+    return load_entry_point(found[0])

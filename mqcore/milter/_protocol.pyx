@@ -8,7 +8,10 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memcmp, memcpy
+
+from ._fields cimport find_line, first_field, insertion, split_field, write_head
+from ._wire cimport length_at, put_number, until_nul
 
 from . import packets
 from .answers import address_of, encode, reply
@@ -529,25 +532,6 @@ cdef inline bint gives_up(char command) noexcept:
     return command == c"A" or command == c"Q" or command == c"K"
 
 
-cdef inline Py_ssize_t length_at(const char *data) noexcept:
-    """Four octets, as a number."""
-    cdef const unsigned char *octets = <const unsigned char *>data
-    return (<Py_ssize_t>octets[0] << 24) | (<Py_ssize_t>octets[1] << 16) | (<Py_ssize_t>octets[2] << 8) | octets[3]
-
-
-cdef inline void put_number(char *to, uint32_t number) noexcept:
-    to[0] = <char>(number >> 24)
-    to[1] = <char>(number >> 16 & 0xFF)
-    to[2] = <char>(number >> 8 & 0xFF)
-    to[3] = <char>(number & 0xFF)
-
-
-cdef inline Py_ssize_t until_nul(const char *data, Py_ssize_t size) noexcept:
-    """Octets before the first NUL."""
-    cdef const char *found = <const char *>memchr(data, 0, size)
-    return size if found == NULL else found - data
-
-
 cdef inline str decoded(const char *data, Py_ssize_t size):
     """What clients send may be in any encoding, and comes back as it was."""
     return PyUnicode_DecodeUTF8(data, size, "surrogateescape")
@@ -604,108 +588,3 @@ cdef bytes macro_in(bytes raw, bytes name, bint any_braces):
 
 cdef inline bint is_brace(char character) noexcept:
     return character == c"{" or character == c"}"
-
-
-# Fields
-
-cdef Py_ssize_t split_field(const char *data, Py_ssize_t size, Py_ssize_t *name) noexcept:
-    """How long the value in a packet is, and the name before the NUL in front of it."""
-    if size and data[size - 1] == 0:
-        size -= 1
-    name[0] = until_nul(data, size)
-    return size - name[0] - 1 if name[0] < size else 0
-
-
-cdef Py_ssize_t write_head(const char *fields, Py_ssize_t size, char *to) noexcept:
-    """The header that these fields make, with the empty line: how many octets that are, which are written to `to` unless that
-    is NULL."""
-    cdef Py_ssize_t at = 0
-    cdef Py_ssize_t written = 0
-    cdef Py_ssize_t name, value
-    cdef uint32_t length
-    while at < size:
-        memcpy(&length, fields + at, 4)
-        at += 4
-        value = split_field(fields + at, length, &name)
-        if to != NULL:
-            memcpy(to + written, fields + at, name)
-            to[written + name] = c":"
-        written += name + 1
-        if value:
-            written += write_value(fields + at + name + 1, value, NULL if to == NULL else to + written)
-        if to != NULL:
-            to[written] = c"\r"
-            to[written + 1] = c"\n"
-        written += 2
-        at += length
-    if to != NULL:
-        to[written] = c"\r"
-        to[written + 1] = c"\n"
-    return written + 2
-
-
-cdef Py_ssize_t write_value(const char *value, Py_ssize_t size, char *to) noexcept:
-    """With a CR before each LF."""
-    cdef Py_ssize_t written = 0
-    cdef Py_ssize_t index
-    if memchr(value, c"\n", size) == NULL:
-        if to != NULL:
-            memcpy(to, value, size)
-        return size
-    for index in range(size):
-        if value[index] == c"\n" and (index == 0 or value[index - 1] != c"\r"):
-            if to != NULL:
-                to[written] = c"\r"
-            written += 1
-        if to != NULL:
-            to[written] = value[index]
-        written += 1
-    return written
-
-
-cdef bytes first_field(bytes fields):
-    """Its name and value, with a NUL between them; None: there is none."""
-    cdef const char *data = PyBytes_AS_STRING(fields)
-    cdef uint32_t length
-    cdef Py_ssize_t name, value
-    if PyBytes_GET_SIZE(fields) < 4:
-        return None
-    memcpy(&length, data, 4)
-    value = split_field(data + 4, length, &name)
-    return data[4 : 4 + name] + b"\0" + (data[5 + name : 5 + name + value] if value else b"")
-
-
-cdef Py_ssize_t find_line(const char *text, Py_ssize_t size, Py_ssize_t *name, Py_ssize_t *value) noexcept:
-    """The field that stands here in one line, without its line end: how many octets it takes with that. 0: there is none."""
-    cdef const char *found = <const char *>memchr(text, c"\n", size)
-    cdef Py_ssize_t stop, end
-    if found == NULL:
-        return 0
-    stop = found - text + 1
-    end = stop - 1
-    if end and text[end - 1] == c"\r":
-        end -= 1
-    if stop < size and (text[stop] == c" " or text[stop] == c"\t"):
-        return 0
-    name[0] = 0
-    while name[0] < end and text[name[0]] != c":":
-        if <unsigned char>text[name[0]] <= 0x20 or text[name[0]] == 0x7f:
-            return 0
-        name[0] += 1
-    if name[0] == 0 or name[0] == end or memchr(text, 0, end) != NULL:
-        return 0
-    value[0] = end - name[0] - 1
-    return stop
-
-
-cdef bytes insertion(bytes field):
-    """The packet that puts it on top."""
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(field)
-    cdef bytes made = PyBytes_FromStringAndSize(NULL, size + 10)
-    cdef char *to = PyBytes_AS_STRING(made)
-    put_number(to, <uint32_t>(size + 6))
-    to[4] = c"i"
-    put_number(to + 5, 1)
-    memcpy(to + 9, PyBytes_AS_STRING(field), size)
-    to[9 + size] = 0
-    return made

@@ -145,10 +145,7 @@ class Publisher:
             return False
         where = self._where
         try:
-            if where.raw:
-                properties, body = encode_raw(mails[0].json, mails[0].origin.id), mails[0].mime
-            else:
-                properties, body = self._encode(mails[0])
+            properties, body = self._encode(mails[0])
             if len(body) > publishing.most:
                 return False
             publishing.publish(

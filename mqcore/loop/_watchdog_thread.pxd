@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
+from ._starvation cimport Delays, ThreadTimes, TimesFile
 from ._state cimport Caller, LoopState
 
 cdef extern from "pthread.h" nogil:
@@ -27,7 +28,9 @@ cdef struct Span:
     # For how long something has been the same, as far as the thread has seen.
     uint64_t since              # ns
     uint64_t late               # ns by which the thread came too late since then
-    uint64_t waited             # ns that the loop's thread had waited for a processor by then
+    ThreadTimes times           # of the loop's thread by then
+    bint has_delays             # whether `delays` was taken: when it was seen for the second time
+    Delays delays               # of all threads
     int reported                # levels
 
 cdef struct WatchdogState
@@ -70,8 +73,7 @@ cdef struct WatchdogState:
     # Written by the watchdog's thread.
     bint sleeping               # it waits for the loop to wake up; atomic; read by the loop's
     Report report               # under `lock`; read by the reporter
-    int delays                  # the file that says how long the loop's thread waited for a processor, -1: none; its own
-    uint64_t delays_of          # that thread; its own
+    TimesFile times             # of the loop's thread; its own
     Caller unattributed         # whose a block is that is no plugin's; `blocked` is written by the reporter
     # Written by the reporter; read by the watchdog's thread.
     uint64_t running_iteration  # an iteration in which the loop is known to run; atomic

@@ -7,7 +7,7 @@ at once is one line, by write(2); more, such as the stack, it requests of the re
 
 Nobody is accused for what the machine did: the time by which this thread itself came too late is not counted (a stopped
 process, a machine that was busy or asleep), nor, where the system tells it, the time for which the loop's thread waited for a
-processor.
+processor, or slept while another thread of the process did, which may have the GIL.
 
 What both threads touch (the fields are in the .pxd, each with who writes and who reads it):
 
@@ -27,14 +27,14 @@ What both threads touch (the fields are in the .pxd, each with who writes and wh
 
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint64_t
-from libc.stdio cimport snprintf, sscanf
+from libc.stdio cimport snprintf
 from libc.stdlib cimport abort
-from libc.string cimport memset, strcmp, strrchr
-from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
+from libc.string cimport memset, strcmp
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport close, read, write
 
 from ._atomic cimport add_number, get, load, load_flag, store, store_flag
+from ._starvation cimport longest_since, read_times, take_delays, waits_for_processor
 from ._state cimport Caller
 
 cdef extern from *:
@@ -128,9 +128,6 @@ cdef extern from "pthread.h" nogil:
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
 
-cdef extern from "unistd.h" nogil:
-    ssize_t pread(int, void *, size_t, long)
-
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
     void *PyThreadState_Get() noexcept
@@ -140,7 +137,6 @@ cdef enum:
     LONGEST_LINE = 1500         # shorter than what a pipe takes as one
     LONGEST_TEXT = 600
     GLANCE_MS = 1               # by then another thread sees that this one is sleeping
-    TICK_MS = 12                # by then the system has counted that a thread runs
 
 cdef uint64_t *LAG_BOUNDS = [
     5 * NS_PER_MS, 10 * NS_PER_MS, 25 * NS_PER_MS, 50 * NS_PER_MS, 100 * NS_PER_MS, 250 * NS_PER_MS, 500 * NS_PER_MS,
@@ -194,7 +190,7 @@ cdef uint64_t lag_bound(int bucket) noexcept nogil:
 cdef void init_state(WatchdogState *watchdog) noexcept nogil:
     """Nothing is open yet."""
     watchdog.warns = True
-    watchdog.delays = -1
+    watchdog.times.fd = -1
     watchdog.output = -1
     cdef int each
     for each in range(2):
@@ -230,7 +226,7 @@ cdef void close_files(WatchdogState *watchdog) noexcept nogil:
         close_one(&watchdog.probe[each])
     close_one(&watchdog.requests[1])
     close_one(&watchdog.output)
-    close_one(&watchdog.delays)
+    close_one(&watchdog.times.fd)
 
 
 cdef void close_one(int *fd) noexcept nogil:
@@ -275,9 +271,9 @@ cdef void *watch_loop(void *started) noexcept nogil:
         runs = iteration > 0 and not iteration & 1  # as far as the loop notes it
         same = iteration == was_iteration and caller == was_caller and calls == was_calls
         if iteration != was_iteration:
-            begin_span(watchdog, &of_iteration, now)
+            begin_span(watchdog, &of_iteration)
         if not same:
-            begin_span(watchdog, &of_call, now)
+            begin_span(watchdog, &of_call)
         if same and caller != NULL:
             check_call(watchdog, &of_call, caller, iteration, calls, now)
             of_iteration.reported = max(of_iteration.reported, of_call.reported)
@@ -298,29 +294,47 @@ cdef Caller *current(WatchdogState *watchdog) noexcept nogil:
     return load_caller(watchdog.state.calling) if caller == NULL else caller
 
 
-cdef void begin_span(WatchdogState *watchdog, Span *span, uint64_t now) noexcept nogil:
-    span.since = now
+cdef void begin_span(WatchdogState *watchdog, Span *span) noexcept nogil:
+    # The times before the clock: this thread may have to wait in between, and what the other did meanwhile is not counted.
+    span.times = read_times(&watchdog.times, load(&watchdog.native_ident))
+    span.since = clock()
     span.late = 0
-    span.waited = waited_for_processor(watchdog)
+    span.has_delays = False
     span.reported = 0
 
 
 cdef uint64_t length_of(WatchdogState *watchdog, Span *span, uint64_t now) noexcept nogil:
-    """For how long the loop could have gone on. Both threads may have waited at the same time: so the longer counts."""
-    cdef uint64_t lasted = now - span.since
-    cdef uint64_t lost = max(waited_for_processor(watchdog) - span.waited, span.late)
+    """For how long the loop could have gone on. A wait that is not over yet is counted by nobody: then 0."""
+    cdef uint64_t lasted = counted_length(watchdog, span, now)
+    if reaches_level(watchdog, span, lasted) or watchdog.abort_after and lasted >= watchdog.abort_after:
+        lasted = 0 if waits_for_processor(load(&watchdog.native_ident)) else counted_length(watchdog, span, now)
+    return lasted
+
+
+cdef uint64_t counted_length(WatchdogState *watchdog, Span *span, uint64_t now) noexcept nogil:
+    """This thread and the loop's may have waited at the same time: the longer counts."""
+    cdef uint64_t thread = load(&watchdog.native_ident)
+    cdef ThreadTimes times = read_times(&watchdog.times, thread)
+    cdef uint64_t lasted = now - span.since if now > span.since else 0
+    cdef uint64_t lost = times.waited - span.times.waited if times.waited > span.times.waited else 0
+    cdef uint64_t used = lost + times.ran - span.times.ran
+    if not span.has_delays:
+        take_delays(&span.delays)
+        span.has_delays = True
+    elif lasted > used and lasted >= watchdog.levels[0] + lost:
+        lost += min(lasted - used, longest_since(&span.delays, thread))
+    lost = max(lost, span.late)
     return lasted - lost if lasted > lost else 0
 
 
 cdef bint reaches_level(WatchdogState *watchdog, Span *span, uint64_t lasted) noexcept nogil:
     """Whether it is to be reported (once more)."""
-    cdef bint reached = False
-    if span.reported == LEVELS or lasted < watchdog.levels[span.reported] or waits_for_processor(watchdog):
-        return False
-    while span.reported < LEVELS and lasted >= watchdog.levels[span.reported]:
+    return span.reported < LEVELS and lasted >= watchdog.levels[span.reported]
+
+
+cdef void note_levels(WatchdogState *watchdog, Span *span, uint64_t lasted) noexcept nogil:
+    while reaches_level(watchdog, span, lasted):
         span.reported += 1
-        reached = True
-    return reached
 
 
 cdef void check_call(
@@ -328,6 +342,7 @@ cdef void check_call(
     cdef uint64_t lasted = length_of(watchdog, span, now)
     cdef bint first = span.reported == 0
     if reaches_level(watchdog, span, lasted):
+        note_levels(watchdog, span, lasted)
         if first:
             add_number(&caller.blocked, 1)
         write_line(watchdog, caller, lasted, b"blocked")
@@ -342,6 +357,7 @@ cdef void check_iteration(WatchdogState *watchdog, Span *span, uint64_t iteratio
     """Nobody that is known has kept the loop all the time. Whether it runs at all only Python knows."""
     cdef uint64_t lasted = length_of(watchdog, span, now)
     if reaches_level(watchdog, span, lasted):
+        note_levels(watchdog, span, lasted)
         request_report(watchdog, iteration, NULL, 0, lasted)
     if watchdog.abort_after and lasted >= watchdog.abort_after and load(&watchdog.running_iteration) == iteration:
         end_process(watchdog, &watchdog.unattributed, lasted)
@@ -425,52 +441,6 @@ cdef bint sleep_with_loop(WatchdogState *watchdog, uint64_t iteration) noexcept 
     store_flag(&watchdog.sleeping, False)
     drain(watchdog.wakeup[0])
     return slept
-
-
-cdef uint64_t waited_for_processor(WatchdogState *watchdog) noexcept nogil:
-    """How long the loop's thread was ready to run and did not, ns; 0 where the system does not tell."""
-    cdef unsigned long long ran = 0
-    cdef unsigned long long waited = 0
-    read_times(watchdog, &ran, &waited)
-    return waited
-
-
-cdef bint waits_for_processor(WatchdogState *watchdog) noexcept nogil:
-    """Whether the loop's thread is ready to run and does not, just now: for how long will be counted when it runs again."""
-    cdef char text[512]
-    cdef char *state
-    cdef unsigned long long before = 0
-    cdef unsigned long long ran = 0
-    cdef unsigned long long waited = 0
-    snprintf(text, sizeof(text), b"/proc/self/task/%llu/stat", <unsigned long long>load(&watchdog.native_ident))
-    cdef int fd = open(text, O_RDONLY | O_CLOEXEC)
-    cdef ssize_t size = read(fd, text, sizeof(text) - 1) if fd >= 0 else -1
-    close_one(&fd)
-    if size <= 0:
-        return False
-    text[size] = 0
-    state = strrchr(text, c")")  # its name may have anything in it
-    if state == NULL or state[1] != c" " or state[2] != c"R" or not read_times(watchdog, &before, &waited):
-        return False
-    wait_for(watchdog.probe[0], -1, TICK_MS)
-    return read_times(watchdog, &ran, &waited) and ran == before
-
-
-cdef bint read_times(WatchdogState *watchdog, unsigned long long *ran, unsigned long long *waited) noexcept nogil:
-    """For how long the loop's thread has run, and has waited for a processor, ns. Whether the system tells."""
-    cdef char text[128]
-    cdef uint64_t thread = load(&watchdog.native_ident)
-    cdef ssize_t size
-    if thread != watchdog.delays_of:
-        close_one(&watchdog.delays)
-        snprintf(text, sizeof(text), b"/proc/self/task/%llu/schedstat", <unsigned long long>thread)
-        watchdog.delays = open(text, O_RDONLY | O_CLOEXEC)
-        watchdog.delays_of = thread
-    size = pread(watchdog.delays, text, sizeof(text) - 1, 0) if watchdog.delays >= 0 else -1
-    if size <= 0:
-        return False
-    text[size] = 0
-    return sscanf(text, b"%llu %llu", ran, waited) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------------- Lines

@@ -413,6 +413,43 @@ turn()
     assert python(script, "uvloop") == "[]\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how long a thread waited for a processor")
+@pytest.mark.alone
+def test_a_starved_thread_that_has_the_gil_is_not_accused():
+    """It keeps the loop's thread waiting for the GIL, as it hardly gets any time itself."""
+    script = (
+        BLOCKING
+        + """
+import subprocess
+processor = {min(os.sched_getaffinity(0))}
+busy = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {processor}); print(flush=True); any(iter(int, 1))"],
+    stdout=subprocess.PIPE)
+busy.stdout.readline()
+
+def starve():
+    os.sched_setaffinity(0, processor)  # of this thread
+    os.nice(19)
+    re.match(r"(a+)+$", "a" * 19 + "b")  # some milliseconds
+
+plugin, dispatcher = start(lambda: b"", watchdog=0.1)
+slowest = 0
+while slowest < 0.2:
+    thread = threading.Thread(target=starve)
+    thread.start()
+    while thread.is_alive():
+        before = time.monotonic()
+        turn(1)
+        slowest = max(slowest, time.monotonic() - before)
+busy.kill()
+busy.communicate()
+print(blocked(dispatcher), [record.getMessage() for record in records])
+dispatcher.close()
+turn()
+"""
+    )
+    assert python(script, "uvloop") == "[] []\n"
+
+
 @pytest.mark.parametrize("how", ["a hook", "a timer"])
 def test_a_native_plugin_is_told_of(tmp_path, how):
     """Which needs no GIL, and nothing is noted for it."""
@@ -631,7 +668,7 @@ def test_a_context_that_outlives_its_dispatcher(owner):
 
 def test_what_rang_when_the_dispatcher_closed_is_not_told(owner, caplog):
     dispatcher = owner.start({"10-a": lambda context, message: False}, watchdog=5)
-    (guard,) = (each for each in gc.get_objects() if type(each).__name__ == "LoopWatchdog")
+    (guard,) = (each for each in gc.get_objects() if type(each).__name__ == "LoopWatchdog" and each.loop is owner.loop)
     dispatcher.close()
     assert guard.report() is None
     assert _reporter.report_one(guard, 7) == 7

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from loop_tools import PROLOGUE, python
 
@@ -365,7 +367,11 @@ turn()
 
 
 def test_exit_in_a_thread_that_runs_a_loop():
-    """A daemon thread is stopped wherever it is, with its loop running."""
+    """A daemon thread is stopped wherever it is, with its loop running.
+
+    Not with `-X dev` before CPython 3.14: a thread that is about to take the GIL when the interpreter exits then looks at its
+    state, which is freed (python/cpython#124878) and, with `-X dev`, overwritten. That is CPython's own race.
+    """
     python(PROLOGUE + """
 def work():
     global dispatcher
@@ -383,7 +389,7 @@ started = threading.Event()
 threading.Thread(target=work, daemon=True).start()
 started.wait()
 time.sleep(0.02)
-""", "uvloop")
+""", "uvloop", dev=sys.version_info >= (3, 14))
 
 
 # Memory

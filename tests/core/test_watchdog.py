@@ -422,8 +422,8 @@ def test_a_starved_thread_that_has_the_gil_is_not_accused():
         + """
 import subprocess
 processor = {min(os.sched_getaffinity(0))}
-busy = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {processor}); print(flush=True); any(iter(int, 1))"],
-    stdout=subprocess.PIPE)
+busy = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {processor}); print(flush=True); "
+    f"any(iter(lambda: os.getppid() != {os.getpid()}, True))"], stdout=subprocess.PIPE)  # as long as this process lives
 busy.stdout.readline()
 
 def starve():

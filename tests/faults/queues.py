@@ -42,14 +42,14 @@ QUEUES = ("q", "q.failed", "q.retry.1", "out")
 
 
 class Figures(NamedTuple):
-    kills: int
+    faults: int
     published: int
     lost: int
     doubles: int
     bound: int
 
     def __str__(self) -> str:
-        return f"{self.kills:5} {self.published:9,} {self.lost:4} {self.doubles:7} {self.bound:5}"
+        return f"{self.faults:6} {self.published:9,} {self.lost:4} {self.doubles:7} {self.bound:5}"
 
     @property
     def kept(self) -> bool:
@@ -131,13 +131,18 @@ async def kill(broker: Broker, sink: str, kills: int, chance: random.Random, fol
         await drained(broker, command)
         command.process.send_signal(signal.SIGTERM)
         assert await command.end() == 0, command.describe()
+    return sum_up(broker, client, sink, folder, done)
+
+
+def sum_up(broker: Broker, client: Client, sink: str, folder: Path, faults: int) -> Figures:
+    """What became of what was published, when nothing runs any more."""
     found = Counter(number for numbers in read_queues(broker).values() for number in numbers)
     if sink == "maildir":
         found.update(map(number_of, read_maildir(folder / "out")))
     lost = set(client.confirmed) - set(found)
     if lost:
         print("lost:", sorted(lost)[:20], flush=True)
-    return Figures(done, len(client.confirmed), len(lost), sum(found.values()) - len(found), 2 * done * IN_FLIGHT)
+    return Figures(faults, len(client.confirmed), len(lost), sum(found.values()) - len(found), 2 * faults * IN_FLIGHT)
 
 
 async def consuming(broker: Broker, command: Command) -> None:
@@ -194,7 +199,7 @@ def main() -> int:
     parser.add_argument("--to", choices=["amqp", "maildir"])
     given = parser.parse_args()
     kept = True
-    print("sink     kills published lost doubles bound seconds", flush=True)
+    print("sink     faults published lost doubles bound seconds", flush=True)
     for sink in [given.to] if given.to else ["amqp", "maildir"]:
         begin = time.monotonic()
         figures = measure(sink, given.kills, given.seed)

@@ -1,0 +1,164 @@
+"""A network between `mqcore run` and its RabbitMQ that is cut again and again: nothing is lost, and the sum is right.
+
+    python tests/faults/cuts.py [--cuts N] [--seed N] [--to amqp|maildir]
+
+Linux, as root: the run is in a network namespace of its own, with one cable to the broker. A client publishes mails as in
+`queues.py`, from the broker's side. By turns the network
+
+* drops what is sent, for so short that nobody notices: TCP sends it again;
+* is silent, for longer than the heartbeats allow: both sides leave the connection, each without a word from the other;
+* resets connections: who sends is told that nobody knows them.
+
+The columns are those of `queues.py`, and `reconnects`: how often the run made its connections again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "partners")]
+
+from broker import REFUSES, Broker, lasting_port
+from faults_command import run
+from mail_tools import write_plugin
+from queues import IN_FLIGHT, Client, Figures, consuming, drained, sum_up
+
+CUTS = ("drop", "silence", "reset")
+HEARTBEAT = 1  # s; who hears nothing for two of them is left
+
+
+class Cable:
+    """Between this machine and a namespace. Addresses are those for measuring (RFC 2544), which nobody else has."""
+
+    def __init__(self) -> None:
+        self.namespace = f"mqcore-{os.getpid()}"
+        self._end, self._other = f"mq{os.getpid()}a"[-15:], f"mq{os.getpid()}b"[-15:]
+        network = f"198.18.{os.getpid() % 256}"
+        self.address, self._far = f"{network}.1", f"{network}.2"
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """What is run under this is in the namespace."""
+        return ("ip", "netns", "exec", self.namespace)
+
+    def __enter__(self) -> Cable:
+        ip("netns", "add", self.namespace)
+        try:
+            ip("link", "add", self._end, "type", "veth", "peer", "name", self._other, "netns", self.namespace)
+            ip("addr", "add", f"{self.address}/30", "dev", self._end)
+            ip("link", "set", self._end, "up")
+            ip("-n", self.namespace, "addr", "add", f"{self._far}/30", "dev", self._other)
+            ip("-n", self.namespace, "link", "set", self._other, "up")
+            ip("-n", self.namespace, "link", "set", "lo", "up")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        ip("netns", "del", self.namespace)  # and the cable with it
+
+    @contextlib.contextmanager
+    def cut(self, how: str) -> Iterator[None]:
+        if how == "reset":
+            # In the namespace the other side's address is this side's own now, and nobody here knows the connections.
+            address = ("addr", "add", f"{self.address}/32", "dev", "lo")
+            ip("-n", self.namespace, *address)
+            try:
+                yield
+            finally:
+                ip("-n", self.namespace, "addr", "del", *address[2:])
+        else:
+            ip("link", "set", self._end, "down")
+            try:
+                yield
+            finally:
+                ip("link", "set", self._end, "up")
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, timeout=30)
+
+
+class Cuts(NamedTuple):
+    figures: Figures
+    reconnects: int
+
+    @property
+    def kept(self) -> bool:
+        return self.figures.kept and self.reconnects > 0
+
+
+async def cut(cable: Cable, broker: Broker, port: int, sink: str, cuts: int, chance: random.Random, folder: Path) -> Cuts:
+    plugins = write_plugin(folder / "plugins", "10-refuses", REFUSES).parent
+    place = f"amqp://guest:guest@{cable.address}:{port}?heartbeat={HEARTBEAT}"
+    to = f"{place}&queue=out" if sink == "amqp" else f"maildir:{folder}/out"
+    source = f"{place}&queue=q&retry=1"
+    with run(folder, "--from", f"{source}&until=empty", "--to", to, under=cable.inside) as command:  # makes the queues
+        assert await command.end() == 0, command.describe()
+    arguments = ["--from", source, "--to", to, "--plugins", plugins, "--max-in-flight", IN_FLIGHT]
+    with run(folder, *arguments, under=cable.inside) as command:
+        await consuming(broker, command)
+        client = Client(broker)
+        client.start()
+        for number in range(cuts):
+            await asyncio.sleep(1 + chance.random())
+            how = CUTS[number % len(CUTS)]
+            with cable.cut(how):
+                await asyncio.sleep(4 * HEARTBEAT if how == "silence" else 0.5)
+            assert command.is_running, command.describe()
+        client.is_over.set()
+        await asyncio.to_thread(client.join, 60)
+        await consuming(broker, command)
+        await drained(broker, command)
+        command.process.send_signal(signal.SIGTERM)
+        assert await command.end() == 0, command.describe()
+        reconnects = command.figures["messages"]["reconnects"]
+    return Cuts(sum_up(broker, client, sink, folder, cuts), reconnects)
+
+
+def measure(sink: str, cuts: int, seed: int) -> Cuts:
+    """With a broker, a network and a folder of their own."""
+    folder = Path(tempfile.mkdtemp(prefix="mqcore-cuts-"))
+    port = lasting_port()
+    try:
+        with Cable() as cable, Broker(config=f"listeners.tcp.2 = {cable.address}:{port}") as broker:
+            return asyncio.run(cut(cable, broker, port, sink, cuts, random.Random(seed), folder))
+    finally:
+        shutil.rmtree(folder)
+
+
+def main() -> int:
+    """Print a line for each sink; 1 if the promise was broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cuts", type=int, default=30, metavar="N")
+    parser.add_argument("--seed", type=int, default=1, metavar="N")
+    parser.add_argument("--to", choices=["amqp", "maildir"])
+    given = parser.parse_args()
+    kept = True
+    print("sink     faults published lost doubles bound reconnects seconds", flush=True)
+    for sink in [given.to] if given.to else ["amqp", "maildir"]:
+        begin = time.monotonic()
+        cuts = measure(sink, given.cuts, given.seed)
+        seconds = time.monotonic() - begin
+        print(f"{sink:8} {cuts.figures} {cuts.reconnects:10} {seconds:7.0f}", "" if cuts.kept else "BROKEN", flush=True)
+        kept = kept and cuts.kept
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

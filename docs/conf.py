@@ -29,12 +29,13 @@ autodoc_typehints = "none"
 # Docstrings are prose with `names` in it.
 default_role = "code"
 
-LINK_TO_CODE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+[^)]*\)")
+LINK_UP = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+)[^)]*\)")
 
 
 def leave_out_code(app: Sphinx, name: str, source: list[str]) -> None:
     """What is linked beside this folder is where the code is, and not on the site: the link's text stays."""
-    source[0] = LINK_TO_CODE.sub(r"\1", source[0])
+    depth = name.count("/")
+    source[0] = LINK_UP.sub(lambda link: link[1] if link[2].count("../") > depth else link[0], source[0])
 
 
 def prose(app: Sphinx, what: str, name: str, subject: object, options: object, lines: list[str]) -> None:

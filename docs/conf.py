@@ -28,6 +28,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 # Docstrings are prose with `names` in it.
 default_role = "code"
+nitpicky = True
 
 LINK_UP = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+)[^)]*\)")
 

@@ -40,6 +40,12 @@ def test_the_phases_of_a_tick_in_the_docs_are_those_of_the_code() -> None:
     assert len(phases) == 8
 
 
+def test_the_parts_in_the_picture_are_the_folders_of_the_code() -> None:
+    picture = (DOCS / "pictures" / "architecture.svg").read_text()
+    folders = {path.parent.name for path in MQCORE.glob("*/__init__.py")}
+    assert set(re.findall(r'id="([a-z]+)"', picture)) - {"tip"} == folders - {"testing"}
+
+
 def test_what_the_architecture_page_names_is_there() -> None:
     sources = [path.read_text() for path in MQCORE.rglob("*.p*") if path.suffix in (".py", ".pyx", ".pxd")]
     words = set(re.findall(r"\w+", "".join(sources)))

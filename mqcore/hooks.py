@@ -31,7 +31,9 @@ LIFECYCLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
 class HookSpec:
     """Declares a hook: its name, and the names of what it is called with after the context and the message.
 
-    The name is the host's own: any identifier that a plugin can have a function of.
+    The name is the host's own: any identifier that a plugin can have a function of. Raises ValueError for a keyword, for a name
+    that begins with `_`, that is not in the form in which Python keeps identifiers (NFKC), or that belongs to the lifecycle. A
+    dispatcher takes hooks with at most 14 arguments of their own. Frozen; equal when name and arguments are.
 
     >>> HookSpec("on_upload", "folder").signature
     'on_upload(context, message, folder)'

@@ -17,11 +17,12 @@ class Watchdog:
     standard error and by a C thread, so also while it keeps the GIL; the Python stack follows in the log, `mqcore.watchdog`, as
     soon as the GIL can be had.
 
-    `abort`: after so many seconds the process ends, with the stacks of all threads (SIGABRT); 0: never. `unsafe_stack`: write
-    the stack at once, without the GIL, which may crash the process: for those who hunt what keeps the GIL. `json`: the lines
-    are JSON.
+    `limit`: 0.01 to 3600. `abort`: after so many seconds, more than `limit`, the process ends, with the stacks of all threads
+    (SIGABRT); 0: never. `unsafe_stack`: write the stack at once, without the GIL, which may crash the process: for those who
+    hunt what keeps the GIL. `json`: the lines are JSON.
 
-    Raises ValueError for times out of range, and where this Python cannot write a stack without the GIL.
+    Raises ValueError for times out of range, and where this Python cannot write a stack without the GIL: it needs 3.11, 3.12 or
+    3.15.
     """
 
     limit: float

@@ -1,4 +1,4 @@
-"""The examples in the documentation do what it says they do."""
+"""What the documentation says of the code, and where its links lead; its blocks of code are in test_docs_blocks.py."""
 
 from __future__ import annotations
 
@@ -9,80 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import uvloop
-
-import mqcore
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MQCORE = DOCS.parent / "mqcore"
-PAGES = [*sorted(DOCS.parent.glob("*.md")), *sorted(DOCS.glob("*.md"))]
-EXAMPLE = re.compile(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
-EXAMPLES = [
-    pytest.param(match[1], match[2], id=f"{name}:{text[: match.start()].count(chr(10)) + 2}")
-    for name in ("control.md", "architecture.md", "gateway.md", "rabbitmq.md")
-    for text in [(DOCS / name).read_text()]
-    for match in EXAMPLE.finditer(text)
-]
-
-
-@pytest.mark.parametrize(("code", "output"), [example for example in EXAMPLES if example.values[1]])
-def test_scripts_print_what_stands_below_them(code: str, output: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (result.returncode, result.stdout + result.stderr) == (0, output)
-
-
-@pytest.mark.parametrize(("code", "output"), [example for example in EXAMPLES if not example.values[1]])
-def test_plugins_load_and_take_messages(code: str, output: None, tmp_path: Path) -> None:
-    (tmp_path / "10-example.py").write_text(code)
-
-    async def main() -> list[mqcore.Outcome]:
-        with mqcore.Plugins(tmp_path) as plugins, mqcore.Dispatcher(plugins) as dispatcher:
-            hooks = [dispatcher.hook(name) for plugin in plugins for name in plugin.hooks]
-            return [await hook(mqcore.Message()) for hook in hooks]
-
-    (outcome,) = uvloop.run(main())
-    assert outcome in (mqcore.CONTINUE, mqcore.COMPLETE)
-
-
-OTHERS = [
-    pytest.param(code, id=f"{path.name}:{number}")
-    for path in [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
-    if path.name not in ("control.md", "architecture.md", "cython.md")
-    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE), 1)
-]
-
-
-@pytest.mark.parametrize("code", OTHERS)
-def test_examples_run_and_those_that_are_plugins_load(code: str, tmp_path: Path) -> None:
-    (tmp_path / "plugins").mkdir()
-    (tmp_path / "10-example.py").write_text(code)
-    commands = [[sys.executable, "-W", "error", "10-example.py"]]
-    if re.search(r"^(?:async )?def mq_", code, re.MULTILINE):
-        commands.append([sys.executable, "-m", "mqcore", "check", "10-example.py"])
-    for command in commands:
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-        assert (result.returncode, result.stderr) == (0, "")
-
-
-C_PLUGINS = [
-    pytest.param(code, id=f"{path.name}:{number}")
-    for path in sorted(DOCS.glob("*.md"))
-    if path.name != "native.md"  # its plugins do something, which tests/native/test_native_examples.py looks at
-    for number, code in enumerate(re.findall(r"^```c\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE), 1)
-    if "mq_version" in code
-]
-
-
-@pytest.mark.parametrize("code", C_PLUGINS)
-def test_plugins_in_c_are_compiled_and_load(code: str, tmp_path: Path) -> None:
-    (tmp_path / "plugin.c").write_text(code)
-    plugin = tmp_path / "10-plugin.so"
-    compiler = ["cc", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", f"-I{mqcore.get_include()}"]
-    subprocess.run([*compiler, "-o", plugin, tmp_path / "plugin.c"], check=True)
-    with mqcore.Plugins(plugin) as plugins:
-        assert [each.name for each in plugins] == ["10-plugin"]
+PAGES = [*sorted(DOCS.parent.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
 def test_the_moves_between_states_in_the_docs_are_those_of_the_code() -> None:
@@ -110,6 +40,12 @@ def test_the_phases_of_a_tick_in_the_docs_are_those_of_the_code() -> None:
     assert len(phases) == 8
 
 
+def test_the_parts_in_the_picture_are_the_folders_of_the_code() -> None:
+    picture = (DOCS / "pictures" / "architecture.svg").read_text()
+    folders = {path.parent.name for path in MQCORE.glob("*/__init__.py")}
+    assert set(re.findall(r'id="([a-z]+)"', picture)) - {"tip"} == folders - {"testing"}
+
+
 def test_what_the_architecture_page_names_is_there() -> None:
     sources = [path.read_text() for path in MQCORE.rglob("*.p*") if path.suffix in (".py", ".pyx", ".pxd")]
     words = set(re.findall(r"\w+", "".join(sources)))
@@ -125,7 +61,7 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(DOCS.parent)) for page in PAGES])
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):

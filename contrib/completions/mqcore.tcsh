@@ -14,9 +14,9 @@ complete mqcore \
         'c/--log-format=/(text json)/' \
         'c/--log-level=/(debug info warning error)/' \
         'c/--kind=/(python async cython c)/' \
-        'c/--stage=/(all mq_smtp_in_connect mq_smtp_in_mailfrom mq_smtp_in_rcptto mq_smtp_in_data mq_smtp_in_message)/' \
+        'c/--stage=/(all mq_smtp_in_connect mq_smtp_in_secure mq_smtp_in_authenticate mq_smtp_in_mailfrom mq_smtp_in_rcptto mq_smtp_in_data mq_smtp_in_message mq_smtp_in_close mq_smtp_out_data mq_smtp_out_sent)/' \
         'c/--clock=/(virtual real)/' \
-        'c/--/(auth-without-tls clock config control credentials credentials-env diff entry-points failed from from-address helo help hostname json kind lenient limit log-format log-level max-connections max-connections-per-ip max-in-flight max-loops max-message-size max-recipients metrics no-diff no-trace older one-recipient package peer plugin plugins print-completion proxy-from repeat require-login require-tls socket stage timeout tls-certificate tls-key tls-out to to-address trace trust-writable user version watchdog watchdog-abort watchdog-stack workers xclient-from xforward-from)/' \
+        'c/--/(auth-without-tls clock config control credentials credentials-env diff entry-points failed from from-address helo help hostname json kind lenient limit log-format log-level login max-connections max-connections-per-ip max-in-flight max-loops max-message-size max-recipients metrics no-diff no-trace older one-recipient package peer plugin plugins print-completion proxy-from repeat require-login require-tls socket stage timeout tls-certificate tls-key tls-out to to-address trace trust-writable user version watchdog watchdog-abort watchdog-stack workers xclient-from xforward-from)/' \
         'c/-/(- h)/' \
         'n/--print-completion/(bash zsh tcsh)/' \
         'n/--tls-out/(may none require verify)/' \
@@ -24,7 +24,7 @@ complete mqcore \
         'n/--log-format/(text json)/' \
         'n/--log-level/(debug info warning error)/' \
         'n/--kind/(python async cython c)/' \
-        'n/--stage/(all mq_smtp_in_connect mq_smtp_in_mailfrom mq_smtp_in_rcptto mq_smtp_in_data mq_smtp_in_message)/' \
+        'n/--stage/(all mq_smtp_in_connect mq_smtp_in_secure mq_smtp_in_authenticate mq_smtp_in_mailfrom mq_smtp_in_rcptto mq_smtp_in_data mq_smtp_in_message mq_smtp_in_close mq_smtp_out_data mq_smtp_out_sent)/' \
         'n/--clock/(virtual real)/' \
         'p/1/(run ctl top order new check try config include)/' \
         'n/ctl/(status stats order held cancel reload drain stop pause resume trace)/' \

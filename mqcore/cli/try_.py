@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..testing.stages import STAGES
+from ..testing.stages import HOOKS
 from .plugins import loading
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ def add_to(commands: Commands) -> None:
     add(
         "--stage",
         metavar="all|HOOK",
-        choices=("all", *STAGES),
+        choices=("all", *HOOKS),
         default="mq_smtp_in_message",
         help="the hook that is run, or all stages of SMTP up to it (default: mq_smtp_in_message)",
     )
+    add("--login", metavar="NAME:PASSWORD", type=_login, help="log in at mq_smtp_in_authenticate; with --stage all, under TLS")
     add("--clock", choices=("virtual", "real"), default="virtual", help="let timers come at once, or in their time")
     add("--json", action="store_true", help="print an object for each mail, in a line")
     add("--diff", action=argparse.BooleanOptionalAction, default=False, help="print what changed in the mail, as a diff")
@@ -44,6 +45,13 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is no number of times")
     return number
+
+
+def _login(text: str) -> tuple[str, str]:
+    name, colon, password = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} has no colon between a name and a password")
+    return name, password
 
 
 def try_plugins(options: argparse.Namespace) -> int:

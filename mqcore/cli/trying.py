@@ -17,7 +17,7 @@ from ..mail.report import OK, SOME_FAILED
 from ..server.durations import write_duration
 from ..testing.clock import Clock
 from ..testing.mail import make_mail
-from ..testing.stages import STAGES
+from ..testing.stages import STAGES, STAGES_WITH_LOGIN
 from ..testing.steps import Mq
 from ..testing.trial import Done, Stage, Trial, try_mail
 from .plugins import load, printing_to_standard_error, tell_what_is_missing
@@ -176,4 +176,5 @@ def _try(options: argparse.Namespace, mq: Mq, subject: Subject) -> Trial:
         peer=options.peer,
         helo=options.helo,
     )
-    return try_mail(mq, mail, STAGES if options.stage == "all" else (options.stage,))
+    stages = STAGES if options.login is None else STAGES_WITH_LOGIN
+    return try_mail(mq, mail, stages if options.stage == "all" else (options.stage,), options.login or ("user", "password"))

@@ -60,7 +60,11 @@ class Snapshot(tuple["Plugin", ...]):
 
 
 class Plugin:
-    """A named unit of callbacks. `Plugins` makes them; all attributes are for reading."""
+    """A named unit of callbacks. `Plugins` makes them; all attributes are for reading.
+
+    `kind`: "python" or "native". `hooks`: a read-only mapping of hooks' names to what is called. `config`: a read-only mapping.
+    `log`: the logger `mqcore.plugins.NAME`.
+    """
 
     def __init__(
         self, name: str, path: str | None, config: Config, callables: Mapping[str, Any], undo: ExitStack
@@ -163,7 +167,9 @@ class Plugins(PluginSet):
     table `plugins`. Files and directories that everyone may write to are refused unless `trust_writable`.
 
     Any thread may call the methods. One that fails raises a `PluginError` and leaves all as it was. A change waits for the
-    one before it; nothing else does.
+    one before it; nothing else does. `with` closes it; to iterate gives each `Plugin`. `hooks`: by name, for reading.
+
+    Raises ValueError for a hook that is declared twice with different arguments, TypeError for hooks that are no `HookSpec`.
     """
 
     def __init__(
@@ -254,7 +260,8 @@ class Plugins(PluginSet):
         return self.snapshot.paused
 
     def order(self, hook: str) -> list[str]:
-        """The names of the plugins that implement `hook` and are not paused, in the order in which they are called."""
+        """The names of the plugins that implement `hook` and are not paused, in the order in which they are called: that of
+        their names, compared byte by byte. Raises MqError when there is no such hook."""
         if hook not in self.hooks:
             raise MqError(f"no hook is named {hook!r}{nearest(hook, self.hooks)}")
         return [plugin.name for plugin in self.snapshot.of_hook.get(hook, ())]
@@ -266,7 +273,8 @@ class Plugins(PluginSet):
         return [name for name in self._config if name not in names]
 
     def close(self) -> None:
-        """Clean up every plugin, as soon as the dispatchers that use it are closed. May be called again."""
+        """Clean up every plugin, as soon as the dispatchers that use it are closed. May be called again; all other changes are
+        an MqError from then on."""
         with self._one_change(closing=True), self._lock:
             self._closed = True
             self._gone.extend(self.snapshot)

@@ -12,9 +12,22 @@ from ..mail.timeline import Changes
 from ..mail.verdicts import UNAVAILABLE
 from ..verdicts import FAIL
 from .left import running_of
-from .steps import Mq, Step, diff_of
+from .steps import Mq, Result, Step, diff_of
 
 ACCEPTED, FAILED = "250 2.0.0 accepted", f"451 {UNAVAILABLE.text}"
+WRONG_LOGIN = "535 5.7.8 login or password is wrong"
+ANSWERS = {"mq_smtp_in_authenticate": "235 2.7.0 you are logged in"}
+"""Of what is accepted, by hook, where it is not ACCEPTED."""
+FAILURES = {
+    "mq_smtp_in_connect": f"421 {UNAVAILABLE.text}",
+    "mq_smtp_in_secure": f"421 {UNAVAILABLE.text}",
+    "mq_smtp_in_authenticate": "454 4.7.0 logins cannot be checked now; try again later",
+}
+"""The same of a step that failed."""
+SILENT = {"mq_smtp_in_close": "none: the connection is closed", "mq_smtp_out_sent": "none: the client was told already"}
+"""Hooks after which nobody is told anything."""
+DELIVERED = {"state": "message", "code": 250, "description": "2.0.0 ok"}
+"""What the next server said, for `mq_smtp_out_sent`."""
 
 
 @dataclass(frozen=True)
@@ -60,34 +73,55 @@ class Trial:
         return {"stages": stages, "reply": self.reply, "accepted": self.is_accepted}
 
 
-def try_mail(mq: Mq, mail: Mail, stages: Sequence[str]) -> Trial:
+def try_mail(mq: Mq, mail: Mail, stages: Sequence[str], login: tuple[str, str] = ("user", "password")) -> Trial:
     """Run it through these, until one refuses it. All but the last are given a message of their own, without the mail's bytes
-    before `mq_smtp_in_data`, as a server has it; what they put into `json` the mail has, too."""
+    before `mq_smtp_in_data`, as a server has it; what they put into `json` the mail has, too. `login`: name and password."""
     before = mail.mime
     early = Mail(b"", connection=mail.connection)
     done: list[Stage] = []
     for hook in stages:
         if len(stages) > 1 and not mq.plugins.order(hook):
             continue
-        message, about, args = _given(hook, mail, early)
+        message, about, args = _given(hook, mail, early, login)
         stage, step = _run(mq, hook, message, about, args)
         done.append(stage)
         result = step.result()
-        if result.outcome is FAIL or result.rejection is not None:
-            reply = FAILED if result.rejection is None or result.outcome is FAIL else str(result.rejection)
-            return Trial(tuple(done), reply, False, before, mail.mime)
+        if hook in SILENT:
+            return Trial(tuple(done), SILENT[hook], result.outcome is not FAIL, before, mail.mime)
+        if (refusal := _refusal(hook, result)) is not None:
+            return Trial(tuple(done), refusal, False, before, mail.mime)
         if message.discarded:
             return Trial(tuple(done), f"{ACCEPTED} (discarded)", True, before, mail.mime)
         if message is early:
             mail.json.update(early.json)
-    return Trial(tuple(done), ACCEPTED, True, before, mail.mime)
+    return Trial(tuple(done), ANSWERS.get(stages[-1], ACCEPTED), True, before, mail.mime)
 
 
-def _given(hook: str, mail: Mail, early: Mail) -> tuple[Mail, str | None, tuple[Any, ...]]:
+def _refusal(hook: str, result: Result) -> str | None:
+    """What the client is told, if that is no success."""
+    if result.outcome is FAIL:
+        return FAILURES.get(hook, FAILED)
+    if result.rejection is not None:
+        return str(result.rejection)
+    if hook == "mq_smtp_in_authenticate" and not result.mail.connection.authenticated:
+        return WRONG_LOGIN
+    return None
+
+
+def _given(hook: str, mail: Mail, early: Mail, login: tuple[str, str]) -> tuple[Mail, str | None, tuple[Any, ...]]:
     """The message of a hook, whom it is about, and the other arguments."""
     match hook:
-        case "mq_smtp_in_connect":
+        case "mq_smtp_in_connect" | "mq_smtp_in_close":
             return early, None, ()
+        case "mq_smtp_in_secure":
+            assert early.connection is not None
+            early.connection.tls = True
+            return early, None, ()
+        case "mq_smtp_in_authenticate":
+            return early, login[0], login
+        case "mq_smtp_out_sent":
+            mail.json["results"] = [{"recipient": mail.recipient, **DELIVERED}]
+            return mail, mail.recipient, ()
         case "mq_smtp_in_mailfrom":
             early.envelope = mail.envelope
             return early, mail.envelope, (mail.envelope or "",)

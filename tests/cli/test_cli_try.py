@@ -71,6 +71,53 @@ def test_all_stages(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
 
 
+LOGIN = """
+def mq_smtp_in_secure(context, message):
+    assert message.connection.tls
+def mq_smtp_in_authenticate(context, message, login, password):
+    if login == "broken":
+        raise OSError("no database")
+    message.connection.authenticated = (login, password) == ("alice", "a:b")
+def mq_smtp_in_mailfrom(context, message, address):
+    if not message.connection.authenticated:
+        message.reject(530, "5.7.0 log in first")
+def mq_smtp_in_close(context, message):
+    message.json["closed"] = True
+def mq_smtp_out_data(context, message):
+    message.headers.add("X-Out", "1")
+def mq_smtp_out_sent(context, message):
+    (result,) = message.json["results"]
+    assert (result["recipient"], result["state"], result["code"]) == ("recipient@example.net", "message", 250)
+    1 / 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reply"),
+    [
+        (["mq_smtp_in_secure"], 0, "250 2.0.0 accepted"),
+        (["mq_smtp_in_authenticate"], 1, "535 5.7.8 login or password is wrong"),
+        (["mq_smtp_in_authenticate", "--login", "alice:a:b"], 0, "235 2.7.0 you are logged in"),
+        (["mq_smtp_in_authenticate", "--login", "broken:"], 1, "454 4.7.0 logins cannot be checked now; try again later"),
+        (["mq_smtp_in_close"], 0, "none: the connection is closed"),
+        (["mq_smtp_out_data"], 0, "250 2.0.0 accepted"),
+        (["mq_smtp_out_sent"], 1, "none: the client was told already"),
+        (["all"], 1, "530 5.7.0 log in first"),
+        (["all", "--login", "alice:a:b"], 0, "250 2.0.0 accepted"),
+        (["all", "--login", "alice:x"], 1, "535 5.7.8 login or password is wrong"),
+    ],
+)
+def test_each_hook(
+    folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], code: int, reply: str
+) -> None:
+    (folder / "10-login.py").write_text(LOGIN)
+    ended, lines, _ = run(capfd, "10-login.py", "yes.eml", "--stage", *arguments)
+    assert (ended, lines[-1]) == (code, f"reply {reply}"), lines
+    if arguments[0] == "all" and code == 0:
+        hooks = ["mq_smtp_in_secure", "mq_smtp_in_authenticate  for alice", "mq_smtp_in_mailfrom  for sender@example.org"]
+        assert [line for line in lines if line.startswith("mq_")] == hooks
+
+
 def test_json(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, lines, _ = run(capfd, "plugins", "no.eml", "--json")
     (row,) = map(json.loads, lines)
@@ -102,7 +149,8 @@ def test_exit_codes_of_mistakes(folder: Path, capfd: pytest.CaptureFixture[str])
     (folder / "60-raises.py").write_text("def mq_smtp_in_message(context, message): 1 / 0\n")
     code, lines, _ = run(capfd, "60-raises.py", "yes.eml")
     assert code == 1 and "ZeroDivisionError: division by zero" in lines[1] and lines[-1].startswith("reply 451")
-    for arguments in (["yes.eml"], ["plugins", "nothing.eml"], ["plugins", "yes.eml", "--repeat", "0"]):
+    mistakes = ["nothing.eml"], ["yes.eml", "--repeat", "0"], ["yes.eml", "--login", "x"]
+    for arguments in (["yes.eml"], *(["plugins", *mistake] for mistake in mistakes)):
         with pytest.raises(SystemExit) as ended:
             run(capfd, *arguments)
         assert ended.value.code == 2

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
 # What runs in this process finds these here, and does not import them a second time.
@@ -58,13 +55,6 @@ def test_fixtures(tests: pytest.Pytester) -> None:
             assert mq_clock.now == 3600
     """)
     tests.runpytest_inprocess(*QUIET).assert_outcomes(passed=3)
-
-
-def test_the_page_about_it(tests: pytest.Pytester) -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "testing.md"
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    tests.makepyfile("\n".join(block for block in blocks if "def test_" in block and "unittest" not in block))
-    tests.runpytest_inprocess(*QUIET).assert_outcomes(passed=2)
 
 
 def test_a_failed_assertion_shows_what_was_changed(tests: pytest.Pytester) -> None:

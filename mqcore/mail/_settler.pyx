@@ -60,6 +60,12 @@ cdef class Settler:
         cdef Py_ssize_t cancelled = 0
         for step, verdict in zip(transaction.good, verdicts):
             mail = step[0]
+            if verdict is ACCEPTED:  # as nearly all are
+                transaction.accepted += 1
+                good.append(step)
+                if told is not None:
+                    told[mail] = verdict
+                continue
             if verdict.kind is Kind.DISCARDED:
                 transaction.discard(<Mail>mail)
                 continue

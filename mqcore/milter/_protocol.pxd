@@ -11,6 +11,21 @@ cdef enum Kind:
     ABORT
     GOODBYE
 
+cdef enum Place:
+    # Of the macros of a stage. From `FIRST_OF_MESSAGE` on they are those of one message.
+    CONNECT_MACROS = 0
+    HELO_MACROS
+    OTHER_MACROS
+    SENDER_MACROS
+    RECIPIENT_MACROS
+    DATA_MACROS
+    FIELD_MACROS
+    HEADER_MACROS
+    BODY_MACROS
+    END_MACROS
+    PLACES
+    FIRST_OF_MESSAGE = SENDER_MACROS
+
 cdef class Content:
     # A message as it came.
     cdef bytes mime                 # all of it, as it will be delivered if nothing changes it
@@ -32,6 +47,15 @@ cdef class MilterProtocol:
     cdef bint wants_sender
     cdef bint wants_recipient
     cdef Kind last                  # of the last event; NONE when a message was answered
+    # What the last event tells, by its kind:
+    cdef str text                   # the address: of a client, a sender, a recipient; or the name in HELO
+    cdef str client                 # what the server calls the client
+    cdef int port                   # the client's
+    cdef bint tls_began
+    cdef bytes raw                  # a recipient as the server knows it
+    cdef list parameters            # None: there are none
+    cdef Content content            # a message, until it is answered
+    cdef bint goes_on
     cdef int actions                # that were agreed upon
     cdef Py_ssize_t max_message
     cdef bytes data
@@ -40,7 +64,7 @@ cdef class MilterProtocol:
     cdef Py_ssize_t more_size
     cdef Py_ssize_t missing
     cdef list output
-    cdef dict known_macros          # by stage, as they came: most are never looked at
+    cdef list known_macros          # at their places, as they came: most are never looked at
     cdef bytes next_sender          # the macros of the next MAIL
     cdef dict merged                # what `macros` gives, as long as it holds
     cdef str tls
@@ -53,23 +77,24 @@ cdef class MilterProtocol:
     # What the server says
     cpdef int receive(self, bytes data) except -1
     cdef Py_ssize_t waiting(self) noexcept
-    cdef object next_payload(self)
-    cdef object take(self, char command, const char *data, Py_ssize_t size)
-    cdef object take_other(self, char command, const char *data, Py_ssize_t size)
+    cdef Kind next_kind(self) except? NONE
+    cdef Kind take(self, char command, const char *data, Py_ssize_t size) except? NONE
+    cdef Kind take_other(self, char command, const char *data, Py_ssize_t size) except? NONE
     cdef int negotiate(self, const char *data, Py_ssize_t size) except -1
     cdef int steps(self) except -1
     cdef int define(self, const char *data, Py_ssize_t size) except -1
     cdef str find_macro(self, bytes name)
-    cdef object connect(self, bytes data)
-    cdef object helo(self, const char *data, Py_ssize_t size)
-    cdef object mail(self, const char *data, Py_ssize_t size)
-    cdef object rcpt(self, const char *data, Py_ssize_t size)
+    cdef Kind connect(self, const char *data, Py_ssize_t size) except? NONE
+    cdef Kind helo(self, const char *data, Py_ssize_t size) except? NONE
+    cdef Kind mail(self, const char *data, Py_ssize_t size) except? NONE
+    cdef Kind rcpt(self, const char *data, Py_ssize_t size) except? NONE
     cdef int field(self, const char *data, Py_ssize_t size) except -1
     cdef int chunk(self, const char *data, Py_ssize_t size) except -1
     cdef bint has_room(self, Py_ssize_t size) except -1
-    cdef object end(self, const char *data, Py_ssize_t size)
+    cdef Kind end(self, const char *data, Py_ssize_t size) except? NONE
     cdef Content make_content(self)
     cdef int forget(self) except -1
+    cdef int forget_macros(self, int first) except -1
     cdef int forget_content(self) except -1
     cdef int drop_content(self) except -1
 
@@ -80,4 +105,4 @@ cdef class MilterProtocol:
     cpdef int refuse(self, int code, str text) except -1
     cpdef int discard(self) except -1
     cpdef int finish(self, bytes changes) except -1
-    cdef bytes insertions(self, Content content, bytes top)
+    cdef bytes answer_with(self, Content content, bytes top)

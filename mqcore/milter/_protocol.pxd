@@ -1,5 +1,7 @@
 # The milter protocol as a milter speaks it, without any I/O.
 
+from ._macros cimport Macros
+
 cdef enum Kind:
     # What an event is.
     NONE = 0
@@ -10,21 +12,6 @@ cdef enum Kind:
     MESSAGE
     ABORT
     GOODBYE
-
-cdef enum Place:
-    # Of the macros of a stage. From `FIRST_OF_MESSAGE` on they are those of one message.
-    CONNECT_MACROS = 0
-    HELO_MACROS
-    OTHER_MACROS
-    SENDER_MACROS
-    RECIPIENT_MACROS
-    DATA_MACROS
-    FIELD_MACROS
-    HEADER_MACROS
-    BODY_MACROS
-    END_MACROS
-    PLACES
-    FIRST_OF_MESSAGE = SENDER_MACROS
 
 cdef class Content:
     # A message as it came.
@@ -37,7 +24,6 @@ cdef class Content:
 
 cdef class MilterProtocol:
     cdef readonly object wanted
-    cdef readonly bint is_postfix
     cdef readonly bint due
     cdef readonly bint is_ended
     cdef readonly bint in_transaction
@@ -64,14 +50,15 @@ cdef class MilterProtocol:
     cdef Py_ssize_t more_size
     cdef Py_ssize_t missing
     cdef list output
-    cdef list known_macros          # at their places, as they came: most are never looked at
-    cdef bytes next_sender          # the macros of the next MAIL
-    cdef dict merged                # what `macros` gives, as long as it holds
+    cdef Macros said                # beside
     cdef str tls
     cdef char *head                 # the fields that came: of each its length and the data of its packet
     cdef Py_ssize_t head_size
     cdef Py_ssize_t head_room
-    cdef list chunks                # of the body
+    cdef list chunks                # of the body, but for the last one
+    cdef bytes chunk_data           # in which that is; None: there is none
+    cdef Py_ssize_t chunk_at
+    cdef Py_ssize_t chunk_size
     cdef Py_ssize_t size
 
     # What the server says
@@ -82,19 +69,17 @@ cdef class MilterProtocol:
     cdef Kind take_other(self, char command, const char *data, Py_ssize_t size) except? NONE
     cdef int negotiate(self, const char *data, Py_ssize_t size) except -1
     cdef int steps(self) except -1
-    cdef int define(self, const char *data, Py_ssize_t size) except -1
-    cdef str find_macro(self, bytes name)
     cdef Kind connect(self, const char *data, Py_ssize_t size) except? NONE
     cdef Kind helo(self, const char *data, Py_ssize_t size) except? NONE
     cdef Kind mail(self, const char *data, Py_ssize_t size) except? NONE
     cdef Kind rcpt(self, const char *data, Py_ssize_t size) except? NONE
     cdef int field(self, const char *data, Py_ssize_t size) except -1
     cdef int chunk(self, const char *data, Py_ssize_t size) except -1
+    cdef int keep_chunk(self) except -1
     cdef bint has_room(self, Py_ssize_t size) except -1
     cdef Kind end(self, const char *data, Py_ssize_t size) except? NONE
     cdef Content make_content(self)
     cdef int forget(self) except -1
-    cdef int forget_macros(self, int first) except -1
     cdef int forget_content(self) except -1
     cdef int drop_content(self) except -1
 

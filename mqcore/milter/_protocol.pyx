@@ -5,21 +5,18 @@ Version 6 of the protocol, as libmilter's `mfdef.h` and Postfix's `milter8.c` ha
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
 from ._fields cimport insertions, split_field, write_head
+from ._macros cimport FIRST_OF_MESSAGE, Macros, decoded, text_of, texts_of
 from ._wire cimport length_at, put_number, until_nul
 
 from . import packets
 from .answers import address_of, encode, reply
 from .events import Abort, Connect, Goodbye, Helo, MailFrom, Message, RcptTo
 from .packets import MilterError, packet
-
-cdef extern from "string.h":
-    void *memmem(const void *where, size_t size, const void *what, size_t length) noexcept
 
 cdef enum:
     VERSION = 6
@@ -106,8 +103,7 @@ cdef class MilterProtocol:
         self.data = b""
         self.more = []
         self.output = []
-        self.known_macros = [None] * PLACES
-        self.next_sender = b""
+        self.said = Macros.__new__(Macros)
         self.chunks = []
 
     def __dealloc__(self):
@@ -145,29 +141,11 @@ cdef class MilterProtocol:
     @property
     def macros(self):
         """What the server says beside, by names without braces, as of the last event."""
-        if self.merged is None:
-            merged = {}
-            for raw in filter(None, self.known_macros):
-                texts = texts_of((<bytes>raw)[1:])
-                for name, value in zip(texts[::2], texts[1::2]):
-                    merged[text_of(name.removeprefix(b"{").removesuffix(b"}"))] = text_of(value)
-            self.merged = merged
-        return self.merged
+        return self.said.all()
 
     def macro(self, bytes name not None):
         """One of them."""
-        return self.find_macro(name)
-
-    cdef str find_macro(self, bytes name):
-        cdef bytes value
-        cdef int place
-        for place in range(PLACES - 1, -1, -1):
-            raw = self.known_macros[place]
-            if raw is not None:
-                value = macro_in(<bytes>raw, name, True)
-                if value is not None:
-                    return text_of(value)
-        return None
+        return self.said.find(name)
 
     def next_event(self):
         """The next one, if all of it has come. While an answer is due it can only be that nobody waits for that any more."""
@@ -209,7 +187,7 @@ cdef class MilterProtocol:
             if command == c"L" and self.in_transaction:
                 self.field(data + 5, length - 1)
             elif command == c"D" and self.is_negotiated:
-                self.define(data + 5, length - 1)
+                self.said.define(data + 5, length - 1)
             else:
                 kind = self.take(command, data + 5, length - 1)
                 if kind != NONE:
@@ -254,7 +232,7 @@ cdef class MilterProtocol:
             self.forget()
             self.goes_on = command == c"K"
             if self.goes_on:
-                self.forget_macros(0)
+                self.said.forget(0)
             else:
                 self.is_ended = True
             return GOODBYE
@@ -296,27 +274,6 @@ cdef class MilterProtocol:
             steps |= CONTENT
         return steps
 
-    cdef int define(self, const char *data, Py_ssize_t size) except -1:
-        """Lists may be empty, or odd. Those of a command come before it, and the same again before each field."""
-        if size == 0:
-            return 0
-        cdef Place place = place_of(data[0])
-        if place == SENDER_MACROS:  # what is known of the message before it is not known of this one
-            self.next_sender = data[:size]
-            return 0
-        if place == CONNECT_MACROS:
-            self.forget_macros(0)
-        cdef bytes known = <bytes>self.known_macros[<int>place]
-        if known is not None and PyBytes_GET_SIZE(known) == size and memcmp(PyBytes_AS_STRING(known), data, size) == 0:
-            return 0
-        cdef bytes raw = data[:size]
-        self.known_macros[<int>place] = raw
-        self.merged = None
-        if place == CONNECT_MACROS:
-            version = macro_in(raw, b"v", False)
-            self.is_postfix = version is not None and version.startswith(b"Postfix")
-        return 0
-
     cdef Kind connect(self, const char *data, Py_ssize_t size) except? NONE:
         cdef Py_ssize_t name = until_nul(data, size)
         cdef const char *rest = data + name + 1     # the family, two octets for the port, the address
@@ -335,7 +292,7 @@ cdef class MilterProtocol:
         return CONNECT
 
     cdef Kind helo(self, const char *data, Py_ssize_t size) except? NONE:
-        version = self.find_macro(b"tls_version") or None
+        version = self.said.find(b"tls_version") or None
         self.tls_began = version is not None and version != self.tls
         self.tls = version
         self.due = self.wants_secure
@@ -343,9 +300,8 @@ cdef class MilterProtocol:
         return HELO
 
     cdef Kind mail(self, const char *data, Py_ssize_t size) except? NONE:
-        self.forget()
-        self.known_macros[<int>SENDER_MACROS] = self.next_sender
-        self.next_sender = b""
+        self.forget_content()
+        self.said.begin_message()
         self.in_transaction = True
         self.due = self.wants_sender
         self.text = address_in(data, until_nul(data, size))
@@ -383,7 +339,17 @@ cdef class MilterProtocol:
 
     cdef int chunk(self, const char *data, Py_ssize_t size) except -1:
         if self.has_room(size):
-            self.chunks.append(data[:size])
+            self.keep_chunk()
+            self.chunk_data = self.data
+            self.chunk_at = data - PyBytes_AS_STRING(self.data)
+            self.chunk_size = size
+        return 0
+
+    cdef int keep_chunk(self) except -1:
+        """The last one is copied when another one comes: mostly it is the only one."""
+        if self.chunk_data is not None:
+            self.chunks.append(self.chunk_data[self.chunk_at : self.chunk_at + self.chunk_size])
+            self.chunk_data = None
         return 0
 
     cdef bint has_room(self, Py_ssize_t size) except -1:
@@ -415,6 +381,8 @@ cdef class MilterProtocol:
         content.head = size
         for chunk in self.chunks:
             size += PyBytes_GET_SIZE(<bytes>chunk)
+        if self.chunk_data is not None:
+            size += self.chunk_size
         content.packets = PyBytes_FromStringAndSize(self.head, self.head_size)
         content.mime = PyBytes_FromStringAndSize(NULL, size)
         cdef char *to = PyBytes_AS_STRING(content.mime)
@@ -422,6 +390,9 @@ cdef class MilterProtocol:
         for chunk in self.chunks:
             memcpy(to, PyBytes_AS_STRING(<bytes>chunk), PyBytes_GET_SIZE(<bytes>chunk))
             to += PyBytes_GET_SIZE(<bytes>chunk)
+        if self.chunk_data is not None:
+            memcpy(to, PyBytes_AS_STRING(self.chunk_data) + self.chunk_at, self.chunk_size)
+            to += self.chunk_size
         assert to == PyBytes_AS_STRING(content.mime) + size
         self.drop_content()
         return content
@@ -429,15 +400,7 @@ cdef class MilterProtocol:
     cdef int forget(self) except -1:
         """The next transaction, if there is one, has nothing to do with this one."""
         self.forget_content()
-        return self.forget_macros(FIRST_OF_MESSAGE)
-
-    cdef int forget_macros(self, int first) except -1:
-        """Those from this place on."""
-        cdef int place
-        for place in range(first, PLACES):
-            self.known_macros[place] = None
-        self.merged = None
-        return 0
+        return self.said.forget(FIRST_OF_MESSAGE)
 
     cdef int forget_content(self) except -1:
         self.in_transaction = False
@@ -447,6 +410,7 @@ cdef class MilterProtocol:
 
     cdef int drop_content(self) except -1:
         self.chunks.clear()
+        self.chunk_data = None
         self.head_size = 0
         if self.head_room > KEPT:
             free(self.head)
@@ -456,6 +420,7 @@ cdef class MilterProtocol:
 
     @property
     def _body(self):
+        self.keep_chunk()
         return self.chunks
 
     @property
@@ -489,7 +454,7 @@ cdef class MilterProtocol:
     def encode(self, message not None, changes not None):
         """What `finish` takes. Raises ValueError if the header of the new mail is none, or the server did not offer to do
         that."""
-        return encode(message, changes, self.actions, is_postfix=self.is_postfix)
+        return encode(message, changes, self.actions, is_postfix=self.said.is_postfix)
 
     cdef bytes answer_with(self, Content content, bytes top):
         """The whole answer to a message where this is put on top and nothing else is changed, as most filters do; `top` may be
@@ -505,10 +470,14 @@ cdef class MilterProtocol:
         return self.answer(changes + CONTINUE)
 
     @property
+    def is_postfix(self):
+        return self.said.is_postfix
+
+    @property
     def takes_progress(self):
         """Whether the server may be told so while an answer is due: Sendmail takes that for an error unless all of a message
         has come."""
-        return self.is_postfix or self.last == MESSAGE
+        return self.said.is_postfix or self.last == MESSAGE
 
     def progress(self):
         """An answer will come."""
@@ -534,40 +503,6 @@ cdef inline bint gives_up(char command) noexcept:
     return command == c"A" or command == c"Q" or command == c"K"
 
 
-cdef inline Place place_of(char stage) noexcept:
-    if stage == c"L":
-        return FIELD_MACROS
-    if stage == c"M":
-        return SENDER_MACROS
-    if stage == c"R":
-        return RECIPIENT_MACROS
-    if stage == c"T":
-        return DATA_MACROS
-    if stage == c"N":
-        return HEADER_MACROS
-    if stage == c"B":
-        return BODY_MACROS
-    if stage == c"E":
-        return END_MACROS
-    if stage == c"C":
-        return CONNECT_MACROS
-    return HELO_MACROS if stage == c"H" else OTHER_MACROS
-
-
-cdef inline str decoded(const char *data, Py_ssize_t size):
-    """What clients send may be in any encoding, and comes back as it was."""
-    return PyUnicode_DecodeUTF8(data, size, "surrogateescape")
-
-
-cdef inline str text_of(bytes data):
-    return decoded(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-
-
-cdef list texts_of(bytes data):
-    """The texts of a packet. Some programs leave out the last NUL."""
-    return data.removesuffix(b"\0").split(b"\0") if data else []
-
-
 cdef list parameters_in(const char *data, Py_ssize_t size):
     """What stands behind the first text; None: there is nothing."""
     cdef Py_ssize_t first = until_nul(data, size)
@@ -580,35 +515,3 @@ cdef str address_in(const char *data, Py_ssize_t size):
     if size > 2 and data[0] == c"<" and data[1] != c"@" and data[size - 1] == c">":
         return decoded(data + 1, size - 2)
     return address_of(data[:size])
-
-
-cdef bytes macro_in(bytes raw, bytes name, bint any_braces):
-    """The last value of a macro in a list, behind the letter of its stage; None: it is not there."""
-    cdef const char *data = PyBytes_AS_STRING(raw)
-    cdef Py_ssize_t end = PyBytes_GET_SIZE(raw)
-    cdef Py_ssize_t at = 1
-    cdef Py_ssize_t start, stop, value
-    cdef bytes found = None
-    if memmem(data, end, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)) == NULL:  # as in most
-        return None
-    if end > 1 and data[end - 1] == 0:
-        end -= 1
-    while at < end:
-        start = at
-        stop = at + until_nul(data + at, end - at)
-        if stop == end:
-            break
-        value = stop + 1
-        at = value + until_nul(data + value, end - value)
-        while any_braces and start < stop and is_brace(data[start]):
-            start += 1
-        while any_braces and start < stop and is_brace(data[stop - 1]):
-            stop -= 1
-        if stop - start == PyBytes_GET_SIZE(name) and memcmp(data + start, PyBytes_AS_STRING(name), stop - start) == 0:
-            found = data[value:at]
-        at += 1
-    return found
-
-
-cdef inline bint is_brace(char character) noexcept:
-    return character == c"{" or character == c"}"

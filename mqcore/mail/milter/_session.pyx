@@ -270,7 +270,7 @@ cdef class Session:
         self.forget_transaction()
         self.sender = address
         self.recipients = []
-        self.connection.authenticated = self.protocol.find_macro(b"auth_authen") is not None
+        self.connection.authenticated = self.protocol.said.find(b"auth_authen") is not None
         self.message.known = {"envelope": address}
         if self.protocol.parameters is not None:
             self.message.known["mail_parameters"] = self.protocol.parameters
@@ -279,7 +279,7 @@ cdef class Session:
 
     cdef int note_queue_id(self) except -1:
         """Sendmail has it from MAIL on, Postfix from DATA on."""
-        id = self.protocol.find_macro(b"i")
+        id = self.protocol.said.find(b"i")
         if id is not None:
             self.message.known["queue_id"] = id
         return 0

@@ -43,12 +43,9 @@ class MilterSink(Sink):
         self._kind = MilterConnection
 
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
-        return [self._say(mails)] * len(mails)
+        return [self.deliver_soon(mails)] * len(mails)
 
-    def deliver_soon(self, mails: Sequence[Mail], token: object, answer: Answer) -> Verdict:
-        return self._say(mails)
-
-    def _say(self, mails: Sequence[Mail]) -> Verdict:
+    def deliver_soon(self, mails: Sequence[Mail], token: object = None, answer: Answer | None = None) -> Verdict:
         connection = mails[0].connection
         if not isinstance(connection, self._kind) or connection.session is None:
             raise TypeError("only mail that a server asks about can stay with it")

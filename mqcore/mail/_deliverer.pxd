@@ -16,9 +16,12 @@ cdef class Deliverer:
     cdef set begun                  # transactions that the sink has by `deliver_soon`
     cdef object answer              # `_answer`, made once
     cdef bint delivers_soon         # see Sink
+    cdef bint follows_up            # it has `settled`
 
-    cdef int add(self, Transaction transaction) except -1
+    cdef list add(self, Transaction transaction)
     cdef int start(self, Transaction transaction, delivering) except -1
-    cdef bint give(self, Transaction transaction) except -1
+    cdef list give(self, Transaction transaction)
+    cdef list note(self, Transaction transaction, verdict)
+    cdef object verdict_on(self, error)
     cdef bint follow_up(self, Transaction transaction) except -1
     cdef int cut(self) except -1

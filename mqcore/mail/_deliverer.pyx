@@ -8,6 +8,7 @@ from cpython.time cimport monotonic
 from ._histogram cimport Histogram
 from ._transaction cimport Transaction
 
+from .base import Sink
 from .errors import SinkError
 from .verdicts import CANCELLED, FULL, Verdict
 
@@ -33,15 +34,16 @@ cdef class Deliverer:
         self.transactions = {}
         self.begun = set()
         self.delivers_soon = not sink.stores and sink.delivers_soon
+        self.follows_up = not sink.stores and type(sink).settled is not Sink.settled
         self.answer = self._answer
 
-    cdef int add(self, Transaction transaction) except -1:
-        transaction.delivering = tuple(transaction.good_mails())
-        if self.sink.instant:
-            return run_at_once(self._deliver(transaction), self.sink)
-        if self.delivers_soon and self.give(transaction):
-            return 0
-        return self.start(transaction, self._deliver(transaction))
+    cdef list add(self, Transaction transaction):
+        """What the sink says of each of its good mails, if it does so at once; else `delivered` is called later."""
+        transaction.delivering = transaction.mails if len(transaction.mails) == 1 else tuple(transaction.good_mails())
+        if self.delivers_soon and (transaction.committing or not transaction.cancelled):
+            return self.give(transaction)
+        self.start(transaction, self._deliver(transaction))
+        return None
 
     cdef int start(self, Transaction transaction, delivering) except -1:
         task = self.tasks.create_task(delivering)
@@ -49,27 +51,44 @@ cdef class Deliverer:
         task.add_done_callback(self._after_delivery)
         return 0
 
-    cdef bint give(self, Transaction transaction) except -1:
-        """Whether the sink has begun with it, without a task."""
+    cdef list give(self, Transaction transaction):
+        """By `deliver_soon`, or in a task if that is not possible now. See `add`."""
         cdef bint was_committing = transaction.committing
-        if transaction.cancelled and not was_committing:
-            return False
         transaction.committing = True
         transaction.given = transaction.delivering
         transaction.given_at = monotonic()
         self.begun.add(transaction)
         try:
-            if self.sink.deliver_soon(transaction.given, transaction, self.answer):
-                return True
+            said = self.sink.deliver_soon(transaction.given, transaction, self.answer)
         except Exception as error:
-            log.exception("%s failed", self.sink.url)
-            self._answer(transaction, Verdict.failed(error))
-            return True
+            said = self.verdict_on(error)
+        if said is True or transaction not in self.begun:  # the answer comes, or came
+            return None
         self.begun.discard(transaction)
+        if type(said) is Verdict:
+            return self.note(transaction, said)
         transaction.committing = was_committing
         transaction.given = None
         transaction.given_at = 0
-        return False
+        self.start(transaction, self._deliver(transaction))
+        return None
+
+    cdef list note(self, Transaction transaction, verdict):
+        """The sink says so of what it had by `deliver_soon`: of each mail."""
+        cdef Py_ssize_t count = len(transaction.delivering)
+        self.seconds.count(monotonic() - transaction.given_at)
+        self.sizes.count(count)
+        return [verdict] * count
+
+    cdef object verdict_on(self, error):
+        """What is said of mails where the sink raised this."""
+        if isinstance(error, SinkError):
+            self.on_error(str(error))
+            return CANCELLED
+        if isinstance(error, MemoryError):
+            return FULL
+        log.error("%s failed", self.sink.url, exc_info=error)
+        return Verdict.failed(error)
 
     def _answer(self, Transaction transaction not None, verdict, going_on=None):
         """See `Sink.deliver_soon`."""
@@ -79,9 +98,7 @@ cdef class Deliverer:
         if verdict is None:
             self.start(transaction, self._deliver(transaction, going_on))
             return
-        self.seconds.count(monotonic() - transaction.given_at)
-        self.sizes.count(1)
-        self.delivered(transaction, [verdict])
+        self.delivered(transaction, self.note(transaction, verdict))
 
     async def _deliver(self, Transaction transaction not None, deliver=None):
         cdef tuple mails = transaction.delivering
@@ -95,14 +112,8 @@ cdef class Deliverer:
             verdicts = list(await (self.sink.deliver if deliver is None else deliver)(mails))
             if len(verdicts) != len(mails) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
                 raise TypeError(f"a sink returns a Verdict for each mail, not {verdicts!r}")
-        except SinkError as error:
-            self.on_error(str(error))
-            verdicts = [CANCELLED] * len(mails)
-        except MemoryError:
-            verdicts = [FULL] * len(mails)
         except Exception as error:
-            log.exception("%s failed", self.sink.url)
-            verdicts = [Verdict.failed(error)] * len(mails)
+            verdicts = [self.verdict_on(error)] * len(mails)
         self.seconds.count(monotonic() - begun)
         self.sizes.count(len(mails))
         self.delivered(transaction, verdicts)
@@ -120,6 +131,8 @@ cdef class Deliverer:
 
     cdef bint follow_up(self, Transaction transaction) except -1:
         """Whether the sink has more to do with it, until which it is not released."""
+        if not self.follows_up:
+            return False
         try:
             following = self.sink.settled(transaction.given)
             if following is None:
@@ -147,13 +160,3 @@ cdef class Deliverer:
     def _cut_begun(self):
         for transaction in list(self.begun):
             self._answer(transaction, Verdict.in_doubt(NO_ANSWER))
-
-
-cdef int run_at_once(delivering, sink) except -1:
-    """Without a task, and without waiting for the next turn of the loop."""
-    try:
-        delivering.send(None)
-    except StopIteration:
-        return 0
-    delivering.close()
-    raise RuntimeError(f"{sink.url} waited, which a sink that is instant does not")

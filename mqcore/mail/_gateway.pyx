@@ -509,7 +509,8 @@ cdef class Gateway:
         transaction.committing = not self.has_waiting_client  # a client may go away until the sink has it
         if self.sink.stores or not transaction.good:
             return self.write(transaction)
-        return self.deliverer.add(transaction)
+        verdicts = self.deliverer.add(transaction)
+        return 0 if verdicts is None else self.take_verdicts(transaction, verdicts)
 
     cdef int put_back(self, Transaction transaction) except -1:
         """The queue is asked what it did with it."""

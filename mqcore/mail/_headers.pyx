@@ -17,6 +17,10 @@ from ._spool cimport Spooled
 
 from .fields import decode, encode
 
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(str text) noexcept
+    const char *PyUnicode_1BYTE_DATA(str text) noexcept
+
 cdef enum:
     FIRST_READ = 1 << 14    # octets of a mail in a spool in which its header is looked for first
     SHORT = 78              # octets of a line that is not folded
@@ -232,13 +236,43 @@ cdef int set_name(Name *name, str text) except -1:
     raise ValueError(f"the name of a header field has printable ASCII characters, no blank and no colon; not {text!r}")
 
 
-cdef bytes make_field(str name, value, bytes line_end):
-    """A field, with its line end. What is not short is for `encode`, which also says what cannot be written."""
-    if type(value) is str and value.isascii() and value.isprintable() and len(name) + len(value) <= SHORT - 2:
-        text = value.strip().encode()
-    else:
-        text = encode(name, value, line_end)
-    return b"%b: %b%b" % (name.encode(), text, line_end)
+cdef bytes make_field(Name *name, str text, value, Mail mail):
+    """A field of this name, which is `text`, with its line end. What is not short is for `encode`, which also says what cannot
+    be written."""
+    cdef bytes line_end = new_reader(mail).line_end()
+    cdef bytes field = make_short(name, <str>value, line_end) if type(value) is str else None
+    if field is None:
+        field = b"%b: %b%b" % (text.encode(), encode(text, value, line_end), line_end)
+    return field
+
+
+cdef bytes make_short(Name *name, str value, bytes line_end):
+    """A field in one line of printable ASCII; None: it is none. Allocates bytes and nothing else."""
+    if not PyUnicode_IS_COMPACT_ASCII(value):
+        return None
+    cdef const char *text = PyUnicode_1BYTE_DATA(value)
+    cdef Py_ssize_t size = len(value)
+    cdef Py_ssize_t end = PyBytes_GET_SIZE(line_end)
+    cdef Py_ssize_t index
+    if name.size + size > SHORT - 2:
+        return None
+    for index in range(size):
+        if not c" " <= text[index] <= c"~":
+            return None
+    while size and text[0] == c" ":
+        text += 1
+        size -= 1
+    while size and text[size - 1] == c" ":
+        size -= 1
+    cdef bytes field = PyBytes_FromStringAndSize(NULL, name.size + 2 + size + end)
+    cdef char *to = PyBytes_AS_STRING(field)
+    memcpy(to, name.text, name.size)
+    to += name.size
+    to[0] = c":"
+    to[1] = c" "
+    memcpy(to + 2, text, size)
+    memcpy(to + 2 + size, PyBytes_AS_STRING(line_end), end)
+    return field
 
 
 cdef Edit edit(Reader reader, Name *name, bytes replacement, char *to) noexcept:
@@ -292,6 +326,9 @@ cdef int put_on_top(Mail mail, bytes field) except -1:
     cdef Py_ssize_t at = reader.at
     cdef Py_ssize_t hidden = reader.hidden
     cdef bytes before, after
+    if reader.in_rest and at == hidden and not reader.needs_blank_line():
+        put_above(mail, field, hidden)
+        return 0
     if reader.in_rest:
         before = reader.rest[hidden:at]
         after = b""
@@ -357,13 +394,15 @@ cdef class Headers:
 
     def add(self, str name not None, value):
         """Put a field above all others."""
-        put_on_top(self.mail, self.field(name, value))
+        cdef Name checked
+        set_name(&checked, name)
+        put_on_top(self.mail, make_field(&checked, name, value, self.mail))
 
     def replace(self, str name not None, value):
         """Put a field where the first one of that name is, and remove the others; above all, if there is none."""
         cdef Name wanted
-        cdef bytes field = self.field(name, value)
         set_name(&wanted, name)
+        cdef bytes field = make_field(&wanted, name, value, self.mail)
         if apply_edit(self.mail, &wanted, field) == 0:
             put_on_top(self.mail, field)
 
@@ -391,11 +430,6 @@ cdef class Headers:
             if reader.is_named(&wanted):
                 return reader
         return None
-
-    cdef bytes field(self, str name, value):
-        cdef Name checked
-        set_name(&checked, name)
-        return make_field(name, value, new_reader(self.mail).line_end())
 
     def __getitem__(self, str name not None):
         cdef Reader reader = self.find(name)

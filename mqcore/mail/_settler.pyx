@@ -58,8 +58,17 @@ cdef class Settler:
         cdef list good = []
         cdef dict told = {} if self.settles_each else None  # where each is told its own
         cdef Py_ssize_t cancelled = 0
-        for step, verdict in zip(transaction.good, verdicts):
+        cdef list steps = transaction.good
+        cdef Py_ssize_t index
+        for index in range(len(steps)):
+            step, verdict = steps[index], verdicts[index]
             mail = step[0]
+            if verdict is ACCEPTED:  # as nearly all are
+                transaction.accepted += 1
+                good.append(step)
+                if told is not None:
+                    told[mail] = verdict
+                continue
             if verdict.kind is Kind.DISCARDED:
                 transaction.discard(<Mail>mail)
                 continue

@@ -244,9 +244,6 @@ class Sink(BaseSink, ABC):
 
     stores = False
     ends_when = "the transactions that are open are over"
-    instant: ClassVar[bool] = False
-    """Whether `deliver` awaits nothing: then it is called as soon as the plugins are done."""
-
     delivers_soon: ClassVar[bool] = False
     """Whether it has `deliver_soon`."""
 
@@ -261,12 +258,12 @@ class Sink(BaseSink, ABC):
         It is called again while it runs. SinkError ends the run, any other error fails these mails. Only when a run is
         stopped and takes too long is it cancelled; then the mails are in doubt."""
 
-    def deliver_soon(self, mails: Sequence[Mail], token: object, answer: Answer) -> bool:
-        """As `deliver`, without a coroutine: one mail to which nothing stands in the way now. Whether that is begun; if not,
-        `deliver` is called.
+    def deliver_soon(self, mails: Sequence[Mail], token: object, answer: Answer) -> Verdict | bool:
+        """As `deliver`, without a coroutine: mails to which nothing stands in the way now. A verdict on all of them, where that
+        is known at once; or whether it is begun: if not, `deliver` is called. It raises what `deliver` may.
 
-        Later `answer(token, verdict)` is called, once; or `answer(token, None, deliver)`, for what is not over yet: then that
-        is called as `deliver` would be."""
+        Where it is begun, later `answer(token, verdict)` is called, once; or `answer(token, None, deliver)`, for what is not
+        over yet: then that is called as `deliver` would be."""
         return False
 
     def cancel(self, mails: Sequence[Mail]) -> None:

@@ -2,6 +2,6 @@
 
 cdef Py_ssize_t split_field(const char *data, Py_ssize_t size, Py_ssize_t *name) noexcept
 cdef Py_ssize_t write_head(const char *fields, Py_ssize_t size, char *to) noexcept
-cdef bytes first_field(bytes fields)
+cdef bint is_first_field(bytes fields, const char *field, Py_ssize_t name, Py_ssize_t value) noexcept
 cdef Py_ssize_t find_line(const char *text, Py_ssize_t size, Py_ssize_t *name, Py_ssize_t *value) noexcept
-cdef bytes insertion(bytes field)
+cdef bytes insertions(bytes fields, bytes top, bytes ending)

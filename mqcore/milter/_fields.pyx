@@ -2,9 +2,12 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint32_t
-from libc.string cimport memchr, memcpy
+from libc.string cimport memchr, memcmp, memcpy
 
 from ._wire cimport put_number, until_nul
+
+cdef enum:
+    INSERTION = 11  # octets of a packet that puts a field on top, beside its name and its value
 
 
 cdef Py_ssize_t split_field(const char *data, Py_ssize_t size, Py_ssize_t *name) noexcept:
@@ -62,16 +65,17 @@ cdef Py_ssize_t write_value(const char *value, Py_ssize_t size, char *to) noexce
     return written
 
 
-cdef bytes first_field(bytes fields):
-    """Its name and value, with a NUL between them; None: there is none."""
+cdef bint is_first_field(bytes fields, const char *field, Py_ssize_t name, Py_ssize_t value) noexcept:
+    """Whether the first one is the same as this, which has a colon between its name and its value."""
     cdef const char *data = PyBytes_AS_STRING(fields)
     cdef uint32_t length
-    cdef Py_ssize_t name, value
+    cdef Py_ssize_t own_name, own_value
     if PyBytes_GET_SIZE(fields) < 4:
-        return None
+        return False
     memcpy(&length, data, 4)
-    value = split_field(data + 4, length, &name)
-    return data[4 : 4 + name] + b"\0" + (data[5 + name : 5 + name + value] if value else b"")
+    own_value = split_field(data + 4, length, &own_name)
+    return (own_name == name and own_value == value and memcmp(data + 4, field, name) == 0
+            and memcmp(data + 5 + name, field + name + 1, value) == 0)
 
 
 cdef Py_ssize_t find_line(const char *text, Py_ssize_t size, Py_ssize_t *name, Py_ssize_t *value) noexcept:
@@ -97,14 +101,39 @@ cdef Py_ssize_t find_line(const char *text, Py_ssize_t size, Py_ssize_t *name, P
     return stop
 
 
-cdef bytes insertion(bytes field):
+cdef bytes insertions(bytes fields, bytes top, bytes ending):
+    """The packets that put `top` above these fields, one after the other, and then the ending. None: it is not that simple."""
+    cdef const char *text = PyBytes_AS_STRING(top)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(top)
+    cdef Py_ssize_t at = 0
+    cdef Py_ssize_t needed = 0
+    cdef Py_ssize_t name, value, stop
+    while at < size:
+        stop = find_line(text + at, size - at, &name, &value)
+        if stop == 0:
+            return None
+        if at == 0 and is_first_field(fields, text, name, value):  # then it may be another one of them that is new
+            return None
+        needed += name + value + INSERTION
+        at += stop
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, needed + PyBytes_GET_SIZE(ending))
+    cdef char *to = PyBytes_AS_STRING(made) + needed
+    memcpy(to, PyBytes_AS_STRING(ending), PyBytes_GET_SIZE(ending))
+    at = 0
+    while at < size:  # each of them on top of those that were said before it: so the last comes first
+        stop = find_line(text + at, size - at, &name, &value)
+        to -= name + value + INSERTION
+        write_insertion(to, text + at, name, value)
+        at += stop
+    return made
+
+
+cdef inline void write_insertion(char *to, const char *field, Py_ssize_t name, Py_ssize_t value) noexcept:
     """The packet that puts it on top."""
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(field)
-    cdef bytes made = PyBytes_FromStringAndSize(NULL, size + 10)
-    cdef char *to = PyBytes_AS_STRING(made)
-    put_number(to, <uint32_t>(size + 6))
+    put_number(to, <uint32_t>(name + value + INSERTION - 4))
     to[4] = c"i"
     put_number(to + 5, 1)
-    memcpy(to + 9, PyBytes_AS_STRING(field), size)
-    to[9 + size] = 0
-    return made
+    memcpy(to + 9, field, name)
+    to[9 + name] = 0
+    memcpy(to + 10 + name, field + name + 1, value)
+    to[10 + name + value] = 0

@@ -1,5 +1,7 @@
 # The milter protocol as a milter speaks it, without any I/O.
 
+from ._macros cimport Macros
+
 cdef enum Kind:
     # What an event is.
     NONE = 0
@@ -22,7 +24,6 @@ cdef class Content:
 
 cdef class MilterProtocol:
     cdef readonly object wanted
-    cdef readonly bint is_postfix
     cdef readonly bint due
     cdef readonly bint is_ended
     cdef readonly bint in_transaction
@@ -32,6 +33,15 @@ cdef class MilterProtocol:
     cdef bint wants_sender
     cdef bint wants_recipient
     cdef Kind last                  # of the last event; NONE when a message was answered
+    # What the last event tells, by its kind:
+    cdef str text                   # the address: of a client, a sender, a recipient; or the name in HELO
+    cdef str client                 # what the server calls the client
+    cdef int port                   # the client's
+    cdef bint tls_began
+    cdef bytes raw                  # a recipient as the server knows it
+    cdef list parameters            # None: there are none
+    cdef Content content            # a message, until it is answered
+    cdef bint goes_on
     cdef int actions                # that were agreed upon
     cdef Py_ssize_t max_message
     cdef bytes data
@@ -40,34 +50,34 @@ cdef class MilterProtocol:
     cdef Py_ssize_t more_size
     cdef Py_ssize_t missing
     cdef list output
-    cdef dict known_macros          # by stage, as they came: most are never looked at
-    cdef bytes next_sender          # the macros of the next MAIL
-    cdef dict merged                # what `macros` gives, as long as it holds
+    cdef Macros said                # beside
     cdef str tls
     cdef char *head                 # the fields that came: of each its length and the data of its packet
     cdef Py_ssize_t head_size
     cdef Py_ssize_t head_room
-    cdef list chunks                # of the body
+    cdef list chunks                # of the body, but for the last one
+    cdef bytes chunk_data           # in which that is; None: there is none
+    cdef Py_ssize_t chunk_at
+    cdef Py_ssize_t chunk_size
     cdef Py_ssize_t size
 
     # What the server says
     cpdef int receive(self, bytes data) except -1
     cdef Py_ssize_t waiting(self) noexcept
-    cdef object next_payload(self)
-    cdef object take(self, char command, const char *data, Py_ssize_t size)
-    cdef object take_other(self, char command, const char *data, Py_ssize_t size)
+    cdef Kind next_kind(self) except? NONE
+    cdef Kind take(self, char command, const char *data, Py_ssize_t size) except? NONE
+    cdef Kind take_other(self, char command, const char *data, Py_ssize_t size) except? NONE
     cdef int negotiate(self, const char *data, Py_ssize_t size) except -1
     cdef int steps(self) except -1
-    cdef int define(self, const char *data, Py_ssize_t size) except -1
-    cdef str find_macro(self, bytes name)
-    cdef object connect(self, bytes data)
-    cdef object helo(self, const char *data, Py_ssize_t size)
-    cdef object mail(self, const char *data, Py_ssize_t size)
-    cdef object rcpt(self, const char *data, Py_ssize_t size)
+    cdef Kind connect(self, const char *data, Py_ssize_t size) except? NONE
+    cdef Kind helo(self, const char *data, Py_ssize_t size) except? NONE
+    cdef Kind mail(self, const char *data, Py_ssize_t size) except? NONE
+    cdef Kind rcpt(self, const char *data, Py_ssize_t size) except? NONE
     cdef int field(self, const char *data, Py_ssize_t size) except -1
     cdef int chunk(self, const char *data, Py_ssize_t size) except -1
+    cdef int keep_chunk(self) except -1
     cdef bint has_room(self, Py_ssize_t size) except -1
-    cdef object end(self, const char *data, Py_ssize_t size)
+    cdef Kind end(self, const char *data, Py_ssize_t size) except? NONE
     cdef Content make_content(self)
     cdef int forget(self) except -1
     cdef int forget_content(self) except -1
@@ -80,4 +90,4 @@ cdef class MilterProtocol:
     cpdef int refuse(self, int code, str text) except -1
     cpdef int discard(self) except -1
     cpdef int finish(self, bytes changes) except -1
-    cdef bytes insertions(self, Content content, bytes top)
+    cdef bytes answer_with(self, Content content, bytes top)

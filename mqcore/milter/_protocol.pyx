@@ -5,12 +5,12 @@ Version 6 of the protocol, as libmilter's `mfdef.h` and Postfix's `milter8.c` ha
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
-from ._fields cimport find_line, first_field, insertion, split_field, write_head
+from ._fields cimport insertions, split_field, write_head
+from ._macros cimport FIRST_OF_MESSAGE, Macros, decoded, text_of, texts_of
 from ._wire cimport length_at, put_number, until_nul
 
 from . import packets
@@ -51,7 +51,6 @@ cdef bytes CONTINUE = packet(b"c")
 cdef bytes DISCARD = packet(b"d")
 cdef bytes PROGRESS = packet(b"p")
 cdef tuple TOO_BIG = (552, "5.3.4 this message is bigger than this filter takes")
-cdef tuple MESSAGE_STAGES = (b"M", b"R", b"T", b"L", b"N", b"B", b"E")  # whose macros are those of one message
 
 
 @cython.final
@@ -104,8 +103,7 @@ cdef class MilterProtocol:
         self.data = b""
         self.more = []
         self.output = []
-        self.known_macros = {}
-        self.next_sender = b""
+        self.said = Macros.__new__(Macros)
         self.chunks = []
 
     def __dealloc__(self):
@@ -143,65 +141,62 @@ cdef class MilterProtocol:
     @property
     def macros(self):
         """What the server says beside, by names without braces, as of the last event."""
-        if self.merged is None:
-            merged = {}
-            for raw in self.known_macros.values():
-                texts = texts_of((<bytes>raw)[1:])
-                for name, value in zip(texts[::2], texts[1::2]):
-                    merged[text_of(name.removeprefix(b"{").removesuffix(b"}"))] = text_of(value)
-            self.merged = merged
-        return self.merged
+        return self.said.all()
 
     def macro(self, bytes name not None):
         """One of them."""
-        return self.find_macro(name)
-
-    cdef str find_macro(self, bytes name):
-        cdef bytes value
-        for raw in reversed(self.known_macros.values()):
-            value = macro_in(<bytes>raw, name, True)
-            if value is not None:
-                return text_of(value)
-        return None
+        return self.said.find(name)
 
     def next_event(self):
         """The next one, if all of it has come. While an answer is due it can only be that nobody waits for that any more."""
-        payload = self.next_payload()
-        return (<Content>payload).message() if type(payload) is Content else payload
+        cdef Kind kind = self.next_kind()
+        if kind == CONNECT:
+            return Connect(self.text, self.port, self.client)
+        if kind == HELO:
+            return Helo(self.text, self.tls_began)
+        if kind == MAIL_FROM:
+            return MailFrom(self.text, self.parameters or [])
+        if kind == RCPT_TO:
+            return RcptTo(self.text, self.raw, self.parameters or [])
+        if kind == MESSAGE:
+            return self.content.message()
+        if kind == ABORT:
+            return Abort()
+        return None if kind == NONE else Goodbye(self.goes_on)
 
-    cdef object next_payload(self):
-        """`next_event`, for callers that look at `last`: a message is a Content."""
+    cdef Kind next_kind(self) except? NONE:
+        """`next_event`, for callers that look at what it tells where that is kept. NONE: there is no event."""
         cdef const char *data
         cdef Py_ssize_t left, length
         cdef char command
+        cdef Kind kind
         while not self.is_ended:
             data = PyBytes_AS_STRING(self.data) + self.at
             left = PyBytes_GET_SIZE(self.data) - self.at
-            if self.due and not (left >= 5 and gives_up(data[4])):
-                return None
-            if left < 4:
-                return None
+            if left < 4 or self.due and not (left >= 5 and gives_up(data[4])):
+                return NONE
             length = length_at(data)
             if not 1 <= length <= LARGEST:
                 raise MilterError(f"a packet of {length} octets, where 1 to {LARGEST} can be")
             if left < 4 + length:
                 if not self.missing:
                     self.missing = 4 + length - left
-                return None
+                return NONE
             self.at += 4 + length
             command = data[4]
             if command == c"L" and self.in_transaction:
                 self.field(data + 5, length - 1)
             elif command == c"D" and self.is_negotiated:
-                self.define(data + 5, length - 1)
+                self.said.define(data + 5, length - 1)
             else:
-                payload = self.take(command, data + 5, length - 1)
-                if payload is not None:
-                    return payload
-        return None
+                kind = self.take(command, data + 5, length - 1)
+                if kind != NONE:
+                    self.last = kind
+                    return kind
+        return NONE
 
-    cdef object take(self, char command, const char *data, Py_ssize_t size):
-        """What one packet means; None where it is no event. The data must not be used after anything else was received."""
+    cdef Kind take(self, char command, const char *data, Py_ssize_t size) except? NONE:
+        """What one packet means; NONE where it is no event. The data must not be used after anything else was received."""
         if not self.is_negotiated and command != c"O":
             raise MilterError(f"the command {(<bytes>(&command)[:1])!r} comes before the versions were agreed upon")
         if command == c"M":
@@ -210,41 +205,37 @@ cdef class MilterProtocol:
             return self.rcpt(data, size)
         if command == c"B":
             self.chunk(data, size)
-            return None
+            return NONE
         if command == c"E":
             return self.end(data, size)
         if command == c"T" or command == c"N" or command == c"U":
-            return None
+            return NONE
         if command == c"A":
             self.due = False
             self.forget()
-            self.last = ABORT
-            return ABORTED
+            return ABORT
         return self.take_other(command, data, size)
 
-    cdef object take_other(self, char command, const char *data, Py_ssize_t size):
+    cdef Kind take_other(self, char command, const char *data, Py_ssize_t size) except? NONE:
         if command == c"O":
             self.negotiate(data, size)
-            return None
+            return NONE
         if command == c"C":
-            return self.connect(data[:size])
+            return self.connect(data, size)
         if command == c"H":
             return self.helo(data, size)
         if command == c"L":
             self.field(data, size)
-            return None
-        if command == c"Q":
+            return NONE
+        if command == c"Q" or command == c"K":
             self.due = False
             self.forget()
-            self.is_ended = True
-            self.last = GOODBYE
-            return ENDED
-        if command == c"K":
-            self.due = False
-            self.forget()
-            self.known_macros.clear()
-            self.last = GOODBYE
-            return GOES_ON
+            self.goes_on = command == c"K"
+            if self.goes_on:
+                self.said.forget(0)
+            else:
+                self.is_ended = True
+            return GOODBYE
         raise MilterError(f"the command {(<bytes>(&command)[:1])!r} is unknown")
 
     cdef int negotiate(self, const char *data, Py_ssize_t size) except -1:
@@ -283,67 +274,49 @@ cdef class MilterProtocol:
             steps |= CONTENT
         return steps
 
-    cdef int define(self, const char *data, Py_ssize_t size) except -1:
-        """Lists may be empty, or odd. Those of a command come before it, and the same again before each field."""
-        if size == 0:
-            return 0
-        cdef bytes stage = data[:1]
-        cdef bytes known = self.known_macros.get(stage)
-        if data[0] == c"M":  # what is known of the message before it is not known of this one
-            self.next_sender = data[:size]
-            return 0
-        if data[0] == c"C":
-            self.known_macros.clear()
-            known = None
-        elif known is not None and PyBytes_GET_SIZE(known) == size and memcmp(PyBytes_AS_STRING(known), data, size) == 0:
-            return 0
-        cdef bytes raw = data[:size]
-        self.known_macros[stage] = raw
-        self.merged = None
-        if data[0] == c"C":
-            version = macro_in(raw, b"v", False)
-            self.is_postfix = version is not None and version.startswith(b"Postfix")
-        return 0
-
-    cdef object connect(self, bytes data):
-        name, _, rest = data.partition(b"\0")
-        cdef bytes family = rest[:1]
-        cdef bytes port = rest[1:3]
-        cdef bytes address = rest[3:].split(b"\0")[0]
-        if family not in (b"4", b"6", b"L", b"U") or (family != b"U" and PyBytes_GET_SIZE(port) < 2):
+    cdef Kind connect(self, const char *data, Py_ssize_t size) except? NONE:
+        cdef Py_ssize_t name = until_nul(data, size)
+        cdef const char *rest = data + name + 1     # the family, two octets for the port, the address
+        cdef Py_ssize_t left = size - name - 1
+        cdef char family = rest[0] if left > 0 else 0
+        cdef bint is_network = family == c"4" or family == c"6"
+        if not (is_network or family == c"L" or family == c"U") or family != c"U" and left < 3:
             raise MilterError("what it says of its client makes no sense")
         self.tls = None
         self.due = self.wants_connect
-        cdef bint is_network = family == b"4" or family == b"6"
-        peer = text_of(address).removeprefix("IPv6:") if is_network else ""
-        known = "" if name.startswith(b"[") or name == b"unknown" else text_of(name)
-        self.last = CONNECT
-        return tuple.__new__(Connect, (peer, int.from_bytes(port, "big") if is_network else 0, known))
+        self.text, self.port = "", 0
+        if is_network:
+            self.text = decoded(rest + 3, until_nul(rest + 3, left - 3)).removeprefix("IPv6:")
+            self.port = <unsigned char>rest[1] << 8 | <unsigned char>rest[2]
+        self.client = "" if name and data[0] == c"[" or data[:name] == b"unknown" else decoded(data, name)
+        return CONNECT
 
-    cdef object helo(self, const char *data, Py_ssize_t size):
-        version = self.find_macro(b"tls_version") or None
-        cdef bint began = version is not None and version != self.tls
+    cdef Kind helo(self, const char *data, Py_ssize_t size) except? NONE:
+        version = self.said.find(b"tls_version") or None
+        self.tls_began = version is not None and version != self.tls
         self.tls = version
         self.due = self.wants_secure
-        self.last = HELO
-        return tuple.__new__(Helo, (decoded(data, until_nul(data, size)), began))
+        self.text = decoded(data, until_nul(data, size))
+        return HELO
 
-    cdef object mail(self, const char *data, Py_ssize_t size):
-        self.forget()
-        self.known_macros[b"M"] = self.next_sender
-        self.next_sender = b""
+    cdef Kind mail(self, const char *data, Py_ssize_t size) except? NONE:
+        self.forget_content()
+        self.said.begin_message()
         self.in_transaction = True
         self.due = self.wants_sender
-        self.last = MAIL_FROM
-        return tuple.__new__(MailFrom, (address_in(data, until_nul(data, size)), parameters_in(data, size)))
+        self.text = address_in(data, until_nul(data, size))
+        self.parameters = parameters_in(data, size)
+        return MAIL_FROM
 
-    cdef object rcpt(self, const char *data, Py_ssize_t size):
+    cdef Kind rcpt(self, const char *data, Py_ssize_t size) except? NONE:
         if not self.in_transaction:
             raise MilterError("a recipient comes outside of a transaction")
         self.due = self.wants_recipient
-        self.last = RCPT_TO
         cdef Py_ssize_t end = until_nul(data, size)
-        return tuple.__new__(RcptTo, (address_in(data, end), data[:end], parameters_in(data, size)))
+        self.text = address_in(data, end)
+        self.raw = data[:end]
+        self.parameters = parameters_in(data, size)
+        return RCPT_TO
 
     cdef int field(self, const char *data, Py_ssize_t size) except -1:
         if not self.has_room(size + FIELD_OVERHEAD):
@@ -366,7 +339,17 @@ cdef class MilterProtocol:
 
     cdef int chunk(self, const char *data, Py_ssize_t size) except -1:
         if self.has_room(size):
-            self.chunks.append(data[:size])
+            self.keep_chunk()
+            self.chunk_data = self.data
+            self.chunk_at = data - PyBytes_AS_STRING(self.data)
+            self.chunk_size = size
+        return 0
+
+    cdef int keep_chunk(self) except -1:
+        """The last one is copied when another one comes: mostly it is the only one."""
+        if self.chunk_data is not None:
+            self.chunks.append(self.chunk_data[self.chunk_at : self.chunk_at + self.chunk_size])
+            self.chunk_data = None
         return 0
 
     cdef bint has_room(self, Py_ssize_t size) except -1:
@@ -378,7 +361,7 @@ cdef class MilterProtocol:
             return False
         return True
 
-    cdef object end(self, const char *data, Py_ssize_t size):
+    cdef Kind end(self, const char *data, Py_ssize_t size) except? NONE:
         if not self.in_transaction:
             raise MilterError("a message ends outside of a transaction")
         if size:
@@ -387,9 +370,9 @@ cdef class MilterProtocol:
         if self.size > self.max_message:
             self.refuse(TOO_BIG[0], TOO_BIG[1])
             self.forget_content()
-            return None
-        self.last = MESSAGE
-        return self.make_content()
+            return NONE
+        self.content = self.make_content()
+        return MESSAGE
 
     cdef Content make_content(self):
         """The whole mail, with the line ends of SMTP."""
@@ -398,6 +381,8 @@ cdef class MilterProtocol:
         content.head = size
         for chunk in self.chunks:
             size += PyBytes_GET_SIZE(<bytes>chunk)
+        if self.chunk_data is not None:
+            size += self.chunk_size
         content.packets = PyBytes_FromStringAndSize(self.head, self.head_size)
         content.mime = PyBytes_FromStringAndSize(NULL, size)
         cdef char *to = PyBytes_AS_STRING(content.mime)
@@ -405,6 +390,9 @@ cdef class MilterProtocol:
         for chunk in self.chunks:
             memcpy(to, PyBytes_AS_STRING(<bytes>chunk), PyBytes_GET_SIZE(<bytes>chunk))
             to += PyBytes_GET_SIZE(<bytes>chunk)
+        if self.chunk_data is not None:
+            memcpy(to, PyBytes_AS_STRING(self.chunk_data) + self.chunk_at, self.chunk_size)
+            to += self.chunk_size
         assert to == PyBytes_AS_STRING(content.mime) + size
         self.drop_content()
         return content
@@ -412,18 +400,17 @@ cdef class MilterProtocol:
     cdef int forget(self) except -1:
         """The next transaction, if there is one, has nothing to do with this one."""
         self.forget_content()
-        for stage in MESSAGE_STAGES:
-            self.known_macros.pop(stage, None)
-        self.merged = None
-        return 0
+        return self.said.forget(FIRST_OF_MESSAGE)
 
     cdef int forget_content(self) except -1:
         self.in_transaction = False
         self.size = 0
+        self.content = None
         return self.drop_content()
 
     cdef int drop_content(self) except -1:
         self.chunks.clear()
+        self.chunk_data = None
         self.head_size = 0
         if self.head_room > KEPT:
             free(self.head)
@@ -433,6 +420,7 @@ cdef class MilterProtocol:
 
     @property
     def _body(self):
+        self.keep_chunk()
         return self.chunks
 
     @property
@@ -466,30 +454,14 @@ cdef class MilterProtocol:
     def encode(self, message not None, changes not None):
         """What `finish` takes. Raises ValueError if the header of the new mail is none, or the server did not offer to do
         that."""
-        return encode(message, changes, self.actions, is_postfix=self.is_postfix)
+        return encode(message, changes, self.actions, is_postfix=self.said.is_postfix)
 
-    cdef bytes insertions(self, Content content, bytes top):
-        """What `finish` takes where `top` was put above the message and nothing else changed, as most filters do. None: that
-        is not as simple as this, and `encode` knows what to do."""
-        cdef const char *text = PyBytes_AS_STRING(top)
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(top)
-        cdef Py_ssize_t at = 0
-        cdef Py_ssize_t name, value, stop
-        cdef bytes first = first_field(content.packets)
-        cdef list made = []
-        if not self.actions & ADD_FIELDS:
-            return None
-        while at < size:
-            stop = find_line(text + at, size - at, &name, &value)
-            if stop == 0:
-                return None
-            field = text[at : at + name] + b"\0" + text[at + name + 1 : at + name + 1 + value]
-            if at == 0 and field == first:  # then it may be another one of them that is new
-                return None
-            made.append(insertion(field))
-            at += stop
-        made.reverse()
-        return b"".join(made)
+    cdef bytes answer_with(self, Content content, bytes top):
+        """The whole answer to a message where this is put on top and nothing else is changed, as most filters do; `top` may be
+        None. None: that is not as simple as this, and `encode` knows what to do."""
+        if top is None:
+            return CONTINUE
+        return insertions(content.packets, top, CONTINUE) if self.actions & ADD_FIELDS else None
 
     cpdef int finish(self, bytes changes) except -1:
         """The server takes the message with these changes, which `encode` made."""
@@ -498,10 +470,14 @@ cdef class MilterProtocol:
         return self.answer(changes + CONTINUE)
 
     @property
+    def is_postfix(self):
+        return self.said.is_postfix
+
+    @property
     def takes_progress(self):
         """Whether the server may be told so while an answer is due: Sendmail takes that for an error unless all of a message
         has come."""
-        return self.is_postfix or self.last == MESSAGE
+        return self.said.is_postfix or self.last == MESSAGE
 
     def progress(self):
         """An answer will come."""
@@ -520,11 +496,6 @@ cdef class MilterProtocol:
         return 0
 
 
-cdef object ABORTED = Abort()
-cdef object ENDED = Goodbye(False)
-cdef object GOES_ON = Goodbye(True)
-
-
 # What stands in packets
 
 cdef inline bint gives_up(char command) noexcept:
@@ -532,25 +503,11 @@ cdef inline bint gives_up(char command) noexcept:
     return command == c"A" or command == c"Q" or command == c"K"
 
 
-cdef inline str decoded(const char *data, Py_ssize_t size):
-    """What clients send may be in any encoding, and comes back as it was."""
-    return PyUnicode_DecodeUTF8(data, size, "surrogateescape")
-
-
-cdef inline str text_of(bytes data):
-    return decoded(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-
-
-cdef list texts_of(bytes data):
-    """The texts of a packet. Some programs leave out the last NUL."""
-    return data.removesuffix(b"\0").split(b"\0") if data else []
-
-
 cdef list parameters_in(const char *data, Py_ssize_t size):
-    """What stands behind the first text."""
+    """What stands behind the first text; None: there is nothing."""
     cdef Py_ssize_t first = until_nul(data, size)
     if first + 1 >= size:
-        return []
+        return None
     return [text_of(one) for one in texts_of(data[first + 1 : size])]
 
 
@@ -558,33 +515,3 @@ cdef str address_in(const char *data, Py_ssize_t size):
     if size > 2 and data[0] == c"<" and data[1] != c"@" and data[size - 1] == c">":
         return decoded(data + 1, size - 2)
     return address_of(data[:size])
-
-
-cdef bytes macro_in(bytes raw, bytes name, bint any_braces):
-    """The last value of a macro in a list, behind the letter of its stage; None: it is not there."""
-    cdef const char *data = PyBytes_AS_STRING(raw)
-    cdef Py_ssize_t end = PyBytes_GET_SIZE(raw)
-    cdef Py_ssize_t at = 1
-    cdef Py_ssize_t start, stop, value
-    cdef bytes found = None
-    if end > 1 and data[end - 1] == 0:
-        end -= 1
-    while at < end:
-        start = at
-        stop = at + until_nul(data + at, end - at)
-        if stop == end:
-            break
-        value = stop + 1
-        at = value + until_nul(data + value, end - value)
-        while any_braces and start < stop and is_brace(data[start]):
-            start += 1
-        while any_braces and start < stop and is_brace(data[stop - 1]):
-            stop -= 1
-        if stop - start == PyBytes_GET_SIZE(name) and memcmp(data + start, PyBytes_AS_STRING(name), stop - start) == 0:
-            found = data[value:at]
-        at += 1
-    return found
-
-
-cdef inline bint is_brace(char character) noexcept:
-    return character == c"{" or character == c"}"

@@ -86,7 +86,7 @@ class MilterClient(Dialogue):
     who = "milter"
 
     def __init__(self, mq: Mq, server: MilterServer, peer: str, tls: bool, stored: list[Queued]) -> None:
-        super().__init__(mq, Session(server), peer)
+        super().__init__(mq, Session(server.host), peer)
         self._stored = stored
         self._tls = tls
         self._send(OFFER)

@@ -11,7 +11,7 @@ from mail_tools import untraced
 from smtp_tools import MAIL, TEXT, Holds, ListSink, codes, plugin, run, serving
 
 import mqcore
-from mqcore.mail import ACCEPTED, CANCELLED, Gateway, Mail, NullSink, Sink, SinkError, Source, Transaction, Verdict
+from mqcore.mail import ACCEPTED, CANCELLED, DISCARDED, Gateway, Mail, NullSink, Sink, SinkError, Source, Transaction, Verdict
 from mqcore.mail.errors import SinkFull
 
 
@@ -71,11 +71,9 @@ NO, LATER = Verdict.rejected(550, "5.1.1 no"), Verdict.deferred(450, "4.2.0 late
         ({"one": ValueError("a bug")}, False, "451 4.3.0 ", 0, 0, {"failed": 2}),
     ],
 )
-@pytest.mark.parametrize("instant", [False, True])
 @run
-async def test_what_a_sink_says(says, mixed, reply, stored, aside, counts, instant):
+async def test_what_a_sink_says(says, mixed, reply, stored, aside, counts):
     sink = OwnSink(**says)
-    sink.instant = instant
     async with serving(sink=sink, mixed=mixed) as it:
         client = await it.greeted()
         client.send(TWO)
@@ -85,22 +83,53 @@ async def test_what_a_sink_says(says, mixed, reply, stored, aside, counts, insta
     assert {name: count for name in names if (count := getattr(it.gateway.report.counts, name))} == counts
 
 
+class SaysAtOnce(OwnSink):
+    """Says this of all mails of a transaction, or raises it, before `deliver_soon` returns."""
+
+    delivers_soon = True
+
+    def __init__(self, said: Any) -> None:
+        super().__init__()
+        self.said = said
+
+    async def deliver(self, mails):
+        raise AssertionError
+
+    def deliver_soon(self, mails, token, answer):
+        if isinstance(self.said, Exception):
+            raise self.said
+        return self.said
+
+
+@pytest.mark.parametrize(
+    ("said", "reply", "counts"),
+    [
+        (ACCEPTED, "250 2.6.0 ", {"continued": 2}),
+        (Verdict.accepted("taken"), "250 2.6.0 taken", {"continued": 2}),
+        (DISCARDED, "250 2.6.0 ", {"discarded": 2}),
+        (NO, "550 5.1.1 no", {"rejected": 2}),
+        (LATER, "450 4.2.0 later", {"rejected": 2}),
+        (Verdict.in_doubt("4.4.2 no answer"), "451 4.4.2 no answer", {"rejected": 2, "in_doubt": 2}),
+        (CANCELLED, "451 4.3.0 ", {"unfinished": 2}),
+        (ValueError("a bug"), "451 4.3.0 ", {"failed": 2}),
+        (MemoryError(), "452 4.3.1 ", {"rejected": 2}),
+    ],
+)
 @run
-async def test_an_instant_sink_does_not_wait():
-    sink = OwnSink()
-    sink.instant = True
-    sink.gate.clear()
-    async with serving(sink=sink) as it:
+async def test_what_a_sink_says_at_once_of_all(said, reply, counts):
+    async with serving(sink=SaysAtOnce(said)) as it:
         client = await it.greeted()
-        assert (await client.asks(TWO, 5))[-1] == "451 4.3.0"
-    assert it.gateway.report.counts.unfinished == 2
+        client.send(TWO)
+        assert [await client.reply() for _ in range(5)][-1].startswith(reply)
+    names = ("continued", "discarded", "failed", "rejected", "unfinished", "in_doubt", "unanswered")
+    assert {name: count for name in names if (count := getattr(it.gateway.report.counts, name))} == counts
 
 
-@pytest.mark.parametrize("instant", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
 @run
-async def test_a_sink_that_breaks_ends_the_run(instant):
-    sink = OwnSink(one=SinkError("the broker is gone"))
-    sink.instant = instant
+async def test_a_sink_that_breaks_ends_the_run(at_once):
+    error = SinkError("the broker is gone")
+    sink = SaysAtOnce(error) if at_once else OwnSink(one=error)
     async with serving(sink=sink) as it:
         client = await it.greeted()
         assert (await client.asks(TWO, 5))[-1] == "451 4.3.0"

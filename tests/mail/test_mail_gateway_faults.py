@@ -213,12 +213,15 @@ def breaks(answer):
     [
         (later(Verdict.accepted()), Kind.ACCEPTED),
         (lambda answer: answer(Verdict.accepted()) is None, Kind.ACCEPTED),
+        (lambda answer: Verdict.accepted(), Kind.ACCEPTED),
+        (lambda answer: answer(Verdict.accepted()) or Verdict.rejected(550, "5.1.1 no"), Kind.ACCEPTED),
+        (lambda answer: answer(Verdict.accepted()) or breaks(answer), Kind.ACCEPTED),
         (later(Verdict.rejected(550, "5.1.1 no")), Kind.REJECTED),
         (later(None, defers), Kind.DEFERRED),
         (lambda answer: False, Kind.IN_DOUBT),  # so `deliver` was called
         (breaks, Kind.FAILED),
     ],
-    ids=["later", "at once", "refused", "goes on", "not now", "a bug"],
+    ids=["later", "within", "at once", "within and at once", "within and a bug", "refused", "goes on", "not now", "a bug"],
 )
 @run
 async def test_a_sink_that_takes_mails_at_once(says, kind):

@@ -36,7 +36,7 @@ async def hold_mails_of(count: int) -> None:
     async with asked(holds) as (mta, at):
         await mta.connect()
         servers = [await Mta.at(at.gateway.source.port) for _ in range(count)]
-        assert len(at.server.sessions) == count + 1
+        assert len(at.server.host.sessions) == count + 1
 
         async def ask(number: int) -> None:
             one = servers[number]
@@ -54,7 +54,7 @@ async def hold_mails_of(count: int) -> None:
         assert at.counts.continued == count
         for one in servers:
             one.leave()
-        while len(at.server.sessions) > 1:
+        while len(at.server.host.sessions) > 1:
             await asyncio.sleep(0.01)
 
 
@@ -72,7 +72,7 @@ def test_a_thousand_connections() -> None:
 @run
 async def test_one_connection_too_many_is_closed() -> None:
     async with asked() as (mta, at):
-        at.server._most = 2
+        at.server.host.most = 2
         await mta.connect()
         other = await Mta.at(at.gateway.source.port)
         reader, writer = await asyncio.open_connection("127.0.0.1", at.gateway.source.port)

@@ -48,7 +48,7 @@ async def test_what_plugins_hold_is_taken_back_when_postfix_is_killed(tmp_path: 
             await until(lambda: holds.held)
             for pid in [*pids("smtpd", tmp_path / "postfix"), *pids("cleanup", tmp_path / "postfix")]:
                 os.kill(pid, signal.SIGKILL)
-            await until(lambda: not at.gateway.source._server.sessions)
+            await until(lambda: not at.gateway.source._server.host.sessions)
             assert at.gateway.dispatcher.counts()["held"] == 0
             assert holds.closed >= 1
             with contextlib.suppress(AssertionError):  # its connection is gone

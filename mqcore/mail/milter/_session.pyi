@@ -6,7 +6,7 @@ from ...milter._protocol import MilterProtocol
 from .._mail import Connection, Mail
 from .._transaction import Transaction
 from ..verdicts import Verdict
-from .server import MilterServer
+from ._host import MilterHost
 from .transaction import Recipient
 
 @final
@@ -24,7 +24,7 @@ class MilterTransaction(Transaction):
 
 @final
 class Session(asyncio.Protocol):
-    def __new__(cls, server: MilterServer) -> Self: ...
+    def __new__(cls, host: MilterHost) -> Self: ...
     @property
     def protocol(self) -> MilterProtocol: ...
     @property

@@ -5,19 +5,23 @@ import logging
 from types import MappingProxyType
 
 cimport cython
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.time cimport time as wall_time
 from ..._dispatcher cimport Dispatcher
 from ..._hook cimport Hook
-from ...milter._protocol cimport ABORT, CONNECT, HELO, MAIL_FROM, MESSAGE, RCPT_TO, Content, Kind, MilterProtocol
+from ...milter._protocol cimport (
+    ABORT, CONNECT, HELO, MAIL_FROM, MESSAGE, NONE, RCPT_TO, Content, Kind, MilterProtocol
+)
 from .._gateway cimport Gateway
 from .._mail cimport Connection, Mail, address_in, new_mail
 from .._transaction cimport Transaction
+from ._host cimport MilterHost
 
 from ... import CONTINUE, FAIL
-from ...milter.packets import MilterError
+from ...milter.packets import MilterError, packet
 from ..origin import Origin
 from ..refusals import describe
-from ..verdicts import UNAVAILABLE, Rejection
+from ..verdicts import ACCEPTED, UNAVAILABLE, Rejection
 from . import timeouts
 from .errors import Unsayable
 from .transaction import Recipient, find_changes
@@ -36,6 +40,7 @@ log = logging.getLogger("mqcore.mail.milter.session")
 
 cdef tuple STAGES = ("connect", "secure", "mailfrom", "rcptto", "data")
 cdef Mail NOTHING_SAID = Mail(b"", json={})
+cdef bytes PROCEED = packet(b"c")
 
 cdef class Session
 
@@ -57,14 +62,14 @@ cdef class MilterConnection(Connection):
 cdef class MilterTransaction(Transaction):
     """A message that a server asks about: one mail for each recipient. The server gets one answer, which may take recipients
     away."""
-    cdef list takers        # a Recipient for each mail
+    cdef list takers        # for each mail what a Recipient is made of
     cdef bytes answer       # what the server is to be told if all goes well; None if nobody is to get anything
     cdef Session session
 
     @property
     def recipients(self):
         """Each mail's recipient."""
-        return dict(zip(self.mails, self.takers, strict=True))
+        return {mail: Recipient(*taker) for mail, taker in zip(self.mails, self.takers, strict=True)}
 
     cpdef object settle(self, list verdicts):
         session, self.session = self.session, None
@@ -75,13 +80,13 @@ cdef class MilterTransaction(Transaction):
 
 @cython.final
 cdef class Session:
-    """Of a server's connection to us; of its clients one after another. A protocol of asyncio; `server` is a `MilterServer`.
+    """Of a server's connection to us; of its clients one after another. A protocol of asyncio.
 
     All stages but `mq_smtp_in_message` get the same message, as with SMTP.
 
     `since`: when the server last said something, whole.
     """
-    cdef object server
+    cdef MilterHost host
     cdef Gateway gateway
     cdef Dispatcher dispatcher
     cdef object transport
@@ -99,29 +104,24 @@ cdef class Session:
     cdef bint is_paused
     cdef bint drops_all         # a plugin discards all that this client sends
     cdef bint drops             # or all of this transaction
-    cdef str sender
+    cdef str sender             # None outside of a transaction, and so all below
     cdef list recipients
-    cdef list dropped           # as the server knows them
-    cdef object announced       # the RcptTo that a step is about
-    cdef Content content
-    cdef bytes mime
+    cdef list dropped           # as the server knows them; None if there are none
+    cdef Content content        # until the server was answered
 
-    def __cinit__(self, server not None):
-        self.server = server
-        self.gateway = server.gateway
-        self.dispatcher = self.gateway.dispatcher
-        self.protocol = MilterProtocol(server.wanted(), server.max_message)
+    def __cinit__(self, MilterHost host not None):
+        self.host = host
+        self.gateway = host.gateway
+        self.dispatcher = host.dispatcher
+        self.protocol = MilterProtocol(host.find_wanted(), host.max_message)
         self.since = self.time()
         self.message = NOTHING_SAID
-        self.begin_transaction("")
 
-    cdef int begin_transaction(self, str sender) except -1:
-        self.sender = sender
-        self.recipients = []
-        self.dropped = []
+    cdef int forget_transaction(self) except -1:
+        self.sender = None
+        self.recipients = self.dropped = None
         self.drops = False
         self.content = None
-        self.mime = b""
         return 0
 
     cdef double time(self) noexcept:
@@ -133,7 +133,7 @@ cdef class Session:
     def connection_made(self, transport):
         self.transport = transport
         self.resume = self._resume
-        self.server.enter(self)
+        self.host.enter(self)
 
     def data_received(self, bytes data not None):
         self.protocol.receive(data)
@@ -157,9 +157,9 @@ cdef class Session:
         self.is_lost = True
         self.end_client()
         self.resume = None  # which leads back here
-        self.server.leave(self)
+        self.host.leave(self)
 
-    # What the server of the source calls
+    # What the server that we are calls
 
     @property
     def is_idle(self):
@@ -180,14 +180,15 @@ cdef class Session:
     cdef int proceed(self) except -1:
         if self.is_proceeding or self.is_lost:
             return 0
+        cdef Kind kind
         self.is_proceeding = True
         try:
             while not self.is_lost:
-                event = self.protocol.next_payload()
-                if event is None:
+                kind = self.protocol.next_kind()
+                if kind == NONE:
                     break
                 self.since = self.time()
-                self.handle(event)
+                self.handle(kind)
         except MilterError as error:
             log.warning("a connection is closed that does not speak the milter protocol: %s", error)
             self.abandon()
@@ -202,40 +203,40 @@ cdef class Session:
         output = self.protocol.take_output()
         if output:
             self.transport.write(output)
-        if self.protocol.is_ended or (self.server.is_stopping and self.is_idle):
+        if self.protocol.is_ended or (self.host.is_stopping and self.is_idle):
             self.transport.close()
         elif self.is_paused and not self.protocol.due:
             self.is_paused = False
             self.transport.resume_reading()
         return 0
 
-    cdef int handle(self, event) except -1:
-        cdef Kind kind = self.protocol.last
+    cdef int handle(self, Kind kind) except -1:
+        cdef str address
         if kind == CONNECT:
-            self.connect(event.peer)
+            self.connect(self.protocol.text)
         elif kind == ABORT:
             self.cancel()
-            self.begin_transaction("")
+            self.forget_transaction()
         elif kind <= MESSAGE:
             if self.connection is None:
                 raise MilterError("it speaks of a client that did not connect")
             if kind == HELO:
-                self.helo(event)
+                self.helo()
             elif kind == MAIL_FROM:
-                self.mail_from(event)
+                self.mail_from()
             elif kind == RCPT_TO:
-                self.announced = event
-                self.message.known["recipient"] = event.address
-                self.run(AT_RECIPIENT, (event.address,))
+                address = self.protocol.text
+                self.message.known["recipient"] = address
+                self.run(AT_RECIPIENT, (address,))
             else:
-                self.take_message(<Content?>event)
+                self.take_message(self.protocol.content)
         else:
             self.end_client()
         return 0
 
     cdef int connect(self, str peer) except -1:
         self.end_client()
-        number, id = self.server.next_number()
+        cdef unsigned long long number = self.host.names.take(1)
         cdef MilterConnection connection = MilterConnection.__new__(MilterConnection)
         connection.id = number
         connection.peer = peer
@@ -243,12 +244,11 @@ cdef class Session:
         connection.session = self
         self.connection = connection
         self.drops_all = False
-        self.message = self.new_message(id)
+        self.message = self.new_message(self.host.names.name(number))
         return self.run(AT_CONNECT, ())
 
     cdef Mail new_message(self, id):
-        origin = tuple.__new__(Origin, (b"", id, 0, None, None, None, None, None, None, None, False, False, 0, 0, None))
-        return new_mail(b"", {}, self.connection, origin)
+        return new_mail(b"", {}, self.connection, new_origin(b"", id, 0, None, None, None))
 
     cdef int renew_message(self) except -1:
         known = self.message.known
@@ -256,58 +256,61 @@ cdef class Session:
         self.message.known = known
         return 0
 
-    cdef int helo(self, event) except -1:
-        self.connection.helo = event.name
-        if event.tls:
+    cdef int helo(self) except -1:
+        self.connection.helo = self.protocol.text
+        if self.protocol.tls_began:
             self.connection.tls = True
             return self.run(AT_SECURE, ())
         if self.protocol.due:
             self.protocol.proceed()
         return 0
 
-    cdef int mail_from(self, event) except -1:
-        address, parameters = event
-        self.begin_transaction(address)
-        self.connection.authenticated = self.protocol.find_macro(b"auth_authen") is not None
+    cdef int mail_from(self) except -1:
+        cdef str address = self.protocol.text
+        self.forget_transaction()
+        self.sender = address
+        self.recipients = []
+        self.connection.authenticated = self.protocol.said.find(b"auth_authen") is not None
         self.message.known = {"envelope": address}
-        if parameters:
-            self.message.known["mail_parameters"] = parameters
+        if self.protocol.parameters is not None:
+            self.message.known["mail_parameters"] = self.protocol.parameters
         self.note_queue_id()
         return self.run(AT_SENDER, (address,))
 
     cdef int note_queue_id(self) except -1:
         """Sendmail has it from MAIL on, Postfix from DATA on."""
-        id = self.protocol.find_macro(b"i")
+        id = self.protocol.said.find(b"i")
         if id is not None:
             self.message.known["queue_id"] = id
         return 0
 
     cdef int after_recipient(self, outcome) except -1:
-        address, raw, _ = self.announced
+        cdef str address = self.protocol.text  # which comes next when this one was answered
         if outcome is not FAIL and self.message.discarded:
-            self.dropped.append(raw)
+            if self.dropped is None:
+                self.dropped = []
+            self.dropped.append(self.protocol.raw)
         elif outcome is not FAIL and self.message.refusal is None:
             wanted = address_in(self.message.known, "recipient") or address
-            self.recipients.append(tuple.__new__(Recipient, (wanted, raw, address)))
+            self.recipients.append((wanted, self.protocol.raw, address))
         return self.answer(outcome)
 
     cdef int take_message(self, Content content) except -1:
         message = self.message
         message.known.pop("recipient", None)
         self.note_queue_id()
-        if self.drops or self.drops_all or (self.dropped and not self.recipients):
+        if self.drops or self.drops_all or (self.dropped is not None and not self.recipients):
             return self.drop_message()
         if not self.recipients or not self.protocol.wanted.content:  # then the content did not come either
             return self.protocol.proceed()
-        message.known["recipients"] = [one.address for one in self.recipients]
+        message.known["recipients"] = [address for address, _, _ in self.recipients]
         self.content = content
-        self.mime = content.mime
         message.set_bytes(content.mime)
         return self.run(AT_DATA, (content.mime,))
 
     cdef int drop_message(self) except -1:
         """It is accepted, and nobody gets it."""
-        self.gateway.count_discarded(len(self.recipients) + len(self.dropped))
+        self.gateway.count_discarded(len(self.recipients) + (0 if self.dropped is None else len(self.dropped)))
         return self.protocol.discard()
 
     cdef int after_data(self, outcome) except -1:
@@ -342,10 +345,10 @@ cdef class Session:
         envelope = address_in(known, "envelope") or ""
         cdef double now = wall_time()
         cdef bytes mime = self.message.whole()
+        cdef unsigned long long number = self.host.names.take(len(self.recipients))
         for address, _, _ in self.recipients:
-            number, id = self.server.next_number()
-            origin = tuple.__new__(Origin, (self.mime, id, number, envelope, now, None, None, address, None, None, False, False,
-                                            0, 0, None))
+            origin = new_origin(self.content.mime, self.host.names.name(number), number, envelope, now, address)
+            number += 1
             json = copy.deepcopy(known) if mails else known.copy()
             json["recipient"] = address
             mails.append(new_mail(mime, json, self.connection, origin))
@@ -360,21 +363,20 @@ cdef class Session:
         self.message = NOTHING_SAID
         self.connection = None
         message.set_bytes(b"")
-        (<Hook?>self.server.close).run_one(message, (), None)
+        self.host.close.run_one(message, (), None)
         return 0
 
     # Steps
 
     cdef Hook hook(self):
         """Of the stage."""
-        server = self.server
         if self.stage == AT_SENDER:
-            return server.mailfrom
+            return self.host.mailfrom
         if self.stage == AT_RECIPIENT:
-            return server.rcptto
+            return self.host.rcptto
         if self.stage == AT_DATA:
-            return server.data
-        return server.secure if self.stage == AT_SECURE else server.connect
+            return self.host.data
+        return self.host.secure if self.stage == AT_SECURE else self.host.connect
 
     cdef int run(self, Stage stage, tuple arguments) except -1:
         """Run the step of a stage, and then answer."""
@@ -451,7 +453,7 @@ cdef class Session:
 
     cdef int wait(self) except -1:
         """From now on the server waits for us."""
-        call_later = self.server.loop.call_later
+        call_later = self.host.loop.call_later
         if self.protocol.takes_progress:
             self.timer = call_later(timeouts.PROGRESS, self._tell_progress)
         else:
@@ -488,22 +490,23 @@ cdef class Session:
             return
         transaction.answer = self.simple_answer(transaction, mails)
         if transaction.answer is None:
-            changes = find_changes(mails, transaction.recipients, self.mime, self.sender, self.dropped)
+            changes = find_changes(mails, transaction.recipients, self.content.mime, self.sender, self.dropped or ())
             try:
-                transaction.answer = self.protocol.encode(self.content.message(), changes)
+                transaction.answer = self.protocol.encode(self.content.message(), changes) + PROCEED
             except ValueError as error:
                 raise Unsayable(str(error)) from error
 
     cdef bytes simple_answer(self, MilterTransaction transaction, mails):
         """Where nothing was changed but by fields on top of the one mail that there is. None: that is not so."""
         cdef Mail mail = transaction.mails[0]
-        if len(transaction.mails) > 1 or self.dropped or mail.spooled is not None or mail.content is not self.mime:
+        cdef dict known = mail.known if type(mail.known) is dict else None
+        if len(transaction.mails) > 1 or self.dropped is not None or mail.spooled is not None or mail.hidden:
             return None
-        if mail.hidden or mail.recipients != [transaction.takers[0].announced] or mail.envelope != self.sender:
+        if mail.content is not self.content.mime or known is None or "recipients" in known or "quarantine" in known:
             return None
-        if "quarantine" in mail.known:
+        if address_in(known, "recipient") != transaction.takers[0][2] or address_in(known, "envelope") != self.sender:
             return None
-        return b"" if mail.above is None else self.protocol.insertions(self.content, mail.above)
+        return self.protocol.answer_with(self.content, mail.above)
 
     cdef int settled(self, MilterTransaction transaction, verdict) except -1:
         """What the gateway says of it, of all its mails: those that were refused alone are where failed mails are."""
@@ -511,12 +514,18 @@ cdef class Session:
             return 0
         self.transaction = None
         self.end_waiting()
-        self.begin_transaction("")
-        if not verdict.is_good:
+        self.forget_transaction()
+        if verdict is not ACCEPTED and not verdict.is_good:
             code, text = verdict.reply
             self.protocol.refuse(code, text)
         elif transaction.answer is None:  # a sink of ours has it, or nobody is to get it
             self.protocol.discard()
         else:
-            self.protocol.finish(transaction.answer)
+            self.protocol.answer(transaction.answer)
         return self.proceed()
+
+
+cdef object new_origin(bytes mime, str id, number, envelope, received, recipient):
+    """An Origin of what comes once."""
+    cdef tuple given = ((mime, id, number, envelope, received, None, None, recipient, None, None, False, False, 0, 0, None),)
+    return (<PyTypeObject *>tuple).tp_new(Origin, <PyObject *>given, NULL)  # tuple.__new__ costs twice as much

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from .._mail import Mail
-from ..base import Sink, Source
+from ..base import Answer, Sink, Source
 from ..verdicts import ACCEPTED, Verdict
 from .errors import Unsayable
 
@@ -22,7 +22,7 @@ UNSAYABLE = Verdict.deferred(451, "4.3.0 this filter has a problem; try again la
 class MilterSink(Sink):
     """The server has the mail, and is told what plugins changed."""
 
-    instant = True
+    delivers_soon = True
 
     def __init__(self, url: str) -> None:
         """`url`: the source's."""
@@ -43,6 +43,9 @@ class MilterSink(Sink):
         self._kind = MilterConnection
 
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
+        return [self.deliver_soon(mails)] * len(mails)
+
+    def deliver_soon(self, mails: Sequence[Mail], token: object = None, answer: Answer | None = None) -> Verdict:
         connection = mails[0].connection
         if not isinstance(connection, self._kind) or connection.session is None:
             raise TypeError("only mail that a server asks about can stay with it")
@@ -51,5 +54,5 @@ class MilterSink(Sink):
         except Unsayable as error:
             self.unsayable += 1
             log.error("the server cannot be told what plugins made of the mail %s: %s", mails[0].origin.id, error)
-            return [UNSAYABLE] * len(mails)
-        return [ACCEPTED] * len(mails)
+            return UNSAYABLE
+        return ACCEPTED

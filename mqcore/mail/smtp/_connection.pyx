@@ -5,10 +5,11 @@ import logging
 cimport cython
 from ..._hook cimport Hook
 from .._mail cimport Connection, Mail, address_in, for_transaction, new_connection, new_mail
+from .._names cimport numbered
 from .._transaction cimport Transaction
 from ...smtp._data cimport DataReceiver
 from ...smtp._protocol cimport AUTHENTICATE, GREETING, MAIL_FROM, MESSAGE, NOTHING, RCPT_TO, START_TLS, ServerProtocol
-from ._host cimport Host, numbered
+from ._host cimport Host
 from ._incoming cimport Incoming
 from ._trace cimport kind_of
 

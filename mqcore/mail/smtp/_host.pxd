@@ -2,16 +2,9 @@
 
 from ..._hook cimport Hook
 from .._gateway cimport Gateway
+from .._names cimport Names
 from ._counters cimport SmtpCounters
 from ._trace cimport Tracer
-
-cdef class Names:
-    # Of mails.
-    cdef str name_of_run
-    cdef unsigned long long count
-
-    cdef unsigned long long take(self, Py_ssize_t count) noexcept
-    cdef str name(self, unsigned long long number)
 
 cdef class Host:
     cdef object loop
@@ -61,5 +54,3 @@ cdef class Host:
     cpdef object find_excess(self, str network, Py_ssize_t handshakes, str peer)
     cpdef int join(self, str network) except -1
     cpdef int part(self, str network) except -1
-
-cdef str numbered(str begin, unsigned long long number)

@@ -14,10 +14,6 @@ from .logins import FailedLogins
 from .networks import Networks
 
 @final
-class Names:
-    def __new__(cls) -> Self: ...
-
-@final
 class Host:
     is_stopping: bool
     is_held_off: bool

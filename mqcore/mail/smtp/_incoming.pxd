@@ -1,8 +1,8 @@
 # A transaction of a client as it comes in.
 
 from .._mail cimport Connection, Mail
+from .._names cimport Names
 from ...smtp._data cimport DataReceiver
-from ._host cimport Names
 
 cdef class Incoming:
     cdef list recipients

@@ -5,8 +5,8 @@ import copy
 cimport cython
 from cpython.time cimport time as wall_time
 from .._mail cimport Connection, Mail, address_in, new_mail
+from .._names cimport Names
 from ...smtp._data cimport DataReceiver
-from ._host cimport Names
 
 from ..origin import Origin
 

@@ -3,6 +3,9 @@
 ``MQCORE_DEBUG=1`` in the environment builds them for tests: bounds and None checks and assertions on. ``MQCORE_SANITIZE=1``
 does that with AddressSanitizer and UndefinedBehaviorSanitizer, ``MQCORE_SANITIZE=thread`` with ThreadSanitizer. Each keeps its
 files in a build folder of its own, so the kinds of build never mix.
+
+A release build is the same, byte for byte, wherever and whenever it is made with the same compiler, Cython and Python: no path
+of the build folder gets into it, nor what debuggers read, in which there are many. The times in a wheel are SOURCE_DATE_EPOCH.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ THREADS = SANITIZE == "thread"
 MEMORY = SANITIZE not in ("", "0", "thread")
 DEBUG = MEMORY or THREADS or os.environ.get("MQCORE_DEBUG", "0") not in ("", "0")
 KIND = "threads" if THREADS else "sanitize" if MEMORY else "debug" if DEBUG else "release"
-FLAGS = ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]
+FLAGS = ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", f"-ffile-prefix-map={Path.cwd()}=."]
 SANITIZERS = {"threads": ["-fsanitize=thread"], "sanitize": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]}
 FLAGS += SANITIZERS.get(KIND, [])
 

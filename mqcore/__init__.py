@@ -9,6 +9,8 @@ Mail is in `mqcore.mail`, a server that can be looked into in `mqcore.server`, t
 """
 
 import os
+import sys
+from typing import TYPE_CHECKING
 
 from ._context import Context, Hold
 from ._dispatcher import Dispatcher
@@ -65,10 +67,25 @@ __all__ = [
     "Verdict",
     "Watchdog",
     "Watcher",
+    "__version__",
     "get_include",
 ]
+
+__version__: str
+"""The installed version, as the package's metadata has it."""
 
 
 def get_include() -> str:
     """The folder of `mqcore.h`, for compiling native plugins; `mqcore.pc`, for pkg-config, is there too."""
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "native", "include")
+
+
+if not TYPE_CHECKING:  # to which every name would be one that a module has
+
+    def __getattr__(name: str) -> str:
+        if name == "__version__":
+            from importlib.metadata import version  # takes longer than all of the core
+
+            globals()[name] = version("mqcore")
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])

@@ -1,7 +1,6 @@
 """`Dispatcher`: one worker's engine, made of its parts: the reactor, the hold table, the runner and the active plugins."""
 
 import asyncio
-import difflib
 
 cimport cython
 from libc.stdint cimport uint64_t
@@ -137,6 +136,7 @@ cdef class Dispatcher:
             raise MqError(f"hook({name!r}): the dispatcher has not been initialised")
         hook = self.active.hooks.get(name)
         if hook is None:
+            import difflib  # only for this
             near = difflib.get_close_matches(name, self.active.hooks, 1)
             raise MqError(f"there is no hook {name}" + (f"; did you mean {near[0]}?" if near else "")
                           + "; Plugins(hooks=[...]) declares hooks")

@@ -26,6 +26,7 @@ from ._message cimport (
 cdef extern from "Python.h":
     PyObject *Py_None
     int PyUnicode_Compare(PyObject *, PyObject *) noexcept
+    Py_ssize_t references "Py_REFCNT"(PyObject *) noexcept  # of one that may be dead: no `object`, which would be counted
 
 cdef uint64_t holds_begun = 0  # of dispatchers that are closed
 cdef uint64_t holds_ended = 0
@@ -235,7 +236,7 @@ cdef class HoldTable:
             each = self.first_held()
             if each == NULL:
                 return self.take_queued()
-            if each.ob_refcnt > 0:
+            if references(each) > 0:
                 return self.take_held(each)
             if self.lists.stand_in != NULL:
                 self.use_stand_in_for(each)
@@ -389,7 +390,7 @@ cdef inline PyObject *given_at(Link *link) noexcept:
 cdef PyObject *alive_from(PyObject *each) noexcept:
     """This message, or the first after it that is alive. One that is not is in the list of the dead; or CPython puts its
     deallocation off, as that of deeply nested objects, and with it the finalizer, which takes the message out."""
-    while each != NULL and each.ob_refcnt <= 0:
+    while each != NULL and references(each) <= 0:
         each = next_in_bucket(each)
     return each
 
@@ -403,7 +404,7 @@ cdef PyObject *oldest_in(TimeoutBucket *bucket) noexcept:
 
 
 cdef inline bint is_wanted(PyObject *message, PyObject *plugin, PyObject *hook) noexcept:
-    return (message.ob_refcnt > 0 and (<Message>message).state == HELD
+    return (references(message) > 0 and (<Message>message).state == HELD
             and (plugin == Py_None or PyUnicode_Compare((<Message>message).entry.plugin, plugin) == 0)
             and (hook == Py_None or PyUnicode_Compare((<Message>message).entry.hook, hook) == 0))
 

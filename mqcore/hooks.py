@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import keyword
 import unicodedata
 from dataclasses import dataclass
@@ -140,5 +139,7 @@ def _one_edit(one: str, other: str) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
+    import difflib  # only for this
+
     close = difflib.get_close_matches(name, known, 1, cutoff=0)
     return f"; the nearest name is {close[0]}" if close else ""

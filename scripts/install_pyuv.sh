@@ -2,7 +2,7 @@
 # Build pyuv 1.4.0 from its source and install it: scripts/install_pyuv.sh [PYTHON]
 #
 # pyuv's own release does not compile on CPython 3.10 and later; with pyuv_compat.h force-included it does, on 3.11 to
-# 3.13. Needs a C compiler. PYTHON is the interpreter to install it for, by default the first python3 on PATH.
+# 3.15. Needs a C compiler. PYTHON is the interpreter to install it for, by default the first python3 on PATH.
 set -eu
 
 python=${1:-python3}

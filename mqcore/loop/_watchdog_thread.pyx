@@ -51,6 +51,7 @@ cdef extern from *:
     {
         sigset_t all, before;
         sigfillset(&all);
+        sigdelset(&all, SIGABRT);  /* for faulthandler: glibc's abort() no longer unblocks it first (2.41) */
         pthread_sigmask(SIG_SETMASK, &all, &before);
         int failed = pthread_create(thread, NULL, function, argument);
         pthread_sigmask(SIG_SETMASK, &before, NULL);

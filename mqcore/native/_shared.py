@@ -7,10 +7,8 @@ import contextlib
 import functools
 import itertools
 import os
-import shutil
 import struct
 import sys
-import tempfile
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -156,6 +154,8 @@ def _new_name(path: str) -> str:
     """A name by which the dynamic linker does not know the file yet."""
     path = os.path.realpath(path)
     if path in _opened or _file(path) in _opened.values():
+        import shutil  # takes its time, which most need not wait for
+
         path = shutil.copyfile(path, os.path.join(_folder(), f"{next(_numbers)}-{os.path.basename(path)}"))
         os.chmod(path, 0o700)
     _opened[path] = _file(path)
@@ -179,6 +179,9 @@ def _forget(paths: list[str]) -> None:
 @functools.cache
 def _folder() -> str:
     """A folder of this process's own."""
+    import shutil
+    import tempfile
+
     folder = tempfile.mkdtemp(prefix="mqcore-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
-import tomllib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -41,6 +39,8 @@ def read_toml(path: str) -> dict[str, Any]:
             data = file.read()
     except (OSError, ValueError) as error:
         raise unreadable(error, path) from error
+    import tomllib  # takes its time, which most need not wait for
+
     try:
         return tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
@@ -55,6 +55,8 @@ def line_of(path: str, *keys: str) -> int | None:
     """The line of a TOML file in which the table or value begins that these keys lead to; None if it has none.
 
     It is the first line with which what stands above it, and it, has the keys: so in whatever way it is written."""
+    import tomllib
+
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
@@ -108,11 +110,21 @@ def settings_of(plugin: str, path: str | None, config: Config, source: Config | 
             wrong, where = f"hold_timeout in its config must be a number of seconds, or 0 for none, and is {timeout!r}", OWN[:1]
         elif on_error not in ("fail", "continue"):
             wrong, where = f'on_error in its config must be "fail" or "continue", and is {on_error!r}', OWN[1:]
-        for name in table:
-            close = name not in OWN and difflib.get_close_matches(str(name), OWN, 1, cutoff=0.8)
-            if close:
-                _log.warning("plugin %s: its config has %s; did you mean %s?", plugin, name, close[0])
+        warn_of_misspelt(plugin, table)
     if wrong:
         file, line = place_of(source, plugin, *where) or (path, None)
         raise PluginError(wrong, plugin=plugin, path=file, line=line)
     return MappingProxyType(dict(table))
+
+
+def warn_of_misspelt(plugin: str, table: Mapping[str, Any]) -> None:
+    """Of keys that are nearly those in OWN."""
+    names = [name for name in table if name not in OWN]
+    if not names:
+        return
+    import difflib  # only for this
+
+    for name in names:
+        close = difflib.get_close_matches(str(name), OWN, 1, cutoff=0.8)
+        if close:
+            _log.warning("plugin %s: its config has %s; did you mean %s?", plugin, name, close[0])

@@ -568,7 +568,7 @@ def test_rule_12_a_timer_on_a_hold_keeps_it_until_it_has_fired(owner):
 
     def hook(context, message):
         hold = context.hold(message)
-        hold.start_timer(0.01, fired.append, True)
+        hold.start_timer(0.2, fired.append, True)
         return hold
 
     dispatcher = owner.start({"a": hook})

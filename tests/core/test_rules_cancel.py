@@ -128,14 +128,14 @@ def test_rule_14_timers_and_watchers_on_a_hold_end_with_it(owner, socket_pair, h
 
     def hook(context, message):
         hold = context.hold(message)
-        hold.start_timer(0.03, fired.append, "timer")
+        hold.start_timer(0.2, fired.append, "timer")
         hold.watch(ours.fileno(), mqcore.READ, lambda watcher, events: fired.append("watcher"))
-        context.start_timer(0.05, late.append, "of the context")
+        context.start_timer(0.22, late.append, "of the context")
         holds.append(hold)
         return hold
 
     dispatcher = owner.start({"a": hook}, hold_timeout=0.005 if how == "deadline" else 30)
-    other = owner.start({"b": lambda context, message: context.start_timer(0.05, late.append, "other") is None})
+    other = owner.start({"b": lambda context, message: context.start_timer(0.22, late.append, "other") is None})
     other.hook("mq_step").run(owner.Message())
     message = owner.Message()
     dispatcher.hook("mq_step").run(message, done=owner.done)

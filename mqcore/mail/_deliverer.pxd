@@ -15,7 +15,8 @@ cdef class Deliverer:
     cdef dict transactions          # of tasks
     cdef set begun                  # transactions that the sink has by `deliver_soon`
     cdef object answer              # `_answer`, made once
-    cdef bint delivers_soon         # see Sink
+    cdef object deliver_soon        # the sink's, looked up once; None if it has none
+    cdef bint is_instant            # see Sink
 
     cdef int add(self, Transaction transaction) except -1
     cdef int start(self, Transaction transaction, delivering) except -1

@@ -32,14 +32,17 @@ cdef class Deliverer:
         self.sizes = sizes
         self.transactions = {}
         self.begun = set()
-        self.delivers_soon = not sink.stores and sink.delivers_soon
+        if not sink.stores:
+            self.is_instant = sink.instant
+            self.deliver_soon = sink.deliver_soon if sink.delivers_soon else None
         self.answer = self._answer
 
     cdef int add(self, Transaction transaction) except -1:
-        transaction.delivering = tuple(transaction.good_mails())
-        if self.sink.instant:
+        cdef bint is_single = len(transaction.mails) == 1
+        transaction.delivering = transaction.mails if is_single else tuple(transaction.good_mails())
+        if self.is_instant:
             return run_at_once(self._deliver(transaction), self.sink)
-        if self.delivers_soon and self.give(transaction):
+        if self.deliver_soon is not None and self.give(transaction):
             return 0
         return self.start(transaction, self._deliver(transaction))
 
@@ -59,7 +62,7 @@ cdef class Deliverer:
         transaction.given_at = monotonic()
         self.begun.add(transaction)
         try:
-            if self.sink.deliver_soon(transaction.given, transaction, self.answer):
+            if self.deliver_soon(transaction.given, transaction, self.answer):
                 return True
         except Exception as error:
             log.exception("%s failed", self.sink.url)

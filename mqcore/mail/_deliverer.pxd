@@ -17,6 +17,7 @@ cdef class Deliverer:
     cdef object answer              # `_answer`, made once
     cdef object deliver_soon        # the sink's, looked up once; None if it has none
     cdef bint is_instant            # see Sink
+    cdef bint follows_up            # whether it may have more to do with what it has taken
 
     cdef int add(self, Transaction transaction) except -1
     cdef int start(self, Transaction transaction, delivering) except -1

@@ -8,6 +8,7 @@ from cpython.time cimport monotonic
 from ._histogram cimport Histogram
 from ._transaction cimport Transaction
 
+from .base import Sink
 from .errors import SinkError
 from .verdicts import CANCELLED, FULL, Verdict
 
@@ -34,6 +35,7 @@ cdef class Deliverer:
         self.begun = set()
         if not sink.stores:
             self.is_instant = sink.instant
+            self.follows_up = type(sink).settled is not Sink.settled
             self.deliver_soon = sink.deliver_soon if sink.delivers_soon else None
         self.answer = self._answer
 
@@ -123,6 +125,8 @@ cdef class Deliverer:
 
     cdef bint follow_up(self, Transaction transaction) except -1:
         """Whether the sink has more to do with it, until which it is not released."""
+        if not self.follows_up:
+            return False
         try:
             following = self.sink.settled(transaction.given)
             if following is None:

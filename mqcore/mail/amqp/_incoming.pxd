@@ -52,3 +52,6 @@ cdef class Intake:
     cdef bint is_present(self, Incoming incoming) except -1
     cdef bint is_done(self, Incoming incoming) noexcept
     cdef int settle(self, Incoming incoming, verdict) except -1
+    cdef int finish(self, Incoming incoming, bint is_over) except -1
+    cdef int confirm(self, Link connection, Delivery delivery) except -1
+    cdef int drop(self, Link connection, Delivery delivery) except -1

@@ -31,6 +31,7 @@ from .returns import Letter
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         PyObject *(*tp_alloc)(PyTypeObject *type, Py_ssize_t items) except NULL
+    void PyObject_GC_UnTrack(void *object) noexcept
 
 cdef enum:
     REMEMBERED = 10_000             # messages that are done with: of some the broker may never have heard that
@@ -127,7 +128,7 @@ cdef class Intake:
             return 0
         if incoming.has_id and self.is_present(incoming):
             self.gateway.skip(1)
-            self.ack(incoming, True)
+            self.finish(incoming, True)
             return 0
         known = (<Mail>incoming.mails[0]).known
         if self.has_ladder and "nextattempt" in <dict>known:
@@ -233,36 +234,50 @@ cdef class Intake:
         elif self.tells_results and not incoming.is_put_back:
             self.tell_result(incoming, verdict)
         else:
-            self.ack(incoming, not incoming.comes_again)
+            self.finish(incoming, not incoming.comes_again)
         return 0
 
     def ack(self, Incoming incoming not None, bint is_over):
         """The queue need not have it any more. Unless it is over, it may come again with the same id."""
-        self.acknowledge(incoming.connection, incoming.delivery)
+        self.finish(incoming, is_over)
+
+    def acknowledge(self, Link connection not None, Delivery delivery not None):
+        """Likewise, for what has become no mail."""
+        self.confirm(connection, delivery)
+
+    def forget(self, Link connection not None, Delivery delivery not None):
+        """The broker does not wait any more to hear of it."""
+        self.drop(connection, delivery)
+
+    cdef int finish(self, Incoming incoming, bint is_over) except -1:
+        self.confirm(incoming.connection, incoming.delivery)
         if is_over and incoming.has_id:
             self.done[self.done_count % REMEMBERED][0] = incoming.key[0]
             self.done[self.done_count % REMEMBERED][1] = incoming.key[1]
             self.done_count += 1
+        return 0
 
-    def acknowledge(self, Link connection not None, Delivery delivery not None):
-        if connection.ack(delivery):
+    cdef int confirm(self, Link connection, Delivery delivery) except -1:
+        if connection.protocol.ack(delivery):
             self.acks += 1
+            if not connection.is_due:
+                connection.flush_soon()
             if self.counts_acks:
                 self.counts_acks = self.subscription.acked()
         else:
             self.counts.numbers[IN_DOUBT] += 1
-        self.forget(connection, delivery)
+        return self.drop(connection, delivery)
 
-    def forget(self, Link connection not None, Delivery delivery not None):
-        """The broker does not wait any more to hear of it."""
+    cdef int drop(self, Link connection, Delivery delivery) except -1:
         if self.open.pop(delivery, NOTHING) is NOTHING:
-            return
+            return 0
         self.bytes -= delivery.size
         if self.is_paused and self.bytes <= self.most_bytes:
             self.is_paused = False
             connection.resume_reading()
         if not self.open:
             self.subscription.drained()
+        return 0
 
 
 cdef object new_origin(bytes mime, str id, Py_ssize_t place, envelope, received, recipient, bint comes_again):
@@ -286,6 +301,7 @@ cdef object new_origin(bytes mime, str id, Py_ssize_t place, envelope, received,
     put_field(origin, 12, zero)
     put_field(origin, 13, zero)
     put_field(origin, 14, None)
+    PyObject_GC_UnTrack(made)  # there is nothing in it that could refer to it
     return origin
 
 

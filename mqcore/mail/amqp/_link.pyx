@@ -41,13 +41,15 @@ cdef class Link:
     cpdef uint64_t publish(self, unsigned int channel, str exchange, str routing_key, bytes properties, bytes body) except 0:
         """Persistent or not, as `properties` say; mandatory. Returns the tag of its Outcome."""
         cdef uint64_t tag = self.protocol.publish(channel, exchange, routing_key, properties, body)
-        self.flush_soon()
+        if not self.is_due:
+            self.flush_soon()
         return tag
 
     cpdef bint ack(self, Delivery delivery) except -1:
         """False if the broker gives it to somebody again."""
         cdef bint done = self.protocol.ack(delivery)
-        self.flush_soon()
+        if not self.is_due:
+            self.flush_soon()
         return done
 
     cpdef object flush_soon(self):

@@ -138,9 +138,7 @@ class Publisher(Soon):
 
     # Mails
 
-    async def deliver(
-        self, mails: Sequence[Mail], first: Mapping[int, Outcome | None] | None = None
-    ) -> Sequence[Verdict]:
+    async def deliver(self, mails: Sequence[Mail], first: Mapping[int, Outcome | None] | None = None) -> Sequence[Verdict]:
         """`first`: the outcomes, if they were published already."""
         verdicts: dict[int, Verdict] = {}
         publishes: dict[int, Publish] = {}

@@ -14,6 +14,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     USUAL = 1 << 16
+    MOST = 1 << 18          # octets of a buffer before anything is in it
     LITTLE = 1 << 12        # octets that are copied; a buffer with more is given away
 
 
@@ -22,6 +23,7 @@ cdef class Output:
 
     def __cinit__(self):
         self.buffer = b""
+        self.usual = USUAL
 
     cdef uint8_t *room(self, Py_ssize_t size) except NULL:
         """Where so many octets can be written. Nothing may be called between this and the change of `used`: any object that is
@@ -29,7 +31,7 @@ cdef class Output:
         cdef Py_ssize_t capacity = PyBytes_GET_SIZE(self.buffer)
         cdef bytes larger
         if capacity - self.used < size:
-            larger = PyBytes_FromStringAndSize(NULL, max(2 * capacity, self.used + size, USUAL))
+            larger = PyBytes_FromStringAndSize(NULL, max(2 * capacity, self.used + size, self.usual))
             memcpy(PyBytes_AS_STRING(larger), PyBytes_AS_STRING(self.buffer), self.used)
             self.buffer = larger
         return <uint8_t *>PyBytes_AS_STRING(self.buffer) + self.used
@@ -55,6 +57,7 @@ cdef class Output:
             return taken
         taken = self.buffer
         self.buffer = b""
+        self.usual = min(PyBytes_GET_SIZE(taken), MOST)  # the next will be as large
         self.used = 0
         whole = <PyObject *>taken
         Py_INCREF(taken)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import itertools
 import os
 import signal
@@ -157,6 +158,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering, worker: Worke
             become_as_told(options)
             check_readable(options.user, (reading[name] for name in ("tls_certificate", "tls_key") if name in reading))
         spans = opened.enter_context(_span_provider(options))
+        gc.freeze()  # the collector need not look at all that was imported, again and again, but at what plugins make
         plugins = opened.enter_context(load(options, *options.plugins))
         from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **opening)))
         try:

@@ -15,8 +15,8 @@ cdef class Deliverer:
     cdef dict transactions          # of tasks
     cdef set begun                  # transactions that the sink has by `deliver_soon`
     cdef object answer              # `_answer`, made once
-    cdef bint delivers_soon         # see Sink
-    cdef bint follows_up            # it has `settled`
+    cdef object deliver_soon        # the sink's, looked up once; None if it has none
+    cdef bint follows_up            # whether it may have more to do with what it has taken
 
     cdef list add(self, Transaction transaction)
     cdef int start(self, Transaction transaction, delivering) except -1

@@ -33,14 +33,15 @@ cdef class Deliverer:
         self.sizes = sizes
         self.transactions = {}
         self.begun = set()
-        self.delivers_soon = not sink.stores and sink.delivers_soon
-        self.follows_up = not sink.stores and type(sink).settled is not Sink.settled
+        if not sink.stores:
+            self.follows_up = type(sink).settled is not Sink.settled
+            self.deliver_soon = sink.deliver_soon if sink.delivers_soon else None
         self.answer = self._answer
 
     cdef list add(self, Transaction transaction):
         """What the sink says of each of its good mails, if it does so at once; else `delivered` is called later."""
         transaction.delivering = transaction.mails if len(transaction.mails) == 1 else tuple(transaction.good_mails())
-        if self.delivers_soon and (transaction.committing or not transaction.cancelled):
+        if self.deliver_soon is not None and (transaction.committing or not transaction.cancelled):
             return self.give(transaction)
         self.start(transaction, self._deliver(transaction))
         return None
@@ -59,7 +60,7 @@ cdef class Deliverer:
         transaction.given_at = monotonic()
         self.begun.add(transaction)
         try:
-            said = self.sink.deliver_soon(transaction.given, transaction, self.answer)
+            said = self.deliver_soon(transaction.given, transaction, self.answer)
         except Exception as error:
             said = self.verdict_on(error)
         if said is True or transaction not in self.begun:  # the answer comes, or came

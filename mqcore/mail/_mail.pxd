@@ -25,7 +25,7 @@ cdef class Mail(Message):
     cdef object refusal             # what `rejection` gives
     cdef readonly object rejected_by  # the name of the plugin that did, or None
     cdef readonly bint discarded
-    cdef public object results
+    cdef object result_list         # what `results` gives; None as long as it is empty and nobody asked
     cdef object transaction         # that it is of, while a step of `mq_smtp_in_message` runs
 
     cdef int set_bytes(self, bytes mime) except -1

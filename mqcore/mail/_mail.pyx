@@ -76,7 +76,6 @@ cdef class Mail(Message):
         if recipients:
             self.recipients = list(recipients)
         self.connection = connection
-        self.results = []
         if origin is None:
             origin = Origin(mime, blake2b(mime, digest_size=16).hexdigest(), envelope=envelope)
         self.origin = origin
@@ -155,6 +154,17 @@ cdef class Mail(Message):
         if not isinstance(json, dict):
             raise TypeError(f"json is a dict, not {type(json).__name__}")
         self.known = json
+
+    @property
+    def results(self):
+        """What the next server said to each recipient."""
+        if self.result_list is None:
+            self.result_list = []
+        return self.result_list
+
+    @results.setter
+    def results(self, results):
+        self.result_list = results
 
     @property
     def envelope(self):
@@ -269,7 +279,6 @@ cdef Mail new_mail(bytes mime, object json, object connection, object origin):
     mail.known = json
     mail.connection = connection
     mail.origin = origin
-    mail.results = []
     return mail
 
 

@@ -55,6 +55,9 @@ cdef class Settler:
 
     cdef Py_ssize_t take_verdicts(self, Transaction transaction, list verdicts) except -1:
         """What it says of each of the good mails. How many it did not take since nobody wanted them any more."""
+        if len(verdicts) == 1 and verdicts[0] is ACCEPTED and not self.settles_each:  # as most are
+            transaction.accepted += 1
+            return 0
         cdef list good = []
         cdef dict told = {} if self.settles_each else None  # where each is told its own
         cdef Py_ssize_t cancelled = 0

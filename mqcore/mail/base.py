@@ -222,6 +222,8 @@ class BaseSink(Place):
     """Octets that a mail may have, as far as is known before; None: any number."""
     needs_recipients: bool = False
     """Whether it takes no mail that does not say to whom it goes."""
+    remembers: bool = True
+    """Whether mails of an earlier run may be in it, as `in` would say."""
     takes_dsn: bool = False
     """Whether it does what `json["dsn"]` of a mail says, as far as is known now (RFC 3461)."""
     ends_when: str

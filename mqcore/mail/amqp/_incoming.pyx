@@ -1,23 +1,45 @@
-"""A message of the queue as a mail on its way."""
+"""Messages of a queue, from when they come until the queue need not have them any more."""
 
 import os
+import time
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.time cimport monotonic
+from cpython.tuple cimport PyTuple_SET_ITEM
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc
 
 from ...amqp._channel cimport Delivery
-from .._mail cimport new_mail
+from .._counts cimport IN_DOUBT, REDELIVERED
+from .._mail cimport Mail, new_mail
 from .._transaction cimport Transaction
+from ._ids cimport Ids
+from ._link cimport Link
+from ._raw cimport RawFields, read_raw
 
 from ...amqp._properties import decode_fields
 from ...amqp.errors import ProtocolError
 from ...amqp.fields import Properties
 from ..origin import Origin
-from . import body
-from ._raw import known_by_headers
+from ..verdicts import ACCEPTED
 from .body import Unreadable, check_addresses
-from .message import finish_id, read_mail, read_message
-from .retries import read_time
+from .message import read_mail, read_message
+from .retries import read_time, time_to_wait
 from .returns import Letter
 
-cdef str RAW = body.RAW
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        PyObject *(*tp_alloc)(PyTypeObject *type, Py_ssize_t items) except NULL
+    void PyObject_GC_UnTrack(void *object) noexcept
+
+cdef enum:
+    REMEMBERED = 10_000             # messages that are done with: of some the broker may never have heard that
+    ORIGIN_FIELDS = 15
+
+cdef uint64_t LATEST = 1 << 40      # seconds; what is later is no time
+cdef object NOTHING = object()
+cdef object origin_type = Origin
 
 
 cdef class Incoming(Transaction):
@@ -27,16 +49,6 @@ cdef class Incoming(Transaction):
     `is_void`: the broker offers it again, or did so already. `comes_again`: whether it was put back for later. Then it may have
     the same id as now, and is not to be taken for done with.
     """
-
-    cdef object consumer
-    cdef readonly object connection
-    cdef readonly Delivery delivery
-    cdef readonly str id
-    cdef readonly bint has_id
-    cdef public bint is_void
-    cdef public bint is_put_back
-    cdef public bint comes_again
-    cdef object written             # what `letter` gives
 
     @property
     def letter(self):
@@ -51,50 +63,248 @@ cdef class Incoming(Transaction):
         return not self.is_void
 
     cpdef object settle(self, list verdicts):
-        self.consumer.settle(self, verdicts[0])
+        self.intake.settle(self, verdicts[0])
 
     async def put_back(self, verdict):
-        return await self.consumer.put_back(self, verdict)
+        return await self.intake.put_back(self, verdict)
 
 
-def read_incoming(consumer, connection, Delivery delivery not None, digest, Py_ssize_t place):
-    """`digest`: of `begin_id`. Raises Unreadable."""
-    cdef Incoming incoming = Incoming.__new__(Incoming)
-    cdef dict fields, known
-    try:
-        fields = decode_fields(delivery.header)
-    except ProtocolError as error:
-        raise Unreadable(f"its properties are none: {error}") from error
-    if delivery.body is not None and fields.get("content_type") == RAW and "content_encoding" not in fields:
-        mime = delivery.body
-        known = known_by_headers(fields.get("headers") or {})
-        if "recipients" in known or not (is_address(known.get("envelope")) and is_address(known.get("recipient"))):
+cdef class Intake:
+    """Offers what comes to a gateway, and acknowledges it when it is settled.
+
+    `most_bytes`: no more is read while what is open has more. A subclass does what is seldom: `turn_away`, `put_off`,
+    `tell_result`, `leave_soon`, and `put_back` of a transaction.
+    """
+
+    def __cinit__(self):
+        self.done = <uint64_t (*)[2]>malloc(REMEMBERED * sizeof(self.done[0]))
+        if self.done == NULL:
+            raise MemoryError
+
+    def __init__(self, where not None, gateway not None, subscription not None, loop not None, Py_ssize_t most_bytes):
+        self.gateway = gateway
+        self.subscription = subscription
+        self.call_soon = loop.call_soon
+        self.counts = gateway.report.counts
+        self.ids = Ids(where.queue)
+        self.tells_results = bool(where.results)
+        self.has_ladder = bool(where.ladder)
+        self.asks_sink = gateway.sink.remembers
+        self.most_bytes = most_bytes
+        self.open = {}
+        self.offered = []
+        self.counts_acks = True
+
+    def __dealloc__(self):
+        free(self.done)
+
+    # What comes
+
+    def take(self, Delivery delivery not None):
+        """It came by `link`."""
+        self.receive(delivery)
+
+    cdef int receive(self, Delivery delivery) except -1:
+        cdef Incoming incoming
+        if not self.offered:
+            self.last = monotonic()
+        self.open[delivery] = None
+        self.bytes += delivery.size
+        if self.bytes > self.most_bytes and not self.is_paused:
+            self.is_paused = True
+            self.link.pause_reading()
+        if self.is_stopped:
+            return 0
+        if delivery.redelivered:
+            self.redeliveries += 1
+            self.counts.numbers[REDELIVERED] += 1
+        else:
+            self.first_deliveries += 1
+        self.place += 1
+        try:
+            incoming = self.read(delivery)
+        except Unreadable as error:
+            self.turn_away(self.link, delivery, str(error))
+            return 0
+        if incoming.has_id and self.is_present(incoming):
+            self.gateway.skip(1)
+            self.finish(incoming, True)
+            return 0
+        known = (<Mail>incoming.mails[0]).known
+        if self.has_ladder and "nextattempt" in <dict>known:
+            seconds = time_to_wait(known, time.time())
+            if seconds:
+                self.put_off(incoming, seconds)
+                return 0
+        self.open[delivery] = incoming
+        if not self.offered:
+            self.call_soon(self._offer_all)
+        self.offered.append(incoming)
+        return 0
+
+    def _offer_all(self):
+        cdef list offered = self.offered
+        self.offered = []
+        if not self.is_stopped:
+            self.gateway.offer([incoming for incoming in offered if not (<Incoming>incoming).is_void])
+
+    cdef Incoming read(self, Delivery delivery):
+        """Raises Unreadable."""
+        cdef RawFields fields
+        cdef dict known
+        cdef object received = None
+        if delivery.body is None:
+            return self.read_other(delivery)
+        known = read_raw(delivery.header, &fields)
+        if known is None:
+            return self.read_other(delivery)
+        if "recipients" in known:
             check_addresses(known)
-    else:
+        if "received" in known:
+            received = read_time(known["received"])
+        if received is None and fields.has_timestamp and 0 < fields.timestamp < LATEST:
+            received = <double>fields.timestamp
+        return self.make(delivery, delivery.body, known, fields.message_id, fields.message_id_size, received)
+
+    cdef Incoming read_other(self, Delivery delivery):
+        """What does not look as it mostly does."""
+        cdef dict fields
+        cdef bytes message_id = None
+        try:
+            fields = decode_fields(delivery.header)
+        except ProtocolError as error:
+            raise Unreadable(f"its properties are none: {error}") from error
         mime, known = read_mail(delivery, Properties(**fields))
-    incoming.consumer = consumer
-    incoming.connection = connection
-    incoming.delivery = delivery
-    message_id = fields.get("message_id")
-    if message_id:
-        incoming.has_id = True
-        incoming.id = finish_id(digest, message_id, delivery.body)
-    else:
-        incoming.id = os.urandom(16).hex()
-    received = known.get("received")
-    if received is not None:
-        received = read_time(received)
-    if received is None and "timestamp" in fields:
-        received = read_time(fields["timestamp"])
-    recipient = known.get("recipient")
-    if not recipient:
-        recipients = known.get("recipients")
-        recipient = recipients[0] if recipients and len(recipients) == 1 else None
-    origin = tuple.__new__(Origin, (mime, incoming.id, place, known.get("envelope"), received, None, None, recipient, None,
-                                    None, incoming.has_id, False, 0, 0, None))
-    incoming.mails = (new_mail(mime, known, None, origin),)
-    return incoming
+        received = read_time(known.get("received"))
+        if received is None:
+            received = read_time(fields.get("timestamp"))
+        if fields.get("message_id"):
+            message_id = fields["message_id"].encode("utf-8", "surrogateescape")
+            return self.make(delivery, mime, known, message_id, len(message_id), received)
+        return self.make(delivery, mime, known, NULL, 0, received)
+
+    cdef Incoming make(self, Delivery delivery, bytes mime, dict known, const char *message_id, Py_ssize_t size, received):
+        cdef Incoming incoming = Incoming.__new__(Incoming)
+        cdef object recipient = known.get("recipient")
+        incoming.intake = self
+        incoming.connection = self.link
+        incoming.delivery = delivery
+        if message_id != NULL and size > 0:
+            incoming.has_id = True
+            incoming.id = self.ids.make(message_id, size, delivery.body, incoming.key)
+        else:
+            incoming.id = os.urandom(16).hex()
+        if not recipient:
+            recipients = known.get("recipients")
+            recipient = recipients[0] if recipients and len(recipients) == 1 else None
+        origin = new_origin(mime, incoming.id, self.place, known.get("envelope"), received, recipient, incoming.has_id)
+        incoming.mails = (new_mail(mime, known, None, origin),)
+        return incoming
+
+    cdef bint is_present(self, Incoming incoming) except -1:
+        return incoming.delivery.redelivered and self.is_done(incoming) or self.asks_sink and self.gateway.has(incoming.id)
+
+    cdef bint is_done(self, Incoming incoming) noexcept:
+        cdef Py_ssize_t place
+        for place in range(min(self.done_count, REMEMBERED)):
+            if self.done[place][0] == incoming.key[0] and self.done[place][1] == incoming.key[1]:
+                return True
+        return False
+
+    def lose(self):
+        """Whatever the broker gave us, it gives to somebody again."""
+        cdef Incoming incoming
+        lost, self.open = self.open, {}
+        self.link = None
+        self.bytes = 0
+        self.is_paused = False
+        self.counts_acks = True
+        self.subscription.lose()
+        for incoming in lost.values():
+            if incoming is not None:
+                incoming.is_void = True
+                incoming.void()
+
+    # What is settled
+
+    cdef int settle(self, Incoming incoming, verdict) except -1:
+        if verdict is not ACCEPTED and not verdict.is_good:
+            if not (incoming.is_void or self.is_stopped):
+                self.leave_soon(incoming)
+        elif self.tells_results and not incoming.is_put_back:
+            self.tell_result(incoming, verdict)
+        else:
+            self.finish(incoming, not incoming.comes_again)
+        return 0
+
+    def ack(self, Incoming incoming not None, bint is_over):
+        """The queue need not have it any more. Unless it is over, it may come again with the same id."""
+        self.finish(incoming, is_over)
+
+    def acknowledge(self, Link connection not None, Delivery delivery not None):
+        """Likewise, for what has become no mail."""
+        self.confirm(connection, delivery)
+
+    def forget(self, Link connection not None, Delivery delivery not None):
+        """The broker does not wait any more to hear of it."""
+        self.drop(connection, delivery)
+
+    cdef int finish(self, Incoming incoming, bint is_over) except -1:
+        self.confirm(incoming.connection, incoming.delivery)
+        if is_over and incoming.has_id:
+            self.done[self.done_count % REMEMBERED][0] = incoming.key[0]
+            self.done[self.done_count % REMEMBERED][1] = incoming.key[1]
+            self.done_count += 1
+        return 0
+
+    cdef int confirm(self, Link connection, Delivery delivery) except -1:
+        if connection.protocol.ack(delivery):
+            self.acks += 1
+            if not connection.is_due:
+                connection.flush_soon()
+            if self.counts_acks:
+                self.counts_acks = self.subscription.acked()
+        else:
+            self.counts.numbers[IN_DOUBT] += 1
+        return self.drop(connection, delivery)
+
+    cdef int drop(self, Link connection, Delivery delivery) except -1:
+        if self.open.pop(delivery, NOTHING) is NOTHING:
+            return 0
+        self.bytes -= delivery.size
+        if self.is_paused and self.bytes <= self.most_bytes:
+            self.is_paused = False
+            connection.resume_reading()
+        if not self.open:
+            self.subscription.drained()
+        return 0
 
 
-cdef bint is_address(value) except -1:
-    return value is None or type(value) is str and u"\r" not in <str>value and u"\n" not in <str>value
+cdef object new_origin(bytes mime, str id, Py_ssize_t place, envelope, received, recipient, bint comes_again):
+    """What `Origin` makes of these."""
+    cdef PyObject *made = (<PyTypeObject *>origin_type).tp_alloc(<PyTypeObject *>origin_type, ORIGIN_FIELDS)
+    cdef object origin = <object>made
+    Py_DECREF(origin)
+    cdef object number = place, again = comes_again, zero = 0
+    put_field(origin, 0, mime)
+    put_field(origin, 1, id)
+    put_field(origin, 2, number)
+    put_field(origin, 3, envelope)
+    put_field(origin, 4, received)
+    put_field(origin, 5, None)
+    put_field(origin, 6, None)
+    put_field(origin, 7, recipient)
+    put_field(origin, 8, None)
+    put_field(origin, 9, None)
+    put_field(origin, 10, again)
+    put_field(origin, 11, False)
+    put_field(origin, 12, zero)
+    put_field(origin, 13, zero)
+    put_field(origin, 14, None)
+    PyObject_GC_UnTrack(made)  # there is nothing in it that could refer to it
+    return origin
+
+
+cdef inline void put_field(object origin, Py_ssize_t place, object value) noexcept:
+    Py_INCREF(value)
+    PyTuple_SET_ITEM(origin, place, value)

@@ -1,15 +1,47 @@
 """What a message says of a mail that is its body as it is."""
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Next
+from cpython.object cimport PyObject
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcmp, memcpy
 from libc.time cimport time
+
 from ...amqp._tables cimport put_number, put_short_string, put_table
+from ...amqp._wire cimport get16, get32, get64, put8, put16, put32, put64
 
 from . import body
 
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text) noexcept
+    const char *PyUnicode_DATA(object text) noexcept
+    object PyUnicode_New(Py_ssize_t size, Py_ssize_t highest)
+
 cdef str RAW = body.RAW
+cdef str ENVELOPE = "envelope"
+cdef str RECIPIENT = "recipient"
+
+cdef const char *RAW_FIELD = b"\x0emessage/rfc822"
+cdef const char *ATTEMPT_FIELD = b"\x10x-mqcore-attemptI\0\0\0\x01"
+cdef const char *APP_FIELD = b"\x06mqcore"
 
 cdef enum:
-    FLAGS = 0xB0C8          # content_type, headers, delivery_mode, message_id, timestamp, app_id
+    CONTENT_TYPE = 1 << 15
+    CONTENT_ENCODING = 1 << 14
+    HEADERS = 1 << 13
+    DELIVERY_MODE = 1 << 12
     PRIORITY = 1 << 11
+    TEXTS_BEFORE_ID = 0x0700        # correlation_id, reply_to, expiration
+    MESSAGE_ID = 1 << 7
+    TIMESTAMP = 1 << 6
+    TEXTS_BEHIND = 0x003C           # type, user_id, app_id, cluster_id
+    FLAGS = 0xB0C8                  # of what is written: content_type, headers, delivery_mode, message_id, timestamp, app_id
+
+    RAW_SIZE = 15                   # of the fields above
+    ATTEMPT_SIZE = 22
+    APP_SIZE = 7
+    SHORT = 255
+    MOST_HEADERS = 16               # of what is written in the short way
 
 
 def known_by_headers(headers not None):
@@ -20,6 +52,191 @@ def known_by_headers(headers not None):
         if len(name) < 2 or name[1] != u"-" or name[0] not in u"xX":
             known[name] = value
     return known
+
+
+# Reading
+
+cdef dict read_raw(bytes header, RawFields *fields):
+    """What is known of a mail by headers that are texts in ASCII of one line, as nearly all are. Of anything else, and of what
+    is no such mail at all, nothing is said here: `is_raw` is false then."""
+    cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(header)
+    cdef const uint8_t *end = p + PyBytes_GET_SIZE(header)
+    cdef unsigned int flags, flag
+    cdef dict known = {}
+    fields.is_raw = False
+    fields.message_id = NULL
+    fields.has_timestamp = False
+    if end - p < 2 + RAW_SIZE:
+        return None
+    flags = get16(p)
+    if flags & CONTENT_ENCODING or not flags & CONTENT_TYPE or flags & 3 or memcmp(p + 2, RAW_FIELD, RAW_SIZE) != 0:
+        return None
+    p += 2 + RAW_SIZE
+    if flags & HEADERS:
+        p = read_headers(p, end, known)
+    if p != NULL and flags & DELIVERY_MODE:
+        p = skip(p, end, 1)
+    if p != NULL and flags & PRIORITY:
+        p = skip(p, end, 1)
+    flag = 0x0400
+    while p != NULL and flag > MESSAGE_ID:
+        if flags & flag:
+            p = skip_text(p, end)
+        flag >>= 1
+    if p != NULL and flags & MESSAGE_ID:
+        fields.message_id = <const char *>p + 1
+        p = skip_text(p, end)
+        if p != NULL:
+            fields.message_id_size = <const char *>p - fields.message_id
+    if p != NULL and flags & TIMESTAMP:
+        if end - p < 8:
+            return None
+        fields.timestamp = get64(p)
+        fields.has_timestamp = True
+        p += 8
+    flag = 0x0020
+    while p != NULL and flag >= 4:
+        if flags & flag:
+            p = skip_text(p, end)
+        flag >>= 1
+    fields.is_raw = p == end
+    return known if fields.is_raw else None
+
+
+cdef const uint8_t *read_headers(const uint8_t *p, const uint8_t *end, dict known) except? NULL:
+    """What stands behind the table, or NULL."""
+    cdef const uint8_t *table
+    cdef const char *name
+    cdef Py_ssize_t name_size, size
+    if end - p < 4 or <uint32_t>(end - p - 4) < get32(p):
+        return NULL
+    table = p + 4 + get32(p)
+    p += 4
+    while p < table:
+        name_size = p[0]
+        name = <const char *>p + 1
+        p += 1 + name_size
+        if table - p < 5:
+            return NULL
+        if is_ours(name, name_size):
+            p = skip_ours(p, table)
+            if p == NULL:
+                return NULL
+            continue
+        if p[0] != c"S" or <uint32_t>(table - p - 5) < get32(p + 1) or not is_plain(name, name_size):
+            return NULL
+        size = get32(p + 1)
+        if not is_plain(<const char *>p + 5, size):
+            return NULL
+        known[key_of(name, name_size)] = text_of(<const char *>p + 5, size)
+        p += 5 + size
+    return table if p == table else NULL
+
+
+cdef bint is_ours(const char *name, Py_ssize_t size) noexcept:
+    """Or another's, that is of no mail."""
+    return size >= 2 and name[1] == c"-" and (name[0] == c"x" or name[0] == c"X")
+
+
+cdef const uint8_t *skip_ours(const uint8_t *p, const uint8_t *end) noexcept:
+    """A value; NULL for one that is seldom, or is not there as a whole."""
+    if p[0] == c"I":
+        return skip(p, end, 5)
+    if p[0] == c"l":
+        return skip(p, end, 9)
+    if p[0] == c"t":
+        return skip(p, end, 2)
+    if p[0] == c"S" and <uint32_t>(end - p - 5) >= get32(p + 1):
+        return p + 5 + get32(p + 1)
+    return NULL
+
+
+cdef const uint8_t *skip(const uint8_t *p, const uint8_t *end, Py_ssize_t size) noexcept:
+    return p + size if end - p >= size else NULL
+
+
+cdef const uint8_t *skip_text(const uint8_t *p, const uint8_t *end) noexcept:
+    return p + 1 + p[0] if p < end and end - p > p[0] else NULL
+
+
+cdef bint is_plain(const char *text, Py_ssize_t size) noexcept:
+    """ASCII, one line."""
+    cdef Py_ssize_t place
+    cdef uint8_t each
+    for place in range(size):
+        each = <uint8_t>text[place]
+        if each >= 0x80 or each == c"\r" or each == c"\n":
+            return False
+    return True
+
+
+cdef str key_of(const char *name, Py_ssize_t size):
+    if size == 8 and memcmp(name, b"envelope", 8) == 0:
+        return ENVELOPE
+    if size == 9 and memcmp(name, b"recipient", 9) == 0:
+        return RECIPIENT
+    return text_of(name, size)
+
+
+cdef str text_of(const char *text, Py_ssize_t size):
+    cdef str made = PyUnicode_New(size, 127)
+    memcpy(<char *>PyUnicode_DATA(made), text, size)
+    return made
+
+
+# Writing
+
+cdef bytes write_raw(known, str id):
+    """What `encode_raw` gives."""
+    cdef PyObject *keys[MOST_HEADERS]
+    cdef PyObject *values[MOST_HEADERS]
+    cdef PyObject *key
+    cdef PyObject *value
+    cdef Py_ssize_t place = 0, size = 0, count = 0, i
+    cdef bytes out
+    cdef uint8_t *p
+    if type(known) is not dict or len(<dict>known) > MOST_HEADERS or not is_short(id) or "priority" in <dict>known:
+        return encode_raw(known, id)
+    while PyDict_Next(known, &place, &key, &value):
+        if <object>value is None:
+            continue
+        if not is_short(<object>key) or not is_ascii(<object>value) or is_ours(PyUnicode_DATA(<object>key), len(<str>key)):
+            return encode_raw(known, id)
+        keys[count] = key
+        values[count] = value
+        count += 1
+        size += 6 + len(<str>key) + len(<str>value)
+    size += ATTEMPT_SIZE
+    out = PyBytes_FromStringAndSize(NULL, 2 + RAW_SIZE + 4 + size + 1 + 1 + len(id) + 8 + APP_SIZE)
+    p = put16(<uint8_t *>PyBytes_AS_STRING(out), FLAGS)
+    p = put_octets(p, RAW_FIELD, RAW_SIZE)
+    p = put32(p, <uint32_t>size)
+    for i in range(count):
+        p = put_short(p, <str>keys[i])
+        p = put32(put8(p, c"S"), <uint32_t>len(<str>values[i]))
+        p = put_octets(p, PyUnicode_DATA(<object>values[i]), len(<str>values[i]))
+    p = put_octets(p, ATTEMPT_FIELD, ATTEMPT_SIZE)
+    p = put_short(put8(p, 2), id)
+    p = put64(p, time(NULL))
+    put_octets(p, APP_FIELD, APP_SIZE)
+    return out
+
+
+cdef inline bint is_ascii(object text) noexcept:
+    return type(text) is str and PyUnicode_IS_COMPACT_ASCII(text)
+
+
+cdef inline bint is_short(object text) noexcept:
+    return is_ascii(text) and len(<str>text) <= SHORT
+
+
+cdef inline uint8_t *put_octets(uint8_t *p, const char *octets, Py_ssize_t size) noexcept:
+    memcpy(p, octets, size)
+    return p + size
+
+
+cdef inline uint8_t *put_short(uint8_t *p, str text) noexcept:
+    return put_octets(put8(p, <unsigned int>len(text)), PyUnicode_DATA(text), len(text))
 
 
 def encode_raw(known not None, str id not None):

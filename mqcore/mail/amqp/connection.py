@@ -30,6 +30,7 @@ from ...amqp.client import (
     QueuePurged,
 )
 from ...amqp.errors import ACCESS_REFUSED, NOT_ALLOWED, NOT_FOUND
+from ._link import Link
 
 CONNECT_TIMEOUT = 10.0
 """Seconds until the broker has said that the connection is open."""
@@ -86,30 +87,26 @@ class Unreachable(Exception):
         self.final = final if cause is None else cause.final
 
 
-class Connection(asyncio.Protocol):
-    """Made by `open`. `on_event` is called with deliveries, outcomes, and what else the broker says unasked; with
-    `ConnectionClosed` last. All that is said in a turn of the loop is sent at its end.
+class Connection(Link, asyncio.Protocol):
+    """Made by `open`. `on_event` is called with what the broker says unasked, with `ConnectionClosed` last; `on_message` with
+    deliveries and outcomes. All that is said in a turn of the loop is sent at its end.
     """
 
     def __init__(
         self, options: ClientOptions, on_event: Callable[[Event | Writable], object], on_message: Callable[[Any], object]
     ) -> None:
-        self.protocol = ClientProtocol(options)
+        self._loop = asyncio.get_running_loop()
+        super().__init__(ClientProtocol(options), self._loop, on_message)
         self.server: dict[str, Any] = {}
         """What the broker says of itself."""
-        self.is_writable = True
-        """Whether it takes more, or what was published is still on the way."""
-        self._loop = asyncio.get_running_loop()
         self._on_event = on_event
         self._on_message = on_message
         self._transport: asyncio.Transport | None = None
-        self._is_due = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, collections.deque[asyncio.Future[Any]]] = {0: collections.deque()}
         self._heartbeat: asyncio.TimerHandle | None = None
         self._interval = 0
         self._has_spoken = False
-        self._silent_beats = 0
         self._is_paused = False
         self._lost = "the broker closed the connection"
 
@@ -151,18 +148,6 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self.flush()
 
-    def data_received(self, data: bytes) -> None:
-        self._silent_beats = 0
-        on_message = self._on_message
-        for event in self.protocol.receive(data):
-            kind = type(event)
-            if kind is Outcome or (kind is Delivery and event.consumer_tag is not None):  # type: ignore[union-attr]
-                on_message(event)
-            else:
-                self._hear(event)
-        if not self._is_due:
-            self.flush()
-
     def pause_writing(self) -> None:
         self.is_writable = False
 
@@ -176,14 +161,14 @@ class Connection(asyncio.Protocol):
         if isinstance(error, OSError):
             self._lost = f"the connection broke: {error.strerror or error}"
         for event in self.protocol.lost(self._lost):
-            self._hear(event)
+            self.hear(event)
         self._transport = None
         if not self._closed.done():
             self._closed.set_result(None)
 
     # What the broker says
 
-    def _hear(self, event: Event) -> None:
+    def hear(self, event: Event) -> None:
         if isinstance(event, _REPLIES) or (isinstance(event, ConsumeCancelled) and not event.by_broker):
             self._reply(event.channel, event)
         elif isinstance(event, ConnectionOpened):
@@ -225,8 +210,8 @@ class Connection(asyncio.Protocol):
 
     def _beat(self) -> None:
         if not self._is_paused:  # else what it says waits for us
-            self._silent_beats += 1
-        if self._silent_beats > SILENT_BEATS:
+            self.silent_beats += 1
+        if self.silent_beats > SILENT_BEATS:
             self.abort(f"the broker has said nothing for {SILENT_BEATS * self._interval // 2} s")
             return
         if not self._has_spoken:
@@ -244,38 +229,16 @@ class Connection(asyncio.Protocol):
     def resume_reading(self) -> None:
         if self._is_paused and self._transport is not None:
             self._is_paused = False
-            self._silent_beats = 0
+            self.silent_beats = 0
             if not self._transport.is_closing():
                 self._transport.resume_reading()
 
     # What is said to the broker
 
-    def flush_soon(self) -> None:
-        """At the end of this turn of the loop: call it after each method of `protocol`."""
-        if not self._is_due:
-            self._is_due = True
-            self._loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        self._is_due = False
-        data = self.protocol.take_output()
-        if data and self._transport is not None and not self._transport.is_closing():
+    def send(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
             self._has_spoken = True
             self._transport.write(data)
-
-    def publish(self, channel: int, exchange: str, routing_key: str, properties: bytes, body: bytes) -> int:
-        """Persistent or not, as `properties` say; mandatory. Returns the tag of its Outcome."""
-        tag = self.protocol.publish(channel, exchange, routing_key, properties, body)
-        if not self._is_due:
-            self.flush_soon()
-        return tag
-
-    def ack(self, delivery: Delivery) -> bool:
-        """False if the broker gives it to somebody again."""
-        done = self.protocol.ack(delivery)
-        if not self._is_due:
-            self.flush_soon()
-        return done
 
     async def open_channel(self, *, confirms: bool = False) -> int:
         """Raises BrokerError."""

@@ -7,21 +7,19 @@ import contextlib
 import logging
 import ssl
 import time
-from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from ...amqp.client import ChannelClosed, ClientOptions, ConnectionClosed, ConsumeCancelled, Delivery, Event, Properties
 from ..errors import SourceError
 from ..verdicts import PutBack, Verdict
-from ._incoming import Incoming, read_incoming
+from ._incoming import Incoming, Intake
 from .body import Unreadable
 from .connection import Address, BrokerError, Connection, Unreachable, Writable
 from .declare import count_messages
-from .message import begin_id, read_properties
+from .message import read_properties
 from .outlet import MAX_BODY, Outlet
 from .results import results_of
-from .retries import time_to_wait
 from .returns import Returns
 from .session import Session
 from .subscription import Subscription
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 
 HELD_BYTES = 64 << 20
 """No more is read from the broker while messages of so many octets are held: it knows no limit but their number."""
-REMEMBERED = 10_000
-"""Ids of messages that are done with: of some the broker may never have heard that."""
 LEFT_FOR = 1.0
 """Seconds until what could not be finished goes back to the queue, which gives it to somebody at once."""
 GOODBYE = 5.0
@@ -44,7 +40,7 @@ EMPTY_AFTER = 1.0
 log = logging.getLogger(__name__)
 
 
-class Consumer:
+class Consumer(Intake):
     """Reads for a source, from `run` until all is settled; then `end` is called."""
 
     def __init__(
@@ -53,39 +49,28 @@ class Consumer:
         address = Address(where.host, where.port, tls)
         self._where = where
         self._gateway = gateway
-        self._counts = gateway.report.counts
         self._outlet = Outlet(where, address, _options(where, login, f"mqcore beside {where.queue}"), gateway)
         self._returns = Returns(where, self._outlet, has_failed=gateway.failed is not None)
         options = _options(where, login, f"mqcore from {where.queue}")
-        self._session = Session(address, options, self._set_up, self._hear, self._fail, self._counts, on_message=self._take)
+        counts = gateway.report.counts
+        self._session = Session(address, options, self._set_up, self._hear, self._fail, counts, on_message=self.take)
         self._subscription = Subscription(
-            where.queue, lambda: gateway.max_in_flight, lambda: bool(self._open), slowly=starts_slowly
+            where.queue, lambda: gateway.max_in_flight, lambda: bool(self.open), slowly=starts_slowly
         )
-        self._open: dict[Delivery, Incoming | None] = {}
-        """All that the broker waits to hear of."""
-        self._bytes = 0
-        self._most_bytes = HELD_BYTES // gateway.processes
-        self._offered: list[Incoming] = []
-        self._done: OrderedDict[str, None] = OrderedDict()
+        loop = asyncio.get_running_loop()
+        super().__init__(where, gateway, self._subscription, loop, HELD_BYTES // gateway.processes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
         self._pausing: asyncio.Task[None] | None = None
-        self._place = 0
-        self._digest = begin_id(where.queue)
-        self._loop = asyncio.get_running_loop()
-        self._deliveries = [0, 0]
-        self._acks = 0
-        self._last = 0.0
 
     def figures(self) -> dict[str, Any]:
-        first, again = self._deliveries
         return {
             **self._outlet.publishing.figures(),
             "connections": int(self._session.connection is not None)
             + int(self._outlet.publishing.session.connection is not None),
             "reconnects": self._session.reconnects + self._outlet.publishing.session.reconnects,
-            "deliveries": {"false": first, "true": again},
-            "acks": self._acks,
+            "deliveries": {"false": self.first_deliveries, "true": self.redeliveries},
+            "acks": self.acks,
         }
 
     # From the first connection to the last
@@ -123,25 +108,28 @@ class Consumer:
         self._gateway.fail(f"cannot read {self._where}: {error}")
 
     async def _set_up(self, connection: Connection) -> None:
+        self.link = connection
         await self._subscription.begin(connection)
 
     async def _until_empty(self) -> None:
-        now = asyncio.get_running_loop().time
-        self._last = now()
+        last = time.monotonic()
         while True:
-            await asyncio.sleep(max(EMPTY_AFTER - (now() - self._last), 0.01))
+            await asyncio.sleep(max(EMPTY_AFTER - (time.monotonic() - last), 0.01))
+            now = time.monotonic()
+            last = max(last, self.last)
             connection = self._session.connection
-            if self._open or connection is None or now() < self._last + EMPTY_AFTER:
-                self._last = max(self._last, now() - EMPTY_AFTER / 2)
+            if self.open or connection is None or now < last + EMPTY_AFTER:
+                last = max(last, now - EMPTY_AFTER / 2)
                 continue
             with contextlib.suppress(BrokerError):
-                if await count_messages(connection, self._where.queue) == 0 and not self._open:
+                if await count_messages(connection, self._where.queue) == 0 and not self.open:
                     self._gateway.drain()
                     return
-            self._last = now()
+            last = time.monotonic()
 
     def stop(self) -> None:
         """No more is taken. What comes until the broker has heard of that goes back."""
+        self.is_stopped = True
         self._stopped.set()
         self._subscription.suspend()
         if self._pausing is not None:
@@ -158,7 +146,7 @@ class Consumer:
         await self._subscription.close()
         connection = self._session.connection
         if connection is not None:
-            for delivery in self._open:
+            for delivery in self.open:
                 connection.protocol.nack(delivery)
         await self._session.close()
         await self._outlet.close()
@@ -175,93 +163,44 @@ class Consumer:
             self._session.renew(event.text)
 
     def _lose_all(self) -> None:
-        """Whatever the broker gave us, it gives to somebody again."""
-        lost, self._open = self._open, {}
-        self._bytes = 0
-        self._subscription.lose()
-        for incoming in lost.values():
-            if incoming is not None:
-                incoming.is_void = True
-                incoming.void()
+        self.lose()
         self._outlet.publishing.wake()
 
-    def _take(self, delivery: Delivery) -> None:
-        connection = self._subscription.connection
-        assert connection is not None
-        self._last = self._loop.time()
-        self._open[delivery] = None
-        self._bytes += delivery.size
-        if self._bytes > self._most_bytes:
-            connection.pause_reading()
-        if self._stopped.is_set():
-            return
-        self._deliveries[delivery.redelivered] += 1
-        if delivery.redelivered:
-            self._counts.redelivered += 1
-        self._place += 1
-        try:
-            incoming = read_incoming(self, connection, delivery, self._digest, self._place)
-        except Unreadable as error:
-            self._begin(self._turn_away(connection, delivery, str(error)))
-            return
-        if incoming.has_id and self._is_present(incoming):
-            self._gateway.skip(1)
-            self._ack(incoming, is_over=True)
-            return
-        known = incoming.mails[0].json
-        if "nextattempt" in known and self._where.ladder:
-            seconds = time_to_wait(known, time.time())
-            if seconds:
-                self._begin(self._put_off(incoming, seconds))
-                return
-        self._open[delivery] = incoming
-        if not self._offered:
-            self._loop.call_soon(self._offer_all)
-        self._offered.append(incoming)
-
-    def _is_present(self, incoming: Incoming) -> bool:
-        return (incoming.delivery.redelivered and incoming.id in self._done) or self._gateway.has(incoming.id)
-
-    def _offer_all(self) -> None:
-        offered, self._offered = self._offered, []
-        if not self._stopped.is_set():
-            self._gateway.offer([incoming for incoming in offered if not incoming.is_void])
+    # What becomes of few messages
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def turn_away(self, connection: Connection, delivery: Delivery, reason: str) -> None:
+        self._begin(self._turn_away(connection, delivery, reason))
+
     async def _turn_away(self, connection: Connection, delivery: Delivery, reason: str) -> None:
         try:
             properties = read_properties(delivery)
         except Unreadable:
             properties = Properties()
-        if await self._returns.turn_away(delivery, properties, reason, lambda: delivery in self._open):
+        if await self._returns.turn_away(delivery, properties, reason, lambda: delivery in self.open):
             self._gateway.turn_away(1, False)
-            self._acknowledge(connection, delivery)
+            self.acknowledge(connection, delivery)
+
+    def put_off(self, incoming: Incoming, seconds: float) -> None:
+        self._begin(self._put_off(incoming, seconds))
 
     async def _put_off(self, incoming: Incoming, seconds: float) -> None:
         delivery = incoming.delivery
-        if await self._returns.put_off(delivery, incoming.letter.message, seconds, lambda: delivery in self._open):
+        if await self._returns.put_off(delivery, incoming.letter.message, seconds, lambda: delivery in self.open):
             self._gateway.count_put_off(1)
-            self._ack(incoming, is_over=False)
+            self.ack(incoming, False)
 
-    # What the gateway says
-
-    def settle(self, incoming: Incoming, verdict: Verdict) -> None:
-        if not verdict.is_good:
-            if not (incoming.is_void or self._stopped.is_set()):
-                asyncio.get_running_loop().call_later(LEFT_FOR, self._leave, incoming)
-        elif self._where.results and not incoming.is_put_back:
-            self._begin(self._tell_result(incoming, verdict))
-        else:
-            self._ack(incoming, is_over=not incoming.comes_again)
+    def tell_result(self, incoming: Incoming, verdict: Verdict) -> None:
+        self._begin(self._tell_result(incoming, verdict))
 
     async def _tell_result(self, incoming: Incoming, verdict: Verdict) -> None:
         results = results_of(incoming.letter.mail, verdict, time.time())
         await self._returns.tell_result(incoming.letter, results)
-        self._ack(incoming, is_over=True)
+        self.ack(incoming, True)
 
     async def put_back(self, incoming: Incoming, verdict: Verdict) -> PutBack:
         if verdict.unavailable:
@@ -272,42 +211,20 @@ class Consumer:
         incoming.comes_again = how is PutBack.RETRIED
         return how
 
-    def _ack(self, incoming: Incoming, *, is_over: bool) -> None:
-        """The queue need not have it any more. Unless it is over, it may come again with the same id."""
-        self._acknowledge(incoming.connection, incoming.delivery)
-        if is_over and incoming.has_id:
-            self._done[incoming.id] = None
-            if len(self._done) > REMEMBERED:
-                self._done.popitem(last=False)
-
-    def _acknowledge(self, connection: Connection, delivery: Delivery) -> None:
-        if connection.ack(delivery):
-            self._acks += 1
-            self._subscription.acked()
-        else:
-            self._counts.in_doubt += 1
-        self._forget(connection, delivery)
+    def leave_soon(self, incoming: Incoming) -> None:
+        asyncio.get_running_loop().call_later(LEFT_FOR, self._leave, incoming)
 
     def _leave(self, incoming: Incoming) -> None:
         """The queue may give it to somebody else."""
-        if not (incoming.is_void or self._stopped.is_set()):
+        if not (incoming.is_void or self.is_stopped):
             incoming.connection.protocol.nack(incoming.delivery)
             incoming.connection.flush_soon()
-            self._forget(incoming.connection, incoming.delivery)
-
-    def _forget(self, connection: Connection, delivery: Delivery) -> None:
-        if delivery in self._open:
-            del self._open[delivery]
-            self._bytes -= delivery.size
-            if self._bytes <= self._most_bytes:
-                connection.resume_reading()
-            if not self._open:
-                self._subscription.drained()
+            self.forget(incoming.connection, incoming.delivery)
 
     # When there is no next owner
 
     def _pause(self) -> None:
-        if self._pausing is None and not self._stopped.is_set():
+        if self._pausing is None and not self.is_stopped:
             log.warning("there is no next owner for mails of %s: none are taken until there is", self._where)
             self._subscription.suspend()
             self._pausing = asyncio.create_task(self._wait_for_owner())
@@ -315,8 +232,9 @@ class Consumer:
     async def _wait_for_owner(self) -> None:
         await self._gateway.sink.ready()
         self._pausing = None
-        if not self._stopped.is_set():
+        if not self.is_stopped:
             self._subscription.restart()
+            self.counts_acks = True
 
 
 def _options(where: AmqpUrl, login: tuple[str, str], name: str) -> ClientOptions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from ...amqp.client import Delivery, Properties, ProtocolError
@@ -66,24 +65,6 @@ def read_mail(delivery: Delivery, properties: Properties) -> tuple[bytes, dict[s
 
 def is_raw(properties: Properties) -> bool:
     return (properties.content_type or "").partition(";")[0].strip().lower() == RAW
-
-
-def begin_id(queue: str) -> blake2b:
-    """What the ids of all messages of a queue begin with."""
-    return blake2b(_with_size(queue), digest_size=16)
-
-
-def finish_id(begun: blake2b, message_id: str, body: bytes) -> str:
-    """The same when the message comes again."""
-    digest = begun.copy()
-    digest.update(_with_size(message_id))
-    digest.update(body)
-    return digest.hexdigest()
-
-
-def _with_size(text: str) -> bytes:
-    octets = text.encode(errors="surrogateescape")
-    return len(octets).to_bytes(4, "big") + octets
 
 
 class Outgoing(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ from ...amqp.client import ClientOptions, Outcome, Properties, encode_properties
 from .._mail import Mail
 from ..errors import SinkError
 from ..smtp.hostname import own_hostname
-from ..verdicts import ACCEPTED, CANCELLED, Verdict
+from ..verdicts import CANCELLED, Verdict
+from ._outcomes import Soon
 from ._raw import encode_raw
 from .body import write_body
 from .connection import Address, Connection, Unreachable
@@ -23,7 +23,6 @@ from .publishing import NOT_BEGUN, Group, Publishing
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
-    from ..base import Answer
     from ..record import Record
     from .url import AmqpUrl
 
@@ -39,11 +38,12 @@ class Publish(NamedTuple):
     body: bytes
 
 
-class Publisher:
+class Publisher(Soon):
     """Publishes for a sink, which lets it `begin` before the first mail and `end` after the last."""
 
     def __init__(self, where: AmqpUrl, login: tuple[str, str], tls: ssl.SSLContext | None, record: Record | None) -> None:
         """`record`: of what is stored, where mails come from a mailbox."""
+        super().__init__(where.exchange, where.queue, raw=where.raw, is_careful=record is not None)
         self._where = where
         self._options = ClientOptions(
             user=login[0],
@@ -57,7 +57,6 @@ class Publisher:
         self._hostname = own_hostname()
         self._error: SinkError | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._voided: set[int] = set()
         self._record = record
 
     def figures(self) -> dict[str, Any]:
@@ -74,6 +73,7 @@ class Publisher:
         counts = gateway.report.counts
         self._publishing = Publishing(address, self._options, self._prepare, self._fail, counts, where.max_message)
         self._publishing.on_change = self._look
+        self.begin_soon(self._publishing)
         self._starting = asyncio.create_task(self._start(self._publishing))
 
     async def _start(self, publishing: Publishing) -> None:
@@ -134,44 +134,17 @@ class Publisher:
 
     def _leaves(self, mails: Sequence[Mail]) -> bool:
         """Whether what was not published yet stays where it is."""
-        return (self._waits and self._gateway.is_stopping) or id(mails) in self._voided
+        return (self._waits and self._gateway.is_stopping) or id(mails) in self.voided
 
     # Mails
 
-    def deliver_soon(self, mails: Sequence[Mail], token: object, answer: Answer) -> bool:
-        publishing = self._begun
-        connection = publishing.connection
-        if connection is None or self._record is not None or len(mails) != 1:
-            return False
-        where = self._where
-        try:
-            properties, body = self._encode(mails[0])
-            if len(body) > publishing.most:
-                return False
-            publishing.publish(
-                connection, where.exchange, where.queue, properties, body, self._take_soon, (mails, token, answer)
-            )
-        except (ValueError, TypeError):
-            return False  # `deliver` says why
-        return True
-
-    def _take_soon(self, given: tuple[Sequence[Mail], object, Answer], outcome: Outcome | None) -> None:
-        mails, token, answer = given
-        if outcome is not None and outcome.kind == "ack":
-            self._voided.discard(id(mails))
-            answer(token, ACCEPTED)
-        else:
-            answer(token, None, functools.partial(self.deliver, first={0: outcome}))
-
-    async def deliver(
-        self, mails: Sequence[Mail], first: Mapping[int, Outcome | None] | None = None
-    ) -> Sequence[Verdict]:
+    async def deliver(self, mails: Sequence[Mail], first: Mapping[int, Outcome | None] | None = None) -> Sequence[Verdict]:
         """`first`: the outcomes, if they were published already."""
         verdicts: dict[int, Verdict] = {}
         publishes: dict[int, Publish] = {}
         for number, mail in enumerate(mails):
             try:
-                publishes[number] = self._encode(mail)
+                publishes[number] = self.encode(mail)
             except (ValueError, TypeError) as error:
                 verdicts[number] = Verdict.failed(error)
         pause = FIRST_PAUSE
@@ -190,7 +163,7 @@ class Publisher:
                     async with asyncio.timeout(pause):
                         await self._stopping.wait()
                 pause = min(2 * pause, LONGEST_PAUSE)
-        self._voided.discard(id(mails))
+        self.voided.discard(id(mails))
         if self._record is not None:
             stored = [mail.origin.id for number, mail in enumerate(mails) if verdicts[number].is_good]
             await self._record.note(stored, {})
@@ -204,7 +177,7 @@ class Publisher:
         if self._gateway.is_stopping:
             self._stopping.set()
         elif self._gateway.source.is_queue:
-            self._voided.add(id(mails))
+            self.voided.add(id(mails))
         self._begun.wake()
 
     async def _publish(
@@ -257,7 +230,7 @@ class Publisher:
             return Verdict.deferred(452, "4.3.1 the queue is full; try again later")
         return Verdict.in_doubt("4.4.2 the queue did not confirm it")
 
-    def _encode(self, mail: Mail) -> Publish:
+    def encode(self, mail: Mail) -> Publish:
         """Raises ValueError, TypeError for what a plugin put into `json` and there is no room for."""
         known = mail.json
         if self._where.raw:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .._mail import Mail
-from ..base import Answer, Option, Sink, Source
+from ..base import Option, Sink, Source
 from ..record import Record
 from ..smtp.credentials import CREDENTIALS, find_credentials
 from ..verdicts import Verdict
@@ -62,7 +62,9 @@ class AmqpSink(Sink):
         login = find_credentials(credentials, env=credentials_env) or (where.user or "", where.password or "")
         tls = ssl.create_default_context() if self.scheme == "amqps" else None
         self._record = None if source is None else Record(source, self.url)
+        self.remembers = self._record is not None
         self._publisher = Publisher(where, login, tls, self._record)
+        self.deliver_soon = self._publisher.deliver_soon  # type: ignore[method-assign]
 
     def __contains__(self, id: object) -> bool:
         return self._record is not None and id in self._record
@@ -75,9 +77,6 @@ class AmqpSink(Sink):
 
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
         return await self._publisher.deliver(mails)
-
-    def deliver_soon(self, mails: Sequence[Mail], token: object, answer: Answer) -> bool:
-        return self._publisher.deliver_soon(mails, token, answer)
 
     def cancel(self, mails: Sequence[Mail]) -> None:
         self._publisher.cancel(mails)

@@ -76,13 +76,15 @@ class Subscription:
         if not self._prefetch:
             self._news.set()
 
-    def acked(self) -> None:
+    def acked(self) -> bool:
+        """Whether it wants to hear of the next one, too."""
         if self._level < len(RAMP):
             self._acks += 1
             if self._acks >= RAMP[self._level]:
                 self._acks = 0
                 self._level += 1
                 self._news.set()
+        return self._level < len(RAMP)
 
     async def ended(self) -> None:
         """Wait until there is no consumer."""

@@ -1,0 +1,6 @@
+from typing import Self, final
+
+@final
+class Ids:
+    def __new__(cls, queue: str) -> Self: ...
+    def id(self, message_id: str, body: bytes) -> str: ...

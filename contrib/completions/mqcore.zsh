@@ -236,7 +236,7 @@ _shtab_mqcore_include_defaults_added=0
 _shtab_mqcore_new_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--kind[what it is written in (default\: python)]:kind:(python async cython c)"
-  "--package[a package to install, with an entry point (python, async)]"
+  "--package[a package to install, with an entry point (python, async, cython)]"
   ":of the plugin, as greylist\; a number is put before it:"
 )
 

@@ -30,6 +30,17 @@ KINDS = {
     },
     "c": {"c.c": "@module@.c", "Makefile": "Makefile"},
 }
+PACKAGES = {
+    "python": {"python.py": "@module@.py", "pyproject.toml": "pyproject.toml"},
+    "async": {"async.py": "@module@.py", "pyproject.toml": "pyproject.toml"},
+    "cython": {
+        "cython.py": "@module@/__init__.py",
+        "cython.pyx": "@module@/_hooks.pyx",
+        "setup.py": "setup.py",
+        "pyproject.toml": "pyproject.toml",
+    },
+}
+"""The same with --package. A shared object in C is nothing that an entry point could name."""
 PLUGIN = {
     "python": "plugins/@plugin@.py",
     "async": "plugins/@plugin@.py",
@@ -43,15 +54,19 @@ def add_to(commands: Commands) -> None:
     new = commands.add_parser("new", help="write a plugin to begin with, and a test of it")
     new.add_argument("name", metavar="NAME", help="of the plugin, as greylist; a number is put before it")
     new.add_argument("--kind", choices=tuple(KINDS), default="python", help="what it is written in (default: python)")
-    new.add_argument("--package", action="store_true", help="a package to install, with an entry point (python, async)")
+    packages = ", ".join(PACKAGES)
+    new.add_argument("--package", action="store_true", help=f"a package to install, with an entry point ({packages})")
     new.set_defaults(command=write_plugin, parser=new)
 
 
 def write_plugin(options: argparse.Namespace) -> int:
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", options.name):
         options.parser.error(f"{options.name!r} is no name for it: small letters, digits and dashes, as my-greylist")
-    if options.package and options.kind not in ("python", "async"):
-        options.parser.error(f"--package is for --kind python and async, and not for {options.kind}")
+    if options.package and options.kind not in PACKAGES:
+        options.parser.error(
+            f"--package is for --kind {', '.join(PACKAGES)}, and not for {options.kind}: an entry point names what Python can "
+            "import; give the shared object to --plugins"
+        )
     try:
         plugin = f"{_next_number()}-{options.name}"
         words = {"name": options.name, "plugin": plugin, "module": options.name.replace("-", "_")}
@@ -87,11 +102,23 @@ def _texts(options: argparse.Namespace, words: dict[str, str]) -> dict[Path, str
     """What is to be written, by path."""
     sources, plugin = KINDS[options.kind], PLUGIN[options.kind]
     if options.package:
-        plugin = "@module@.py"
-        sources = {f"{options.kind}.py": plugin, "pyproject.toml": "pyproject.toml"}
-    words = words | {"path": _filled(plugin, words)}
+        plugin = "@module@" if options.kind == "cython" else "@module@.py"
+        sources = PACKAGES[options.kind]
+    words = words | {"path": _filled(plugin, words)} | _words_for_building(options, words["module"])
     sources = sources | {"test.py": "test_@module@.py"}
     return {Path(_filled(path, words)): _filled(_template(name), words) for name, path in sources.items()}
+
+
+def _words_for_building(options: argparse.Namespace, module: str) -> dict[str, str]:
+    if options.kind != "cython":
+        return {"requires": '"setuptools>=77"', "contents": f'py-modules = ["{module}"]'}
+    folder = module if options.package else ""
+    return {
+        "requires": '"Cython>=3.1", "mqcore", "setuptools>=77"',
+        "contents": f'packages = ["{module}"]',
+        "extension": ".".join(filter(None, [folder, "_hooks"])),
+        "source": "/".join(filter(None, [folder, "_hooks.pyx"])),
+    }
 
 
 def _config(words: dict[str, str]) -> str:
@@ -116,7 +143,10 @@ def _filled(text: str, words: dict[str, str]) -> str:
 
 def _tell_how_to_go_on(options: argparse.Namespace, words: dict[str, str]) -> None:
     print()
-    if options.package:
+    if options.package and options.kind in BUILD:
+        print("pip install 'Cython>=3.1' 'setuptools>=77'")
+        print("pip install --no-build-isolation -e '.[test]'")  # it is for the mqcore that is installed
+    elif options.package:
         print("pip install -e '.[test]'")
     elif options.kind in BUILD:
         print(_filled(BUILD[options.kind], words))

@@ -63,12 +63,24 @@ def test_a_package(folder):
     assert project["project"]["entry-points"]["mqcore.plugins"] == {"10-my-greylist": "my_greylist"}
 
 
+def test_a_package_in_cython(folder, capsys):
+    assert main(["new", "my-fast", "--kind", "cython", "--package"]) == 0
+    assert files_in(folder) == [
+        "mqcore.toml", "my_fast/__init__.py", "my_fast/_hooks.pyx", "pyproject.toml", "setup.py", "test_my_fast.py",
+    ]
+    project = tomllib.loads(Path("pyproject.toml").read_text())
+    assert project["project"]["entry-points"]["mqcore.plugins"] == {"10-my-fast": "my_fast"}
+    assert project["build-system"]["requires"] == ["Cython>=3.1", "mqcore", "setuptools>=77"]
+    assert project["tool"]["setuptools"] == {"packages": ["my_fast"]}
+    assert "pip install --no-build-isolation -e '.[test]'\npytest\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["Grey"], "'Grey' is no name for it"),
         (["10-grey"], "small letters, digits and dashes, as my-greylist"),
-        (["grey", "--kind", "c", "--package"], "--package is for --kind python and async, and not for c"),
+        (["grey", "--kind", "c", "--package"], "--package is for --kind python, async, cython, and not for c"),
     ],
 )
 def test_wrong_usage(folder, capsys, arguments, words):
@@ -119,11 +131,16 @@ def test_all_kinds_are_built_typed_linted_and_tested(folder):
     (folder / "package").mkdir()
     os.chdir(folder / "package")
     assert main(["new", "packed", "--package"]) == 0
+    (folder / "fast").mkdir()
+    os.chdir(folder / "fast")
+    assert main(["new", "fast-one", "--kind", "cython", "--package"]) == 0
+    build(folder / "fast", sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
     (cython,) = folder.glob("plugins/*-my-cython")
     build(cython, sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
     build(folder, "make", f"PYTHON={sys.executable}")
 
-    sources = [*folder.glob("plugins/*.py"), *folder.glob("test_*.py"), *folder.glob("package/*.py")]
+    patterns = ("plugins/*.py", "test_*.py", "package/*.py", "fast/test_*.py")
+    sources = [path for pattern in patterns for path in folder.glob(pattern)]
     build(folder, sys.executable, "-m", "mypy", "--strict", "--cache-dir", folder / ".mypy_cache", *sources)
     # Plugins are named by their place in the order; setup.py is for building.
     build(folder, sys.executable, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml", "--ignore", "N999", folder)

@@ -63,7 +63,7 @@ cdef class Settler:
         cdef Py_ssize_t cancelled = 0
         cdef list steps = transaction.good
         cdef Py_ssize_t index
-        for index in range(len(steps)):
+        for index in range(min(len(steps), len(verdicts))):
             step, verdict = steps[index], verdicts[index]
             mail = step[0]
             if verdict is ACCEPTED:  # as nearly all are

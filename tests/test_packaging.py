@@ -9,10 +9,13 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import mqcore
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_SOURCE = shutil.ignore_patterns(
@@ -98,6 +101,17 @@ def test_wheel_has_modules_stubs_and_pxd_and_no_sources_in_c_or_cython(source: P
         elif path.is_file():
             wanted.add(str(name))
     assert packed == wanted
+
+
+def test_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited and cited[1] == project["version"] == mqcore.__version__
+
+
+@pytest.mark.slow
+def test_wheel_is_small(wheel: Path) -> None:
+    assert wheel.stat().st_size <= 3_000_000
 
 
 @pytest.mark.slow

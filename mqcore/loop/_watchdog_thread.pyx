@@ -51,7 +51,7 @@ cdef extern from *:
     {
         sigset_t all, before;
         sigfillset(&all);
-        sigdelset(&all, SIGABRT);  /* for faulthandler: glibc's abort() no longer unblocks it first (2.41) */
+        sigdelset(&all, SIGABRT);  /* for faulthandler: a newer glibc's abort() does not unblock it first */
         pthread_sigmask(SIG_SETMASK, &all, &before);
         int failed = pthread_create(thread, NULL, function, argument);
         pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -70,6 +70,12 @@ class MailAccessors(Accessors):
     def set_mime(self, message: Mail, mime: bytes) -> None:
         message.mime = mime
 
+    def header(self, message: Mail, name: str) -> str | None:
+        return message.headers.get(name)
+
+    def add_header(self, message: Mail, name: str, value: str) -> None:
+        message.headers.add(name, value)
+
     def local(self, message: Mail) -> bool:
         return message.json.get("local") is True
 

@@ -19,8 +19,8 @@ from ..loop._list cimport append
 from ..loop._poll cimport C_READ, C_WRITE, add_watch
 from ._abi cimport MQ_Address, MQ_Connection, MQ_Context, MQ_IOWatcher, MQ_Message, MQ_Timer, c_bool, uv_loop_s
 from ._access cimport (
-    Access, ask_email, ask_flag, ask_number, ask_presence, ask_reject, ask_text, find_setting, find_symbol, get_data,
-    in_control, log_unwatched, new_access, pass_bytes, pass_flag, pass_text, set_data, use)
+    Access, ask_email, ask_field, ask_flag, ask_number, ask_presence, ask_reject, ask_size, ask_text, find_setting, find_symbol,
+    get_data, in_control, log_unwatched, new_access, pass_bytes, pass_field, pass_flag, pass_text, set_data, use)
 from ._diagnostics cimport is_of_another, record_misuse_of, write_log
 from ._failures cimport fail_when_done
 from ._hooks cimport give_back_by
@@ -371,6 +371,35 @@ cdef public void MQ_setMime(MQ_Message *message, const char *mime, size_t size) 
     if usable(message, MESSAGE, b"called MQ_setMime for a message that it does not have", caller()) and mime != NULL:
         with gil:
             use(pass_bytes, &access, "set_mime")
+
+
+cdef public size_t MQ_mimeSize(MQ_Message *message) noexcept nogil:
+    cdef Access access = new_access(message)
+    if usable(message, MESSAGE, b"called MQ_mimeSize for a message that it does not have", caller()):
+        with gil:
+            use(ask_size, &access, "mime")
+    return access.size
+
+
+cdef public const char *MQ_header(MQ_Message *message, const char *name) noexcept nogil:
+    cdef Access access = new_access(message)
+    if usable(message, MESSAGE, b"called MQ_header for a message that it does not have", caller()) and name != NULL:
+        access.given = name
+        access.size = strlen(name)
+        with gil:
+            use(ask_field, &access, "header")
+    return access.text
+
+
+cdef public void MQ_addHeader(MQ_Message *message, const char *name, const char *value) noexcept nogil:
+    cdef Access access = new_access(message)
+    if (usable(message, MESSAGE, b"called MQ_addHeader for a message that it does not have", caller())
+            and name != NULL and value != NULL):
+        access.given = name
+        access.size = strlen(name)
+        access.pointer = <void *>value
+        with gil:
+            use(pass_field, &access, "add_header")
 
 
 cdef public c_bool MQ_local(MQ_Message *message) noexcept nogil:

@@ -32,12 +32,15 @@ cdef int ask_flag(Access *access, str name) except -1
 cdef int ask_number(Access *access, str name) except -1
 cdef int ask_presence(Access *access, str name) except -1
 cdef int ask_text(Access *access, str name) except -1
+cdef int ask_size(Access *access, str name) except -1
+cdef int ask_field(Access *access, str name) except -1
 cdef int ask_reject(Access *access, str name) except -1
 cdef const char *find_setting(Context context, Slot *slot, const char *key) noexcept
 cdef int ask_email(Access *access, str name) except -1
 cdef int pass_flag(Access *access, str name) except -1
 cdef int pass_bytes(Access *access, str name) except -1
 cdef int pass_text(Access *access, str name) except -1
+cdef int pass_field(Access *access, str name) except -1
 cdef int get_data(Access *access, str name) except -1
 cdef int set_data(Access *access, str name) except -1
 cdef void *find_symbol(Context context, const char *name) noexcept

@@ -90,6 +90,22 @@ cdef int ask_text(Access *access, str name) except -1:
     return keep_text(access, call_accessor(access, name, ()))
 
 
+cdef int ask_size(Access *access, str name) except -1:
+    """How many bytes there are."""
+    value = call_accessor(access, name, ())
+    if isinstance(value, bytes):
+        access.size = PyBytes_GET_SIZE(value)
+    return 0
+
+
+cdef int ask_field(Access *access, str name) except -1:
+    """The text of what is given by name."""
+    cdef str field = copy_of(access).decode("utf-8", "surrogateescape")
+    if in_control(slot_of(access.handle), access.handle):  # see pass_value
+        return keep_text(access, call_accessor(access, name, (field,)))
+    return 0
+
+
 cdef int ask_email(Access *access, str name) except -1:
     """An address's text: the hook's argument, or that of its message."""
     cdef Message message = <Message>slot_of(access.handle).object
@@ -154,6 +170,15 @@ cdef int pass_bytes(Access *access, str name) except -1:
 cdef int pass_text(Access *access, str name) except -1:
     value = copy_of(access)
     return pass_value(access, name, None if value is None else value.decode("utf-8", "surrogateescape"))
+
+
+cdef int pass_field(Access *access, str name) except -1:
+    """A name, and a text, to which `pointer` points."""
+    cdef str field = copy_of(access).decode("utf-8", "surrogateescape")
+    cdef str value = (<bytes><const char *>access.pointer).decode("utf-8", "surrogateescape")
+    if in_control(slot_of(access.handle), access.handle):
+        call_accessor(access, name, (field, value))
+    return 0
 
 
 cdef int pass_value(Access *access, str name, object value) except -1:

@@ -81,6 +81,13 @@ class Accessors:
     def set_mime(self, message: Any, mime: bytes) -> None:
         """Change it."""
 
+    def header(self, message: Any, name: str) -> str | None:
+        """The first field of that name in the mail's header."""
+        return None
+
+    def add_header(self, message: Any, name: str, value: str) -> None:
+        """Put a field above all others."""
+
     def local(self, message: Any) -> bool:
         """Whether it is to be delivered here."""
         return False

@@ -67,6 +67,32 @@ def test_a_mail_is_changed(owner, puppet):
     assert mail.envelope is None
 
 
+def test_fields_of_the_header(owner, puppet):
+    mail = Mail(b"Subject: a\r\n b\r\n\r\na\0b\r\n")
+    read = look(owner, puppet, mail, lambda _, message: [mq.MQ_header(message, name) for name in (b"subject", b"To", None)])
+    assert read == [b"a b", None, None]
+    assert look(owner, puppet, mail, lambda _, message: mq.MQ_mimeSize(message)) == len(mail.mime)
+    before = mail.mime
+    look(owner, puppet, mail, lambda _, message: mq.MQ_addHeader(message, b"X-Count", "\u00e9 1".encode()))
+    assert mail.headers.get_decoded("X-Count") == "\u00e9 1" and mail.mime.endswith(before)
+
+
+@pytest.mark.parametrize(("name", "value"), [(b"", b"x"), (b"X Y", b"x"), (b"X:", b"x"), (b"X", b"a\r\nBcc: b"), (None, b"x"), (b"X", None)])
+def test_fields_that_cannot_be(owner, puppet, caplog, name, value):
+    mail = Mail(b"Subject: a\r\n\r\na\r\n")
+    look(owner, puppet, mail, lambda _, message: mq.MQ_addHeader(message, name, value))
+    assert mail.mime == b"Subject: a\r\n\r\na\r\n"
+    assert (name is None or value is None) == (caplog.text == "")
+
+
+def test_a_message_that_is_no_mail_has_no_header(owner, puppet):
+    def play(_, message):
+        mq.MQ_addHeader(message, b"X", b"x")
+        return mq.MQ_header(message, b"X"), mq.MQ_mimeSize(message)
+
+    assert look(owner, puppet, mqcore.Message(), play) == (None, 0)
+
+
 def test_addresses_that_are_not_there(owner, puppet):
     assert look(owner, puppet, Mail(b""), lambda _, message: mq.MQ_envelope(message)) in (0, None)
     assert look(owner, puppet, Mail(b""), lambda _, message: mq.MQ_recipient(message)) in (0, None)

@@ -213,9 +213,16 @@ void MQ_setRecipient(MQ_Message *message, const char *recipient, size_t size);
 /* The address as text; NULL for that of a bounce. */
 const char *MQ_email(MQ_Address *address);
 
-/* The mail itself. Where it has a 0 byte in it, the string that is returned seems to end there. */
+/* The mail itself: so many bytes (0: ignored, or there is none). It may have 0 bytes in it, where a string seems to end: whoever
+ * gives it back by MQ_setMime takes its size from MQ_mimeSize, which is not MailerQ's. */
 const char *MQ_mime(MQ_Message *message);
+size_t MQ_mimeSize(MQ_Message *message);
 void MQ_setMime(MQ_Message *message, const char *mime, size_t size);
+
+/* The first field of that name in the mail's header, unfolded (NULL: there is none, or ignored); and a field put above all others,
+ * which leaves the rest of the mail as it is. What is no name or has a line end in it is logged and ignored. Not MailerQ's. */
+const char *MQ_header(MQ_Message *message, const char *name);
+void MQ_addHeader(MQ_Message *message, const char *name, const char *value);
 
 /* Whether the message is to be delivered here. */
 bool MQ_local(MQ_Message *message);

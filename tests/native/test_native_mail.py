@@ -77,7 +77,8 @@ def test_fields_of_the_header(owner, puppet):
     assert mail.headers.get_decoded("X-Count") == "\u00e9 1" and mail.mime.endswith(before)
 
 
-@pytest.mark.parametrize(("name", "value"), [(b"", b"x"), (b"X Y", b"x"), (b"X:", b"x"), (b"X", b"a\r\nBcc: b"), (None, b"x"), (b"X", None)])
+@pytest.mark.parametrize(
+    ("name", "value"), [(b"", b"x"), (b"X Y", b"x"), (b"X:", b"x"), (b"X", b"a\r\nBcc: b"), (None, b"x"), (b"X", None)])
 def test_fields_that_cannot_be(owner, puppet, caplog, name, value):
     mail = Mail(b"Subject: a\r\n\r\na\r\n")
     look(owner, puppet, mail, lambda _, message: mq.MQ_addHeader(message, name, value))

@@ -19,8 +19,8 @@ cdef object NO_ANSWER = "4.4.2 this took too long"
 
 @cython.final
 cdef class Deliverer:
-    """Gives the good mails of each transaction to the sink, in a task of `tasks` unless it `delivers_soon`, and says what became
-    of them. What the sink still has to do when that is told is done in another task."""
+    """Gives the good mails of each transaction to the sink, in a task of `tasks` unless it `delivers_soon`, and says what
+    became of them. What the sink still has to do when that is told is done in another task."""
 
     def __cinit__(self, sink not None, delivered not None, dropped not None, released not None, on_error not None,
                   Histogram seconds not None, Histogram sizes not None):

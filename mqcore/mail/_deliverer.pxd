@@ -1,4 +1,4 @@
-# Giving what is good to a sink that takes it by a coroutine.
+# Giving what is good to a sink.
 
 from ._histogram cimport Histogram
 from ._transaction cimport Transaction

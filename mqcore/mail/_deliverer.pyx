@@ -1,4 +1,4 @@
-"""Giving what is good to a sink that takes it by a coroutine."""
+"""Giving what is good to a sink, which takes it at once, or by a coroutine."""
 
 import asyncio
 import logging
@@ -19,8 +19,8 @@ cdef object NO_ANSWER = "4.4.2 this took too long"
 
 @cython.final
 cdef class Deliverer:
-    """Gives the good mails of each transaction to the sink, in a task of `tasks`, and says what became of them. What the sink
-    still has to do when that is told is done in another task."""
+    """Gives the good mails of each transaction to the sink, in a task of `tasks` unless it `delivers_soon`, and says what
+    became of them. What the sink still has to do when that is told is done in another task."""
 
     def __cinit__(self, sink not None, delivered not None, dropped not None, released not None, on_error not None,
                   Histogram seconds not None, Histogram sizes not None):
@@ -63,11 +63,14 @@ cdef class Deliverer:
             said = self.deliver_soon(transaction.given, transaction, self.answer)
         except Exception as error:
             said = self.verdict_on(error)
-        if said is True or transaction not in self.begun:  # the answer comes, or came
+        if transaction not in self.begun:  # it was answered meanwhile
+            return None
+        if type(said) is Verdict:
+            self.begun.discard(transaction)
+            return self.note(transaction, said)
+        if said:
             return None
         self.begun.discard(transaction)
-        if type(said) is Verdict:
-            return self.note(transaction, said)
         transaction.committing = was_committing
         transaction.given = None
         transaction.given_at = 0

@@ -90,7 +90,7 @@ def test_all_example_plugins_in_postfix(tmp_path: Path) -> None:
             "30-pace": {"per_second": 1000},
             "40-policy": {"address": policy},
             "50-spamd": {"address": spamd},
-            "70-greylist": {"database": f"{tmp_path}/greylist.sqlite3", "delay": 0.01},
+            "70-greylist": {"database": f"{tmp_path}/greylist.sqlite3", "delay": 0.5},
         }
         lines = (
             f"[plugins.{plugin}]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in each.items())

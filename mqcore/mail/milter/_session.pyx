@@ -501,7 +501,7 @@ cdef class Session:
             return None
         if mail.hidden or mail.recipients != [transaction.takers[0].announced] or mail.envelope != self.sender:
             return None
-        if "quarantine" in mail.known:
+        if "quarantine" in mail.all_known():
             return None
         return b"" if mail.above is None else self.protocol.insertions(self.content, mail.above)
 

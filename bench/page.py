@@ -60,6 +60,10 @@ GROUPS = {
     "latency of a mail by SMTP": "From when a mail of 1 KB is due until its last reply, without pipelining, at half of the"
     " highest rate of which the server is capable: the median, and what 1 % and 0.1 % exceed; where a connection has to be made"
     " first, that counts. A plugin that holds it does so for 5 ms.",
+    "RabbitMQ": "From one queue to another, by `mqcore run --from amqp:... --to amqp:...&format=mime` without plugins: the"
+    " processor time for each message, which is acknowledged when the broker has confirmed its copy. The base is a relay in C."
+    " mqcore makes the id of each message, a BLAKE2b of its body, which the others do not: 1.4 us at 1 KB, and nearly half of"
+    " it all at 50 KB.",
     "start of the command": "`mqcore run` from an empty mbox to `null:`, from the start of the process to its end.",
     "memory of the command": "The peak of the resident memory of `mqcore run`, interpreter included.",
     "instructions": "One piece of the same work, in instructions of the processor.",

@@ -14,7 +14,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     USUAL = 1 << 16
-    MOST = 1 << 18          # octets of a buffer before anything is in it
+    MOST = 1 << 20          # octets of a buffer before anything is in it
     LITTLE = 1 << 12        # octets that are copied; a buffer with more is given away
 
 

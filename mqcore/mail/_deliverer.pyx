@@ -96,9 +96,10 @@ cdef class Deliverer:
 
     def _answer(self, Transaction transaction not None, verdict, going_on=None):
         """See `Sink.deliver_soon`."""
-        if transaction not in self.begun:
+        try:
+            self.begun.remove(transaction)
+        except KeyError:
             return  # it was broken off
-        self.begun.discard(transaction)
         if verdict is None:
             self.start(transaction, self._deliver(transaction, going_on))
             return

@@ -264,7 +264,7 @@ cdef class Gateway:
     cdef int enter(self, Transaction transaction) except -1:
         if transaction is None or transaction.mails is None or transaction.steps is not None:
             raise TypeError("what is offered is a transaction that is offered for the first time")
-        transaction.size = len((<Mail>transaction.mails[0]).origin.mime)  # which all of them share
+        transaction.size = size_of(<Mail>transaction.mails[0])  # which all of them share
         for mail in transaction.mails:
             if (<Mail>mail).transaction is not None:
                 forget(transaction)
@@ -629,6 +629,11 @@ cdef class Gateway:
             self.is_awaited = False
             self.change.set()
         return 0
+
+
+cdef Py_ssize_t size_of(Mail mail) except -1:
+    """Octets that its source has of it."""
+    return mail.length() if mail.unread is not None else len(mail.whence.mime)
 
 
 cdef int forget(Transaction transaction) except -1:

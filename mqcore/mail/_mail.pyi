@@ -35,6 +35,9 @@ class Connection:
     def peer(self) -> str: ...
 
 @disjoint_base
+class Unread: ...
+
+@disjoint_base
 class Mail(Message):
     origin: Origin
     connection: Connection | None

@@ -55,6 +55,15 @@ cdef class Connection:
                 f"authenticated={self.authenticated}, data={self.data!r})")
 
 
+cdef class Unread:
+
+    cdef dict read_known(self):
+        raise NotImplementedError
+
+    cdef object read_origin(self):
+        raise NotImplementedError
+
+
 cdef class Mail(Message):
     """One mail on its way through the plugins.
 
@@ -78,7 +87,7 @@ cdef class Mail(Message):
         self.connection = connection
         if origin is None:
             origin = Origin(mime, blake2b(mime, digest_size=16).hexdigest(), envelope=envelope)
-        self.origin = origin
+        self.whence = origin
 
     @classmethod
     def read(cls, origin):
@@ -144,10 +153,22 @@ cdef class Mail(Message):
         """Octets of `mime`, without making it."""
         return self.length()
 
+    cdef object all_known(self):
+        if self.known is None and self.unread is not None:
+            self.known = self.unread.read_known()
+        return self.known
+
+    @property
+    def origin(self):
+        """The mail as its source has it."""
+        if self.whence is None and self.unread is not None:
+            self.whence = self.unread.read_origin()
+        return self.whence
+
     @property
     def json(self):
         """All else that is known."""
-        return self.known
+        return self.all_known()
 
     @json.setter
     def json(self, json):
@@ -169,32 +190,32 @@ cdef class Mail(Message):
     @property
     def envelope(self):
         """The sender's address; empty for a bounce, None if it is not known."""
-        return address_in(self.known, "envelope")
+        return address_in(self.all_known(), "envelope")
 
     @envelope.setter
     def envelope(self, address):
-        self.known["envelope"] = None if address is None else one_line("envelope", address)
+        self.all_known()["envelope"] = None if address is None else one_line("envelope", address)
 
     @property
     def recipient(self):
         """The address that this mail is for, None if it is not known."""
-        return address_in(self.known, "recipient")
+        return address_in(self.all_known(), "recipient")
 
     @recipient.setter
     def recipient(self, address):
-        self.known["recipient"] = None if address is None else one_line("recipient", address)
+        self.all_known()["recipient"] = None if address is None else one_line("recipient", address)
 
     @property
     def recipients(self):
         """All addresses that the mail was sent to: `recipient` alone, unless more are known."""
-        recipients = self.known.get("recipients")
+        recipients = self.all_known().get("recipients")
         if recipients is None:
             return [] if self.recipient is None else [self.recipient]
         return recipients
 
     @recipients.setter
     def recipients(self, addresses):
-        self.known["recipients"] = [one_line("recipient", address) for address in addresses]
+        self.all_known()["recipients"] = [one_line("recipient", address) for address in addresses]
 
     @property
     def rejection(self):
@@ -278,7 +299,15 @@ cdef Mail new_mail(bytes mime, object json, object connection, object origin):
     mail.content = mime
     mail.known = json
     mail.connection = connection
-    mail.origin = origin
+    mail.whence = origin
+    return mail
+
+
+cdef Mail new_unread_mail(bytes mime, Unread unread):
+    """One whose `json` and `origin` are made when somebody asks for them."""
+    cdef Mail mail = Mail.__new__(Mail)
+    mail.content = mime
+    mail.unread = unread
     return mail
 
 

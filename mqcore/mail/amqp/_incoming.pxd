@@ -4,9 +4,18 @@ from libc.stdint cimport uint64_t
 
 from ...amqp._channel cimport Delivery
 from .._counts cimport Row
+from .._mail cimport Unread
 from .._transaction cimport Transaction
 from ._ids cimport Ids
 from ._link cimport Link
+
+cdef class UnreadRaw(Unread):
+    cdef bytes header
+    cdef bytes mime
+    cdef str id
+    cdef bint has_id
+    cdef Py_ssize_t place
+    cdef double received            # s since 1970; 0: nobody said
 
 cdef class Incoming(Transaction):
     cdef Intake intake
@@ -48,7 +57,7 @@ cdef class Intake:
     cdef int receive(self, Delivery delivery) except -1
     cdef Incoming read(self, Delivery delivery)
     cdef Incoming read_other(self, Delivery delivery)
-    cdef Incoming make(self, Delivery delivery, bytes mime, dict known, const char *message_id, Py_ssize_t size, received)
+    cdef Incoming make(self, Delivery delivery, const char *message_id, Py_ssize_t size)
     cdef bint is_present(self, Incoming incoming) except -1
     cdef bint is_done(self, Incoming incoming) noexcept
     cdef int settle(self, Incoming incoming, verdict) except -1

@@ -1,14 +1,18 @@
-from typing import Any
+from typing import Any, final
 
 from typing_extensions import disjoint_base
 
 from ...amqp.client import Delivery
 from .._gateway import Gateway
+from .._mail import Unread
 from .._transaction import Transaction
 from .connection import Connection
 from .returns import Letter
 from .subscription import Subscription
 from .url import AmqpUrl
+
+@final
+class UnreadRaw(Unread): ...
 
 @disjoint_base
 class Incoming(Transaction):

@@ -3,6 +3,7 @@
 import os
 import time
 
+cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.time cimport monotonic
@@ -12,18 +13,18 @@ from libc.stdlib cimport free, malloc
 
 from ...amqp._channel cimport Delivery
 from .._counts cimport IN_DOUBT, REDELIVERED
-from .._mail cimport Mail, new_mail
+from .._mail cimport Mail, Unread, new_mail, new_unread_mail
 from .._transaction cimport Transaction
 from ._ids cimport Ids
 from ._link cimport Link
-from ._raw cimport RawFields, read_raw
+from ._raw cimport RawFields, read_raw, scan_raw
 
 from ...amqp._properties import decode_fields
 from ...amqp.errors import ProtocolError
 from ...amqp.fields import Properties
 from ..origin import Origin
 from ..verdicts import ACCEPTED
-from .body import Unreadable, check_addresses
+from .body import Unreadable
 from .message import read_mail, read_message
 from .retries import read_time, time_to_wait
 from .returns import Letter
@@ -40,6 +41,22 @@ cdef enum:
 cdef uint64_t LATEST = 1 << 40      # seconds; what is later is no time
 cdef object NOTHING = object()
 cdef object origin_type = Origin
+
+
+@cython.final
+@cython.no_gc
+cdef class UnreadRaw(Unread):
+    """A message that is a mail as it is, and nothing special."""
+
+    cdef dict read_known(self):
+        cdef RawFields fields
+        return read_raw(self.header, &fields)
+
+    cdef object read_origin(self):
+        cdef dict known = self.read_known()
+        received = self.received or None
+        return new_origin(self.mime, self.id, self.place, known.get("envelope"), received, known.get("recipient") or None,
+                          self.has_id)
 
 
 cdef class Incoming(Transaction):
@@ -108,12 +125,12 @@ cdef class Intake:
         cdef Incoming incoming
         if not self.offered:
             self.last = monotonic()
-        self.open[delivery] = None
         self.bytes += delivery.size
         if self.bytes > self.most_bytes and not self.is_paused:
             self.is_paused = True
             self.link.pause_reading()
         if self.is_stopped:
+            self.open[delivery] = None
             return 0
         if delivery.redelivered:
             self.redeliveries += 1
@@ -124,16 +141,19 @@ cdef class Intake:
         try:
             incoming = self.read(delivery)
         except Unreadable as error:
+            self.open[delivery] = None
             self.turn_away(self.link, delivery, str(error))
             return 0
         if incoming.has_id and self.is_present(incoming):
+            self.open[delivery] = None
             self.gateway.skip(1)
             self.finish(incoming, True)
             return 0
         known = (<Mail>incoming.mails[0]).known
-        if self.has_ladder and "nextattempt" in <dict>known:
+        if self.has_ladder and known is not None and "nextattempt" in <dict>known:
             seconds = time_to_wait(known, time.time())
             if seconds:
+                self.open[delivery] = None
                 self.put_off(incoming, seconds)
                 return 0
         self.open[delivery] = incoming
@@ -151,25 +171,27 @@ cdef class Intake:
     cdef Incoming read(self, Delivery delivery):
         """Raises Unreadable."""
         cdef RawFields fields
-        cdef dict known
-        cdef object received = None
-        if delivery.body is None:
+        cdef Incoming incoming
+        cdef UnreadRaw unread
+        if delivery.body is None or not scan_raw(delivery.header, &fields):
             return self.read_other(delivery)
-        known = read_raw(delivery.header, &fields)
-        if known is None:
-            return self.read_other(delivery)
-        if "recipients" in known:
-            check_addresses(known)
-        if "received" in known:
-            received = read_time(known["received"])
-        if received is None and fields.has_timestamp and 0 < fields.timestamp < LATEST:
-            received = <double>fields.timestamp
-        return self.make(delivery, delivery.body, known, fields.message_id, fields.message_id_size, received)
+        incoming = self.make(delivery, fields.message_id, fields.message_id_size)
+        unread = UnreadRaw.__new__(UnreadRaw)
+        unread.header = delivery.header
+        unread.mime = delivery.body
+        unread.id = incoming.id
+        unread.has_id = incoming.has_id
+        unread.place = self.place
+        if fields.has_timestamp and fields.timestamp < LATEST:
+            unread.received = fields.timestamp
+        incoming.mails = (new_unread_mail(delivery.body, unread),)
+        return incoming
 
     cdef Incoming read_other(self, Delivery delivery):
         """What does not look as it mostly does."""
         cdef dict fields
-        cdef bytes message_id = None
+        cdef bytes message_id = b""
+        cdef Incoming incoming
         try:
             fields = decode_fields(delivery.header)
         except ProtocolError as error:
@@ -180,12 +202,18 @@ cdef class Intake:
             received = read_time(fields.get("timestamp"))
         if fields.get("message_id"):
             message_id = fields["message_id"].encode("utf-8", "surrogateescape")
-            return self.make(delivery, mime, known, message_id, len(message_id), received)
-        return self.make(delivery, mime, known, NULL, 0, received)
+        incoming = self.make(delivery, message_id, len(message_id))
+        recipient = known.get("recipient")
+        if not recipient:
+            recipients = known.get("recipients")
+            recipient = recipients[0] if recipients and len(recipients) == 1 else None
+        origin = new_origin(mime, incoming.id, self.place, known.get("envelope"), received, recipient, incoming.has_id)
+        incoming.mails = (new_mail(mime, known, None, origin),)
+        return incoming
 
-    cdef Incoming make(self, Delivery delivery, bytes mime, dict known, const char *message_id, Py_ssize_t size, received):
+    cdef Incoming make(self, Delivery delivery, const char *message_id, Py_ssize_t size):
+        """Without its mail."""
         cdef Incoming incoming = Incoming.__new__(Incoming)
-        cdef object recipient = known.get("recipient")
         incoming.intake = self
         incoming.connection = self.link
         incoming.delivery = delivery
@@ -194,11 +222,6 @@ cdef class Intake:
             incoming.id = self.ids.make(message_id, size, delivery.body, incoming.key)
         else:
             incoming.id = os.urandom(16).hex()
-        if not recipient:
-            recipients = known.get("recipients")
-            recipient = recipients[0] if recipients and len(recipients) == 1 else None
-        origin = new_origin(mime, incoming.id, self.place, known.get("envelope"), received, recipient, incoming.has_id)
-        incoming.mails = (new_mail(mime, known, None, origin),)
         return incoming
 
     cdef bint is_present(self, Incoming incoming) except -1:

@@ -8,8 +8,9 @@ from libc.stdint cimport uint64_t
 from ...amqp._unconfirmed cimport Outcome
 from .._counts cimport NACKED, RETURNED, Row
 from .._mail cimport Mail
+from ._incoming cimport UnreadRaw
 from ._link cimport Link
-from ._raw cimport write_raw
+from ._raw cimport pass_on_raw, write_raw
 
 from ...amqp.errors import StateError
 from ..verdicts import ACCEPTED
@@ -157,7 +158,7 @@ cdef class Soon:
         mail = mails[0]
         try:
             if self.raw:
-                properties = write_raw(mail.known, mail.origin.id)
+                properties = properties_of(mail)
                 body = mail.whole()
             else:
                 properties, body = self.encode(mail)
@@ -175,3 +176,10 @@ cdef class Soon:
         except (ValueError, TypeError, StateError):
             return False  # `deliver` says why, or waits for another channel
         return True
+
+
+cdef bytes properties_of(Mail mail):
+    """Of a message that is the mail as it is."""
+    if mail.known is None and type(mail.unread) is UnreadRaw:
+        return pass_on_raw((<UnreadRaw>mail.unread).header, (<UnreadRaw>mail.unread).id)
+    return write_raw(mail.all_known(), mail.origin.id)

@@ -56,24 +56,37 @@ def known_by_headers(headers not None):
 
 # Reading
 
+cdef bint scan_raw(bytes header, RawFields *fields) except -1:
+    """Whether `read_raw` can tell what is known, and there is nothing in it that has to be looked at before plugins do."""
+    return read_fields(header, fields, None)
+
+
 cdef dict read_raw(bytes header, RawFields *fields):
     """What is known of a mail by headers that are texts in ASCII of one line, as nearly all are. Of anything else, and of what
-    is no such mail at all, nothing is said here: `is_raw` is false then."""
+    is no such mail at all, nothing is said here: None."""
+    cdef dict known = {}
+    return known if read_fields(header, fields, known) else None
+
+
+cdef bint read_fields(bytes header, RawFields *fields, dict known) except -1:
     cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(header)
     cdef const uint8_t *end = p + PyBytes_GET_SIZE(header)
     cdef unsigned int flags, flag
-    cdef dict known = {}
-    fields.is_raw = False
+    fields.table = NULL
+    fields.table_size = 0
     fields.message_id = NULL
     fields.has_timestamp = False
     if end - p < 2 + RAW_SIZE:
-        return None
+        return False
     flags = get16(p)
     if flags & CONTENT_ENCODING or not flags & CONTENT_TYPE or flags & 3 or memcmp(p + 2, RAW_FIELD, RAW_SIZE) != 0:
-        return None
+        return False
     p += 2 + RAW_SIZE
     if flags & HEADERS:
+        fields.table = <const char *>p + 4
         p = read_headers(p, end, known)
+        if p != NULL:
+            fields.table_size = <const char *>p - fields.table
     if p != NULL and flags & DELIVERY_MODE:
         p = skip(p, end, 1)
     if p != NULL and flags & PRIORITY:
@@ -90,7 +103,7 @@ cdef dict read_raw(bytes header, RawFields *fields):
             fields.message_id_size = <const char *>p - fields.message_id
     if p != NULL and flags & TIMESTAMP:
         if end - p < 8:
-            return None
+            return False
         fields.timestamp = get64(p)
         fields.has_timestamp = True
         p += 8
@@ -99,12 +112,11 @@ cdef dict read_raw(bytes header, RawFields *fields):
         if flags & flag:
             p = skip_text(p, end)
         flag >>= 1
-    fields.is_raw = p == end
-    return known if fields.is_raw else None
+    return p == end
 
 
 cdef const uint8_t *read_headers(const uint8_t *p, const uint8_t *end, dict known) except? NULL:
-    """What stands behind the table, or NULL."""
+    """What stands behind the table, or NULL. `known`: None if nobody wants to know it yet."""
     cdef const uint8_t *table
     cdef const char *name
     cdef Py_ssize_t name_size, size
@@ -128,7 +140,10 @@ cdef const uint8_t *read_headers(const uint8_t *p, const uint8_t *end, dict know
         size = get32(p + 1)
         if not is_plain(<const char *>p + 5, size):
             return NULL
-        known[key_of(name, name_size)] = text_of(<const char *>p + 5, size)
+        if known is not None:
+            known[key_of(name, name_size)] = text_of(<const char *>p + 5, size)
+        elif is_special(name, name_size):
+            return NULL
         p += 5 + size
     return table if p == table else NULL
 
@@ -136,6 +151,12 @@ cdef const uint8_t *read_headers(const uint8_t *p, const uint8_t *end, dict know
 cdef bint is_ours(const char *name, Py_ssize_t size) noexcept:
     """Or another's, that is of no mail."""
     return size >= 2 and name[1] == c"-" and (name[0] == c"x" or name[0] == c"X")
+
+
+cdef bint is_special(const char *name, Py_ssize_t size) noexcept:
+    """Whether it may be the reason why there is no mail for plugins, or says when it came."""
+    return (size == 8 and memcmp(name, b"received", 8) == 0 or size == 10 and memcmp(name, b"recipients", 10) == 0
+            or size == 11 and memcmp(name, b"nextattempt", 11) == 0)
 
 
 cdef const uint8_t *skip_ours(const uint8_t *p, const uint8_t *end) noexcept:
@@ -162,12 +183,10 @@ cdef const uint8_t *skip_text(const uint8_t *p, const uint8_t *end) noexcept:
 cdef bint is_plain(const char *text, Py_ssize_t size) noexcept:
     """ASCII, one line."""
     cdef Py_ssize_t place
-    cdef uint8_t each
-    for place in range(size):
-        each = <uint8_t>text[place]
-        if each >= 0x80 or each == c"\r" or each == c"\n":
-            return False
-    return True
+    cdef uint8_t seen = 0
+    for place in range(size):  # without a branch, so that many are looked at together
+        seen |= <uint8_t>text[place] | -(text[place] == c"\r" or text[place] == c"\n")
+    return seen < 0x80
 
 
 cdef str key_of(const char *name, Py_ssize_t size):
@@ -222,11 +241,45 @@ cdef bytes write_raw(known, str id):
     return out
 
 
+cdef bytes pass_on_raw(bytes header, str id):
+    """As `write_raw`, of a mail of which nobody has changed what is known: `scan_raw` has looked at its header."""
+    cdef RawFields fields
+    cdef const uint8_t *p
+    cdef const uint8_t *end
+    cdef const uint8_t *value
+    cdef uint8_t *to
+    cdef uint8_t *table
+    cdef Py_ssize_t size
+    cdef bytes out
+    read_fields(header, &fields, None)
+    p = <const uint8_t *>fields.table
+    end = p + fields.table_size
+    # Those of ours that were there leave their room; what is not needed in the end is cut off.
+    out = PyBytes_FromStringAndSize(NULL, 2 + RAW_SIZE + 4 + fields.table_size + ATTEMPT_SIZE + 2 + len(id) + 8 + APP_SIZE)
+    to = put16(<uint8_t *>PyBytes_AS_STRING(out), FLAGS)
+    table = put_octets(to, RAW_FIELD, RAW_SIZE)
+    to = table + 4
+    while p < end:
+        value = p + 1 + p[0]
+        if is_ours(<const char *>p + 1, p[0]):
+            p = skip_ours(value, end)
+        else:
+            size = value + 5 + get32(value + 1) - p
+            to = put_octets(to, <const char *>p, size)
+            p += size
+    to = put_octets(to, ATTEMPT_FIELD, ATTEMPT_SIZE)
+    put32(table, <uint32_t>(to - table - 4))
+    to = put_short(put8(to, 2), id)
+    to = put_octets(put64(to, time(NULL)), APP_FIELD, APP_SIZE)
+    size = to - <uint8_t *>PyBytes_AS_STRING(out)
+    return out if size == PyBytes_GET_SIZE(out) else out[:size]
+
+
 cdef inline bint is_ascii(object text) noexcept:
     return type(text) is str and PyUnicode_IS_COMPACT_ASCII(text)
 
 
-cdef inline bint is_short(object text) noexcept:
+cdef inline bint is_short(object text) except -1:
     return is_ascii(text) and len(<str>text) <= SHORT
 
 
@@ -235,7 +288,7 @@ cdef inline uint8_t *put_octets(uint8_t *p, const char *octets, Py_ssize_t size)
     return p + size
 
 
-cdef inline uint8_t *put_short(uint8_t *p, str text) noexcept:
+cdef inline uint8_t *put_short(uint8_t *p, str text) except NULL:
     return put_octets(put8(p, <unsigned int>len(text)), PyUnicode_DATA(text), len(text))
 
 

@@ -113,6 +113,7 @@ def commands_of(line: str) -> Iterator[list[str]]:
 def program_of(words: list[str]) -> str:
     """Its name, without the folder; `python -m mqcore` is mqcore."""
     name = words[0].rpartition("/")[2]
-    if name.startswith("python") and words[1:2] == ["-m"]:
+    is_python = re.fullmatch(r"python[\d.]*", name) is not None
+    if is_python and words[1:2] == ["-m"]:
         return words[2]
-    return "python" if name.startswith("python") else name
+    return "python" if is_python else name

@@ -82,13 +82,16 @@ NOT_RUN = {
     "pip": "downloads",
     "postconf": "changes the Postfix of the machine; tests/partners",
     "postfix": "changes the Postfix of the machine; tests/partners",
+    "pythons": "a program of this repository; the file is there",
     "python": "programs of this repository that take long; the file and its options are there",
     "swaks": "needs the server that the page is about; tests/partners",
     "venv": "takes seconds",
+    "wheels": "a program of this repository; the file is there",
 }
 """Commands that stand in the pages and are not run, by the name of the program. Of mqcore those that are not run, as they would
 not end or would need what is not there, are parsed, by the parser of the command."""
 
+SCRIPTS = ("dev", "nightly", "pythons", "wheels")
 RUN = {"cc", "cat", "cd", "mkdir", "openssl", "printf", "pytest"}
 RUN_OF_MQCORE = {"check", "config", "include", "new", "order", "try"}
 
@@ -277,7 +280,7 @@ def test_commands_are_right(block: Block) -> None:
         program = program_of(words)
         if program == "mqcore":
             parse(words)
-        elif program in ("python", "bash", "nightly", "dev"):
+        elif program in ("python", "bash", *SCRIPTS):
             look_at_program(words, program)
         elif program == "pytest":
             assert all((ROOT / word).exists() for word in words if word.startswith("tests/"))
@@ -300,7 +303,7 @@ def parse(words: list[str]) -> None:
 
 def look_at_program(words: list[str], program: str) -> None:
     """A file of this repository, with the options that it is given."""
-    path = ROOT / words[0 if program in ("dev", "nightly") else 1]
+    path = ROOT / words[0 if program in SCRIPTS else 1]
     if program == "python" and path.suffix != ".py":
         return  # python -m, which is another program
     text = path.read_text()

@@ -173,8 +173,10 @@ cdef void iteration_began(WatchdogState *watchdog, uint64_t now) noexcept nogil:
 
 
 cdef void note_thread(void *noted) noexcept:
-    """This thread runs the loop."""
+    """This thread runs the loop, and a tick of it: where a run of the loop begins, that is before libuv has polled."""
     cdef WatchdogState *watchdog = <WatchdogState *>noted
+    if watchdog.iteration == 0 or watchdog.iteration & 1:
+        iteration_began(watchdog, clock())
     if watchdog.ident != PyThread_get_thread_ident():
         watchdog.ident = PyThread_get_thread_ident()
         watchdog.python_thread = PyThreadState_Get()

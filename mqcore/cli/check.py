@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from .. import Context, Dispatcher, PluginError, Plugins
-from ..mail import Mail
+from ..mail import Connection, Mail
 from ..mail.report import BAD_PLUGIN, OK
 from . import run
 from .configuration import Options
@@ -34,7 +34,8 @@ def check_plugins(options: argparse.Namespace) -> int:
     code = OK
     paths = options.paths
     if options.config:
-        paths = paths or _check_file(options)
+        in_file = _check_file(options)
+        paths = paths or in_file
     with printing_to_standard_error(), load(options) as plugins:
         for path in paths:
             try:
@@ -47,7 +48,7 @@ def check_plugins(options: argparse.Namespace) -> int:
         from ..plugins._advice import advice_for  # takes its time, which other commands need not wait for
 
         for plugin in plugins:
-            for advice in advice_for(plugin, dir(Mail), dir(Context)):
+            for advice in advice_for(plugin, dir(Mail), dir(Context), dir(Connection)):
                 complain(advice, OK)
         lines = [f"{plugin.name}: {', '.join(plugin.hooks) or 'no hooks'}" for plugin in plugins]
     for line in lines:

@@ -8,12 +8,12 @@ import difflib
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from .. import Plugins
 from ..mail.report import OK
 from ..plugins._checks import is_inside
-from ..plugins._config import place_of
+from ..plugins._config import place_of, read_config
 from .configuration import TABLE as RUN_TABLE
 from .output import complain
 
@@ -69,7 +69,9 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
     for name in plugins.unused_config:
         if name != RUN_TABLE:
             close = difflib.get_close_matches(name, [plugin.name for plugin in plugins], 1)
-            hint = f"did you mean {close[0]}?" if close else "write [plugins.NAME]"
+            is_table = isinstance(read_config(options.config)[name], Mapping)
+            hint = "load it, or take its table away" if is_table else "write [plugins.NAME]"
+            hint = f"did you mean {close[0]}?" if close else hint
             file, line = place_of(options.config, name) or (options.config, None)
             where = file if line is None else f"{file}:{line}"
             complain(f"{where} has {name}, and there is no plugin of that name; {hint}", OK)

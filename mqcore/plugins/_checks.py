@@ -12,10 +12,10 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PluginError
-from ..hooks import LIFECYCLE, HookSpec, misspelt, unknown
+from ..hooks import LIFECYCLE, HookSpec, misspelt, nearly, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 
 def check(obj: object, plugin: str, path: str | None, hooks: Mapping[str, HookSpec]) -> dict[str, Any]:
@@ -43,6 +43,18 @@ def check(obj: object, plugin: str, path: str | None, hooks: Mapping[str, HookSp
             file, line = place(function, path)
             raise PluginError(wrong, plugin=plugin, path=file, line=line)
     return callables
+
+
+def nearly_hooks(obj: object, callables: Mapping[str, Any], hooks: Iterable[str]) -> list[tuple[str, int | None, str]]:
+    """Functions of the plugin that are named nearly as a hook that it has not: name, line, and that hook."""
+    missing = [hook for hook in hooks if hook not in callables]
+    found = []
+    for name in dir(obj):
+        hook = None if name in callables else nearly(name, missing)
+        function = _own_function(obj, name) if hook else None
+        if hook and function is not None:
+            found.append((name, place(function, None)[1], hook))
+    return found
 
 
 def _own_function(obj: object, name: str) -> Any:

@@ -155,6 +155,17 @@ def _one_edit(one: str, other: str) -> bool:
     return short[1:] == long[1:] or (short[1::-1] == long[:2] and short[2:] == long[2:])
 
 
+def misspelt_key(error: KeyError, config: Mapping[str, object]) -> str | None:
+    """Which key of a plugin's config was most likely to be the one that is missing."""
+    key = error.args[0] if len(error.args) == 1 else None
+    if type(key) is not str or key in config:
+        return None
+    import difflib  # only for this
+
+    close = difflib.get_close_matches(key, [name for name in config if type(name) is str], 1, cutoff=0.7)
+    return f"the plugin's config has no {key}, but {close[0]}, which may be meant" if close else None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     import difflib  # only for this
 

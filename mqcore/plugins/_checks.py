@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PluginError
-from ..hooks import LIFECYCLE, HookSpec, misspelt, nearly, unknown
+from ..hooks import LIFECYCLE, HookSpec, misspelt, misspelt_key, nearly, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -131,7 +131,9 @@ def place(value: Any, path: str | None) -> tuple[str | None, int | None]:
     return path, None
 
 
-def raised(doing: str, error: BaseException, plugin: str, path: str | None) -> PluginError:
+def raised(
+    doing: str, error: BaseException, plugin: str, path: str | None, config: Mapping[str, Any] | None = None
+) -> PluginError:
     """The error for a plugin's code that raised, placed at the deepest line that is in the plugin's own files."""
     if isinstance(error, SyntaxError) and error.filename and is_inside(error.filename, path):
         return PluginError(f"syntax error: {error.msg}", plugin=plugin, path=error.filename, line=error.lineno)
@@ -145,6 +147,8 @@ def raised(doing: str, error: BaseException, plugin: str, path: str | None) -> P
         instead = "correct that, or take the plugin away"
         if isinstance(error, KeyError) and "config[" in getline(file or "", line or 0):
             instead = f'set it in [plugins."{plugin}"], or read it by config.get'
+        if type(error) is KeyError and (hint := misspelt_key(error, config or {})):
+            instead = hint
         what = f"{doing} raised {_said(error)}; {instead}"
     return PluginError(what, plugin=plugin, path=file, line=line)
 

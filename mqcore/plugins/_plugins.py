@@ -117,7 +117,7 @@ class Plugin:
             return function(*args)
         except (Exception, SystemExit) as error:
             home = self.path or place(function, None)[0]
-            raise raised(f"{name}()", error, self.name, home) from error
+            raise raised(f"{name}()", error, self.name, home, self.config) from error
 
     def _acquire(self) -> None:
         """A dispatcher begins to use the plugin, which may have been removed if it still has another user."""

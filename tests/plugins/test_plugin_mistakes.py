@@ -349,6 +349,24 @@ def test_what_is_told_when_it_runs(tmp_path, mistake, caplog):
     assert_words("\n".join([repr(error), *lines]), words)
 
 
+def test_a_key_that_is_misspelt_in_the_config(tmp_path, caplog):
+    async def run():
+        mail = Mail(MIME)
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            await dispatcher.hook("mq_smtp_in_message")(mail)
+        return mail.error.__notes__
+
+    hint = "the plugin's config has no blocked, but bloked, which may be meant"
+    config = {"10-a": {"bloked": [], "other": 1}}
+    path = write(tmp_path, HOOK + "\n    context.config['blocked']")
+    with mqcore.Plugins(path, trust_writable=True, config=config) as plugins:
+        assert uvloop.run(run()) == ["plugin 10-a, hook mq_smtp_in_message", hint]
+    path.write_text("def mq_context_initialize(context):\n    context.config['blocked']\n")
+    said = pytest.raises(mqcore.PluginError, match=f"KeyError: 'blocked'; {hint}")
+    with mqcore.Plugins(path, trust_writable=True, config=config) as plugins, said:
+        uvloop.run(run())
+
+
 def test_a_key_that_the_config_has_not(tmp_path):
     path = write(tmp_path, "def mq_context_initialize(context):\n    context.config['database']")
 

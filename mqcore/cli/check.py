@@ -14,6 +14,7 @@ from ..mail import Connection, Mail
 from ..mail.report import BAD_PLUGIN, OK
 from . import run
 from .configuration import Options
+from .hooks import hooks_option
 from .options import Raising
 from .output import complain
 from .plugins import load, loading, printing_to_standard_error, tell_what_is_missing
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def add_to(commands: Commands) -> None:
-    check = commands.add_parser("check", parents=[loading()], help="load plugins and say what is wrong with them")
+    parents = [loading(), hooks_option()]
+    check = commands.add_parser("check", parents=parents, help="load plugins and say what is wrong with them")
     check.add_argument("paths", metavar="PLUGIN", nargs="*", help="file, package, or directory of plugins")
     check.set_defaults(command=check_plugins, parser=check)
 
@@ -36,7 +38,7 @@ def check_plugins(options: argparse.Namespace) -> int:
     if options.config:
         in_file = _check_file(options)
         paths = paths or in_file
-    with printing_to_standard_error(), load(options) as plugins:
+    with printing_to_standard_error(), load(options, hooks=options.hooks) as plugins:
         for path in paths:
             try:
                 plugins.load(path)

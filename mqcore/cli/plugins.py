@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 from .. import Plugins
+from ..hooks import MAILERQ_HOOKS, HookSpec
 from ..mail.report import OK
 from ..plugins._checks import is_inside
 from ..plugins._config import place_of, read_config
@@ -45,9 +46,11 @@ def choosing() -> argparse.ArgumentParser:
     return parser
 
 
-def load(options: argparse.Namespace, *paths: str) -> Plugins:
+def load(options: argparse.Namespace, *paths: str, hooks: Iterable[HookSpec] | None = None) -> Plugins:
+    """`hooks`: others than those of MailerQ."""
     options.folder = os.getcwd()  # a plugin may change it
-    plugins = Plugins(*paths, config=options.config, trust_writable=options.trust_writable)
+    hooks = MAILERQ_HOOKS if hooks is None else hooks
+    plugins = Plugins(*paths, hooks=hooks, config=options.config, trust_writable=options.trust_writable)
     try:
         if options.entry_points:
             plugins.load_entry_points()

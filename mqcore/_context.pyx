@@ -20,6 +20,7 @@ from .loop._reactor cimport Caller, PyThread_get_thread_ident, Reactor
 from .loop._seal cimport seal
 
 from .errors import MqError, NotHeld
+from .hooks import misspelt_key
 
 cdef extern from "Python.h":
     void PyObject_GC_UnTrack(object)
@@ -112,6 +113,8 @@ cdef void logging_failed(Reactor reactor) noexcept:
 
 cdef int add_note(Context context, object error, PyObject *hook) except -1:
     BaseException.add_note(error, f"plugin {context.name}, hook {<str>hook}")
+    if type(error) is KeyError and (hint := misspelt_key(error, context.plugin.config)):
+        BaseException.add_note(error, hint)
     return 0
 
 

@@ -126,6 +126,23 @@ def misspelt(name: str, missing: Iterable[str]) -> str | None:
     return None
 
 
+def nearly(name: str, missing: Iterable[str]) -> str | None:
+    """The hook of MailerQ's that a function most likely was to be: one without its mq_, shortened or misspelt."""
+    plain = name.lower().removeprefix("on_")
+    if not plain.startswith(("smtp", "in_", "out_")):
+        return None
+    hooks = {hook.removeprefix("mq_"): hook for hook in missing if hook in _MAILERQ_NAMES}
+    if f"smtp_{plain}" in hooks:
+        return hooks[f"smtp_{plain}"]
+    if not plain.startswith("smtp"):
+        return None
+    import difflib  # only for this
+
+    longer = [hook for hook in hooks if hook.startswith(plain) and plain not in ("smtp", "smtp_in", "smtp_out")]
+    close = longer or difflib.get_close_matches(plain, hooks, 1, cutoff=0.88)
+    return hooks[close[0]] if close else None
+
+
 def _one_edit(one: str, other: str) -> bool:
     """Whether one letter inserted, deleted, replaced, or swapped with its neighbour makes one of the other."""
     if abs(len(one) - len(other)) > 1 or one == other:
@@ -136,6 +153,17 @@ def _one_edit(one: str, other: str) -> bool:
     if len(short) < len(long):
         return short == long[1:]
     return short[1:] == long[1:] or (short[1::-1] == long[:2] and short[2:] == long[2:])
+
+
+def misspelt_key(error: KeyError, config: Mapping[str, object]) -> str | None:
+    """Which key of a plugin's config was most likely to be the one that is missing."""
+    key = error.args[0] if len(error.args) == 1 else None
+    if type(key) is not str or key in config:
+        return None
+    import difflib  # only for this
+
+    close = difflib.get_close_matches(key, [name for name in config if type(name) is str], 1, cutoff=0.7)
+    return f"the plugin's config has no {key}, but {close[0]}, which may be meant" if close else None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ import mqcore.testing.pytest_plugin
 import mqcore.testing.smtp
 from mqcore.cli import main, parser, run
 from mqcore.cli.configuration import PREFIX, Options
-from mqcore.mail import Mail
+from mqcore.mail import Connection, Mail
 from mqcore.plugins._advice import advice_for
 from mqcore.testing import Clock, Mq, PluginFactory, make_mail
 
@@ -201,7 +201,7 @@ def test_plugins_take_a_mail_and_nothing_is_advised(block: Block, tmp_path: Path
     with Clock() as clock:
         try:
             (plugin,) = factory(path, config=config_of(block.page))
-            assert list(advice_for(plugin, dir(Mail), dir(mqcore.Context))) == []
+            assert list(advice_for(plugin, dir(Mail), dir(mqcore.Context), dir(Connection))) == []
             with Mq(clock, factory) as mq:
                 for hook in () if stands_in(ONLY_LOADED, block) or has_test(block) else plugin.hooks:
                     mail = make_mail(b"From: a@example.org\r\nDelivered-To: b@example.net\r\nSubject: hello\r\n\r\nhello\r\n")

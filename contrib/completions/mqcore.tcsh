@@ -16,7 +16,7 @@ complete mqcore \
         'c/--kind=/(python async cython c)/' \
         'c/--stage=/(all mq_smtp_in_connect mq_smtp_in_secure mq_smtp_in_authenticate mq_smtp_in_mailfrom mq_smtp_in_rcptto mq_smtp_in_data mq_smtp_in_message mq_smtp_in_close mq_smtp_out_data mq_smtp_out_sent)/' \
         'c/--clock=/(virtual real)/' \
-        'c/--/(auth-without-tls clock config control credentials credentials-env diff entry-points failed from from-address helo help hostname json kind lenient limit log-format log-level login max-connections max-connections-per-ip max-in-flight max-loops max-message-size max-recipients metrics no-diff no-trace older one-recipient package peer plugin plugins print-completion proxy-from repeat require-login require-tls socket stage timeout tls-certificate tls-key tls-out to to-address trace trust-writable user version watchdog watchdog-abort watchdog-stack workers xclient-from xforward-from)/' \
+        'c/--/(auth-without-tls clock config control credentials credentials-env diff entry-points failed from from-address helo help hooks hostname json kind lenient limit log-format log-level login max-connections max-connections-per-ip max-in-flight max-loops max-message-size max-recipients metrics no-diff no-trace older one-recipient package peer plugin plugins print-completion proxy-from repeat require-login require-tls socket stage timeout tls-certificate tls-key tls-out to to-address trace trust-writable user version watchdog watchdog-abort watchdog-stack workers xclient-from xforward-from)/' \
         'c/-/(- h)/' \
         'n/--print-completion/(bash zsh tcsh)/' \
         'n/--tls-out/(may none require verify)/' \

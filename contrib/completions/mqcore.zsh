@@ -54,6 +54,7 @@ _shtab_mqcore_check_options=(
   "--config[TOML file with a table for each plugin, and \[run\] (default\: \$MQCORE_CONFIG)]:FILE:"
   "--trust-writable[load plugins that everyone may write to]"
   "--entry-points[load the plugins of installed packages]"
+  "--hooks[the hooks of your own program\: a HookSpec, or a list of them, in that module (default\: those of MailerQ)]:MODULE:NAME:"
   "(*)::file, package, or directory of plugins:"
 )
 
@@ -109,7 +110,7 @@ _shtab_mqcore_config_defaults_added=0
 
 _shtab_mqcore_ctl_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--socket[its control socket (default\: control.sock in \$RUNTIME_DIRECTORY, or in \/run\/mqcore)]:PATH:"
+  {--socket,--control}"[its control socket (default\: control.sock in \$RUNTIME_DIRECTORY, or in \/run\/mqcore)]:PATH:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -120,7 +121,7 @@ _shtab_mqcore_ctl_cancel_options=(
   "--plugin[those that this plugin holds]:NAME:"
   "--older[those that are held for so long\: 500ms, 10s, 5m]:TIME:"
   "--json[print the answer as JSON]"
-  "--socket[the same as before the command]:PATH:"
+  {--socket,--control}"[the same as before the command]:PATH:"
   ":that of the message, as \`held\` has it:"
 )
 
@@ -131,7 +132,7 @@ _shtab_mqcore_ctl_drain_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--timeout[break off what is open after\: 90s, 5m]:TIME:"
   "--json[print the answer as JSON]"
-  "--socket[the same as before the command]:PATH:"
+  {--socket,--control}"[the same as before the command]:PATH:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -143,7 +144,7 @@ _shtab_mqcore_ctl_held_options=(
   "--plugin[those that this plugin holds]:NAME:"
   "--older[those that are held for so long\: 500ms, 10s, 5m]:TIME:"
   "--json[print the answer as JSON]"
-  "--socket[the same as before the command]:PATH:"
+  {--socket,--control}"[the same as before the command]:PATH:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -152,7 +153,7 @@ _shtab_mqcore_ctl_held_defaults_added=0
 _shtab_mqcore_ctl_order_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--json[print the answer as JSON]"
-  "--socket[the same as before the command]:PATH:"
+  {--socket,--control}"[the same as before the command]:PATH:"
   ":such as mq_smtp_in_message:"
 )
 
@@ -162,7 +163,7 @@ _shtab_mqcore_ctl_order_defaults_added=0
 _shtab_mqcore_ctl_pause_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--json[print the answer as JSON]"
-  "--socket[the same as before the command]:PATH:"
+  {--socket,--control}"[the same as before the command]:PATH:"
   ":its name:"
 )
 
@@ -172,7 +173,7 @@ _shtab_mqcore_ctl_pause_defaults_added=0
 _shtab_mqcore_ctl_reload_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--json[print the answer as JSON]"
-  "--socket[the same as before the command]:PATH:"
+  {--socket,--control}"[the same as before the command]:PATH:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -181,7 +182,7 @@ _shtab_mqcore_ctl_reload_defaults_added=0
 _shtab_mqcore_ctl_resume_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--json[print the answer as JSON]"
-  "--socket[the same as before the command]:PATH:"
+  {--socket,--control}"[the same as before the command]:PATH:"
   ":its name:"
 )
 
@@ -191,7 +192,7 @@ _shtab_mqcore_ctl_resume_defaults_added=0
 _shtab_mqcore_ctl_stats_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--json[print the answer as JSON]"
-  "--socket[the same as before the command]:PATH:"
+  {--socket,--control}"[the same as before the command]:PATH:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -200,7 +201,7 @@ _shtab_mqcore_ctl_stats_defaults_added=0
 _shtab_mqcore_ctl_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--json[print the answer as JSON]"
-  "--socket[the same as before the command]:PATH:"
+  {--socket,--control}"[the same as before the command]:PATH:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -209,7 +210,7 @@ _shtab_mqcore_ctl_status_defaults_added=0
 _shtab_mqcore_ctl_stop_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--json[print the answer as JSON]"
-  "--socket[the same as before the command]:PATH:"
+  {--socket,--control}"[the same as before the command]:PATH:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -219,7 +220,7 @@ _shtab_mqcore_ctl_trace_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--peer[of the client]:IP:"
   "--json[print the answer as JSON]"
-  "--socket[the same as before the command]:PATH:"
+  {--socket,--control}"[the same as before the command]:PATH:"
   ":of a connection, as \`held\` has it, or of a mail from a mailbox:"
 )
 
@@ -249,6 +250,7 @@ _shtab_mqcore_order_options=(
   "--trust-writable[load plugins that everyone may write to]"
   "--entry-points[load the plugins of installed packages]"
   "*--plugins[directory of plugins, or one plugin\; may be repeated]:PATH:"
+  "--hooks[the hooks of your own program\: a HookSpec, or a list of them, in that module (default\: those of MailerQ)]:MODULE:NAME:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -303,7 +305,7 @@ _shtab_mqcore_run_defaults_added=0
 
 _shtab_mqcore_top_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--socket[its control socket (default\: control.sock in \$RUNTIME_DIRECTORY, or in \/run\/mqcore)]:PATH:"
+  {--socket,--control}"[its control socket (default\: control.sock in \$RUNTIME_DIRECTORY, or in \/run\/mqcore)]:PATH:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -314,6 +316,7 @@ _shtab_mqcore_try_options=(
   "--config[TOML file with a table for each plugin, and \[run\] (default\: \$MQCORE_CONFIG)]:FILE:"
   "--trust-writable[load plugins that everyone may write to]"
   "--entry-points[load the plugins of installed packages]"
+  "--hooks[the hooks of your own program\: a HookSpec, or a list of them, in that module (default\: those of MailerQ)]:MODULE:NAME:"
   "--from-address[the sender (default\: sender\@example.org, or what the mbox says)]:A:"
   "--to-address[the recipient (default\: recipient\@example.net)]:B:"
   "--peer[the client\'s address (default\: 192.0.2.1)]:IP:"

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from .. import Context, Dispatcher, PluginError, Plugins
-from ..mail import Mail
+from ..mail import Connection, Mail
 from ..mail.report import BAD_PLUGIN, OK
 from . import run
 from .configuration import Options
+from .hooks import hooks_option
 from .options import Raising
 from .output import complain
 from .plugins import load, loading, printing_to_standard_error, tell_what_is_missing
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def add_to(commands: Commands) -> None:
-    check = commands.add_parser("check", parents=[loading()], help="load plugins and say what is wrong with them")
+    parents = [loading(), hooks_option()]
+    check = commands.add_parser("check", parents=parents, help="load plugins and say what is wrong with them")
     check.add_argument("paths", metavar="PLUGIN", nargs="*", help="file, package, or directory of plugins")
     check.set_defaults(command=check_plugins, parser=check)
 
@@ -34,8 +36,9 @@ def check_plugins(options: argparse.Namespace) -> int:
     code = OK
     paths = options.paths
     if options.config:
-        paths = paths or _check_file(options)
-    with printing_to_standard_error(), load(options) as plugins:
+        in_file = _check_file(options)
+        paths = paths or in_file
+    with printing_to_standard_error(), load(options, hooks=options.hooks) as plugins:
         for path in paths:
             try:
                 plugins.load(path)
@@ -47,7 +50,7 @@ def check_plugins(options: argparse.Namespace) -> int:
         from ..plugins._advice import advice_for  # takes its time, which other commands need not wait for
 
         for plugin in plugins:
-            for advice in advice_for(plugin, dir(Mail), dir(Context)):
+            for advice in advice_for(plugin, dir(Mail), dir(Context), dir(Connection)):
                 complain(advice, OK)
         lines = [f"{plugin.name}: {', '.join(plugin.hooks) or 'no hooks'}" for plugin in plugins]
     for line in lines:

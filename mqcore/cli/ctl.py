@@ -35,14 +35,15 @@ _CODES = {"usage": USAGE, "reload": BAD_PLUGIN}
 
 def add_to(commands: Commands) -> None:
     ctl = commands.add_parser("ctl", help="ask and steer a server that runs with --control", epilog=EXIT_CODES)
-    ctl.add_argument("--socket", metavar="PATH", help=SOCKET)
+    ctl.add_argument("--socket", "--control", metavar="PATH", help=SOCKET)
     asked = ctl.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, what in _COMMANDS.items():
         parser = asked.add_parser(name, help=what.help)
         for argument, about in what.arguments.items():
             parser.add_argument(argument, **about)
         parser.add_argument("--json", action="store_true", help="print the answer as JSON")
-        parser.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help="the same as before the command")
+        again = "the same as before the command"
+        parser.add_argument("--socket", "--control", metavar="PATH", default=argparse.SUPPRESS, help=again)
         parser.set_defaults(command=ask, parser=parser, name=name)
 
 

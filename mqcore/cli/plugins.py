@@ -8,12 +8,13 @@ import difflib
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from .. import Plugins
+from ..hooks import MAILERQ_HOOKS, HookSpec
 from ..mail.report import OK
 from ..plugins._checks import is_inside
-from ..plugins._config import place_of
+from ..plugins._config import place_of, read_config
 from .configuration import TABLE as RUN_TABLE
 from .output import complain
 
@@ -45,9 +46,11 @@ def choosing() -> argparse.ArgumentParser:
     return parser
 
 
-def load(options: argparse.Namespace, *paths: str) -> Plugins:
+def load(options: argparse.Namespace, *paths: str, hooks: Iterable[HookSpec] | None = None) -> Plugins:
+    """`hooks`: others than those of MailerQ."""
     options.folder = os.getcwd()  # a plugin may change it
-    plugins = Plugins(*paths, config=options.config, trust_writable=options.trust_writable)
+    hooks = MAILERQ_HOOKS if hooks is None else hooks
+    plugins = Plugins(*paths, hooks=hooks, config=options.config, trust_writable=options.trust_writable)
     try:
         if options.entry_points:
             plugins.load_entry_points()
@@ -69,7 +72,9 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
     for name in plugins.unused_config:
         if name != RUN_TABLE:
             close = difflib.get_close_matches(name, [plugin.name for plugin in plugins], 1)
-            hint = f"did you mean {close[0]}?" if close else "write [plugins.NAME]"
+            is_table = isinstance(read_config(options.config)[name], Mapping)
+            hint = "load it, or take its table away" if is_table else "write [plugins.NAME]"
+            hint = f"did you mean {close[0]}?" if close else hint
             file, line = place_of(options.config, name) or (options.config, None)
             where = file if line is None else f"{file}:{line}"
             complain(f"{where} has {name}, and there is no plugin of that name; {hint}", OK)

@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 def add_to(commands: Commands) -> None:
     top = commands.add_parser("top", help="watch a server that runs with --control", epilog=EXIT_CODES)
-    top.add_argument("--socket", metavar="PATH", help=SOCKET)
+    top.add_argument("--socket", "--control", metavar="PATH", help=SOCKET)
     top.set_defaults(command=watch, parser=top)
 
 

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..testing.stages import HOOKS
+from .hooks import hooks_option
 from .plugins import loading
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ EXIT_CODES = "Exit code: 0 accepted, 1 rejected or failed, 2 usage, 3 a plugin d
 
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
-        "try", parents=[loading()], help="run a mail through plugins, step by step; nothing is written", epilog=EXIT_CODES
+        "try",
+        parents=[loading(), hooks_option()],
+        help="run a mail through plugins, step by step; nothing is written",
+        epilog=EXIT_CODES,
     )
     add = parser.add_argument
     add("paths", metavar="PLUGIN", nargs="*", help="file, package, or directory of plugins")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..errors import PluginError
+from ..hooks import MAILERQ_HOOKS
 from ..mail import MaildirSource, MboxSource, Reader, SourceError
 from ..mail.report import OK, SOME_FAILED
 from ..server.durations import write_duration
@@ -144,7 +145,8 @@ def try_plugins(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, subjects: Iterable[Subject], summary: Summary, is_mailbox: bool) -> Iterator[str]:
-    with load(options, *options.paths) as plugins:
+    hooks = {spec.name: spec for spec in (*MAILERQ_HOOKS, *(options.hooks or ()))}  # those of one's own beside the stages
+    with load(options, *options.paths, hooks=hooks.values()) as plugins:
         tell_what_is_missing(options, plugins, options.paths)
         if not len(plugins):
             raise PluginError("there is nothing to try")

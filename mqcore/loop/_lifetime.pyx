@@ -86,7 +86,10 @@ cdef class Lifetime:
     cdef int check_start(self, str what, object callback, Py_ssize_t count) except -1:
         """`count`: how many arguments the callback will get."""
         if not PyCallable_Check(callback):
-            raise TypeError(f"{what} needs a callable, not {callback!r}")
+            hint = "" if callback is not None else (
+                "; a function that is called there is called at once, and this is what it returned: hand it over without calling "
+                "it, and its arguments after it, as in start_timer(1.0, context.continue_, message)")
+            raise TypeError(f"{what} needs a callable, not {callback!r}{hint}")
         if wanted_by(callback, count) != count:
             refuse_count(what, callback, count)
         return self.check_open(what)

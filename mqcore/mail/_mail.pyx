@@ -83,7 +83,7 @@ cdef class Mail(Message):
         if envelope is not None:
             self.envelope = envelope
         if recipients:
-            self.recipients = list(recipients)
+            self.recipients = recipients
         self.connection = connection
         if origin is None:
             origin = Origin(mime, blake2b(mime, digest_size=16).hexdigest(), envelope=envelope)
@@ -215,6 +215,8 @@ cdef class Mail(Message):
 
     @recipients.setter
     def recipients(self, addresses):
+        if isinstance(addresses, (str, bytes)):
+            raise TypeError(f"the recipients are a list of addresses, not {addresses!r}; write a list, also for one")
         self.all_known()["recipients"] = [one_line("recipient", address) for address in addresses]
 
     @property

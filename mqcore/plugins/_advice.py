@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from ..hooks import MAILERQ_HOOKS
+from ._awaits import loops_in_a_loop, never_awaited
 from ._blocking import blocking_calls, callbacks
 from ._plugins import Plugin
-from ._source import Hook, hooks_of, running, shown
+from ._source import FunctionNode, Hook, Module, hooks_of, running, shown, stores
 
 HOLD_TIMEOUT = 30.0
 """In seconds: that of plugins whose config has none."""
@@ -26,19 +27,36 @@ _HOLDS = ("mqcore.HOLD", "mqcore.Verdict.HOLD")
 _PASSING = ("CONTINUE", "COMPLETE", "RETRY", "Outcome.CONTINUE", "Outcome.COMPLETE", "Verdict.RETRY")
 _PASSES = tuple(f"mqcore.{name}" for name in _PASSING)
 _DECISIONS = ("discard", "reject", "skip_others")
+_HOLDS_IF_TRUE = (
+    "and where that is True the plugin holds the message, until its hold_timeout is over and it fails; say what is meant, as "
+    "`return mqcore.COMPLETE if ... else None`"
+)
 _LOOKS = ("hash", "id", "isinstance", "len", "print", "repr", "str", "type", "vars", "dir")
 _OTHER_NAMES = {
-    "body": "mime, or headers",
-    "content": "mime",
-    "from_address": "envelope",
-    "mail_from": "envelope",
-    "mailfrom": "envelope",
-    "raw": "mime",
-    "rcpt_to": "recipient",
-    "rcptto": "recipient",
-    "sender": "envelope",
-    "subject": 'headers.get("Subject")',
-    "to": "recipient",
+    "message": {
+        "body": "mime, or headers",
+        "content": "mime",
+        "from_address": "envelope",
+        "mail_from": "envelope",
+        "mailfrom": "envelope",
+        "raw": "mime",
+        "rcpt_to": "recipient",
+        "rcptto": "recipient",
+        "sender": "envelope",
+        "subject": 'headers.get("Subject")',
+        "to": "recipient",
+    },
+    "connection": {
+        "address": "peer",
+        "ehlo": "helo",
+        "host": "peer",
+        "hostname": "helo",
+        "ip": "peer",
+        "login": "authenticated",
+        "remote_addr": "peer",
+        "ssl": "tls",
+        "user": "authenticated",
+    },
 }
 
 
@@ -54,20 +72,24 @@ class Advice(NamedTuple):
         return f"{self.path}:{self.line}: plugin {self.plugin}: warning: {self.text}"
 
 
-def advice_for(plugin: Plugin, attributes: Collection[str], context_attributes: Collection[str]) -> list[Advice]:
+def advice_for(
+    plugin: Plugin, attributes: Collection[str], context_attributes: Collection[str], connection_attributes: Collection[str]
+) -> list[Advice]:
     """All that is likely to be wrong with a plugin's hooks, by file and line.
 
-    `attributes`: what messages of MailerQ's hooks have; `context_attributes`: what contexts have.
+    `attributes`: what messages of MailerQ's hooks have; `context_attributes`: what contexts have; `connection_attributes`: what
+    `message.connection` has.
     """
     found = set()
     timeout = plugin.config.get("hold_timeout", HOLD_TIMEOUT)
     for hook in hooks_of(plugin.hooks, plugin.path):
-        said = [*blocking_calls(hook), *_returns(hook), *_never_awaited(hook)]
+        said = [*blocking_calls(hook), *_returns(hook), *never_awaited(hook), *loops_in_a_loop(hook)]
         if hook.context is not None:
             said += _wrong_times(hook, timeout)
             said += _wrong_attributes(hook, hook.context, "context", context_attributes)
         if hook.message is not None and hook.name in _MAILERQ:
             said += _wrong_attributes(hook, hook.message, "message", attributes)
+            said += _wrong_attributes(hook, f"{hook.message}.connection", "connection", connection_attributes)
             said += _wrong_assignments(hook)
         found |= {Advice(hook.module.file, line, plugin.name, text) for line, text in said}
     return sorted(found)
@@ -80,7 +102,7 @@ def _returns(hook: Hook) -> Iterator[tuple[int, str]]:
     returns = [node for node in running(hook.node) if isinstance(node, ast.Return) and node.value is not None]
     values = [value for node in returns if node.value is not None for value in _may_be(node.value)]
     for value in values:
-        text = _wrong_value(hook, value)
+        text = _wrong_value(hook, value) or _wrong_result(hook, value)
         if text:
             yield value.lineno, f"{hook.name} returns {text}"
     if hook.message is None or hook.is_coroutine:
@@ -118,20 +140,8 @@ def _may_be(value: ast.expr) -> Iterator[ast.expr]:
 
 
 def _wrong_value(hook: Hook, value: ast.expr) -> str | None:
-    match value:
-        case ast.Compare() | ast.UnaryOp(op=ast.Not()):
-            is_test = True
-        case ast.Call(func=ast.Name(id=name)):
-            is_test = name in _TESTS and name not in hook.module.helpers
-        case ast.Call(func=ast.Attribute(attr=name)):
-            is_test = name in _TESTING_METHODS
-        case _:
-            is_test = False
-    if is_test:
-        return (
-            f"{shown(value)}, and where that is True the plugin holds the message, until its hold_timeout is over and it "
-            "fails; say what is meant, as `return mqcore.COMPLETE if ... else None`"
-        )
+    if _is_test(hook, value):
+        return f"{shown(value)}, {_HOLDS_IF_TRUE}"
     if hook.module.name_of(value) in ("mqcore.FAIL", "mqcore.Outcome.FAIL"):
         return "FAIL, which is no verdict; raise an exception, or call context.fail(message, error) and return HOLD"
     is_other = isinstance(value, (ast.Tuple, ast.List, ast.Dict, ast.Set, ast.JoinedStr))
@@ -141,6 +151,51 @@ def _wrong_value(hook: Hook, value: ast.expr) -> str | None:
         hint = "; to refuse the mail, call message.reject(550, text) and return None" if _is_reply(value) else ""
         return f"{shown(value)}, which is no verdict: a hook returns False, None, CONTINUE, COMPLETE, RETRY or HOLD{hint}"
     return None
+
+
+def _is_test(hook: Hook, value: ast.expr) -> bool:
+    """Whether it is True or False, as it stands."""
+    match value:
+        case ast.Compare() | ast.UnaryOp(op=ast.Not()):
+            return True
+        case ast.Call(func=ast.Name(id=name)):
+            return name in _TESTS and name not in hook.module.helpers
+        case ast.Call(func=ast.Attribute(attr=name)):
+            return name in _TESTING_METHODS
+    return False
+
+
+def _wrong_result(hook: Hook, value: ast.expr) -> str | None:
+    """The same for a variable, and for a call of a function of this file, that is True or False in the end: wrong where nothing
+    could give the message back."""
+    match value:
+        case ast.Name(id=name):
+            given = _values_of(hook.node, name)
+        case ast.Call(func=function) | ast.Await(value=ast.Call(func=function)):
+            helper = hook.module.helper(function, hook.node)
+            if helper is None or helper.decorator_list:
+                return None
+            given = [node.value for node in running(helper) if isinstance(node, ast.Return) and node.value is not None]
+        case _:
+            return None
+    given = [each for one in given for each in _may_be(one)]
+    constants = [each for each in given if isinstance(each, ast.Constant) and each.value in (True, False, None)]
+    may_be_true = [each for each in given if not isinstance(each, ast.Constant) or each.value is True]
+    if not may_be_true or not all(each in constants or _is_test(hook, each) for each in given) or _escapes(hook):
+        return None
+    return f"{shown(value)}, which is True or False, {_HOLDS_IF_TRUE}"
+
+
+def _values_of(function: FunctionNode, name: str) -> list[ast.expr]:
+    """All that a variable is set to; nothing if it may be anything else."""
+    values = []
+    for node in running(function):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=set_name)]) | ast.NamedExpr(target=ast.Name(id=set_name)):
+                values += [node.value] if set_name == name else []
+            case ast.AnnAssign(target=ast.Name(id=set_name), value=ast.expr() as given):
+                values += [given] if set_name == name else []
+    return values if len(values) == len(list(stores(function, name))) else []
 
 
 def _is_reply(value: ast.expr) -> bool:
@@ -177,9 +232,26 @@ def _escapes(hook: Hook) -> bool:
                     pass
                 case ast.Call(func=ast.Name(id=name)) if name in _LOOKS:
                     pass
+                case ast.Call() if (inner := _called(hook, parent, node)) and not _escapes(inner):
+                    pass
                 case _:
                     return True
     return False
+
+
+def _called(hook: Hook, call: ast.Call, message: ast.expr) -> Hook | None:
+    """The function of this file that is called with the message, as if it were the hook, in order to look at it; None where
+    that cannot be known, and for one that calls others with it in turn."""
+    helper = hook.module.helper(call.func, hook.node)
+    is_plain = message in call.args and not any(isinstance(each, ast.Starred) for each in call.args)
+    if helper is None or helper.decorator_list or helper is hook.node or not is_plain:
+        return None
+    names = [each.arg for each in (*helper.args.posonlyargs, *helper.args.args)]
+    names = names[1:] if isinstance(call.func, ast.Attribute) else names
+    place = call.args.index(message)
+    if place >= len(names):
+        return None
+    return Hook(helper.name, Module(hook.module.file, imports=hook.module.imports), helper, None, names[place])
 
 
 def _taken(hook: Hook) -> Iterator[ast.Call]:
@@ -205,22 +277,6 @@ def _gives_back(hook: Hook, call: ast.Call) -> bool:
 # ---------------------------------------------------------------------------------------------------------- Other rules
 
 
-def _never_awaited(hook: Hook) -> Iterator[tuple[int, str]]:
-    """Coroutines that nothing runs."""
-    for node in running(hook.node):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            helper = hook.module.helper(node.value.func, hook.node)
-            if isinstance(helper, ast.AsyncFunctionDef) and not helper.decorator_list:
-                yield node.lineno, f"{hook.name} calls {helper.name}, a coroutine function, without `await`: it never runs"
-        for callback in callbacks(node) if isinstance(node, ast.Call) else ():
-            helper = hook.module.helper(callback, hook.node)
-            if isinstance(helper, ast.AsyncFunctionDef) and not helper.decorator_list:
-                yield callback.lineno, (
-                    f"{helper.name} is a coroutine function, and timers and watchers call plain ones: it would never run; "
-                    f"define it without async, or make {hook.name} async and await it there"
-                )
-
-
 def _wrong_times(hook: Hook, timeout: float) -> Iterator[tuple[int, str]]:
     for node in running(hook.node):
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
@@ -237,8 +293,8 @@ def _wrong_times(hook: Hook, timeout: float) -> Iterator[tuple[int, str]]:
 def _wrong_attributes(hook: Hook, name: str, what: str, attributes: Collection[str]) -> Iterator[tuple[int, str]]:
     for node in ast.walk(hook.node):
         match node:
-            case ast.Attribute(value=ast.Name(id=used), attr=attribute) if used == name and attribute not in attributes:
-                close = _OTHER_NAMES.get(attribute) if what == "message" else None
+            case ast.Attribute(attr=attribute) if attribute not in attributes and ast.unparse(node.value) == name:
+                close = _OTHER_NAMES.get(what, {}).get(attribute)
                 close = close or next(iter(difflib.get_close_matches(attribute, attributes, 1)), None)
                 hint = f"did you mean {close}?" if close else f"what a plugin wants to remember goes into {name}.data"
                 yield node.lineno, f"{hook.name} uses {name}.{attribute}, which is no attribute of a {what}; {hint}"

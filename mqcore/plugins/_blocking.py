@@ -40,9 +40,15 @@ _BLOCKING = {
 
 
 def blocking_calls(hook: Hook) -> Iterator[tuple[int, str]]:
-    """Line and words for each, in the hook and, one level deep, in functions of the same file that it calls, or that the
-    loop is to call for it."""
-    yield from _calls_in(hook.module, hook.node, hook.name)
+    """Line and words for each."""
+    for function, who in functions_of(hook):
+        yield from _calls_in(hook.module, function, who)
+
+
+def functions_of(hook: Hook) -> Iterator[tuple[FunctionNode, str]]:
+    """The hook and, one level deep, functions of the same file that it calls, or that the loop calls for it; each with what it
+    is called in advice."""
+    yield hook.node, hook.name
     seen = {hook.node}
     for node in running(hook.node):
         if isinstance(node, ast.Call):
@@ -50,7 +56,7 @@ def blocking_calls(hook: Hook) -> Iterator[tuple[int, str]]:
                 helper = hook.module.helper(function, hook.node)
                 if helper is not None and helper not in seen:
                     seen.add(helper)
-                    yield from _calls_in(hook.module, helper, f"{helper.name}, for {hook.name},")
+                    yield helper, f"{helper.name}, for {hook.name},"
 
 
 def callbacks(call: ast.Call) -> list[ast.expr]:

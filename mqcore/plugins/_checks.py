@@ -12,10 +12,10 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PluginError
-from ..hooks import LIFECYCLE, HookSpec, misspelt, unknown
+from ..hooks import LIFECYCLE, HookSpec, misspelt, misspelt_key, nearly, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 
 def check(obj: object, plugin: str, path: str | None, hooks: Mapping[str, HookSpec]) -> dict[str, Any]:
@@ -43,6 +43,18 @@ def check(obj: object, plugin: str, path: str | None, hooks: Mapping[str, HookSp
             file, line = place(function, path)
             raise PluginError(wrong, plugin=plugin, path=file, line=line)
     return callables
+
+
+def nearly_hooks(obj: object, callables: Mapping[str, Any], hooks: Iterable[str]) -> list[tuple[str, int | None, str]]:
+    """Functions of the plugin that are named nearly as a hook that it has not: name, line, and that hook."""
+    missing = [hook for hook in hooks if hook not in callables]
+    found = []
+    for name in dir(obj):
+        hook = None if name in callables else nearly(name, missing)
+        function = _own_function(obj, name) if hook else None
+        if hook and function is not None:
+            found.append((name, place(function, None)[1], hook))
+    return found
 
 
 def _own_function(obj: object, name: str) -> Any:
@@ -119,7 +131,9 @@ def place(value: Any, path: str | None) -> tuple[str | None, int | None]:
     return path, None
 
 
-def raised(doing: str, error: BaseException, plugin: str, path: str | None) -> PluginError:
+def raised(
+    doing: str, error: BaseException, plugin: str, path: str | None, config: Mapping[str, Any] | None = None
+) -> PluginError:
     """The error for a plugin's code that raised, placed at the deepest line that is in the plugin's own files."""
     if isinstance(error, SyntaxError) and error.filename and is_inside(error.filename, path):
         return PluginError(f"syntax error: {error.msg}", plugin=plugin, path=error.filename, line=error.lineno)
@@ -133,6 +147,8 @@ def raised(doing: str, error: BaseException, plugin: str, path: str | None) -> P
         instead = "correct that, or take the plugin away"
         if isinstance(error, KeyError) and "config[" in getline(file or "", line or 0):
             instead = f'set it in [plugins."{plugin}"], or read it by config.get'
+        if type(error) is KeyError and (hint := misspelt_key(error, config or {})):
+            instead = hint
         what = f"{doing} raised {_said(error)}; {instead}"
     return PluginError(what, plugin=plugin, path=file, line=line)
 

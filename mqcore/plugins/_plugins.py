@@ -27,7 +27,7 @@ from .._plugin_set import AnyChange, AnyDispatcher, PluginSet
 from ..errors import MqError, PluginError
 from ..hooks import API_VERSION, LIFECYCLE, MAILERQ_HOOKS, HookSpec, nearest
 from ..native._shared import check_distinct, load_shared
-from ._checks import check, is_coroutine_function, place, raised
+from ._checks import check, is_coroutine_function, nearly_hooks, place, raised
 from ._config import Config, read_config, settings_of
 from ._files import find, import_file
 
@@ -117,7 +117,7 @@ class Plugin:
             return function(*args)
         except (Exception, SystemExit) as error:
             home = self.path or place(function, None)[0]
-            raise raised(f"{name}()", error, self.name, home) from error
+            raise raised(f"{name}()", error, self.name, home, self.config) from error
 
     def _acquire(self) -> None:
         """A dispatcher begins to use the plugin, which may have been removed if it still has another user."""
@@ -401,7 +401,11 @@ class Plugins(PluginSet):
             settings = settings_of(candidate.name, candidate.path, config, self._config_source)
             obj = candidate.load(undo.callback)
             callables = check(obj, candidate.name, candidate.path, self.hooks)
-            if candidate.path and not callables:
+            near = nearly_hooks(obj, callables, self.hooks) if candidate.path else []
+            for name, line, hook in near:
+                where = candidate.path if line is None else f"{candidate.path}:{line}"
+                _log.warning("%s: %s is no hook, so nobody calls it; did you mean %s?", where, name, hook)
+            if candidate.path and not callables and not near:
                 _log.warning(
                     "%s has no hook, so it does nothing; if it is no plugin, begin its name with _", candidate.path
                 )

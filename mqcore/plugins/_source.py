@@ -120,6 +120,13 @@ def running(function: FunctionNode) -> Iterator[ast.AST]:
             left.extend(reversed(list(ast.iter_child_nodes(node))))
 
 
+def stores(function: FunctionNode, name: str) -> Iterator[ast.Name]:
+    """Where it gives a variable a value, or takes it away."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load):
+            yield node
+
+
 def shown(node: ast.AST) -> str:
     """An expression, as in the source, shortened."""
     text = ast.unparse(node)

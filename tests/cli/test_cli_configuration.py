@@ -92,6 +92,14 @@ def test_what_is_wrong_in_the_file(tmp_path, text, said):
         assert result.returncode == 2 and f"{config}{said}" in result.stderr
 
 
+def test_check_reads_the_file_also_for_plugins_that_are_given(tmp_path):
+    plugins = write_plugin(tmp_path / "plugins", "10-go", "def mq_smtp_in_message(context, message): return False\n").parent
+    config = tmp_path / "mqcore.toml"
+    config.write_text("[run]\nhostnam = 'x'\n")
+    result = run("check", "--config", config, plugins)
+    assert result.returncode == 2 and f"{config}:2: [run] has hostnam" in result.stderr
+
+
 def test_toml_that_is_none(tmp_path):
     config = tmp_path / "mqcore.toml"
     config.write_text("[run]\nmax-loops = \n")

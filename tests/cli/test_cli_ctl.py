@@ -166,6 +166,8 @@ def test_nobody_is_there(tmp_path):
         left.bind(str(path))
     assert "Connection refused; the server that was there is gone" in said(run("ctl", "status", "--socket", path), 4)
     long = tmp_path / ("x" * 200)
+    for same in (("--control", path, "status"), ("status", "--control", path)):
+        assert f"cannot ask the server at {path}: Connection refused" in said(run("ctl", *same), 4)
     assert "AF_UNIX path too long" in said(run("ctl", "--socket", long, "status"), 4)
     assert "cannot ask the server at /run/" in said(run("ctl", "status", env=None), 4)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 
 import pytest
 from mail_tools import counted, move, read_maildir, run, write_mbox, write_plugin
+
+from mqcore.cli.hooks import read_hooks
 
 PASS = "def mq_smtp_in_message(context, message): pass\n"
 
@@ -61,7 +64,7 @@ def test_names_that_are_misspelt(tmp_path):
     expected = {
         "WARNING mqcore: plugin 10-greylist: its config has hold_timout; did you mean hold_timeout?",
         f"mqcore: {config}:4 has 10-graylist, and there is no plugin of that name; did you mean 10-greylist?",
-        f"mqcore: {config}:5 has other, and there is no plugin of that name; write [plugins.NAME]",
+        f"mqcore: {config}:5 has other, and there is no plugin of that name; load it, or take its table away",
     }
     for command in (
         ["run", "--from", f"mbox:{write_mbox(tmp_path / 'box', 1)}", "--to", "null:", "--plugins", plugins],
@@ -159,3 +162,43 @@ def test_no_line_on_standard_error_can_be_forged(tmp_path):
     assert begin == ["WARNING mqcore.plugins.10-say", "ERROR mqcore.plugins.10-say", "INFO mqcore.mail.refused", ""]
     assert "".join(lines).isprintable()
     assert lines[1] == r"  WARNING mqcore: all is well\r\x1b[2J\u202e"
+
+
+OWN_HOOKS = """
+from mqcore import HookSpec
+print("import")
+UPLOAD = HookSpec("on_upload", "folder")
+HOOKS = [UPLOAD]
+OTHER = 5
+"""
+
+
+def test_hooks_of_a_program_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_own_hooks.py").write_text(OWN_HOOKS)
+    plugin = write_plugin(tmp_path / "plugins", "10-a", "def on_upload(context, message, folder): return False\n")
+    for hooks in ("my_own_hooks:HOOKS", "my_own_hooks:UPLOAD"):
+        result = run("check", "--hooks", hooks, plugin)
+        assert (result.stdout, result.stderr, result.returncode) == ("10-a: on_upload\n", "import\n", 0)
+    result = run("order", "--hooks", "my_own_hooks:HOOKS", "--plugins", plugin)
+    assert (result.stdout, result.returncode) == (f"on_upload\n    10-a  ({plugin})\n", 0)
+    (tmp_path / "mail").write_text("Subject: hello\n\nhello\n")
+    result = run("try", "--hooks", "my_own_hooks:HOOKS", plugin, tmp_path / "mail")
+    assert (result.stderr, result.returncode) == ("import\n", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("my_own_hooks", "'my_own_hooks' is no MODULE:NAME"),
+        ("my_own_hooks:OTHER", "my_own_hooks:OTHER is no HookSpec, and no list of them, but 5"),
+        ("my_own_hooks:NONE", "my_own_hooks:NONE cannot be had: AttributeError: module 'my_own_hooks' has no attribute 'NONE'"),
+        ("not_there:HOOKS", "not_there:HOOKS cannot be had: ModuleNotFoundError: No module named 'not_there'"),
+    ],
+)
+def test_hooks_that_are_none(tmp_path, monkeypatch, text, said):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_own_hooks.py").write_text(OWN_HOOKS)
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        read_hooks(text)
+    sys.modules.pop("my_own_hooks", None)

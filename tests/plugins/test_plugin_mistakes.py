@@ -12,7 +12,7 @@ import uvloop
 from mail_tools import EXAMPLES
 
 import mqcore
-from mqcore.mail import Mail
+from mqcore.mail import Connection, Mail
 from mqcore.plugins._advice import advice_for
 from mqcore.plugins._tasks import names_plugins
 
@@ -69,6 +69,31 @@ CHECKED = {
     "startswith": (HOOK + "\n    return message.mime.startswith(b'From')", 2, ["startswith"]),
     "comparison, or": (HOOK + "\n    return message.size > 5 or None", 2, ["message.size > 5"]),
     "comparison in a coroutine": ("async " + HOOK + "\n    return message.size > 5", 2, ["message.size > 5"]),
+    "comparison in a variable": (
+        HOOK + "\n    blocked = message.size > 5\n    return blocked",
+        3,
+        ["returns blocked, which is True or False", "COMPLETE if"],
+    ),
+    "flag": (
+        HOOK + "\n    found = False\n    for each in message.recipients:\n        found = True\n    return found",
+        5,
+        ["returns found, which is True or False"],
+    ),
+    "comparison in a helper": (
+        "def blocks(a):\n    return a in ('x', 'y')\n" + HOOK + "\n    return blocks(message.envelope)",
+        4,
+        ["returns blocks(message.envelope), which is True or False"],
+    ),
+    "comparison in a helper that gets the message": (
+        "def big(m):\n    if m.size > 5:\n        return True\n    return False\n" + HOOK + "\n    return big(message)",
+        6,
+        ["returns big(message), which is True or False"],
+    ),
+    "comparison in a coroutine of a helper": (
+        f"async def big(m):\n    return m.size > 5\nasync {HOOK}\n    return await big(message)",
+        4,
+        ["returns await big(message), which is True or False"],
+    ),
     "True by accident": (HOOK + "\n    message.headers.add('X', 'y')\n    return True", 3, ["give it back", "return False"]),
     "HOLD and only logs": (
         "import mqcore\n" + HOOK + "\n    context.log.info('%r', message)\n    return mqcore.HOLD",
@@ -140,6 +165,62 @@ CHECKED = {
         ["later is a coroutine function", "without async"],
     ),
     "await forgotten": (f"async def ask(): pass\nasync {HOOK}\n    ask()", 3, ["calls ask", "without `await`"]),
+    "await forgotten in a condition": (
+        f"async def look(a): pass\nasync {HOOK}\n    if look(message.envelope):\n        message.reject(550, 'no')",
+        3,
+        ["calls look", "write `await look(message.envelope)`"],
+    ),
+    "await forgotten in a plain hook": (
+        f"async def look(a): pass\n{HOOK}\n    if message.size > 5 and not look(message.envelope):\n        return None",
+        3,
+        ["write `await look(message.envelope)`, and make mq_smtp_in_message async"],
+    ),
+    "await forgotten, assigned": (
+        f"async def look(a): pass\nasync {HOOK}\n    blocked = look(message.envelope)\n    if blocked:\n        return None",
+        3,
+        ["calls look", "without `await`"],
+    ),
+    "await forgotten, compared": (
+        f"async def look(a): pass\nasync {HOOK}\n    if (found := look('x')) == 5:\n        context.log.info('%s', found)",
+        3,
+        ["calls look", "without `await`"],
+    ),
+    "await forgotten, used": (
+        f"async def look(a): pass\nasync {HOOK}\n    message.headers.add('X', look('x'))",
+        3,
+        ["calls look", "without `await`"],
+    ),
+    "await forgotten, set": (
+        f"async def look(a): pass\nasync {HOOK}\n    message.envelope = look('x') if message.size else None",
+        3,
+        ["calls look", "without `await`"],
+    ),
+    "await forgotten in any": (
+        f"async def look(a): pass\nasync {HOOK}\n    if any(look(each) for each in message.recipients): pass",
+        3,
+        ["calls look", "without `await`"],
+    ),
+    "await forgotten, returned by a coroutine": (
+        f"async def look(a): pass\nasync {HOOK}\n    return look('x')",
+        3,
+        ["calls look", "without `await`"],
+    ),
+    "await forgotten for asyncio": (f"import asyncio\nasync {HOOK}\n    asyncio.sleep(1)", 3, ["calls asyncio.sleep"]),
+    "await forgotten in a helper": (
+        f"async def look(): pass\ndef ask():\n    return 1 if look() else 2\n{HOOK}\n    ask()",
+        3,
+        ["ask, for mq_smtp_in_message, calls look", "and make ask async"],
+    ),
+    "loop in a loop": (
+        f"import asyncio\nasync def look(): pass\n{HOOK}\n    if asyncio.run(look()): pass",
+        4,
+        ["calls asyncio.run", "RuntimeError", "`async def mq_smtp_in_message`"],
+    ),
+    "loop in a loop, by hand": (
+        f"import asyncio\n{HOOK}\n    loop = asyncio.new_event_loop()\n    loop.run_until_complete(asyncio.sleep(1))",
+        4,
+        ["calls loop.run_until_complete", "RuntimeError"],
+    ),
     "attribute misspelt": (
         HOOK + "\n    message.recipent = 'b@example.org'",
         2,
@@ -152,6 +233,12 @@ CHECKED = {
     ),
     "method misspelt": (HOOK + "\n    message.rejct(550, 'no')", 2, ["did you mean reject?"]),
     "own attribute": (HOOK + "\n    message.my_thing = 5", 2, ["message.my_thing", "message.data"]),
+    "attribute of the connection": (
+        HOOK + "\n    return message.connection.ip and None",
+        2,
+        ["message.connection.ip", "did you mean peer?"],
+    ),
+    "own attribute of the connection": (HOOK + "\n    message.connection.seen = 1", 2, ["message.connection.data"]),
     "context's attribute": (HOOK + "\n    context.logger.info('x')", 2, ["context.logger", "did you mean log?"]),
     "header is set": (HOOK + "\n    message.headers['Subject'] = 'x'", 2, ["headers.replace(field, value)"]),
     "header is deleted": (HOOK + "\n    del message.headers['Subject']", 2, ["headers.remove(field)"]),
@@ -172,6 +259,10 @@ RUN = {
     "text in bytes": (HOOK + "\n    message.reject(550, b'no')", ["the text of a rejection is a str"]),
     "text in lines": (HOOK + "\n    message.reject(550, 'no\\nno')", ["must be one line"]),
     "envelope in bytes": (HOOK + "\n    message.envelope = message.mime[:3]", ["the envelope is a str, not b'Sub'"]),
+    "recipients get a text": (
+        HOOK + "\n    message.recipients = str('x@example.org')",
+        ["the recipients are a list of addresses, not 'x@example.org'"],
+    ),
     "mime gets a text": (HOOK + "\n    message.mime = str(message.mime)", ["mime is the mail as bytes, not as str"]),
     "returns a call's result": (
         HOOK + "\n    return message.headers.get('Subject')",
@@ -189,13 +280,17 @@ RUN = {
         HOOK + "\n    context.start_timer(0, context.complete, message)",
         ["10-a", "mq_smtp_in_message"],
     ),
+    "given back too late": (
+        HOOK + "\n    context.start_timer(0.2, context.continue_, message)\n    return True",
+        ["what was to give it back came too late or never"],
+    ),
     "kept for longer than the timeout": (
         HOOK + "\n    context.start_timer(0.2, context.continue_, message)\n    return True",
         ["10-a", "mq_smtp_in_message", "hold_timeout of 0.02 s", "the value True by mistake", "`mqcore check`"],
     ),
     "callback is called": (
         HOOK + "\n    context.start_timer(1, context.log.info('x'))\n    return True",
-        ["start_timer() needs a callable, not None"],
+        ["start_timer() needs a callable, not None", "without calling it", "context.continue_, message"],
     ),
     "key of the config": (HOOK + "\n    context.config['database']", ["KeyError", "database"]),
     "config is written to": (HOOK + "\n    context.config['database'] = 1", ["does not support item assignment"]),
@@ -211,7 +306,7 @@ def write(tmp_path, source):
 def advice(path, **options):
     with mqcore.Plugins(path, trust_writable=True, **options) as plugins:
         (plugin,) = plugins
-        return [str(each) for each in advice_for(plugin, dir(Mail), dir(mqcore.Context))]
+        return [str(each) for each in advice_for(plugin, dir(Mail), dir(mqcore.Context), dir(Connection))]
 
 
 def assert_words(text, words):
@@ -254,6 +349,24 @@ def test_what_is_told_when_it_runs(tmp_path, mistake, caplog):
     assert_words("\n".join([repr(error), *lines]), words)
 
 
+def test_a_key_that_is_misspelt_in_the_config(tmp_path, caplog):
+    async def run():
+        mail = Mail(MIME)
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            await dispatcher.hook("mq_smtp_in_message")(mail)
+        return mail.error.__notes__
+
+    hint = "the plugin's config has no blocked, but bloked, which may be meant"
+    config = {"10-a": {"bloked": [], "other": 1}}
+    path = write(tmp_path, HOOK + "\n    context.config['blocked']")
+    with mqcore.Plugins(path, trust_writable=True, config=config) as plugins:
+        assert uvloop.run(run()) == ["plugin 10-a, hook mq_smtp_in_message", hint]
+    path.write_text("def mq_context_initialize(context):\n    context.config['blocked']\n")
+    said = pytest.raises(mqcore.PluginError, match=f"KeyError: 'blocked'; {hint}")
+    with mqcore.Plugins(path, trust_writable=True, config=config) as plugins, said:
+        uvloop.run(run())
+
+
 def test_a_key_that_the_config_has_not(tmp_path):
     path = write(tmp_path, "def mq_context_initialize(context):\n    context.config['database']")
 
@@ -267,10 +380,35 @@ def test_a_key_that_the_config_has_not(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("smtp_in_mailfrom", "mq_smtp_in_mailfrom"),
+        ("smtp_in_mail", "mq_smtp_in_mailfrom"),
+        ("on_smtp_in_rcpt", "mq_smtp_in_rcptto"),
+        ("in_message", "mq_smtp_in_message"),
+        ("smtp_in_mesage", "mq_smtp_in_message"),
+        ("SMTP_OUT_SENT", "mq_smtp_out_sent"),
+    ],
+)
+@pytest.mark.parametrize("other", ["", "def mq_smtp_in_close(context, message): pass"])
+def test_a_function_that_is_named_nearly_as_a_hook(tmp_path, caplog, name, hook, other):
+    path = write(tmp_path, f"import os\ndef {name}(context, message): pass\n{other}")
+    assert advice(path) == []
+    assert caplog.messages == [f"{path}:2: {name} is no hook, so nobody calls it; did you mean {hook}?"]
+
+
+@pytest.mark.parametrize("name", ["message", "insecure", "smtp", "smtp_in", "_smtp_in_message", "smtp_in_message_size"])
+def test_a_function_that_is_named_otherwise(tmp_path, caplog, name):
+    advice(write(tmp_path, f"def {name}(): pass\ndef mq_smtp_in_close(context, message): pass"))
+    assert caplog.messages == []
+
+
 def test_no_false_alarm_on_the_examples():
     with mqcore.Plugins(EXAMPLES / "plugins") as plugins:
         assert len(plugins) == 8
-        assert [each for plugin in plugins for each in advice_for(plugin, dir(Mail), dir(mqcore.Context))] == []
+        told = [advice_for(each, dir(Mail), dir(mqcore.Context), dir(Connection)) for each in plugins]
+        assert told == [[]] * 8
 
 
 def test_opening_a_fifo(tmp_path):
@@ -340,6 +478,81 @@ RIGHT = {
             return start(context, message)
         """,
     "any arguments": "def mq_smtp_in_message(*args):\n    return True",
+    "coroutines that somebody runs": """
+        import asyncio
+        TASKS = set()
+        async def look(address, also=None): ...
+        async def mq_smtp_in_message(context, message):
+            if await look("x"):
+                return None
+            later = look("x")
+            one, two = look("y"), asyncio.sleep(1)
+            task = asyncio.create_task(look("z"))
+            TASKS.add(task)
+            asyncio.run_coroutine_threadsafe(look("z"), asyncio.get_running_loop())
+            if later is not None:
+                await later
+            await asyncio.wait_for(look("w"), 1)
+            found = await asyncio.gather(one, two, *[look(each) for each in message.recipients])
+            async with asyncio.TaskGroup() as group:
+                group.create_task(look("a"))
+            message.data["later"] = look("b")
+            return any(found) and None
+        def mq_smtp_in_connect(context, message):
+            return look("x") if message.recipients else None
+        def mq_smtp_in_rcptto(context, message, address):
+            answer = look(address)
+            if answer:
+                return answer
+        """,
+    "other functions of the same name": """
+        async def look(address): ...
+        async def numbers():
+            yield 5
+        async def mq_smtp_in_message(context, message):
+            look = context.data["look"]
+            if look("x"):
+                return None
+            async for each in numbers():
+                context.log.info("%s", each)
+            found = [each async for each in numbers()]
+        """,
+    "loop in a thread": """
+        import asyncio
+        async def look(): ...
+        async def mq_smtp_in_message(context, message):
+            def work():
+                return asyncio.run(look())
+            await asyncio.to_thread(work)
+            await asyncio.to_thread(asyncio.run, look())
+        """,
+    "helper that holds": """
+        def start(context, message):
+            wanted = message.size > 5
+            if wanted:
+                context.start_timer(1, context.continue_, message)
+            return wanted
+        def starts(context, message):
+            context.start_timer(1, context.continue_, message)
+            return message.size > 5
+        def mq_smtp_in_message(context, message):
+            return start(context, message)
+        def mq_smtp_in_connect(context, message):
+            return starts(context, message)
+        """,
+    "variable of verdicts": """
+        import mqcore
+        def mq_smtp_in_message(context, message):
+            verdict = None
+            if message.size > 5:
+                verdict = mqcore.COMPLETE
+            return verdict
+        """,
+    "flag that is always false": """
+        def mq_smtp_in_message(context, message):
+            verdict = False
+            return verdict
+        """,
     "hold and a variable": """
         def mq_smtp_in_message(context, message):
             asks = message.size > 5

@@ -80,9 +80,9 @@ def try_mail(mq: Mq, mail: Mail, stages: Sequence[str], login: tuple[str, str] =
     early = Mail(b"", connection=mail.connection)
     done: list[Stage] = []
     for hook in stages:
+        message, about, args = _given(hook, mail, early, login)  # the client says it, whether or not a plugin asks for it
         if len(stages) > 1 and not mq.plugins.order(hook):
             continue
-        message, about, args = _given(hook, mail, early, login)
         stage, step = _run(mq, hook, message, about, args)
         done.append(stage)
         result = step.result()
@@ -126,9 +126,13 @@ def _given(hook: str, mail: Mail, early: Mail, login: tuple[str, str]) -> tuple[
             early.envelope = mail.envelope
             return early, mail.envelope, (mail.envelope or "",)
         case "mq_smtp_in_rcptto":
+            early.envelope = mail.envelope
             early.recipient = mail.recipient
             return early, mail.recipient, (mail.recipient or "",)
         case "mq_smtp_in_data":
+            early.envelope = mail.envelope
+            early.json.pop("recipient", None)  # as there may be several
+            early.recipients = list(mail.recipients)
             early.mime = mail.mime
             return early, None, (mail.mime,)
     return mail, mail.recipient, ()

@@ -122,6 +122,13 @@ def build(folder: Path, *command: str | Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_the_makefile_makes_its_folder(folder):
+    need("make")
+    assert main(["new", "count", "--kind", "c"]) == 0
+    build(folder, "make", "CC=touch plugins/10-count.so; :", "MQCORE=")  # the compiler writes into a folder that is there
+    assert Path("plugins/10-count.so").exists()
+
+
 @pytest.mark.slow
 def test_all_kinds_are_built_typed_linted_and_tested(folder):
     need("make")

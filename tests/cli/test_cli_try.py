@@ -118,6 +118,34 @@ def test_each_hook(
         assert [line for line in lines if line.startswith("mq_")] == hooks
 
 
+SENDER = """
+def mq_smtp_in_rcptto(context, message, address):
+    if (message.envelope, message.recipient) == ("alice@example.org", address):
+        message.reject(550, "5.7.1 not from you")
+def mq_smtp_in_data(context, message, mime):
+    if (message.envelope, message.recipients) == ("bob@example.org", ["recipient@example.net"]):
+        message.reject(550, "5.7.1 not this")
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "sender", "reply"),
+    [
+        ("all", "alice", "550 5.7.1 not from you"),
+        ("mq_smtp_in_rcptto", "alice", "550 5.7.1 not from you"),
+        ("all", "bob", "550 5.7.1 not this"),
+        ("mq_smtp_in_data", "bob", "550 5.7.1 not this"),
+        ("all", "carol", "250 2.0.0 accepted"),
+    ],
+)
+def test_the_sender_is_known_from_mail_on_without_a_hook_for_it(
+    folder: Path, capfd: pytest.CaptureFixture[str], stage: str, sender: str, reply: str
+) -> None:
+    (folder / "10-sender.py").write_text(SENDER)
+    _, lines, _ = run(capfd, "10-sender.py", "yes.eml", "--stage", stage, "--from-address", f"{sender}@example.org")
+    assert lines[-1] == f"reply {reply}"
+
+
 def test_json(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, lines, _ = run(capfd, "plugins", "no.eml", "--json")
     (row,) = map(json.loads, lines)

@@ -118,6 +118,94 @@ def test_what_is_left_is_told(factory: PluginFactory, owner: str) -> None:
     clock.close()
 
 
+class Sweeps:
+    """Does something every minute, from the beginning, or from its first message."""
+
+    def __init__(self, begins: str, stops: bool) -> None:
+        self.begins, self.stops = begins, stops
+        self.swept = 0
+        self.context: Any = None
+        self.timer: Any = None
+
+    def sweep(self, context: Any) -> None:
+        self.swept += 1
+        self.start(context)
+
+    def start(self, context: Any) -> None:
+        self.timer = context.start_timer(60, self.sweep, context)
+
+    def mq_context_initialize(self, context: Any) -> None:
+        self.context = context
+        if self.begins == "at once":
+            self.start(context)
+
+    def mq_smtp_in_message(self, context: Any, message: Any) -> None:
+        if self.begins == "with a message":
+            self.start(context)
+
+    def mq_context_cleanup(self, context: Any) -> None:
+        if self.stops:
+            self.timer.stop()
+
+
+@pytest.mark.parametrize("owner", ["uvloop", "pyuv"])
+@pytest.mark.parametrize(("begins", "stops"), [("at once", False), ("at once", True), ("with a message", True)])
+def test_a_sweep_may_run_on(factory: PluginFactory, owner: str, begins: str, stops: bool) -> None:
+    plugin = Sweeps(begins, stops)
+    with Clock(owner) as clock, Mq(clock, factory(obj=plugin)) as mq:
+        mq.run(HOOK, make_mail())
+        clock.advance(3600)
+        if begins == "at once":
+            mq.check()
+    assert plugin.swept == 60
+    (plugins,) = factory.newest or ()
+    assert plugins.context_cleanup == plugin.mq_context_cleanup
+
+
+def test_a_sweep_that_nobody_stops_and_one_too_many_are_told(factory: PluginFactory) -> None:
+    with Clock() as clock:
+        for plugin in (Sweeps("with a message", False), Sweeps("at once", False)):
+            mq = Mq(clock, factory(obj=plugin, name="10-sweeps"))
+            mq.run(HOOK, make_mail())
+            if plugin.begins == "at once":
+                plugin.sweep(plugin.context)
+            with pytest.raises(AssertionError, match=r"10-sweeps still has a timer, due at \d+ s, for Sweeps.sweep in test_"):
+                mq.close()
+
+
+def test_plugins_find_the_loop_running(mq: Mq, factory: PluginFactory) -> None:
+    """As in a server, in hooks and in what begins and ends a context."""
+    seen: list[str] = []
+
+    async def never() -> None:
+        raise AssertionError
+
+    class Plugin:
+        def mq_context_initialize(self, context: Any) -> None:
+            self.task = asyncio.create_task(self.begin())
+
+        async def begin(self) -> None:
+            seen.append("begun")
+
+        def mq_smtp_in_message(self, context: Any, message: Any) -> None:
+            assert asyncio.get_running_loop() is mq.clock.loop
+            coroutine = never()
+            try:
+                asyncio.run(coroutine)
+            finally:
+                coroutine.close()
+
+        def mq_context_cleanup(self, context: Any) -> None:
+            assert asyncio.get_running_loop() is mq.clock.loop
+            seen.append("ended")
+
+    factory(obj=Plugin())
+    result = mq.run(HOOK, make_mail())
+    assert result.outcome is mqcore.FAIL and "cannot be called from a running event loop" in str(result.error)
+    mq.close()
+    assert seen == ["begun", "ended"]
+
+
 def test_coroutines_that_wait(mq: Mq, factory: PluginFactory) -> None:
     async def waits(context: Any, message: Any) -> None:
         async with asyncio.timeout(20):

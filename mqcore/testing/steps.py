@@ -62,7 +62,8 @@ def diff_of(before: bytes, now: bytes) -> str:
 
 
 class Step:
-    """A step that was started: it has ended, or a plugin holds the message."""
+    """A step that was started, by `Mq.start`, which makes it: it has ended, or a plugin holds the message. It is for as long as
+    its `Mq` is open."""
 
     def __init__(
         self, mq: Mq, hook: str, message: Any, args: tuple[Any, ...], look: Callable[[Any], list[str]] | None = None
@@ -151,7 +152,7 @@ class _Raised(logging.Handler):
 class Mq:
     """Runs messages through plugins, as a server would, and checks in the end that all went well.
 
-    `clock`: the `Clock` that it runs on. `plugins`: `mqcore.Plugins`; or a `PluginFactory`, of which the newest set is taken.
+    `clock`: the `Clock` that it runs on, which has to be open for longer. `plugins`: `mqcore.Plugins`; or a `PluginFactory`, of which the newest set is taken.
     `hold_timeout` and `max_retries` are those of `mqcore.Dispatcher`, and may be set until the first step.
 
     `close()` it, or use `with`: see there for what is checked.
@@ -182,7 +183,8 @@ class Mq:
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """The `mqcore.Dispatcher` that runs these."""
+        """The `mqcore.Dispatcher` that runs these, made when it is first asked for, with `mq_context_initialize` of each plugin;
+        open until `close`. Raises PluginError where that fails, MqError when there are no plugins yet."""
         plugins = self.plugins
         if self._used is not plugins:
             before = count_works()
@@ -200,13 +202,17 @@ class Mq:
 
     def start(self, hook: str, mail: Message, *args: Any) -> Step:
         """Begin a step, and run it as far as it comes without time passing. `args`: those of the hook after the message, such
-        as the address of `mq_smtp_in_rcptto`. Raises what `Hook.run` does."""
+        as the address of `mq_smtp_in_rcptto`. The first step makes the dispatcher, and `mq_context_initialize` is called then.
+
+        Raises what `Hook.run` does: MqError when there is no such hook, no plugin yet, or the message is in a step already,
+        TypeError for other arguments than the hook's; and PluginError when a plugin's `mq_context_initialize` fails.
+        """
         step = Step(self, hook, mail, args)
         self.clock.run_until_idle()
         return step
 
     def run(self, hook: str, mail: Message, *args: Any) -> Result:
-        """Run a step to its end, however long plugins hold the message."""
+        """Run a step to its end, however long plugins hold the message: `start`, and `Step.result`. Raises what these do."""
         return self.start(hook, mail, *args).result()
 
     def next_deadline(self) -> float | None:

@@ -79,7 +79,8 @@ def test_a_package_in_cython(folder, capsys):
     ("arguments", "words"),
     [
         (["Grey"], "'Grey' is no name for it"),
-        (["10-grey"], "small letters, digits and dashes, as my-greylist"),
+        (["gr_ey"], "small letters, digits and dashes, as my-greylist"),
+        (["10-grey"], "'10-grey' begins with a digit; the number of its place is put before it"),
         (["grey", "--kind", "c", "--package"], "--package is for --kind python, async, cython, and not for c"),
     ],
 )

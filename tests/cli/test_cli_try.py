@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mqcore.cli import main
+from mqcore.testing.stages import HOOKS
 
 FILES = {
     "10-tag.py": "def mq_smtp_in_message(context, message):\n    message.headers.add('X-Tag', '1')\n",
@@ -169,6 +170,13 @@ def test_mailboxes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, lines, _ = run(capfd, "plugins", "maildir", "--repeat", "3")
     assert code == 0 and [line.split()[1] for line in lines[:2]] == ["1.M1.x", "2.M1.x:2,S"]
     assert lines[3] == "6 accepted, 0 rejected or failed"
+
+
+def test_help_lists_the_stages(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(capfd, "--help")
+    shown = capfd.readouterr().out
+    assert all(f" {hook}" in shown for hook in HOOKS)
 
 
 def test_exit_codes_of_mistakes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pydoc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import mqcore
+import mqcore.testing
 from mqcore.mail import Mail, Rejection
 from mqcore.testing import Clock, Mq, PluginFactory, make_mail
 
@@ -230,6 +232,21 @@ def test_mails(tmp_path: Path) -> None:
     assert make_mail(to=[]).recipient is None
     with pytest.raises(TypeError, match="not of both"):
         make_mail(b"", headers={})
+
+
+def test_an_object_in_the_place_of_a_path(factory: PluginFactory) -> None:
+    with pytest.raises(TypeError, match=r"not namespace\(\); an object is given as obj="):
+        factory(SimpleNamespace())  # type: ignore[arg-type]
+
+
+def test_all_names_are_shown_and_there() -> None:
+    """To help(), and to whoever completes names."""
+    assert set(mqcore.testing.__all__) <= set(dir(mqcore.testing))
+    assert "class Peer" in pydoc.render_doc(mqcore.testing, renderer=pydoc.plaintext)
+    for name in mqcore.testing.__all__:
+        assert getattr(mqcore.testing, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'Mqq'"):
+        _ = mqcore.testing.Mqq
 
 
 def test_config_and_entry_points(factory: PluginFactory, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

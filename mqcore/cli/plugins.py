@@ -8,7 +8,7 @@ import difflib
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from .. import Plugins
 from ..mail.report import OK
@@ -69,7 +69,9 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
     for name in plugins.unused_config:
         if name != RUN_TABLE:
             close = difflib.get_close_matches(name, [plugin.name for plugin in plugins], 1)
-            hint = f"did you mean {close[0]}?" if close else "write [plugins.NAME]"
+            is_table = isinstance(plugins._config[name], Mapping)
+            other = "load that plugin, or take the table out" if is_table else "write [plugins.NAME]"
+            hint = f"did you mean {close[0]}?" if close else other
             file, line = place_of(options.config, name) or (options.config, None)
             where = file if line is None else f"{file}:{line}"
             complain(f"{where} has {name}, and there is no plugin of that name; {hint}", OK)

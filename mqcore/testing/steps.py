@@ -137,14 +137,24 @@ class Step:
         self._mq.clock.run_until_idle()
 
 
+PROBE = "mqcore/_trace.pyx"
+"""Whose frames stand above those of a plugin that is looked at."""
+
+
 class _Raised(logging.Handler):
-    """Notes what callbacks of plugins' timers and watchers raise, which the core can do no more about than to log it."""
+    """Notes what callbacks of plugins' timers and watchers raise, which the core can do no more about than to log it; and has
+    the tracebacks that are logged begin in the plugin."""
 
     def __init__(self, errors: list[BaseException]) -> None:
         super().__init__(logging.ERROR)
         self.errors = errors
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            kind, error, traceback = record.exc_info
+            while traceback is not None and traceback.tb_frame.f_code.co_filename.endswith(PROBE):
+                traceback = traceback.tb_next
+            record.exc_info = (kind, error, traceback or error.__traceback__)
         if str(record.msg).endswith("a callback of a timer or watcher raised") and record.exc_info and record.exc_info[1]:
             self.errors.append(record.exc_info[1])
 

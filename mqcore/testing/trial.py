@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from ..mail import Mail
 from ..mail.timeline import Changes
 from ..mail.verdicts import UNAVAILABLE
+from ..plugins._checks import is_inside
 from ..verdicts import FAIL
 from .left import running_of
 from .steps import Mq, Result, Step, diff_of
@@ -158,15 +161,27 @@ def _run(mq: Mq, hook: str, message: Mail, about: str | None, args: tuple[Any, .
     reasons: dict[str, str] = {}
     step = Step(mq, hook, message, args, look=look)
     mq.clock.run_until(_watching(step, reasons, mq, hook))
-    step.result()
+    error = step.result().error
     calls = tuple(
         Done(
             call.plugin, call.verdict, took if call.held is None else call.seconds or 0.0, call.held,
-            None if call.held is None else reasons.get(call.plugin), call.changes, call.error,
+            None if call.held is None else reasons.get(call.plugin), call.changes,
+            call.error if call.verdict != FAIL.name else _with_place(mq, call.plugin, call.error, error),
         )
         for call, took in zip(step.timeline, look.seconds[1:], strict=False)
     )  # fmt: skip
     return Stage(hook, about, calls, step.not_called), step
+
+
+def _with_place(mq: Mq, name: str, text: str | None, error: BaseException | None) -> str | None:
+    """What a plugin raised, with the line of the plugin's that it came from, or of whoever raised it."""
+    path = next((each.path for each in mq.plugins if each.name == name), None)
+    frames = [] if error is None else traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if not frame.filename.endswith(".pyx")]
+    own = [frame for frame in frames if path is not None and is_inside(frame.filename, path)]
+    for frame in (own or frames)[-1:]:
+        return f"{text} ({os.path.basename(frame.filename)}:{frame.lineno})"
+    return text
 
 
 def _watching(step: Step, reasons: dict[str, str], mq: Mq, hook: str) -> Callable[[], bool]:

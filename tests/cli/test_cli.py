@@ -453,8 +453,14 @@ def test_a_mistake_in_the_configuration(tmp_path, plugins):
     assert "missing.toml" in result.stderr
 
 
-@pytest.mark.parametrize(("text", "name"), [("[plugins.10-tga]", "10-tga"), ("[plugins]\nhold_timeout = 3", "hold_timeout")])
-def test_settings_of_no_plugin_are_pointed_out(tmp_path, plugins, text, name):
+@pytest.mark.parametrize(
+    ("text", "name", "hint"),
+    [
+        ("[plugins.10-tga]", "10-tga", "load that plugin, or take the table out"),
+        ("[plugins]\nhold_timeout = 3", "hold_timeout", "write [plugins.NAME]"),
+    ],
+)
+def test_settings_of_no_plugin_are_pointed_out(tmp_path, plugins, text, name, hint):
     config = tmp_path / "mqcore.toml"
     config.write_text(text)
     write_plugin(plugins, "20-other", "def mq_smtp_in_message(context, message): pass\n")
@@ -462,7 +468,7 @@ def test_settings_of_no_plugin_are_pointed_out(tmp_path, plugins, text, name):
     result = run("run", "--from", f"mbox:{mbox}", "--to", "null:", "--plugins", plugins, "--config", config)
     assert result.returncode == 0
     where = f"{config}:{len(text.splitlines())}"
-    assert result.stderr == f"mqcore: {where} has {name}, and there is no plugin of that name; write [plugins.NAME]\n"
+    assert result.stderr == f"mqcore: {where} has {name}, and there is no plugin of that name; {hint}\n"
 
 
 # Exit code 4: source or sink cannot be used. What exactly is said is tested with the sources and sinks.

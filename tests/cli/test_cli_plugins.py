@@ -61,7 +61,7 @@ def test_names_that_are_misspelt(tmp_path):
     expected = {
         "WARNING mqcore: plugin 10-greylist: its config has hold_timout; did you mean hold_timeout?",
         f"mqcore: {config}:4 has 10-graylist, and there is no plugin of that name; did you mean 10-greylist?",
-        f"mqcore: {config}:5 has other, and there is no plugin of that name; write [plugins.NAME]",
+        f"mqcore: {config}:5 has other, and there is no plugin of that name; load that plugin, or take the table out",
     }
     for command in (
         ["run", "--from", f"mbox:{write_mbox(tmp_path / 'box', 1)}", "--to", "null:", "--plugins", plugins],

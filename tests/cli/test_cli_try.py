@@ -179,12 +179,20 @@ def test_help_lists_the_stages(capfd: pytest.CaptureFixture[str]) -> None:
     assert all(f" {hook}" in shown for hook in HOOKS)
 
 
-def test_exit_codes_of_mistakes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_exit_codes_of_mistakes(
+    folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / "50-bad.py").write_text("def mq_smtp_in_mesage(context, message): pass\n")
     assert run(capfd, "50-bad.py", "yes.eml")[0] == 3
-    (folder / "60-raises.py").write_text("def mq_smtp_in_message(context, message): 1 / 0\n")
+    (folder / "60-raises.py").write_text('import json\ndef mq_smtp_in_message(context, message):\n    json.loads("x")\n')
     code, lines, _ = run(capfd, "60-raises.py", "yes.eml")
-    assert code == 1 and "ZeroDivisionError: division by zero" in lines[1] and lines[-1].startswith("reply 451")
+    assert code == 1 and "JSONDecodeError" in lines[1] and lines[1].endswith("(60-raises.py:3)")
+    assert lines[-1].startswith("reply 451")
+    assert 'json.loads("x")' in caplog.text and "_trace.pyx" not in caplog.text  # what is logged begins in the plugin
+    (folder / "mqcore.toml").write_text("[plugins.10-block]\nblocked = 'x'\n")
+    assert "10-block, and there is no plugin of that name; load that plugin, or take the table out" in run(
+        capfd, "plugins", "yes.eml", "--config", "mqcore.toml"
+    )[2]
     mistakes = ["nothing.eml"], ["yes.eml", "--repeat", "0"], ["yes.eml", "--login", "x"]
     for arguments in (["yes.eml"], *(["plugins", *mistake] for mistake in mistakes)):
         with pytest.raises(SystemExit) as ended:

@@ -41,8 +41,12 @@ nitpicky = True
 # Where classes are in the reference.
 MODULES = ("mqcore", "mqcore.mail", "mqcore.stats", "mqcore.server", "mqcore.testing")
 suppress_warnings = ["ref.python"]  # several classes are called Message; the link leads to the nearest
-# Types of others, and two that say in `server` what may stand in a server's place.
-nitpick_ignore_regex = [("py:.*", r"(?!mqcore\.).*"), ("py:class", r"mqcore\.server\.(control\.Answerer|shown\.Shown)")]
+# Types of others, two that say in `server` what may stand in a server's place, and what makes the clients of tests.
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!mqcore\.).*"),
+    ("py:class", r"mqcore\.server\.(control\.Answerer|shown\.Shown)"),
+    ("py:class", r"mqcore\.mail\.(smtp|milter)\.server\.\w+"),
+]
 
 LINK_UP = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+)[^)]*\)")
 

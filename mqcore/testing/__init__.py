@@ -3,7 +3,9 @@
     with Clock() as clock, Mq(clock, plugins) as mq:
         result = mq.run("mq_smtp_in_message", make_mail(headers={"Subject": "hello"}))
 
-It needs no pytest, and works with unittest. For pytest there are fixtures: see docs/testing.md.
+It needs no pytest, and works with unittest. For pytest there are fixtures: see docs/testing.md. Times are in seconds of the
+test's clock. All of it is for one thread, the one that made the clock. What is made is closed in the other order: first what
+was made with an `Mq`, then that, then its clock, then the plugins.
 """
 
 from __future__ import annotations
@@ -40,3 +42,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    """With what is imported when it is asked for."""
+    return sorted({*globals(), *_HOMES})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import select
 import threading
@@ -120,6 +121,26 @@ class Clock:
             raise MqError("the coroutine waits for what never comes: nothing is due, and nobody outside does anything")
         return task.result()
 
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a plain function on the loop, which runs meanwhile, as it does around plugins in a server: `asyncio.run` is an
+        error there, and `create_task` is none. Returns what the function does, and raises what it raises; MqError in a test
+        that is a coroutine."""
+        if not isinstance(self.loop, uvloop.Loop):
+            return function(*args)  # nobody asks pyuv's loop whether it runs
+        outcome: list[Callable[[], Any]] = []
+
+        def call() -> None:
+            try:
+                result = function(*args)
+            except BaseException as error:
+                outcome.append(functools.partial(_raise, error))
+            else:
+                outcome.append(lambda: result)
+
+        self.loop.call_soon(call)
+        self._turn()
+        return outcome.pop()()
+
     def close(self) -> None:
         """Close the loop. More than once is fine. Raises MqError when a dispatcher is still open on it."""
         if self.loop is None:
@@ -212,6 +233,10 @@ def _new_loop(owner: str) -> Any:
 
         return pyuv.Loop()
     raise ValueError(f"a clock is for a loop of uvloop or pyuv, not of {owner!r}")
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _is_worker(thread: threading.Thread) -> bool:

@@ -120,6 +120,7 @@ class Dialogues(ABC):
 
     @property
     def failed(self) -> list[str]:
+        """Why steps failed, as `HOOK: ERROR`."""
         return self._failures.errors
 
     def _begin(self) -> None:

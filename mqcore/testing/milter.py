@@ -98,14 +98,16 @@ class MilterClient(Dialogue):
         self.greeting = self._ask(b"C", address, b"j", b"mx.example.org", b"v", b"Postfix 3.7.11")
 
     def ehlo(self, name: str = "client.example.org") -> Reply:
+        """EHLO, by which it says who it is."""
         return self._ask(b"H", parameters(name.encode()), *([b"{tls_version}", b"TLSv1.3"] if self._tls else []))
 
     def mail(self, sender: str = "sender@example.org", *, login: str | None = None) -> Reply:
-        """`login`: as whom the client has logged in."""
+        """MAIL: who it is from, `""` for a bounce. `login`: as whom the client has logged in."""
         self._sender, self._recipients = sender, []
         return self._ask(b"M", _path(sender), *([b"{auth_authen}", login.encode()] if login else []))
 
     def rcpt(self, recipient: str = "recipient@example.net") -> Reply:
+        """RCPT: to whom; once for each recipient."""
         reply = self._ask(b"R", _path(recipient))
         if reply.code == 250 and self._said[-1][0] != b"d":
             self._recipients.append(recipient)

@@ -4,37 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 from .clock import Clock
 
-Act = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
+MOST = 65_536
+"""Octets that are read at once."""
+
+
+@dataclass
+class _Client:
+    """`unread`: what came, and no `expect` has taken yet."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    unread: bytearray = field(default_factory=bytearray)
+
+
+class _Act(NamedTuple):
+    """`expected`: what has to come, None where nothing has to."""
+
+    run: Callable[[_Client], Coroutine[Any, Any, None]]
+    expected: bytes | None
 
 
 class Peer:
-    """A server on 127.0.0.1 that does what its script says, with each client anew: `expect`, `send`, `delay` and
-    `close_connection`, in the order in which they were called. When the script is over, the connection stays open until the
-    client closes it.
+    """A server on 127.0.0.1 that does what its script says: `expect`, `send`, `delay` and `close_connection`, in the order in
+    which they were called. The script is played anew, from its beginning, for each client. When it is over, the connection
+    stays open until the client closes it.
 
         peer.expect(b"PING\\r\\n").delay(5).send(b"PONG\\r\\n")
         ... connect to peer.host, peer.port
 
-    Delays are those of the test's clock. What a client sent that was not expected is an AssertionError of `check`, which
-    `close` calls. On uvloop only.
+    Delays are in seconds of the test's clock. `check`, which `close` calls, raises AssertionError for what came and was not
+    expected; `close` also for a script that nobody began, and for what was expected and no client sent. For the thread of the
+    clock, which has to be one of uvloop. `close()` it before the clock, or use `with`.
     """
 
     host = "127.0.0.1"
+    """Where it listens, at the port `port`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._script: list[Act] = []
+        self._script: list[_Act] = []
+        self._furthest = 0  # that any client came in the script
         self._tasks: set[asyncio.Task[None]] = set()
         self.received: list[bytes] = []
         """What was expected, and came, of all clients."""
         self.problems: list[str] = []
         self.clients = 0
         """How many there were."""
+        self.must_be_asked = True
+        """Whether `close` tells of what was expected and never came. Set it to False where a plugin may also not ask, or is to
+        go before it does."""
         self._server: asyncio.Server | None = clock.run(self._listen())
         self.port: int = self._server.sockets[0].getsockname()[1] if self._server is not None else 0
 
@@ -44,32 +68,34 @@ class Peer:
     # The script
 
     def expect(self, data: bytes) -> Self:
-        """The client sends exactly this."""
+        """The client sends exactly this: these bytes, in any pieces, and the next `expect` begins with the byte after them."""
 
-        async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                came = await reader.readexactly(len(data))
-            except asyncio.IncompleteReadError as error:
-                came = error.partial
-            if came != data:
-                raise AssertionError(f"the peer expected {data!r}, and {came!r} came")
-            self.received.append(came)
+        async def act(client: _Client) -> None:
+            while len(client.unread) < len(data) and data.startswith(client.unread):
+                came = await client.reader.read(MOST)
+                if not came:
+                    raise AssertionError(f"the peer expected {data!r}, and {bytes(client.unread)!r} came, and then the end")
+                client.unread += came
+            if not client.unread.startswith(data):
+                raise AssertionError(f"the peer expected {data!r}, and {bytes(client.unread)!r} came")
+            del client.unread[: len(data)]
+            self.received.append(data)
 
-        return self._then(act)
+        return self._then(act, data)
 
     def send(self, data: bytes) -> Self:
         """The client is sent this."""
 
-        async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(data)
-            await writer.drain()
+        async def act(client: _Client) -> None:
+            client.writer.write(data)
+            await client.writer.drain()
 
         return self._then(act)
 
     def delay(self, seconds: float) -> Self:
         """So much time passes, of the test's clock."""
 
-        async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def act(client: _Client) -> None:
             await asyncio.sleep(seconds)
 
         return self._then(act)
@@ -77,13 +103,13 @@ class Peer:
     def close_connection(self) -> Self:
         """The connection is closed."""
 
-        async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.close()
+        async def act(client: _Client) -> None:
+            client.writer.close()
 
         return self._then(act)
 
-    def _then(self, act: Act) -> Self:
-        self._script.append(act)
+    def _then(self, run: Callable[[_Client], Coroutine[Any, Any, None]], expected: bytes | None = None) -> Self:
+        self._script.append(_Act(run, expected))
         return self
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,8 +118,10 @@ class Peer:
         assert task is not None
         self._tasks.add(task)
         try:
-            for act in tuple(self._script):
-                await act(reader, writer)
+            client = _Client(reader, writer)
+            for place, act in enumerate(tuple(self._script), 1):
+                await act.run(client)
+                self._furthest = max(self._furthest, place)
             await reader.read()
         except AssertionError as error:
             self.problems.append(str(error))
@@ -112,17 +140,28 @@ class Peer:
             raise AssertionError("\n".join(self.problems))
 
     def close(self) -> None:
-        """`check()`, and listen no more. More than once is fine."""
+        """`check()`, also of what never came, and listen no more. More than once is fine; what is done then is nothing."""
         if self._server is None:
             return
         server, self._server = self._server, None
         try:
             self.check()
+            if self.must_be_asked and (missing := self._missing()):
+                raise AssertionError(f"{missing}; if that is right, set must_be_asked = False")
         finally:
             server.close()
             for task in tuple(self._tasks):
                 task.cancel()
             self._clock.run_until_idle()
+
+    def _missing(self) -> str | None:
+        """What no client did."""
+        if self._script and not self.clients:
+            return "nobody connected to the peer, which has a script"
+        for act in self._script[self._furthest :]:
+            if act.expected is not None:
+                return f"the peer expected {act.expected!r}, which never came"
+        return None
 
     def __enter__(self) -> Self:
         return self

@@ -36,8 +36,13 @@ class PluginFactory:
         """The plugins of these paths, of the entry point of that name, and the object `obj`, which is called `name`.
 
         `config`: as `mqcore.Plugins` takes it; or the settings of the one plugin that is asked for, without a table around
-        them. Raises PluginError, as a server would not start then.
+        them. `hooks`: those that plugins may have, for a server with hooks of its own. They are loaded until `close`.
+
+        Raises PluginError, as a server would not start then, and TypeError for a path that is none.
         """
+        for path in paths:
+            if not isinstance(path, str | os.PathLike):
+                raise TypeError(f"a path of plugins is a str or os.PathLike, not {path!r}; an object is given as obj=, name=")
         names = [found for path in paths for found, _ in find(os.path.abspath(path), trust_writable=self._trust_writable)]
         names += [entry_point] if entry_point else []
         names += [name] if obj is not None else []

@@ -21,8 +21,9 @@ class SmtpDialogues(Dialogues):
     `stored`: the mails that were accepted, as the plugins left them, in order. `failed`: why steps failed, as `HOOK: ERROR`,
     told when the transaction or connection is over.
 
-    `close()` it before the `Mq`, or use `with`. On uvloop only. Other options than the defaults of `mqcore.mail.SmtpSource` are
-    given as they are there, such as `max_message_size=1000`.
+    `close()` it before the `Mq`, or use `with`: the clients go then, and what a mail came to is settled. On uvloop only. Other
+    options than the defaults of `mqcore.mail.SmtpSource` are given as they are there, such as `max_message_size=1000`; what is
+    wrong with them, that source raises when the first client connects.
     """
 
     def __init__(self, mq: Mq, **options: Any) -> None:
@@ -33,6 +34,7 @@ class SmtpDialogues(Dialogues):
 
     @property
     def stored(self) -> list[Mail]:
+        """The mails that were accepted, as the plugins left them, in order."""
         return self._sink.mails
 
     def connect(self, peer: str = "192.0.2.7", tls: bool = False) -> Client:
@@ -52,7 +54,12 @@ class SmtpDialogues(Dialogues):
 
 
 class Client(Dialogue):
-    """What an SMTP client says, and what it is answered: `greeting` is what the server said first."""
+    """What an SMTP client says, and what it is answered, each a `Reply`: `greeting` is what the server said first. Of
+    `SmtpDialogues.connect`, and until that is closed.
+
+    What is sent raises MqError when the server has closed the connection, and AssertionError when no reply comes in a day of the
+    test's clock.
+    """
 
     who = "server"
 
@@ -61,6 +68,7 @@ class Client(Dialogue):
         self.greeting = self._reply()
 
     def ehlo(self, name: str = "client.example.org") -> Reply:
+        """EHLO, by which it says who it is."""
         return self.say(f"EHLO {name}")
 
     def login(self, user: str, password: str) -> Reply:
@@ -68,9 +76,11 @@ class Client(Dialogue):
         return self.say("AUTH PLAIN " + base64.b64encode(f"\0{user}\0{password}".encode()).decode())
 
     def mail(self, sender: str = "sender@example.org", parameters: str = "") -> Reply:
+        """MAIL: who it is from, `""` for a bounce. `parameters`: what stands behind that, as `SIZE=1000`."""
         return self.say(f"MAIL FROM:<{sender}> {parameters}".rstrip())
 
     def rcpt(self, recipient: str = "recipient@example.net", parameters: str = "") -> Reply:
+        """RCPT: to whom; once for each recipient."""
         return self.say(f"RCPT TO:<{recipient}> {parameters}".rstrip())
 
     def data(self, mail: Mail | bytes = b"Subject: test\r\n\r\ntest\r\n") -> Reply:
@@ -89,6 +99,7 @@ class Client(Dialogue):
         self._send(b"\r\n".join([*stuffed, b".", b""]))
 
     def quit(self) -> Reply:
+        """QUIT, after which the server closes the connection."""
         return self.say("QUIT")
 
     def say(self, line: str) -> Reply:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
+import functools
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -12,7 +15,7 @@ from .. import Dispatcher, Message, Outcome, Trace
 from ..errors import MqError
 from ..mail import Mail, Rejection
 from ..mail.timeline import Changes
-from .left import describe_left
+from .left import Running, beyond, count_works, describe_left, noting_what_cleanup_leaves
 from .plugins import PluginFactory
 
 if TYPE_CHECKING:
@@ -59,7 +62,8 @@ def diff_of(before: bytes, now: bytes) -> str:
 
 
 class Step:
-    """A step that was started: it has ended, or a plugin holds the message."""
+    """A step that was started, by `Mq.start`, which makes it: it has ended, or a plugin holds the message. It is for as long as
+    its `Mq` is open."""
 
     def __init__(
         self, mq: Mq, hook: str, message: Any, args: tuple[Any, ...], look: Callable[[Any], list[str]] | None = None
@@ -72,7 +76,11 @@ class Step:
         self._changes(message)
         self._trace = Trace(look or Changes())
         self._result: Result | None = None
-        self._outcome: Outcome | None = mq.dispatcher.hook(hook).run_traced(message, self._trace, *args, done=self._done)
+        self._outcome: Outcome | None = None
+        begin = functools.partial(mq.dispatcher.hook(hook).run_traced, message, self._trace, *args, done=self._done)
+        outcome = mq.clock.call(begin)
+        if not self.is_over:  # a message that is held may be given back in the same turn
+            self._outcome = outcome
 
     def _done(self, message: Any, outcome: Outcome) -> None:
         self._outcome = outcome
@@ -129,14 +137,24 @@ class Step:
         self._mq.clock.run_until_idle()
 
 
+PROBE = "mqcore/_trace.pyx"
+"""Whose frames stand above those of a plugin that is looked at."""
+
+
 class _Raised(logging.Handler):
-    """Notes what callbacks of plugins' timers and watchers raise, which the core can do no more about than to log it."""
+    """Notes what callbacks of plugins' timers and watchers raise, which the core can do no more about than to log it; and has
+    the tracebacks that are logged begin in the plugin."""
 
     def __init__(self, errors: list[BaseException]) -> None:
         super().__init__(logging.ERROR)
         self.errors = errors
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            kind, error, traceback = record.exc_info
+            while traceback is not None and traceback.tb_frame.f_code.co_filename.endswith(PROBE):
+                traceback = traceback.tb_next
+            record.exc_info = (kind, error, traceback or error.__traceback__)
         if str(record.msg).endswith("a callback of a timer or watcher raised") and record.exc_info and record.exc_info[1]:
             self.errors.append(record.exc_info[1])
 
@@ -144,7 +162,7 @@ class _Raised(logging.Handler):
 class Mq:
     """Runs messages through plugins, as a server would, and checks in the end that all went well.
 
-    `clock`: the `Clock` that it runs on. `plugins`: `mqcore.Plugins`; or a `PluginFactory`, of which the newest set is taken.
+    `clock`: the `Clock` that it runs on, which has to be open for longer. `plugins`: `mqcore.Plugins`; or a `PluginFactory`, of which the newest set is taken.
     `hold_timeout` and `max_retries` are those of `mqcore.Dispatcher`, and may be set until the first step.
 
     `close()` it, or use `with`: see there for what is checked.
@@ -161,6 +179,7 @@ class Mq:
         self._plugins = plugins
         self._dispatchers: list[Dispatcher] = []
         self._used: Plugins | None = None
+        self._works: Counter[object] = Counter()  # begun by mq_context_initialize
         self._handler = _Raised(clock.errors)
         logging.getLogger("mqcore.plugins").addHandler(self._handler)
 
@@ -174,26 +193,36 @@ class Mq:
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """The `mqcore.Dispatcher` that runs these."""
+        """The `mqcore.Dispatcher` that runs these, made when it is first asked for, with `mq_context_initialize` of each plugin;
+        open until `close`. Raises PluginError where that fails, MqError when there are no plugins yet."""
         plugins = self.plugins
         if self._used is not plugins:
-            made = Dispatcher(
-                plugins, self.clock.loop, hold_timeout=self.hold_timeout, max_retries=self.max_retries, watchdog=None
-            )
-            self._dispatchers.append(made)
+            before = count_works()
+            self._dispatchers.append(self.clock.call(self._make, plugins))
+            self._works += count_works() - before
             self._used = plugins
             self.clock.ignore_open()
         return self._dispatchers[-1]
 
+    def _make(self, plugins: Plugins) -> Dispatcher:
+        """On the loop, as plugins begin what they do on it."""
+        return Dispatcher(
+            plugins, self.clock.loop, hold_timeout=self.hold_timeout, max_retries=self.max_retries, watchdog=None
+        )
+
     def start(self, hook: str, mail: Message, *args: Any) -> Step:
         """Begin a step, and run it as far as it comes without time passing. `args`: those of the hook after the message, such
-        as the address of `mq_smtp_in_rcptto`. Raises what `Hook.run` does."""
+        as the address of `mq_smtp_in_rcptto`. The first step makes the dispatcher, and `mq_context_initialize` is called then.
+
+        Raises what `Hook.run` does: MqError when there is no such hook, no plugin yet, or the message is in a step already,
+        TypeError for other arguments than the hook's; and PluginError when a plugin's `mq_context_initialize` fails.
+        """
         step = Step(self, hook, mail, args)
         self.clock.run_until_idle()
         return step
 
     def run(self, hook: str, mail: Message, *args: Any) -> Result:
-        """Run a step to its end, however long plugins hold the message."""
+        """Run a step to its end, however long plugins hold the message: `start`, and `Step.result`. Raises what these do."""
         return self.start(hook, mail, *args).result()
 
     def next_deadline(self) -> float | None:
@@ -213,31 +242,51 @@ class Mq:
 
     def check(self) -> None:
         """Raises AssertionError when a message is lost or held, when a timer or watcher of a plugin runs, and when a callback
-        raised; it says which, and whose. What is meant to run on is to be stopped before, or its message cancelled."""
+        raised; it says which, and whose.
+
+        A timer or watcher of the context that `mq_context_initialize` began may run, and begin itself again, as a sweep does.
+        What else is meant to run on is to be stopped before, or its message cancelled.
+        """
         self.clock.run_until_idle()
-        problems: list[str] = []
-        for dispatcher in self._dispatchers:
-            problems += _problems_of(dispatcher)
-        problems += filter(None, [describe_left()])
-        problems += [f"a callback raised {type(error).__name__}: {error}" for error in self.clock.errors]
-        if problems:
-            raise AssertionError("\n".join(problems))
+        self._tell(self._held(), beyond(self._works))
 
     def close(self) -> None:
-        """`check()`, and then close what was made, whatever that said. More than once is fine."""
+        """`check()`, but of what runs for a context after its `mq_context_cleanup`; and then close what was made, whatever that
+        said. More than once is fine."""
         try:
             if self._dispatchers:
-                self.check()
+                self.clock.run_until_idle()
+                held = self._held()
+                plugins = [plugin for dispatcher in self._dispatchers for plugin in dispatcher.plugins]
+                with noting_what_cleanup_leaves(plugins, self._works) as left:
+                    self._end()
+                self._tell(held, left)
         finally:
             self.abort()
 
     def abort(self) -> None:
         """Close what was made, and check nothing. More than once is fine."""
+        self._end()
+        self.clock.errors.clear()
+
+    def _held(self) -> list[str]:
+        return [problem for dispatcher in self._dispatchers for problem in _problems_of(dispatcher)]
+
+    def _tell(self, problems: list[str], left: list[Running]) -> None:
+        problems += filter(None, [describe_left(left)])
+        problems += [f"a callback raised {type(error).__name__}: {error}" for error in self.clock.errors]
+        if problems:
+            raise AssertionError("\n".join(problems))
+
+    def _end(self) -> None:
         logging.getLogger("mqcore.plugins").removeHandler(self._handler)
         while self._dispatchers:
-            self._dispatchers.pop().close()
+            close = self._dispatchers.pop().close
+            if asyncio._get_running_loop() is None:
+                self.clock.call(close)
+            else:
+                close()  # in a test that is a coroutine, which was told that it cannot be
         self._used = None
-        self.clock.errors.clear()
 
     def __enter__(self) -> Self:
         return self

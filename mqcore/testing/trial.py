@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from ..mail import Mail
 from ..mail.timeline import Changes
 from ..mail.verdicts import UNAVAILABLE
+from ..plugins._checks import is_inside
 from ..verdicts import FAIL
 from .left import running_of
 from .steps import Mq, Result, Step, diff_of
@@ -80,9 +83,9 @@ def try_mail(mq: Mq, mail: Mail, stages: Sequence[str], login: tuple[str, str] =
     early = Mail(b"", connection=mail.connection)
     done: list[Stage] = []
     for hook in stages:
+        message, about, args = _given(hook, mail, early, login)  # the client says it, whether or not a plugin asks for it
         if len(stages) > 1 and not mq.plugins.order(hook):
             continue
-        message, about, args = _given(hook, mail, early, login)
         stage, step = _run(mq, hook, message, about, args)
         done.append(stage)
         result = step.result()
@@ -126,9 +129,13 @@ def _given(hook: str, mail: Mail, early: Mail, login: tuple[str, str]) -> tuple[
             early.envelope = mail.envelope
             return early, mail.envelope, (mail.envelope or "",)
         case "mq_smtp_in_rcptto":
+            early.envelope = mail.envelope
             early.recipient = mail.recipient
             return early, mail.recipient, (mail.recipient or "",)
         case "mq_smtp_in_data":
+            early.envelope = mail.envelope
+            early.json.pop("recipient", None)  # as there may be several
+            early.recipients = list(mail.recipients)
             early.mime = mail.mime
             return early, None, (mail.mime,)
     return mail, mail.recipient, ()
@@ -154,15 +161,27 @@ def _run(mq: Mq, hook: str, message: Mail, about: str | None, args: tuple[Any, .
     reasons: dict[str, str] = {}
     step = Step(mq, hook, message, args, look=look)
     mq.clock.run_until(_watching(step, reasons, mq, hook))
-    step.result()
+    error = step.result().error
     calls = tuple(
         Done(
             call.plugin, call.verdict, took if call.held is None else call.seconds or 0.0, call.held,
-            None if call.held is None else reasons.get(call.plugin), call.changes, call.error,
+            None if call.held is None else reasons.get(call.plugin), call.changes,
+            call.error if call.verdict != FAIL.name else _with_place(mq, call.plugin, call.error, error),
         )
         for call, took in zip(step.timeline, look.seconds[1:], strict=False)
     )  # fmt: skip
     return Stage(hook, about, calls, step.not_called), step
+
+
+def _with_place(mq: Mq, name: str, text: str | None, error: BaseException | None) -> str | None:
+    """What a plugin raised, with the line of the plugin's that it came from, or of whoever raised it."""
+    path = next((each.path for each in mq.plugins if each.name == name), None)
+    frames = [] if error is None else traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if not frame.filename.endswith(".pyx")]
+    own = [frame for frame in frames if path is not None and is_inside(frame.filename, path)]
+    for frame in (own or frames)[-1:]:
+        return f"{text} ({os.path.basename(frame.filename)}:{frame.lineno})"
+    return text
 
 
 def _watching(step: Step, reasons: dict[str, str], mq: Mq, hook: str) -> Callable[[], bool]:

@@ -79,7 +79,8 @@ def test_a_package_in_cython(folder, capsys):
     ("arguments", "words"),
     [
         (["Grey"], "'Grey' is no name for it"),
-        (["10-grey"], "small letters, digits and dashes, as my-greylist"),
+        (["gr_ey"], "small letters, digits and dashes, as my-greylist"),
+        (["10-grey"], "'10-grey' begins with a digit; the number of its place is put before it"),
         (["grey", "--kind", "c", "--package"], "--package is for --kind python, async, cython, and not for c"),
     ],
 )
@@ -120,6 +121,13 @@ def build(folder: Path, *command: str | Path) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_makefile_makes_its_folder(folder):
+    need("make")
+    assert main(["new", "count", "--kind", "c"]) == 0
+    build(folder, "make", "CC=touch plugins/10-count.so; :", "MQCORE=")  # the compiler writes into a folder that is there
+    assert Path("plugins/10-count.so").exists()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mqcore.cli import main
+from mqcore.testing.stages import HOOKS
 
 FILES = {
     "10-tag.py": "def mq_smtp_in_message(context, message):\n    message.headers.add('X-Tag', '1')\n",
@@ -118,6 +119,34 @@ def test_each_hook(
         assert [line for line in lines if line.startswith("mq_")] == hooks
 
 
+SENDER = """
+def mq_smtp_in_rcptto(context, message, address):
+    if (message.envelope, message.recipient) == ("alice@example.org", address):
+        message.reject(550, "5.7.1 not from you")
+def mq_smtp_in_data(context, message, mime):
+    if (message.envelope, message.recipients) == ("bob@example.org", ["recipient@example.net"]):
+        message.reject(550, "5.7.1 not this")
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "sender", "reply"),
+    [
+        ("all", "alice", "550 5.7.1 not from you"),
+        ("mq_smtp_in_rcptto", "alice", "550 5.7.1 not from you"),
+        ("all", "bob", "550 5.7.1 not this"),
+        ("mq_smtp_in_data", "bob", "550 5.7.1 not this"),
+        ("all", "carol", "250 2.0.0 accepted"),
+    ],
+)
+def test_the_sender_is_known_from_mail_on_without_a_hook_for_it(
+    folder: Path, capfd: pytest.CaptureFixture[str], stage: str, sender: str, reply: str
+) -> None:
+    (folder / "10-sender.py").write_text(SENDER)
+    _, lines, _ = run(capfd, "10-sender.py", "yes.eml", "--stage", stage, "--from-address", f"{sender}@example.org")
+    assert lines[-1] == f"reply {reply}"
+
+
 def test_json(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, lines, _ = run(capfd, "plugins", "no.eml", "--json")
     (row,) = map(json.loads, lines)
@@ -143,12 +172,27 @@ def test_mailboxes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert lines[3] == "6 accepted, 0 rejected or failed"
 
 
-def test_exit_codes_of_mistakes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_stages(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(capfd, "--help")
+    shown = capfd.readouterr().out
+    assert all(f" {hook}" in shown for hook in HOOKS)
+
+
+def test_exit_codes_of_mistakes(
+    folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / "50-bad.py").write_text("def mq_smtp_in_mesage(context, message): pass\n")
     assert run(capfd, "50-bad.py", "yes.eml")[0] == 3
-    (folder / "60-raises.py").write_text("def mq_smtp_in_message(context, message): 1 / 0\n")
+    (folder / "60-raises.py").write_text('import json\ndef mq_smtp_in_message(context, message):\n    json.loads("x")\n')
     code, lines, _ = run(capfd, "60-raises.py", "yes.eml")
-    assert code == 1 and "ZeroDivisionError: division by zero" in lines[1] and lines[-1].startswith("reply 451")
+    assert code == 1 and "JSONDecodeError" in lines[1] and lines[1].endswith("(60-raises.py:3)")
+    assert lines[-1].startswith("reply 451")
+    assert 'json.loads("x")' in caplog.text and "_trace.pyx" not in caplog.text  # what is logged begins in the plugin
+    (folder / "mqcore.toml").write_text("[plugins.10-block]\nblocked = 'x'\n")
+    assert "10-block, and there is no plugin of that name; load that plugin, or take the table out" in run(
+        capfd, "plugins", "yes.eml", "--config", "mqcore.toml"
+    )[2]
     mistakes = ["nothing.eml"], ["yes.eml", "--repeat", "0"], ["yes.eml", "--login", "x"]
     for arguments in (["yes.eml"], *(["plugins", *mistake] for mistake in mistakes)):
         with pytest.raises(SystemExit) as ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pydoc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import mqcore
+import mqcore.testing
 from mqcore.mail import Mail, Rejection
 from mqcore.testing import Clock, Mq, PluginFactory, make_mail
 
@@ -118,6 +120,94 @@ def test_what_is_left_is_told(factory: PluginFactory, owner: str) -> None:
     clock.close()
 
 
+class Sweeps:
+    """Does something every minute, from the beginning, or from its first message."""
+
+    def __init__(self, begins: str, stops: bool) -> None:
+        self.begins, self.stops = begins, stops
+        self.swept = 0
+        self.context: Any = None
+        self.timer: Any = None
+
+    def sweep(self, context: Any) -> None:
+        self.swept += 1
+        self.start(context)
+
+    def start(self, context: Any) -> None:
+        self.timer = context.start_timer(60, self.sweep, context)
+
+    def mq_context_initialize(self, context: Any) -> None:
+        self.context = context
+        if self.begins == "at once":
+            self.start(context)
+
+    def mq_smtp_in_message(self, context: Any, message: Any) -> None:
+        if self.begins == "with a message":
+            self.start(context)
+
+    def mq_context_cleanup(self, context: Any) -> None:
+        if self.stops:
+            self.timer.stop()
+
+
+@pytest.mark.parametrize("owner", ["uvloop", "pyuv"])
+@pytest.mark.parametrize(("begins", "stops"), [("at once", False), ("at once", True), ("with a message", True)])
+def test_a_sweep_may_run_on(factory: PluginFactory, owner: str, begins: str, stops: bool) -> None:
+    plugin = Sweeps(begins, stops)
+    with Clock(owner) as clock, Mq(clock, factory(obj=plugin)) as mq:
+        mq.run(HOOK, make_mail())
+        clock.advance(3600)
+        if begins == "at once":
+            mq.check()
+    assert plugin.swept == 60
+    (plugins,) = factory.newest or ()
+    assert plugins.context_cleanup == plugin.mq_context_cleanup
+
+
+def test_a_sweep_that_nobody_stops_and_one_too_many_are_told(factory: PluginFactory) -> None:
+    with Clock() as clock:
+        for plugin in (Sweeps("with a message", False), Sweeps("at once", False)):
+            mq = Mq(clock, factory(obj=plugin, name="10-sweeps"))
+            mq.run(HOOK, make_mail())
+            if plugin.begins == "at once":
+                plugin.sweep(plugin.context)
+            with pytest.raises(AssertionError, match=r"10-sweeps still has a timer, due at \d+ s, for Sweeps.sweep in test_"):
+                mq.close()
+
+
+def test_plugins_find_the_loop_running(mq: Mq, factory: PluginFactory) -> None:
+    """As in a server, in hooks and in what begins and ends a context."""
+    seen: list[str] = []
+
+    async def never() -> None:
+        raise AssertionError
+
+    class Plugin:
+        def mq_context_initialize(self, context: Any) -> None:
+            self.task = asyncio.create_task(self.begin())
+
+        async def begin(self) -> None:
+            seen.append("begun")
+
+        def mq_smtp_in_message(self, context: Any, message: Any) -> None:
+            assert asyncio.get_running_loop() is mq.clock.loop
+            coroutine = never()
+            try:
+                asyncio.run(coroutine)
+            finally:
+                coroutine.close()
+
+        def mq_context_cleanup(self, context: Any) -> None:
+            assert asyncio.get_running_loop() is mq.clock.loop
+            seen.append("ended")
+
+    factory(obj=Plugin())
+    result = mq.run(HOOK, make_mail())
+    assert result.outcome is mqcore.FAIL and "cannot be called from a running event loop" in str(result.error)
+    mq.close()
+    assert seen == ["begun", "ended"]
+
+
 def test_coroutines_that_wait(mq: Mq, factory: PluginFactory) -> None:
     async def waits(context: Any, message: Any) -> None:
         async with asyncio.timeout(20):
@@ -142,6 +232,21 @@ def test_mails(tmp_path: Path) -> None:
     assert make_mail(to=[]).recipient is None
     with pytest.raises(TypeError, match="not of both"):
         make_mail(b"", headers={})
+
+
+def test_an_object_in_the_place_of_a_path(factory: PluginFactory) -> None:
+    with pytest.raises(TypeError, match=r"not namespace\(\); an object is given as obj="):
+        factory(SimpleNamespace())  # type: ignore[arg-type]
+
+
+def test_all_names_are_shown_and_there() -> None:
+    """To help(), and to whoever completes names."""
+    assert set(mqcore.testing.__all__) <= set(dir(mqcore.testing))
+    assert "class Peer" in pydoc.render_doc(mqcore.testing, renderer=pydoc.plaintext)
+    for name in mqcore.testing.__all__:
+        assert getattr(mqcore.testing, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'Mqq'"):
+        _ = mqcore.testing.Mqq
 
 
 def test_config_and_entry_points(factory: PluginFactory, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,5 @@
+# cython: nonecheck=True
+# (A Link may be asked for anything before its __init__.)
 """The part of a connection to a broker that each message goes through."""
 
 from libc.stdint cimport uint64_t

@@ -87,8 +87,8 @@ cdef class Lifetime:
         """`count`: how many arguments the callback will get."""
         if not PyCallable_Check(callback):
             hint = "" if callback is not None else (
-                "; a function that is called there is called at once, and this is what it returned: hand it over without calling "
-                "it, and its arguments after it, as in start_timer(1.0, context.continue_, message)")
+                "; a function that is called there is called at once, and this is what it returned: hand it over without "
+                "calling it, and its arguments after it, as in start_timer(1.0, context.continue_, message)")
             raise TypeError(f"{what} needs a callable, not {callback!r}{hint}")
         if wanted_by(callback, count) != count:
             refuse_count(what, callback, count)

@@ -102,8 +102,8 @@ class Clock:
 
     def run_until(self, predicate: Callable[[], object]) -> bool:
         """Let time pass until the predicate holds, which is asked whenever nothing more can run without that. Returns whether
-        it came to that: if not, nothing is due any more, and nobody outside does anything. Raises MqError when it does not
-        come to that though timers come again and again."""
+        it came to that: if not, nothing is due any more, and nobody outside does anything. Raises MqError when it does not come
+        to that, and timers come again and again."""
         moves = 0
         while True:
             self.run_until_idle()
@@ -113,8 +113,8 @@ class Clock:
             if due is not None:
                 if moves == MOST_MOVES:
                     raise MqError(
-                        f"what the test waits for did not come by {self.now:g} s, in {MOST_MOVES} steps of the clock, and timers "
-                        "that start themselves again go on; it may never come"
+                        f"what the test waits for did not come by {self.now:g} s, in {MOST_MOVES} steps of the clock, and "
+                        "timers that start themselves again go on; it may never come"
                     )
                 moves += 1
                 self._move(due)

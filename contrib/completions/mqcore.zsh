@@ -321,7 +321,7 @@ _shtab_mqcore_try_options=(
   "--to-address[the recipient (default\: recipient\@example.net)]:B:"
   "--peer[the client\'s address (default\: 192.0.2.1)]:IP:"
   "--helo[its name for itself (default\: client.example.org)]:NAME:"
-  "--stage[the hook that is run, or all stages of SMTP up to it (default\: mq_smtp_in_message)]:all|HOOK:(all mq_smtp_in_connect mq_smtp_in_secure mq_smtp_in_authenticate mq_smtp_in_mailfrom mq_smtp_in_rcptto mq_smtp_in_data mq_smtp_in_message mq_smtp_in_close mq_smtp_out_data mq_smtp_out_sent)"
+  "--stage[the hook that is run, or all stages of SMTP up to mq_smtp_in_message (default\: mq_smtp_in_message)\; HOOK is one of mq_smtp_in_connect, mq_smtp_in_secure, mq_smtp_in_authenticate, mq_smtp_in_mailfrom, mq_smtp_in_rcptto, mq_smtp_in_data, mq_smtp_in_message, mq_smtp_in_close, mq_smtp_out_data, mq_smtp_out_sent]:all|HOOK:(all mq_smtp_in_connect mq_smtp_in_secure mq_smtp_in_authenticate mq_smtp_in_mailfrom mq_smtp_in_rcptto mq_smtp_in_data mq_smtp_in_message mq_smtp_in_close mq_smtp_out_data mq_smtp_out_sent)"
   "--login[log in at mq_smtp_in_authenticate\; with --stage all, under TLS]:NAME:PASSWORD:"
   "--clock[let timers come at once, or in their time]:clock:(virtual real)"
   "--json[print an object for each mail, in a line]"

@@ -62,7 +62,8 @@ def add_to(commands: Commands) -> None:
 def write_plugin(options: argparse.Namespace) -> int:
     if re.match(r"\d", options.name):
         options.parser.error(
-            f"{options.name!r} begins with a digit; the number of its place is put before it, so give the name alone, as my-greylist"
+            f"{options.name!r} begins with a digit; the number of its place is put before it, so give the name alone, as "
+            "my-greylist"
         )
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", options.name):
         options.parser.error(f"{options.name!r} is no name for it: small letters, digits and dashes, as my-greylist")

@@ -34,8 +34,8 @@ def add_to(commands: Commands) -> None:
         metavar="all|HOOK",
         choices=("all", *HOOKS),
         default="mq_smtp_in_message",
-        help="the hook that is run, or all stages of SMTP up to mq_smtp_in_message (default: mq_smtp_in_message); HOOK is one of "
-        + ", ".join(HOOKS),
+        help="the hook that is run, or all stages of SMTP up to mq_smtp_in_message (default: mq_smtp_in_message); "
+        f"HOOK is one of {', '.join(HOOKS)}",
     )
     add("--login", metavar="NAME:PASSWORD", type=_login, help="log in at mq_smtp_in_authenticate; with --stage all, under TLS")
     add("--clock", choices=("virtual", "real"), default="virtual", help="let timers come at once, or in their time")

@@ -19,6 +19,8 @@ from .loop import VirtualLoop
 
 MOST_TURNS = 100_000
 """Of a loop that always has something to do."""
+MOST_MOVES = 100_000
+"""Of the clock, for one thing that is waited for: timers that start themselves again would let it go on for ever."""
 FOR_JOBS, FOR_THREADS, FOR_SOCKETS = 5.0, 0.2, 0.02
 """Real seconds that the clock waits for the world outside, before it moves on."""
 
@@ -100,13 +102,21 @@ class Clock:
 
     def run_until(self, predicate: Callable[[], object]) -> bool:
         """Let time pass until the predicate holds, which is asked whenever nothing more can run without that. Returns whether
-        it came to that: if not, nothing is due any more, and nobody outside does anything."""
+        it came to that: if not, nothing is due any more, and nobody outside does anything. Raises MqError when it does not come
+        to that, and timers come again and again."""
+        moves = 0
         while True:
             self.run_until_idle()
             if predicate():
                 return True
             due = self._next()
             if due is not None:
+                if moves == MOST_MOVES:
+                    raise MqError(
+                        f"what the test waits for did not come by {self.now:g} s, in {MOST_MOVES} steps of the clock, and "
+                        "timers that start themselves again go on; it may never come"
+                    )
+                moves += 1
                 self._move(due)
             elif not self._outside_acts(self._patience()):
                 return False

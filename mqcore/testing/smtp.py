@@ -57,8 +57,8 @@ class Client(Dialogue):
     """What an SMTP client says, and what it is answered, each a `Reply`: `greeting` is what the server said first. Of
     `SmtpDialogues.connect`, and until that is closed.
 
-    What is sent raises MqError when the server has closed the connection, and AssertionError when no reply comes in a day of the
-    test's clock.
+    What is sent raises MqError when the server has closed the connection, and AssertionError when no reply comes in a day of
+    the test's clock.
     """
 
     who = "server"

@@ -162,8 +162,9 @@ class _Raised(logging.Handler):
 class Mq:
     """Runs messages through plugins, as a server would, and checks in the end that all went well.
 
-    `clock`: the `Clock` that it runs on, which has to be open for longer. `plugins`: `mqcore.Plugins`; or a `PluginFactory`, of which the newest set is taken.
-    `hold_timeout` and `max_retries` are those of `mqcore.Dispatcher`, and may be set until the first step.
+    `clock`: the `Clock` that it runs on, which has to be open for longer. `plugins`: `mqcore.Plugins`; or a `PluginFactory`, of
+    which the newest set is taken. `hold_timeout` and `max_retries` are those of `mqcore.Dispatcher`, and may be set until the
+    first step.
 
     `close()` it, or use `with`: see there for what is checked.
     """
@@ -193,8 +194,8 @@ class Mq:
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """The `mqcore.Dispatcher` that runs these, made when it is first asked for, with `mq_context_initialize` of each plugin;
-        open until `close`. Raises PluginError where that fails, MqError when there are no plugins yet."""
+        """The `mqcore.Dispatcher` that runs these. It is made when it is first asked for, with `mq_context_initialize` of each
+        plugin, and open until `close`. Raises PluginError where that fails, MqError when there are no plugins yet."""
         plugins = self.plugins
         if self._used is not plugins:
             before = count_works()

@@ -228,7 +228,8 @@ def kind_of(name):
     """What the function takes a handle of."""
     kinds = {
         "context": "config contextData setContextData startTimer ioWatch uv uvSymbol",
-        "message": "envelope setEnvelope recipient setRecipient mime setMime local setLocal json setJson",
+        "message": "envelope setEnvelope recipient setRecipient mime mimeSize setMime header addHeader local setLocal json "
+        "setJson",
         "address": "email",
         "timer": "stopTimer resetTimer",
         "watcher": "ioUnwatch",

@@ -175,6 +175,19 @@ def test_a_sweep_that_nobody_stops_and_one_too_many_are_told(factory: PluginFact
                 mq.close()
 
 
+def test_a_sweep_does_not_let_a_test_wait_for_ever(
+    mq: Mq, factory: PluginFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mqcore.testing.clock.MOST_MOVES", 100)
+    plugin = Sweeps("at once", False)
+    plugin.mq_smtp_in_message = lambda context, message: True  # type: ignore[method-assign, assignment]
+    factory(obj=plugin, config={"hold_timeout": 0})
+    step = mq.start(HOOK, make_mail())
+    with pytest.raises(mqcore.MqError, match="in 100 steps of the clock"):
+        step.result()
+    step.cancel()
+
+
 def test_plugins_find_the_loop_running(mq: Mq, factory: PluginFactory) -> None:
     """As in a server, in hooks and in what begins and ends a context."""
     seen: list[str] = []

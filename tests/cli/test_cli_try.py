@@ -190,7 +190,7 @@ def test_exit_codes_of_mistakes(
     assert lines[-1].startswith("reply 451")
     assert 'json.loads("x")' in caplog.text and "_trace.pyx" not in caplog.text  # what is logged begins in the plugin
     (folder / "mqcore.toml").write_text("[plugins.10-block]\nblocked = 'x'\n")
-    assert "10-block, and there is no plugin of that name; load that plugin, or take the table out" in run(
+    assert "10-block, and there is no plugin of that name; load it, or take its table away" in run(
         capfd, "plugins", "yes.eml", "--config", "mqcore.toml"
     )[2]
     mistakes = ["nothing.eml"], ["yes.eml", "--repeat", "0"], ["yes.eml", "--login", "x"]

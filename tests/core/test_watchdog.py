@@ -429,6 +429,7 @@ busy.stdout.readline()
 def starve():
     os.sched_setaffinity(0, processor)  # of this thread
     os.nice(19)
+    time.sleep(0.02)  # until the loop runs
     re.match(r"(a+)+$", "a" * 19 + "b")  # some milliseconds
 
 plugin, dispatcher = start(lambda: b"", watchdog=0.1)

@@ -18,6 +18,7 @@ from .loop._reactor cimport RESUME_PHASE, SWEEP_PHASE, TIMEOUT_PHASE, PyThread_g
 from ._misuse import describe
 from ._plugin_set import PluginSet
 from .errors import DispatcherClosed, MqError
+from .hooks import close_to
 from .loop._ending import Ending
 from .stats import Held, Stats
 from .watchdog import watchdog_of
@@ -136,9 +137,8 @@ cdef class Dispatcher:
             raise MqError(f"hook({name!r}): the dispatcher has not been initialised")
         hook = self.active.hooks.get(name)
         if hook is None:
-            import difflib  # only for this
-            near = difflib.get_close_matches(name, self.active.hooks, 1)
-            raise MqError(f"there is no hook {name}" + (f"; did you mean {near[0]}?" if near else "")
+            near = close_to(name, self.active.hooks)
+            raise MqError(f"there is no hook {name}" + (f"; did you mean {near}?" if near else "")
                           + "; Plugins(hooks=[...]) declares hooks")
         return hook
 

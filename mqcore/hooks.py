@@ -136,11 +136,9 @@ def nearly(name: str, missing: Iterable[str]) -> str | None:
         return hooks[f"smtp_{plain}"]
     if not plain.startswith("smtp"):
         return None
-    import difflib  # only for this
-
     longer = [hook for hook in hooks if hook.startswith(plain) and plain not in ("smtp", "smtp_in", "smtp_out")]
-    close = longer or difflib.get_close_matches(plain, hooks, 1, cutoff=0.88)
-    return hooks[close[0]] if close else None
+    close = longer[0] if longer else close_to(plain, hooks, 0.88)
+    return hooks[close] if close else None
 
 
 def _one_edit(one: str, other: str) -> bool:
@@ -160,14 +158,17 @@ def misspelt_key(error: KeyError, config: Mapping[str, object]) -> str | None:
     key = error.args[0] if len(error.args) == 1 else None
     if type(key) is not str or key in config:
         return None
-    import difflib  # only for this
-
-    close = difflib.get_close_matches(key, [name for name in config if type(name) is str], 1, cutoff=0.7)
-    return f"the plugin's config has no {key}, but {close[0]}, which may be meant" if close else None
+    close = close_to(key, [name for name in config if type(name) is str], 0.7)
+    return f"the plugin's config has no {key}, but {close}, which may be meant" if close else None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    import difflib  # only for this
+    close = close_to(name, known, 0)
+    return f"; the nearest name is {close}" if close else ""
 
-    close = difflib.get_close_matches(name, known, 1, cutoff=0)
-    return f"; the nearest name is {close[0]}" if close else ""
+
+def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The most like of these names; None if none is as like as `cutoff`, of 1."""
+    import difflib  # takes its time, and only mistakes need it
+
+    return next(iter(difflib.get_close_matches(name, known, 1, cutoff)), None)

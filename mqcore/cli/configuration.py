@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..hooks import close_to
 from ..mail.places import without_login
 from ..plugins._config import line_of, read_toml
 from ..server.durations import parse_duration
@@ -119,11 +119,11 @@ class Options:
         settled = argparse.Namespace(**vars(options), settings=settings, given=options)
         for name, action in self._actions.items():
             setattr(settled, action.dest, settings[name].value)
-        for variable in sorted(os.environ):
+        for variable in sorted(each for each in os.environ if each.startswith(PREFIX)):
             name = variable.removeprefix(PREFIX).lower().replace("_", "-")
-            near = difflib.get_close_matches(name, self._actions, 1, cutoff=0.8)
-            if variable.startswith(PREFIX) and name not in self._actions and near:
-                complain(f"{variable} is no option; did you mean {_variable(near[0])}?", 0)
+            near = None if name in self._actions else close_to(name, self._actions, 0.8)
+            if near:
+                complain(f"{variable} is no option; did you mean {_variable(near)}?", 0)
         return settled
 
     def in_file(self, options: argparse.Namespace, path: str) -> argparse.Namespace:
@@ -174,8 +174,8 @@ class Options:
         known = self._actions.keys() - {"config"}
         for name in table:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+                near = close_to(name, known)
+                hint = f"did you mean {near}?" if near else f"there are {', '.join(sorted(known))}"
                 options.parser.error(
                     f"{_where(path, name)}: [{TABLE}] has {name}, which is no option that it may have; {hint}"
                 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
+import re
 import sys
 from collections.abc import Iterable
 
@@ -26,16 +26,15 @@ def hooks_option() -> argparse.ArgumentParser:
 
 def read_hooks(text: str) -> list[HookSpec]:
     """Those of that name in that module, which may be in the current directory. Raises ValueError."""
-    module, colon, name = text.partition(":")
-    if not (module and colon and name):
+    if not re.fullmatch(r"[\w.]+:[\w.]+", text):
         raise ValueError(f"{text!r} is no MODULE:NAME, such as myserver.hooks:HOOKS")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # the last one, so that nothing there is in the way of what is installed
     try:
         with printing_to_standard_error():
-            value: object = importlib.import_module(module)
-            for each in name.split("."):
-                value = getattr(value, each)
+            from importlib.metadata import EntryPoint  # takes its time, which most need not wait for
+
+            value: object = EntryPoint("hooks", text, "").load()
     except (Exception, SystemExit) as error:
         raise ValueError(f"{text} cannot be had: {type(error).__name__}: {error}") from error
     hooks = [value] if isinstance(value, HookSpec) else list(value) if isinstance(value, Iterable) else []

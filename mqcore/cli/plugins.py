@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 from .. import Plugins
-from ..hooks import MAILERQ_HOOKS, HookSpec
+from ..hooks import MAILERQ_HOOKS, HookSpec, close_to
 from ..mail.report import OK
 from ..plugins._checks import is_inside
 from ..plugins._config import place_of, read_config
@@ -71,10 +70,10 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
                 complain(f"there are no plugins in {path}", OK)
     for name in plugins.unused_config:
         if name != RUN_TABLE:
-            close = difflib.get_close_matches(name, [plugin.name for plugin in plugins], 1)
+            close = close_to(name, [plugin.name for plugin in plugins])
             is_table = isinstance(read_config(options.config)[name], Mapping)
             hint = "load it, or take its table away" if is_table else "write [plugins.NAME]"
-            hint = f"did you mean {close[0]}?" if close else hint
+            hint = f"did you mean {close}?" if close else hint
             file, line = place_of(options.config, name) or (options.config, None)
             where = file if line is None else f"{file}:{line}"
             complain(f"{where} has {name}, and there is no plugin of that name; {hint}", OK)

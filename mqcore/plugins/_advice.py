@@ -6,11 +6,10 @@ Nothing here runs a plugin's code. Where the source leaves open what happens, no
 from __future__ import annotations
 
 import ast
-import difflib
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from ..hooks import MAILERQ_HOOKS
+from ..hooks import MAILERQ_HOOKS, close_to
 from ._awaits import loops_in_a_loop, never_awaited
 from ._blocking import blocking_calls, callbacks
 from ._plugins import Plugin
@@ -295,7 +294,7 @@ def _wrong_attributes(hook: Hook, name: str, what: str, attributes: Collection[s
         match node:
             case ast.Attribute(attr=attribute) if attribute not in attributes and ast.unparse(node.value) == name:
                 close = _OTHER_NAMES.get(what, {}).get(attribute)
-                close = close or next(iter(difflib.get_close_matches(attribute, attributes, 1)), None)
+                close = close or close_to(attribute, attributes)
                 hint = f"did you mean {close}?" if close else f"what a plugin wants to remember goes into {name}.data"
                 yield node.lineno, f"{hook.name} uses {name}.{attribute}, which is no attribute of a {what}; {hint}"
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import PluginError
+from ..hooks import close_to
 from ._files import bad_line, line_at, unreadable
 
 Config = Mapping[str, Any]
@@ -110,21 +111,11 @@ def settings_of(plugin: str, path: str | None, config: Config, source: Config | 
             wrong, where = f"hold_timeout in its config must be a number of seconds, or 0 for none, and is {timeout!r}", OWN[:1]
         elif on_error not in ("fail", "continue"):
             wrong, where = f'on_error in its config must be "fail" or "continue", and is {on_error!r}', OWN[1:]
-        warn_of_misspelt(plugin, table)
+        for name in table:
+            close = None if name in OWN else close_to(str(name), OWN, 0.8)
+            if close:
+                _log.warning("plugin %s: its config has %s; did you mean %s?", plugin, name, close)
     if wrong:
         file, line = place_of(source, plugin, *where) or (path, None)
         raise PluginError(wrong, plugin=plugin, path=file, line=line)
     return MappingProxyType(dict(table))
-
-
-def warn_of_misspelt(plugin: str, table: Mapping[str, Any]) -> None:
-    """Of keys that are nearly those in OWN."""
-    names = [name for name in table if name not in OWN]
-    if not names:
-        return
-    import difflib  # only for this
-
-    for name in names:
-        close = difflib.get_close_matches(str(name), OWN, 1, cutoff=0.8)
-        if close:
-            _log.warning("plugin %s: its config has %s; did you mean %s?", plugin, name, close[0])

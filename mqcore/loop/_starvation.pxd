@@ -9,14 +9,11 @@ cdef struct ThreadTimes:
     unsigned long long ran      # ns
     unsigned long long waited   # ns, ready to run, for a processor
 
-cdef struct Delay:
-    uint64_t thread             # as the system numbers it
-    unsigned long long waited   # ns
-
 cdef struct Delays:
     # By when this was taken.
     int count
-    Delay of_thread[MOST_THREADS]
+    uint64_t[MOST_THREADS] thread           # as the system numbers it
+    unsigned long long[MOST_THREADS] waited  # ns
 
 cdef struct TimesFile:
     # Where the system tells the times of one thread. Whoever has it is the only one to use it.

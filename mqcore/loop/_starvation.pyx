@@ -65,19 +65,27 @@ cdef ThreadTimes times_of(uint64_t thread) noexcept nogil:
 
 
 cdef void take_delays(Delays *delays) noexcept nogil:
-    """How long each thread has waited until now. Of more than MOST_THREADS, some are left out."""
+    """How long each thread has waited until now."""
+    cdef int each
+    delays.count = list_threads(delays.thread)
+    for each in range(delays.count):
+        delays.waited[each] = times_of(delays.thread[each]).waited
+
+
+cdef int list_threads(uint64_t *threads) noexcept nogil:
+    """How many there are. Of more than MOST_THREADS, some are left out."""
     cdef DIR *tasks = opendir(b"/proc/self/task")
+    cdef int count = 0
     cdef uint64_t thread
-    delays.count = 0
     if tasks == NULL:
-        return
+        return 0
     thread = next_thread(tasks)
-    while thread and delays.count < MOST_THREADS:
-        delays.of_thread[delays.count].thread = thread
-        delays.of_thread[delays.count].waited = times_of(thread).waited
-        delays.count += 1
+    while thread and count < MOST_THREADS:
+        threads[count] = thread
+        count += 1
         thread = next_thread(tasks)
     closedir(tasks)
+    return count
 
 
 cdef uint64_t next_thread(DIR *tasks) noexcept nogil:
@@ -94,33 +102,33 @@ cdef uint64_t longest_since(Delays *before, uint64_t but_for) noexcept nogil:
     cdef uint64_t longest = 0
     cdef int each
     for each in range(before.count):
-        if before.of_thread[each].thread != but_for:
-            waited = times_of(before.of_thread[each].thread).waited
-            if waited > before.of_thread[each].waited + longest:
-                longest = waited - before.of_thread[each].waited
+        if before.thread[each] != but_for:
+            waited = times_of(before.thread[each]).waited
+            if waited > before.waited[each] + longest:
+                longest = waited - before.waited[each]
     return longest
 
 
 cdef bint waits_for_processor(uint64_t thread) noexcept nogil:
     """Whether `thread` is ready to run and does not, just now; or it sleeps, and another one does: that may have what it waits
     for, such as the GIL. For how long will be counted when it runs again."""
-    cdef Delays runnable
-    cdef unsigned long long ran[MOST_THREADS]
+    cdef uint64_t[MOST_THREADS] threads
+    cdef unsigned long long[MOST_THREADS] ran
     cdef unsigned long long before = times_of(thread).ran
     cdef timespec tick
     cdef int each
+    cdef int runnable = 0
     cdef bint waits = False
-    take_delays(&runnable)
-    for each in range(runnable.count):
-        if is_runnable(runnable.of_thread[each].thread):
-            ran[each] = times_of(runnable.of_thread[each].thread).ran
-        else:
-            runnable.of_thread[each].thread = 0
+    for each in range(list_threads(threads)):
+        if is_runnable(threads[each]):
+            threads[runnable] = threads[each]
+            ran[runnable] = times_of(threads[each]).ran
+            runnable += 1
     tick.tv_sec = 0
     tick.tv_nsec = TICK_NS
     nanosleep(&tick, NULL)
-    for each in range(runnable.count):
-        if runnable.of_thread[each].thread and times_of(runnable.of_thread[each].thread).ran == ran[each]:
+    for each in range(runnable):
+        if times_of(threads[each]).ran == ran[each]:
             waits = True
     # Who waits for the GIL wakes up every few milliseconds, for some microseconds.
     return waits and times_of(thread).ran - before < TICK_NS // 2

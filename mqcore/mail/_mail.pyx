@@ -58,10 +58,12 @@ cdef class Connection:
 cdef class Unread:
 
     cdef dict read_known(self):
-        raise NotImplementedError
+        """What `json` gives. For subclasses to override."""
+        return {}
 
     cdef object read_origin(self):
-        raise NotImplementedError
+        """What `origin` gives. For subclasses to override."""
+        return None
 
 
 cdef class Mail(Message):

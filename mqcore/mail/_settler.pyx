@@ -66,12 +66,6 @@ cdef class Settler:
         for index in range(min(len(steps), len(verdicts))):
             step, verdict = steps[index], verdicts[index]
             mail = step[0]
-            if verdict is ACCEPTED:  # as nearly all are
-                transaction.accepted += 1
-                good.append(step)
-                if told is not None:
-                    told[mail] = verdict
-                continue
             if verdict.kind is Kind.DISCARDED:
                 transaction.discard(<Mail>mail)
                 continue

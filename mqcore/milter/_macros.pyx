@@ -3,12 +3,14 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.string cimport memcmp
+from libc.string cimport memchr, memcmp
 
 from ._wire cimport until_nul
 
 cdef extern from "string.h":
     void *memmem(const void *where, size_t size, const void *what, size_t length) noexcept
+
+cdef const char *STAGES = b"CH?MRTLNBE"  # the commands, at their places; ?: all others
 
 
 @cython.final
@@ -79,23 +81,8 @@ cdef class Macros:
 
 
 cdef inline Place place_of(char stage) noexcept:
-    if stage == c"L":
-        return FIELD_MACROS
-    if stage == c"M":
-        return SENDER_MACROS
-    if stage == c"R":
-        return RECIPIENT_MACROS
-    if stage == c"T":
-        return DATA_MACROS
-    if stage == c"N":
-        return HEADER_MACROS
-    if stage == c"B":
-        return BODY_MACROS
-    if stage == c"E":
-        return END_MACROS
-    if stage == c"C":
-        return CONNECT_MACROS
-    return HELO_MACROS if stage == c"H" else OTHER_MACROS
+    cdef const char *found = <const char *>memchr(STAGES, stage, PLACES)
+    return OTHER_MACROS if found == NULL else <Place>(found - STAGES)
 
 
 cdef bytes macro_in(bytes raw, bytes name, bint any_braces):

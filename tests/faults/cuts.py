@@ -14,7 +14,6 @@ The columns are those of `queues.py`, and `reconnects`: how often the run made i
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -24,7 +23,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +33,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "partners")]
 from broker import REFUSES, Broker, lasting_port
 from faults_command import run
 from mail_tools import write_plugin
-from queues import IN_FLIGHT, Client, Figures, consuming, drained, sum_up
+from queues import COLUMNS, IN_FLIGHT, Client, Figures, consuming, drained, run_program, sum_up
 
 CUTS = ("drop", "silence", "reset")
 HEARTBEAT = 1  # s; who hears nothing for two of them is left
@@ -98,6 +96,9 @@ class Cuts(NamedTuple):
     figures: Figures
     reconnects: int
 
+    def __str__(self) -> str:
+        return f"{self.figures} {self.reconnects:10}"
+
     @property
     def kept(self) -> bool:
         return self.figures.kept and self.reconnects > 0
@@ -142,23 +143,5 @@ def measure(sink: str, cuts: int, seed: int) -> Cuts:
         shutil.rmtree(folder)
 
 
-def main() -> int:
-    """Print a line for each sink; 1 if the promise was broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cuts", type=int, default=30, metavar="N")
-    parser.add_argument("--seed", type=int, default=1, metavar="N")
-    parser.add_argument("--to", choices=["amqp", "maildir"])
-    given = parser.parse_args()
-    kept = True
-    print("sink     faults published lost doubles bound reconnects seconds", flush=True)
-    for sink in [given.to] if given.to else ["amqp", "maildir"]:
-        begin = time.monotonic()
-        cuts = measure(sink, given.cuts, given.seed)
-        seconds = time.monotonic() - begin
-        print(f"{sink:8} {cuts.figures} {cuts.reconnects:10} {seconds:7.0f}", "" if cuts.kept else "BROKEN", flush=True)
-        kept = kept and cuts.kept
-    return 0 if kept else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(__doc__, "--cuts", f"{COLUMNS} reconnects", measure))

@@ -26,8 +26,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "partners")]
@@ -191,22 +192,32 @@ def measure(sink: str, kills: int, seed: int) -> Figures:
         shutil.rmtree(folder)
 
 
-def main() -> int:
-    """Print a line for each sink; 1 if the promise was broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30, metavar="N")
+class Kept(Protocol):
+    """What `run_program` prints: `kept` is whether the promise was."""
+
+    @property
+    def kept(self) -> bool: ...
+
+
+def run_program(description: str | None, option: str, columns: str, measure: Callable[[str, int, int], Kept]) -> int:
+    """Print what `measure(sink, count, seed)` gives, in these columns, for each sink that the command line asks for; the count
+    is that of `option`. 1 if the promise was broken."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(option, type=int, default=30, metavar="N", dest="count")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
     parser.add_argument("--to", choices=["amqp", "maildir"])
     given = parser.parse_args()
     kept = True
-    print("sink     faults published lost doubles bound seconds", flush=True)
+    print(f"sink     {columns} seconds", flush=True)
     for sink in [given.to] if given.to else ["amqp", "maildir"]:
         begin = time.monotonic()
-        figures = measure(sink, given.kills, given.seed)
+        figures = measure(sink, given.count, given.seed)
         print(f"{sink:8} {figures} {time.monotonic() - begin:7.0f}", "" if figures.kept else "BROKEN", flush=True)
         kept = kept and figures.kept
     return 0 if kept else 1
 
 
+COLUMNS = "faults published lost doubles bound"
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(__doc__, "--kills", COLUMNS, measure))

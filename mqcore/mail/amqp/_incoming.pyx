@@ -4,16 +4,14 @@ import os
 import time
 
 cimport cython
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.time cimport monotonic
-from cpython.tuple cimport PyTuple_SET_ITEM
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 
 from ...amqp._channel cimport Delivery
 from .._counts cimport IN_DOUBT, REDELIVERED
 from .._mail cimport Mail, Unread, new_mail, new_unread_mail
+from .._origin cimport new_origin
 from .._transaction cimport Transaction
 from ._ids cimport Ids
 from ._link cimport Link
@@ -22,25 +20,17 @@ from ._raw cimport RawFields, read_raw, scan_raw
 from ...amqp._properties import decode_fields
 from ...amqp.errors import ProtocolError
 from ...amqp.fields import Properties
-from ..origin import Origin
 from ..verdicts import ACCEPTED
 from .body import Unreadable
 from .message import read_mail, read_message
 from .retries import read_time, time_to_wait
 from .returns import Letter
 
-cdef extern from "Python.h":
-    ctypedef struct PyTypeObject:
-        PyObject *(*tp_alloc)(PyTypeObject *type, Py_ssize_t items) except NULL
-    void PyObject_GC_UnTrack(void *object) noexcept
-
 cdef enum:
     REMEMBERED = 10_000             # messages that are done with: of some the broker may never have heard that
-    ORIGIN_FIELDS = 15
 
 cdef uint64_t LATEST = 1 << 40      # seconds; what is later is no time
 cdef object NOTHING = object()
-cdef object origin_type = Origin
 
 
 @cython.final
@@ -49,8 +39,7 @@ cdef class UnreadRaw(Unread):
     """A message that is a mail as it is, and nothing special."""
 
     cdef dict read_known(self):
-        cdef RawFields fields
-        return read_raw(self.header, &fields)
+        return read_raw(self.header)
 
     cdef object read_origin(self):
         cdef dict known = self.read_known()
@@ -281,10 +270,8 @@ cdef class Intake:
         return 0
 
     cdef int confirm(self, Link connection, Delivery delivery) except -1:
-        if connection.protocol.ack(delivery):
+        if connection.ack(delivery):
             self.acks += 1
-            if not connection.is_due:
-                connection.flush_soon()
             if self.counts_acks:
                 self.counts_acks = self.subscription.acked()
         else:
@@ -301,33 +288,3 @@ cdef class Intake:
         if not self.open:
             self.subscription.drained()
         return 0
-
-
-cdef object new_origin(bytes mime, str id, Py_ssize_t place, envelope, received, recipient, bint comes_again):
-    """What `Origin` makes of these."""
-    cdef PyObject *made = (<PyTypeObject *>origin_type).tp_alloc(<PyTypeObject *>origin_type, ORIGIN_FIELDS)
-    cdef object origin = <object>made
-    Py_DECREF(origin)
-    cdef object number = place, again = comes_again, zero = 0
-    put_field(origin, 0, mime)
-    put_field(origin, 1, id)
-    put_field(origin, 2, number)
-    put_field(origin, 3, envelope)
-    put_field(origin, 4, received)
-    put_field(origin, 5, None)
-    put_field(origin, 6, None)
-    put_field(origin, 7, recipient)
-    put_field(origin, 8, None)
-    put_field(origin, 9, None)
-    put_field(origin, 10, again)
-    put_field(origin, 11, False)
-    put_field(origin, 12, zero)
-    put_field(origin, 13, zero)
-    put_field(origin, 14, None)
-    PyObject_GC_UnTrack(made)  # there is nothing in it that could refer to it
-    return origin
-
-
-cdef inline void put_field(object origin, Py_ssize_t place, object value) noexcept:
-    Py_INCREF(value)
-    PyTuple_SET_ITEM(origin, place, value)

@@ -23,12 +23,6 @@ cdef class Link:
         self.on_message = on_message
         self.is_writable = True
 
-    def hear(self, event):
-        raise NotImplementedError
-
-    def send(self, bytes data):
-        raise NotImplementedError
-
     def data_received(self, bytes data not None):
         """Of asyncio's protocols."""
         self.silent_beats = 0

@@ -152,7 +152,6 @@ cdef class Soon:
         cdef Link link = None if outcomes is None else outcomes.find_link()
         cdef Mail mail
         cdef bytes properties, body
-        cdef uint64_t tag
         if link is None or self.is_careful or len(mails) != 1:
             return False
         mail = mails[0]
@@ -169,10 +168,7 @@ cdef class Soon:
             waiter.key = token
             waiter.mails = mails
             waiter.giver = self
-            tag = link.protocol.publish(outcomes.channel, self.exchange, self.queue, properties, body)
-            outcomes.add(tag, waiter)
-            if not link.is_due:
-                link.flush_soon()
+            outcomes.add(link.publish(outcomes.channel, self.exchange, self.queue, properties, body), waiter)
         except (ValueError, TypeError, StateError):
             return False  # `deliver` says why, or waits for another channel
         return True

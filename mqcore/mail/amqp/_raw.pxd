@@ -11,6 +11,6 @@ cdef struct RawFields:
     bint has_timestamp
 
 cdef bint scan_raw(bytes header, RawFields *fields) except -1
-cdef dict read_raw(bytes header, RawFields *fields)
+cdef dict read_raw(bytes header)
 cdef bytes write_raw(known, str id)
 cdef bytes pass_on_raw(bytes header, str id)

@@ -31,10 +31,11 @@ cdef enum:
     HEADERS = 1 << 13
     DELIVERY_MODE = 1 << 12
     PRIORITY = 1 << 11
-    TEXTS_BEFORE_ID = 0x0700        # correlation_id, reply_to, expiration
+    CORRELATION_ID = 1 << 10        # and reply_to, expiration below it are texts
     MESSAGE_ID = 1 << 7
     TIMESTAMP = 1 << 6
-    TEXTS_BEHIND = 0x003C           # type, user_id, app_id, cluster_id
+    TYPE = 1 << 5                   # likewise, with user_id, app_id
+    CLUSTER_ID = 1 << 2
     FLAGS = 0xB0C8                  # of what is written: content_type, headers, delivery_mode, message_id, timestamp, app_id
 
     RAW_SIZE = 15                   # of the fields above
@@ -61,11 +62,12 @@ cdef bint scan_raw(bytes header, RawFields *fields) except -1:
     return read_fields(header, fields, None)
 
 
-cdef dict read_raw(bytes header, RawFields *fields):
+cdef dict read_raw(bytes header):
     """What is known of a mail by headers that are texts in ASCII of one line, as nearly all are. Of anything else, and of what
     is no such mail at all, nothing is said here: None."""
+    cdef RawFields fields
     cdef dict known = {}
-    return known if read_fields(header, fields, known) else None
+    return known if read_fields(header, &fields, known) else None
 
 
 cdef bint read_fields(bytes header, RawFields *fields, dict known) except -1:
@@ -91,7 +93,7 @@ cdef bint read_fields(bytes header, RawFields *fields, dict known) except -1:
         p = skip(p, end, 1)
     if p != NULL and flags & PRIORITY:
         p = skip(p, end, 1)
-    flag = 0x0400
+    flag = CORRELATION_ID
     while p != NULL and flag > MESSAGE_ID:
         if flags & flag:
             p = skip_text(p, end)
@@ -107,8 +109,8 @@ cdef bint read_fields(bytes header, RawFields *fields, dict known) except -1:
         fields.timestamp = get64(p)
         fields.has_timestamp = True
         p += 8
-    flag = 0x0020
-    while p != NULL and flag >= 4:
+    flag = TYPE
+    while p != NULL and flag >= CLUSTER_ID:
         if flags & flag:
             p = skip_text(p, end)
         flag >>= 1

@@ -5,7 +5,6 @@ import logging
 from types import MappingProxyType
 
 cimport cython
-from cpython.object cimport PyObject, PyTypeObject
 from cpython.time cimport time as wall_time
 from ..._dispatcher cimport Dispatcher
 from ..._hook cimport Hook
@@ -14,12 +13,12 @@ from ...milter._protocol cimport (
 )
 from .._gateway cimport Gateway
 from .._mail cimport Connection, Mail, address_in, new_mail
+from .._origin cimport new_origin
 from .._transaction cimport Transaction
 from ._host cimport MilterHost
 
 from ... import CONTINUE, FAIL
 from ...milter.packets import MilterError, packet
-from ..origin import Origin
 from ..refusals import describe
 from ..verdicts import ACCEPTED, UNAVAILABLE, Rejection
 from . import timeouts
@@ -248,7 +247,7 @@ cdef class Session:
         return self.run(AT_CONNECT, ())
 
     cdef Mail new_message(self, id):
-        return new_mail(b"", {}, self.connection, new_origin(b"", id, 0, None, None, None))
+        return new_mail(b"", {}, self.connection, new_origin(b"", id, 0))
 
     cdef int renew_message(self) except -1:
         known = self.message.known
@@ -523,9 +522,3 @@ cdef class Session:
         else:
             self.protocol.answer(transaction.answer)
         return self.proceed()
-
-
-cdef object new_origin(bytes mime, str id, number, envelope, received, recipient):
-    """An Origin of what comes once."""
-    cdef tuple given = ((mime, id, number, envelope, received, None, None, recipient, None, None, False, False, 0, 0, None),)
-    return (<PyTypeObject *>tuple).tp_new(Origin, <PyObject *>given, NULL)  # tuple.__new__ costs twice as much

@@ -6,6 +6,7 @@ cimport cython
 from ..._hook cimport Hook
 from .._mail cimport Connection, Mail, address_in, for_transaction, new_connection, new_mail
 from .._names cimport numbered
+from .._origin cimport new_origin
 from .._transaction cimport Transaction
 from ...smtp._data cimport DataReceiver
 from ...smtp._protocol cimport AUTHENTICATE, GREETING, MAIL_FROM, MESSAGE, NOTHING, RCPT_TO, START_TLS, ServerProtocol
@@ -16,7 +17,6 @@ from ._trace cimport kind_of
 from ... import FAIL
 from ...smtp import syntax
 from ...smtp.syntax import printable
-from ..origin import Origin
 from ..refusals import describe
 from ..verdicts import ACCEPTED, UNAVAILABLE, Rejection
 
@@ -111,8 +111,7 @@ cdef class SmtpConnection:
         protocol = self.protocol
         self.info = new_connection(number, peer, helo, protocol.secure, protocol.authenticated, self.transport)
         id = numbered(ZEROS, number)
-        origin = tuple.__new__(Origin, (b"", id, 0, None, None, None, None, None, None, None, False, False, 0, 0, None))
-        self.message = new_mail(b"", {}, self.info, origin)
+        self.message = new_mail(b"", {}, self.info, new_origin(b"", id, 0))
         if self.gateway.tracers is not None or self.timeline is not None:
             self.end_timeline("the client speaks for another one now")
             if self.gateway.tracers is not None:

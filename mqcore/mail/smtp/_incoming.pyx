@@ -6,9 +6,9 @@ cimport cython
 from cpython.time cimport time as wall_time
 from .._mail cimport Connection, Mail, address_in, new_mail
 from .._names cimport Names
+from .._origin cimport new_origin
 from ...smtp._data cimport DataReceiver
 
-from ..origin import Origin
 
 cdef frozenset UNCHANGING = frozenset((str, int, float, bool, bytes))
 
@@ -80,8 +80,8 @@ cdef class Incoming:
         cdef unsigned long long number = self.number
         for recipient in self.recipients:
             id = names.name(number) if mails else self.id
-            origin = tuple.__new__(Origin, (self.received, id, number, envelope, self.received_at, None, None, recipient, None,
-                                            None, False, traced, self.loops, self.hops, utf8))
+            origin = new_origin(self.received, id, number, envelope, self.received_at, recipient, False, traced, self.loops,
+                                self.hops, utf8)
             number += 1
             json = copied(known) if mails else known.copy()
             json["recipient"] = recipient

@@ -9,7 +9,6 @@ the meantime can only mark it (`Message.decision`), and that is read anew. Once 
 are in order; what is to be dropped by then waits in `Drops`, and each way into this module ends with flush().
 """
 
-import contextvars
 import logging
 
 cimport cython
@@ -19,25 +18,27 @@ from libc.stdint cimport uint64_t
 
 from ._chain cimport Chain, Route
 from ._context cimport Context, log_failure
-from ._coroutine cimport is_coroutine, start_task, watch_task
+from ._coroutine cimport (
+    RAISED, WAITS, Driver, close_tasks, is_coroutine, let_go, new_tasks, start as start_coroutine, take_driver, wait_for_end)
 from ._holds cimport HoldTable, count_given
 from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, NO_REFERENCE, QUEUED, RUNNING, STRONG, TAKEN, TIMED_OUT,
-    TOO_MANY_RETRIES, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, WEAK, Counters, Drops, Entry, Message,
-    NativeSide, cancel_later, cancel_none, count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush, move,
-    no_drops, put_aside, report_raised, unless_skipping)
+    TOO_MANY_RETRIES, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, WEAK, CounterRow, Counters, Drops,
+    Entry, Message, NativeSide, cancel_later, count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush,
+    move, no_drops, put_aside, report_raised, unless_skipping)
 from .loop._call cimport ROOM, call_function, ends_program, take_error
 from .loop._reactor cimport Caller, Portion, PyThread_get_thread_ident, Reactor, has_budget, start_portion
 from .loop._seal cimport seal
 from .loop._state cimport set_caller
 
 from ._misuse import wrong_result
-from .errors import MqError
 from .verdicts import COMPLETE, CONTINUE, FAIL, HOLD, RETRY
 
 cdef extern from "Python.h":
     PyObject *Py_None
     PyObject *Py_False
+    object copy_context "PyContext_CopyCurrent"()
+    object copy_of_context "PyContext_Copy"(object)
     int PyList_SetItem(object, Py_ssize_t, PyObject *) noexcept
     Py_ssize_t size_of "PyTuple_GET_SIZE"(tuple) noexcept
     PyObject *item_of "PyTuple_GET_ITEM"(tuple, Py_ssize_t) noexcept  # borrowed
@@ -486,6 +487,8 @@ cdef void end_all_steps(Runner runner) noexcept:
         end_step(runner, <Message>taken, TO_FAIL, CLOSED)
         Py_DECREF(<Message>taken)
         taken = runner.holds.take_any()
+    if runner.tasks is not None:
+        close_tasks(runner.tasks)
 
 
 # ---------------------------------------------------------------------------------------------------------------- Phases
@@ -579,60 +582,66 @@ cdef bint resume_phase(void *owner) noexcept:
 
 cdef int run_coroutine(Runner runner, Message message, object coroutine, Drops *drops) noexcept:
     """Run the coroutine of a hook in a task, which has control until it returns."""
-    cdef int decision = (<int (*)(Runner, Message, object, Drops *) noexcept>start_coroutine)(
-        runner, message, coroutine, drops)
-    if decision >= 0:
-        return decision
-    return hook_raised(runner, message, take_error(), drops)
+    cdef PyObject *result = (<PyObject *(*)(Runner, Message, object) noexcept>new_driver)(runner, message, coroutine)
+    cdef Driver driver
+    cdef int progress
+    if result == NULL:
+        return hook_raised(runner, message, take_error(), drops)
+    put_aside(drops, result)
+    driver = <Driver>result
+    progress = start_coroutine(driver, &result)
+    if progress == WAITS:
+        return wait_for_coroutine(runner, message, driver, drops)
+    let_go(driver, drops)
+    if progress == RAISED:
+        return hook_raised(runner, message, result, drops)
+    put_aside(drops, result)
+    return follow(runner, message, <object>result, parse_verdict(message, <object>result), drops)
 
 
-cdef int start_coroutine(Runner runner, Message message, object coroutine, Drops *drops) except -1:
+cdef PyObject *new_driver(Runner runner, Message message, object coroutine) except NULL:
+    """A new reference to what is to run it."""
+    cdef Driver driver
     try:
-        if runner.reactor.library.owner != "uvloop":
-            raise MqError("the hook returned a coroutine, which needs a uvloop loop")
-        variables = contextvars.copy_context() if message.variables is None else message.variables.copy()
-        name = f"{<str>message.entry.plugin}:{<str>message.entry.hook}"
-        task = start_task(coroutine, runner.reactor.loop, name, variables)
+        if runner.tasks is None:
+            runner.tasks = new_tasks(runner.reactor)
+        variables = copy_context() if message.variables is None else copy_of_context(message.variables)
+        driver = take_driver(runner.tasks, coroutine, variables, <CounterRow>message.entry.row)
     except BaseException:
         coroutine.close()
         raise
-    drop_later(drops, task)  # whoever has the last reference may run anybody's code
-    if task.done():
-        value = task.result()
-        drop_later(drops, value)
-        return follow(runner, message, value, parse_verdict(message, value), drops)
-    cancel_later(drops, task)  # should there be no memory for what follows
-    watch_task(task, variables, runner, message, coroutine_ended)
+    Py_INCREF(driver)
+    return <PyObject *>driver
+
+
+cdef int wait_for_coroutine(Runner runner, Message message, Driver driver, Drops *drops) noexcept:
+    """It has control until it is over, unless the step is over."""
     if runner.closed or message.decision == TO_CANCEL:
+        cancel_later(drops, driver)
         return follow(runner, message, None, TO_CONTINUE, drops)
-    cancel_none(drops)
-    message.task = task
+    wait_for_end(driver, runner, message, coroutine_ended)
+    message.task = driver
     message.track()
     hold(runner, message, UNDECIDED, drops)
     return UNDECIDED
 
 
-cdef void coroutine_ended(object owner, Message message, object task) noexcept:
-    """The coroutine of a hook, which has held the message, returned or raised: go on in a tick."""
+cdef void coroutine_ended(object owner, Message message, Driver driver, int progress, PyObject *result) noexcept:
+    """The coroutine of a hook, which has held the message, returned or raised: go on in a tick. Steals `result`."""
     cdef Runner runner = <Runner>owner
     cdef Drops drops
     cdef int decision
-    if runner.reactor.thread != PyThread_get_thread_ident() and not runner.closed:
-        return  # asyncio does not call it there
-    cdef PyObject *result = (<PyObject *(*)(object) noexcept>fetch_result)(task)  # what ends the program asyncio lets out
     no_drops(&drops)
-    if result == NULL:
-        decision = UNDECIDED
-        if message.task is task:  # else the step was ended meanwhile
-            decision = coroutine_raised(runner, message, task, take_error(), &drops)
-        else:
-            Py_DECREF(<object>take_error())
+    put_aside(&drops, result)
+    if message.task is not driver or runner.reactor.thread != PyThread_get_thread_ident() and not runner.closed:
+        flush(&drops, runner.reactor)  # the step was ended meanwhile; or this is the child of a fork
+        return
+    if progress == RAISED:
+        Py_INCREF(<object>result)
+        decision = coroutine_raised(runner, message, driver, result, &drops)
     else:
-        put_aside(&drops, result)
-        decision = message.decision
-        if message.task is task:
-            decision = coroutine_returned(runner, message, task, <object>result, &drops)
-    if message.task is task and message.state == HELD:
+        decision = coroutine_returned(runner, message, driver, <object>result, &drops)
+    if message.task is driver and message.state == HELD:
         message.task = None
         if decision != UNDECIDED:
             message.decision = decision
@@ -643,13 +652,7 @@ cdef void coroutine_ended(object owner, Message message, object task) noexcept:
     flush(&drops, runner.reactor)
 
 
-cdef PyObject *fetch_result(object task) except NULL:
-    value = task.result()
-    Py_INCREF(value)
-    return <PyObject *>value
-
-
-cdef int coroutine_returned(Runner runner, Message message, object task, object value, Drops *drops) noexcept:
+cdef int coroutine_returned(Runner runner, Message message, Driver driver, object value, Drops *drops) noexcept:
     """The decision that follows; UNDECIDED when it keeps control, or when the step ended meanwhile."""
     cdef int early = message.decision  # until here a give-back is early
     cdef int decision = (<int (*)(Message, object, int, int) noexcept>resolve_early)(
@@ -659,22 +662,22 @@ cdef int coroutine_returned(Runner runner, Message message, object task, object 
         raised = take_error()
         if ends_program(<object>raised):
             runner.reactor.raise_through_loop(<object>raised)
-        return coroutine_raised(runner, message, task, raised, drops)
+        return coroutine_raised(runner, message, driver, raised, drops)
     return early if decision == UNDECIDED else decision
 
 
-cdef int coroutine_raised(Runner runner, Message message, object task, PyObject *raised, Drops *drops) noexcept:
+cdef int coroutine_raised(Runner runner, Message message, Driver driver, PyObject *raised, Drops *drops) noexcept:
     """As hook_raised, for a message that is HELD. Its step may have ended meanwhile, or end while this is logged, and another
     one begin."""
     error = <object>raised
     Py_DECREF(error)
-    if message.task is not task:
+    if message.task is not driver:
         return UNDECIDED
     cdef Context context = <Context>message.entry.context
     message.decision = TO_FAIL  # nobody has control while this is logged
     message.fail(error, drops)
     log_failure(context, error, message.entry.hook)
-    if message.task is not task:
+    if message.task is not driver:
         return UNDECIDED
     if context.forgiving and not ends_program(error):
         message.fail(None, drops)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import sys
 import threading
 import weakref
 from collections import deque
@@ -23,7 +22,6 @@ from mqcore.stats import HOLD_TIMES, Held, HookStats, Stats
 # A step is in one of these states. RUNNING: a hook is being called. HELD: a plugin has the message. QUEUED: it was
 # given back, and waits for the loop. ENDED: it has an outcome.
 RUNNING, HELD, QUEUED, ENDED = "running", "held", "queued", "ended"
-EAGER = sys.version_info >= (3, 12)  # asyncio can run a task until it first waits, at once, when its loop runs
 HOLD = "hold"  # what a hook said by returning true
 
 
@@ -266,8 +264,8 @@ class Dispatcher:
         return self._decided(step, returned.pop())  # this frame, which a traceback may keep, must not keep a Hold
 
     def _start_coroutine(self, step: Step, coroutine: Any) -> tuple[Any, Any]:
-        """A coroutine hook holds the message; where tasks start eagerly, from when it first waits."""
-        if EAGER and self.in_loop:
+        """A coroutine hook holds the message from when it first waits; where the loop does not run, from the beginning."""
+        if self.in_loop:
             try:
                 coroutine.send(None)
             except StopIteration as stop:

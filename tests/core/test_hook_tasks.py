@@ -167,7 +167,7 @@ def without_futures(seen: list[Any]) -> list[Any]:
 
 async def in_a_task(body: list[Any], deeds: list[Any]) -> Any:
     world = World(body, deeds)
-    task: asyncio.Task[Any] = asyncio.Task(world.coroutine(), **EAGER)  # type: ignore[arg-type]
+    task: asyncio.Task[Any] = asyncio.Task(world.coroutine(), loop=world.loop, **EAGER)  # type: ignore[arg-type]
     if not EAGER:
         await asyncio.sleep(0)
     await world.outside()

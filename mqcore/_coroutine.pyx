@@ -22,7 +22,7 @@ from .loop._call cimport ends_program, is_a, take_error, what_was_raised
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor
 from .loop._seal cimport seal
 
-from ._hook_task import new_task
+from ._hook_task import BEGINS_ANEW, new_task
 from .errors import MqError
 
 cdef extern from *:
@@ -182,9 +182,9 @@ cdef Driver take_driver(HookTasks tasks, object coroutine, object variables, Cou
         driver = Driver.__new__(Driver)
         driver.over = True
         driver.is_debugged = tasks.loop.get_debug()
-        driver.task = new_task(driver)
+        driver.task = new_task(driver, tasks.loop)
         driver.weakrefs = weakrefs_of(<PyObject *>driver.task)
-    if driver.is_debugged or driver.name is None:
+    if driver.is_debugged and BEGINS_ANEW:
         FUTURE.__init__(driver.task, loop=tasks.loop)  # where asyncio debugs, it notes who called the hook
     if driver.name is not name:
         TASK.set_name(driver.task, name)
@@ -388,7 +388,7 @@ cdef int send(Driver driver, bint first, object error, PyObject **result) except
         if (<int (*)(Driver, PyObject *) noexcept>leave_task)(driver, before) < 0:
             report_raised(driver.tasks.reactor, "the end of a coroutine's step")
     else:
-        result[0] = take_error()  # that the coroutine has not begun is for its caller
+        result[0] = give_up(driver)
         progress = RAISED
     if first and (<int (*)(object) noexcept>PyContext_Exit)(driver.variables) < 0:
         report_raised(driver.tasks.reactor, "the end of a coroutine's first step")
@@ -402,7 +402,12 @@ cdef int enter_task(Driver driver, PyObject **before) except -1:
         before[0] = PyDict_GetItemWithError(CURRENT_TASKS, driver.tasks.loop)
         if before[0] != NULL:
             Py_INCREF(<object>before[0])
-        PyDict_SetItem(CURRENT_TASKS, driver.tasks.loop, driver.task)
+        try:
+            PyDict_SetItem(CURRENT_TASKS, driver.tasks.loop, driver.task)
+        except BaseException:
+            if before[0] != NULL:
+                Py_DECREF(<object>before[0])
+            raise
     else:
         arguments[0] = <PyObject *>driver.tasks.loop
         arguments[1] = <PyObject *>driver.task

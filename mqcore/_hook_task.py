@@ -75,10 +75,27 @@ class HookTask(asyncio.Task[Any]):
     _must_cancel = property(lambda self: self._driver.must_cancel)
 
 
-def new_task(driver: object) -> HookTask:
-    """A task that is done until its driver begins, which makes the future that it is: by that, it is on a loop."""
+def _may_begin_anew() -> bool:
+    """Whether a future may be initialized twice: not since CPython 3.15, whose tasks bear to be without what is set there."""
+    future: asyncio.Future[None] = asyncio.Future(loop=_no_loop)
+    try:
+        future.__init__(loop=_no_loop)  # type: ignore[misc]
+    except RuntimeError:
+        return False
+    return True
+
+
+BEGINS_ANEW = _may_begin_anew()
+
+
+def new_task(driver: object, loop: asyncio.AbstractEventLoop) -> HookTask:
+    """A task that is done until its driver begins, and that asyncio knows of."""
     task: Any = asyncio.Task.__new__(HookTask)
-    asyncio.Task.__init__(task, _stand_in, loop=_no_loop, context=_no_variables, name="")
-    task._log_destroy_pending = False
     task._driver = driver
+    if BEGINS_ANEW:
+        asyncio.Task.__init__(task, _stand_in, loop=_no_loop, context=_no_variables, name="")
+    asyncio.Future.__init__(task, loop=loop)
+    if not BEGINS_ANEW:
+        asyncio.tasks._register_task(task)
+    task._log_destroy_pending = False
     return task  # type: ignore[no-any-return]

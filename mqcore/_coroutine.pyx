@@ -74,7 +74,8 @@ cdef extern from *:
     static inline int mqcore_has_attributes(PyObject *object)
     {
         PyObject **attributes = _PyObject_GetDictPtr(object);
-        return attributes != NULL && *attributes != NULL;
+        /* Since CPython 3.15, to ask makes a dict where there is none. */
+        return attributes != NULL && *attributes != NULL && PyDict_GET_SIZE(*attributes) != 0;
     }
     """
     int step_of "mqcore_step"(PyObject *coroutine, PyObject *error, PyObject **result) noexcept

@@ -110,7 +110,7 @@ def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     @functools.wraps(test)
     def wrapper(*arguments: Any, **options: Any) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(asyncio.wait_for(test(*arguments, **options), 20))
+            runner.run(asyncio.wait_for(test(*arguments, **options), 60))
 
     return wrapper
 

@@ -97,6 +97,7 @@ RUN_OF_MQCORE = {"check", "config", "include", "new", "order", "try"}
 
 TAKEN_FOR_GRANTED = {
     "docs/testing.md": {
+        "10-later.py": "def mq_smtp_in_message(context, message):\n    context.start_timer(1, context.continue_, message)\n",
         "mail.eml": "Subject: no\n\nno\n",
         "plugins/10-tag.py": "def mq_smtp_in_message(context, message):\n    message.headers.add('X-Tag', '1')\n",
         "plugins/20-wait.py": "def mq_smtp_in_message(context, message):\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -50,6 +52,10 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, which else would stand below all options there are."""
 
     def error(self, message: str) -> NoReturn:
+        wrong = re.search("invalid choice: '([^']*)'", message)
+        if wrong and ("/" in wrong[1] or os.path.exists(wrong[1])):
+            for option in re.findall(r"--[\w-]+ PATH", self.format_usage()):
+                message += f"; did you mean {option.removesuffix('PATH')}{wrong[1]}?"
         self.exit(USAGE, f"{self.prog}: error: {message}\n")
 
 

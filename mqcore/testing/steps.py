@@ -139,6 +139,8 @@ class Step:
 
 PROBE = "mqcore/_trace.pyx"
 """Whose frames stand above those of a plugin that is looked at."""
+CALLBACK_RAISED = "plugin %s: a callback of a timer or watcher raised"
+"""What the core logs."""
 
 
 class _Raised(logging.Handler):
@@ -155,7 +157,7 @@ class _Raised(logging.Handler):
             while traceback is not None and traceback.tb_frame.f_code.co_filename.endswith(PROBE):
                 traceback = traceback.tb_next
             record.exc_info = (kind, error, traceback or error.__traceback__)
-        if str(record.msg).endswith("a callback of a timer or watcher raised") and record.exc_info and record.exc_info[1]:
+        if record.msg == CALLBACK_RAISED and record.exc_info and record.exc_info[1]:
             self.errors.append(record.exc_info[1])
 
 
@@ -249,7 +251,7 @@ class Mq:
         What else is meant to run on is to be stopped before, or its message cancelled.
         """
         self.clock.run_until_idle()
-        self._tell(self._held(), beyond(self._works))
+        self._tell(self._held(), self.left())
 
     def close(self) -> None:
         """`check()`, but of what runs for a context after its `mq_context_cleanup`; and then close what was made, whatever that
@@ -269,6 +271,10 @@ class Mq:
         """Close what was made, and check nothing. More than once is fine."""
         self._end()
         self.clock.errors.clear()
+
+    def left(self) -> list[Running]:
+        """The timers and watchers that run, but for what `mq_context_initialize` began."""
+        return beyond(self._works)
 
     def _held(self) -> list[str]:
         return [problem for dispatcher in self._dispatchers for problem in _problems_of(dispatcher)]

@@ -19,6 +19,7 @@ from native_tools import compile_plugin
 import mqcore
 from mqcore.mail import Connection, Mail
 from mqcore.native import accessors
+from mqcore.testing import Clock
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "native"
 
@@ -200,15 +201,13 @@ def test_watch(plugins, tmp_path, monkeypatch, caplog, early):
     os.mkfifo(pipe)
     monkeypatch.setenv("WATCH_PIPE", str(pipe))
 
-    async def main():
-        with plugins("30-watch") as loaded, mqcore.Dispatcher(loaded):
-            for number in range(4):
-                await asyncio.sleep(0.05)  # again and again within the timeout
-                pipe.write_text(f"line {number}")
-            await asyncio.sleep(0.02 if early else 0.3)
-
-    uvloop.run(main())
     lines = [f"line {number}" for number in range(4)]
+    with Clock() as clock, plugins("30-watch", "5.0f") as loaded, mqcore.Dispatcher(loaded, clock.loop):
+        for line in lines:
+            clock.advance(4.5)  # again and again within the timeout
+            pipe.write_text(line)
+            assert clock.run_until(lambda line=line: line in said(caplog, "30-watch"))
+        clock.advance(4.5 if early else 5)
     assert said(caplog, "30-watch") == lines + ([] if early else ["nothing came for a while"])
 
 

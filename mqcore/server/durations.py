@@ -21,7 +21,7 @@ def write_duration(seconds: float) -> str:
     """As `25 ns`, `8 us`, `1.25 ms`, `600 s`: whole, or with three digits."""
     for unit, scale in (("s", 1), ("ms", 1_000)):
         if (value := seconds * scale) >= 1:
-            return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+            return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
     for unit, scale in (("us", 1_000_000), ("ns", 1_000_000_000)):
         if (value := seconds * scale) >= 1:
             return f"{value:.0f} {unit}"

@@ -270,12 +270,12 @@ async def test_a_run_that_is_cancelled_ends_when_the_store_does():
 
         def store(self, mails):
             begun.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
             self.done = True
 
     with dispatcher() as made:
         running = asyncio.create_task(Gateway(made, Jobs(Job(b"x")), sink := Slow()).run())
-        await asyncio.to_thread(begun.wait, 20)
+        await asyncio.to_thread(begun.wait, 60)
         running.cancel()
         for _ in range(10):
             await asyncio.sleep(0)
@@ -330,7 +330,7 @@ def test_no_memory_for_another_thread(monkeypatch):
             report = await ended(Gateway(made, Jobs(*(Job(b"x") for _ in range(3))), sink := Disk()))
         assert report.error is None and report.counts.stored == len(sink.mails) == 3
         go_on = threading.Event()
-        waiting = asyncio.create_task(in_thread(go_on.wait, 20))
+        waiting = asyncio.create_task(in_thread(go_on.wait, 60))
         behind = asyncio.create_task(in_thread(go_on.is_set))
         asyncio.get_running_loop().call_later(0.01, go_on.set)
         assert await waiting and await behind

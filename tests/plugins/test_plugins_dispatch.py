@@ -250,7 +250,7 @@ SLOW = """
 import builtins
 def mq_initialize():
     builtins.begun.set()
-    assert builtins.end.wait(10)
+    assert builtins.end.wait(60)
 """
 
 
@@ -278,7 +278,7 @@ def test_the_loop_does_not_wait_while_another_thread_changes_the_plugins(tmp_pat
             thread = threading.Thread(target=change)
             thread.start()
             try:
-                assert slow.begun.wait(10)
+                assert slow.begun.wait(60)
                 await drained()
                 assert await dispatcher.hook("mq_smtp_in_message")(Message()) is mqcore.COMPLETE
                 with mqcore.Dispatcher(plugins) as other:

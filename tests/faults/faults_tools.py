@@ -135,9 +135,9 @@ class ServerOwner(Owner):
         return self.got.total()
 
     @contextlib.asynccontextmanager
-    async def listening(self) -> AsyncIterator[ServerOwner]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 26)
-        self.url = f"{self.scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async def listening(self, host: str = "127.0.0.1") -> AsyncIterator[ServerOwner]:
+        server = await asyncio.start_server(self._serve, host, 0, limit=1 << 26)
+        self.url = f"{self.scheme}://{host}:{server.sockets[0].getsockname()[1]}"
         try:
             yield self
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 import signal
 import sys
@@ -53,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         wrong = re.search("invalid choice: '([^']*)'", message)
-        if wrong and ("/" in wrong[1] or os.path.exists(wrong[1])):
+        if wrong and re.search("[./]", wrong[1]):
             for option in re.findall(r"--[\w-]+ PATH", self.format_usage()):
                 message += f"; did you mean {option.removesuffix('PATH')}{wrong[1]}?"
         self.exit(USAGE, f"{self.prog}: error: {message}\n")

@@ -129,7 +129,7 @@ def try_plugins(options: argparse.Namespace) -> int:
     except OSError as error:
         options.parser.error(f"cannot read {options.mail}: {error.strerror}")
     except SourceError as error:
-        options.parser.error(str(error))
+        options.parser.error(f"{error}; the mail comes last, after the plugins")
     summary = Summary()
     with printing_to_standard_error() as say:
         _run(options, subjects, summary, is_mailbox, say)

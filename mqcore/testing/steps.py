@@ -161,6 +161,12 @@ class _Raised(logging.Handler):
             self.errors.append(record.exc_info[1])
 
 
+STOP_OR_WAIT = (
+    "what is not needed any more is to be stopped, at the latest in mq_context_cleanup; and for what is to come, the test lets "
+    "time pass, as by mq_clock.advance(seconds)"
+)
+
+
 class Mq:
     """Runs messages through plugins, as a server would, and checks in the end that all went well.
 
@@ -220,6 +226,11 @@ class Mq:
         Raises what `Hook.run` does: MqError when there is no such hook, no plugin yet, or the message is in a step already,
         TypeError for other arguments than the hook's; and PluginError when a plugin's `mq_context_initialize` fails.
         """
+        if not isinstance(hook, str) or not isinstance(mail, Message):
+            raise TypeError(
+                "a step is of a hook, by its name, and of a message, which is a mail or of another class derived from "
+                f"mqcore.Message, as mq.run('mq_smtp_in_message', mq_mail()); not of {hook!r} and {mail!r}"
+            )
         step = Step(self, hook, mail, args)
         self.clock.run_until_idle()
         return step
@@ -280,7 +291,8 @@ class Mq:
         return [problem for dispatcher in self._dispatchers for problem in _problems_of(dispatcher)]
 
     def _tell(self, problems: list[str], left: list[Running]) -> None:
-        problems += filter(None, [describe_left(left)])
+        if left:
+            problems += [describe_left(left), STOP_OR_WAIT]
         problems += [f"a callback raised {type(error).__name__}: {error}" for error in self.clock.errors]
         if problems:
             raise AssertionError("\n".join(problems))

@@ -296,6 +296,9 @@ def test_exit_codes_of_mistakes(
     assert "10-block, and there is no plugin of that name; load it, or take its table away" in run(
         capfd, "plugins", "yes.eml", "--config", "mqcore.toml"
     )[2]
+    with pytest.raises(SystemExit):
+        run(capfd, "yes.eml", "plugins")
+    assert "no Maildir: it has neither new/ nor cur/; the mail comes last, after the plugins" in capfd.readouterr().err
     mistakes = ["nothing.eml"], ["yes.eml", "--repeat", "0"], ["yes.eml", "--login", "x"]
     for arguments in (["yes.eml"], *(["plugins", *mistake] for mistake in mistakes)):
         with pytest.raises(SystemExit) as ended:

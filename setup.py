@@ -2,7 +2,7 @@
 
 ``MQCORE_DEBUG=1`` in the environment builds them for tests: bounds and None checks and assertions on. ``MQCORE_SANITIZE=1``
 does that with AddressSanitizer and UndefinedBehaviorSanitizer, ``MQCORE_SANITIZE=thread`` with ThreadSanitizer. Each keeps its
-files in a build folder of its own, so the kinds of build never mix; the C files, which are the same for every Python, are shared.
+files in a build folder of its own, so the kinds of build never mix; C files, which are the same for every Python, are shared.
 
 A release build is the same, byte for byte, wherever and whenever it is made with the same compiler, Cython and Python: no path
 of the build folder gets into it, nor what debuggers read, in which there are many. The times in a wheel are SOURCE_DATE_EPOCH.

@@ -45,11 +45,12 @@ sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "partners")]
 
 import pika
 from broker import Broker, lasting_port
-from cuts import HEARTBEAT, ip
+from cuts import HEARTBEAT
 from faults_clients import Account, Client
 from faults_command import Command, run
 from faults_tools import Key, ServerOwner, Source, identify
 from mail_tools import write_plugin
+from networks import ip
 from queues import count_consumers, waiting
 
 IN_FLIGHT = 100

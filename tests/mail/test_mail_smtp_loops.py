@@ -161,13 +161,13 @@ async def test_a_mail_that_came_by_other_servers_has_connections_of_its_own(monk
 @run
 async def test_who_waits_while_something_moves_goes_on_waiting(monkeypatch):
     """A next server that is slow is no reason to refuse a mail."""
-    monkeypatch.setattr("mqcore.mail.smtp.pool.STALLED", 0.5)
+    monkeypatch.setattr("mqcore.mail.smtp.pool.STALLED", 2)
     monkeypatch.setattr("mqcore.mail.smtp.pool.MAX_CONNECTIONS", 1)
 
     class Slow(NextServer):
         async def _answer(self, writer, success, *stages):
             if "message" in stages:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.2)
             return await super()._answer(writer, success, *stages)
 
     server = Slow()

@@ -44,6 +44,8 @@ SHOWN = {
     ("CONTRIBUTING.md", "mqcore/_message     Message and its states"): "a list of folders; tests/test_rooms.py has them",
     ("docs/elsewhere.md", "exports.hook_rcpt = function"): "JavaScript, for Haraka",
     ("docs/filter.md", "client -> Postfix, port 25 -> mqcore"): "a drawing",
+    ("docs/machines.md", "rabbitmqctl add_vhost"): "changes a RabbitMQ; tests/partners/broker.py",
+    ("docs/machines.md", "ExecStart=/usr/bin/mqcore"): "a line of a unit; tests/server/test_server_systemd.py",
     ("docs/mail.md", "mqcore run --from SOURCE --to SINK"): "a synopsis",
     ("docs/mail.md", "INFO mqcore.mail.refused: stage=rcptto"): "a line of a log; tests/cli/test_cli_logs.py",
     ("docs/mail.md", "Received: from client.example"): "lines of a mail, with the time in them; tests/mail",

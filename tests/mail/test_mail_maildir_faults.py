@@ -142,9 +142,9 @@ def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
     """Nobody can guess the name; but if somebody could, he would get nothing written to where he likes."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    monkeypatch.setattr("secrets.token_hex", lambda size: "guessed")
+    monkeypatch.setattr(os, "urandom", bytes)
     with opened(tmp_path / "out") as sink:
-        planted = tmp_path / "out" / "tmp" / f"Q{1:032x}.mqcore.guessed.0"
+        planted = tmp_path / "out" / "tmp" / f"Q{1:032x}.mqcore.{bytes(8).hex()}.0"
         planted.symlink_to(victim)
         with pytest.raises(SinkError, match="File exists"):
             sink.store([mail("evil", 1)])

@@ -157,9 +157,9 @@ def sync_filesystem(int folder):
 # ------------------------------------------------------------------------------------------------------------ Publishing
 
 def publish_files(int tmp, int folder, list files not None, list names not None, list published not None):
-    """Move `files` in the folder `tmp` to `folder` under these names, and bring that folder to the disk. No file takes the place
-    of another: where one has that name already, it stays. The names that are taken by these files are appended to `published`,
-    also if this raises OSError. All of `files` are gone otherwise."""
+    """Move `files` in the folder `tmp` to `folder` under these names, and bring that folder to the disk. No file takes the
+    place of another: where one has that name already, it stays. The names that are taken by these files are appended to
+    `published`, also if this raises OSError. All of `files` are gone otherwise."""
     cdef Py_ssize_t count = len(files), at
     cdef int number = 0
     cdef bytes file, name

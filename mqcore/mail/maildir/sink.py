@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,7 +41,7 @@ class MaildirSink(Store):
         self.path = Path(path)
         self.notes = self.path / "mqcore.reasons.jsonl"
         # No other writer, dead or alive, has it, and nobody can guess the name of a file that is about to be made.
-        self._generation = (secrets.token_hex(8) if writer is None else writer).encode()
+        self._generation = (os.urandom(8).hex() if writer is None else writer).encode()
         self._counter = itertools.count()
         self._to_note: deque[str] = deque()
         self._folders: dict[str, int] = {}

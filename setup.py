@@ -2,7 +2,7 @@
 
 ``MQCORE_DEBUG=1`` in the environment builds them for tests: bounds and None checks and assertions on. ``MQCORE_SANITIZE=1``
 does that with AddressSanitizer and UndefinedBehaviorSanitizer, ``MQCORE_SANITIZE=thread`` with ThreadSanitizer. Each keeps its
-files in a build folder of its own, so the kinds of build never mix.
+files in a build folder of its own, so the kinds of build never mix; C files, which are the same for every Python, are shared.
 
 A release build is the same, byte for byte, wherever and whenever it is made with the same compiler, Cython and Python: no path
 of the build folder gets into it, nor what debuggers read, in which there are many. The times in a wheel are SOURCE_DATE_EPOCH.
@@ -13,7 +13,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 SANITIZE = os.environ.get("MQCORE_SANITIZE", "0")
 THREADS = SANITIZE == "thread"
@@ -23,6 +25,7 @@ KIND = "threads" if THREADS else "sanitize" if MEMORY else "debug" if DEBUG else
 FLAGS = ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", f"-ffile-prefix-map={Path.cwd()}=."]
 SANITIZERS = {"threads": ["-fsanitize=thread"], "sanitize": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]}
 FLAGS += SANITIZERS.get(KIND, [])
+C_FILES = "build/c-checked" if DEBUG else "build/c"
 
 DIRECTIVES = {
     "language_level": 3,
@@ -39,27 +42,32 @@ DIRECTIVES = {
 }
 
 
+class BuildExtension(build_ext):
+    """Has Cython write C files only where one is older than what it is made from, on whichever Python that was done."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one module."""
+        (made,) = cythonize(ext, build_dir=C_FILES, compiler_directives=DIRECTIVES, include_path=ext.include_dirs, quiet=True)
+        ext.sources = made.sources
+        super().build_extension(ext)
+
+
 def extension(source: Path) -> Extension:
     """Describe the module that one ``.pyx`` file becomes."""
-    module = Extension(
+    return Extension(
         ".".join(source.with_suffix("").parts),
         [source.as_posix()],
-        depends=sorted(path.as_posix() for path in [*Path("mqcore").rglob("_*.pxd"), Path("mqcore/native/include/mqcore.h")]),
+        depends=["mqcore/native/include/mqcore.h"],
         define_macros=[("MQCORE_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
         include_dirs=["mqcore/native/include"],
         # Hidden: what modules share they share by capsules, and native plugins must find nothing but the functions for them.
         extra_compile_args=["-fvisibility=hidden", *FLAGS],
         extra_link_args=SANITIZERS.get(KIND, []),
     )
-    # Read by Cython's build_ext, which setuptools uses when Cython is installed.
-    module.cython_directives = DIRECTIVES
-    return module
 
 
 setup(
     ext_modules=[extension(source) for source in sorted(Path("mqcore").rglob("_*.pyx"))],
-    options={
-        "build": {"build_base": f"build/{KIND}"},
-        "build_ext": {"cython_c_in_temp": True, "parallel": os.cpu_count()},
-    },
+    cmdclass={"build_ext": BuildExtension},
+    options={"build": {"build_base": f"build/{KIND}"}, "build_ext": {"parallel": os.cpu_count()}},
 )

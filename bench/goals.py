@@ -84,6 +84,11 @@ GOALS = {
     "mbox to Maildir, 10 plugins": Goal("standard library", 0.8, room=4.0),
     "mbox to Maildir in memory, 0 plugins": Goal("standard library", 1.0),
     "mbox to Maildir in memory, 10 plugins": Goal("standard library", 1.0),
+    # Of the calls of the system alone, the same ones cost a half more or less from round to round.
+    "a Maildir in memory, 16 mails at a time, processor time": Goal("bare system calls", 1.5, room=1.6),
+    "a Maildir in memory, one mail at a time, processor time": Goal("bare system calls", 2.0, room=1.6),
+    "a Maildir on disk, 16 mails at a time, processor time": Goal("bare system calls", 1.5, room=2.0),
+    "a Maildir on disk, one mail at a time, processor time": Goal("bare system calls", 1.5, room=2.0),
     "100k messages, beside 10k": Goal("10k messages", 1.10),
     "100 mails a connection": Goal("smtp-sink", 1 / 0.9, room=1.5),
     "100 mails a connection, pipelined": Goal("smtp-sink", 1 / 0.9, room=1.5),

@@ -25,7 +25,8 @@ from moving import environment
 from test_smtp import processor_time
 
 pytestmark = pytest.mark.large
-RELAYS = ("librabbitmq", "mqcore", "pika", "aio-pika")
+PEERS = ("pika", "aio-pika", "faststream")
+RELAYS = ("librabbitmq", "mqcore", *PEERS)
 QUORUM = {"x-queue-type": "quorum"}
 SETTLES = 0.3
 """Seconds until a broker has heard, and said, all that there is."""
@@ -77,6 +78,7 @@ def relays() -> Iterator[Relays]:
     """All of them."""
     pytest.importorskip("pika")
     pytest.importorskip("aio_pika")
+    pytest.importorskip("faststream")
     if not Path("/usr/include/amqp.h").exists():
         pytest.skip("librabbitmq-dev is not installed")
     sys.path += map(str, (tests := HERE.parent / "tests", tests / "partners"))
@@ -95,7 +97,7 @@ def relays() -> Iterator[Relays]:
         commands: dict[str, list[Any]] = {
             "librabbitmq": [relay, port, "librabbitmq"],
             "mqcore": [sys.executable, "-P", "-m", "mqcore", "run", "--from", place, "--to", f"{place}.to&format=mime"],
-            **{name: [sys.executable, amqp_relays.__file__, name, port, name] for name in ("pika", "aio-pika")},
+            **{name: [sys.executable, amqp_relays.__file__, name, port, name] for name in PEERS},
         }
         for name, command in commands.items():
             process = subprocess.Popen(

@@ -28,6 +28,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"mqcore {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 # As GitHub makes them, so that links to headings are the same there.
 myst_heading_anchors = 4

@@ -37,7 +37,7 @@ class Running:
         return sorted(number_of(mail.mime) for mail in self.sink.mails)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while not condition():
                 assert self.gateway.report.error is None, self.gateway.report.error
                 await asyncio.sleep(0.001)

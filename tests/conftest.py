@@ -24,7 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import effort
+import pauses
 import pytest
+import uvloop
 from owners import OWNERS, Owner, PyuvOwner, UvloopOwner, assert_conserved
 
 import mqcore
@@ -35,6 +38,8 @@ import mqcore.loop._reactor
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest goes first: where tests run side by side, nobody waits for it in the end."""
     items.sort(key=lambda item: item.path.name != "test_packaging.py")
+    if pauses.KIND:  # what watches the clock says nothing then
+        items[:] = [item for item in items if item.get_closest_marker("alone") is None]
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
@@ -51,6 +56,26 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 def pytest_unconfigure() -> None:
     """What a failed test has left, a thread that waits for ever, must not keep the process: as for tests, see faulthandler."""
     faulthandler.dump_traceback_later(60, exit=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def debug_mode_of_loops() -> None:
+    """Python's development mode, in which the tests run, would turn it on for each loop."""
+    if not effort.ASYNCIO_DEBUG:
+        begin = uvloop.Loop.__init__
+
+        def begin_without(loop: uvloop.Loop) -> None:
+            begin(loop)
+            loop.set_debug(False)
+
+        uvloop.Loop.__init__ = begin_without
+
+
+@pytest.fixture(autouse=True, scope="session")
+def pauses_as_asked_for() -> Iterator[None]:
+    """Tests that rely on luck fail with MQCORE_PAUSES; see pauses.py."""
+    with pauses.as_asked_for():
+        yield
 
 
 tests_begun = itertools.count()

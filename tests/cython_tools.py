@@ -16,12 +16,13 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 site, name = sys.argv.pop(), sys.argv.pop()
-setup(ext_modules=cythonize([Extension(name, [name + ".pyx"])], include_path=[site], quiet=True))
+module = Extension(name, [name + ".pyx"], extra_compile_args=["-O0", "-g0"])
+setup(ext_modules=cythonize([module], include_path=[site], quiet=True))
 """
 
 
 def build(folder: Path, name: str, source: str) -> ModuleType:
-    """Build and import a module, in that folder."""
+    """Build and import a module, in that folder; as fast as it can be built, and not as it is fast."""
     (folder / f"{name}.pyx").write_text(source)
     (folder / "setup.py").write_text(SETUP)
     site = Path(mqcore.__file__).parent.parent

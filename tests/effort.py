@@ -8,6 +8,10 @@ THOROUGH = "MQCORE_THOROUGH" in os.environ
 """scripts/dev sets it."""
 
 
+ASYNCIO_DEBUG = THOROUGH or "MQCORE_ASYNCIO_DEBUG" in os.environ
+"""Whether the loops are in asyncio's debug mode, which takes as long as all else: with `--slow`, and on the debug build."""
+
+
 def examples(count: int) -> int:
     """So many of `count` that a thorough run tries."""
     return count if THOROUGH else -(-count // 3)

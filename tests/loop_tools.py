@@ -76,7 +76,7 @@ loop = new_loop()
 """
 
 
-def python(source: str, *arguments: object, stderr: str | None = "", dev: bool = True, timeout: float = 30) -> str:
+def python(source: str, *arguments: object, stderr: str | None = "", dev: bool = True, timeout: float = 120) -> str:
     """What `source` prints, run in a process of its own with every warning an error.
 
     The process must end well, and print `stderr` there; None: anything. For what may abort, hang or fork. Where memory runs

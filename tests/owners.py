@@ -64,7 +64,7 @@ class Owner:
         for _ in range(3):
             self.spin(wait=False)
 
-    def run_until(self, predicate: Callable[[], Any], timeout: float = 10.0) -> None:
+    def run_until(self, predicate: Callable[[], Any], timeout: float = 30.0) -> None:
         """Run the loop until the predicate holds; the test fails when that takes longer than `timeout` seconds."""
         limit = time.monotonic() + timeout
         spins = 0

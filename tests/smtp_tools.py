@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import trustme
 import uvloop
+from waiting import until
 
 import mqcore
 from mqcore.mail import FailedSink, Gateway, Mail, SinkError, Store
@@ -105,12 +106,12 @@ def codes(replies: Iterable[str]) -> list[str]:
 
 
 def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Makes a test of a coroutine, on a uvloop of its own."""
+    """Makes a test of a coroutine, on a uvloop of its own. The bound is for what hangs, on a machine with much else to do."""
 
     @functools.wraps(test)
     def wrapper(*arguments: Any, **options: Any) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(asyncio.wait_for(test(*arguments, **options), 20))
+            runner.run(asyncio.wait_for(test(*arguments, **options), 120))
 
     return wrapper
 
@@ -227,10 +228,7 @@ class Serving:
         assert await client.asks(OPEN.removeprefix(EHLO), 3) == ["250 2.1.0", "250 2.1.5", "354"]
         return client
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(30):
-            while not condition():
-                await asyncio.sleep(0.001)
+    until = staticmethod(until)
 
     async def leave(self) -> None:
         for client in self._clients:

@@ -44,6 +44,8 @@ SHOWN = {
     ("CONTRIBUTING.md", "mqcore/_message     Message and its states"): "a list of folders; tests/test_rooms.py has them",
     ("docs/elsewhere.md", "exports.hook_rcpt = function"): "JavaScript, for Haraka",
     ("docs/filter.md", "client -> Postfix, port 25 -> mqcore"): "a drawing",
+    ("docs/machines.md", "rabbitmqctl add_vhost"): "changes a RabbitMQ; tests/partners/broker.py",
+    ("docs/machines.md", "ExecStart=/usr/bin/mqcore"): "a line of a unit; tests/server/test_server_systemd.py",
     ("docs/mail.md", "mqcore run --from SOURCE --to SINK"): "a synopsis",
     ("docs/mail.md", "INFO mqcore.mail.refused: stage=rcptto"): "a line of a log; tests/cli/test_cli_logs.py",
     ("docs/mail.md", "Received: from client.example"): "lines of a mail, with the time in them; tests/mail",
@@ -97,6 +99,7 @@ RUN_OF_MQCORE = {"check", "config", "include", "new", "order", "try"}
 
 TAKEN_FOR_GRANTED = {
     "docs/testing.md": {
+        "10-later.py": "def mq_smtp_in_message(context, message):\n    context.start_timer(1, context.continue_, message)\n",
         "mail.eml": "Subject: no\n\nno\n",
         "plugins/10-tag.py": "def mq_smtp_in_message(context, message):\n    message.headers.add('X-Tag', '1')\n",
         "plugins/20-wait.py": "def mq_smtp_in_message(context, message):\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,10 +14,23 @@ from typing import NoReturn, TypeAlias
 from .. import PluginError
 from ..mail.errors import SinkError, SourceError
 from ..mail.report import BAD_PLUGIN, OK, UNREACHABLE, USAGE
-from . import about, check, config, ctl, include, new, order, run, top, try_
+from . import about, run
 from .output import StandardError, begin_log, complain, drop, open_standard_files
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+COMMANDS = {
+    "run": "run",
+    "ctl": "ctl",
+    "top": "top",
+    "order": "order",
+    "new": "new",
+    "check": "check",
+    "try": "try_",
+    "config": "config",
+    "include": "include",
+}
+"""The commands, in the order of the help, and the module of each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_standard_files()
     if about.prints_version(sys.argv[1:] if arguments is None else arguments):
         return OK
-    options = parser().parse_args(arguments)
-    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser(given[0] if given else None).parse_args(given)
+    options.arguments = given
     handler = StandardError()
     logging.basicConfig(handlers=[handler])
     begin_log("text", None)
@@ -50,14 +66,18 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, which else would stand below all options there are."""
 
     def error(self, message: str) -> NoReturn:
+        wrong = re.search("invalid choice: '([^']*)'", message)
+        if wrong and re.search("[./]", wrong[1]):
+            for option in re.findall(r"--[\w-]+ PATH", self.format_usage()):
+                message += f"; did you mean {option.removesuffix('PATH')}{wrong[1]}?"
         self.exit(USAGE, f"{self.prog}: error: {message}\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    """That of the whole command."""
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """That of the whole command; where `command` is one, of that one only: the modules of all take a while to load."""
     parser = Parser(prog="mqcore", description="Move mail through plugins.", epilog=run.EXIT_CODES)
     about.add_to(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, ctl, top, order, new, check, try_, config, include):
-        command.add_to(commands)
+    for name in [command] if command in COMMANDS else COMMANDS:
+        importlib.import_module(f".{COMMANDS[name]}", __package__).add_to(commands)
     return parser

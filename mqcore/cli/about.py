@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -35,6 +34,7 @@ def prints_version(arguments: Sequence[str]) -> bool:
 def versions() -> Iterator[str]:
     """What runs here, each in a line."""
     import contextlib
+    import platform
     from importlib.metadata import version
 
     import uvloop

@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from .. import Plugins
 from ..hooks import MAILERQ_HOOKS, HookSpec, close_to
@@ -80,15 +80,21 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
 
 
 @contextlib.contextmanager
-def printing_to_standard_error() -> Iterator[None]:
+def printing_to_standard_error() -> Iterator[Callable[[str], None]]:
     """What plugins print, in whatever language, and what their processes do, goes to standard error: standard output is for the
-    command."""
+    command, which may write a line to it meanwhile by the function that this gives."""
     sys.stdout.flush()
     kept = os.dup(1)
+
+    def tell(line: str) -> None:
+        left = f"{line}\n".encode(errors="backslashreplace")
+        while left:
+            left = left[os.write(kept, left) :]
+
     os.dup2(2, 1)
     try:
         with contextlib.redirect_stdout(_StandardError()):
-            yield
+            yield tell
     finally:
         with contextlib.suppress(OSError):  # a plugin kept the stream, and its reader is gone
             sys.stdout.flush()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ..mail.report import Report
+from ..server.durations import write_duration
 
 try:
     from rich.box import SIMPLE_HEAD
@@ -120,14 +121,6 @@ def _plugins(report: Report) -> tuple[list[str], list[list[str]]]:
     rows = []
     for hook in report.hooks:
         counts = (hook.calls, hook.holds, hook.failures)
-        times = (hook.seconds, hook.longest, hook.held_seconds)
-        rows.append([getattr(hook, name) for name in names] + [f"{count:,}" for count in counts] + [*map(_duration, times)])
+        times = [write_duration(each) if each else "-" for each in (hook.seconds, hook.longest, hook.held_seconds)]
+        rows.append([getattr(hook, name) for name in names] + [f"{count:,}" for count in counts] + times)
     return [*names, "calls", "holds", "failures", "time in hook", "longest", "time held"], rows
-
-
-def _duration(seconds: float) -> str:
-    """With the unit that gives three digits or fewer before the point."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds * 1e9:.0f} ns" if seconds else "-"

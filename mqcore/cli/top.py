@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..mail.report import OK, SOME_FAILED, UNREACHABLE
+from ..server.durations import write_duration
 from .ctl import EXIT_CODES, SOCKET, as_cell, exchange, explain, path_of
 from .output import complain
 
@@ -110,12 +111,7 @@ def _rate(number: float) -> str:
 
 
 def _seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:,.1f} {unit}"
-    return "0"
+    return "-" if seconds is None else write_duration(seconds)
 
 
 def _lag(lag: dict[str, Any], before: Sequence[int] | None) -> str:
@@ -126,7 +122,7 @@ def _lag(lag: dict[str, Any], before: Sequence[int] | None) -> str:
     if not new:
         return "0"
     bounds = lag["bounds"]
-    return f"up to {_seconds(bounds[new[-1]])}" if new[-1] < len(bounds) else f"over {_seconds(bounds[-1])}"
+    return f"up to {write_duration(bounds[new[-1]])}" if new[-1] < len(bounds) else f"over {write_duration(bounds[-1])}"
 
 
 COLUMNS: Sequence[_Column] = (
@@ -249,5 +245,5 @@ class View:
             table.add_column(name, overflow="ellipsis", no_wrap=True)
         for row in held:
             hook = row["hook"].removeprefix("mq_")
-            table.add_row(_seconds(row["age"]), hook, *(as_cell(row[name]) for name in ("peer", "envelope", "recipient")))
+            table.add_row(write_duration(row["age"]), hook, *(as_cell(row[name]) for name in ("peer", "envelope", "recipient")))
         return table

@@ -12,7 +12,7 @@ from .plugins import loading
 if TYPE_CHECKING:
     from . import Commands
 
-EXIT_CODES = "Exit code: 0 accepted, 1 rejected or failed, 2 usage, 3 a plugin did not load."
+EXIT_CODES = "Exit code: 0 accepted, 1 rejected, failed, or an error afterwards, 2 usage, 3 a plugin did not load."
 
 
 def add_to(commands: Commands) -> None:

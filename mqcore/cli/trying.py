@@ -7,20 +7,23 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .. import Plugins
 from ..errors import PluginError
 from ..hooks import MAILERQ_HOOKS
 from ..mail import MaildirSource, MboxSource, Reader, SourceError
 from ..mail.report import OK, SOME_FAILED
 from ..server.durations import write_duration
+from ..testing.aftermath import Aftermath, Late
 from ..testing.clock import Clock
 from ..testing.mail import make_mail
-from ..testing.stages import STAGES, STAGES_WITH_LOGIN
+from ..testing.stages import HOOKS, STAGES, STAGES_WITH_LOGIN
 from ..testing.steps import Mq
 from ..testing.trial import Done, Stage, Trial, try_mail
+from .output import complain
 from .plugins import load, printing_to_standard_error, tell_what_is_missing
 
 
@@ -52,15 +55,9 @@ def _in_mailbox(source: Reader) -> Iterator[Subject]:
             yield Subject(origin.mime, origin.envelope, name)
 
 
-def lines_of(trial: Trial) -> Iterator[str]:
+def lines_of(stage: Stage) -> Iterator[str]:
     """All that happened, for people."""
-    for stage in trial.stages:
-        yield f"{stage.hook}  for {stage.about}" if stage.about else stage.hook
-        yield from _lines_of_stage(stage)
-    yield f"reply {trial.reply}"
-
-
-def _lines_of_stage(stage: Stage) -> Iterator[str]:
+    yield f"{stage.hook}  for {stage.about}" if stage.about else stage.hook
     width = max((len(call.plugin) for call in stage.calls), default=0) + 2
     times = [_time(call) for call in stage.calls]
     room = max((len(time) for call, time in zip(stage.calls, times, strict=True) if call.changes or call.error), default=0)
@@ -89,10 +86,11 @@ def one_line(number: int, subject: Subject, trial: Trial) -> str:
 
 @dataclass
 class Summary:
-    """Of all mails. `refused`: how many were rejected or failed."""
+    """Of all mails. `refused`: how many were rejected or failed; `late`: what went wrong when they were over."""
 
     mails: int = 0
     refused: int = 0
+    late: list[Late] = field(default_factory=list)
     rows: dict[tuple[str, str], list[Done]] = field(default_factory=dict)
 
     def add(self, trial: Trial) -> None:
@@ -131,45 +129,67 @@ def try_plugins(options: argparse.Namespace) -> int:
     except OSError as error:
         options.parser.error(f"cannot read {options.mail}: {error.strerror}")
     except SourceError as error:
-        options.parser.error(str(error))
+        options.parser.error(f"{error}; the mail comes last, after the plugins")
     summary = Summary()
-    with printing_to_standard_error():
-        output = list(_run(options, subjects, summary, is_mailbox))
-    for line in output:
-        print(line)
-    if (is_mailbox or options.repeat > 1) and not options.json:
-        for line in summary.lines():
-            print(line)
-    sys.stdout.flush()
-    return SOME_FAILED if summary.refused else OK
+    with printing_to_standard_error() as say:
+        _run(options, subjects, summary, is_mailbox, say)
+        if options.json:
+            if summary.late:
+                say(json.dumps({"afterwards": [late._asdict() for late in summary.late]}))
+        else:
+            for line in summary.lines() if is_mailbox or options.repeat > 1 else ():
+                say(line)
+            for line in ("afterwards", *(f"  {late}" for late in summary.late)) if summary.late else ():
+                say(line)
+    return SOME_FAILED if summary.refused or summary.late else OK
 
 
-def _run(options: argparse.Namespace, subjects: Iterable[Subject], summary: Summary, is_mailbox: bool) -> Iterator[str]:
+def _run(
+    options: argparse.Namespace, subjects: Iterable[Subject], summary: Summary, is_mailbox: bool, say: Callable[[str], None]
+) -> None:
     hooks = {spec.name: spec for spec in (*MAILERQ_HOOKS, *(options.hooks or ()))}  # those of one's own beside the stages
     with load(options, *options.paths, hooks=hooks.values()) as plugins:
         tell_what_is_missing(options, plugins, options.paths)
         if not len(plugins):
             raise PluginError("there is nothing to try")
-        with Clock(real_time=options.clock == "real") as clock:
+        _tell_what_is_not_run(plugins)
+        with Clock(real_time=options.clock == "real") as clock, contextlib.ExitStack() as opened:
             mq = Mq(clock, plugins)
-            try:
-                for number, subject in enumerate(subjects, 1):
-                    for _ in range(options.repeat):
-                        trial = _try(options, mq, subject)
-                        summary.add(trial)
-                    if options.json:
-                        yield json.dumps(trial.as_dict())
-                    elif is_mailbox:
-                        yield one_line(number, subject, trial)
-                    else:
-                        yield from lines_of(trial)
-                    if options.diff and not options.json:
-                        yield from trial.diff().splitlines()
-            finally:
-                mq.abort()
+            opened.callback(mq.abort)
+            aftermath = opened.enter_context(contextlib.closing(Aftermath(mq)))
+            for number, subject in enumerate(subjects, 1):
+                for left in reversed(range(options.repeat)):
+                    shows_stages = not (left or is_mailbox or options.json)
+                    trial = _try(options, mq, subject, _telling(say) if shows_stages else lambda stage: None)
+                    summary.add(trial)
+                if options.json:
+                    say(json.dumps(trial.as_dict()))
+                else:
+                    say(one_line(number, subject, trial) if is_mailbox else f"reply {trial.reply}")
+                    for line in trial.diff().splitlines() if options.diff else ():
+                        say(line)
+            summary.late = aftermath.wait()
 
 
-def _try(options: argparse.Namespace, mq: Mq, subject: Subject) -> Trial:
+def _tell_what_is_not_run(plugins: Plugins) -> None:
+    for hook in plugins.hooks:
+        if hook not in HOOKS and (order := plugins.order(hook)):
+            complain(
+                f"{hook} of {', '.join(order)} is not run, as it is no stage of a mail; test it with the fixture mq, as "
+                f"mq.run({hook!r}, message)",
+                OK,
+            )
+
+
+def _telling(say: Callable[[str], None]) -> Callable[[Stage], None]:
+    def tell(stage: Stage) -> None:
+        for line in lines_of(stage):
+            say(line)
+
+    return tell
+
+
+def _try(options: argparse.Namespace, mq: Mq, subject: Subject, tell: Callable[[Stage], None]) -> Trial:
     sender = options.from_address if options.from_address is not None else subject.sender
     mail = make_mail(
         subject.mime,
@@ -179,4 +199,5 @@ def _try(options: argparse.Namespace, mq: Mq, subject: Subject) -> Trial:
         helo=options.helo,
     )
     stages = STAGES if options.login is None else STAGES_WITH_LOGIN
-    return try_mail(mq, mail, stages if options.stage == "all" else (options.stage,), options.login or ("user", "password"))
+    chosen = stages if options.stage == "all" else (options.stage,)
+    return try_mail(mq, mail, chosen, options.login or ("user", "password"), tell)

@@ -32,6 +32,7 @@ cdef extern from "Python.h":
     void PyObject_GC_Track(object)
     void PyObject_GC_UnTrack(object)
     bint PyCallable_Check(object)
+    bint PyCoro_CheckExact(PyObject *) noexcept
     bint PyCFunction_Check(object)
     PyObject *PyCFunction_GET_SELF(object)  # borrowed; NULL for a static method
     bint PyLong_Check(object)
@@ -44,6 +45,7 @@ cdef extern from "Python.h":
     void PyTuple_SET_ITEM(PyObject *, Py_ssize_t, object) noexcept  # steals the reference
 
 ctypedef int (*lose_function)(Watcher, int) noexcept
+ctypedef int (*refuse_function)(PyObject *) noexcept
 
 cdef enum:
     FEW_ARGUMENTS = 6  # of a watcher's callback: for so many no tuple is made
@@ -217,8 +219,13 @@ cdef class WatchHandle(Runnable):
             error = take_error()
             self.lifetime.callback_raised(<object>error)
             Py_DECREF(<object>error)
-        else:
-            Py_DECREF(<object>result)
+            return
+        if PyCoro_CheckExact(result) and Py_REFCNT(<object>result) == 1:
+            if (<refuse_function>refuse_coroutine)(result) < 0:
+                error = take_error()
+                self.lifetime.callback_raised(<object>error)
+                Py_DECREF(<object>error)
+        Py_DECREF(<object>result)
 
     def stop(self):
         """Stop it, also from inside its own callback. Returns whether it was active; once stopped, or after close(), this
@@ -229,6 +236,17 @@ cdef class WatchHandle(Runnable):
             self.lifetime.reactor.check("stop()")
         cdef bint ended = self.lifetime.over
         return self.halt() and not ended
+
+
+cdef int refuse_coroutine(PyObject *result) except -1:
+    """A callback returned a coroutine that nobody has: Python would say so at a line that is not the plugin's."""
+    coroutine = <object>result
+    code = coroutine.cr_code
+    name, file, line = coroutine.__qualname__, code.co_filename, code.co_firstlineno
+    coroutine.close()
+    raise TypeError(
+        f"{name}() in {file}:{line} is a coroutine function, and timers and watchers call plain ones: nobody awaits it, so it "
+        f"never ran; define it without async, or start it by asyncio's create_task() in a plain one")
 
 
 # ----------------------------------------------------------------------------------------------------------------- Timer

@@ -15,7 +15,6 @@ from ..loop._seal cimport seal
 from ._mail cimport Mail
 from ._spool cimport Spooled
 
-from .fields import decode, encode
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(str text) noexcept
@@ -242,6 +241,7 @@ cdef bytes make_field(Name *name, str text, value, Mail mail):
     cdef bytes line_end = new_reader(mail).line_end()
     cdef bytes field = make_short(name, <str>value, line_end) if type(value) is str else None
     if field is None:
+        from .fields import encode  # which needs the package email: many runs do not
         field = b"%b: %b%b" % (text.encode(), encode(text, value, line_end), line_end)
     return field
 
@@ -378,6 +378,7 @@ cdef class Headers:
 
     def get_decoded(self, str name not None, default=None):
         """The same, with encoded words (RFC 2047) decoded as far as they can be."""
+        from .fields import decode
         cdef Reader reader = self.find(name)
         return default if reader is None else decode(reader.value())
 

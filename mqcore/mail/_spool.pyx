@@ -6,7 +6,6 @@ What is new with each recipient, and much, goes to a file without a name once th
 """
 
 import os
-import tempfile
 
 cimport cython
 from libc.string cimport memcmp, memcpy
@@ -37,6 +36,8 @@ cdef class SpoolFile:
     """A file without a name: its room is free again when the last mail in it is gone, whatever ends the process."""
 
     def __cinit__(self):
+        import tempfile  # takes a while, and most runs need none
+
         self.fd = -1
         with tempfile.TemporaryFile(buffering=0) as file:
             self.fd = os.dup(file.fileno())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import platform
 import socket
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from .unix_socket import UnixSocket
 
 SYSTEMD = "systemd"
 """In place of host and port: systemd listens, and passes its sockets on."""
-BALANCES = platform.system() == "Linux"
+BALANCES = sys.platform == "linux"
 """Whether the system spreads connections over the sockets that share a port by SO_REUSEPORT. Elsewhere one of them gets all."""
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from .errors import SourceError
@@ -16,24 +16,72 @@ T = TypeVar("T")
 
 async def in_thread(function: Callable[..., T], *arguments: object) -> T:
     """Call it in a thread, and do not end before it does, though this be cancelled: then what it works on may be closed."""
-    running = asyncio.wrap_future(_threads().call(function, *arguments))
+    call = _Call(asyncio.get_running_loop(), function, arguments)
+    _threads().begin(call)
     try:
-        return await asyncio.shield(running)
+        await call.wait()
     except asyncio.CancelledError:
-        while not running.done():
+        while not call.is_over:
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # nobody asks for it any more
+                await call.wait()
         raise
+    return call.result()
 
 
 def begin_thread() -> None:
     """See to it that this loop has one, whatever becomes of memory. Raises SourceError if none can begin."""
     try:
-        _threads().call(bool)
+        _threads().begin(_Call(asyncio.get_running_loop(), bool, ()))
     except RuntimeError as error:
         raise SourceError(f"there is no thread to read and to store with: {error}") from error
+
+
+class _Call(Generic[T]):
+    """One call in a thread, which the loop is told the end of.
+
+    A future of asyncio's on one of the executor's, shielded from being cancelled, would do the same, at several times the cost.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[..., T], arguments: tuple[object, ...]) -> None:
+        self._loop = loop
+        self._function = function
+        self._arguments = arguments
+        self._waiter: asyncio.Future[None] | None = None
+        self._value: T
+        self._error: BaseException | None = None
+        self.is_over = False
+        self.is_dropped = False
+
+    def run(self) -> None:
+        """In the thread."""
+        if self.is_dropped:
+            return
+        try:
+            self._value = self._function(*self._arguments)
+        except BaseException as error:
+            self._error = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self.is_over = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Until it is over."""
+        if not self.is_over:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+
+    def result(self) -> T:
+        """What it returned, or raise what it raised: once."""
+        if self._error is None:
+            return self._value
+        try:
+            raise self._error
+        finally:
+            self._error = None  # which has this frame, and what it works on, in its traceback
 
 
 class _Threads:
@@ -47,25 +95,15 @@ class _Threads:
         self._pool = ThreadPoolExecutor(thread_name_prefix="mqcore")
         self._has_one = False
 
-    def call(self, function: Callable[..., T], *arguments: object) -> Future[T]:
+    def begin(self, call: _Call[T]) -> None:
         """Raises RuntimeError if there is no thread, and none can begin."""
-        done: Future[T] = Future()
         try:
-            self._pool.submit(self._run, done, function, arguments)
+            self._pool.submit(call.run)
             self._has_one = True
         except RuntimeError:  # it is in the queue all the same
             if not self._has_one:
-                done.cancel()
+                call.is_dropped = True
                 raise
-        return done
-
-    @staticmethod
-    def _run(done: Future[T], function: Callable[..., T], arguments: tuple[object, ...]) -> None:
-        if done.set_running_or_notify_cancel():
-            try:
-                done.set_result(function(*arguments))
-            except BaseException as error:
-                done.set_exception(error)
 
 
 _of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads] = WeakKeyDictionary()

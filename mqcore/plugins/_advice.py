@@ -82,7 +82,7 @@ def advice_for(
     found = set()
     timeout = plugin.config.get("hold_timeout", HOLD_TIMEOUT)
     for hook in hooks_of(plugin.hooks, plugin.path):
-        said = [*blocking_calls(hook), *_returns(hook), *never_awaited(hook), *loops_in_a_loop(hook)]
+        said = [*blocking_calls(hook), *_returns(hook), *never_awaited(hook), *loops_in_a_loop(hook), *_called_at_once(hook)]
         if hook.context is not None:
             said += _wrong_times(hook, timeout)
             said += _wrong_attributes(hook, hook.context, "context", context_attributes)
@@ -256,10 +256,8 @@ def _called(hook: Hook, call: ast.Call, message: ast.expr) -> Hook | None:
 def _taken(hook: Hook) -> Iterator[ast.Call]:
     """Calls that are of use only for who holds the message."""
     for node in running(hook.node):
-        match node:
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=attribute)) if name == hook.context:
-                if attribute == "hold" or _gives_back(hook, node):
-                    yield node
+        if isinstance(node, ast.Call) and (_is_hold(hook, node) or _gives_back(hook, node)):
+            yield node
 
 
 def _gives_back(hook: Hook, call: ast.Call) -> bool:
@@ -274,6 +272,37 @@ def _gives_back(hook: Hook, call: ast.Call) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------- Other rules
+
+
+def _called_at_once(hook: Hook) -> Iterator[tuple[int, str]]:
+    """Functions that are called where they were to be handed over."""
+    for node in running(hook.node):
+        for callback in callbacks(node) if isinstance(node, ast.Call) else ():
+            if isinstance(callback, ast.Call) and _returns_nothing(hook, callback.func):
+                meant = ", ".join(map(ast.unparse, (callback.func, *callback.args, *callback.keywords)))
+                meant = f"functools.partial({meant})" if callback.keywords else meant
+                yield callback.lineno, (
+                    f"{hook.name} calls {shown(callback)} at once, and not when its time has come, and hands over what that "
+                    f"returns, which cannot be called; hand over the function and after it its arguments: {meant}"
+                )
+
+
+def _returns_nothing(hook: Hook, function: ast.expr) -> bool:
+    """Whether this is a function that is there for what it does: a give-back, a method of the log, or one of this file."""
+    helper = hook.module.helper(function, hook.node)
+    if helper is not None:
+        nodes = list(running(helper))
+        is_generator = any(isinstance(node, (ast.Yield, ast.YieldFrom)) for node in nodes)
+        has_value = any(isinstance(node, ast.Return) and node.value is not None for node in nodes)
+        return not (helper.decorator_list or is_generator or has_value)
+    match function:
+        case ast.Attribute(value=ast.Name(id=name), attr=attribute) if attribute in _GIVE_BACKS:
+            return name == hook.context or any(_is_hold(hook, value) for value in _values_of(hook.node, name))
+    return (hook.module.name_of(function) or "").startswith(f"{hook.context}.log.")
+
+
+def _is_hold(hook: Hook, value: ast.expr) -> bool:
+    return isinstance(value, ast.Call) and hook.module.name_of(value.func) == f"{hook.context}.hold"
 
 
 def _wrong_times(hook: Hook, timeout: float) -> Iterator[tuple[int, str]]:

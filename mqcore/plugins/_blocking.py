@@ -60,9 +60,9 @@ def functions_of(hook: Hook) -> Iterator[tuple[FunctionNode, str]]:
 
 
 def callbacks(call: ast.Call) -> list[ast.expr]:
-    """What `start_timer` and `watch` are told to call, on the loop."""
+    """What `start_timer` and `watch`, and asyncio's timers, are told to call, on the loop."""
     if isinstance(call.func, ast.Attribute):
-        if call.func.attr == "start_timer":
+        if call.func.attr in ("start_timer", "call_later", "call_at"):
             return call.args[1:2]
         if call.func.attr == "watch":
             return call.args[2:3]

@@ -18,7 +18,7 @@ def names_plugins(plugins: Plugins) -> Callable[[asyncio.AbstractEventLoop, _Tol
     logger. asyncio's own words name no plugin, only at times a coroutine."""
 
     def handle(loop: asyncio.AbstractEventLoop, told: _Told) -> None:
-        plugin = _plugin_of(plugins, told)
+        plugin = plugin_of(plugins, told)
         if plugin is None:
             loop.default_exception_handler(told)
         else:
@@ -27,7 +27,7 @@ def names_plugins(plugins: Plugins) -> Callable[[asyncio.AbstractEventLoop, _Tol
     return handle
 
 
-def _plugin_of(plugins: Plugins, told: _Told) -> Plugin | None:
+def plugin_of(plugins: Plugins, told: _Told) -> Plugin | None:
     """The plugin in whose files the outermost of the code is that this is about."""
     for file in _files(told):
         for plugin in plugins:

@@ -18,8 +18,11 @@ def parse_duration(text: str) -> float:
 
 
 def write_duration(seconds: float) -> str:
-    """As `8 us`, `50 ms`, `600 s`: three digits, or all before the point."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:.0f} {unit}"
-    return f"{seconds * 1e6:.0f} us"
+    """As `25 ns`, `8 us`, `1.25 ms`, `600 s`: whole, or with three digits."""
+    for unit, scale in (("s", 1), ("ms", 1_000)):
+        if (value := seconds * scale) >= 1:
+            return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+    for unit, scale in (("us", 1_000_000), ("ns", 1_000_000_000)):
+        if (value := seconds * scale) >= 1:
+            return f"{value:.0f} {unit}"
+    return "0 s"

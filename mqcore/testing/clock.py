@@ -65,6 +65,8 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Let so much time pass, and call all that is due meanwhile, each at its time. Raises ValueError for a number that is
         negative or not finite, MqError in a test that is a coroutine."""
+        if not isinstance(seconds, int | float):
+            raise TypeError(f"advance() takes seconds, a number, not {seconds!r}")
         if not (math.isfinite(seconds) and seconds >= 0):
             raise ValueError(f"advance() takes seconds, 0 or more, not {seconds!r}")
         end = _clock.now() + round(seconds * 1e9)

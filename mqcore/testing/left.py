@@ -81,10 +81,14 @@ def _line(lifetime: Any, callback: Any, due: int | None, fd: int | None) -> str:
     return f"{whose} still has {what}" + (f" for {place}" if place else "")
 
 
-def running_of(plugin: str) -> list[tuple[str, Any]]:
-    """What runs of this plugin's: "timer" or "watcher", and the callback."""
+def running_of(plugin: str) -> list[tuple[str, Any, float | None]]:
+    """What runs of this plugin's: "timer" or "watcher", the callback, and in how many seconds it is due, None of a watcher."""
     return [
-        ("watcher" if due is None else "timer", getattr(callback, "__func__", callback))
+        (
+            "watcher" if due is None else "timer",
+            getattr(callback, "__func__", callback),
+            None if due is None else (due - _clock.now()) / 1e9,
+        )
         for lifetime, callback, due, _ in _clock.running()
         if lifetime is not None and owner_of(lifetime) == plugin
     ]

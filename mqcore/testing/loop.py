@@ -79,6 +79,10 @@ class VirtualLoop(uvloop.Loop):
 
     # For the clock
 
+    def count_timers(self) -> int:
+        """How many will be called."""
+        return sum(not handle.cancelled() for _, _, handle in self._timers)
+
     def next_timer(self) -> int | None:
         """When the next one is due, in ns of the clock."""
         while self._timers and self._timers[0][2].cancelled():

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import PluginError
-from ..hooks import MAILERQ_HOOKS, HookSpec
+from ..hooks import MAILERQ_HOOKS, HookSpec, close_to
 from ..plugins import Plugins
 from ..plugins._files import find
 from ..plugins._plugins import load_entry_point
@@ -38,7 +38,8 @@ class PluginFactory:
         `config`: as `mqcore.Plugins` takes it; or the settings of the one plugin that is asked for, without a table around
         them. `hooks`: those that plugins may have, for a server with hooks of its own. They are loaded until `close`.
 
-        Raises PluginError, as a server would not start then, and TypeError for a path that is none.
+        Raises PluginError, as a server would not start then, and where the name of a table of `config` seems to be misspelt;
+        TypeError for a path that is none.
         """
         for path in paths:
             if not isinstance(path, str | os.PathLike):
@@ -50,6 +51,10 @@ class PluginFactory:
             if len(names) != 1:
                 raise PluginError(f"config= has no tables, and there are {len(names)} plugins; write {{'NAME': {{...}}}}")
             config = {names[0]: config}
+        tables = set(config) if isinstance(config, Mapping) else set()
+        for unused in sorted(tables - set(names)):
+            if close := close_to(unused, set(names) - tables):  # others may be for other tests
+                raise PluginError(f"config= has {unused}, and there is no plugin of that name; did you mean {close}?")
         plugins = Plugins(*paths, config=config, hooks=hooks, trust_writable=self._trust_writable)
         self._made.append(plugins)
         if entry_point:

@@ -139,6 +139,8 @@ class Step:
 
 PROBE = "mqcore/_trace.pyx"
 """Whose frames stand above those of a plugin that is looked at."""
+CALLBACK_RAISED = "plugin %s: a callback of a timer or watcher raised"
+"""What the core logs."""
 
 
 class _Raised(logging.Handler):
@@ -155,8 +157,14 @@ class _Raised(logging.Handler):
             while traceback is not None and traceback.tb_frame.f_code.co_filename.endswith(PROBE):
                 traceback = traceback.tb_next
             record.exc_info = (kind, error, traceback or error.__traceback__)
-        if str(record.msg).endswith("a callback of a timer or watcher raised") and record.exc_info and record.exc_info[1]:
+        if record.msg == CALLBACK_RAISED and record.exc_info and record.exc_info[1]:
             self.errors.append(record.exc_info[1])
+
+
+STOP_OR_WAIT = (
+    "what is not needed any more is to be stopped, at the latest in mq_context_cleanup; and for what is to come, the test lets "
+    "time pass, as by mq_clock.advance(seconds)"
+)
 
 
 class Mq:
@@ -218,6 +226,11 @@ class Mq:
         Raises what `Hook.run` does: MqError when there is no such hook, no plugin yet, or the message is in a step already,
         TypeError for other arguments than the hook's; and PluginError when a plugin's `mq_context_initialize` fails.
         """
+        if not isinstance(hook, str) or not isinstance(mail, Message):
+            raise TypeError(
+                "a step is of a hook, by its name, and of a message, which is a mail or of another class derived from "
+                f"mqcore.Message, as mq.run('mq_smtp_in_message', mq_mail()); not of {hook!r} and {mail!r}"
+            )
         step = Step(self, hook, mail, args)
         self.clock.run_until_idle()
         return step
@@ -249,7 +262,7 @@ class Mq:
         What else is meant to run on is to be stopped before, or its message cancelled.
         """
         self.clock.run_until_idle()
-        self._tell(self._held(), beyond(self._works))
+        self._tell(self._held(), self.left())
 
     def close(self) -> None:
         """`check()`, but of what runs for a context after its `mq_context_cleanup`; and then close what was made, whatever that
@@ -270,11 +283,16 @@ class Mq:
         self._end()
         self.clock.errors.clear()
 
+    def left(self) -> list[Running]:
+        """The timers and watchers that run, but for what `mq_context_initialize` began."""
+        return beyond(self._works)
+
     def _held(self) -> list[str]:
         return [problem for dispatcher in self._dispatchers for problem in _problems_of(dispatcher)]
 
     def _tell(self, problems: list[str], left: list[Running]) -> None:
-        problems += filter(None, [describe_left(left)])
+        if left:
+            problems += [describe_left(left), STOP_OR_WAIT]
         problems += [f"a callback raised {type(error).__name__}: {error}" for error in self.clock.errors]
         if problems:
             raise AssertionError("\n".join(problems))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,9 +10,10 @@ from typing import Any
 from ..mail import Mail
 from ..mail.timeline import Changes
 from ..mail.verdicts import UNAVAILABLE
-from ..plugins._checks import is_inside
+from ..server.durations import write_duration
 from ..verdicts import FAIL
 from .left import running_of
+from .places import own_place
 from .steps import Mq, Result, Step, diff_of
 
 ACCEPTED, FAILED = "250 2.0.0 accepted", f"451 {UNAVAILABLE.text}"
@@ -76,9 +75,16 @@ class Trial:
         return {"stages": stages, "reply": self.reply, "accepted": self.is_accepted}
 
 
-def try_mail(mq: Mq, mail: Mail, stages: Sequence[str], login: tuple[str, str] = ("user", "password")) -> Trial:
+def try_mail(
+    mq: Mq,
+    mail: Mail,
+    stages: Sequence[str],
+    login: tuple[str, str] = ("user", "password"),
+    tell: Callable[[Stage], object] = lambda stage: None,
+) -> Trial:
     """Run it through these, until one refuses it. All but the last are given a message of their own, without the mail's bytes
-    before `mq_smtp_in_data`, as a server has it; what they put into `json` the mail has, too. `login`: name and password."""
+    before `mq_smtp_in_data`, as a server has it; what they put into `json` the mail has, too. `login`: name and password.
+    `tell`: is told of each stage that is over."""
     before = mail.mime
     early = Mail(b"", connection=mail.connection)
     done: list[Stage] = []
@@ -88,6 +94,7 @@ def try_mail(mq: Mq, mail: Mail, stages: Sequence[str], login: tuple[str, str] =
             continue
         stage, step = _run(mq, hook, message, about, args)
         done.append(stage)
+        tell(stage)
         result = step.result()
         if hook in SILENT:
             return Trial(tuple(done), SILENT[hook], result.outcome is not FAIL, before, mail.mime)
@@ -176,12 +183,8 @@ def _run(mq: Mq, hook: str, message: Mail, about: str | None, args: tuple[Any, .
 def _with_place(mq: Mq, name: str, text: str | None, error: BaseException | None) -> str | None:
     """What a plugin raised, with the line of the plugin's that it came from, or of whoever raised it."""
     path = next((each.path for each in mq.plugins if each.name == name), None)
-    frames = [] if error is None else traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in frames if not frame.filename.endswith(".pyx")]
-    own = [frame for frame in frames if path is not None and is_inside(frame.filename, path)]
-    for frame in (own or frames)[-1:]:
-        return f"{text} ({os.path.basename(frame.filename)}:{frame.lineno})"
-    return text
+    where = None if error is None else own_place(path, error, or_any=True)
+    return text if where is None else f"{text} ({where})"
 
 
 def _watching(step: Step, reasons: dict[str, str], mq: Mq, hook: str) -> Callable[[], bool]:
@@ -199,7 +202,11 @@ def _watching(step: Step, reasons: dict[str, str], mq: Mq, hook: str) -> Callabl
 def _reason(mq: Mq, holder: str, hook: str) -> str:
     plugin = next((each for each in mq.plugins if each.name == holder), None)
     function = None if plugin is None else plugin.hooks.get(hook)
-    kind, callback = next(iter(running_of(holder)), ("coroutine" if plugin and hook in plugin._coroutine_hooks else "", None))
+    nothing = ("coroutine" if plugin and hook in plugin._coroutine_hooks else "", None, None)
+    kind, callback, due = next(iter(running_of(holder)), nothing)
+    deadline = mq.next_deadline()
+    if due is not None and deadline is not None and deadline < mq.clock.now + due:
+        kind = f"{kind} due in {write_duration(due)}"  # which is too late
     code = getattr(callback, "__code__", None) or getattr(function, "__code__", None)
     place = None if code is None else f"{code.co_filename.rpartition('/')[2]}:{code.co_firstlineno}"
     return ", ".join(filter(None, [kind, place]))

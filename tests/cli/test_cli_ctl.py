@@ -151,6 +151,7 @@ def test_trace_that_is_given_up(steered):
         (["cancel"], "mqcore: cancel needs either the id of a message, or a plugin and perhaps older"),
         (["order"], "the following arguments are required: HOOK"),
         (["reloaad"], "invalid choice: 'reloaad'"),
+        (["c.sock", "status"], "did you mean --socket c.sock?"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )

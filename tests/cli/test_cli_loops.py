@@ -44,7 +44,7 @@ def gateways(tmp_path) -> Iterator[tuple[Server, Server]]:
 
 def send(path: Path, recipient: str) -> str:
     """What a client is told in the end."""
-    with OverUnix(str(path), local_hostname="client.example", timeout=20) as client:
+    with OverUnix(str(path), local_hostname="client.example", timeout=60) as client:
         try:
             client.sendmail("a@example.org", [recipient], TEXT)
         except smtplib.SMTPDataError as error:

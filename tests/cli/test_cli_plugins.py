@@ -184,7 +184,8 @@ def test_hooks_of_a_program_of_ones_own(tmp_path, monkeypatch):
     assert (result.stdout, result.returncode) == (f"on_upload\n    10-a  ({plugin})\n", 0)
     (tmp_path / "mail").write_text("Subject: hello\n\nhello\n")
     result = run("try", "--hooks", "my_own_hooks:HOOKS", plugin, tmp_path / "mail")
-    assert (result.stderr, result.returncode) == ("import\n", 0)
+    told = "mqcore: on_upload of 10-a is not run, as it is no stage of a mail; test it with the fixture mq, as "
+    assert (result.stderr, result.returncode) == (f"import\n{told}mq.run('on_upload', message)\n", 0)
 
 
 @pytest.mark.parametrize(

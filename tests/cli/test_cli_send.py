@@ -23,6 +23,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
 from cli_tools import TEXT, finish, need, serve, wait_until
+from free_ports import free_port
 from mail_tools import (
     EXAMPLES,
     counted,
@@ -73,8 +74,7 @@ def aiosmtpd(*, tls: str | None = None) -> Iterator[tuple[Inbox, str]]:
     if tls is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(certificate().file)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     inbox = Inbox()
     options = {"ssl_context": context} if tls == "implicit" else {"tls_context": context, "require_starttls": tls is not None}
     controller = Controller(inbox, hostname="127.0.0.1", port=port, enable_SMTPUTF8=True, **options)
@@ -148,8 +148,7 @@ def test_smtps(tmp_path, plugins, monkeypatch):
 @contextlib.contextmanager
 def smtp_sink(*options: str) -> Iterator[str]:
     """Postfix's smtp-sink, and its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     user = ["-u", pwd.getpwnam("nobody").pw_name] if os.getuid() == 0 else []
     with subprocess.Popen([need("smtp-sink", "postfix"), *user, *options, f"127.0.0.1:{port}", "100"]) as process:
         try:
@@ -372,16 +371,16 @@ def test_a_record_that_is_not_written_while_whoever_writes_it_is_cancelled(tmp_p
     def write(fd, data):
         number = next(writes)
         begun[number].set()
-        assert go_on[number].wait(20)
+        assert go_on[number].wait(60)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def main(sink):
         first = asyncio.create_task(sink.note([Mail(1)], {}))
-        await asyncio.to_thread(begun[0].wait, 20)
+        await asyncio.to_thread(begun[0].wait, 60)
         second, third = [asyncio.create_task(sink.note([Mail(number)], {})) for number in (2, 3)]
         await asyncio.sleep(0)
         go_on[0].set()
-        await asyncio.to_thread(begun[1].wait, 20)
+        await asyncio.to_thread(begun[1].wait, 60)
         second.cancel()
         await asyncio.sleep(0)
         go_on[1].set()

@@ -10,7 +10,6 @@ import smtplib
 import socket
 import struct
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -331,7 +330,8 @@ def test_clients_that_go_away_leave_no_traceback(tmp_path):
         "10-wait",
         """
         def mq_smtp_in_mailfrom(context, message, address):
-            context.start_timer(0.2, context.continue_, message)
+            context.start_timer(1, context.continue_, message)
+            context.log.warning("has it")
             return True
 
         def mq_smtp_in_close(context, message):
@@ -344,10 +344,13 @@ def test_clients_that_go_away_leave_no_traceback(tmp_path):
             with contextlib.closing(server.client()) as client:
                 client.ehlo()
                 client.send(b"MAIL FROM:<a@example.org>\r\n")
-                time.sleep(0.02)
+                assert "has it" in server.process.stderr.readline()
                 client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
-        time.sleep(0.4)
-        said = server.stop().stderr
+        said = ""
+        while said.count("gave back a message") < 10:
+            said += server.process.stderr.readline()
+            assert server.process.poll() is None, said
+        said += server.stop().stderr
     assert said.count("gave back a message") == 10
     assert "Traceback" not in said
 

@@ -35,8 +35,17 @@ from mqcore.cli.run import _stopped_by_signals
 HOLDS_ODD_ONES = """
     def mq_smtp_in_message(context, message):
         if int(message.mime.split()[2]) % 2:
-            context.data.setdefault("held", []).append(message)
+            held = context.data.setdefault("held", [])
+            held.append(message)
+            if len(held) == 100:
+                context.log.warning("has 100")
             return True
+    """
+
+STOPS_BEFORE_THE_END = """
+    def mq_smtp_in_message(context, message):
+        context.data["count"] = count = context.data.get("count", 0) + 1
+        return count > 39_000 and context.data.setdefault("held", []).append(message) is None
     """
 
 
@@ -102,8 +111,8 @@ def test_what_plugins_hold_is_taken_back(tmp_path):
     route = (f"mbox:{mbox}", f"maildir:{out}", "--plugins", plugins, "--failed", f"maildir:{tmp_path}/failed")
     with start("run", "--from", route[0], "--to", *route[1:], "--json", "--max-in-flight", "100") as process:
         # 100 are held when 200 have been read.
+        assert "has 100" in process.stderr.readline()
         wait_until(lambda: (out / "new").exists() and len(list((out / "new").iterdir())) >= 99, process)
-        time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         result = finish(process)
     assert result.returncode == 130, result
@@ -147,7 +156,8 @@ def test_a_second_signal_stops_at_once_even_a_plugin_that_never_returns(tmp_path
 @pytest.mark.parametrize("delay", [0.02, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0.0, 0.1))])
 def test_killed_in_the_middle(tmp_path, sink, delay):
     mbox, out = write_mbox(tmp_path / "mbox", 40_000), tmp_path / "out"
-    with start("run", "--from", f"mbox:{mbox}", "--to", f"{sink}:{out}") as process:
+    folder = write_plugin(tmp_path / "plugins", "10-stops", STOPS_BEFORE_THE_END).parent
+    with start("run", "--from", f"mbox:{mbox}", "--to", f"{sink}:{out}", "--plugins", folder) as process:
         wait_until(sink_holds(sink, out), process)
         time.sleep(delay)
         process.kill()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,107 @@ def test_mailboxes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert lines[3] == "6 accepted, 0 rejected or failed"
 
 
+LATER = """
+import asyncio
+kept = []
+def later(context, message):
+    context.continue_(message)
+async def ask(context, message):
+    await asyncio.sleep(2)
+    raise OSError("no database")
+def tick(context):
+    context.start_timer(1, tick, context)
+def mq_smtp_in_message(context, message):
+    match message.headers["Subject"]:
+        case "no line":
+            context.start_timer(1, context.continue_, message)
+        case "line":
+            context.start_timer(1, later, context, message)
+        case "task":
+            kept.append(asyncio.get_running_loop().create_task(ask(context, message)))
+        case "coroutine":
+            context.start_timer(0, ask, context, message)
+        case "asyncio":
+            asyncio.get_running_loop().call_later(3600, lambda: 1 / 0)
+        case "endless":
+            tick(context)
+"""
+REFUSED = "does not hold: its step is over; a hook that has a message given back later returns mqcore.HOLD"
+
+
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [
+        ("no line", ["NotHeld: plugin 10-later gave back a message of mq_smtp_in_message", REFUSED, "(10-later.py:11)"]),
+        ("line", [REFUSED, "(10-later.py:5)"]),
+        ("task", ["OSError: no database (10-later.py:8)"]),
+        ("coroutine", ["ask() in ", "10-later.py:6 is a coroutine function"]),
+        ("asyncio", ["ZeroDivisionError: division by zero (10-later.py:22)"]),
+        ("endless", []),
+        ("nothing", []),
+    ],
+)
+def test_what_goes_wrong_afterwards(
+    folder: Path, capfd: pytest.CaptureFixture[str], subject: str, words: list[str]
+) -> None:
+    (folder / "10-later.py").write_text(LATER)
+    (folder / "mail.eml").write_text(f"Subject: {subject}\n\n")
+    code, lines, _ = run(capfd, "10-later.py", "mail.eml")
+    assert lines[2] == "reply 250 2.0.0 accepted"
+    if words:
+        assert code == 1 and lines[3] == "afterwards" and len(lines) == 5
+        assert not [word for word in ["  10-later  ", *words] if word not in lines[4]], lines[4]
+    else:
+        assert code == 0 and len(lines) == 3
+
+
+def test_what_goes_wrong_afterwards_with_many_mails(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "10-later.py").write_text(LATER)
+    (folder / "box").write_bytes(b"From a@example.org Thu Jan  1 00:00:00 2026\nSubject: line\n\n" * 2)
+    code, lines, _ = run(capfd, "10-later.py", "box")
+    assert code == 1 and "2 accepted, 0 rejected or failed" in lines
+    assert lines[-2] == "afterwards" and lines[-1].endswith(" (10-later.py:5), 2 times")
+    code, lines, _ = run(capfd, "10-later.py", "box", "--json")
+    (late,) = json.loads(lines[-1])["afterwards"]
+    assert code == 1 and len(lines) == 3
+    assert (late["plugin"], late["place"], late["times"]) == ("10-later", "10-later.py:5", 2)
+
+
+def test_a_timer_that_comes_after_the_deadline(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "10-long.py").write_text(FILES["20-wait.py"].replace("0.05", "5000"))
+    code, lines, _ = run(capfd, "10-long.py", "yes.eml")
+    assert code == 1 and "FAIL      held 30 s (timer due in 5000 s, 10-long.py:1)" in lines[1]
+
+
+def test_each_stage_is_told_when_it_is_over(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What a plugin writes comes between the lines of the stages, where both are the same file."""
+    (folder / "10-look.py").write_text(
+        "import os\ndef mq_smtp_in_rcptto(context, message, address): pass\n"
+        "def mq_smtp_in_message(context, message):\n"
+        "    with open('seen', 'w') as seen: seen.write(open('out').read())\n"
+    )
+    with open("out", "w") as out:
+        code = subprocess.run(
+            [sys.executable, "-m", "mqcore", "try", "10-look.py", "yes.eml", "--stage", "all"], stdout=out, timeout=60
+        ).returncode
+    assert code == 0
+    seen = (folder / "seen").read_text().splitlines()
+    assert len(seen) == 2 and seen[0].startswith("mq_smtp_in_rcptto ") and seen[1].startswith("  10-look  CONTINUE")
+
+
+def test_hooks_of_an_own_program_are_not_run(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = "[mqcore.HookSpec('mq_order'), mqcore.HookSpec('mq_rest')]"
+    (folder / "hooks_of_try.py").write_text(f"import mqcore\nHOOKS = {hooks}\n")
+    (folder / "10-own.py").write_text("def mq_order(context, message): raise OSError\n" + FILES["10-tag.py"])
+    monkeypatch.syspath_prepend(str(folder))
+    code, lines, err = run(capfd, "10-own.py", "yes.eml", "--hooks", "hooks_of_try:HOOKS")
+    assert code == 0 and "10-own" in lines[1]
+    assert "mq_order of 10-own is not run, as it is no stage of a mail; test it with the fixture mq" in err
+    assert "mq_rest" not in err
+
+
 def test_help_lists_the_stages(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(capfd, "--help")
@@ -193,6 +296,9 @@ def test_exit_codes_of_mistakes(
     assert "10-block, and there is no plugin of that name; load it, or take its table away" in run(
         capfd, "plugins", "yes.eml", "--config", "mqcore.toml"
     )[2]
+    with pytest.raises(SystemExit):
+        run(capfd, "yes.eml", "plugins")
+    assert "no Maildir: it has neither new/ nor cur/; the mail comes last, after the plugins" in capfd.readouterr().err
     mistakes = ["nothing.eml"], ["yes.eml", "--repeat", "0"], ["yes.eml", "--login", "x"]
     for arguments in (["yes.eml"], *(["plugins", *mistake] for mistake in mistakes)):
         with pytest.raises(SystemExit) as ended:

@@ -77,15 +77,15 @@ def test_rule_10_never_early(owner):
 
 def test_rule_10_each_hold_has_a_deadline_of_its_own(engine):
     """What is given back in time starts afresh at the next plugin."""
-    holder = Lender()
-    dispatcher = engine.start({"a": holder, "b": holds}, hold_timeout=0.05)
+    holder, came_on = Lender(), []
+    dispatcher = engine.start({"a": holder, "b": lambda context, message: came_on.append(message) or True}, hold_timeout=0.05)
     first, second = engine.Message(), engine.Message()
     dispatcher.hook("mq_step").run_many([first, second], done=engine.done)
-    engine.spin(wait=True)
+    if engine.name == "reference":  # its clock stands still
+        engine.spin(wait=True)
     holder.context.continue_(first)
-    engine.run_until(lambda: first.holder == "b")
-    assert second.holder == "a"
     engine.run_until(lambda: len(engine.finished) == 2)
+    assert came_on == [first]
     assert [message for message, _ in engine.finished] == [second, first]
     assert isinstance(first.error, mqcore.HoldTimeout) and isinstance(second.error, mqcore.HoldTimeout)
 

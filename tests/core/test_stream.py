@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from loop_tools import python
+from waiting import until
 
 import mqcore
 
@@ -44,8 +45,11 @@ class Sorter:
         if message.what == "raise":
             raise ValueError(message.number)
         if message.what == "later":
-            context.start_timer(0.01 * max(5 - message.number, 1), context.continue_, message)
+            context.start_timer(0.01, context.continue_, message)
             return mqcore.HOLD
+        if message.what == "last":  # of two that are held, the later one goes on first
+            for number in sorted(self.held, reverse=True):
+                context.start_timer(0, self.give_back, number)
         return False
 
     async def mq_other(self, context, message, extra):
@@ -81,9 +85,7 @@ async def collect(stream):
 
 async def settled(read, wanted):
     """What was read comes to be this, however busy the machine is, and no more."""
-    async with asyncio.timeout(10):
-        while len(read) < len(wanted):
-            await asyncio.sleep(0.001)
+    await until(lambda: len(read) >= len(wanted))
     await asyncio.sleep(0.01)
     assert read == wanted
 
@@ -108,7 +110,7 @@ def hook(uvloop_owner, sorter):
 @ORDERS
 @KINDS
 def test_what_comes_out(uvloop_owner, hook, kind, ordered):
-    mails = [Mail(number, what) for number, what in enumerate(["later", None, "raise", "later", None])]
+    mails = [Mail(number, what) for number, what in enumerate(["hold", None, "raise", "hold", "last"])]
     pairs = uvloop_owner.run(collect(hook.stream(source_of(kind, mails), ordered=ordered)))
     assert numbers(pairs) == ([0, 1, 2, 3, 4] if ordered else [1, 2, 4, 3, 0])
     outcomes = {mail.number: outcome for mail, outcome in pairs}
@@ -132,7 +134,7 @@ def test_held_messages_are_referred_to_weakly(uvloop_owner, hook, sorter, kind, 
     async def run():
         stream = hook.stream(source_of(kind, mails()), ordered=ordered)
         task = asyncio.create_task(collect(stream))
-        await asyncio.sleep(0.02)
+        await until(lambda: gone and 0 in sorter.held)
         sorter.give_back(0)
         return await task
 
@@ -448,7 +450,7 @@ def test_the_end_cancels_the_rest_and_closes_the_source(uvloop_owner, hook, sort
         stream = hook.stream(source.of(kind, mails), max_in_flight=6, ordered=ordered)
         if ordered:
             task = asyncio.create_task(anext(stream))
-            await asyncio.sleep(0.01)
+            await until(lambda: 0 in sorter.held)
             sorter.give_back(0)
             assert (await task)[0].number == 0
             del task  # it keeps what it awaited
@@ -474,7 +476,7 @@ def test_the_end_cancels_the_rest_and_closes_the_source(uvloop_owner, hook, sort
         else:
             del stream
             gc.collect()
-            await asyncio.sleep(0.01)
+            await until(lambda: source.closed)
         assert source.closed == 1
         told.update({number: mail.error for number, mail in sorter.held.items()})
 
@@ -510,7 +512,7 @@ def test_the_last_reference_goes_on_another_thread(uvloop_owner, hook, sorter, k
         streams = [hook.stream(source.of(kind, [Mail(0, "hold"), Mail(1)]))]
         assert (await anext(streams[0]))[0].number == 1
         await asyncio.to_thread(streams.clear)
-        await asyncio.sleep(0.01)
+        await until(lambda: source.closed and sorter.held[0].error)
         assert source.closed == 1 and isinstance(sorter.held[0].error, mqcore.Cancelled)
 
     uvloop_owner.run(run())
@@ -560,14 +562,14 @@ def test_a_timeout_of_the_source_means_the_source(uvloop_owner, hook, sorter):
 def test_a_source_that_waits_keeps_no_outcome_back(uvloop_owner, hook, sorter):
     async def mails():
         yield Mail(0, "hold")
-        await asyncio.sleep(10)
+        await asyncio.sleep(100)
 
     async def run():
         stream = hook.stream(mails())
         task = asyncio.create_task(anext(stream))
-        await asyncio.sleep(0.01)
+        await until(lambda: 0 in sorter.held)
         sorter.give_back(0)
-        assert (await asyncio.wait_for(task, 1))[0].number == 0
+        assert (await asyncio.wait_for(task, 5))[0].number == 0
         await stream.aclose()
 
     uvloop_owner.run(run())
@@ -640,7 +642,7 @@ def test_what_a_source_raises_while_it_is_closed(uvloop_owner, hook):
     async def asynchronous():
         try:
             yield Mail(0)
-            await asyncio.sleep(10)
+            await asyncio.sleep(100)
         finally:
             raise KeyError("closing")
 
@@ -652,8 +654,9 @@ def test_what_a_source_raises_while_it_is_closed(uvloop_owner, hook):
                 await stream.aclose()
             stream = hook.stream(source())
             await anext(stream)
+            wanted = len(uvloop_owner.loop_errors) + 1
             del stream
-            await asyncio.sleep(0.01)
+            await until(lambda wanted=wanted: len(uvloop_owner.loop_errors) == wanted)
 
     uvloop_owner.run(run())
     assert [str(error) for error in uvloop_owner.loop_errors] == ["'closing'"] * 2
@@ -675,7 +678,7 @@ def test_throw_close_and_send(uvloop_owner, hook, sorter):
         with pytest.raises(RuntimeError, match="already"):
             stream.__anext__().send(None)
         waiting.close()
-        await asyncio.sleep(0.01)
+        await until(lambda: sorter.held[0].error)
         assert isinstance(sorter.held[0].error, mqcore.Cancelled)
         assert await collect(stream) == []
         other = hook.stream([Mail(2, "hold")]).__anext__()
@@ -716,10 +719,12 @@ def test_a_stream_in_a_cycle_with_its_source(uvloop_owner, hook):
         stream = weakref.ref(streams[0])
         await anext(streams[0])
         del streams
-        for _ in range(2):
+
+        def gone():
             gc.collect()
-            await asyncio.sleep(0.01)
-        assert stream() is None and closed
+            return stream() is None and closed
+
+        await until(gone)
 
     uvloop_owner.run(run())
 

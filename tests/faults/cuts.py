@@ -20,7 +20,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "partners")]
 from broker import REFUSES, Broker, lasting_port
 from faults_command import run
 from mail_tools import write_plugin
+from networks import ip
 from queues import COLUMNS, IN_FLIGHT, Client, Figures, consuming, drained, run_program, sum_up
 
 CUTS = ("drop", "silence", "reset")
@@ -86,10 +86,6 @@ class Cable:
                 yield
             finally:
                 ip("link", "set", self._end, "up")
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, timeout=30)
 
 
 class Cuts(NamedTuple):

@@ -7,13 +7,13 @@ import contextlib
 import mailbox
 import random
 import re
-import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from free_ports import free_port
 from mail_tools import write_plugin
 from smtp_tools import certificate
 
@@ -135,9 +135,9 @@ class ServerOwner(Owner):
         return self.got.total()
 
     @contextlib.asynccontextmanager
-    async def listening(self) -> AsyncIterator[ServerOwner]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 26)
-        self.url = f"{self.scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async def listening(self, host: str = "127.0.0.1") -> AsyncIterator[ServerOwner]:
+        server = await asyncio.start_server(self._serve, host, 0, limit=1 << 26)
+        self.url = f"{self.scheme}://{host}:{server.sockets[0].getsockname()[1]}"
         try:
             yield self
         finally:
@@ -242,14 +242,6 @@ def server(kind: str, folder: Path) -> Source:
     options = ("--tls-certificate", certificate().file) if tls else ()
     port = free_port()
     return Source(kind, ("127.0.0.1", port), tls, f"{kind}://127.0.0.1:{port}", options)
-
-
-def free_port() -> int:
-    """None of those that the system gives to clients: one that tries to connect again and again would connect to itself."""
-    while True:
-        port = random.randrange(10_000, 30_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 def write_source(kind: str, path: Path, numbers: Iterable[int]) -> str:

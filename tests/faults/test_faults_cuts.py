@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-
 import pytest
+from networks import why_none
 
 pytest.importorskip("pika", reason="pika is not installed (pip: pika)")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="network namespaces are Linux's, and root's"),
-    pytest.mark.skipif(shutil.which("ip") is None, reason="ip is not installed (Debian: apt-get install iproute2)"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why := why_none()), reason=str(why))]
 
 
 def test_nothing_is_lost_and_doubles_are_bounded():

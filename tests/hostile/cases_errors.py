@@ -102,7 +102,7 @@ def _fails(owner: Owner, hook: Callable[[Any, Any], Any], held: bool = False) ->
     if owner.name == "uvloop":
 
         async def wait() -> Any:
-            return await asyncio.wait_for(step(mqcore.Message()), 10)
+            return await asyncio.wait_for(step(mqcore.Message()), 60)
 
         assert owner.run(wait()) is mqcore.FAIL  # type: ignore[attr-defined]
     settle(owner, dispatcher)

@@ -34,7 +34,7 @@ def made_in_another_thread_than_its_loops(owner: Owner) -> None:
 
     thread = threading.Thread(target=spin, daemon=True)
     thread.start()
-    assert running.wait(10)
+    assert running.wait(60)
     plugins = owner.plugins({"10-hold": lambda context, message: True})
     for _ in range(100):
         assert isinstance(raised(mqcore.Dispatcher, plugins, loop=loop), mqcore.MqError)

@@ -14,6 +14,7 @@ import pytest
 import uvloop
 from busy import Busy
 from loop_tools import Lender, borrow
+from waiting import until
 
 import mqcore
 from mqcore import READ
@@ -98,7 +99,7 @@ def test_close_of_a_loop_that_ran_in_another_thread():
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
-        assert filled.wait(10)
+        assert filled.wait(60)
         for method in (busy.dispatcher.close, busy.dispatcher.held, lambda: busy.context.start_timer(0, print)):
             with pytest.raises(mqcore.MqError, match="thread"):
                 method()
@@ -130,7 +131,7 @@ def test_a_loop_that_runs_on_one_thread_after_another():
 
     def run():
         threads.append(threading.get_ident())
-        loop.run_until_complete(asyncio.sleep(0.005))
+        loop.run_until_complete(until(lambda: fired))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -139,7 +140,7 @@ def test_a_loop_that_runs_on_one_thread_after_another():
 
     async def go_on():
         busy.context.start_timer(0.001, lambda: fired.append(threading.get_ident()))
-        await asyncio.sleep(0.005)
+        await until(lambda: len(fired) == 2)
 
     try:
         loop.run_until_complete(go_on())
@@ -194,7 +195,7 @@ def test_a_dispatcher_that_is_dropped_goes_on_until_its_loop_ends():
     plugins.add("a", Plugin())
     mqcore.Dispatcher(plugins, loop=loop)
     gc.collect()
-    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.run_until_complete(until(lambda: fired))
     assert fired == [1]
     loop.close()
     assert fired == [1, 2]

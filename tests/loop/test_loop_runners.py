@@ -12,6 +12,7 @@ import uvloop
 from busy import Busy
 from loop_tools import borrow
 from owners import assert_conserved
+from waiting import until
 
 import mqcore
 from mqcore import READ
@@ -134,7 +135,7 @@ def test_the_runner_ends_in_a_task_that_still_runs_messages_when_it_is_cancelled
             message = mqcore.Message()
             busy.dispatcher.hook("mq_step").run(message, done=lambda message, outcome: outcomes.append(outcome))
             busy.context.start_timer(0.001, busy.context.complete, message)
-            await asyncio.sleep(0.005)
+            await until(lambda: outcomes)
 
     async def main():
         busy = Busy().fill()

@@ -558,7 +558,7 @@ def test_messages_go_from_thread_to_thread(switching):
 
     one, two = queue.SimpleQueue(), queue.SimpleQueue()
     for thread in start(lambda: run(one, two), lambda: run(two, one)):
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
     assert results == [[mqcore.COMPLETE] * 300] * 2
 

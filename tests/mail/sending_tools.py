@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smtp_tools import ListSink
+from waiting import until
 
 import mqcore
 from mqcore.mail import FailedSink, Gateway, Origin, Reader, Report
@@ -142,8 +143,7 @@ async def next_server(script: Mapping[str, Iterable[str]] | None = None) -> Asyn
     finally:
         server.speak.set()
         await server.stop()
-        while server.open:
-            await asyncio.sleep(0.001)
+        await until(lambda: not server.open)
 
 
 class ListSource(Reader):
@@ -187,9 +187,7 @@ class Delivering:
         assert self.gateway.in_flight == self.gateway.bytes == pool._open == len(pool._waiting) == 0
         return report
 
-    async def until(self, condition: Any) -> None:
-        while not condition():
-            await asyncio.sleep(0.001)
+    until = staticmethod(until)
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ import trustme
 from amqp_broker import Broker, broker
 from amqp_tools import NONE, OPEN_OK, deliver, frame, method, returned
 from smtp_tools import run
+from waiting import until
 
 from mqcore.amqp.client import (
     Blocked,
@@ -292,13 +293,6 @@ async def session(it: Broker, set_up: Callable[[Connection], Any] | None = None)
         yield kept, events, ends
     finally:
         await kept.close()
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """For what happens on both sides in a few turns of the loop."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 @run

@@ -14,6 +14,7 @@ from amqp_broker import Content, Item, QueueBroker, serving
 from amqp_reading import Running, disconnect, number_of, reading
 from amqp_tools import method
 from smtp_tools import ListSink, run
+from waiting import until
 
 from mqcore.amqp._properties import decode_properties
 from mqcore.amqp.client import Properties, encode_properties
@@ -137,8 +138,7 @@ async def test_what_comes_back_ends_the_run():
     other.outcome = lambda number: "returned" if number == 2 else "ack"
     broker.put("q", *map(raw, range(3)))
     async with relaying(broker, other, fails=True) as it:
-        while it.gateway.report.error is None:
-            await asyncio.sleep(0.001)
+        await until(lambda: it.gateway.report.error is not None)
     assert len(acked(broker)) == 2 and it.counts.returned == 1 and it.counts.unfinished == 1
     assert "its messages go to no queue (312 NO_ROUTE)" in it.report.error
 

@@ -15,6 +15,7 @@ from amqp_tools import method
 from sending_tools import ListSource
 from smtp_tools import ListSink, run
 from smtp_tools import serving as smtp_serving
+from waiting import until
 
 import mqcore
 from mqcore.amqp._properties import decode_properties
@@ -284,12 +285,6 @@ async def test_a_run_that_is_stopped_does_not_wait_for_a_full_queue(monkeypatch)
         it.outcome = lambda number: "nack"
         report, *_ = await move(sink_to(it), during=during)
         assert report.counts.unfinished == 5 and report.counts.in_doubt == 0
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 @run

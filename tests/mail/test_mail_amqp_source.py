@@ -12,6 +12,7 @@ from amqp_reading import disconnect, number_of, reading
 from amqp_tools import method
 from sending_tools import NextServer
 from smtp_tools import ListSink, run
+from waiting import until
 
 from mqcore.amqp._properties import decode_properties
 from mqcore.amqp.client import Properties, encode_properties
@@ -453,9 +454,7 @@ async def test_a_queue_that_is_deleted_ends_the_run_after_a_while(monkeypatch):
         broker.answers["basic.consume"] = refused
         writer, channel = next(iter(broker.consumers))
         writer.write(method(channel, "basic.cancel", "mqcore", True))
-        async with asyncio.timeout(10):
-            while it.gateway.report.error is None:
-                await asyncio.sleep(0.01)
+        await until(lambda: it.gateway.report.error is not None)
     assert it.report.exit_code == 4 and "NOT_FOUND - no queue 'q'" in it.report.error
 
 
@@ -481,9 +480,7 @@ async def test_who_may_not_read(code, text):
     broker = QueueBroker(connection__start_ok=lambda *_: method(0, "connection.close", code, text, 0, 0))
     async with reading(broker, fails=True) as it:
         await broker.until(lambda: broker.names)
-        async with asyncio.timeout(10):
-            while it.gateway.report.error is None:
-                await asyncio.sleep(0.01)
+        await until(lambda: it.gateway.report.error is not None)
     assert it.report.exit_code == 4 and text in it.report.error and "secret" not in it.report.error
 
 
@@ -492,9 +489,7 @@ async def test_who_may_not_read(code, text):
 async def test_queues_that_are_not_to_be_made(missing):
     broker = QueueBroker(missing=[missing])
     async with reading(broker, query="queue=q&declare=no", fails=True) as it:
-        async with asyncio.timeout(10):
-            while it.gateway.report.error is None:
-                await asyncio.sleep(0.01)
+        await until(lambda: it.gateway.report.error is not None)
     assert it.report.exit_code == 4 and f"no queue '{missing}'" in it.report.error
 
 

@@ -281,7 +281,7 @@ async def test_what_is_taken_back_while_it_waits_for_the_store_is_not_settled():
     class Waits(Offers):
         async def run(self, gateway):
             gateway.offer(self.offered[:1])
-            await asyncio.to_thread(sink.waits.wait, 20)
+            await asyncio.to_thread(sink.waits.wait, 60)
             gateway.offer(self.offered[1:])
             assert [told.committing for told in self.offered] == [True, False]
             for told in self.offered:

@@ -270,12 +270,12 @@ async def test_a_run_that_is_cancelled_ends_when_the_store_does():
 
         def store(self, mails):
             begun.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
             self.done = True
 
     with dispatcher() as made:
         running = asyncio.create_task(Gateway(made, Jobs(Job(b"x")), sink := Slow()).run())
-        await asyncio.to_thread(begun.wait, 20)
+        await asyncio.to_thread(begun.wait, 60)
         running.cancel()
         for _ in range(10):
             await asyncio.sleep(0)
@@ -330,7 +330,7 @@ def test_no_memory_for_another_thread(monkeypatch):
             report = await ended(Gateway(made, Jobs(*(Job(b"x") for _ in range(3))), sink := Disk()))
         assert report.error is None and report.counts.stored == len(sink.mails) == 3
         go_on = threading.Event()
-        waiting = asyncio.create_task(in_thread(go_on.wait, 20))
+        waiting = asyncio.create_task(in_thread(go_on.wait, 60))
         behind = asyncio.create_task(in_thread(go_on.is_set))
         asyncio.get_running_loop().call_later(0.01, go_on.set)
         assert await waiting and await behind
@@ -480,3 +480,34 @@ def test_planted_links_are_not_followed(tmp_path):
     (tmp_path / "in" / "new").mkdir(parents=True)
     (tmp_path / "in" / "new" / "1.x").symlink_to(victim)
     assert list(MaildirSource(str(tmp_path / "in"))) == []
+
+
+def test_what_is_called_in_a_thread_ends_before_whoever_waits():
+    """Though that be cancelled, again and again, and whatever the call raises; else it would work on what is closed."""
+
+    @run
+    async def main():
+        for error in (None, ValueError("late")):
+            go_on, ended_at_last = threading.Event(), []
+
+            def work(go_on=go_on, error=error, ended=ended_at_last):
+                assert go_on.wait(20)
+                ended.append(True)
+                if error is not None:
+                    raise error
+
+            task = asyncio.create_task(in_thread(work))
+            await asyncio.sleep(0)
+            for _ in range(3):
+                task.cancel()
+                await asyncio.sleep(0.001)
+                assert not task.done()
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert ended_at_last
+        with pytest.raises(ZeroDivisionError):
+            await in_thread(divmod, 1, 0)
+        assert await in_thread(divmod, 7, 2) == (3, 1)
+
+    main()

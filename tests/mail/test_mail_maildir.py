@@ -14,9 +14,9 @@ import pytest
 from mail_tools import make_maildir, read_maildir, real_mails, small_disk
 
 from mqcore.mail import Mail, Origin, SinkError, SinkFull, SourceError
+from mqcore.mail.maildir import _files
 from mqcore.mail.maildir import format as maildir
 from mqcore.mail.maildir import sink as maildir_sink
-from mqcore.mail.maildir import sync
 from mqcore.mail.maildir.sink import MaildirSink
 from mqcore.mail.maildir.source import MaildirSource
 
@@ -189,7 +189,8 @@ def test_it_makes_the_maildir(tmp_path):
 
 @pytest.mark.parametrize("in_one", [True, False])
 def test_a_group_is_stored_byte_for_byte(tmp_path, monkeypatch, in_one):
-    monkeypatch.setattr("mqcore.mail.maildir.sink.syncs_in_one", lambda files: in_one and sync.syncs_in_one(files))
+    monkeypatch.setattr(maildir_sink, "syncs_in_one", lambda files: in_one and _files.syncs_in_one(files))
+    monkeypatch.setattr(maildir_sink, "PORTION", 20_000)  # and in several of these
     real = [text for _, text in real_mails()]
     with opened(tmp_path / "out") as sink:
         sink.store([Mail.read(Origin(text, f"{number:032x}", number)) for number, text in enumerate(real)])
@@ -321,39 +322,28 @@ def test_what_cannot_be_written_to(tmp_path, make, message):
     assert str(raised.value) == message.format(path=path)
 
 
-def test_a_sync_of_the_whole_file_system_that_fails(tmp_path, monkeypatch):
-    if not sync.syncs_in_one(100):
-        pytest.skip("needs syncfs that tells of errors: Linux 5.8")
-    assert sync.syncs_in_one(1) is False
+def test_what_is_no_group_of_files(tmp_path):
+    """Nothing is made then."""
+    tmp = os.open(tmp_path, os.O_RDONLY)
+    try:
+        wrong = ([b"a"], [], []), ([b"a"], [b"x"], []), ([None], [b"x"], [None]), ([b"a"], [None], [None])
+        for names, contents, times in wrong:
+            with pytest.raises((TypeError, ValueError)):
+                _files.write_files(tmp, names, contents, times, sync=True)
+        for files, names in (([b"a"], []), ([None], [b"b"]), ([b"a"], [None])):
+            with pytest.raises((TypeError, ValueError)):
+                _files.publish_files(tmp, tmp, files, names, [])
+        with pytest.raises(TypeError):
+            _files.write_files(tmp, [b"a", b"b"], [b"x", b"y"], [None, "now"], sync=True)
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        os.close(tmp)
     with pytest.raises(OSError, match="Bad file descriptor"):
-        sync.sync_filesystem(-1)
-    path = tmp_path / "out"
-    with opened(path) as sink:
-        monkeypatch.setattr(sync, "_syncfs", lambda fd: -1)
-        with pytest.raises(SinkError):
-            sink.store([mail(f"mail {number}", number) for number in range(100)])
-    assert read_maildir(path) == []
-
-
-def test_the_order_of_things_on_the_disk(tmp_path, monkeypatch):
-    """Each file is on the disk before it has its name, the names are before the index tells of them and the group counts."""
-    calls: list[str] = []
-    for name in ("write", "fsync"):
-        monkeypatch.setattr(os, name, spy(name, getattr(os, name), calls))
-    monkeypatch.setattr(maildir_sink, "publish", spy("publish", maildir_sink.publish, calls))
-    with opened(tmp_path / "out") as sink:
-        sink.store([mail("makes the index", 0)])
-        calls.clear()
-        sink.store([mail("a", 1), mail("b", 2, flags="S")])
-        assert calls == ["write", "fsync", "write", "fsync", "publish", "publish", "fsync", "fsync", "write"]
-
-
-def spy(name, function, calls):
-    def call(*args, **options):
-        calls.append(name)
-        return function(*args, **options)
-
-    return call
+        _files.write_files(tmp, [b"a"], [b"x"], [None], sync=True)
+    if _files.syncs_in_one(100):  # where syncfs tells of errors: from Linux 5.8 on
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            _files.sync_filesystem(-1)
+    assert _files.syncs_in_one(1) is False
 
 
 def test_a_full_disk(tmp_path):

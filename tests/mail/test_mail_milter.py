@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from milter_tools import Mta
 from smtp_tools import Holds, ListSink, plugin, run
+from waiting import until
 
 import mqcore
 from mqcore.mail import FailedSink, Gateway, Mail
@@ -234,7 +235,7 @@ async def test_a_server_is_told_that_it_has_to_wait(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("mqcore.mail.milter.timeouts.PROGRESS", 0.02)
 
     async def wait(context: Any, mail: Mail) -> None:
-        await asyncio.sleep(0.1)
+        await until(lambda: (b"p", b"") in mta.said)
 
     async with asked(plugin(message=wait)) as (mta, _at):
         await mta.connect()
@@ -277,13 +278,12 @@ async def test_a_server_that_goes_takes_back_what_plugins_hold(stage: str, how: 
     holder = plugin(**{stage: hold, "close": lambda context, message: closed.append(message)})
     async with asked(holder) as (mta, at):
         going = asyncio.create_task(talk(mta))
-        await asyncio.wait_for(held.wait(), 10)
+        await asyncio.wait_for(held.wait(), 60)
         if how == "reset":
             mta.reset()
         else:
             mta.send((packet(b"A") if how == "abort" else b"") + packet(b"Q"))
-        while not closed:
-            await asyncio.sleep(0.01)
+        await until(lambda: closed)
         going.cancel()
         await asyncio.wait([going])
         assert at.gateway.dispatcher.counts()["held"] == 0
@@ -340,8 +340,7 @@ async def test_stopping_lets_what_is_open_end() -> None:
         idle = await Mta.at(at.gateway.source.port)
         await mta.connect()
         asking = asyncio.create_task(mta.send_mail(MIME))
-        while not held:
-            await asyncio.sleep(0.01)
+        await until(lambda: held)
         at.gateway.stop()
         assert await idle.is_closed()
         idle.leave()

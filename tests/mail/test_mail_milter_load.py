@@ -15,6 +15,7 @@ from effort import examples
 from milter_tools import Mta
 from smtp_tools import Holds, run
 from test_mail_milter import MIME, asked
+from waiting import until
 
 from mqcore.mail import Mail
 
@@ -45,8 +46,7 @@ async def hold_mails_of(count: int) -> None:
             assert [said for said in one.said if said[0] != b"p"] == [(b"i", b"\0\0\0\1X-New\0 %d@example.org\0" % number)]
 
         asking = asyncio.gather(*map(ask, range(count)))
-        while len(holds.held) < count:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(holds.held) >= count)
         for _, mail in holds.held:
             mail.headers.add("X-New", mail.envelope)
         holds.release()
@@ -54,8 +54,7 @@ async def hold_mails_of(count: int) -> None:
         assert at.counts.continued == count
         for one in servers:
             one.leave()
-        while len(at.server.host.sessions) > 1:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(at.server.host.sessions) <= 1)
 
 
 @run

@@ -11,6 +11,7 @@ import pytest
 from milter_tools import OFFER, split_packets
 from smtp_tools import plugin, run
 from test_mail_milter import asked
+from waiting import until
 
 import mqcore
 from mqcore.mail import Mail
@@ -151,8 +152,7 @@ async def test_a_plugin_that_gives_back_lets_the_next_mail_of_the_same_piece_go_
             context, message = held.pop()
             message.headers.add("X-New", str(count))
             context.continue_(message)
-            while len(split_packets(wire.said)) < 1 + 2 * count:
-                await asyncio.sleep(0.001)
+            await until(lambda wanted=1 + 2 * count: len(split_packets(wire.said)) >= wanted)
         assert [data for command, data in split_packets(wire.said) if command == b"i"] == [
             b"\0\0\0\1X-New\0 1\0",
             b"\0\0\0\1X-New\0 2\0",

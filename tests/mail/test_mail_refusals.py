@@ -9,6 +9,7 @@ import ssl
 import pytest
 from sending_tools import NextServer
 from smtp_tools import ALL, EHLO, MAIL, OPEN, RCPT, TEXT, ListSink, plugin, run, serving
+from waiting import until
 
 import mqcore
 from mqcore.mail import SmtpSink, refusals
@@ -220,8 +221,7 @@ async def test_the_next_second_has_lines_again(lines, monkeypatch):
         several = Refusals(dispatcher)
         for _ in range(101):
             several.note("connect", 421, "4.3.2 no")
-        while lines()[-1] != "... and 1 more":
-            await asyncio.sleep(0.001)
+        await until(lambda: lines()[-1] == "... and 1 more")
         several.note("connect", 421, "4.3.2 no")
         assert lines()[-1] == "stage=connect reply='421 4.3.2 no'"
         several.close()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sending_tools import next_server
 from smtp_tools import certificate, run
+from waiting import until
 
 from mqcore.mail.smtp.outgoing import Client
 from mqcore.mail.smtp.upstream import Health, Upstream
@@ -122,8 +123,7 @@ async def test_connecting_that_is_broken_off():
         with pytest.raises(asyncio.CancelledError):
             await connecting
         server.speak.set()
-        while server.open:
-            await asyncio.sleep(0.001)
+        await until(lambda: not server.open)
 
 
 @run

@@ -133,7 +133,7 @@ async def test_under_tls():
             for command in OPEN.splitlines(keepends=True):
                 client.ask(command)
             client.send(TEXT + b".\r\nQUIT\r\n")
-            assert storing.wait(20)
+            assert storing.wait(60)
             client.half_close()
             gate.set()
             replies = client.reply()

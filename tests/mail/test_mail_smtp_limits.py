@@ -7,7 +7,7 @@ import gc
 
 import pytest
 from mail_tools import untraced
-from smtp_tools import ALL, EHLO, MAIL, OPEN, RCPT, STAGES, TEXT, Holds, certificate, codes, plugin, run, serving
+from smtp_tools import ALL, EHLO, MAIL, OPEN, RCPT, STAGES, TEXT, Holds, Serving, certificate, codes, plugin, run, serving
 
 import mqcore
 from mqcore.mail.smtp._connection import SmtpConnection
@@ -277,11 +277,18 @@ async def test_a_client_that_does_not_read_gets_no_more_replies(monkeypatch):
         assert await client.reply() == "250 2.0.0 ok"
 
 
+def allow(it: Serving, seconds: float) -> None:
+    """The timeout of clients, once they have come so far: how long that takes is no matter of a test."""
+    it.gateway.source.timeout = seconds
+    it.server.configure()
+
+
 @run
 async def test_a_client_that_is_silent_for_too_long(monkeypatch):
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
-    async with serving(timeout=0.05) as it:
+    async with serving() as it:
         client = await it.greeted()
+        allow(it, 0.05)
         assert await client.reply() == "421 4.4.2 you are too slow"
         assert await client.is_closed()
 
@@ -290,8 +297,9 @@ async def test_a_client_that_is_silent_for_too_long(monkeypatch):
 async def test_a_client_that_sends_a_byte_now_and_then(monkeypatch):
     """It is never silent for long, and gets nowhere."""
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
-    async with serving(timeout=0.1) as it:
+    async with serving() as it:
         client = await it.greeted()
+        allow(it, 0.1)
         late = asyncio.create_task(client.reply())
         while not late.done():
             client.send(b"x")
@@ -303,11 +311,13 @@ async def test_a_client_that_sends_a_byte_now_and_then(monkeypatch):
 async def test_the_time_that_a_plugin_takes_is_not_the_clients(monkeypatch):
     monkeypatch.setattr("mqcore.mail.smtp.server.SWEEP", 0.01)
     holds = Holds("message")
-    async with serving({"10-hold": holds}, timeout=0.05) as it:
+    async with serving({"10-hold": holds}) as it:
         client = await it.connect()
         client.send(ALL)
         await it.until(lambda: holds.held)
+        allow(it, 0.05)
         await asyncio.sleep(0.2)
+        allow(it, 300)
         holds.release()
         assert codes([await client.reply() for _ in range(6)])[-1] == "250 2.6.0"
 

@@ -161,19 +161,20 @@ async def test_a_mail_that_came_by_other_servers_has_connections_of_its_own(monk
 @run
 async def test_who_waits_while_something_moves_goes_on_waiting(monkeypatch):
     """A next server that is slow is no reason to refuse a mail."""
+    monkeypatch.setattr("mqcore.mail.smtp.pool.STALLED", 2)
     monkeypatch.setattr("mqcore.mail.smtp.pool.MAX_CONNECTIONS", 1)
 
     class Slow(NextServer):
         async def _answer(self, writer, success, *stages):
             if "message" in stages:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.2)
             return await super()._answer(writer, success, *stages)
 
     server = Slow()
     await server.start()
     try:
         async with relaying(server) as it:
-            clients = [await it.greeted() for _ in range(12)]  # the last waits for three times as long as nothing may move
+            clients = [await it.greeted() for _ in range(12)]  # the last waits for longer than nothing may move
             assert await asyncio.gather(*map(told, clients)) == ["250 2.6.0"] * 12
     finally:
         await server.stop()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from sending_tools import DROP, SILENCE, STAGES, TEXT, deliver, delivering, next_server
 from smtp_tools import run
+from waiting import until
 
 from mqcore.mail import SinkError
 from mqcore.mail.smtp.pool import MAX_CONNECTIONS
@@ -141,8 +142,7 @@ async def test_an_idle_connection_is_closed(tmp_path, monkeypatch):
 
     async def slow(context, message):
         if message.mime == MANY[1]:
-            while "QUIT" not in server.commands:
-                await asyncio.sleep(0.001)
+            await until(lambda: "QUIT" in server.commands)
 
     async with next_server() as server:
         await deliver(server, tmp_path, MANY[:2], {"10-slow": SimpleNamespace(mq_smtp_out_data=slow)})
@@ -241,8 +241,7 @@ async def test_an_idle_connection_that_the_server_closed(tmp_path, monkeypatch):
 
     async def disconnect(context, message):
         server.disconnect()
-        while server.open:
-            await asyncio.sleep(0.001)
+        await until(lambda: not server.open)
 
     async with next_server() as server:
         plugins = {"10-disconnect": SimpleNamespace(mq_smtp_out_data=disconnect)}

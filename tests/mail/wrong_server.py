@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
+from waiting import until
+
 SOUND = {"greeting": "220 mx", "data": "354 go", "message": "250 queued"}
 SOUND |= dict.fromkeys(("mailfrom", "rcptto", "rset"), "250 ok")
 HELLO = b"250-mx\r\n250-PIPELINING\r\n250-SIZE\r\n250 8BITMIME\r\n"
@@ -148,8 +150,7 @@ async def wrong_server(case: Case, times: int) -> AsyncIterator[WrongServer]:
         it.server.close()
         for talk in list(it.talks):
             talk.writer.transport.abort()
-        while it.open:
-            await asyncio.sleep(0.001)
+        await until(lambda: not it.open)
 
 
 # What can be wrong

@@ -15,10 +15,12 @@ import pytest
 import uvloop
 from cli_tools import serve
 from native_tools import compile_plugin
+from waiting import until
 
 import mqcore
 from mqcore.mail import Connection, Mail
 from mqcore.native import accessors
+from mqcore.testing import Clock
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "native"
 
@@ -124,9 +126,7 @@ def test_login(plugins, tmp_path, monkeypatch, password, caplog):
                 sessions = [Session() for _ in range(20)]
                 outcomes = await asyncio.gather(*(hook(session, "me", password) for session in sessions))
                 stats = dispatcher.stats()
-            async with asyncio.timeout(30):
-                while len(served) < 20:
-                    await asyncio.sleep(0.001)
+            await until(lambda: len(served) >= 20)
         assert set(outcomes) == {mqcore.CONTINUE}
         assert sum(each.refused for each in stats.hooks) == 0
         assert sum(each.holds for each in stats.hooks) == 20
@@ -189,7 +189,7 @@ def test_login_that_is_still_asked_when_the_dispatcher_is_closed(plugins, tmp_pa
         uvloop.run(main())
         for _ in range(3):
             connection = stack.enter_context(server.accept()[0])
-            connection.settimeout(10)
+            connection.settimeout(60)
             assert [connection.recv(100), connection.recv(100)] == [b"me right\n", b""]
 
 
@@ -200,15 +200,13 @@ def test_watch(plugins, tmp_path, monkeypatch, caplog, early):
     os.mkfifo(pipe)
     monkeypatch.setenv("WATCH_PIPE", str(pipe))
 
-    async def main():
-        with plugins("30-watch") as loaded, mqcore.Dispatcher(loaded):
-            for number in range(4):
-                await asyncio.sleep(0.05)  # again and again within the timeout
-                pipe.write_text(f"line {number}")
-            await asyncio.sleep(0.02 if early else 0.3)
-
-    uvloop.run(main())
     lines = [f"line {number}" for number in range(4)]
+    with Clock() as clock, plugins("30-watch", "5.0f") as loaded, mqcore.Dispatcher(loaded, clock.loop):
+        for line in lines:
+            clock.advance(4.5)  # again and again within the timeout
+            pipe.write_text(line)
+            assert clock.run_until(lambda line=line: line in said(caplog, "30-watch"))
+        clock.advance(4.5 if early else 5)
     assert said(caplog, "30-watch") == lines + ([] if early else ["nothing came for a while"])
 
 
@@ -256,7 +254,7 @@ def test_greylist_knows_networks(tmp_path):
         async def wait_for(peer):
             async with asyncio.timeout(60):
                 while await ask(peer, "b@example.org"):
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.02)
 
         config = {"40-greylist": {"delay": 0.1}}
         with mqcore.Plugins(path, config=config) as loaded, mqcore.Dispatcher(loaded) as dispatcher:

@@ -36,7 +36,14 @@ loopback_users = none
 disk_free_limit.absolute = 50MB
 {more}
 """
+CLUSTER = """\
+cluster_formation.peer_discovery_backend = classic_config
+cluster_formation.classic_config.nodes.1 = {first}
+"""
+"""A node that is new joins the first one."""
 START_WITHIN = 120
+COOKIE = ".erlang.cookie"
+"""By which nodes of a cluster know each other."""
 
 
 def need_broker() -> None:
@@ -57,22 +64,30 @@ def lasting_port() -> int:
 
 
 class Broker:
-    """In a `with`, which ends it in every case. Its user is guest, with the password guest; its only vhost is /."""
+    """In a `with`, which ends it in every case. Its user is guest, with the password guest; its only vhost is /.
 
-    def __init__(self, *, config: str = "") -> None:
+    `beside` another one, that runs, it is a second node of its cluster."""
+
+    def __init__(self, *, config: str = "", beside: Broker | None = None) -> None:
         need_broker()
+        self._first = beside
         # Short, as there is a socket in it; and it must not outlive what pytest keeps of its own folders.
         self.folder = Path(tempfile.mkdtemp(prefix="mqcore-broker-"))
-        self.port, distribution, epmd = lasting_port(), lasting_port(), lasting_port()
+        self.port, distribution = lasting_port(), lasting_port()
+        self._epmd_port = lasting_port() if beside is None else beside._epmd_port
+        self._name = f"mqcore{self.port}@localhost"
+        if beside is not None:
+            config += "\n" + CLUSTER.format(first=beside._name)
+            shutil.copy(beside.folder / COOKIE, self.folder)
         (self.folder / "rabbitmq.conf").write_text(CONFIG.format(port=self.port, more=config))
         (self.folder / "enabled_plugins").write_text("[].\n")
         self._environment = {
             "PATH": os.environ["PATH"],
             "LANG": "C.UTF-8",
             "HOME": str(self.folder),  # where its cookie is
-            "ERL_EPMD_PORT": str(epmd),
+            "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": f"mqcore{self.port}@localhost",
+            "RABBITMQ_NODENAME": self._name,
             "RABBITMQ_DIST_PORT": str(distribution),
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
@@ -85,7 +100,6 @@ class Broker:
                 "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none"
             ),
         }
-        self._epmd_port = epmd
         self._processes: list[subprocess.Popen[bytes]] = []
         self._node: subprocess.Popen[bytes] | None = None
 
@@ -95,9 +109,9 @@ class Broker:
 
     def __enter__(self) -> Self:
         try:
-            # It is asked by each node, and would be started in the background, to stay.
-            names = self._run("epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port))
-            wait_for_port(self._epmd_port, names, self.folder / "out.log")
+            if self._first is None:  # it is asked by each node, and would be started in the background, to stay
+                names = self._run("epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port))
+                wait_for_port(self._epmd_port, names, self.folder / "out.log")
             self.start()
         except BaseException:
             self._end()
@@ -148,6 +162,16 @@ class Broker:
         os.killpg(self._node.pid, signal.SIGKILL)
         self._node.wait(30)
         self._processes.remove(self._node)
+
+    @property
+    def pid(self) -> int:
+        """Of the Erlang that it is."""
+        assert self._node is not None
+        return self._node.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._node is not None and self._node.poll() is None
 
     @contextlib.contextmanager
     def silent(self) -> Iterator[None]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cli_tools import need
-from senders import free_port, wait_for_port
+from free_ports import free_port
+from senders import wait_for_port
 
 
 class Browser:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from cli_tools import need
-from senders import free_port
+from free_ports import free_port
 from smtp_tools import certificate
 
 CONFIG = """\

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cli_tools import need
-from senders import free_port, wait_for_port
+from free_ports import free_port
+from senders import wait_for_port
 
 CONFIG = """\
 defaults

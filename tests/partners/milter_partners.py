@@ -14,6 +14,7 @@ from cli_tools import need
 from partner_servers import Postfix, Sendmail
 from senders import unpacked
 from smtp_tools import Client, ListSink, serving
+from waiting import until
 
 import mqcore
 from mqcore.mail import FailedSink, Gateway, Mail
@@ -69,12 +70,6 @@ class Asking:
 
     async def until_arrived(self, count: int) -> None:
         await until(lambda: len(self.arrived.mails) >= count)
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager

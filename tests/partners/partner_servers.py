@@ -13,7 +13,8 @@ from typing import Self
 
 import pytest
 from cli_tools import need
-from senders import UNPACKED, free_port, unpacked, wait_for_port
+from free_ports import free_port
+from senders import UNPACKED, unpacked, wait_for_port
 
 MAIN = """\
 compatibility_level = 3.6

@@ -19,6 +19,7 @@ from pathlib import Path
 import aiosmtplib
 import pytest
 from cli_tools import need, need_swaks
+from free_ports import free_port
 from mail_tools import ROOT
 
 Sender = Callable[[Path, int, str, Sequence[str], bytes], None]
@@ -228,11 +229,6 @@ SENDERS: dict[str, Sender] = {
 }
 QUEUES = ("exim", "exim-starttls", "postfix", "opensmtpd", "dma")
 """Those that add lines of their own above the mail."""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

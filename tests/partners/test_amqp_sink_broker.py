@@ -18,8 +18,8 @@ import pytest
 import trustme
 from broker import Broker
 from cli_tools import serve, wait_until
+from free_ports import free_port
 from mail_tools import report, run, start
-from senders import free_port
 
 from mqcore.mail.amqp.body import read_body
 

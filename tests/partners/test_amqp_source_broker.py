@@ -182,6 +182,40 @@ def test_nothing_is_lost_when_the_broker_is_killed(tmp_path: Path) -> None:
     assert counts["reconnects"] >= 6
 
 
+@pytest.mark.slow
+def test_a_broker_that_takes_back_what_is_held_for_too_long(tmp_path: Path) -> None:
+    """It closes the channel (406); the mail is given again, and stored once. A broker looks every minute, but this one."""
+    holds_the_first = """
+    calls = []
+
+    def mq_smtp_in_message(context, mail):
+        calls.append(mail)
+        if len(calls) > 1:
+            return False
+        context.start_timer(1000, print, mail)
+        return True
+
+    hold_timeout = 1200
+    """
+    plugins = write_plugin(tmp_path / "plugins", "10-holds", holds_the_first).parent
+    with Broker(config="consumer_timeout = 1000") as broker:
+        broker.control("eval", "application:set_env(rabbit, channel_tick_interval, 500).")
+        queues = Queues(broker)
+        make_queues(queues)
+        queues.publish(1)
+        command = ["run", "--from", queues.url, "--to", f"maildir:{tmp_path}/out", "--plugins", plugins, "--json"]
+        with start(*command) as process:
+            wait_until(lambda: [*(tmp_path / "out").glob("new/*")] != [], process)
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert "PRECONDITION_FAILED - delivery acknowledgement" in err
+        assert numbers(read_maildir(tmp_path / "out")) == [0] and queues.drain(queues.name) == []
+        queues.connection.close()
+    counts = json.loads(out)["messages"]
+    assert (counts["stored"], counts["redelivered"]) == (1, 1), counts
+
+
 def stored(broker: Broker) -> int:
     """How many are there, as far as the broker knows yet."""
     with contextlib.suppress(pika.exceptions.AMQPError):

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 from cli_tools import serve
+from free_ports import free_port
 from odd_mails import HEAD, MESSAGES, RECIPIENTS, SENDERS
 from partner_servers import Postfix
-from senders import free_port
 
 SENDER, RECIPIENT = b"<a@sender.example>", b"<b@example.org>"
 MESSAGE = HEAD + b"\r\nhello\r\n"

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 from cli_tools import Server, serve
+from free_ports import free_port
 from mail_tools import counted, read_maildir, write_plugin
 from partner_servers import Postfix
-from senders import free_port
 
 TEXT = "From: a@sender.example\r\nTo: b@example.org\r\nSubject: {}\r\nMessage-Id: <1@sender.example>\r\n" \
     "Date: Sun, 29 Nov 2026 08:00:00 +0000\r\n\r\n.\r\n..\r\nkäse\r\n"  # fmt: skip

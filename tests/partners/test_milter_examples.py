@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from cli_tools import serve
+from free_ports import free_port
 from mail_tools import EXAMPLES, read_maildir
 from milter_partners import need_postfix
 from partner_servers import Postfix
-from senders import free_port
 
 HEAD = "Date: Sun, 29 Nov 2026 08:00:00 +0000\r\nMessage-Id: <1@sender.example>\r\n"
 GREYLISTED = "450 4.7.1 greylisted, come again in a few minutes"

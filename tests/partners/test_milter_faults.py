@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import uvloop
 from cli_tools import Server, serve
+from free_ports import free_port
 from mail_tools import read_maildir, write_plugin
 from mail_tools import run as run_command
-from milter_partners import asking_postfix, need_postfix, send, until
+from milter_partners import asking_postfix, need_postfix, send
 from partner_servers import Postfix
-from senders import free_port
 from smtp_tools import Holds, plugin, run
+from waiting import until
 
 from mqcore.mail import Mail
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from milter_partners import asking_postfix, need_postfix, send, until
+from milter_partners import asking_postfix, need_postfix, send
 from smtp_tools import ListSink, certificate, plugin, run
+from waiting import until
 
 from mqcore.mail import Mail
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from milter_partners import asking_sendmail, need_sendmail, send, until
+from milter_partners import asking_sendmail, need_sendmail, send
 from smtp_tools import certificate, plugin, run
+from waiting import until
 
 from mqcore.mail import Mail
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from cli_tools import serve
+from free_ports import free_port
 from haproxy import haproxy
 from mail_tools import read_maildir, write_plugin
 from partner_servers import Postfix
-from senders import free_port
 from smtp_tools import certificate
 
 TEXT = b"From: a@sender.example\r\nTo: b@example.org\r\nSubject: hello\r\nMessage-Id: <1@sender.example>\r\n" \

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import textwrap
+import time
 
 import pytest
 import uvloop
@@ -104,6 +105,33 @@ CHECKED = {
         HOOK + "\n    context.start_timer(1, context.continue_, message)",
         2,
         ["never returns HOLD", "return mqcore.HOLD"],
+    ),
+    "give-back that is called": (
+        HOOK + "\n    context.start_timer(1, context.continue_(message))\n    return True",
+        2,
+        ["calls context.continue_(message) at once", "hand over the function", ": context.continue_, message"],
+    ),
+    "give-back of a hold that is called": (
+        HOOK + "\n    hold = context.hold(message)\n    hold.start_timer(\n        1, hold.fail('no'))\n    return hold",
+        4,
+        ["calls hold.fail('no') at once", ": hold.fail, 'no'"],
+    ),
+    "callback that is called": (
+        f"def later(context, message):\n    context.continue_(message)\n{HOOK}\n"
+        "    context.start_timer(1, later(context, message=message))\n    return True",
+        4,
+        ["at once", ": functools.partial(later, context, message=message)"],
+    ),
+    "callback of asyncio that is called": (
+        f"import asyncio\n{HOOK}\n    loop = asyncio.get_running_loop()\n"
+        "    loop.call_later(1, context.complete(message))\n    return True",
+        4,
+        ["calls context.complete(message) at once", ": context.complete, message"],
+    ),
+    "HOLD forgotten with asyncio": (
+        f"import asyncio\n{HOOK}\n    asyncio.get_running_loop().call_later(1, context.continue_, message)",
+        3,
+        ["never returns HOLD"],
     ),
     "Hold forgotten": (
         HOOK + "\n    hold = context.hold(message)\n    hold.start_timer(1, hold.continue_)\n    return False",
@@ -292,6 +320,10 @@ RUN = {
         HOOK + "\n    context.start_timer(1, context.log.info('x'))\n    return True",
         ["start_timer() needs a callable, not None", "without calling it", "context.continue_, message"],
     ),
+    "callback is a coroutine function": (
+        f"async def later(message):\n    pass\n{HOOK}\n    context.start_timer(0, later, message)",
+        ["later() in /", "10-a.py:1 is a coroutine function", "never ran", "without async", "create_task()"],
+    ),
     "key of the config": (HOOK + "\n    context.config['database']", ["KeyError", "database"]),
     "config is written to": (HOOK + "\n    context.config['database'] = 1", ["does not support item assignment"]),
 }
@@ -333,20 +365,26 @@ def test_what_check_tells(tmp_path, mistake):
 
 @pytest.mark.parametrize("mistake", RUN)
 def test_what_is_told_when_it_runs(tmp_path, mistake, caplog):
+    source, words = RUN[mistake]
+
+    def told(mail):
+        lines = [f"{each.name} {each.getMessage()} {each.exc_info[1] if each.exc_info else ''}" for each in caplog.records]
+        return "\n".join([repr(mail.error), *lines])
+
     async def run():
         asyncio.get_running_loop().set_exception_handler(names_plugins(plugins))
         mail = Mail(MIME)
         with mqcore.Dispatcher(plugins, hold_timeout=0.02) as dispatcher:
             await dispatcher.hook("mq_smtp_in_message")(mail)
-            await asyncio.sleep(0.005)
-        return mail.error
+            # What a timer does is told some time after the hook's end.
+            deadline = time.monotonic() + 30
+            while not all(word in told(mail) for word in words) and time.monotonic() < deadline:
+                await asyncio.sleep(0.005)
+        return told(mail)
 
-    source, words = RUN[mistake]
     caplog.set_level(logging.INFO, "mqcore")
     with mqcore.Plugins(write(tmp_path, source), trust_writable=True) as plugins:
-        error = uvloop.run(run())
-    lines = [f"{each.name} {each.getMessage()} {each.exc_info[1] if each.exc_info else ''}" for each in caplog.records]
-    assert_words("\n".join([repr(error), *lines]), words)
+        assert_words(uvloop.run(run()), words)
 
 
 def test_a_key_that_is_misspelt_in_the_config(tmp_path, caplog):
@@ -458,6 +496,15 @@ RIGHT = {
             return True
         """,
     "lambda": HOOK + "\n    context.start_timer(1, lambda: context.retry(message))\n    return True",
+    "what makes a callback": """
+        import functools
+        def later(message):
+            return lambda: message.data
+        def mq_smtp_in_message(context, message):
+            context.start_timer(1, later(message))
+            context.start_timer(1, functools.partial(context.log.info, "tick"))
+            context.start_timer(1, message.payload.complete())
+        """,
     "queue": """
         WAITING = []
         def mq_smtp_in_message(context, message):

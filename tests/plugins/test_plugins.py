@@ -573,7 +573,7 @@ class SlowPlugin:
 
     def mq_initialize(self) -> None:
         self.begun.set()
-        assert self.end.wait(10)
+        assert self.end.wait(60)
         if self.error:
             raise self.error
 
@@ -598,7 +598,7 @@ class TestChangesOfOtherThreads:
         slow = SlowPlugin()
         thread = threading.Thread(target=plugins.add, args=("b", slow))
         thread.start()
-        assert slow.begun.wait(10)
+        assert slow.begun.wait(60)
 
         def finish() -> None:
             slow.end.set()

@@ -22,7 +22,7 @@ from smtp_tools import ALL, EHLO, OPEN, TEXT, Holds, codes, plugin, run
 import mqcore
 from mqcore.server import control
 from mqcore.server.control import Control
-from mqcore.server.durations import parse_duration
+from mqcore.server.durations import parse_duration, write_duration
 from mqcore.server.held import PORTION, HeldMessages
 from mqcore.server.http import HttpServer
 
@@ -447,6 +447,11 @@ async def test_more_clients_than_there_may_be(tmp_path):
         for reader, writer in clients:
             assert json.loads(await reader.readline())["ok"]
             writer.close()
+
+
+def test_durations_as_people_write_them():
+    written = {0: "0 s", 2.5e-8: "25 ns", 8e-6: "8 us", 1.25e-3: "1.25 ms", 0.05: "50 ms", 75.2: "75.2 s", 12_345.6: "12346 s"}
+    assert {seconds: write_duration(seconds) for seconds in written} == written
 
 
 def test_durations():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from cli_tools import finish, serve, wait_until
+from free_ports import free_port
 from mail_tools import COMMAND, Process, run, start
 
 from mqcore.mail import SmtpSource, SourceError, activation
@@ -164,8 +165,7 @@ def test_sockets_of_another_process(monkeypatch, number, count):
 @pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="needs systemd-socket-activate")
 @pytest.mark.parametrize("scheme", ["smtp", "lmtp"])
 def test_with_systemd_socket_activate(scheme):
-    with listening() as free:
-        port = free.getsockname()[1]
+    port = free_port()
     environment = [f"--setenv={name}" for name in ("PYTHONPATH", "PYTHONMALLOC") if name in os.environ or name == "PYTHONPATH"]
     under = ["systemd-socket-activate", "-l", f"127.0.0.1:{port}", *environment]
     arguments = ("run", "--from", f"{scheme}:systemd", "--to", "null:", "--hostname", "mx.example.org", "--json")

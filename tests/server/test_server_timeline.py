@@ -39,7 +39,7 @@ async def tracing(at, **which):
     await at.it.until(lambda: at.server.gateway.tracers is not None)
 
     async def answer():
-        answer = json.loads(await asyncio.wait_for(reader.readline(), 10))
+        answer = json.loads(await asyncio.wait_for(reader.readline(), 60))
         assert answer["ok"], answer
         assert at.server.gateway.tracers is None
         return answer["result"]

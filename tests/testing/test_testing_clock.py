@@ -243,6 +243,8 @@ def test_what_never_comes_is_an_error(uv_clock: Clock) -> None:
         uv_clock.run(asyncio.Event().wait())
     with pytest.raises(ValueError, match="advance"):
         uv_clock.advance(-1)
+    with pytest.raises(TypeError, match="takes seconds, a number, not '5'"):
+        uv_clock.advance("5")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="does not go back"):
         _clock.move_to(1)
     with pytest.raises(ValueError, match="uvloop or pyuv"):

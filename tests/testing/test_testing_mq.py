@@ -15,6 +15,7 @@ import mqcore
 import mqcore.testing
 from mqcore.mail import Mail, Rejection
 from mqcore.testing import Clock, Mq, PluginFactory, make_mail
+from mqcore.testing.steps import STOP_OR_WAIT
 
 HOOK = "mq_smtp_in_message"
 FILES = {
@@ -77,6 +78,9 @@ def test_arguments_and_other_messages(mq: Mq, factory: PluginFactory) -> None:
     assert seen == [(1, 2)] and result.outcome is mqcore.CONTINUE and result.before is None
     with pytest.raises(mqcore.MqError, match="no hook"):
         mq.run("mq_asks", mqcore.Message())
+    for wrong in ((mqcore.Message(), "mq_ask"), ("mq_ask", object())):
+        with pytest.raises(TypeError, match="a step is of a hook, by its name, and of a message"):
+            mq.run(*wrong, 1, 2)  # type: ignore[arg-type]
 
 
 def test_the_newest_plugins_are_used(mq: Mq, factory: PluginFactory) -> None:
@@ -114,6 +118,7 @@ def test_what_is_left_is_told(factory: PluginFactory, owner: str) -> None:
     assert str(raised.value).splitlines() == [
         f"plugin 10-forgets still holds a message of {HOOK}",
         "plugin 10-forgets still has a timer, due at 60 s, for print",
+        STOP_OR_WAIT,
         "a callback raised ZeroDivisionError: division by zero",
     ]
     mq.close()
@@ -268,6 +273,9 @@ def test_config_and_entry_points(factory: PluginFactory, folder: Path, monkeypat
     assert factory.newest is plugins
     with pytest.raises(mqcore.PluginError, match="has no tables"):
         factory(folder, config={"then": "x"})
+    with pytest.raises(mqcore.PluginError, match="config= has 30-on, and there is no plugin of that name; did you mean 30-no?"):
+        factory(folder, config={"30-on": {"then": "x"}, "10-tag": {}})
+    assert [each.name for each in factory(folder / "30-no.py", config={"30-no": {}, "40-no": {}, "others": {}})] == ["30-no"]
     with pytest.raises(mqcore.PluginError, match="no installed package has an entry point nobody"):
         factory(entry_point="nobody")
     info = folder / "lib"

@@ -31,6 +31,7 @@ PLUGIN = """
             os._exit(0)
         if b"hold" in text:
             context.data.setdefault("held", []).append(message)
+            context.log.warning("has it")
             return True
         return False
     """
@@ -65,7 +66,8 @@ def held(server):
     for command in ("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.org>", "DATA"):
         client.docmd(command)
     client.send(b"Subject: hold\r\n\r\nhold\r\n.\r\n")
-    time.sleep(0.3)  # until the plugin has it
+    while "has it" not in (line := server.process.stderr.readline()):
+        assert line, "it has ended"
     return client
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import uvloop
 from smtp_tools import plugin
+from waiting import until
 
 import mqcore
 from mqcore.mail import Gateway, Mail, NullSink, Origin, Source, Transaction
@@ -146,8 +147,7 @@ async def in_hand(text, seed):
     with mqcore.Dispatcher(plugins) as dispatcher:
         gateway = Gateway(dispatcher, OneMail(text), NullSink(""), counts=page.counts, hand=page.hand(seed), processes=2)
         running = asyncio.create_task(gateway.run())
-        while not kept:
-            await asyncio.sleep(0.001)
+        await until(lambda: kept)
         digests = page.digests()
         (context, message), = kept
         context.continue_(message)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 import pytest
 import uvloop
 from mail_tools import write_plugin
+from waiting import until
 
 from mqcore.mail.listening import Listening
 from mqcore.workers import slot as slots
@@ -80,12 +81,6 @@ async def connect(supervisor: Supervisor) -> bytes:
         return b""
     finally:
         writer.close()
-
-
-async def until(predicate) -> None:
-    async with asyncio.timeout(60):
-        while not predicate():
-            await asyncio.sleep(0.01)
 
 
 def test_a_worker_that_hangs_is_ended(tmp_path, runner, as_it_is_tested, caplog):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,15 +13,14 @@ from .._mail import Mail
 from ..base import Store
 from ..delivered import as_delivered
 from ..errors import SinkError, describe, not_stored
-from ..files import write_all
 from . import format
+from ._files import publish_files, sync_filesystem, syncs_in_one, write_files
 from .folders import open_folder
 from .index import Index
 from .lock import FOLDERS, INDEX, clean, make, take_lock
-from .publish import publish
-from .sync import sync_filesystem, syncs_in_one
 
-NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+PORTION = 1 << 20
+"""Octets that are written at a time, or some more: mails of a group share their bytes, but what is added on top of each."""
 
 
 class MaildirSink(Store):
@@ -43,7 +41,7 @@ class MaildirSink(Store):
         self.path = Path(path)
         self.notes = self.path / "mqcore.reasons.jsonl"
         # No other writer, dead or alive, has it, and nobody can guess the name of a file that is about to be made.
-        self._generation = secrets.token_hex(8) if writer is None else writer
+        self._generation = (os.urandom(8).hex() if writer is None else writer).encode()
         self._counter = itertools.count()
         self._to_note: deque[str] = deque()
         self._folders: dict[str, int] = {}
@@ -88,50 +86,39 @@ class MaildirSink(Store):
         return False
 
     def store(self, mails: Sequence[Mail]) -> None:
-        files = [f"Q{mail.origin.id}.mqcore.{self._generation}.{next(self._counter)}" for mail in mails]
-        published: list[tuple[str, str]] = []
-        used: set[str] = set()
+        files = [self._new_name(mail) for mail in mails]
+        published: dict[str, list[bytes]] = {}
         try:
             self._write(files, mails)
-            for file, mail in zip(files, mails, strict=True):
-                folder, name = format.make_file(mail)
-                if publish(file, name, self._folders["tmp"], self._folders[folder]):
-                    published.append((folder, name))
-                used.add(folder)
-            for folder in used:
-                os.fsync(self._folders[folder])
+            for folder, (some, names) in _places(files, mails).items():
+                published[folder] = []
+                publish_files(self._folders["tmp"], self._folders[folder], some, names, published[folder])
             self._note(mail.origin.id for mail in mails if mail.origin.comes_again)
         except BaseException as error:
             # The kernel tells of a failed sync once, so trying again would prove nothing: the whole group is undone.
-            for folder, name in itertools.chain(published, (("tmp", file) for file in files)):
-                self._remove(folder, name)
+            for folder, names in [*published.items(), ("tmp", files)]:
+                for name in names:
+                    self._remove(folder, name)
             if isinstance(error, (OSError, MemoryError)):
                 raise not_stored(self.url, error) from error
             raise
 
-    def _write(self, files: Sequence[str], mails: Sequence[Mail]) -> None:
-        at_once = syncs_in_one(len(mails))
-        for file, mail in zip(files, mails, strict=True):
-            self._write_file(file, mail, sync=not at_once)
-        if at_once:
-            sync_filesystem(self._folders["tmp"])
+    def _new_name(self, mail: Mail) -> bytes:
+        return b"Q%b.mqcore.%b.%d" % (mail.origin.id.encode(), self._generation, next(self._counter))
 
-    def _write_file(self, name: str, mail: Mail, *, sync: bool) -> None:
-        fd = os.open(name, NEW_FILE, 0o600, dir_fd=self._folders["tmp"])
-        try:
-            write_all(fd, as_delivered(mail))
-            if (received := mail.origin.received) is not None:
-                os.utime(fd, (received, received))  # mail readers take it for the time of arrival
-            if sync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+    def _write(self, files: Sequence[bytes], mails: Sequence[Mail]) -> None:
+        """To tmp/ and to the disk."""
+        tmp, at_once = self._folders["tmp"], syncs_in_one(len(mails))
+        for names, contents, times in _portions(files, mails):
+            write_files(tmp, names, contents, times, sync=not at_once)
+        if at_once:
+            sync_filesystem(tmp)
 
     def _note(self, ids: Iterator[str]) -> None:
         """Into the index, with those that `__contains__`, which another thread calls, found to be missing there."""
         self._index.add(itertools.chain((self._to_note.popleft() for _ in range(len(self._to_note))), ids))
 
-    def _remove(self, folder: str, name: str) -> None:
+    def _remove(self, folder: str, name: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=self._folders[folder])
 
@@ -142,3 +129,33 @@ class MaildirSink(Store):
 
     def close(self) -> None:
         self._opened.close()
+
+
+def _portions(files: Sequence[bytes], mails: Sequence[Mail]) -> Iterator[tuple[list[bytes], list[bytes], list[float | None]]]:
+    """Names, contents and times of arrival."""
+    names: list[bytes] = []
+    contents: list[bytes] = []
+    times: list[float | None] = []
+    size = 0
+    for name, mail in zip(files, mails, strict=True):
+        content = as_delivered(mail)
+        names.append(name)
+        contents.append(content)
+        times.append(mail.origin.received)
+        size += len(content)
+        if size >= PORTION:
+            yield names, contents, times
+            names, contents, times, size = [], [], [], 0
+    if names:
+        yield names, contents, times
+
+
+def _places(files: Sequence[bytes], mails: Sequence[Mail]) -> dict[str, tuple[list[bytes], list[bytes]]]:
+    """For each folder, which of the files go there, and under which names."""
+    places: dict[str, tuple[list[bytes], list[bytes]]] = {}
+    for file, mail in zip(files, mails, strict=True):
+        folder, name = format.make_file(mail)
+        some, names = places.setdefault(folder, ([], []))
+        some.append(file)
+        names.append(os.fsencode(name))
+    return places

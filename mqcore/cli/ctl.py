@@ -27,6 +27,8 @@ PATIENCE = 5.0
 """Seconds until it says what it waits for."""
 AT_ONCE = 0.2
 """The same, where waiting is what was asked for, and an answer that comes sooner is that it was asked wrongly."""
+AGAIN = 1.0
+"""How long it waits at a time from then on: a Ctrl-C that comes just before it begins to wait is seen when that is over."""
 SOCKET = f"its control socket (default: {systemd.CONTROL} in $RUNTIME_DIRECTORY, or in {DEFAULT})"
 EXIT_CODES = """\
 exit codes: 0 done; 1 the server says no; 2 wrong usage; 3 nothing was reloaded, all is as it was; 4 no server can be reached"""
@@ -85,8 +87,9 @@ def exchange(path: str, request: dict[str, Any], *, waiting: str | None = None) 
             try:
                 part = server.recv(1 << 16)
             except TimeoutError:
-                complain(waiting or f"waiting for the server at {path}, which is busy", OK)
-                server.settimeout(None)
+                if server.gettimeout() != AGAIN:
+                    complain(waiting or f"waiting for the server at {path}, which is busy", OK)
+                    server.settimeout(AGAIN)
                 continue
             if not part:
                 raise ConnectionResetError("it ended before it answered")

@@ -13,6 +13,7 @@ import trustme
 from cli_tools import TEXT, serve, wait_until
 from mail_tools import run, start, write_mbox, write_plugin
 
+from mqcore.cli import ctl
 from mqcore.cli.run import _check_recipients
 from mqcore.mail.places import parse_sink, parse_source
 
@@ -138,6 +139,29 @@ def test_trace_that_is_given_up(steered):
         assert asking.stderr.readline() == "mqcore: waiting for the transaction; Ctrl-C gives up\n"
         asking.send_signal(signal.SIGINT)
         assert asking.wait(30) == 130 and asking.stderr.read() == ""
+
+
+def test_a_signal_that_comes_before_it_waits_is_seen(tmp_path, monkeypatch, capsys):
+    # As Python looks for signals before it calls the system, one that comes between is seen when that call is over.
+    monkeypatch.setattr(ctl, "AT_ONCE", 0.01)
+    monkeypatch.setattr(ctl, "AGAIN", 0.02)
+    waits = []
+
+    class Socket(socket.socket):
+        def recv(self, size):
+            waits.append(self.gettimeout())
+            if len(waits) == 4:
+                signal.raise_signal(signal.SIGINT)
+            return super().recv(size)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "control.sock"))
+        server.listen()
+        monkeypatch.setattr(ctl.socket, "socket", Socket)
+        with pytest.raises(KeyboardInterrupt):
+            ctl.exchange(str(tmp_path / "control.sock"), {}, waiting="waiting")
+    assert waits == [0.01, 0.02, 0.02, 0.02]
+    assert capsys.readouterr().err == "mqcore: waiting\n"
 
 
 @pytest.mark.parametrize(

@@ -185,8 +185,9 @@ async def test_a_queue_that_is_not_to_be_made():
     text = "NOT_FOUND - no queue 'q' in vhost '/'"
     async with broker(queue__declare=lambda channel, *_: method(channel, "channel.close", 404, text, 50, 10)) as it:
         report, *_ = await move(sink_to(it, "queue=q&declare=no"))
-        assert report.exit_code == 4 and report.error.endswith(text) and report.counts.unfinished == 5
-        assert "secret" not in report.error and it.sent == []
+        assert report.exit_code == 4 and report.error.endswith(text)
+        assert report.counts.unfinished == report.counts.read and it.sent == []  # it may end before any is read
+        assert "secret" not in report.error
 
 
 @run

@@ -19,6 +19,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import itertools
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,9 @@ def pauses_as_asked_for() -> Iterator[None]:
     with pauses.as_asked_for():
         yield
 
+
+# What a shell begins in the background ignores it, and so would all programs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 tests_begun = itertools.count()
 

@@ -314,7 +314,7 @@ def test_the_format_of_the_watchdogs_lines_is_the_logs(tmp_path):
     config, go_on = tmp_path / "mqcore.toml", tmp_path / "go-on"
     config.write_text("[run]\n")
     write_plugin(tmp_path / "plugins", "20-slow", KEEPS.format(go_on=str(go_on)))
-    arguments = ("--plugins", tmp_path / "plugins", "--config", config, "--watchdog", "20ms")
+    arguments = ("--plugins", tmp_path / "plugins", "--config", config, "--watchdog", "1s")
     with serve("--to", "null:", *arguments, "--control", tmp_path / "control.sock") as server:
         config.write_text('[run]\nlog-format = "json"\n')
         said(run("ctl", "--socket", tmp_path / "control.sock", "reload"))

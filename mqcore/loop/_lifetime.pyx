@@ -215,17 +215,15 @@ cdef class WatchHandle(Runnable):
     cdef void returned(self, PyObject *result) noexcept:
         """The callback returned, or with NULL raised."""
         cdef PyObject *error
+        if result != NULL and PyCoro_CheckExact(result) and Py_REFCNT(<object>result) == 1:
+            (<refuse_function>refuse_coroutine)(result)
+            result = NULL
         if result == NULL:
             error = take_error()
             self.lifetime.callback_raised(<object>error)
             Py_DECREF(<object>error)
-            return
-        if PyCoro_CheckExact(result) and Py_REFCNT(<object>result) == 1:
-            if (<refuse_function>refuse_coroutine)(result) < 0:
-                error = take_error()
-                self.lifetime.callback_raised(<object>error)
-                Py_DECREF(<object>error)
-        Py_DECREF(<object>result)
+        else:
+            Py_DECREF(<object>result)
 
     def stop(self):
         """Stop it, also from inside its own callback. Returns whether it was active; once stopped, or after close(), this
@@ -239,8 +237,10 @@ cdef class WatchHandle(Runnable):
 
 
 cdef int refuse_coroutine(PyObject *result) except -1:
-    """A callback returned a coroutine that nobody has: Python would say so at a line that is not the plugin's."""
+    """A callback returned a coroutine that nobody has, and Python would say so at a line that is not the plugin's: raise what
+    is. Steals the reference."""
     coroutine = <object>result
+    Py_DECREF(coroutine)
     code = coroutine.cr_code
     name, file, line = coroutine.__qualname__, code.co_filename, code.co_firstlineno
     coroutine.close()

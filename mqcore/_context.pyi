@@ -6,6 +6,8 @@ from ._message import Message
 from .loop._lifetime import Lifetime
 from .plugins import Plugin
 
+CALLBACK_RAISED: str
+
 @final
 class Context(Lifetime):
     @property

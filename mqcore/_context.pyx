@@ -22,6 +22,8 @@ from .loop._seal cimport seal
 from .errors import MqError, NotHeld
 from .hooks import misspelt_key
 
+CALLBACK_RAISED = "plugin %s: a callback of a timer or watcher raised"
+
 cdef extern from "Python.h":
     void PyObject_GC_UnTrack(object)
     bint PyObject_GC_IsTracked(object)
@@ -133,8 +135,7 @@ cdef int write_callback_failure(Context context, object error) except -1:
         # It says all. An answer is late whenever a client goes away meanwhile, which is no error of the plugin.
         context.reactor.log(context.log, logging.WARNING, "%s", (error,), None)
     else:
-        context.reactor.log(
-            context.log, logging.ERROR, "plugin %s: a callback of a timer or watcher raised", (context.name,), error)
+        context.reactor.log(context.log, logging.ERROR, CALLBACK_RAISED, (context.name,), error)
     return 0
 
 

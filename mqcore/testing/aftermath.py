@@ -10,11 +10,12 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from .. import NotHeld
+from .._context import CALLBACK_RAISED
 from ..plugins import Plugin
 from ..plugins._checks import place
 from ..plugins._tasks import plugin_of
 from .places import own_place
-from .steps import CALLBACK_RAISED, Mq
+from .steps import Mq
 
 LONGEST = 86_400.0
 """Seconds of the clock that are waited for it."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from .. import Dispatcher, Message, Outcome, Trace
+from .._context import CALLBACK_RAISED
 from ..errors import MqError
 from ..mail import Mail, Rejection
 from ..mail.timeline import Changes
@@ -139,8 +140,6 @@ class Step:
 
 PROBE = "mqcore/_trace.pyx"
 """Whose frames stand above those of a plugin that is looked at."""
-CALLBACK_RAISED = "plugin %s: a callback of a timer or watcher raised"
-"""What the core logs."""
 
 
 class _Raised(logging.Handler):

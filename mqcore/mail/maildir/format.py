@@ -15,8 +15,6 @@ TIME = re.compile(r"(\d{1,18})\.")
 LONGEST = 200  # a file system takes 255 bytes; a mail reader adds flags
 LONGEST_OF_ALL = 255
 NO_TIME = 10**18
-PLAIN = re.compile(r"[A-Za-z0-9@._~-]*")
-"""A sender's address as nearly all are, which stands in a name as it is."""
 
 
 def make_file(mail: Mail) -> tuple[str, str]:
@@ -39,8 +37,7 @@ def make_name(mail: Mail) -> str:
     time = origin.sort_time if origin.sort_time is not None else int(origin.received or 0)
     name = f"{max(time, 0):010}.M{origin.place:012}Q{origin.id}.mqcore"
     if mail.envelope is not None:
-        plain = PLAIN.fullmatch(mail.envelope)
-        full = f"{name},E={mail.envelope if plain else quote(encode(mail.envelope), safe='@')}"
+        full = f"{name},E={quote(encode(mail.envelope), safe='@')}"
         if len(full) <= LONGEST:
             return full
     return name

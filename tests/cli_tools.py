@@ -7,12 +7,12 @@ import shutil
 import signal
 import smtplib
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from mail_tools import NO_PLUGINS, report, start
+from waiting import until_in_thread
 
 TEXT = b"Subject: hello\r\n\r\nhello\r\n..\r\n"
 
@@ -60,11 +60,13 @@ def serve(*arguments: object, source: str = "smtp://127.0.0.1:0", code: int = 0,
 
 
 def wait_until(predicate: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    give_up = time.monotonic() + 60
-    while not predicate():
+    def is_so() -> bool:
+        if predicate():
+            return True
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < give_up
-        time.sleep(0.002)
+        return False
+
+    until_in_thread(is_so)
 
 
 def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:

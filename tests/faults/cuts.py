@@ -29,7 +29,7 @@ from typing import NamedTuple
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "partners")]
 
-from broker import REFUSES, Broker, lasting_port
+from broker import Broker, lasting_port, refuses
 from faults_command import run
 from mail_tools import write_plugin
 from networks import ip
@@ -101,7 +101,7 @@ class Cuts(NamedTuple):
 
 
 async def cut(cable: Cable, broker: Broker, port: int, sink: str, cuts: int, chance: random.Random, folder: Path) -> Cuts:
-    plugins = write_plugin(folder / "plugins", "10-refuses", REFUSES).parent
+    plugins = write_plugin(folder / "plugins", "10-refuses", refuses("Subject")).parent
     place = f"amqp://guest:guest@{cable.address}:{port}?heartbeat={HEARTBEAT}"
     to = f"{place}&queue=out" if sink == "amqp" else f"maildir:{folder}/out"
     source = f"{place}&queue=q&retry=1"

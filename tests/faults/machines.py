@@ -44,7 +44,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "partners")]
 
 import pika
-from broker import Broker, lasting_port
+from broker import Broker, lasting_port, refuses
 from cuts import HEARTBEAT
 from faults_clients import Account, Client
 from faults_command import Command, run
@@ -63,14 +63,6 @@ NEVER_LONGER = 300.0
 """Seconds: then what is waited for does not come."""
 QUEUES = ("q.retry.1", "q", "q.failed")
 """In the order in which a message may go from one to the other."""
-PLUGIN = """
-    def mq_smtp_in_message(context, mail):
-        number = int(mail.mime.partition(b"X-Mail: ")[2].split()[0])
-        if number % 10 == 1:
-            mail.reject(550, "5.7.1 no")
-        elif number % 10 == 2 and not mail.json.get("results"):
-            mail.reject(450, "4.7.1 later")
-    """
 
 
 class Network:
@@ -200,7 +192,7 @@ class Site:
             yield
 
     def start_relay(self, name: str) -> None:
-        plugins = write_plugin(self.folder / "plugins", "10-refuses", PLUGIN).parent
+        plugins = write_plugin(self.folder / "plugins", "10-refuses", refuses("X-Mail")).parent
         arguments = ["--from", f"{self.queue}&retry=1", "--to", self.next.url, "--workers", WORKERS, "--plugins", plugins]
         self._start(name, *arguments, "--max-in-flight", IN_FLIGHT, "--hostname", f"{name}.example.org")
 

@@ -34,7 +34,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "partners")]
 
 import pika
-from broker import REFUSES, Broker
+from broker import Broker, refuses
 from faults_command import Command, run
 from mail_tools import read_maildir, write_plugin
 
@@ -106,7 +106,7 @@ def number_of(mime: bytes) -> int:
 
 
 async def kill(broker: Broker, sink: str, kills: int, chance: random.Random, folder: Path) -> Figures:
-    plugins = write_plugin(folder / "plugins", "10-refuses", REFUSES).parent
+    plugins = write_plugin(folder / "plugins", "10-refuses", refuses("Subject")).parent
     source = f"amqp://guest:guest@127.0.0.1:{broker.port}?queue=q&retry=1"
     to = f"amqp://guest:guest@127.0.0.1:{broker.port}?queue=out" if sink == "amqp" else f"maildir:{folder}/out"
     arguments = ["--from", source, "--to", to, "--plugins", plugins, "--max-in-flight", IN_FLIGHT]

@@ -21,15 +21,6 @@ from senders import wait_for_port
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 """Debian's. Those in /usr/sbin become another user first, and hide the process."""
-REFUSES = """
-    def mq_smtp_in_message(context, mail):
-        number = int(mail.mime.partition(b"Subject: ")[2].split()[0])
-        if number % 10 == 1:
-            mail.reject(550, "5.7.1 no")
-        elif number % 10 == 2 and not mail.json.get("results"):
-            mail.reject(450, "4.7.1 later")
-    """
-"""A plugin that refuses one mail in ten for good, and one for now when it comes first; their subjects are their numbers."""
 CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 loopback_users = none
@@ -50,6 +41,18 @@ def need_broker() -> None:
     """Skips where it is not installed."""
     if not (PROGRAMS / "rabbitmq-server").exists() or shutil.which("epmd") is None:
         pytest.skip("rabbitmq-server is not installed (Debian: apt-get install --no-install-recommends rabbitmq-server)")
+
+
+def refuses(field: str) -> str:
+    """A plugin that refuses one mail in ten for good, and one for now when it comes first; in this field are their numbers."""
+    return f"""
+    def mq_smtp_in_message(context, mail):
+        number = int(mail.mime.partition(b"{field}: ")[2].split()[0])
+        if number % 10 == 1:
+            mail.reject(550, "5.7.1 no")
+        elif number % 10 == 2 and not mail.json.get("results"):
+            mail.reject(450, "4.7.1 later")
+    """
 
 
 def lasting_port() -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broker import REFUSES, Broker
+from broker import Broker, refuses
 from cli_tools import wait_until
 from mail_tools import counted, read_maildir, report, run, start, write_plugin
 
@@ -71,7 +71,7 @@ def numbers(mails: list[bytes]) -> list[int]:
 
 def test_a_queue_is_moved_to_a_maildir(queues, tmp_path):
     """What is refused goes to the queue of what failed, what is deferred comes again after a second."""
-    plugins = write_plugin(tmp_path / "plugins", "10-refuses", REFUSES).parent
+    plugins = write_plugin(tmp_path / "plugins", "10-refuses", refuses("Subject")).parent
     url = make_queues(queues, "retry=1")
     queues.publish(30)
     command = ["run", "--from", url, "--to", f"maildir:{tmp_path}/out", "--plugins", plugins, "--json", "--metrics", ":0"]

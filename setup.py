@@ -22,7 +22,7 @@ THREADS = SANITIZE == "thread"
 MEMORY = SANITIZE not in ("", "0", "thread")
 DEBUG = MEMORY or THREADS or os.environ.get("MQCORE_DEBUG", "0") not in ("", "0")
 KIND = "threads" if THREADS else "sanitize" if MEMORY else "debug" if DEBUG else "release"
-FLAGS = ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", f"-ffile-prefix-map={Path.cwd()}=."]
+FLAGS = ["-O1", "-g1", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", f"-ffile-prefix-map={Path.cwd()}=."]
 SANITIZERS = {"threads": ["-fsanitize=thread"], "sanitize": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]}
 FLAGS += SANITIZERS.get(KIND, [])
 C_FILES = "build/c-checked" if DEBUG else "build/c"
@@ -45,11 +45,20 @@ DIRECTIVES = {
 class BuildExtension(build_ext):
     """Has Cython write C files only where one is older than what it is made from, on whichever Python that was done."""
 
-    def build_extension(self, ext: Extension) -> None:
-        """Build one module."""
-        (made,) = cythonize(ext, build_dir=C_FILES, compiler_directives=DIRECTIVES, include_path=ext.include_dirs, quiet=True)
-        ext.sources = made.sources
-        super().build_extension(ext)
+    def build_extensions(self) -> None:
+        """Write them in as many processes as there are cores, as Cython is Python, and then build all modules."""
+        made = cythonize(
+            self.extensions,
+            build_dir=C_FILES,
+            compiler_directives=DIRECTIVES,
+            include_path=["mqcore/native/include"],
+            nthreads=os.cpu_count(),
+            quiet=True,
+        )
+        sources = {extension.name: extension.sources for extension in made}
+        for extension in self.extensions:
+            extension.sources = sources[extension.name]
+        super().build_extensions()
 
 
 def extension(source: Path) -> Extension:
@@ -66,8 +75,9 @@ def extension(source: Path) -> Extension:
     )
 
 
-setup(
-    ext_modules=[extension(source) for source in sorted(Path("mqcore").rglob("_*.pyx"))],
-    cmdclass={"build_ext": BuildExtension},
-    options={"build": {"build_base": f"build/{KIND}"}, "build_ext": {"parallel": os.cpu_count()}},
-)
+if __name__ == "__main__":  # and not in the processes of Cython, some of which import this file anew
+    setup(
+        ext_modules=[extension(source) for source in sorted(Path("mqcore").rglob("_*.pyx"))],
+        cmdclass={"build_ext": BuildExtension},
+        options={"build": {"build_base": f"build/{KIND}"}, "build_ext": {"parallel": os.cpu_count()}},
+    )

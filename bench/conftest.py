@@ -80,12 +80,12 @@ def report(request: pytest.FixtureRequest, short: bool) -> Callable[[Row], None]
 def against(benchmark: Any, short: bool, report: Callable[[Row], None]) -> Callable[..., None]:
     """`against(group, case, contenders, rounds=, count=)`: compare, and put the row into the table.
 
-    The short form takes a fifth of the rounds, and not fewer than three.
+    The short form takes a tenth of the rounds, and not fewer than three.
     """
 
     def put(group: str, case: str, contenders: dict[str, Callable[[], Any]], *, rounds: int, **options: Any) -> None:
         gc.collect()
-        rounds = max(3, rounds // 5) if short else rounds
+        rounds = max(3, rounds // 10) if short else rounds
         report(compare(benchmark, group, case, contenders, rounds=rounds, **options))
 
     return put

@@ -27,11 +27,10 @@ rounds; its *spread* is half the range of their middle half. The goals are the p
 
 MADE = """\
 
-This page is made, from a run with each CPython, by
+This page is made by
 
 ```sh
-scripts/dev bench --benchmark-json=results.json
-.venv/bin/python bench/page.py results.json... docs
+scripts/dev page
 ```
 """
 

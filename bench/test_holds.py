@@ -63,7 +63,7 @@ MILLION = {"dict + callback": ByDict, "mqcore": ByMqcore}
     ("name", "count", "rounds", "chosen"),
     [
         ("10k", 10_000, 50, WAYS),
-        ("100k", 100_000, 15, WAYS),
+        pytest.param("100k", 100_000, 15, WAYS, marks=pytest.mark.large),
         pytest.param("1M", 1_000_000, 7, MILLION, marks=pytest.mark.large),
     ],
 )

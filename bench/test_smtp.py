@@ -160,7 +160,7 @@ def test_receive(
     servers = {"smtp-sink": served("smtp-sink"), "mqcore": served(sink), "aiosmtpd": served("aiosmtpd")}
     servers["bare uvloop protocol"] = served("uvloop")
     course = Course(servers, mails, options, per_connection)
-    rounds = 5 if short else 15
+    rounds = 3 if short else 15
     benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
     for case, figures in ((shape, course.clock), (f"{shape}, processor time", course.processor)):
         report(row_of("receiving by SMTP", case, {name: each[-rounds:] for name, each in figures.items()}))
@@ -169,7 +169,7 @@ def test_receive(
 def test_all_that_an_operator_may_turn_on(benchmark: Any, report: Callable[..., None], served: Served, *, short: bool) -> None:
     """The watchdog, the control socket, and metrics; and a line in the log for each mail, which costs what writing one does."""
     course = Course({name: served(name) for name in ("all off", "all on", "a line in the log")}, 1600, [], 100)
-    rounds = 5 if short else 31
+    rounds = 3 if short else 31
     benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
     off, on, logging = (each[-rounds:] for each in course.processor.values())
     shape = "100 mails a connection"
@@ -185,7 +185,7 @@ def test_workers(benchmark: Any, report: Callable[..., None], served: Served, *,
     servers = {f"{kind} {copy}": served(name, copy) for kind, name in kinds.items() for copy in COPIES}
     servers["2 workers"] = served("2 workers")
     course = Course(servers, 1600, ["-p"], 10)
-    rounds = 5 if short else 15
+    rounds = 3 if short else 15
     benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
 
     def taken(figures: Figures, kind: str) -> list[float]:
@@ -201,7 +201,7 @@ def test_workers(benchmark: Any, report: Callable[..., None], served: Served, *,
 def test_receive_by_lmtp(benchmark: Any, report: Callable[..., None], served: Served, recipients: int, *, short: bool) -> None:
     servers = {"smtp-sink": served("smtp-sink, LMTP"), "mqcore": served("mqcore, LMTP")}
     course = Course(servers, 800, ["-l", "-p", "-n", recipients], 100)
-    rounds = 5 if short else 15
+    rounds = 3 if short else 15
     benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
     shape = f"LMTP, {recipients} recipient{'s' if recipients > 1 else ''}"
     for case, figures in ((shape, course.clock), (f"{shape}, processor time", course.processor)):
@@ -216,7 +216,7 @@ def test_latency(benchmark: Any, report: Callable[..., None], served: Served, *,
     subprocess.run(list(map(str, [load, port, CONNECTIONS, 4000, 100, SIZE])), check=True)
     rate = 4000 / (time.perf_counter() - start) / 2
     servers = {name: served(name)[0] for name in ("smtp-sink", "mqcore", "mqcore, holds")}
-    mails = 2000 if short else 10_000
+    mails = 1000 if short else 10_000
     taken: dict[str, dict[int, list[float]]] = {name: {500: [], 990: [], 999: []} for name in servers}
 
     def measure() -> None:

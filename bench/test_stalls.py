@@ -21,5 +21,5 @@ def test_stalls(benchmark: Any, loop: Any, report: Callable[..., None], phase: s
         turns["mqcore"].append(longest_turn(loop, WAYS[phase], count))
 
     benchmark.group = "stalls"
-    benchmark.pedantic(measure, rounds=3)
+    benchmark.pedantic(measure, rounds=2 if short else 3)
     report(row_of("stalls", f"{phase} phase", turns, unit="ms"))

@@ -23,8 +23,12 @@ from timing import WAYS
         ("reset", "reset", 10_000, 40),
     ],
 )
-def test_timers(loop: Any, against: Callable[..., None], case: str, work: str, count: int, rounds: int) -> None:
+def test_timers(
+    loop: Any, against: Callable[..., None], case: str, work: str, count: int, rounds: int, *, short: bool
+) -> None:
     """The floor calls libuv from C, without Python."""
+    if short:
+        count //= 5
     floor = build("_floor_loop")
     floor.open_library(uvloop.loop.__file__)
     floor.open_timers(count)

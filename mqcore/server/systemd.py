@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterator
 
 CONTROL = "control.sock"
+BUSY_FOR = 1.0
+"""Seconds: systemd, which takes ten messages in advance, has so long to take one that it must not miss."""
+ALIVE = "WATCHDOG=1"
 
 
 def notify(*states: str) -> None:
@@ -19,7 +22,8 @@ def notify(*states: str) -> None:
         return
     address = f"\0{path[1:]}" if path.startswith("@") else path
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)  # the mail does not wait for it
+        # The mail does not wait for it; but without `READY=1` systemd would end the server that it has just started.
+        sender.settimeout(0.0 if states == (ALIVE,) else BUSY_FOR)
         sender.sendto("\n".join(states).encode(errors="replace"), address)
 
 
@@ -47,7 +51,7 @@ def kept_alive(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
 
     async def tell() -> None:
         while True:
-            notify("WATCHDOG=1")
+            notify(ALIVE)
             await asyncio.sleep(interval)
 
     telling = loop.create_task(tell())

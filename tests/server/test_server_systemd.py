@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,27 @@ def test_from_ready_to_stopping(told, tmp_path):
         assert finish(server.process).returncode == 0
 
 
+def test_of_workers_only_the_supervisor_tells(told, monkeypatch):
+    """Ready when all are, also after a reload; the supervisor is the process that systemd watches."""
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    heard = []
+
+    def next_but_the_watchdog():
+        while (said := told()) == ["WATCHDOG=1"]:
+            heard.append(said)
+        return said
+
+    with serve("--to", "null:", "--workers", 2) as server:
+        assert next_but_the_watchdog() == ["READY=1", f"STATUS=2 workers listening on {server.url}"]
+        server.process.send_signal(signal.SIGHUP)
+        assert next_but_the_watchdog()[0] == "RELOADING=1"
+        assert next_but_the_watchdog() == ["READY=1"]
+        server.process.send_signal(signal.SIGTERM)
+        assert next_but_the_watchdog() == ["STOPPING=1"]
+        assert finish(server.process).returncode == 0
+    assert heard
+
+
 @pytest.mark.parametrize("pid", [None, "1"])
 def test_the_loop_says_that_it_turns(told, monkeypatch, pid):
     """Twice in the time after which systemd would end it; unless systemd waits for another process."""
@@ -87,6 +109,17 @@ def test_nobody_wants_to_know(monkeypatch, path):
     systemd.notify("READY=1")
     monkeypatch.delenv("NOTIFY_SOCKET")
     systemd.notify("READY=1")
+
+
+def test_what_systemd_must_not_miss_waits_for_it(told):
+    for _ in range(20):  # more than it takes in advance
+        systemd.notify(systemd.ALIVE)
+    telling = threading.Thread(target=systemd.notify, args=("READY=1",))
+    telling.start()
+    while (said := told()) == [systemd.ALIVE]:
+        pass
+    assert said == ["READY=1"]
+    telling.join()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
@@ -163,12 +196,12 @@ def test_sockets_of_another_process(monkeypatch, number, count):
 
 
 @pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="needs systemd-socket-activate")
-@pytest.mark.parametrize("scheme", ["smtp", "lmtp"])
-def test_with_systemd_socket_activate(scheme):
+@pytest.mark.parametrize(("scheme", "workers"), [("smtp", ()), ("lmtp", ()), ("smtp", ("--workers", 2))])
+def test_with_systemd_socket_activate(scheme, workers):
     port = free_port()
     environment = [f"--setenv={name}" for name in ("PYTHONPATH", "PYTHONMALLOC") if name in os.environ or name == "PYTHONPATH"]
     under = ["systemd-socket-activate", "-l", f"127.0.0.1:{port}", *environment]
-    arguments = ("run", "--from", f"{scheme}:systemd", "--to", "null:", "--hostname", "mx.example.org", "--json")
+    arguments = ("run", "--from", f"{scheme}:systemd", "--to", "null:", "--hostname", "mx.example.org", "--json", *workers)
     with start(*arguments, under=under) as process:
         replies = []
 

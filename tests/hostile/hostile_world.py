@@ -249,8 +249,8 @@ class World:
         """Give back: by a Hold, live or stale, or by a context, whose message it may be or not."""
         what = self.random.choice(GIVES)
         extra = (make_error(self),) if what == "fail" else ()
-        if context is None and self.holds and self.random.random() < 0.6:
-            getattr(self.pick(self.holds), what)(*extra)
+        if context is None and self.random.random() < 0.6 and (hold := self.pick(self.holds)) is not None:
+            getattr(hold, what)(*extra)
         else:
             context, message = context or self.pick(self.contexts), message or self.pick(self.messages)
             if context is not None and message is not None:
@@ -307,8 +307,9 @@ class World:
     def close_socket(self) -> None:
         """An fd that may be watched is closed, and its number is another file's. (Else uvloop, which makes sockets of its own
         each time it runs, would be given that number.)"""
-        if self.sockets:
-            os.dup2(self.other_file, self.pick(self.sockets).fileno())
+        closing = self.pick(self.sockets)
+        if closing is not None:
+            os.dup2(self.other_file, closing.fileno())
 
     def cancel(self) -> None:
         message = self.pick(self.messages)

@@ -2,7 +2,7 @@
 one outcome.
 
 The stored inputs in `corpus/` are what a broker could say once two channels are open, broken in ways that a client could fall
-for, or found by fuzzing. Those in `recorded/` are what RabbitMQ 3.10 said to `Talk`, from the beginning on: pieces as they
+for, or found by fuzzing. Those in `recorded/` are what RabbitMQ said to `Talk` (`record.py`), from the beginning on: pieces as they
 came, each with its size in front (4 octets). All are tried whole, byte by byte, and with octets changed.
 """
 

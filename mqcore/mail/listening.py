@@ -160,8 +160,12 @@ def explain(error: OSError, where: int | str) -> str:
     """Why nothing can listen at a port, or at the path of a socket."""
     reason = describe(error)
     match error.errno:
+        case errno.EADDRINUSE if isinstance(where, str) and os.path.isfile(where):
+            return f"{reason}; there is a file, and no socket: choose another path, or take it away"
         case errno.EADDRINUSE:
             return f"{reason}; another program has this {'port' if isinstance(where, int) else 'path'}"
+        case errno.ENOENT if isinstance(where, str):
+            return f"{reason}; make the folder {os.path.dirname(os.path.abspath(where))} first"
         case errno.EACCES if isinstance(where, int) and where < 1024:
             return f"{reason}; only root may listen on a port below 1024: choose a higher one"
         case errno.EADDRNOTAVAIL:

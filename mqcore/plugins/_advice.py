@@ -84,6 +84,7 @@ def advice_for(
     for hook in hooks_of(plugin.hooks, plugin.path):
         said = [*blocking_calls(hook), *_returns(hook), *never_awaited(hook), *loops_in_a_loop(hook), *_called_at_once(hook)]
         if hook.context is not None:
+            said += _wrong_calls(hook)
             said += _wrong_times(hook, timeout)
             said += _wrong_attributes(hook, hook.context, "context", context_attributes)
         if hook.message is not None and hook.name in _MAILERQ:
@@ -322,10 +323,33 @@ def _wrong_attributes(hook: Hook, name: str, what: str, attributes: Collection[s
     for node in ast.walk(hook.node):
         match node:
             case ast.Attribute(attr=attribute) if attribute not in attributes and ast.unparse(node.value) == name:
-                close = _OTHER_NAMES.get(what, {}).get(attribute)
+                close = _OTHER_NAMES.get(what, {}).get(attribute) or _of_another(hook, what, attribute)
                 close = close or close_to(attribute, attributes)
                 hint = f"did you mean {close}?" if close else f"what a plugin wants to remember goes into {name}.data"
                 yield node.lineno, f"{hook.name} uses {name}.{attribute}, which is no attribute of a {what}; {hint}"
+
+
+def _of_another(hook: Hook, what: str, attribute: str) -> str | None:
+    """The same, where it is not the message that has it, but the context; and the other way round."""
+    if what == "message" and attribute in (*_GIVE_BACKS, "continue1", "cont", "hold"):
+        name = attribute if attribute in (*_GIVE_BACKS, "hold") else "continue_"
+        return f"{hook.context or 'context'}.{name}({hook.message}{', error' if name == 'fail' else ''})"
+    if what == "context" and attribute in (*_DECISIONS, "headers", "envelope", "recipient", "recipients", "mime", "connection"):
+        return f"{hook.message or 'message'}.{attribute}"
+    return None
+
+
+def _wrong_calls(hook: Hook) -> Iterator[tuple[int, str]]:
+    """Calls of what is no function."""
+    for node in ast.walk(hook.node):
+        if isinstance(node, ast.Call):
+            name = hook.module.name_of(node.func)
+            if name == f"{hook.context}.log":
+                yield node.lineno, f"{shown(node)} calls a logger, which is none; write {name}.info(...), or warning"
+            elif name == f"{hook.context}.config":
+                yield node.lineno, f"{shown(node)} calls a mapping; write {name}[key], or {name}.get(key, default)"
+            elif name in (*_HOLDS, *_PASSES):
+                yield node.lineno, f"{shown(node)} calls a constant; write {shown(node.func)}"
 
 
 def _wrong_assignments(hook: Hook) -> Iterator[tuple[int, str]]:

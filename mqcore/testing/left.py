@@ -76,9 +76,9 @@ def _noting(cleanup: Callable[[Any], object] | None, usual: Counter[object], lef
 
 def _line(lifetime: Any, callback: Any, due: int | None, fd: int | None) -> str:
     whose = "a native plugin" if lifetime is None else f"plugin {owner_of(lifetime)}"
-    what = f"a timer, due at {(due - _clock.START) / 1e9:g} s," if due is not None else f"a watcher of fd {fd}"
+    what = f"a timer, due at {(due - _clock.START) / 1e9:g} s" if due is not None else f"a watcher of fd {fd}"
     place = place_of(callback)
-    return f"{whose} still has {what}" + (f" for {place}" if place else "")
+    return f"{whose} still has {what}" + (f"{',' if due is not None else ''} for {place}" if place else "")
 
 
 def running_of(plugin: str) -> list[tuple[str, Any, float | None]]:

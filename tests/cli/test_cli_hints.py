@@ -10,6 +10,7 @@ import ssl
 import pytest
 
 from mqcore.cli import parser
+from mqcore.cli.plugins import load, tell_what_is_missing
 from mqcore.mail.errors import SinkError, speaks_no_tls
 from mqcore.mail.listening import explain
 from mqcore.mail.mbox.format import find_fault
@@ -134,3 +135,38 @@ def test_a_port_without_tls():
         client.do_handshake()
     assert "there is no TLS at that port" in speaks_no_tls(error.value)
     assert speaks_no_tls(ConnectionRefusedError()) == ""
+
+
+def missing(tmp_path, capsys, config=""):
+    """What is said of a folder of plugins, and of a file."""
+    (tmp_path / "mqcore.toml").write_text(config)
+    arguments = ["check", "--trust-writable", "--config", f"{tmp_path}/mqcore.toml", f"{tmp_path}/plugins"]
+    options = parser("check").parse_args(arguments)
+    with load(options, *options.paths) as plugins:
+        tell_what_is_missing(options, plugins, options.paths)
+    return capsys.readouterr().err
+
+
+def test_a_folder_without_plugins_that_has_what_may_be_one(tmp_path, capsys):
+    (tmp_path / "plugins" / "10-a").mkdir(parents=True)
+    (tmp_path / "plugins" / "10-a" / "10-a.py").touch()
+    for name in ("20-b.PY", "_30-c.py", "README"):
+        (tmp_path / "plugins" / name).touch()
+    assert missing(tmp_path, capsys) == (
+        "mqcore: there are no plugins; 10-a has no __init__.py; 20-b.PY does not end in .py or .so; _30-c.py begins with _\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("[plugin.10-a]\nx = 1\n", "mqcore.toml:1 has plugin, and there is no plugin of that name; write [plugins.NAME]\n"),
+        ("[Run]\nlog-level = 'info'\n", "mqcore.toml:1 has Run, and there is no plugin of that name; did you mean [run]?\n"),
+        ("[plugins]\n[10-a]\nx = 1\n", "mqcore.toml:2 has [10-a], which nothing reads; write [plugins.10-a]\n"),
+        ("[10-a]\nx = 1\n", ""),
+    ],
+)
+def test_tables_that_nothing_reads(tmp_path, capsys, config, said):
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "10-a.py").write_text("def mq_smtp_in_message(context, message): pass\n")
+    assert missing(tmp_path, capsys, config) == (f"mqcore: {tmp_path}/{said}" if said else "")

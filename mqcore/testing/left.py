@@ -41,6 +41,12 @@ def beyond(usual: Counter[object]) -> list[Running]:
     return found
 
 
+def gives_back(running: Running) -> bool:
+    """Whether it is a timer of a context that gives a message back, which may have gone on by then."""
+    _, callback, due, _ = running
+    return due is not None and isinstance(getattr(callback, "__self__", None), Context)
+
+
 def is_of_context(running: Running) -> bool:
     return isinstance(running[0], Context)
 

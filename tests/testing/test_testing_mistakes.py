@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mqcore.testing import PluginFactory, make_mail
+import mqcore
+from mqcore.testing import Mq, PluginFactory, make_mail
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,16 @@ def test_a_peer(mq_peer):
 def test_plugins():
     with pytest.raises(TypeError, match="config=, where it is no mapping, is a str or os.PathLike, not 3"):
         PluginFactory()(config=3)
+
+
+def test_a_timer_that_outlives_its_step(mq_plugins, mq_mail, mq_clock):
+    class Late:
+        def mq_smtp_in_message(self, context, message):
+            context.start_timer(40, context.continue_, message)
+            return mqcore.HOLD
+
+    mq_plugins(obj=Late())
+    mq = Mq(mq_clock, mq_plugins)
+    assert isinstance(mq.run("mq_smtp_in_message", mq_mail()).error, mqcore.HoldTimeout)
+    with pytest.raises(AssertionError, match=r"start the timer by the Hold, context.hold\(message\).start_timer\(...\)"):
+        mq.close()

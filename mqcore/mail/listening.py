@@ -175,6 +175,8 @@ def explain(error: OSError, where: int | str) -> str:
 
 def split_host(path: str) -> tuple[str, int]:
     """Host and port of `//HOST:PORT`; an IPv6 address stands in brackets. Raises ValueError."""
+    if not path.startswith("//"):
+        raise ValueError(f"{path!r} is not //HOST:PORT")
     host, colon, port = path.removeprefix("//").rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -182,7 +184,7 @@ def split_host(path: str) -> tuple[str, int]:
         raise ValueError(f"{path!r} is not //HOST:PORT; a user and a password have no place in it")
     elif ":" in host:
         raise ValueError(f"an IPv6 address stands in brackets: //[{host}]:{port}")
-    if not path.startswith("//") or not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+    if not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ValueError(f"{path!r} is not //HOST:PORT")
     try:
         host.encode("idna")  # as the resolver will

@@ -105,7 +105,7 @@ def _returns(hook: Hook) -> Iterator[tuple[int, str]]:
         text = _wrong_value(hook, value) or _wrong_result(hook, value)
         if text:
             yield value.lineno, f"{hook.name} returns {text}"
-    if hook.message is None or hook.is_coroutine:
+    if hook.message is None:
         return
     holding = [value for value in values if _holds(hook, value)]
     if holding and not _escapes(hook):
@@ -114,7 +114,9 @@ def _returns(hook: Hook) -> Iterator[tuple[int, str]]:
             "back, so that it fails when its hold_timeout is over; return False to let it go on, or start something, such as "
             "context.start_timer(1.0, context.continue_, message)"
         )
-    taken = [] if any(_may_hold(hook, value) for value in values) else list(_taken(hook))
+    # While a coroutine runs, the message may be given back: what waits may do so until that has come.
+    waits = any(isinstance(node, (ast.Await, ast.AsyncFor, ast.AsyncWith)) for node in running(hook.node))
+    taken = [] if waits or any(_may_hold(hook, value) for value in values) else list(_taken(hook))
     if taken:
         yield taken[0].lineno, (
             f"{hook.name} calls {shown(taken[0])}, but never returns HOLD, so that the message has gone on by then (NotHeld); "

@@ -11,6 +11,7 @@ import pytest
 
 from mqcore.cli import parser
 from mqcore.cli.plugins import load, tell_what_is_missing
+from mqcore.mail import SmtpSource
 from mqcore.mail.errors import SinkError, speaks_no_tls
 from mqcore.mail.listening import explain
 from mqcore.mail.mbox.format import find_fault
@@ -118,6 +119,11 @@ def test_where_nothing_can_listen(tmp_path):
     assert explain(in_use, f"{tmp_path}/socket") == "Address already in use; another program has this path"
     assert "; there is a file, and no socket: choose another path, or take it away" in explain(in_use, f"{tmp_path}/file")
     assert explain(missing, f"{tmp_path}/no/socket") == f"No such file or directory; make the folder {tmp_path}/no first"
+
+
+def test_a_source_is_given_what_stands_behind_the_scheme():
+    with pytest.raises(ValueError, match="'smtp://127.0.0.1:0' is not //HOST:PORT"):
+        SmtpSource("smtp://127.0.0.1:0")
 
 
 def test_a_single_mail_is_no_mbox():

@@ -134,6 +134,16 @@ CHECKED = {
         4,
         ["calls context.complete(message) at once", ": context.complete, message"],
     ),
+    "HOLD in a coroutine that hands it to nobody": (
+        f"import asyncio\nimport mqcore\nasync {HOOK}\n    await asyncio.sleep(1)\n    return mqcore.HOLD",
+        5,
+        ["returns mqcore.HOLD", "hands it to nothing"],
+    ),
+    "HOLD forgotten in a coroutine": (
+        f"async {HOOK}\n    context.start_timer(1, context.continue_, message)",
+        2,
+        ["never returns HOLD", "return mqcore.HOLD"],
+    ),
     "HOLD forgotten with asyncio": (
         f"import asyncio\n{HOOK}\n    asyncio.get_running_loop().call_later(1, context.continue_, message)",
         3,

@@ -53,7 +53,7 @@ SHOWN = {
     ("docs/mail.md", "Return-Path: <a@example.org>"): "lines of a mail; tests/mail",
     ("docs/mail.md", "default_transport = lmtp:unix:"): "Postfix's main.cf; tests/partners",
     ("docs/milter.md", "client -> Postfix, port 25 -> its queue"): "a drawing",
-    ("docs/milter.md", "INPUT_MAIL_FILTER"): "a line of sendmail.mc; tests/partners/test_milter_sendmail.py has its own",
+    ("docs/milter.md", "INPUT_MAIL_FILTER"): "a line of sendmail.mc; tests/partners/partner_servers.py has its own",
     ("docs/operations.md", "mq_smtp_in_rcptto  for bob"): "what `mqcore ctl trace` prints; tests/cli/test_cli_trace.py",
     ("docs/operations.md", "2026-11-29T18:25:00.123Z WARNING"): "lines of a log; the tests of the watchdog",
     ("docs/operations.md", "2026-11-29T18:25:00.123Z INFO"): "a line of a log; tests/cli/test_cli_logs.py",

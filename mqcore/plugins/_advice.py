@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Iterator
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..hooks import MAILERQ_HOOKS, close_to
@@ -30,6 +31,7 @@ _HOLDS_IF_TRUE = (
     "and where that is True the plugin holds the message, until its hold_timeout is over and it fails; say what is meant, as "
     "`return mqcore.COMPLETE if ... else None`"
 )
+_MAPPING = dir(MappingProxyType)
 _LOOKS = ("hash", "id", "isinstance", "len", "print", "repr", "str", "type", "vars", "dir")
 _OTHER_NAMES = {
     "message": {
@@ -342,16 +344,26 @@ def _of_another(hook: Hook, what: str, attribute: str) -> str | None:
 
 
 def _wrong_calls(hook: Hook) -> Iterator[tuple[int, str]]:
-    """Calls of what is no function."""
+    """What is called and no function, awaited and no coroutine; and a config that is used as if it were no mapping."""
+    config = f"{hook.context}.config"
     for node in ast.walk(hook.node):
-        if isinstance(node, ast.Call):
-            name = hook.module.name_of(node.func)
-            if name == f"{hook.context}.log":
-                yield node.lineno, f"{shown(node)} calls a logger, which is none; write {name}.info(...), or warning"
-            elif name == f"{hook.context}.config":
-                yield node.lineno, f"{shown(node)} calls a mapping; write {name}[key], or {name}.get(key, default)"
-            elif name in (*_HOLDS, *_PASSES):
-                yield node.lineno, f"{shown(node)} calls a constant; write {shown(node.func)}"
+        match node:
+            case ast.Call(func=function):
+                name = hook.module.name_of(function)
+                if name == f"{hook.context}.log":
+                    yield node.lineno, f"{shown(node)} calls a logger, which is none; write {name}.info(...), or warning"
+                elif name == config:
+                    yield node.lineno, f"{shown(node)} calls a mapping; write {config}[key], or {config}.get(key, default)"
+                elif name in (*_HOLDS, *_PASSES):
+                    yield node.lineno, f"{shown(node)} calls a constant; write {shown(function)}"
+            case ast.Await(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=attribute) as function)):
+                if name == hook.context and attribute in (*_GIVE_BACKS, "hold", "start_timer", "watch"):
+                    text = f"{shown(function)} is no coroutine function, and returns at once; leave out await"
+                    yield node.lineno, f"{shown(node)}: {text}"
+            case ast.Attribute(attr=attribute) if hook.module.name_of(node.value) == config and attribute not in _MAPPING:
+                yield node.lineno, f'{shown(node)}: the config is a mapping; write {config}["{attribute}"], or {config}.get'
+            case ast.Subscript(ctx=ast.Store() | ast.Del()) if hook.module.name_of(node.value) == config:
+                yield node.lineno, f"{shown(node)} cannot be set; what a plugin wants to remember goes into {hook.context}.data"
 
 
 def _wrong_assignments(hook: Hook) -> Iterator[tuple[int, str]]:

@@ -281,6 +281,13 @@ CHECKED = {
     "rejection of the context": (HOOK + "\n    context.reject(550, 'no')", 2, ["did you mean message.reject?"]),
     "logger is called": (HOOK + "\n    context.log('x')", 2, ["calls a logger", "write context.log.info(...)"]),
     "config is called": (HOOK + "\n    context.config('x')", 2, ["write context.config[key], or context.config.get(key"]),
+    "config has attributes": (HOOK + "\n    context.log.info(context.config.url)", 2, ['write context.config["url"]']),
+    "config is written to": (HOOK + "\n    context.config['seen'] = 1", 2, ["cannot be set", "goes into context.data"]),
+    "give-back is awaited": (
+        f"async {HOOK}\n    await context.continue_(message)",
+        2,
+        ["context.continue_ is no coroutine function, and returns at once; leave out await"],
+    ),
     "verdict is called": (
         f"import mqcore\n{HOOK}\n    context.start_timer(1, context.continue_, message)\n    return mqcore.HOLD()",
         4,

@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import traceback
-from types import ModuleType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PluginError
@@ -43,6 +43,15 @@ def check(obj: object, plugin: str, path: str | None, hooks: Mapping[str, HookSp
             file, line = place(function, path)
             raise PluginError(wrong, plugin=plugin, path=file, line=line)
     return callables
+
+
+def refuse_what_has_no_hooks(obj: object) -> None:
+    """Raise TypeError for what an object with hooks is most often mistaken for."""
+    if obj is None or isinstance(obj, (str, bytes, os.PathLike, FunctionType)):
+        instead = "a path is for Plugins(path) or load(path)"
+        if isinstance(obj, FunctionType):
+            instead = f"to add a function, make it one, as types.SimpleNamespace({obj.__name__}=...)"
+        raise TypeError(f"a plugin is an object with hooks for attributes, not {obj!r}; {instead}")
 
 
 def nearly_hooks(obj: object, callables: Mapping[str, Any], hooks: Iterable[str]) -> list[tuple[str, int | None, str]]:

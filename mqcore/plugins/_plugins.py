@@ -20,14 +20,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from types import FunctionType, MappingProxyType, TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .._plugin_set import AnyChange, AnyDispatcher, PluginSet
 from ..errors import MqError, PluginError
 from ..hooks import API_VERSION, LIFECYCLE, MAILERQ_HOOKS, HookSpec, nearest
 from ..native._shared import check_distinct, load_shared
-from ._checks import check, is_coroutine_function, nearly_hooks, no_hook, place, raised
+from ._checks import check, is_coroutine_function, nearly_hooks, no_hook, place, raised, refuse_what_has_no_hooks
 from ._config import Config, read_config, settings_of
 from ._files import find, import_file
 
@@ -208,11 +208,7 @@ class Plugins(PluginSet):
 
         It stays through `reload`, as it is. Raises TypeError for what can have no hooks: a path, a function, None.
         """
-        if obj is None or isinstance(obj, (str, bytes, os.PathLike, FunctionType)):
-            instead = "a path is for Plugins(path) or load(path)"
-            if isinstance(obj, FunctionType):
-                instead = f"to add a function, make it one, as types.SimpleNamespace({obj.__name__}=...)"
-            raise TypeError(f"a plugin is an object with hooks for attributes, not {obj!r}; {instead}")
+        refuse_what_has_no_hooks(obj)
         with self._one_change():
             self._change(self.snapshot, [_Candidate(name, None, lambda undo: obj)], self._config)
 

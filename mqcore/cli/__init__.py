@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from .. import PluginError
 from ..hooks import close_to
@@ -68,6 +68,10 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, which else would stand below all options there are."""
 
     _in_pieces = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.suggest_on_error = False  # of CPython 3.15, in other words than those below
 
     def parse_known_args(  # type: ignore[override]  # of its overloads, argparse itself calls this one
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

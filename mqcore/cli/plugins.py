@@ -81,10 +81,11 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
             file, line = place_of(options.config, name) or (options.config, None)
             where = file if line is None else f"{file}:{line}"
             complain(f"{where} has {name}, and there is no plugin of that name; {hint}", OK)
-    in_file = {} if options.config is None else read_toml(options.config)
+    file = options.config and os.path.join(options.folder, options.config)
+    in_file = read_toml(file) if file else {}
     for plugin in plugins if "plugins" in in_file else ():
         if plugin.name in in_file:
-            line = line_of(options.config, plugin.name)
+            line = line_of(file, plugin.name)
             complain(f"{options.config}:{line} has [{plugin.name}], which nothing reads; write [plugins.{plugin.name}]", OK)
 
 

@@ -20,7 +20,6 @@ from .loop._reactor cimport Caller, PyThread_get_thread_ident, Reactor
 from .loop._seal cimport seal
 
 from .errors import MqError, NotHeld
-from .hooks import misspelt_key
 
 CALLBACK_RAISED = "plugin %s: a callback of a timer or watcher raised"
 
@@ -115,8 +114,6 @@ cdef void logging_failed(Reactor reactor) noexcept:
 
 cdef int add_note(Context context, object error, PyObject *hook) except -1:
     BaseException.add_note(error, f"plugin {context.name}, hook {<str>hook}")
-    if type(error) is KeyError and (hint := misspelt_key(error, context.plugin.config)):
-        BaseException.add_note(error, hint)
     return 0
 
 

@@ -67,7 +67,11 @@ cdef class Dispatcher:
         self.active = new_active_plugins(self.holds)
 
     def __init__(self, plugins, loop=None, *, hold_timeout=30.0, max_retries=16, watchdog=None):
-        cdef double seconds = hold_timeout
+        cdef double seconds
+        try:
+            seconds = hold_timeout
+        except TypeError:
+            raise TypeError(f"hold_timeout is a number of seconds, 0 for none, not {hold_timeout!r}") from None
         cdef unsigned int retries = as_retries(max_retries)
         order = watchdog_of(watchdog)
         if self.life != NEW:

@@ -350,7 +350,7 @@ cdef object error_for(int reason, object row, uint64_t timeout, unsigned int ret
         return HoldTimeout(
             f"plugin {plugin} held the message in {hook} for longer than its hold_timeout of {timeout / 1e9:g} s; what was to "
             f"give it back came too late or never; if the hook returned the value True by mistake, or started nothing that "
-            f"gives it back, `mqcore check` shows the line")
+            f"gives it back, `mqcore check` shows the line of a Python plugin")
     if reason == ABANDONED:
         return Abandoned(
             f"plugin {plugin} took control of the message in {hook}, but no reference to the message or its Hold is left: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._context import Hold
 from .errors import MqError
+from .verdicts import Outcome
 
 # The decisions of a give-back, by their number in `_message.pxd`.
 SPELT = {1: "continue", 2: "complete", 3: "retry", 4: "fail"}
@@ -16,9 +17,14 @@ def wrong_result(plugin: str, hook: str, value: object, early: int) -> Exception
             f"plugin {plugin} gave the message back in {hook} ({SPELT[early]}), but then returned "
             f"{describe(value)}; return HOLD after giving back"
         )
+    hint = ""
+    if value is Outcome.FAIL:
+        hint = "; to fail the step, raise an exception, or call context.fail(message, error) and return HOLD"
+    elif type(value) in (int, tuple) and str(value).lstrip("(")[:1] in ("4", "5"):
+        hint = "; to refuse a mail, call message.reject(550, text) and return None"
     return TypeError(
         f"plugin {plugin} returned {describe(value)} from {hook}; a hook returns False, None, CONTINUE, COMPLETE, "
-        f"RETRY, HOLD (or True), or the Hold of this message"
+        f"RETRY, HOLD (or True), or the Hold of this message{hint}"
     )
 
 

@@ -53,6 +53,8 @@ class HookSpec:
                 raise TypeError(f"an argument of {name} needs a str for a name, not {arg!r}")
             if not arg.isidentifier():
                 raise ValueError(f"an argument of {name} needs an identifier for a name, not {arg!r}")
+        if args[:2] == ("context", "message"):
+            raise ValueError(f"{name} has context and message without a word, so name only what comes after them")
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "args", args)
 
@@ -128,6 +130,8 @@ def misspelt(name: str, missing: Iterable[str]) -> str | None:
 
 def nearly(name: str, missing: Iterable[str]) -> str | None:
     """The hook of MailerQ's that a function most likely was to be: one without its mq_, shortened or misspelt."""
+    if name.lower() in _MAILERQ_NAMES.intersection(missing):
+        return name.lower()
     plain = name.lower().removeprefix("on_")
     if not plain.startswith(("smtp", "in_", "out_")):
         return None
@@ -153,13 +157,29 @@ def _one_edit(one: str, other: str) -> bool:
     return short[1:] == long[1:] or (short[1::-1] == long[:2] and short[2:] == long[2:])
 
 
-def misspelt_key(error: KeyError, config: Mapping[str, object]) -> str | None:
-    """Which key of a plugin's config was most likely to be the one that is missing."""
-    key = error.args[0] if len(error.args) == 1 else None
-    if type(key) is not str or key in config:
-        return None
-    close = close_to(key, [name for name in config if type(name) is str], 0.7)
-    return f"the plugin's config has no {key}, but {close}, which may be meant" if close else None
+class MissingSetting(KeyError):
+    """What `context.config[key]` raises where the plugin's config has no such key."""
+
+    def __init__(self, key: object, hint: str = "") -> None:
+        super().__init__(key)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; {self.hint}"
+
+
+class Settings(dict[str, object]):
+    """A plugin's config."""
+
+    def __init__(self, plugin: str, table: Mapping[str, object]) -> None:
+        super().__init__(table)
+        self._plugin = plugin
+
+    def __missing__(self, key: object) -> object:
+        close = close_to(key, [name for name in self if type(name) is str], 0.7) if type(key) is str else None
+        if close:
+            raise MissingSetting(key, f"the plugin's config has no {key}, but {close}, which may be meant")
+        raise MissingSetting(key, f'set it in [plugins."{self._plugin}"], or read it by config.get')
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -53,6 +53,7 @@ SHOWN = {
     ("docs/mail.md", "Return-Path: <a@example.org>"): "lines of a mail; tests/mail",
     ("docs/mail.md", "default_transport = lmtp:unix:"): "Postfix's main.cf; tests/partners",
     ("docs/milter.md", "client -> Postfix, port 25 -> its queue"): "a drawing",
+    ("docs/milter.md", "INPUT_MAIL_FILTER"): "a line of sendmail.mc; tests/partners/partner_servers.py has its own",
     ("docs/operations.md", "mq_smtp_in_rcptto  for bob"): "what `mqcore ctl trace` prints; tests/cli/test_cli_trace.py",
     ("docs/operations.md", "2026-11-29T18:25:00.123Z WARNING"): "lines of a log; the tests of the watchdog",
     ("docs/operations.md", "2026-11-29T18:25:00.123Z INFO"): "a line of a log; tests/cli/test_cli_logs.py",
@@ -198,9 +199,13 @@ def printed_by(block: Block) -> str:
 
 
 @pytest.mark.parametrize("block", of_kind("plugin"))
-def test_plugins_take_a_mail_and_nothing_is_advised(block: Block, tmp_path: Path) -> None:
+def test_plugins_take_a_mail_and_nothing_is_advised(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / Path(block.file or "10-example.py").name
     path.write_text(block.content)
+    monkeypatch.syspath_prepend(tmp_path)
+    for each in BLOCKS:  # modules that the page has beside its plugins
+        if each.page == block.page and each.file and each.file.removesuffix(".py").isidentifier() and not is_test(each):
+            (tmp_path / each.file).write_text(each.content)
     factory = PluginFactory(trust_writable=True)
     with Clock() as clock:
         try:

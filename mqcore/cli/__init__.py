@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from .. import PluginError
+from ..hooks import close_to
 from ..mail.errors import SinkError, SourceError
 from ..mail.report import BAD_PLUGIN, OK, UNREACHABLE, USAGE
 from . import about, run
@@ -65,11 +67,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, which else would stand below all options there are."""
 
+    _in_pieces = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.suggest_on_error = False  # of CPython 3.15, in other words than those below
+
+    def parse_known_args(  # type: ignore[override]  # of its overloads, argparse itself calls this one
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Options may stand between the other arguments, and what is unknown is told by the command that was given it."""
+        if self._subparsers is not None or self._in_pieces:
+            return super().parse_known_args(args, namespace)
+        self._in_pieces = True  # argparse parses options and the rest by calling this again
+        try:
+            options, unknown = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._in_pieces = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(map(self._meant, unknown))}")
+        return options, unknown
+
+    def _meant(self, unknown: str) -> str:
+        """What to write in place of an argument that the command does not have."""
+        known = self._option_string_actions
+        if unknown.startswith("-"):
+            close = close_to(unknown.partition("=")[0], known)
+            return f"; did you mean {close}?" if close else ""
+        return f"; did you mean --plugins {unknown}?" if "--plugins" in known and os.path.exists(unknown) else ""
+
     def error(self, message: str) -> NoReturn:
-        wrong = re.search("invalid choice: '([^']*)'", message)
+        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if wrong and re.search("[./]", wrong[1]):
             for option in re.findall(r"--[\w-]+ PATH", self.format_usage()):
                 message += f"; did you mean {option.removesuffix('PATH')}{wrong[1]}?"
+        elif wrong and (close := close_to(wrong[1], re.findall(r"[\w-]+", wrong[2]))):
+            message += f"; did you mean {close}?"
+        elif message.endswith("required: COMMAND"):
+            message += f"; {self.prog} --help lists them"
         self.exit(USAGE, f"{self.prog}: error: {message}\n")
 
 

@@ -103,6 +103,8 @@ def explain(error: Exception, path: str) -> str:
     match error:
         case FileNotFoundError():
             hint = "; is a server running with --control, and is this its path? (--socket PATH)"
+        case ConnectionRefusedError() if os.path.isfile(path):
+            hint = "; this is a file, and no socket"
         case ConnectionRefusedError():
             hint = "; the server that was there is gone"
         case PermissionError():

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from ..mail.errors import SourceError
+from ..mail.listening import explain
 from ..server import Server
 from ..server.address import Address, write_address
 
@@ -23,7 +24,7 @@ async def controlled(server: Server | Answerer, path: str | None) -> AsyncIterat
         return
     from ..server.control import Control  # takes its time
 
-    with _listening(f"on the control socket {path}"):
+    with _listening(f"on the control socket {path}", path):
         control = Control(server, path)
     async with control:
         yield
@@ -37,15 +38,15 @@ async def shown_at(server: Server | Shown, address: Address | None) -> AsyncIter
         return
     from ..server.http import HttpServer  # takes its time
 
-    with _listening(f"for --metrics on {write_address(address)}"):
+    with _listening(f"for --metrics on {write_address(address)}", address if isinstance(address, str) else address[1]):
         http = HttpServer(server, address)
     async with http:
         yield http.url
 
 
 @contextlib.contextmanager
-def _listening(where: str) -> Iterator[None]:
+def _listening(what: str, where: int | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SourceError(f"cannot listen {where}: {error.strerror or error}") from error
+        raise SourceError(f"cannot listen {what}: {explain(error, where)}") from error

@@ -13,7 +13,8 @@ from .. import Plugins
 from ..hooks import MAILERQ_HOOKS, HookSpec, close_to
 from ..mail.report import OK
 from ..plugins._checks import is_inside
-from ..plugins._config import place_of, read_config
+from ..plugins._config import line_of, place_of, read_config, read_toml
+from ..plugins._files import passed_over
 from .configuration import TABLE as RUN_TABLE
 from .output import complain
 
@@ -62,7 +63,8 @@ def load(options: argparse.Namespace, *paths: str, hooks: Iterable[HookSpec] | N
 def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: Iterable[str]) -> None:
     """Say what is likely to be a mistake: no plugins, and tables of the file for which there is none."""
     if not len(plugins):
-        complain("there are no plugins", OK)
+        folders = [os.path.join(options.folder, path) for path in paths]
+        complain("; ".join(["there are no plugins", *(reason for folder in folders for reason in passed_over(folder))]), OK)
     else:
         for path in paths:
             whole = os.path.abspath(os.path.join(options.folder, path))
@@ -72,11 +74,19 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
         if name != RUN_TABLE:
             close = close_to(name, [plugin.name for plugin in plugins])
             is_table = isinstance(read_config(options.config)[name], Mapping)
-            hint = "load it, or take its table away" if is_table else "write [plugins.NAME]"
+            table = close_to(name.lower(), (RUN_TABLE, "plugins"), 0.8)
+            hint = "load it, or take its table away" if is_table and table != "plugins" else "write [plugins.NAME]"
+            hint = f"did you mean [{table}]?" if table == RUN_TABLE else hint
             hint = f"did you mean {close}?" if close else hint
             file, line = place_of(options.config, name) or (options.config, None)
             where = file if line is None else f"{file}:{line}"
             complain(f"{where} has {name}, and there is no plugin of that name; {hint}", OK)
+    file = options.config and os.path.join(options.folder, options.config)
+    in_file = read_toml(file) if file else {}
+    for plugin in plugins if "plugins" in in_file else ():
+        if plugin.name in in_file:
+            line = line_of(file, plugin.name)
+            complain(f"{options.config}:{line} has [{plugin.name}], which nothing reads; write [plugins.{plugin.name}]", OK)
 
 
 @contextlib.contextmanager

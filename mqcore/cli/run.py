@@ -206,7 +206,8 @@ def fit_together(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Wat
     source, sink, failed = options.source, options.sink, options.failed
     for one, other in itertools.combinations(filter(None, (source, sink, failed)), 2):
         if one.is_same(other):
-            options.parser.error(f"{one} and {other} are the same mailbox")
+            what = {"mbox": "mailbox", "maildir": "mailbox", "amqp": "queue", "amqps": "queue"}.get(one.scheme, "server")
+            options.parser.error(f"{one} and {other} are the same {what}")
     chosen = place_options.options_for(options, *filter(None, (source, sink)))
     watched = watchdog.watchdog_of(options)
     if source and sink and not failed and "one_recipient" not in chosen[0] and needs_failed(source.kind, sink.kind):

@@ -152,7 +152,7 @@ def _run(
         tell_what_is_missing(options, plugins, options.paths)
         if not len(plugins):
             raise PluginError("there is nothing to try")
-        _tell_what_is_not_run(plugins)
+        _tell_what_is_not_run(plugins, options.stage)
         with Clock(real_time=options.clock == "real") as clock, contextlib.ExitStack() as opened:
             mq = Mq(clock, plugins)
             opened.callback(mq.abort)
@@ -171,7 +171,10 @@ def _run(
             summary.late = aftermath.wait()
 
 
-def _tell_what_is_not_run(plugins: Plugins) -> None:
+def _tell_what_is_not_run(plugins: Plugins, stage: str) -> None:
+    others = [hook for hook in HOOKS if plugins.order(hook)]
+    if others and stage not in ("all", *others):
+        complain(f"no plugin has {stage}; there is {', '.join(others)}: give --stage all, or --stage HOOK", OK)
     for hook in plugins.hooks:
         if hook not in HOOKS and (order := plugins.order(hook)):
             complain(

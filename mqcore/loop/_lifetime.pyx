@@ -181,6 +181,9 @@ cdef double as_seconds(object seconds) except -1:
         delay = seconds
     except OverflowError:
         delay = float("inf")
+    except TypeError:
+        raise TypeError(
+            f"a timer needs seconds, a number, not {seconds!r}; write start_timer(seconds, callback, *arguments)") from None
     if not 0 <= delay <= LONGEST:  # also refuses NaN
         raise ValueError(f"a timer needs seconds that are finite, not negative and no more than 100 years, not {seconds!r}")
     return delay

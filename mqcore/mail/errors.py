@@ -35,6 +35,18 @@ def not_stored(url: str, error: OSError | MemoryError) -> SinkError:
     return kind(f"cannot write to {url}: {describe(error, url)}")
 
 
+def mend(error: OSError, path: str) -> str:
+    """What to do where nothing can be opened at this path, behind why."""
+    folder = os.path.dirname(os.path.abspath(path))
+    return f"; make the folder {folder} first" if error.errno == errno.ENOENT and not os.path.isdir(folder) else ""
+
+
+def speaks_no_tls(error: BaseException) -> str:
+    """What to do where TLS was begun with somebody who does not speak it, behind why."""
+    is_plain = getattr(error, "reason", None) == "WRONG_VERSION_NUMBER"
+    return "; there is no TLS at that port: give another one, or leave out the s of the URL's scheme" if is_plain else ""
+
+
 def describe(error: OSError, known: object = None) -> str:
     """What the system says, without a number, and of which file, unless that is the one the reader knows of."""
     reason = error.strerror or str(error)

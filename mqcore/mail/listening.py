@@ -160,8 +160,12 @@ def explain(error: OSError, where: int | str) -> str:
     """Why nothing can listen at a port, or at the path of a socket."""
     reason = describe(error)
     match error.errno:
+        case errno.EADDRINUSE if isinstance(where, str) and os.path.isfile(where):
+            return f"{reason}; there is a file, and no socket: choose another path, or take it away"
         case errno.EADDRINUSE:
             return f"{reason}; another program has this {'port' if isinstance(where, int) else 'path'}"
+        case errno.ENOENT if isinstance(where, str):
+            return f"{reason}; make the folder {os.path.dirname(os.path.abspath(where))} first"
         case errno.EACCES if isinstance(where, int) and where < 1024:
             return f"{reason}; only root may listen on a port below 1024: choose a higher one"
         case errno.EADDRNOTAVAIL:
@@ -171,6 +175,8 @@ def explain(error: OSError, where: int | str) -> str:
 
 def split_host(path: str) -> tuple[str, int]:
     """Host and port of `//HOST:PORT`; an IPv6 address stands in brackets. Raises ValueError."""
+    if not path.startswith("//"):
+        raise ValueError(f"{path!r} is not //HOST:PORT")
     host, colon, port = path.removeprefix("//").rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -178,7 +184,7 @@ def split_host(path: str) -> tuple[str, int]:
         raise ValueError(f"{path!r} is not //HOST:PORT; a user and a password have no place in it")
     elif ":" in host:
         raise ValueError(f"an IPv6 address stands in brackets: //[{host}]:{port}")
-    if not path.startswith("//") or not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+    if not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ValueError(f"{path!r} is not //HOST:PORT")
     try:
         host.encode("idna")  # as the resolver will

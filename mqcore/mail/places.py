@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from ..hooks import close_to
 from .amqp.sink import AmqpSink, AmqpsSink
 from .amqp.source import AmqpSource, AmqpsSource
 from .amqp.url import USAGE as AMQP
@@ -22,6 +24,8 @@ from .smtp.sink import LmtpSink, SmtpSink, SmtpsSink
 from .smtp.source import LmtpSource, SmtpSource, SmtpsSource
 
 P = TypeVar("P", bound=Place)
+_PORTS = {"smtp": 25, "smtps": 465}
+"""Where it usually is."""
 
 SOURCES: Mapping[str, type[Source]] = {
     "mbox:PATH": MboxSource,
@@ -63,7 +67,7 @@ class Location(NamedTuple, Generic[P]):
         return without_login(f"{self.scheme}:{self.path}")
 
     def is_same(self, other: Location[Any]) -> bool:
-        """Whether both are the same mailbox, or socket."""
+        """Whether both are the same mailbox, socket or queue."""
         one, two = (os.path.realpath(where.path.removeprefix("unix:")) for where in (self, other))
         return bool(self.path) and one == two
 
@@ -107,6 +111,39 @@ def _absolute(path: str) -> str:
 
 
 def _parse(url: str, known: Mapping[str, type[P]], what: str) -> Location[P]:
+    try:
+        return _read(url, known, what)
+    except ValueError as error:
+        if (meant := next((guess for guess in _guesses(url, known) if _is_one(guess, known, what)), None)) is None:
+            raise
+        raise ValueError(f"{str(error).partition('; it can be ')[0]}; did you mean {without_login(meant)}?") from None
+
+
+def _is_one(url: str, known: Mapping[str, type[P]], what: str) -> bool:
+    try:
+        _read(url, known, what)
+    except ValueError:
+        return False
+    return True
+
+
+def _guesses(url: str, known: Mapping[str, type[P]]) -> Iterator[str]:
+    """What may have been meant by a URL that is none, as likely as that is."""
+    schemes = {usage.partition(":")[0] for usage in known}
+    word, rest = re.fullmatch(r"(\w*):?(.*)", url, re.DOTALL).groups()  # type: ignore[union-attr]  # this matches anything
+    if os.path.exists(url):
+        yield f"{'maildir' if os.path.isdir(url) else 'mbox'}:{url}"
+    if close := close_to(word.lower(), schemes, 0.75):
+        yield f"{close}:{rest}"
+    if close and f"{close}://HOST:PORT" in known:
+        yield f"{close}://{rest.lstrip('/')}"
+        yield f"{close}://{rest.lstrip('/')}:{_PORTS.get(close, '')}"
+        if inet := re.fullmatch(r"inet6?:(\d+)@(.+)", rest):  # as Postfix and Sendmail write it
+            yield f"{close}://{inet[2]}:{inet[1]}"
+    yield f"smtp://{url}"
+
+
+def _read(url: str, known: Mapping[str, type[P]], what: str) -> Location[P]:
     scheme, _, path = url.partition(":")
     if path == SYSTEMD and url in known:
         return Location(scheme, path, known[url])
@@ -123,6 +160,11 @@ def _parse(url: str, known: Mapping[str, type[P]], what: str) -> Location[P]:
             return Location(scheme, path, kind)
         if usual_path == "unix:PATH" and is_socket:
             return Location(scheme, f"unix:{_absolute(path.removeprefix('unix:'))}", kind)
+        if usual_path == "PATH" and re.match("//[^/]", path):  # which would be a folder of the root, without a word
+            raise ValueError(
+                f"{url!r} has two slashes before its path; write it with none, as {scheme}:{path[2:]}, or, from the root on, "
+                f"with one, as {scheme}:{path[1:]}"
+            )
         if usual_path in ("PATH", ""):
             return Location(scheme, path and _absolute(path), kind)
     raise ValueError(f"{without_login(url)!r} is no {what}; it can be {' or '.join(known)}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Iterator
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..hooks import MAILERQ_HOOKS, close_to
@@ -30,6 +31,7 @@ _HOLDS_IF_TRUE = (
     "and where that is True the plugin holds the message, until its hold_timeout is over and it fails; say what is meant, as "
     "`return mqcore.COMPLETE if ... else None`"
 )
+_MAPPING = dir(MappingProxyType)
 _LOOKS = ("hash", "id", "isinstance", "len", "print", "repr", "str", "type", "vars", "dir")
 _OTHER_NAMES = {
     "message": {
@@ -84,6 +86,7 @@ def advice_for(
     for hook in hooks_of(plugin.hooks, plugin.path):
         said = [*blocking_calls(hook), *_returns(hook), *never_awaited(hook), *loops_in_a_loop(hook), *_called_at_once(hook)]
         if hook.context is not None:
+            said += _wrong_calls(hook)
             said += _wrong_times(hook, timeout)
             said += _wrong_attributes(hook, hook.context, "context", context_attributes)
         if hook.message is not None and hook.name in _MAILERQ:
@@ -104,7 +107,7 @@ def _returns(hook: Hook) -> Iterator[tuple[int, str]]:
         text = _wrong_value(hook, value) or _wrong_result(hook, value)
         if text:
             yield value.lineno, f"{hook.name} returns {text}"
-    if hook.message is None or hook.is_coroutine:
+    if hook.message is None:
         return
     holding = [value for value in values if _holds(hook, value)]
     if holding and not _escapes(hook):
@@ -113,7 +116,9 @@ def _returns(hook: Hook) -> Iterator[tuple[int, str]]:
             "back, so that it fails when its hold_timeout is over; return False to let it go on, or start something, such as "
             "context.start_timer(1.0, context.continue_, message)"
         )
-    taken = [] if any(_may_hold(hook, value) for value in values) else list(_taken(hook))
+    # While a coroutine runs, the message may be given back: what waits may do so until that has come.
+    waits = any(isinstance(node, (ast.Await, ast.AsyncFor, ast.AsyncWith)) for node in running(hook.node))
+    taken = [] if waits or any(_may_hold(hook, value) for value in values) else list(_taken(hook))
     if taken:
         yield taken[0].lineno, (
             f"{hook.name} calls {shown(taken[0])}, but never returns HOLD, so that the message has gone on by then (NotHeld); "
@@ -322,10 +327,43 @@ def _wrong_attributes(hook: Hook, name: str, what: str, attributes: Collection[s
     for node in ast.walk(hook.node):
         match node:
             case ast.Attribute(attr=attribute) if attribute not in attributes and ast.unparse(node.value) == name:
-                close = _OTHER_NAMES.get(what, {}).get(attribute)
+                close = _OTHER_NAMES.get(what, {}).get(attribute) or _of_another(hook, what, attribute)
                 close = close or close_to(attribute, attributes)
                 hint = f"did you mean {close}?" if close else f"what a plugin wants to remember goes into {name}.data"
                 yield node.lineno, f"{hook.name} uses {name}.{attribute}, which is no attribute of a {what}; {hint}"
+
+
+def _of_another(hook: Hook, what: str, attribute: str) -> str | None:
+    """The same, where it is not the message that has it, but the context; and the other way round."""
+    if what == "message" and attribute in (*_GIVE_BACKS, "continue1", "cont", "hold"):
+        name = attribute if attribute in (*_GIVE_BACKS, "hold") else "continue_"
+        return f"{hook.context or 'context'}.{name}({hook.message}{', error' if name == 'fail' else ''})"
+    if what == "context" and attribute in (*_DECISIONS, "headers", "envelope", "recipient", "recipients", "mime", "connection"):
+        return f"{hook.message or 'message'}.{attribute}"
+    return None
+
+
+def _wrong_calls(hook: Hook) -> Iterator[tuple[int, str]]:
+    """What is called and no function, awaited and no coroutine; and a config that is used as if it were no mapping."""
+    config = f"{hook.context}.config"
+    for node in ast.walk(hook.node):
+        match node:
+            case ast.Call(func=function):
+                name = hook.module.name_of(function)
+                if name == f"{hook.context}.log":
+                    yield node.lineno, f"{shown(node)} calls a logger, which is none; write {name}.info(...), or warning"
+                elif name == config:
+                    yield node.lineno, f"{shown(node)} calls a mapping; write {config}[key], or {config}.get(key, default)"
+                elif name in (*_HOLDS, *_PASSES):
+                    yield node.lineno, f"{shown(node)} calls a constant; write {shown(function)}"
+            case ast.Await(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=attribute) as function)):
+                if name == hook.context and attribute in (*_GIVE_BACKS, "hold", "start_timer", "watch"):
+                    text = f"{shown(function)} is no coroutine function, and returns at once; leave out await"
+                    yield node.lineno, f"{shown(node)}: {text}"
+            case ast.Attribute(attr=attribute) if hook.module.name_of(node.value) == config and attribute not in _MAPPING:
+                yield node.lineno, f'{shown(node)}: the config is a mapping; write {config}["{attribute}"], or {config}.get'
+            case ast.Subscript(ctx=ast.Store() | ast.Del()) if hook.module.name_of(node.value) == config:
+                yield node.lineno, f"{shown(node)} cannot be set; what a plugin wants to remember goes into {hook.context}.data"
 
 
 def _wrong_assignments(hook: Hook) -> Iterator[tuple[int, str]]:

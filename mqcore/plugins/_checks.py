@@ -6,13 +6,13 @@ import contextlib
 import functools
 import inspect
 import os
+import re
 import traceback
-from linecache import getline
-from types import ModuleType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PluginError
-from ..hooks import LIFECYCLE, HookSpec, misspelt, misspelt_key, nearly, unknown
+from ..hooks import LIFECYCLE, HookSpec, MissingSetting, misspelt, nearly, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -45,6 +45,15 @@ def check(obj: object, plugin: str, path: str | None, hooks: Mapping[str, HookSp
     return callables
 
 
+def refuse_what_has_no_hooks(obj: object) -> None:
+    """Raise TypeError for what an object with hooks is most often mistaken for."""
+    if obj is None or isinstance(obj, (str, bytes, os.PathLike, FunctionType)):
+        instead = "a path is for Plugins(path) or load(path)"
+        if isinstance(obj, FunctionType):
+            instead = f"to add a function, make it one, as types.SimpleNamespace({obj.__name__}=...)"
+        raise TypeError(f"a plugin is an object with hooks for attributes, not {obj!r}; {instead}")
+
+
 def nearly_hooks(obj: object, callables: Mapping[str, Any], hooks: Iterable[str]) -> list[tuple[str, int | None, str]]:
     """Functions of the plugin that are named nearly as a hook that it has not: name, line, and that hook."""
     missing = [hook for hook in hooks if hook not in callables]
@@ -55,6 +64,26 @@ def nearly_hooks(obj: object, callables: Mapping[str, Any], hooks: Iterable[str]
         if hook and function is not None:
             found.append((name, place(function, None)[1], hook))
     return found
+
+
+def no_hook(obj: object, hooks: Iterable[str]) -> str:
+    """Why a file has no hook, as far as that can be seen, and what to do."""
+    if not isinstance(obj, ModuleType):
+        return ""
+    for name, value in vars(obj).items():
+        is_own_class = isinstance(value, type) and value.__module__ == obj.__name__
+        hook = next((hook for hook in hooks if hook in vars(value)), None) if is_own_class else None
+        if hook:
+            return (
+                f"{hook} is in the class {name}, and a file's hooks are its functions; write it outside of the class, or "
+                f"{hook} = {name}().{hook} behind it"
+            )
+        if name.startswith("on_") and "mq_smtp_in_message" in hooks and _own_function(obj, name):
+            return (
+                f"if {name} is a hook of a server of your own, say so by Plugins(hooks=[...]), or on the command line by "
+                "--hooks MODULE:NAME"
+            )
+    return "if it is no plugin, begin its name with _"
 
 
 def _own_function(obj: object, name: str) -> Any:
@@ -131,12 +160,12 @@ def place(value: Any, path: str | None) -> tuple[str | None, int | None]:
     return path, None
 
 
-def raised(
-    doing: str, error: BaseException, plugin: str, path: str | None, config: Mapping[str, Any] | None = None
-) -> PluginError:
+def raised(doing: str, error: BaseException, plugin: str, path: str | None) -> PluginError:
     """The error for a plugin's code that raised, placed at the deepest line that is in the plugin's own files."""
     if isinstance(error, SyntaxError) and error.filename and is_inside(error.filename, path):
-        return PluginError(f"syntax error: {error.msg}", plugin=plugin, path=error.filename, line=error.lineno)
+        called = re.search(r"\b(\w+)\.continue\s*\(", error.text or "")
+        hint = f"; `continue` is a word of Python's own, so the method is {called[1]}.continue_" if called else ""
+        return PluginError(f"syntax error: {error.msg}{hint}", plugin=plugin, path=error.filename, line=error.lineno)
     file, line = path, None
     for frame, number in traceback.walk_tb(error.__traceback__):
         if is_inside(frame.f_code.co_filename, path):
@@ -144,12 +173,7 @@ def raised(
     if isinstance(error, SystemExit):
         what = f"{doing} called sys.exit({error.code!r}); a plugin that cannot work raises an error that says why"
     else:
-        instead = "correct that, or take the plugin away"
-        if isinstance(error, KeyError) and "config[" in getline(file or "", line or 0):
-            instead = f'set it in [plugins."{plugin}"], or read it by config.get'
-        if type(error) is KeyError and (hint := misspelt_key(error, config or {})):
-            instead = hint
-        what = f"{doing} raised {_said(error)}; {instead}"
+        what = f"{doing} raised {_said(error)}{'' if isinstance(error, MissingSetting) else f'; {_mend(error, path)}'}"
     return PluginError(what, plugin=plugin, path=file, line=line)
 
 
@@ -158,7 +182,25 @@ def _said(error: BaseException) -> str:
         text = str(error)
     except Exception:
         text = "(its message cannot be read)"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    name = KeyError.__name__ if isinstance(error, MissingSetting) else type(error).__name__
+    return f"{name}: {text}" if text else name
+
+
+def _mend(error: BaseException, path: str | None) -> str:
+    """What to do about an error of the code of the plugin at `path`."""
+    name = getattr(error, "name", None)
+    if type(error) is ModuleNotFoundError and type(name) is str and path is not None and path.endswith(".py"):
+        folder = os.path.dirname(path)
+        if os.path.exists(os.path.join(folder, f"{name}.py")):
+            return (
+                f"{name}.py is beside it, but its folder is not on sys.path: make both a package, a folder with __init__.py, "
+                f"and write `from . import {name}`, or install what several plugins share"
+            )
+    if type(error) is ModuleNotFoundError and type(name) is str and path is not None and not path.endswith(".py"):
+        inner = os.path.join(path, name.rpartition(".")[2])
+        if os.path.exists(f"{inner}.pyx"):
+            return f"{inner}.pyx is not built yet: run `python setup.py build_ext --inplace` where its setup.py is"
+    return "correct that, or take the plugin away"
 
 
 def is_inside(file: str, path: str | None) -> bool:

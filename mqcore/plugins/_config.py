@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from ..errors import PluginError
-from ..hooks import close_to
+from ..hooks import Settings, close_to
 from ._files import bad_line, line_at, unreadable
 
 Config = Mapping[str, Any]
@@ -48,6 +49,9 @@ def read_toml(path: str) -> dict[str, Any]:
         raise PluginError(f"{error}; save the file as UTF-8", path=path, line=bad_line(data)) from error
     except tomllib.TOMLDecodeError as error:
         found = re.fullmatch(r"(.*) \(at line (\d+), (column \d+)\)", str(error), re.DOTALL)
+        if data.startswith(BOM_UTF8):
+            what = "it begins with a byte order mark; save the file as UTF-8 without one"
+            raise PluginError(what, path=path, line=1) from error
         what, line = (f"{found[1]}, at {found[3]}", int(found[2])) if found else (str(error), line_at(data, len(data)))
         raise PluginError(f"not valid TOML: {what}", path=path, line=line) from error
 
@@ -115,7 +119,9 @@ def settings_of(plugin: str, path: str | None, config: Config, source: Config | 
             close = None if name in OWN else close_to(str(name), OWN, 0.8)
             if close:
                 _log.warning("plugin %s: its config has %s; did you mean %s?", plugin, name, close)
+            if name in ("py", "so") and isinstance(table[name], Mapping):
+                _log.warning("plugin %s: its config has a table %s; did you mean [plugins.%s]?", plugin, name, plugin)
     if wrong:
         file, line = place_of(source, plugin, *where) or (path, None)
         raise PluginError(wrong, plugin=plugin, path=file, line=line)
-    return MappingProxyType(dict(table))
+    return MappingProxyType(Settings(plugin, table))

@@ -8,6 +8,7 @@ import stat
 import sys
 import threading
 from collections import Counter
+from glob import escape, glob
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
     SOURCE_SUFFIXES,
@@ -66,6 +67,18 @@ def find(path: str, *, trust_writable: bool) -> Iterator[tuple[str, str]]:
             error.plugin = name
             raise
         yield name, plugin
+
+
+def passed_over(path: str) -> list[str]:
+    """What in a directory looks as if it were to be a plugin, and is none, and why."""
+    reasons = []
+    for entry in sorted(os.listdir(path)) if os.path.isdir(path) and not _is_package(path) else ():
+        file = os.path.join(path, entry)
+        if os.path.isdir(file) and not entry.startswith((".", "_")) and glob(os.path.join(escape(file), "*.py")):
+            reasons.append(f"{entry} has no __init__.py")
+        elif os.path.isfile(file) and entry.lower().endswith((".py", ".so")):
+            reasons.append(f"{entry} {'begins with _' if entry.startswith('_') else 'does not end in .py or .so'}")
+    return reasons
 
 
 def _check(path: str, trust_writable: bool) -> None:

@@ -27,7 +27,7 @@ from .._plugin_set import AnyChange, AnyDispatcher, PluginSet
 from ..errors import MqError, PluginError
 from ..hooks import API_VERSION, LIFECYCLE, MAILERQ_HOOKS, HookSpec, nearest
 from ..native._shared import check_distinct, load_shared
-from ._checks import check, is_coroutine_function, nearly_hooks, place, raised
+from ._checks import check, is_coroutine_function, nearly_hooks, no_hook, place, raised, refuse_what_has_no_hooks
 from ._config import Config, read_config, settings_of
 from ._files import find, import_file
 
@@ -117,7 +117,7 @@ class Plugin:
             return function(*args)
         except (Exception, SystemExit) as error:
             home = self.path or place(function, None)[0]
-            raise raised(f"{name}()", error, self.name, home, self.config) from error
+            raise raised(f"{name}()", error, self.name, home) from error
 
     def _acquire(self) -> None:
         """A dispatcher begins to use the plugin, which may have been removed if it still has another user."""
@@ -183,7 +183,8 @@ class Plugins(PluginSet):
         """The plugins as they are now; every change makes a new tuple."""
         self.hooks: Mapping[str, HookSpec] = MappingProxyType(_specs(hooks))
         self._paths = [_absolute(path) for path in paths]
-        self._config_source = config if config is None or isinstance(config, Mapping) else _absolute(config)
+        what = "config=, where it is no mapping,"
+        self._config_source = config if config is None or isinstance(config, Mapping) else _absolute(config, what)
         self._trust_writable = trust_writable
         self._dispatchers: list[weakref.ref[AnyDispatcher]] = []
         self._lock = threading.RLock()
@@ -205,8 +206,9 @@ class Plugins(PluginSet):
     def add(self, name: str, obj: object) -> None:
         """Make a plugin of any object with hooks for attributes: a module, an instance, a namespace.
 
-        It stays through `reload`, as it is.
+        It stays through `reload`, as it is. Raises TypeError for what can have no hooks: a path, a function, None.
         """
+        refuse_what_has_no_hooks(obj)
         with self._one_change():
             self._change(self.snapshot, [_Candidate(name, None, lambda undo: obj)], self._config)
 
@@ -406,9 +408,7 @@ class Plugins(PluginSet):
                 where = candidate.path if line is None else f"{candidate.path}:{line}"
                 _log.warning("%s: %s is no hook, so nobody calls it; did you mean %s?", where, name, hook)
             if candidate.path and not callables and not near:
-                _log.warning(
-                    "%s has no hook, so it does nothing; if it is no plugin, begin its name with _", candidate.path
-                )
+                _log.warning("%s has no hook, so it does nothing; %s", candidate.path, no_hook(obj, self.hooks))
             return Plugin(candidate.name, candidate.path, settings, callables, undo.pop_all())
 
     def _swap(self, new: Snapshot) -> None:
@@ -447,8 +447,12 @@ def _order(plugin: Plugin | _Candidate) -> bytes:
     return plugin.name.encode()
 
 
-def _absolute(path: _Path) -> str:
-    return os.path.abspath(os.fsdecode(path))
+def _absolute(path: _Path, what: str = "a path of plugins") -> str:
+    try:
+        return os.path.abspath(os.fsdecode(path))
+    except TypeError:
+        hint = f"; give them one by one, as Plugins({', '.join(map(repr, path))})" if isinstance(path, (list, tuple)) else ""
+        raise TypeError(f"{what} is a str or os.PathLike, not {path!r}{hint}") from None
 
 
 def _specs(hooks: Iterable[HookSpec]) -> dict[str, HookSpec]:

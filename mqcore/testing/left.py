@@ -41,6 +41,12 @@ def beyond(usual: Counter[object]) -> list[Running]:
     return found
 
 
+def gives_back(running: Running) -> bool:
+    """Whether it is a timer of a context that gives a message back, which may have gone on by then."""
+    _, callback, due, _ = running
+    return due is not None and isinstance(getattr(callback, "__self__", None), Context)
+
+
 def is_of_context(running: Running) -> bool:
     return isinstance(running[0], Context)
 
@@ -76,9 +82,9 @@ def _noting(cleanup: Callable[[Any], object] | None, usual: Counter[object], lef
 
 def _line(lifetime: Any, callback: Any, due: int | None, fd: int | None) -> str:
     whose = "a native plugin" if lifetime is None else f"plugin {owner_of(lifetime)}"
-    what = f"a timer, due at {(due - _clock.START) / 1e9:g} s," if due is not None else f"a watcher of fd {fd}"
+    what = f"a timer, due at {(due - _clock.START) / 1e9:g} s" if due is not None else f"a watcher of fd {fd}"
     place = place_of(callback)
-    return f"{whose} still has {what}" + (f" for {place}" if place else "")
+    return f"{whose} still has {what}" + (f"{',' if due is not None else ''} for {place}" if place else "")
 
 
 def running_of(plugin: str) -> list[tuple[str, Any, float | None]]:

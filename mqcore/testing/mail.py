@@ -34,8 +34,14 @@ def make_mail(
     the first is the `recipient`, as a server gives plugins one mail for each. `json`: what else is known. `connection`: that
     it came in by; without one, there is one from `peer`, which called itself `helo`.
 
-    Raises OSError where the file cannot be read, TypeError for both a source and headers or body.
+    Raises OSError where the file cannot be read, TypeError for both a source and headers or body, and for what can be neither.
     """
+    if isinstance(source, str) and "\n" in source:
+        raise TypeError("a str is the path of a mail, and this has several lines; give a mail as bytes, b'...' or .encode()")
+    if isinstance(headers, str | bytes):
+        raise TypeError(f"headers= is a mapping, or pairs, as {{'Subject': 'hello'}}, not {headers!r}")
+    if not isinstance(to, Iterable):
+        raise TypeError(f"to= is an address or several, not {to!r}")
     if source is not None and (headers is not None or body):
         raise TypeError("a mail is made of a file or bytes, or of headers= and body=, not of both")
     recipients = [to] if isinstance(to, str) else list(to)
@@ -62,3 +68,12 @@ def _content(source: str | os.PathLike[str] | bytes | None, headers: Fields | No
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     fields = "".join(f"{name}: {value}\r\n" for name, value in pairs)
     return fields.encode(errors="surrogateescape") + b"\r\n" + (body.encode() if isinstance(body, str) else body)
+
+
+def bytes_of(mail: Mail | bytes) -> bytes:
+    """What a client sends. Raises TypeError for what is neither."""
+    if isinstance(mail, Mail):
+        return mail.mime
+    if not isinstance(mail, bytes):
+        raise TypeError(f"a message is bytes, or a mail as mq_mail() makes it, not {mail!r}")
+    return mail

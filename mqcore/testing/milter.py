@@ -13,6 +13,7 @@ from ..mail.milter.server import MilterServer
 from ..milter.edits import join, split
 from ..milter.events import Field
 from ..milter.packets import packet, parameters
+from .mail import bytes_of
 from .memory import PORT, Dialogue, Dialogues, Nowhere, Reply
 from .steps import Mq
 
@@ -117,8 +118,7 @@ class MilterClient(Dialogue):
         """The message, whose lines may end with LF. A mail that the milter has nothing against is queued."""
         if not self._recipients:
             return Reply(503, "5.5.1 no recipient was accepted")
-        mime = mail if isinstance(mail, bytes) else mail.mime
-        fields, body = split(mime.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+        fields, body = split(bytes_of(mail).replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
         for name, value in fields:
             self._send(packet(b"L", parameters(name, value)))
         self._send(packet(b"N"))

@@ -69,6 +69,7 @@ class Peer:
 
     def expect(self, data: bytes) -> Self:
         """The client sends exactly this: these bytes, in any pieces, and the next `expect` begins with the byte after them."""
+        _refuse_all_but_bytes("expect", data)
 
         async def act(client: _Client) -> None:
             while len(client.unread) < len(data) and data.startswith(client.unread):
@@ -85,6 +86,7 @@ class Peer:
 
     def send(self, data: bytes) -> Self:
         """The client is sent this."""
+        _refuse_all_but_bytes("send", data)
 
         async def act(client: _Client) -> None:
             client.writer.write(data)
@@ -94,6 +96,8 @@ class Peer:
 
     def delay(self, seconds: float) -> Self:
         """So much time passes, of the test's clock."""
+        if not isinstance(seconds, int | float):
+            raise TypeError(f"delay() takes seconds, a number, not {seconds!r}")
 
         async def act(client: _Client) -> None:
             await asyncio.sleep(seconds)
@@ -168,3 +172,9 @@ class Peer:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _refuse_all_but_bytes(name: str, data: object) -> None:
+    if not isinstance(data, bytes):
+        hint = f"; write {name}({data.encode()!r})" if isinstance(data, str) else ""
+        raise TypeError(f"{name}() takes bytes, as they are on the wire, not {data!r}{hint}")

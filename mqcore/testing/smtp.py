@@ -9,6 +9,7 @@ from .. import Dispatcher
 from ..mail import Gateway, Mail, SmtpSource, SmtpsSource
 from ..mail.smtp._connection import SmtpConnection
 from ..mail.smtp.server import SmtpServer
+from .mail import bytes_of
 from .memory import Dialogue, Dialogues, Nowhere, Reply, Stored
 from .steps import Mq
 
@@ -93,8 +94,7 @@ class Client(Dialogue):
 
     def send_data(self, mail: Mail | bytes) -> None:
         """The message, with the dot at its end, and do not wait for the reply, as for a client that goes then."""
-        mime = mail if isinstance(mail, bytes) else mail.mime
-        lines = mime.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
+        lines = bytes_of(mail).replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
         stuffed = (b"." + line if line.startswith(b".") else line for line in lines)
         self._send(b"\r\n".join([*stuffed, b".", b""]))
 

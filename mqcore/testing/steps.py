@@ -16,7 +16,7 @@ from .._context import CALLBACK_RAISED
 from ..errors import MqError
 from ..mail import Mail, Rejection
 from ..mail.timeline import Changes
-from .left import Running, beyond, count_works, describe_left, noting_what_cleanup_leaves
+from .left import Running, beyond, count_works, describe_left, gives_back, noting_what_cleanup_leaves
 from .plugins import PluginFactory
 
 if TYPE_CHECKING:
@@ -164,6 +164,10 @@ STOP_OR_WAIT = (
     "what is not needed any more is to be stopped, at the latest in mq_context_cleanup; and for what is to come, the test lets "
     "time pass, as by mq_clock.advance(seconds)"
 )
+USE_THE_HOLD = (
+    "where its message's step is over already, as at a hold_timeout, start the timer by the Hold, "
+    "context.hold(message).start_timer(...), with which it ends"
+)
 
 
 class Mq:
@@ -292,6 +296,7 @@ class Mq:
     def _tell(self, problems: list[str], left: list[Running]) -> None:
         if left:
             problems += [describe_left(left), STOP_OR_WAIT]
+            problems += [USE_THE_HOLD] if any(gives_back(each) for each in left) else []
         problems += [f"a callback raised {type(error).__name__}: {error}" for error in self.clock.errors]
         if problems:
             raise AssertionError("\n".join(problems))

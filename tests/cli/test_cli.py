@@ -483,7 +483,7 @@ def test_settings_of_no_plugin_are_pointed_out(tmp_path, plugins, text, name, hi
         (
             "mbox:{0}/mbox",
             "mbox:{0}/no/such/folder",
-            "cannot write to mbox:{0}/no/such/folder: No such file or directory",
+            "cannot write to mbox:{0}/no/such/folder: No such file or directory; make the folder {0}/no/such first",
         ),
         ("mbox:{0}/mbox", "maildir:{0}/mbox/x", "cannot write to maildir:{0}/mbox/x: {0}/mbox/x/tmp: Not a directory"),
     ],

@@ -68,7 +68,7 @@ def test_no_password_is_printed(tmp_path):
     [
         ("[plugins.x]\nmax-loops = 1\n[run]\n\nmax-loop = 3", ":5: [run] has max-loop, which is no option that it may have"),
         ("[run]\nmax-loops = 'x'", ":2: max-loops in [run] is a whole number above 0, not 'x'"),
-        ("[run]\n# a comment\nto = 'maildr:x'", ":3: to in [run]: 'maildr:x' is no sink; it can be "),
+        ("[run]\n# a comment\nto = 'maildr:x'", ":3: to in [run]: 'maildr:x' is no sink; did you mean maildir:x?"),
         ("[run]\nwatchdog = 'soon'", ":2: watchdog in [run]: 'soon' is no duration; write 500ms, 10s, 5m or 2h"),
         ("[run]\nplugins = [1]", ":2: plugins in [run] is a text, or a list of them, not [1]"),
         ("[run]\nlog-format = 'xml'", ":2: log-format in [run] is one of text, json, not 'xml'"),
@@ -113,7 +113,7 @@ def test_toml_that_is_none(tmp_path):
         ("MQCORE_MAX_LOOPS", "many", "MQCORE_MAX_LOOPS: 'many' is no whole number above 0"),
         ("MQCORE_JSON", "maybe", "MQCORE_JSON is 1 or 0, not 'maybe'"),
         ("MQCORE_LOG_FORMAT", "xml", "MQCORE_LOG_FORMAT is one of text, json, not 'xml'"),
-        ("MQCORE_TO", "maildr:x", "MQCORE_TO: 'maildr:x' is no sink; it can be "),
+        ("MQCORE_TO", "maildr:x", "MQCORE_TO: 'maildr:x' is no sink; did you mean maildir:x?"),
     ],
 )
 def test_what_is_wrong_in_the_environment(variable, value, said):

@@ -304,3 +304,14 @@ def test_exit_codes_of_mistakes(
         with pytest.raises(SystemExit) as ended:
             run(capfd, *arguments)
         assert ended.value.code == 2
+
+
+def test_a_stage_that_no_plugin_has(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("10-tag", "20-wait", "30-no", "40-never"):
+        (folder / "plugins" / f"{name}.py").unlink()
+    (folder / "plugins" / "10-a.py").write_text("def mq_smtp_in_mailfrom(context, message, address): pass\n")
+    code, lines, err = run(capfd, "plugins", "no.eml")
+    assert (code, lines[1]) == (0, "  no plugin has this hook")
+    said = "mqcore: no plugin has mq_smtp_in_message; there is mq_smtp_in_mailfrom: give --stage all, or --stage HOOK\n"
+    assert err == said
+    assert run(capfd, "plugins", "--stage", "all", "no.eml")[2] == ""

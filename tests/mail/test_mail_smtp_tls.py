@@ -12,6 +12,7 @@ import ssl
 from typing import Any
 
 import pytest
+import trustme
 from mail_tools import untraced
 from smtp_tools import ALL, EHLO, MAIL, OPEN, TEXT, Holds, certificate, codes, plugin, run, serving
 
@@ -371,6 +372,14 @@ def test_a_certificate_that_cannot_be_used(tmp_path):
         assert complaint(without_key, file) == (
             f"cannot use {without_key} with the key {file} for TLS: a certificate and its key, in PEM, are not there"
         )
+
+
+def test_a_key_of_another_certificate(tmp_path):
+    ours, other = (trustme.CA().issue_cert("mx.example.org") for _ in range(2))
+    ours.cert_chain_pems[0].write_to_path(str(tmp_path / "certificate.pem"))
+    other.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    with pytest.raises(SourceError, match="the key is that of another certificate; give the one that was made with it"):
+        SmtpSource("//127.0.0.1:0", tls_certificate=f"{tmp_path}/certificate.pem", tls_key=f"{tmp_path}/key.pem")
 
 
 def test_a_key_with_a_password_is_not_asked_for(tmp_path):

@@ -54,7 +54,7 @@ def test_from_nothing_to_a_plugin_in_postfix(tmp_path: Path) -> None:
     need_swaks()
     need("ip", "iproute2")
     unshare = need("unshare", "util-linux")
-    install, milter, postfix, swaks = blocks("sh")
+    install, milter, postfix, swaks, _bench = blocks("sh")
     (plugin,) = blocks("python")
     (tmp_path / "plugin").write_text(plugin)
     prepare = "".join(line for line in install.splitlines(keepends=True) if line.startswith("mkdir"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 import textwrap
 import time
 
@@ -55,6 +56,11 @@ LOADED = {
     "syntax": ("def mq_smtp_in_message(context, message)\n    pass", 1, ["syntax error", "expected ':'"]),
     "sys.exit": ("import sys\nsys.exit('no key')", 2, ["called sys.exit('no key')", "raises an error that says why"]),
     "version of another API": ("mq_version = '1'", None, ["mq_version is '1'", "version 1"]),
+    "continue without its underscore": (
+        HOOK + "\n    context.continue(message)",
+        2,
+        ["syntax error", "`continue` is a word of Python's own, so the method is context.continue_"],
+    ),
     "plugin's file is imported": ("import sys\nfrom . import keys", 2, ["importing it raised ImportError"]),
 }
 
@@ -127,6 +133,16 @@ CHECKED = {
         "    loop.call_later(1, context.complete(message))\n    return True",
         4,
         ["calls context.complete(message) at once", ": context.complete, message"],
+    ),
+    "HOLD in a coroutine that hands it to nobody": (
+        f"import asyncio\nimport mqcore\nasync {HOOK}\n    await asyncio.sleep(1)\n    return mqcore.HOLD",
+        5,
+        ["returns mqcore.HOLD", "hands it to nothing"],
+    ),
+    "HOLD forgotten in a coroutine": (
+        f"async {HOOK}\n    context.start_timer(1, context.continue_, message)",
+        2,
+        ["never returns HOLD", "return mqcore.HOLD"],
     ),
     "HOLD forgotten with asyncio": (
         f"import asyncio\n{HOOK}\n    asyncio.get_running_loop().call_later(1, context.continue_, message)",
@@ -260,6 +276,23 @@ CHECKED = {
         ["message.sender", "did you mean envelope?"],
     ),
     "method misspelt": (HOOK + "\n    message.rejct(550, 'no')", 2, ["did you mean reject?"]),
+    "give-back of the message": (HOOK + "\n    message.continue_()", 2, ["did you mean context.continue_(message)?"]),
+    "failure of the message": (HOOK + "\n    message.fail('no')", 2, ["did you mean context.fail(message, error)?"]),
+    "rejection of the context": (HOOK + "\n    context.reject(550, 'no')", 2, ["did you mean message.reject?"]),
+    "logger is called": (HOOK + "\n    context.log('x')", 2, ["calls a logger", "write context.log.info(...)"]),
+    "config is called": (HOOK + "\n    context.config('x')", 2, ["write context.config[key], or context.config.get(key"]),
+    "config has attributes": (HOOK + "\n    context.log.info(context.config.url)", 2, ['write context.config["url"]']),
+    "config is written to": (HOOK + "\n    context.config['seen'] = 1", 2, ["cannot be set", "goes into context.data"]),
+    "give-back is awaited": (
+        f"async {HOOK}\n    await context.continue_(message)",
+        2,
+        ["context.continue_ is no coroutine function, and returns at once; leave out await"],
+    ),
+    "verdict is called": (
+        f"import mqcore\n{HOOK}\n    context.start_timer(1, context.continue_, message)\n    return mqcore.HOLD()",
+        4,
+        ["mqcore.HOLD() calls a constant; write mqcore.HOLD"],
+    ),
     "own attribute": (HOOK + "\n    message.my_thing = 5", 2, ["message.my_thing", "message.data"]),
     "attribute of the connection": (
         HOOK + "\n    return message.connection.ip and None",
@@ -324,7 +357,16 @@ RUN = {
         f"async def later(message):\n    pass\n{HOOK}\n    context.start_timer(0, later, message)",
         ["later() in /", "10-a.py:1 is a coroutine function", "never ran", "without async", "create_task()"],
     ),
-    "key of the config": (HOOK + "\n    context.config['database']", ["KeyError", "database"]),
+    "key of the config": (
+        HOOK + "\n    context.config['database']",
+        ["'database'; set it in [plugins.\"10-a\"], or read it by config.get"],
+    ),
+    "returns FAIL": ("import mqcore\n" + HOOK + "\n    return mqcore.FAIL", ["to fail the step, raise an exception"]),
+    "returns a reply": (HOOK + "\n    return 550, 'no'", ["to refuse a mail, call message.reject(550, text)"]),
+    "timer's arguments the other way round": (
+        HOOK + "\n    context.start_timer(context.continue_, 1, message)\n    return True",
+        ["a timer needs seconds, a number, not <built-in method continue_", "start_timer(seconds, callback, *arguments)"],
+    ),
     "config is written to": (HOOK + "\n    context.config['database'] = 1", ["does not support item assignment"]),
 }
 
@@ -392,13 +434,13 @@ def test_a_key_that_is_misspelt_in_the_config(tmp_path, caplog):
         mail = Mail(MIME)
         with mqcore.Dispatcher(plugins) as dispatcher:
             await dispatcher.hook("mq_smtp_in_message")(mail)
-        return mail.error.__notes__
+        return str(mail.error)
 
     hint = "the plugin's config has no blocked, but bloked, which may be meant"
     config = {"10-a": {"bloked": [], "other": 1}}
     path = write(tmp_path, HOOK + "\n    context.config['blocked']")
     with mqcore.Plugins(path, trust_writable=True, config=config) as plugins:
-        assert uvloop.run(run()) == ["plugin 10-a, hook mq_smtp_in_message", hint]
+        assert uvloop.run(run()) == f"'blocked'; {hint}"
     path.write_text("def mq_context_initialize(context):\n    context.config['blocked']\n")
     said = pytest.raises(mqcore.PluginError, match=f"KeyError: 'blocked'; {hint}")
     with mqcore.Plugins(path, trust_writable=True, config=config) as plugins, said:
@@ -709,3 +751,79 @@ def test_methods_of_objects_and_packages(tmp_path):
     sleeps, holds = advice(package)
     assert_words(sleeps, [f"{package}/inner.py:4: plugin 20-b: warning: ask, for mq_smtp_in_message, calls time.sleep"])
     assert_words(holds, [f"{package}/inner.py:7: plugin 20-b: ", "return False"])
+
+
+# What no plugin is, and files that are none
+
+
+def test_a_file_beside_it_cannot_be_imported(tmp_path):
+    (tmp_path / "shared.py").touch()
+    path = write(tmp_path, "import shared")
+    with pytest.raises(mqcore.PluginError) as caught:
+        advice(path)
+    assert_words(str(caught.value), [f"{path}:1: ", "shared.py is beside it", "make both a package", "`from . import shared`"])
+
+
+def test_what_is_compiled_has_to_be_built(tmp_path):
+    package = tmp_path / "10-fast"
+    package.mkdir()
+    (package / "__init__.py").write_text("from ._hooks import mq_smtp_in_message\n")
+    (package / "_hooks.pyx").touch()
+    with pytest.raises(mqcore.PluginError, match="_hooks.pyx is not built yet: run `python setup.py build_ext --inplace`"):
+        advice(package)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (f"class Audit:\n    {HOOK} pass", ["mq_smtp_in_message is in the class Audit", "write it outside of the class"]),
+        ("def on_login(context, message, user): pass", ["if on_login is a hook of a server of your own", "--hooks MODULE"]),
+        ("def MQ_SMTP_IN_MESSAGE(context, message): pass", ["did you mean mq_smtp_in_message?"]),
+        ("x = 1", ["if it is no plugin, begin its name with _"]),
+    ],
+)
+def test_a_file_without_a_hook(tmp_path, caplog, source, words):
+    with mqcore.Plugins(write(tmp_path, source), trust_writable=True):
+        assert_words(caplog.text, words)
+
+
+def test_what_is_no_plugin(tmp_path):
+    def mq_smtp_in_message(context, message):
+        pass
+
+    plugins = mqcore.Plugins()
+    for obj, said in (
+        (None, "a path is for"),
+        (str(tmp_path), r"a path is for Plugins\(path\)"),
+        (mq_smtp_in_message, r"types.SimpleNamespace\(mq_smtp_in_message=...\)"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            plugins.add("10-a", obj)
+    with pytest.raises(TypeError, match=r"is a str or os.PathLike, not \['a', 'b'\]; .* as Plugins\('a', 'b'\)"):
+        mqcore.Plugins(["a", "b"])
+    with pytest.raises(TypeError, match="config=, where it is no mapping, is a str or os.PathLike, not 3"):
+        mqcore.Plugins(config=3)
+
+
+def test_a_hook_has_context_and_message_without_a_word():
+    with pytest.raises(ValueError, match="name only what comes after them"):
+        mqcore.HookSpec("on_upload", "context", "message", "folder")
+
+
+def test_files_of_config_that_are_none(tmp_path, caplog):
+    path, config = write(tmp_path, HOOK + " pass"), tmp_path / "mqcore.toml"
+    config.write_bytes(b'\xef\xbb\xbf[plugins.10-a]\nx = 1\n')
+    with pytest.raises(mqcore.PluginError, match="mqcore.toml:1: it begins with a byte order mark"):
+        mqcore.Plugins(path, config=config, trust_writable=True)
+    config.write_text("[plugins.10-a.py]\nx = 1\n")
+    with mqcore.Plugins(path, config=config, trust_writable=True):
+        assert "its config has a table py; did you mean [plugins.10-a]?" in caplog.text
+
+
+def test_a_missing_setting_is_a_key_error_that_can_be_pickled(tmp_path):
+    with mqcore.Plugins(write(tmp_path, HOOK + " pass"), trust_writable=True) as plugins:
+        (plugin,) = plugins
+        with pytest.raises(KeyError) as caught:
+            plugin.config["database"]
+    assert caught.value.args == ("database",) and "database" not in plugin.config
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -30,6 +30,7 @@ from ...amqp.client import (
     QueuePurged,
 )
 from ...amqp.errors import ACCESS_REFUSED, NOT_ALLOWED, NOT_FOUND
+from ..errors import speaks_no_tls
 from ._link import Link
 
 CONNECT_TIMEOUT = 10.0
@@ -138,7 +139,7 @@ class Connection(Link, asyncio.Protocol):
             if isinstance(error, ssl.SSLCertVerificationError):
                 raise Unreachable(f"{address}: its certificate is not valid: {error.verify_message}", final=True) from error
             if isinstance(error, OSError):
-                raise Unreachable(f"{address}: {error.strerror or error}") from error
+                raise Unreachable(f"{address}: {error.strerror or error}{speaks_no_tls(error)}") from error
             raise
         return connection
 

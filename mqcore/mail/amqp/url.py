@@ -73,7 +73,10 @@ def parse(scheme: str, path: str, side: str = "--to") -> AmqpUrl:
     """`path` is what follows the colon; `side`, the option that it is for, --from or --to. Raises ValueError."""
     match = _FORM.fullmatch(path)
     if match is None:
-        raise ValueError(f"this is no {scheme}: URL; write it as {scheme}://USER:PASS@HOST:PORT/VHOST?queue=NAME")
+        hint = "" if "?" in path else "; which queue? write it as ?queue=NAME"
+        if any(character in path.removeprefix("//").rpartition("@")[0] for character in "/?#"):
+            hint = "; in a user and a password write / as %2F, ? as %3F, # as %23, @ as %40, : as %3A and % as %25"
+        raise ValueError(f"this is no {scheme}: URL; write it as {scheme}://USER:PASS@HOST:PORT/VHOST?queue=NAME{hint}")
     port = int(match["port"] or PORTS[scheme])
     if not 0 < port < 65_536:
         raise ValueError(f"{scheme}: the port can be 1 to 65535, not {port}")

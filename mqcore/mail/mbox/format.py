@@ -25,6 +25,7 @@ from ..origin import encode
 QUOTED = re.compile(rb"^>(>*From )", re.MULTILINE)
 TO_QUOTE = re.compile(rb"^(>*From )", re.MULTILINE)
 QUOTED_CR = re.compile(rb"(?:^|(?<=[\r\n]))>(>*From )")
+_FIELD = re.compile(rb"[!-9;-~]+:")
 TO_QUOTE_CR = re.compile(rb"(?:^|(?<=\r))(>*From )")
 MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
@@ -131,7 +132,10 @@ def find_fault(begin: bytes) -> str | None:
     mails = begin.lstrip(b"\r\n")
     if not mails or mails.startswith(b"From "):
         return None
-    return f"is no mbox: it begins with {mails[:20]!r}, not with 'From '; name another file"
+    hint = "name another file"
+    if _FIELD.match(mails):
+        hint = "look at a single mail by `mqcore try`, or put it into new/ of a Maildir"
+    return f"is no mbox: it begins with {mails[:20]!r}, not with 'From '; {hint}"
 
 
 def find_cr(head: bytes) -> int:

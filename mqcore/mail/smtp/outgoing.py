@@ -12,6 +12,7 @@ from typing import Self, cast
 
 from ...smtp.client import USUAL, ClientProtocol, Terms
 from ...smtp.replies import ProtocolError, Reply
+from ..errors import speaks_no_tls
 from .credentials import Credentials
 from .upstream import Health, Upstream
 
@@ -360,4 +361,5 @@ def _reason(error: BaseException) -> str:
     """What the system says."""
     if isinstance(error, TimeoutError):
         return "timed out"
-    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    return reason + speaks_no_tls(error)

@@ -247,6 +247,8 @@ def _load(certificate: str, key: str | None) -> ssl.SSLContext:
     except (ssl.SSLError, ValueError) as error:
         where = certificate if key is None else f"{certificate} with the key {key}"
         reason = getattr(error, "reason", error)  # OpenSSL gives none where it finds nothing to read
+        if reason == "KEY_VALUES_MISMATCH":
+            reason = "the key is that of another certificate; give the one that was made with it"
         raise SourceError(
             f"cannot use {where} for TLS: {reason or 'a certificate and its key, in PEM, are not there'}"
         ) from error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 from ..mail import Gateway
 from ..mail.base import Prepared, together
 from ..mail.places import Location
 from ..mail.places import options as options_of_places
+from ..plugins import Plugin
 from ..server.options import PlaceOptions
 from .configuration import Setting
 from .options import options_for
@@ -24,7 +24,7 @@ Settings = Mapping[str, Setting]
 
 class RunOptions:
     """A part of a server: its options, as `read` says anew, or raises. Those of the places, the log, and how much may be in
-    flight; what else differs is told. `check` is told which hooks the plugins will have."""
+    flight; what else differs is told. `check` is told which plugins there will be."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class RunOptions:
         read: Callable[[], argparse.Namespace],
         places: Sequence[Location[Any]],
         of_places: PlaceOptions,
-        check: Callable[[AbstractSet[str]], object],
+        check: Callable[[Sequence[Plugin]], object],
     ) -> None:
         self._gateway = gateway
         self._in_force = _as_written(settings)

@@ -9,7 +9,7 @@ import gc
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
 from types import FrameType
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvloop
 
-from .. import Dispatcher, Plugins, Watchdog
+from .. import Dispatcher, Plugin, Plugins, Watchdog
 from ..mail._gateway import HOOK, Gateway, needs_failed
 from ..mail.base import BaseSink, Prepared, Source
 from ..mail.failed import FailedSink
@@ -162,8 +162,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering, worker: Worke
         plugins = opened.enter_context(load(options, *options.plugins))
         from_ = from_ or opened.enter_context(contextlib.closing(source.kind(source.path, **opening)))
         try:
-            _check_holds(source, plugins)
-            _check_recipients(source, sink, {hook for plugin in plugins for hook in plugin.hooks})
+            _check_plugins(source, sink, plugins)
         except ValueError as error:
             options.parser.error(str(error))
         to = opened.enter_context(contextlib.closing(sink.kind.open(sink.path, from_, **writing, **shared.of_sink(sink.path))))
@@ -173,7 +172,7 @@ def _move_steered(options: argparse.Namespace, steering: Steering, worker: Worke
         if worker is None or worker.is_first:
             tell_what_is_missing(options, plugins, options.plugins)
         of_places = PlaceOptions((from_, to), (reading, writing))
-        check = partial(_check_recipients, source, sink)
+        check = partial(_check_plugins, source, sink)
 
         def parts(gateway: Gateway) -> list[Callable[[], Prepared]]:
             return [RunOptions(gateway, options.settings, again, (source, sink), of_places, check)]
@@ -215,6 +214,13 @@ def fit_together(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Wat
     return chosen, watched
 
 
+def _check_plugins(source: Location[Source], sink: Location[BaseSink], plugins: Iterable[Plugin]) -> None:
+    """Raise ValueError if these plugins cannot work between source and sink: at the start, and at a reload."""
+    plugins = list(plugins)
+    _check_holds(source, plugins)
+    _check_recipients(source, sink, {hook for plugin in plugins for hook in plugin.hooks})
+
+
 def _check_recipients(source: Location[Source], sink: Location[BaseSink], hooks: AbstractSet[str]) -> None:
     """Raise ValueError if the sink is not told to whom mails go, with plugins that have these hooks."""
     setting = (HOOK, "mq_smtp_out_data")
@@ -225,7 +231,7 @@ def _check_recipients(source: Location[Source], sink: Location[BaseSink], hooks:
         )
 
 
-def _check_holds(source: Location[Source], plugins: Plugins) -> None:
+def _check_holds(source: Location[Source], plugins: Iterable[Plugin]) -> None:
     """Raise ValueError if a plugin may hold a mail for longer than its source lets it."""
     longest = source.kind.longest_hold
     for plugin in plugins if longest is not None else ():

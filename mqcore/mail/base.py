@@ -6,7 +6,6 @@ import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -19,6 +18,7 @@ from .threads import begin_thread, in_thread
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
+    from ..plugins import Plugin
     from ._gateway import Gateway
 
 
@@ -55,8 +55,8 @@ class Prepared(NamedTuple):
     """What is another than before, for people."""
     needs_restart: tuple[str, ...] = ()
     """What would have to be another, and cannot while it runs."""
-    check: Callable[[AbstractSet[str]], object] = set
-    """Is told which hooks the plugins will have, before any commit. Raises SourceError, SinkError or ValueError if it cannot
+    check: Callable[[Sequence[Plugin]], object] = list
+    """Is told which plugins there will be, before any commit. Raises SourceError, SinkError or ValueError if it cannot
     work with these: then all stays as it was."""
 
 
@@ -67,9 +67,9 @@ def together(parts: Sequence[Prepared]) -> Prepared:
         for part in parts:
             part.commit()
 
-    def check(hooks: AbstractSet[str]) -> None:
+    def check(plugins: Sequence[Plugin]) -> None:
         for part in parts:
-            part.check(hooks)
+            part.check(plugins)
 
     changed = dict.fromkeys(name for part in parts for name in part.changed)
     needs_restart = dict.fromkeys(name for part in parts for name in part.needs_restart)

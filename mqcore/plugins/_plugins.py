@@ -17,7 +17,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("mqcore")
 
 _Path = str | os.PathLike[str]
-_Accept = Callable[[AbstractSet[str]], object]
+_Accept = Callable[[list["Plugin"]], object]
 
 
 class Snapshot(tuple["Plugin", ...]):
@@ -239,8 +238,8 @@ class Plugins(PluginSet):
         """
         self._reload()
 
-    def _reload(self, accept: _Accept = set) -> None:
-        """The same, if `accept` does not raise for the hooks that there will be."""
+    def _reload(self, accept: _Accept = list) -> None:
+        """The same, if `accept` does not raise for the plugins that there will be."""
         with self._one_change():
             kept = [plugin for plugin in self.snapshot if plugin.path is None]
             self._change(kept, self._find(self._paths), read_config(self._config_source), accept)
@@ -378,9 +377,9 @@ class Plugins(PluginSet):
         return functools.partial(import_file, name, path)
 
     def _change(
-        self, kept: Iterable[Plugin], candidates: list[_Candidate], config: Config, accept: _Accept = set
+        self, kept: Iterable[Plugin], candidates: list[_Candidate], config: Config, accept: _Accept = list
     ) -> None:
-        """Make the set consist of the plugins kept and of new ones, if `accept` does not raise for the hooks that they have."""
+        """Make the set consist of the plugins kept and of new ones, if `accept` does not raise for these."""
         kept = list(kept)
         _check_names(kept, candidates)
         old, staying = self.snapshot, set(kept)
@@ -390,7 +389,7 @@ class Plugins(PluginSet):
                 plugin = self._load(candidate, config)
                 undo.callback(plugin._retire)
                 made.append(plugin)
-            accept({hook for plugin in (*kept, *made) for hook in plugin.hooks})
+            accept(sorted(kept + made, key=_order))
             for plugin in made:
                 plugin._start()
             self._swap(Snapshot(sorted(kept + made, key=_order), old.paused))

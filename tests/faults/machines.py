@@ -61,6 +61,9 @@ RELAYS = ("relay1", "relay2")
 CLIENTS = 4
 NEVER_LONGER = 300.0
 """Seconds: then what is waited for does not come."""
+DRAINED_WITHIN = 900.0
+"""Seconds: what the broker could not bring from a rung to the queue, as that had no leader, it tries again after three to six
+minutes."""
 QUEUES = ("q.retry.1", "q", "q.failed")
 """In the order in which a message may go from one to the other."""
 
@@ -215,9 +218,11 @@ class Site:
     def is_empty(self) -> bool:
         return waiting(self.broker) == 0
 
-    async def wait_for(self, condition: Callable[[], bool], *, but: str = "", times: int = 1) -> None:
+    async def wait_for(
+        self, condition: Callable[[], bool], *, but: str = "", times: int = 1, within: float = NEVER_LONGER
+    ) -> None:
         """Until it holds, a few times with a second between. All run meanwhile, but one. It may block."""
-        async with asyncio.timeout(NEVER_LONGER):
+        async with asyncio.timeout(within):
             while times:
                 for name, command in self.commands.items():
                     assert name == but or command.is_running, f"{name}: {command.describe()}"
@@ -276,7 +281,7 @@ class Site:
 
     async def end(self) -> int:
         """When nothing waits any more. How many mails the gateway had in doubt."""
-        await self.wait_for(self.is_empty, times=3)
+        await self.wait_for(self.is_empty, times=3, within=DRAINED_WITHIN)
         for name, command in self.commands.items():
             command.process.send_signal(signal.SIGTERM)
             assert await command.end() == 0, f"{name}: {command.describe()}"

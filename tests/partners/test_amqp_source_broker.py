@@ -139,6 +139,26 @@ def test_nobody_may_hold_a_mail_for_too_long(tmp_path, timeout):
     assert done.returncode == 2 and f"plugin holds has hold_timeout = {timeout} in its config" in done.stderr
 
 
+def test_a_reload_lets_nobody_hold_a_mail_for_too_long(queues, tmp_path):
+    """All stays as it was."""
+    plugins = write_plugin(tmp_path / "plugins", "holds", "def mq_smtp_in_message(context, mail): pass\n").parent
+    config, control = tmp_path / "config.toml", tmp_path / "control.sock"
+    config.write_text("[plugins.holds]\nhold_timeout = 5\n")
+    make_queues(queues)
+    arguments = ("--from", queues.url, "--to", "null:", "--plugins", plugins, "--config", config, "--control", control)
+    with start("run", *arguments) as process:
+        assert process.stderr.readline().startswith("mqcore: listening on amqp://")
+        config.write_text("[plugins.holds]\nhold_timeout = 0\n")
+        done = run("ctl", "--socket", control, "reload")
+        assert done.returncode == 3 and "plugin holds has hold_timeout = 0 in its config" in done.stderr, done
+        plugin = json.loads(run("ctl", "--socket", control, "--json", "status").stdout)
+        assert plugin["reloads"]["failed"] == 1 and plugin["state"] == "running"
+        config.write_text("[plugins.holds]\nhold_timeout = 6\n")
+        assert run("ctl", "--socket", control, "reload").returncode == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

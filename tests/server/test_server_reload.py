@@ -266,15 +266,15 @@ async def test_a_plugin_that_will_not_do_is_not_initialized(tmp_path):
         at.it.gateway.dispatcher.plugins.load(plugins)
         told = []
 
-        def check(hooks):
-            told.append(hooks)
+        def check(plugins):
+            told.extend((plugin.name, *plugin.hooks) for plugin in plugins)
             raise ValueError("these will not do")
 
         at.server.parts.append(lambda: Prepared(check=check))
         write(plugins, "10-a", f"def mq_initialize(): open({str(tmp_path / 'began')!r}, 'w')\ndef mq_smtp_in_close(c, m): pass")
         with pytest.raises(ReloadError, match="these will not do"):
             at.server.reload()
-        assert told == [{"mq_smtp_in_close"}]
+        assert told == [("10-a", "mq_smtp_in_close")]
         assert not (tmp_path / "began").exists()
 
 

@@ -20,11 +20,11 @@ cdef class Outcomes:
     cdef unsigned int channel
     cdef public Py_ssize_t most     # octets that a message may have
     cdef list waiters               # a ring: of publish n at n modulo its size
-    cdef uint64_t first             # the oldest that waits, or the next
+    cdef readonly uint64_t first    # the oldest that waits, or the next
     cdef uint64_t next
     cdef readonly Py_ssize_t unconfirmed
     cdef dict kinds                 # how many outcomes there were of each kind, but for
-    cdef uint64_t acks
+    cdef readonly uint64_t acks
 
     cdef Link find_link(self)
     cdef int add(self, uint64_t tag, Waiter waiter) except -1

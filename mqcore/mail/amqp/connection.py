@@ -36,6 +36,8 @@ from ._link import Link
 CONNECT_TIMEOUT = 10.0
 """Seconds until the broker has said that the connection is open."""
 CLOSE_TIMEOUT = 5.0
+ANSWER_TIMEOUT = 120.0
+"""Seconds: a broker that is there, and has not answered a request by then, never will. It has tried for 65 by itself."""
 HALF = 0.5
 """Of an interval, from one beat to the next, as a broker's clock and ours do not tick at once."""
 SILENT_BEATS = 4
@@ -259,7 +261,19 @@ class Connection(Link, asyncio.Protocol):
         waiting = self._loop.create_future()
         self._waiting[channel].append(waiting)
         self.flush_soon()
-        return await waiting
+        timer = self._loop.call_later(ANSWER_TIMEOUT, self._give_up, waiting)
+        try:
+            return await waiting
+        finally:
+            timer.cancel()
+
+    def _give_up(self, waiting: asyncio.Future[Any]) -> None:
+        if waiting.done():
+            return
+        if self._is_paused:  # the answer may be there, and waits for us
+            self._loop.call_later(ANSWER_TIMEOUT, self._give_up, waiting)
+        else:
+            self.abort(f"the broker has left a request without an answer for {ANSWER_TIMEOUT:g} s")
 
     @property
     def is_open(self) -> bool:

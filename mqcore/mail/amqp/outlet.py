@@ -35,7 +35,7 @@ class Outlet:
         await self.publishing.session.start()
 
     async def close(self) -> None:
-        await self.publishing.session.close()
+        await self.publishing.close()
 
     async def _prepare(self, connection: Connection) -> None:
         prepare = make_source_queues if self._where.declares else check_source_queues
@@ -48,7 +48,9 @@ class Outlet:
         """Whether the broker has confirmed it. Else it is not wanted any more, or there is no such queue, which ends the run.
         While it is full, or the broker is away, this waits."""
         properties = encode(message)
+        time = asyncio.get_running_loop().time
         pause = FIRST_PAUSE
+        refused_since = 0.0
         while is_wanted():
             connection = self.publishing.connection
             if connection is None:
@@ -61,6 +63,8 @@ class Outlet:
                 self._gateway.fail(f"cannot publish to queue {queue} of {self._where}: {outcome.code} {outcome.text}")
                 return False
             if outcome.kind == "nack":
+                refused_since = refused_since or time()
+                self.publishing.refused(refused_since)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:

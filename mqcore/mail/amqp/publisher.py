@@ -58,6 +58,8 @@ class Publisher(Soon):
         self._error: SinkError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._record = record
+        self._refusing = 0.0, -1
+        """Since when, by the loop's clock, the queue has taken nothing; and how much it had taken before."""
 
     def figures(self) -> dict[str, Any]:
         return {"amqp_out": NOT_BEGUN if self._publishing is None else self._publishing.figures()}
@@ -223,12 +225,19 @@ class Publisher(Soon):
         if outcome is not None and kind == "returned":
             self._end_with(f"its messages go to no queue ({outcome.code} {outcome.text})")
             return CANCELLED
+        if kind == "nack":
+            self._note_refusal()
         if self._waits:
             self._gateway.report.counts.in_doubt += kind == "in doubt"
             return CANCELLED if self._leaves(mails) else None
         if kind == "nack":
             return Verdict.deferred(452, "4.3.1 the queue is full; try again later")
         return Verdict.in_doubt("4.4.2 the queue did not confirm it")
+
+    def _note_refusal(self) -> None:
+        if self._refusing[1] != self._begun.acks:
+            self._refusing = asyncio.get_running_loop().time(), self._begun.acks
+        self._begun.refused(self._refusing[0])
 
     def encode(self, mail: Mail) -> Publish:
         """Raises ValueError, TypeError for what a plugin put into `json` and there is no room for."""
@@ -262,4 +271,4 @@ class Publisher(Soon):
             self._timer.cancel()
         self._starting.cancel()
         await asyncio.wait([self._starting])
-        await self._begun.session.close()
+        await self._begun.close()

@@ -51,7 +51,7 @@ class SmtpServer:
         self.gateway = gateway
         self._tracer = Tracer(source.hostname, source.url) if source.traces else None
         self._source = source
-        check_logins(source.require_login, {hook for plugin in gateway.dispatcher.plugins for hook in plugin.hooks})
+        check_logins(source.require_login, gateway.dispatcher.plugins)
         self.host = Host(
             self.loop,
             gateway,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import ssl
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ from .networks import TRUST, Networks, check_networks
 if TYPE_CHECKING:
     import socket
 
+    from ...plugins import Plugin
     from .._gateway import Gateway
     from .server import SmtpServer
 
@@ -227,9 +228,9 @@ class LmtpSource(SmtpSource):
             raise ValueError("--from lmtp: does not listen on port 25, where clients expect SMTP (RFC 2033, 5)")
 
 
-def check_logins(required: bool, hooks: Container[str]) -> None:
-    """Raise SourceError if a login is required and no plugin, of those that have these hooks, takes any."""
-    if required and "mq_smtp_in_authenticate" not in hooks:
+def check_logins(required: bool, plugins: Iterable[Plugin]) -> None:
+    """Raise SourceError if a login is required and none of these plugins takes any."""
+    if required and not any("mq_smtp_in_authenticate" in plugin.hooks for plugin in plugins):
         raise SourceError("--require-login: no plugin has the hook mq_smtp_in_authenticate, so nobody could log in")
 
 

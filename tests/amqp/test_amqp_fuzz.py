@@ -2,8 +2,8 @@
 one outcome.
 
 The stored inputs in `corpus/` are what a broker could say once two channels are open, broken in ways that a client could fall
-for, or found by fuzzing. Those in `recorded/` are what RabbitMQ said to `Talk` (`record.py`), from the beginning on: pieces as they
-came, each with its size in front (4 octets). All are tried whole, byte by byte, and with octets changed.
+for, or found by fuzzing. Those in `recorded/` are what RabbitMQ said to `Talk`, from the beginning on (`record.py`): pieces as
+they came, each with its size in front (4 octets). All are tried whole, byte by byte, and with octets changed.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ class Goal:
     def text(self, unit: str) -> str:
         """As the table has it."""
         if not self.than:
-            return f"{self.plus:g} {unit}"
+            return f"{self.plus:,.9g} {unit}"
         if self.plus:
-            return f"{self.than} + {self.plus:g} {unit}"
+            return f"{self.than} + {self.plus:,.9g} {unit}"
         return f"{self.factor:.4g} x {self.than}" + (f", above the {self.above}" if self.above else "")
 
 
@@ -50,6 +50,8 @@ GOALS = {
     "a scrape, 3 plugins, 100k held": Goal(plus=1e6, room=2.0),
     **{f"{way}, a million held": Goal(plus=1, room=2.0) for way in WAYS_TO_ASK},
     **{f"{way}, 100 plugins, 5 hooks": Goal(plus=1, room=2.0) for way in ("top's request", "the status page")},
+    "the 100 oldest of a million held messages": Goal(plus=1e6),
+    "the counts of 100 plugins with 5 hooks each": Goal(plus=1e6),
     **{f"{phase} phase": Goal(plus=10) for phase in PHASES},
     "run_many, 10 plugins": Goal("floor", 1.10),
     "run, 1 plugin": Goal("floor", plus=45),

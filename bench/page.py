@@ -49,6 +49,9 @@ GROUPS = {
     "stalls": "The longest turn of the loop, in processor time of its thread, while 160,000 callbacks of 20 us each that are"
     " all due at once are called in one phase of a tick. uvloop calls all in one turn.",
     "growth": "One message, with many held, many plugins that lack the hook, or many retries; the base has few.",
+    "asking": "Once asked for what is held (`dispatcher.held(limit=100)`) or for all that is counted (`dispatcher.stats()`), on the"
+    " loop that moves the messages. The base is the same of 1,000 held messages; or making as many rows of numbers that are"
+    " there.",
     "the command": "One mail of 1,000 bytes, moved by `mqcore run` from an mbox that has many; the start not included.",
     "receiving by SMTP": "One mail of 1 KB received by `mqcore run --from smtp:... --to null:`, over 16 connections at once,"
     " through ten plugins with three hooks each: by the clock, and the processor time that the server took, system calls"

@@ -27,15 +27,19 @@ rounds; its *spread* is half the range of their middle half. The goals are the p
 
 MADE = """\
 
-This page is made by
+This page is made, from a run with each CPython, by
 
 ```sh
-scripts/dev page
+scripts/dev bench --benchmark-json=results.json
+.venv/bin/python bench/page.py results.json... docs
 ```
 """
 
 GROUPS = {
-    "dispatch": "One message through plugins that all pass it on.",
+    "dispatch": "One message through plugins that all pass it on. To read an async source beside `run_many` of all messages in"
+    " one go is no floor that can be reached: one loop by hand, `async for message in source: hook.run(message)`, which yields"
+    " nothing, already takes more than 1.1 x that (its row says how much), and an async generator that yields message and"
+    " outcome as much as the stream, which also has what is held in flight.",
     "hold and give back": "One message taken by a plugin and given back, with so many held at once.",
     "memory": "Resident memory of one message that is held, in a fresh process.",
     "native": "One message through native plugins, beside a loop in C over the same functions; through chains of both kinds;"
@@ -49,9 +53,9 @@ GROUPS = {
     "stalls": "The longest turn of the loop, in processor time of its thread, while 160,000 callbacks of 20 us each that are"
     " all due at once are called in one phase of a tick. uvloop calls all in one turn.",
     "growth": "One message, with many held, many plugins that lack the hook, or many retries; the base has few.",
-    "asking": "Once asked for what is held (`dispatcher.held(limit=100)`) or for all that is counted (`dispatcher.stats()`), on the"
-    " loop that moves the messages. The base is the same of 1,000 held messages; or making as many rows of numbers that are"
-    " there.",
+    "asking": "To ask once for what is held (`dispatcher.held(limit=100)`) or for all that is counted (`dispatcher.stats()`),"
+    " on the loop that moves the messages. The base is the same of 1,000 held messages; or making as many rows of numbers that"
+    " are there.",
     "the command": "One mail of 1,000 bytes, moved by `mqcore run` from an mbox that has many; the start not included.",
     "receiving by SMTP": "One mail of 1 KB received by `mqcore run --from smtp:... --to null:`, over 16 connections at once,"
     " through ten plugins with three hooks each: by the clock, and the processor time that the server took, system calls"

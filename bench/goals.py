@@ -118,6 +118,8 @@ GOALS = {
     # All that an operator may turn on, but for lines in the log, costs 1 % of the instructions of a path, and 2 % of SMTP in.
     "run_many, 10 plugins, watched, instructions": Goal("not watched", 1.01, room=1.005),
     "hold and give back, watched, instructions": Goal("not watched", 1.01, room=1.005),
+    "run_many, 10 native plugins, instructions": Goal("floor", plus=241, room=1.1),
+    "hold, give back from a native timer, instructions": Goal(plus=3_200, room=1.1),
     "start and stop a timer, instructions": Goal(plus=1_900, room=1.1),
     "ping-pong, instructions": Goal("libuv from C", plus=500, room=1.1),
     "100 sockets at once, instructions": Goal("libuv from C", 0.88, room=1.03),

@@ -17,9 +17,11 @@ from typing import Any
 import uvloop
 from building import build
 from holding import ByDict, ByMqcore, ByWatched
+from native import NATIVE_PASSES_ON, NATIVE_TAKES, dispatcher, native
 from ringing import TIMES, WAYS
-from subjects import PASSES_ON, messages, subject
+from subjects import HOOK, PASSES_ON, messages, subject
 from test_dispatch import run_each
+from test_native import Holds
 from timing import ByCallLater
 from timing import ByMqcore as TimersByMqcore
 
@@ -45,6 +47,14 @@ def cases(loop: Any) -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:
     with subject(loop, PASSES_ON, 10) as plain, subject(loop, PASSES_ON, 10, watchdog=0.5) as watched:
         ways = {"not watched": lambda: plain.hook.run_many(taken), "mqcore": lambda: watched.hook.run_many(taken)}
         yield "run_many, 10 plugins, watched", ways
+    paths = native(NATIVE_PASSES_ON, 10)
+    with dispatcher(loop, *paths) as made:
+        functions, hook = build("_floor").NativeFloor(paths), made.hook(HOOK)
+        ways = {"floor": lambda: functions.run_many(taken), "mqcore": lambda: hook.run_many(taken)}
+        yield "run_many, 10 native plugins", ways
+    with dispatcher(loop, *native(NATIVE_TAKES, 1)) as made:
+        holds = Holds(loop, made, COUNT)
+        yield "hold, give back from a native timer", {"dict + callback": by_dict.cycle, "mqcore": holds.cycle}
     call_later, timers = ByCallLater(loop, COUNT), TimersByMqcore(loop, COUNT)
     contenders = {"uvloop": call_later.start_and_stop_in_turn, "mqcore": timers.start_and_stop_in_turn}
     yield "start and stop a timer", contenders

@@ -27,11 +27,10 @@ rounds; its *spread* is half the range of their middle half. The goals are the p
 
 MADE = """\
 
-This page is made, from a run with each CPython, by
+This page is made by
 
 ```sh
-scripts/dev bench --benchmark-json=results.json
-.venv/bin/python bench/page.py results.json... docs
+scripts/dev page
 ```
 """
 
@@ -46,10 +45,11 @@ GROUPS = {
     " taken by a native plugin and given back by its timer; and by two dispatchers in two threads, beside one that does the"
     " work of both.",
     "timers": "One timer.",
-    "fds": "One byte: its socket is ready, the callback reads it, and in a ring writes it to the next socket. The goal is out"
-    " of reach for what is built on libuv: *libuv from C*, a callback in C that takes the GIL and calls the same Python"
-    " function, is the least that it can cost, and misses it too. (Calling watchers straight from libuv's callback, and keeping"
-    " the GIL until all that are ready were called, gained a hundredth, which did not make up for a second way to call them.)",
+    "fds": "One byte: its socket is ready, the callback reads it, and in a ring writes it to the next socket. 0.7 x uvloop"
+    " was no possible goal for what is built on libuv: *libuv from C*, a callback in C that takes the GIL and calls the same"
+    " Python function, is the least that it can cost, and misses it too. (Calling watchers straight from libuv's callback, and"
+    " keeping the GIL until all that are ready were called, gained a hundredth, which did not make up for a second way to call"
+    " them.)",
     "stalls": "The longest turn of the loop, in processor time of its thread, while 160,000 callbacks of 20 us each that are"
     " all due at once are called in one phase of a tick. uvloop calls all in one turn.",
     "growth": "One message, with many held, many plugins that lack the hook, or many retries; the base has few.",

@@ -23,6 +23,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, floa
         *("run_many, 10 plugins", "run, 1 plugin", "hold and give back", "start and stop a timer"),
         *("run_many, 10 plugins, watched", "hold and give back, watched"),
         *("ping-pong", "100 sockets at once"),
+        *("run_many, 10 native plugins", "hold, give back from a native timer"),
     ],
 )
 def test_instructions(counts: dict[str, dict[str, float]], report: Callable[..., None], case: str) -> None:

@@ -43,6 +43,18 @@ async def in_portions(hook: mqcore.Hook, taken: list[Any]) -> AsyncIterator[Any]
             yield pair
 
 
+async def by_hand(run: Callable[[Any], Any], source: AsyncIterator[Any]) -> None:
+    """A loop of one's own, where nothing is held and nobody wants the outcomes."""
+    async for message in source:
+        run(message)
+
+
+async def yielding(run: Callable[[Any], Any], source: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """What people would write by hand for an async source where nothing is held."""
+    async for message in source:
+        yield message, run(message)
+
+
 def run_then_iterate(loop: Any, made: Subject, taken: list[Any], iterator: AsyncIterator[Any]) -> None:
     """The floor: the same messages in one call, and as many rounds of an `async for`."""
     made.hook.run_many(taken)
@@ -72,6 +84,8 @@ def test_async_source(loop: Any, against: Callable[..., None], source: Callable[
         contenders = {
             "source + run_many": lambda: run_then_iterate(loop, made, taken, source(taken)),
             "mqcore": lambda: loop.run_until_complete(exhaust(made.hook.stream(source(taken)))),
+            "loop by hand": lambda: loop.run_until_complete(by_hand(made.hook.run, source(taken))),
+            "async generator": lambda: loop.run_until_complete(exhaust(yielding(made.hook.run, source(taken)))),
         }
         against("dispatch", f"stream, a source that {WHAT[source]}", contenders, rounds=ROUNDS, count=COUNT)
 

@@ -66,9 +66,9 @@ def extension(source: Path) -> Extension:
     return Extension(
         ".".join(source.with_suffix("").parts),
         [source.as_posix()],
-        depends=["mqcore/native/include/mqcore.h", *map(str, source.parent.glob("*.h"))],
+        depends=["mqcore/native/include/mqcore.h"],
         define_macros=[("MQCORE_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
-        include_dirs=["mqcore/native/include", source.parent.as_posix()],
+        include_dirs=["mqcore/native/include"],
         # Hidden: what modules share they share by capsules, and native plugins must find nothing but the functions for them.
         extra_compile_args=["-fvisibility=hidden", *FLAGS],
         extra_link_args=SANITIZERS.get(KIND, []),

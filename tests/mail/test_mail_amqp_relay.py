@@ -70,26 +70,16 @@ def acked(broker: QueueBroker) -> list[int]:
     return [number_of(body) for body in broker.acked]
 
 
-def blake2bp(body: bytes) -> bytes:
-    """As hashlib has it: four leaves, which take the blocks in turn, and a root."""
-    tree = {"fanout": 4, "depth": 2, "inner_size": 64}
-    leaves = b""
-    for leaf in range(4):
-        part = b"".join(body[place : place + 128] for place in range(128 * leaf, len(body), 512))
-        leaves += blake2b(part, node_offset=leaf, last_node=leaf == 3, **tree).digest()
-    return blake2b(leaves, node_depth=1, last_node=True, **tree).digest()
-
-
 def test_ids_are_those_of_hashlib():
     for queue, message_id in (("q", "m"), ("", "x"), ("\u00fc" * 200, "\u20ac" * 85), ("q", "\udcff")):
         ids = Ids(queue)
-        for size in [*range(0, 300, 7), *(count + 128 * more for more in range(3, 13) for count in (-1, 0, 1)), 50_000]:
+        for size in [*range(300), 1024, 50_000]:
             body = random.Random(size).randbytes(size)
             whole = b""
             for text in (queue, message_id):
                 octets = text.encode(errors="surrogateescape")
                 whole += len(octets).to_bytes(4, "big") + octets
-            assert ids.id(message_id, body) == blake2b(whole + blake2bp(body), digest_size=16).hexdigest(), size
+            assert ids.id(message_id, body) == blake2b(whole + body, digest_size=16).hexdigest(), size
 
 
 @run

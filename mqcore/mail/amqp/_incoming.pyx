@@ -208,7 +208,7 @@ cdef class Intake:
         incoming.delivery = delivery
         if message_id != NULL and size > 0:
             incoming.has_id = True
-            incoming.id = self.ids.make(message_id, size, delivery.body, incoming.key)
+            incoming.id = self.ids.make(message_id[:size], delivery.body, incoming.key)
         else:
             incoming.id = os.urandom(16).hex()
         return incoming

@@ -151,8 +151,8 @@ def test_a_reload_lets_nobody_hold_a_mail_for_too_long(queues, tmp_path):
         config.write_text("[plugins.holds]\nhold_timeout = 0\n")
         done = run("ctl", "--socket", control, "reload")
         assert done.returncode == 3 and "plugin holds has hold_timeout = 0 in its config" in done.stderr, done
-        plugin = json.loads(run("ctl", "--socket", control, "--json", "status").stdout)
-        assert plugin["reloads"]["failed"] == 1 and plugin["state"] == "running"
+        status = run("ctl", "--socket", control, "status").stdout
+        assert "state: running\n" in status and "reloads: 0; 1 failed\n" in status
         config.write_text("[plugins.holds]\nhold_timeout = 6\n")
         assert run("ctl", "--socket", control, "reload").returncode == 0
         process.send_signal(signal.SIGTERM)

@@ -88,9 +88,18 @@ cdef class DataReceiver:
 
     cdef int grow(self, Py_ssize_t size) except -1:
         """Make room for so much more; without what there is, if there is no memory for both."""
+        cdef Py_ssize_t before = len(self.text), gone = max(before - 5, 0)  # as `discard` has it
+        cdef char[5] kept
+        if before == 0:  # there was not even memory for these five, and there is no message any more
+            raise MemoryError
+        memcpy(kept, PyByteArray_AS_STRING(self.text) + gone, before - gone)
         try:
-            PyByteArray_Resize(self.text, len(self.text) + size)
+            PyByteArray_Resize(self.text, before + size)
         except MemoryError:
+            # CPython 3.15.0 has emptied it (python/cpython#157242).
+            self.discarded += gone
+            self.line = max(self.line - gone, 0)
+            self.text = PyByteArray_FromStringAndSize(kept, before - gone)
             self.refuse(TOO_BIG)
             PyByteArray_Resize(self.text, len(self.text) + size)
         return 0

@@ -47,7 +47,8 @@ def extension_types() -> dict[str, type]:
         for kind in type.__subclasses__(waiting.pop()):
             if kind is not type:
                 waiting.append(kind)
-            if str(kind.__module__).startswith("mqcore") and not kind.__flags__ & HEAP_TYPE:
+            # Python 3.15 has a type of its own without a module.
+            if str(getattr(kind, "__module__", "")).startswith("mqcore") and not kind.__flags__ & HEAP_TYPE:
                 found[f"{kind.__module__}.{kind.__qualname__}"] = kind
     return dict(sorted(found.items()))
 

@@ -8,9 +8,10 @@ rabbit_channel.erl).
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
-from ._tables cimport Cursor, put_number, put_short_string, put_table, take, take_short_string, take_table
+from ._tables cimport (
+    Cursor, put_number, put_short_string, put_table, take, take_part, take_short_string, take_table, take_value)
 from ._wire cimport get16, get32, get64, put16, put32, put64
 
 from . import errors
@@ -126,10 +127,21 @@ cdef uint8_t *put_marked(uint8_t *to, const uint8_t *p, Py_ssize_t size, Py_ssiz
     return to + size - rest
 
 
-cdef uint64_t find_mark(bytes header) noexcept:
-    """The tag in properties that came back; 0 if they are not as they were sent."""
+cdef uint64_t find_mark(bytes header) except? 0:
+    """The tag in properties that came back; 0 if there is none. Raises ProtocolError."""
     cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(header)
     cdef Py_ssize_t size = PyBytes_GET_SIZE(header), at = find_headers(p, size)
-    if at < 0 or not get16(p) & HEADERS or get32(p + at) < MARK_SIZE or memcmp(p + at + 4, MARK_NAME, MARK_NAME_SIZE) != 0:
+    cdef Cursor cursor
+    if at < 0 or not get16(p) & HEADERS:
         return 0
-    return get64(p + at + 4 + MARK_NAME_SIZE)
+    cursor.at = p + at
+    cursor.end = p + size
+    # RabbitMQ since 4.0 sends headers back in the order of their names; of two of one name, which a message has that is published
+    # again as it came, ours stays the first.
+    cursor = take_part(&cursor, 0)
+    while cursor.at != cursor.end:
+        name = take_short_string(&cursor)
+        value = take_value(&cursor, 0)
+        if name == MARK:
+            return value if type(value) is int and value > 0 else 0
+    return 0

@@ -9,7 +9,9 @@ cdef struct Cursor:
 cdef const uint8_t *take(Cursor *cursor, Py_ssize_t size) except NULL
 cdef str take_short_string(Cursor *cursor)
 cdef bytes take_long_string(Cursor *cursor)
+cdef Cursor take_part(Cursor *cursor, int depth) except *
 cdef dict take_table(Cursor *cursor, int depth)
+cdef object take_value(Cursor *cursor, int depth)
 
 cdef int put_short_string(bytearray out, str text) except -1
 cdef int put_number(bytearray out, uint64_t value, int size) except -1

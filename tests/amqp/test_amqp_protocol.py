@@ -628,6 +628,37 @@ def test_a_message_that_has_a_mark_of_another():
     assert outcomes(protocol.receive(returned(1, again) + method(1, "basic.ack", 6, True)))[-1] == (6, "returned")
 
 
+def in_order(header: bytes) -> bytes:
+    """As RabbitMQ since 4.0 sends these properties, which are headers only, back: their headers in the order of their names."""
+    entries, at = [], 6
+    while at < len(header):
+        name = header[at + 1 : at + 1 + header[at]]
+        size = {b"l": 8, b"I": 4}[header[at + 1 + len(name) : at + 2 + len(name)]]
+        entries.append((name, header[at : at + 2 + len(name) + size]))
+        at += 2 + len(name) + size
+    return header[:6] + b"".join(entry for _, entry in sorted(entries, key=lambda entry: entry[0]))
+
+
+def test_a_return_whose_headers_came_in_another_order():
+    protocol = with_channel(confirms=True)
+    publish(protocol, 5)
+    properties = encode_properties(Properties(headers={"a": 1, "x-mqcore-tag": 1 << 35, "z": 2}))  # another publisher's, too
+    protocol.publish(1, "", "nowhere", properties, b"x")
+    *_, (sent, _) = published(protocol.take_output())
+    back = in_order(sent)
+    assert back != sent and sorted(back) == sorted(sent)
+    events = protocol.receive(returned(1, back) + method(1, "basic.ack", 6, True))
+    assert outcomes(events)[-1] == (6, "returned")
+
+
+@pytest.mark.parametrize("value", ["text", -1, 0, 1 << 40, None])
+def test_a_return_whose_mark_is_none(value):
+    protocol = with_channel(confirms=True)
+    publish(protocol, 1)
+    event = protocol.receive(returned(1, encode_properties(Properties(headers={"a": 1, "x-mqcore-tag": value}))))[-1]
+    assert "what was not published" in event.text
+
+
 @pytest.mark.parametrize(
     ("data", "text"),
     [

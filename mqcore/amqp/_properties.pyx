@@ -136,8 +136,8 @@ cdef uint64_t find_mark(bytes header) except? 0:
         return 0
     cursor.at = p + at
     cursor.end = p + size
-    # RabbitMQ since 4.0 sends headers back in the order of their names; of two of one name, which a message has that is published
-    # again as it came, ours stays the first.
+    # RabbitMQ since 4.0 sends headers back in the order of their names; of two of one name, which a message has that is
+    # published again as it came, ours stays the first.
     cursor = take_part(&cursor, 0)
     while cursor.at != cursor.end:
         name = take_short_string(&cursor)

@@ -16,6 +16,7 @@ and as many libuv handles and holds must have ended as were begun.
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import gc
 import itertools
@@ -81,6 +82,10 @@ def pauses_as_asked_for() -> Iterator[None]:
 
 # What a shell begins in the background ignores it, and so would all programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Who asks for the current loop where there is none is told so. Else asyncio would make one, which nobody closes: a test that
+# comes later, in whichever order, would be told of that.
+asyncio.set_event_loop(None)
 
 tests_begun = itertools.count()
 

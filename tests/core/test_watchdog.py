@@ -62,12 +62,8 @@ def in_c():
     return room.raw[:size]
 
 def in_c_with_the_stack():
-    room = ctypes.create_string_buffer(4096)
-    text = b""
-    while b"in in_c_with_the_stack\\n" not in text:
-        size = ctypes.PyDLL(None).read(reading, room, 4096)
-        text += room.raw[:size]
-    return text
+    ctypes.PyDLL(None).sleep(2)  # no frame changes while they are looked at, which would be at one's own risk
+    return os.read(reading, 1 << 16)
 
 def matching():
     re.match(r"(a+)+$", "a" * 22 + "b")
@@ -207,7 +203,7 @@ def test_the_stack_without_the_lock():
         return
     text = run_blocking(
         """
-plugin, dispatcher = start(in_c_with_the_stack, watchdog=mqcore.Watchdog(0.02, unsafe_stack=True))
+plugin, dispatcher = start(in_c_with_the_stack, watchdog=mqcore.Watchdog(0.25, unsafe_stack=True))
 turn()
 dispatcher.hook("mq_step").run(mqcore.Message())
 print(plugin.told.decode(), end="")

@@ -87,7 +87,7 @@ def test_what_is_put_off_comes_again_for_that_recipient_only(tmp_path):
     ):
         with smtplib.SMTP("127.0.0.1", postfix.port, timeout=60) as client:
             client.sendmail("a@sender.example", ["one@example.org", "later@example.org"], TEXT)
-        postfix.wait_for(r"status=sent", 2)
+        postfix.wait_for(r"status=sent", 2, flush=True)
         postfix.wait_for(r": removed")
         assert len(re.findall(r"status=deferred", postfix.log)) == 1
     assert len(read_maildir(tmp_path / "in")) == 2

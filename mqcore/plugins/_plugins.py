@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("mqcore")
 
 _Path = str | os.PathLike[str]
-_Accept = Callable[[list["Plugin"]], object]
+_Accept = Callable[["Snapshot"], object]
 
 
 class Snapshot(tuple["Plugin", ...]):
@@ -389,10 +389,11 @@ class Plugins(PluginSet):
                 plugin = self._load(candidate, config)
                 undo.callback(plugin._retire)
                 made.append(plugin)
-            accept(sorted(kept + made, key=_order))
+            new = Snapshot(sorted(kept + made, key=_order), old.paused)
+            accept(new)
             for plugin in made:
                 plugin._start()
-            self._swap(Snapshot(sorted(kept + made, key=_order), old.paused))
+            self._swap(new)
             undo.pop_all()
         self._config = config
         self._gone.extend(plugin for plugin in old if plugin not in staying)

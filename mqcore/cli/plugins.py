@@ -13,7 +13,7 @@ from .. import Plugins
 from ..hooks import MAILERQ_HOOKS, HookSpec, close_to
 from ..mail.report import OK
 from ..plugins._checks import is_inside
-from ..plugins._config import line_of, place_of, read_config, read_toml
+from ..plugins._config import line_of, read_toml
 from ..plugins._files import passed_over
 from .configuration import TABLE as RUN_TABLE
 from .output import complain
@@ -62,31 +62,41 @@ def load(options: argparse.Namespace, *paths: str, hooks: Iterable[HookSpec] | N
 
 def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: Iterable[str]) -> None:
     """Say what is likely to be a mistake: no plugins, and tables of the file for which there is none."""
-    if not len(plugins):
-        folders = [os.path.join(options.folder, path) for path in paths]
-        complain("; ".join(["there are no plugins", *(reason for folder in folders for reason in passed_over(folder))]), OK)
-    else:
-        for path in paths:
-            whole = os.path.abspath(os.path.join(options.folder, path))
-            if not any(plugin.path and is_inside(plugin.path, whole) for plugin in plugins):
-                complain(f"there are no plugins in {path}", OK)
-    for name in plugins.unused_config:
-        if name != RUN_TABLE:
-            close = close_to(name, [plugin.name for plugin in plugins])
-            is_table = isinstance(read_config(options.config)[name], Mapping)
-            table = close_to(name.lower(), (RUN_TABLE, "plugins"), 0.8)
-            hint = "load it, or take its table away" if is_table and table != "plugins" else "write [plugins.NAME]"
-            hint = f"did you mean [{table}]?" if table == RUN_TABLE else hint
-            hint = f"did you mean {close}?" if close else hint
-            file, line = place_of(options.config, name) or (options.config, None)
-            where = file if line is None else f"{file}:{line}"
-            complain(f"{where} has {name}, and there is no plugin of that name; {hint}", OK)
+    _tell_of_empty_folders(options, plugins, paths)
+    # With its folder, as a plugin may have changed the working directory.
     file = options.config and os.path.join(options.folder, options.config)
     in_file = read_toml(file) if file else {}
+    tables = in_file.get("plugins", in_file)
+    for name in plugins.unused_config:
+        if name != RUN_TABLE:
+            line = line_of(file, "plugins", name) or line_of(file, name)
+            where = options.config if line is None else f"{options.config}:{line}"
+            complain(f"{where} has {name}, and there is no plugin of that name; {_hint(name, tables.get(name), plugins)}", OK)
     for plugin in plugins if "plugins" in in_file else ():
         if plugin.name in in_file:
             line = line_of(file, plugin.name)
             complain(f"{options.config}:{line} has [{plugin.name}], which nothing reads; write [plugins.{plugin.name}]", OK)
+
+
+def _tell_of_empty_folders(options: argparse.Namespace, plugins: Plugins, paths: Iterable[str]) -> None:
+    if not len(plugins):
+        folders = [os.path.join(options.folder, path) for path in paths]
+        complain("; ".join(["there are no plugins", *(reason for folder in folders for reason in passed_over(folder))]), OK)
+        return
+    for path in paths:
+        whole = os.path.abspath(os.path.join(options.folder, path))
+        if not any(plugin.path and is_inside(plugin.path, whole) for plugin in plugins):
+            complain(f"there are no plugins in {path}", OK)
+
+
+def _hint(name: str, value: object, plugins: Plugins) -> str:
+    """What was most likely meant by a name that is no plugin's."""
+    if close := close_to(name, [plugin.name for plugin in plugins]):
+        return f"did you mean {close}?"
+    table = close_to(name.lower(), (RUN_TABLE, "plugins"), 0.8)
+    if table == RUN_TABLE:
+        return f"did you mean [{table}]?"
+    return "load it, or take its table away" if isinstance(value, Mapping) and table != "plugins" else "write [plugins.NAME]"
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def not_stored(url: str, error: OSError | MemoryError) -> SinkError:
     return kind(f"cannot write to {url}: {describe(error, url)}")
 
 
-def mend(error: OSError, path: str) -> str:
+def hint(error: OSError, path: str) -> str:
     """What to do where nothing can be opened at this path, behind why."""
     folder = os.path.dirname(os.path.abspath(path))
     return f"; make the folder {folder} first" if error.errno == errno.ENOENT and not os.path.isdir(folder) else ""

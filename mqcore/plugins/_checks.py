@@ -173,7 +173,7 @@ def raised(doing: str, error: BaseException, plugin: str, path: str | None) -> P
     if isinstance(error, SystemExit):
         what = f"{doing} called sys.exit({error.code!r}); a plugin that cannot work raises an error that says why"
     else:
-        what = f"{doing} raised {_said(error)}{'' if isinstance(error, MissingSetting) else f'; {_mend(error, path)}'}"
+        what = f"{doing} raised {_said(error)}{'' if isinstance(error, MissingSetting) else f'; {_hint(error, path)}'}"
     return PluginError(what, plugin=plugin, path=file, line=line)
 
 
@@ -186,7 +186,7 @@ def _said(error: BaseException) -> str:
     return f"{name}: {text}" if text else name
 
 
-def _mend(error: BaseException, path: str | None) -> str:
+def _hint(error: BaseException, path: str | None) -> str:
     """What to do about an error of the code of the plugin at `path`."""
     name = getattr(error, "name", None)
     if type(error) is ModuleNotFoundError and type(name) is str and path is not None and path.endswith(".py"):

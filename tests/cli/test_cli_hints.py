@@ -176,3 +176,14 @@ def test_tables_that_nothing_reads(tmp_path, capsys, config, said):
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "10-a.py").write_text("def mq_smtp_in_message(context, message): pass\n")
     assert missing(tmp_path, capsys, config) == (f"mqcore: {tmp_path}/{said}" if said else "")
+
+
+def test_a_plugin_that_changes_the_working_directory(tmp_path, monkeypatch, capsys):
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "10-a.py").write_text("import os\nos.chdir('/')\n")
+    (tmp_path / "mqcore.toml").write_text("[plugins.10-b]\nx = 1\n")
+    monkeypatch.chdir(tmp_path)
+    options = parser("check").parse_args(["check", "--trust-writable", "--config", "mqcore.toml", "plugins"])
+    with load(options, *options.paths) as plugins:
+        tell_what_is_missing(options, plugins, options.paths)
+    assert capsys.readouterr().err == "mqcore: mqcore.toml:1 has 10-b, and there is no plugin of that name; did you mean 10-a?\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .._mail import Mail
 from ..base import Store
-from ..errors import SinkError, describe, mend, not_stored
+from ..errors import SinkError, describe, hint, not_stored
 from ..files import sync, sync_folder, write_all
 from . import format
 from .journal import Group, Journal
@@ -53,7 +53,7 @@ class MboxSink(Store):
                     f"cannot write to {self.url}: {error}; try again when that program is done{error.hint}"
                 ) from error
             except OSError as error:
-                raise SinkError(f"cannot write to {self.url}: {describe(error, path)}{mend(error, path)}") from error
+                raise SinkError(f"cannot write to {self.url}: {describe(error, path)}{hint(error, path)}") from error
             self._opened = opened.pop_all()
 
     def _open(self, opened: contextlib.ExitStack) -> None:

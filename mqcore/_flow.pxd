@@ -26,6 +26,7 @@ cdef class Flow(Task):
     cdef bint ordered
     cdef bint reading               # the source, which is not asynchronous, is just being asked
     cdef bint closed                # nothing is yielded any more
+    cdef bint reader_cancelled      # who reads was told to end
     cdef bint left                  # nobody has the stream any more: closed in a tick
     cdef Py_ssize_t most
     cdef Py_ssize_t in_flight       # messages that were read and not yielded yet
@@ -54,4 +55,5 @@ cdef class Flow(Task):
 
 cdef Flow new_flow(Hook hook, tuple args, Py_ssize_t most, bint ordered)
 cdef void close(Flow flow) noexcept
+cdef int cancel_reader(Flow flow) except -1
 cdef int close_source(object source) except -1

@@ -331,17 +331,26 @@ cdef int close_source(object source) except -1:
 
 cdef int close_left(Flow flow) except -1:
     if flow.reader is not None:
-        flow.reader.cancel()  # it closes the source
+        cancel_reader(flow)
     elif not flow.asynchronous and not flow.reading and flow.source is not None:
         source, flow.source = flow.source, None
         close_source(source)
     return 0
 
 
+cdef int cancel_reader(Flow flow) except -1:
+    """It closes the source. Once: a source that is just being closed may wait for something."""
+    if not flow.reader_cancelled:
+        flow.reader.cancel()
+        flow.reader_cancelled = True
+    return 0
+
+
 cdef int cancel_reader_soon(Flow flow) except -1:
     loop = flow.reader.get_loop()
-    if not loop.is_closed():
+    if not flow.reader_cancelled and not loop.is_closed():
         loop.call_soon_threadsafe(flow.reader.cancel)
+        flow.reader_cancelled = True
     return 0
 
 

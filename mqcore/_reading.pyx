@@ -11,7 +11,7 @@ import asyncio
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
-from ._flow cimport Flow, Place, close, close_source, new_flow
+from ._flow cimport Flow, Place, cancel_reader, close, close_source, new_flow
 from ._hook cimport Hook
 from ._message cimport Message
 from .loop._call cimport ends_program, is_a, take_error
@@ -192,7 +192,7 @@ async def ending(Flow flow):
     reader = flow.reader
     if reader is not None:
         if reader is not asyncio.current_task():
-            reader.cancel()
+            cancel_reader(flow)
             await asyncio.wait([reader])
             if not reader.cancelled():
                 reader.exception()  # it has left through the loop

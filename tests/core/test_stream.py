@@ -663,6 +663,43 @@ def test_what_a_source_raises_while_it_is_closed(uvloop_owner, hook):
     uvloop_owner.loop_errors.clear()
 
 
+def test_a_source_that_is_being_closed_is_not_cancelled_again(uvloop_owner, hook, sorter):
+    """By whichever ways: what it still awaits in its `finally` would be broken off, and half of what it cleans up left."""
+    ends = []
+
+    async def source():
+        try:
+            yield Mail(0)
+            await asyncio.sleep(100)
+        finally:
+            await asyncio.sleep(0.02)
+            ends.append("cleaned up")
+
+    async def run():
+        for ways in (("iterating", "closing"), ("closing", "closing"), ("closing", "dropping"), ("closing", "the dispatcher")):
+            stream = hook.stream(source())
+            assert (await anext(stream))[0].number == 0
+            tasks = [asyncio.create_task(collect(stream))]
+            await asyncio.sleep(0.005)
+            if ways[0] == "iterating":
+                tasks[0].cancel()
+            else:
+                tasks.append(asyncio.create_task(stream.aclose()))
+            await asyncio.sleep(0.005)
+            if ways[1] == "closing":
+                tasks.append(asyncio.create_task(stream.aclose()))
+            elif ways[1] == "the dispatcher":
+                hook.dispatcher.close()
+            del stream
+            await asyncio.gather(*tasks, return_exceptions=True)
+            del tasks
+            gc.collect()
+            await until(lambda ways=ways: ends == ["cleaned up"])
+            ends.clear()
+
+    uvloop_owner.run(run())
+
+
 def test_throw_close_and_send(uvloop_owner, hook, sorter):
     stream = hook.stream([Mail(0, "hold"), Mail(1, "hold")])
     fresh = stream.__anext__()

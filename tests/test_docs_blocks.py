@@ -139,8 +139,12 @@ def is_plugin(block: Block) -> bool:
     return is_python and not is_test(block) and re.search(r"^(async )?def mq_", block.content, re.MULTILINE) is not None
 
 
+def is_plugin_of_own_hooks(block: Block) -> bool:
+    return (block.file or "").startswith("plugins/") and block.language == "python" and not is_plugin(block)
+
+
 def is_script(block: Block) -> bool:
-    return block.language == "python" and not is_test(block) and not is_plugin(block)
+    return block.language == "python" and not is_test(block) and not is_plugin(block) and not is_plugin_of_own_hooks(block)
 
 
 KINDS: dict[str, Callable[[Block], bool]] = {
@@ -149,6 +153,7 @@ KINDS: dict[str, Callable[[Block], bool]] = {
     "output": lambda block: block.language == "text" and is_output(block),
     "test": is_test,
     "plugin": is_plugin,
+    "plugin of own hooks": is_plugin_of_own_hooks,
     "script": is_script,
     "others": lambda block: block.language == "py",
     "c": lambda block: block.language == "c" or (block.file or "").endswith(".c"),
@@ -187,6 +192,9 @@ def test_what_the_lists_name_is_there() -> None:
 @pytest.mark.parametrize("block", of_kind("script"))
 def test_scripts_print_what_stands_below_them(block: Block, tmp_path: Path) -> None:
     (tmp_path / "plugins").mkdir()
+    for each in BLOCKS:
+        if each.page == block.page and kind_of(each) == "plugin of own hooks" and each.file:
+            (tmp_path / each.file).write_text(each.content)
     script = [sys.executable, "-W", "error", "-c", block.text]
     result = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout + result.stderr) == (0, printed_by(block))
@@ -196,6 +204,14 @@ def printed_by(block: Block) -> str:
     """What stands below a script; or, in a comment beside it, what its one `print` prints."""
     beside = re.findall(r"^ *print\(.*\)  # (.*)$", block.text, re.MULTILINE)
     return output_of(block) or "".join(f"{line}\n" for line in beside)
+
+
+@pytest.mark.parametrize("block", of_kind("plugin of own hooks"))
+def test_a_script_of_the_page_has_the_hooks_of_its_plugins(block: Block) -> None:
+    """And loads them, above."""
+    text = "".join(each.text for each in BLOCKS if each.page == block.page and kind_of(each) == "script")
+    names = re.findall(r"^(?:async )?def ([a-z]\w*)\(context, ", block.text, re.MULTILINE)
+    assert names and all(f'HookSpec("{name}"' in text for name in names) and 'Plugins("plugins"' in text
 
 
 @pytest.mark.parametrize("block", of_kind("plugin"))

@@ -23,6 +23,9 @@ from mqcore.workers.supervisor import MOST_EARLY_CRASHES
 GIVE_UP = 120.0
 """Seconds until what is waited for does not come any more."""
 
+ENDS = ("present", "continued", "completed", "failed", "rejected", "discarded", "retried", "unfinished")
+"""Of a message that was read, one."""
+
 
 @functools.cache
 def preloaded() -> Path:
@@ -103,7 +106,7 @@ async def kill_workers(
     ready: Callable[[Command], Awaitable[None]] | None = None,
 ) -> None:
     """So many times one of so many. Each run with these arguments has as many deaths as a supervisor bears whose workers never
-    grow old, from when it is `ready`, and ends in good order."""
+    grow old, from when it is `ready`, and ends in good order, with counts that are exact."""
     while kills:
         deaths = min(kills, workers * MOST_EARLY_CRASHES - 1)
         with run(folder, *arguments, "--workers", workers) as command:
@@ -113,7 +116,9 @@ async def kill_workers(
             await command.kill_workers(deaths, chance)
             command.process.send_signal(signal.SIGTERM)
             assert await command.end() == 0, command.describe()
-            assert command.figures["crashes"] in (deaths, deaths - 1), command.figures  # the last one may seem to stop
+            assert command.figures["crashes"] == command.said.count("ended after") <= deaths  # the last ones may seem to stop
+            counts = command.figures["messages"]
+            assert counts["read"] == sum(counts[end] for end in ENDS), counts
         kills -= deaths
 
 

@@ -89,8 +89,10 @@ class Worker:
         return self._loop.time() - self.began
 
     def signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+        """Not by Popen, which takes away a process that has just died: who waits for it would never hear of its end."""
+        if self.code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def stop(self, patience: float | None, *, hurry: bool = True) -> None:
         """Let it end when what is open is over, in a `hurry` as SIGTERM does it; after `patience` seconds, if that is given, it
@@ -157,7 +159,8 @@ class Worker:
     def _wait(self) -> None:
         """In a thread of its own. The process is not taken away here: its number would be another's before the loop knows."""
         if hasattr(os, "waitid"):
-            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            with contextlib.suppress(ChildProcessError):  # who started us ignores SIGCHLD, so that dead ones go by themselves
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         else:
             self._process.wait()
         with contextlib.suppress(RuntimeError):  # the loop is over

@@ -33,7 +33,7 @@ from broker import Broker, lasting_port, refuses
 from faults_command import run
 from mail_tools import write_plugin
 from networks import ip
-from queues import COLUMNS, IN_FLIGHT, Client, Figures, consuming, drained, run_program, sum_up
+from queues import COLUMNS, IN_FLIGHT, Client, Figures, consuming, drained, make_parser, show, sum_up
 
 CUTS = ("drop", "silence", "reset")
 HEARTBEAT = 1  # s; who hears nothing for two of them is left
@@ -125,7 +125,7 @@ async def cut(cable: Cable, broker: Broker, port: int, sink: str, cuts: int, cha
         command.process.send_signal(signal.SIGTERM)
         assert await command.end() == 0, command.describe()
         reconnects = command.figures["messages"]["reconnects"]
-    return Cuts(sum_up(broker, client, sink, folder, cuts), reconnects)
+    return Cuts(sum_up(broker, client, sink, folder, cuts, 2 * cuts * IN_FLIGHT), reconnects)
 
 
 def measure(sink: str, cuts: int, seed: int) -> Cuts:
@@ -140,4 +140,4 @@ def measure(sink: str, cuts: int, seed: int) -> Cuts:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(__doc__, "--cuts", f"{COLUMNS} reconnects", measure))
+    sys.exit(show(make_parser(__doc__, "--cuts").parse_args(), f"{COLUMNS} reconnects", measure))

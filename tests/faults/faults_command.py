@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
+import random
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mail_tools import Process, start
 
+from mqcore.workers.supervisor import MOST_EARLY_CRASHES
+
 GIVE_UP = 120.0
 """Seconds until what is waited for does not come any more."""
+
+ENDS = ("present", "continued", "completed", "failed", "rejected", "discarded", "retried", "unfinished")
+"""Of a message that was read, one."""
 
 
 @functools.cache
@@ -66,6 +74,20 @@ class Command:
                 await asyncio.sleep(0.002)
         return code
 
+    async def kill_workers(self, count: int, chance: random.Random) -> None:
+        """So many times one that there is, whatever it does just then; some in a second."""
+        killed: set[int] = set()
+        while len(killed) < count:
+            await asyncio.sleep(chance.random() * 0.8)
+            assert self.is_running, self.describe()
+            if alive := [pid for pid in self.children() if pid not in killed]:
+                killed.add(pid := chance.choice(alive))
+                os.kill(pid, signal.SIGKILL)
+
+    def children(self) -> list[int]:
+        """The processes of its workers."""
+        return [int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+
     @property
     def figures(self) -> dict[str, Any]:
         """What it reports at the end. Raises AssertionError when it did not."""
@@ -73,6 +95,31 @@ class Command:
         assert text, f"no figures; {self.describe()}"
         figures: dict[str, Any] = json.loads(text)
         return figures
+
+
+async def kill_workers(
+    kills: int,
+    workers: int,
+    chance: random.Random,
+    folder: Path,
+    arguments: Sequence[object],
+    ready: Callable[[Command], Awaitable[None]] | None = None,
+) -> None:
+    """So many times one of so many. Each run with these arguments has as many deaths as a supervisor bears whose workers never
+    grow old, from when it is `ready`, and ends in good order, with counts that are exact."""
+    while kills:
+        deaths = min(kills, workers * MOST_EARLY_CRASHES - 1)
+        with run(folder, *arguments, "--workers", workers) as command:
+            await command.wait_for(lambda command=command: "listening on" in command.said)
+            if ready is not None:
+                await ready(command)
+            await command.kill_workers(deaths, chance)
+            command.process.send_signal(signal.SIGTERM)
+            assert await command.end() == 0, command.describe()
+            assert command.figures["crashes"] == command.said.count("ended after") <= deaths  # the last ones may seem to stop
+            counts = command.figures["messages"]
+            assert counts["read"] == sum(counts[end] for end in ENDS), counts
+        kills -= deaths
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """kill -9 for each pair of a source and a sink: what was acknowledged is there, and twice is only what may be.
 
-    python tests/faults/kills.py [--kills N] [--seed N] [SOURCE-SINK ...]
+    python tests/faults/kills.py [--kills N] [--workers N] [--seed N] [SOURCE-SINK ...]
 
 It runs `mqcore run`, kills it at a random moment, and starts it again. Clients of a server send each mail until they have
-its 250; a file is read until its end is reached, and then another one is begun. A line for each pair says
+its 250; a file is read until its end is reached, and then another one is begun. With `--workers` a run has so many, and one of
+them is killed each time, a few of them in a second. A line for each pair says
 
 * how many mails were acknowledged, for each of their recipients, or for a file how many it has in all;
 * how many of these are not at the next owner: `lost`;
@@ -31,7 +32,7 @@ from typing import NamedTuple
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 from faults_clients import Account, Client, acknowledge, doubles
-from faults_command import GIVE_UP, run
+from faults_command import GIVE_UP, kill_workers, run
 from faults_tools import FILES, SERVERS, SINKS, Key, Owner, ServerOwner, options_for, owner, server, write_source
 
 CLIENTS = 8
@@ -40,6 +41,8 @@ IN_FLIGHT = 20
 MAILS = 600
 """In a file."""
 PAIRS = [(source, sink) for source in (*SERVERS, *FILES) for sink in SINKS]
+WORKERS_PAIRS = [(source, sink) for source in SERVERS for sink in SINKS if sink != "mbox"]
+"""Those that a run with workers may have."""
 
 
 class Figures(NamedTuple):
@@ -59,29 +62,34 @@ class Figures(NamedTuple):
         return self.lost == self.beyond == 0 and self.doubles <= self.bound
 
 
-async def kill(source: str, sink: str, kills: int, chance: random.Random, folder: Path) -> Figures:
-    """So many times, for this pair."""
+async def kill(source: str, sink: str, kills: int, workers: int, chance: random.Random, folder: Path) -> Figures:
+    """So many times, for this pair; the run, or with `workers` one of these."""
     async with owner(sink, folder) as next_owner:
         if source in SERVERS:
-            return await kill_server(source, sink, next_owner, kills, chance, folder)
+            return await kill_server(source, sink, next_owner, kills, workers, chance, folder)
         return await kill_reader(source, sink, next_owner, kills, chance, folder)
 
 
 # From clients
 
 
-async def kill_server(source: str, sink: str, next_owner: Owner, kills: int, chance: random.Random, folder: Path) -> Figures:
+async def kill_server(
+    source: str, sink: str, next_owner: Owner, kills: int, workers: int, chance: random.Random, folder: Path
+) -> Figures:
     place, account = server(source, folder), Account()
     arguments = ("--from", place.url, "--to", next_owner.url, *place.options, *options_for(source, sink, folder))
     clients = [Client(place, account, itertools.count(number, CLIENTS)) for number in range(CLIENTS)]
     sending = asyncio.gather(*(client.run() for client in clients))
-    for _ in range(kills):
-        with run(folder, *arguments) as command:
-            if chance.random() < 0.2:
-                await asyncio.sleep(chance.random() * 0.2)  # while it starts
-            else:
-                await acknowledge(chance.randrange(60), account, command)
-            assert command.is_running, command.describe()
+    if workers:
+        await kill_workers(kills, workers, chance, folder, arguments)
+    else:
+        for _ in range(kills):
+            with run(folder, *arguments) as command:
+                if chance.random() < 0.2:
+                    await asyncio.sleep(chance.random() * 0.2)  # while it starts
+                else:
+                    await acknowledge(chance.randrange(60), account, command)
+                assert command.is_running, command.describe()
     with run(folder, *arguments) as command:
         await acknowledge(50, account, command)
         for client in clients:
@@ -155,11 +163,11 @@ def count_noted(source: Path) -> int:
 # The program
 
 
-def measure(pair: tuple[str, str], kills: int, seed: int) -> Figures:
+def measure(pair: tuple[str, str], kills: int, seed: int, workers: int = 0) -> Figures:
     """In a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="mqcore-kills-"))
     try:
-        return asyncio.run(kill(*pair, kills, random.Random(f"{seed} {pair}"), folder))
+        return asyncio.run(kill(*pair, kills, workers, random.Random(f"{seed} {pair}"), folder))
     finally:
         shutil.rmtree(folder)
 
@@ -168,17 +176,18 @@ def main() -> int:
     """Print a line for each pair; 1 if the promise was broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, metavar="N")
+    parser.add_argument("--workers", type=int, default=0, metavar="N")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
     parser.add_argument("pairs", nargs="*", choices=[*map("-".join, PAIRS), []], metavar="SOURCE-SINK")
     given = parser.parse_args()
     kept = True
     print("source     sink     kills acknowledged lost doubles bound beyond seconds", flush=True)
-    for source, sink in PAIRS:
+    for source, sink in WORKERS_PAIRS if given.workers else PAIRS:
         if given.pairs and f"{source}-{sink}" not in given.pairs:
             continue
         begin = time.monotonic()
         try:
-            figures: Figures | Exception = measure((source, sink), given.kills, given.seed)
+            figures: Figures | Exception = measure((source, sink), given.kills, given.seed, given.workers)
         except (AssertionError, TimeoutError) as error:
             figures = error
         right = isinstance(figures, Figures) and figures.kept

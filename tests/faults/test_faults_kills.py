@@ -12,3 +12,9 @@ pytestmark = pytest.mark.slow
 def test_nothing_is_lost_and_doubles_are_bounded(pair):
     figures = measure(pair, kills=3, seed=1)
     assert figures.kept and figures.kills == 3, figures
+
+
+@pytest.mark.parametrize("sink", ["maildir", "smtp"])
+def test_workers_that_are_killed(sink):
+    figures = measure(("smtp", sink), kills=10, seed=1, workers=3)
+    assert figures.kept and figures.kills == 10, figures

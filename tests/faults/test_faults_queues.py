@@ -14,3 +14,10 @@ def test_nothing_is_lost_and_doubles_are_bounded(sink):
 
     figures = measure(sink, kills=3, seed=1)
     assert figures.kept and figures.faults == 3, figures
+
+
+def test_workers_that_are_killed():
+    from queues import measure
+
+    figures = measure("amqp", kills=10, seed=1, workers=3)
+    assert figures.kept and figures.faults == 10, figures

@@ -445,6 +445,21 @@ async def test_a_consumer_that_the_broker_cancels():
 
 
 @run
+async def test_a_queue_that_has_forgotten_its_consumer(monkeypatch):
+    """As RabbitMQ's do that are deleted, and made again at once. One that gives nothing as it is empty is left in peace."""
+    monkeypatch.setattr("mqcore.mail.amqp.consumer.FORGOTTEN_AFTER", 0.05)
+    broker = QueueBroker()
+    async with reading(broker) as it:
+        await it.until(lambda: broker.consumers)
+        await it.until(lambda: broker.names.count("queue.declare") > 10)
+        assert len(broker.prefetches) == 1
+        broker.consumers.clear()
+        broker.put("q", *map(message, range(5)))
+        await it.settled(5)
+    assert it.stored == [*range(5)] and it.counts.reconnects == 1 and it.counts.redelivered == 0
+
+
+@run
 async def test_a_queue_that_is_deleted_ends_the_run_after_a_while(monkeypatch):
     monkeypatch.setattr("mqcore.mail.amqp.session.PATIENCE", 0.05)
     broker = QueueBroker()

@@ -166,6 +166,13 @@ class Broker:
         self._node.wait(30)
         self._processes.remove(self._node)
 
+    def stop(self) -> None:
+        """In good order."""
+        assert self._node is not None
+        self._node.terminate()
+        self._node.wait(60)
+        self._processes.remove(self._node)
+
     @property
     def pid(self) -> int:
         """Of the Erlang that it is."""

@@ -1,6 +1,7 @@
 """Many connections while the workers are replaced again and again: `python reloads.py [CONNECTIONS [RELOADS]]`.
 
-No client sees an error within a transaction, and no connection is refused or reset. One that is idle may be told 421.
+No client sees an error within a transaction, and no connection is refused or reset. One that is idle may be told 421. Each of
+the `connections` is `whole`, `shut` (by 421, when it was idle), or an error.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ async def expect(reader: Any, writer: Any, line: bytes, code: int, *, idle: bool
 async def client(port: int, left: list[int], seen: Counter[str], errors: list[str]) -> None:
     while left:
         left.pop()
+        seen["connections"] += 1
         try:
             await connection(port, seen)
         except (OSError, AssertionError) as error:
@@ -106,6 +108,7 @@ def main(connections: int, reloads: int) -> int:
         seen, errors = asyncio.run(load(server, connections, reloads))
         out = server.process.stdout.read()
         server.process.wait()
+    assert seen["connections"] == seen["whole"] + seen["shut"] + len(errors), seen
     print(dict(seen), f"{len(errors)} errors", *errors[:10], sep="\n")
     print(out)
     return 1 if errors else 0

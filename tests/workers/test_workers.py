@@ -117,6 +117,16 @@ def test_counts_are_exact_after_kill_9(tmp_path):
     assert (figures["crashes"], figures["restarts"]) == (1, 1)
 
 
+def test_who_started_it_ignores_the_end_of_processes():
+    with serve("--to", "null:", "--workers", 1, under=["env", "--ignore-signal=CHLD"]) as server:
+        (pid,) = children(server.process)
+        os.kill(pid, signal.SIGKILL)
+        assert "ended after" in server.process.stderr.readline()
+        wait_until(lambda: children(server.process) not in ([], [pid]), server.process)
+        send(server)
+    assert (server.figures["messages"]["stored"], server.figures["crashes"]) == (1, 1)
+
+
 def has_connection(pid: int) -> bool:
     inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
     lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]

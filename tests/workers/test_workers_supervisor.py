@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -102,6 +103,30 @@ def test_a_worker_that_hangs_is_ended(tmp_path, runner, as_it_is_tested, caplog)
 
     runner.run(main())
     assert "gave no sign of life for 1.5 s, and is ended" in caplog.text
+
+
+def test_a_worker_that_is_told_to_end_when_it_has_just_died(runner, as_it_is_tested, monkeypatch):
+    told, waitid = threading.Event(), os.waitid
+
+    def wait_slowly(*arguments):
+        waitid(*arguments)
+        told.wait(30)
+        return waitid(*arguments)
+
+    monkeypatch.setattr(os, "waitid", wait_slowly)
+
+    async def main():
+        async with supervised() as supervisor:
+            worker = supervisor.slots[0].worker
+            os.kill(worker.pid, signal.SIGKILL)
+            await asyncio.to_thread(waitid, os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+            worker.signal(signal.SIGTERM)
+            told.set()
+            async with asyncio.timeout(30):
+                await worker.ended.wait()
+            assert worker.why == "SIGKILL"
+
+    runner.run(main())
 
 
 def test_a_slot_that_nobody_serves(tmp_path, runner, as_it_is_tested, monkeypatch):

@@ -36,6 +36,9 @@ GOODBYE = 5.0
 """Seconds for what is left to be said when all is over."""
 EMPTY_AFTER = 1.0
 """Seconds without a message until the queue is asked whether it is empty."""
+FORGOTTEN_AFTER = 10.0
+MOST_FORGOTTEN = 300.0
+"""Seconds without a message, twice, until a queue that has some is taken to have forgotten us; twice as many each time."""
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class Consumer(Intake):
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
         self._pausing: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -103,6 +107,7 @@ class Consumer(Intake):
             await self._session.start()
         except Unreachable as error:
             raise SourceError(f"cannot read {self._where}: {error}") from error
+        self._watching = asyncio.create_task(self._watch())
 
     def _fail(self, error: Unreachable) -> None:
         self._gateway.fail(f"cannot read {self._where}: {error}")
@@ -127,19 +132,48 @@ class Consumer(Intake):
                     return
             last = time.monotonic()
 
+    async def _watch(self) -> None:
+        """A queue that is deleted, and made again at once, may keep us as its consumer without a word, and its channel in the
+        broker takes what it gives us for what it gave before: nothing comes any more. Another connection gets it all."""
+        pause = FORGOTTEN_AFTER
+        waited = 0
+        while True:
+            before = self._deliveries
+            await asyncio.sleep(pause)
+            if self._deliveries != before:
+                pause = FORGOTTEN_AFTER
+            waiting = await self._count_waiting()
+            if waiting and waited and self._deliveries == before:
+                pause, waiting = min(2 * pause, MOST_FORGOTTEN), 0
+                self._session.renew(f"nothing comes of {self._where.queue}, in which {waited} messages wait")
+            waited = waiting if self._deliveries == before else 0
+
+    @property
+    def _deliveries(self) -> int:
+        return self.first_deliveries + self.redeliveries
+
+    async def _count_waiting(self) -> int:
+        """Messages that could be here, where there is none."""
+        connection = self._session.connection
+        if connection is not None and self._subscription.is_consuming and not self.open:
+            with contextlib.suppress(BrokerError):
+                return await count_messages(connection, self._where.queue)
+        return 0
+
     def stop(self) -> None:
         """No more is taken. What comes until the broker has heard of that goes back."""
         self.is_stopped = True
         self._stopped.set()
         self._subscription.suspend()
-        if self._pausing is not None:
-            self._pausing.cancel()
+        for task in (self._pausing, self._watching):
+            if task is not None:
+                task.cancel()
 
     async def end(self) -> None:
         """All that was offered is settled: what the broker gave us beside that goes back to it."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GOODBYE)
-        for task in (*self._tasks, self._pausing):
+        for task in (*self._tasks, self._pausing, self._watching):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])

@@ -39,6 +39,10 @@ class Subscription:
         self._steering: asyncio.Task[None] | None = None
 
     @property
+    def is_consuming(self) -> bool:
+        return self._prefetch > 0
+
+    @property
     def _size(self) -> int:
         """How many it is to have."""
         if not self._is_wanted:

@@ -50,6 +50,16 @@ def mq_smtp_in_message(context, message):
     return True
 """
 
+COMPUTES = """
+import hashlib
+
+
+def mq_smtp_in_message(context, message):
+    for _ in range(150):
+        hashlib.sha256(message.mime)
+    return False
+"""
+
 Served = Callable[..., tuple[int, int]]
 
 
@@ -63,6 +73,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         (plugins / f"{number}-plugin.py").write_text(PLUGIN)
     (plugins / "holds").mkdir()
     (plugins / "holds" / "50-holds.py").write_text(HOLDS)
+    (plugins / "computes").mkdir()
+    (plugins / "computes" / "50-computes.py").write_text(COMPUTES)
     started: dict[tuple[str, int], tuple[int, int]] = {}
     with contextlib.ExitStack() as stack:
 
@@ -83,6 +95,8 @@ def listening(name: str, plugins: Path) -> Iterator[tuple[int, int]]:
             "mqcore": [*command, "--to", "null:"],
             "1 worker": [*command, "--to", "null:", "--workers", 1],
             "2 workers": [*command, "--to", "null:", "--workers", 2],
+            "1 worker, computes": [*command, "--plugins", plugins / "computes", "--to", "null:", "--workers", 1],
+            "2 workers, computes": [*command, "--plugins", plugins / "computes", "--to", "null:", "--workers", 2],
             "all off": [*command, "--to", "null:", "--watchdog", "0"],
             "all on": [*command, "--to", "null:", f"--control={folder}/control", f"--metrics=unix:{folder}/metrics"],
             "a line in the log": [*command, "--to", "null:", "--watchdog", "0", "--log-level", "info"],
@@ -195,6 +209,17 @@ def test_workers(benchmark: Any, report: Callable[..., None], served: Served, *,
     report(row_of("receiving by SMTP", "with a supervisor, processor time", costs))
     clock = {"1 worker": taken(course.clock, "mqcore"), "mqcore": course.clock["2 workers"][-rounds:]}
     report(row_of("receiving by SMTP", "two workers", clock))
+
+
+def test_workers_that_compute(benchmark: Any, report: Callable[..., None], served: Served, *, short: bool) -> None:
+    """What sends the mails takes little beside a plugin that works: so two cores are enough to see that two workers do twice as
+    much as one in the same time."""
+    servers = {name: served(f"{name}, computes") for name in ("1 worker", "2 workers")}
+    course = Course(servers, 1600, ["-p"], 10)
+    rounds = 3 if short else 15
+    benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
+    clock = {"1 worker": course.clock["1 worker"][-rounds:], "mqcore": course.clock["2 workers"][-rounds:]}
+    report(row_of("receiving by SMTP", "two workers, a plugin that computes", clock))
 
 
 @pytest.mark.parametrize("recipients", [1, 10])

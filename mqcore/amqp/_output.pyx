@@ -1,4 +1,4 @@
-"""Frames that wait to be sent: one buffer for all that is said in a turn of the loop."""
+"""Frames that wait to be sent: one buffer for all that is said in a turn of the loop, and large bodies as they are."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -19,11 +19,19 @@ cdef enum:
 
 
 @cython.final
+@cython.no_gc
+@cython.freelist(64)
+cdef class Insert:
+    """A part of a body that is sent from where it is, between two octets of the buffer."""
+
+
+@cython.final
 cdef class Output:
 
     def __cinit__(self):
         self.buffer = b""
         self.usual = USUAL
+        self.inserts = []
 
     cdef uint8_t *room(self, Py_ssize_t size) except NULL:
         """Where so many octets can be written. Nothing may be called between this and the change of `used`: any object that is
@@ -46,15 +54,17 @@ cdef class Output:
         self.used += size + FRAME_EXTRA
         return 0
 
-    cdef bytes take(self):
-        """All that was written."""
+    cdef list take(self):
+        """All that was written, as buffers that follow each other."""
         cdef Py_ssize_t size = self.used
         cdef bytes taken
         cdef PyObject *whole
+        if self.inserts:
+            return self.take_between()
         if size <= LITTLE:
             taken = PyBytes_FromStringAndSize(PyBytes_AS_STRING(self.buffer), size)
             self.used = 0
-            return taken
+            return [taken] if size else []
         taken = self.buffer
         self.buffer = b""
         self.usual = min(PyBytes_GET_SIZE(taken), MOST)  # the next will be as large
@@ -65,4 +75,25 @@ cdef class Output:
         _PyBytes_Resize(&whole, size)
         taken = <bytes>whole
         Py_DECREF(taken)
-        return taken
+        return [taken]
+
+    cdef list take_between(self):
+        """Likewise, where there are inserts. Objects are made here, so what is there is let go before: see `room`."""
+        cdef bytes buffer = self.buffer
+        cdef list inserts = self.inserts
+        cdef list parts = []
+        cdef const char *from_here = PyBytes_AS_STRING(buffer)
+        cdef Py_ssize_t size = self.used, at = 0
+        cdef Insert insert
+        self.buffer = b""
+        self.inserts = []
+        self.used = 0
+        for insert in inserts:
+            parts.append(PyBytes_FromStringAndSize(from_here + at, insert.at - at))
+            at = insert.at
+            if insert.size == PyBytes_GET_SIZE(insert.body):
+                parts.append(insert.body)
+            else:
+                parts.append(memoryview(insert.body)[insert.begin:insert.begin + insert.size])
+        parts.append(PyBytes_FromStringAndSize(from_here + at, size - at))
+        return parts

@@ -47,6 +47,8 @@ cdef class ClientProtocol:
 
     cpdef list receive(self, bytes data)
     cpdef bytes take_output(self)
+    cdef list hear(self, const uint8_t *p, Py_ssize_t size)
+    cdef list take_parts(self)
     cpdef uint64_t publish(self, unsigned int channel, str exchange, str routing_key, bytes properties, bytes body,
                            bint mandatory=*) except 0
     cpdef bint ack(self, Delivery delivery) except -1

@@ -8,7 +8,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
 from ._channel cimport CLOSED, CLOSING, NO_CONTENT, OPEN, Channel, ChannelState, Delivery
-from ._output cimport Output
+from ._output cimport Insert, Output
 from ._properties cimport find_headers, marked_size, put_marked
 from ._unconfirmed cimport Unconfirmed
 from ._wire cimport (ACK, BASIC, BODY, DELIVER, FRAME_END, FRAME_EXTRA, FRAME_HEAD, GET_OK, HEADER, HEARTBEAT, METHOD, NACK,
@@ -22,6 +22,7 @@ from .methods import decode, encode, name_of
 
 cdef enum:
     LEAST_FRAME_MAX = 4096          # by the specification
+    LARGE = 8192                    # octets of a body that is sent from where it is: to copy less costs less
     SHORT_STRING = 255
     CONFIRM_SIZE = 9                # tag, multiple
     PUBLISH_SIZE = 9                # class, method, a number that means nothing, two sizes of text, bits
@@ -87,12 +88,16 @@ cdef class ClientProtocol:
         """What the broker says, in order."""
         if data is None:
             raise TypeError("receive() needs bytes")
+        return self.hear(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+    cdef list hear(self, const uint8_t *p, Py_ssize_t size):
+        """As `receive`; the octets may be overwritten after that."""
         if self.receiving:
             raise RuntimeError("receive() is not to be called while it runs")
         cdef list events = self.events
         self.receiving = True
         try:
-            self.feed(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+            self.feed(p, size)
         except ProtocolError as error:
             self.fail(error.code, error.text)
         except MemoryError:
@@ -113,6 +118,10 @@ cdef class ClientProtocol:
 
     cpdef bytes take_output(self):
         """What to send to the broker."""
+        return b"".join(self.take_parts())
+
+    cdef list take_parts(self):
+        """Likewise, as buffers that follow each other: a large body is the one that was published."""
         self.write_acks()
         return self.out.take()
 
@@ -540,9 +549,15 @@ cdef class ClientProtocol:
         cdef Py_ssize_t header_size = HEADER_SIZE + (marked_size(fields, size) if mandatory else size)
         if header_size > most:
             raise ValueError(f"properties of {header_size} octets; the broker allows {most}")
+        cdef bint is_large = left >= LARGE
+        cdef list inserts = inserts_of(body, most) if is_large else None
+        cdef Py_ssize_t number = 0
         to.unconfirmed.make_room()
+        cdef Py_ssize_t copied = 0 if is_large else left
         cdef uint8_t *begin = self.out.room(
-            PUBLISH_SIZE + exchange_size + key_size + header_size + left + FRAME_EXTRA * (3 + left // most))
+            PUBLISH_SIZE + exchange_size + key_size + header_size + copied + FRAME_EXTRA * (3 + left // most))
+        if is_large:
+            self.out.inserts += inserts
         # From here on, nothing is made.
         cdef uint64_t tag = to.unconfirmed.add()
         cdef uint8_t *p = put_frame_head(begin, METHOD, channel, PUBLISH_SIZE + exchange_size + key_size)
@@ -559,8 +574,13 @@ cdef class ClientProtocol:
         while left > 0:
             part = min(left, most)
             p = put_frame_head(p, BODY, channel, part)
-            memcpy(p, content, part)
-            p = put8(p + part, FRAME_END)
+            if is_large:
+                (<Insert>inserts[number]).at = self.out.used + (p - begin)
+                number += 1
+            else:
+                memcpy(p, content, part)
+                p += part
+            p = put8(p, FRAME_END)
             content += part
             left -= part
         self.out.used += p - begin
@@ -606,6 +626,20 @@ cdef class ClientProtocol:
         """How many publishes of this channel have no outcome yet."""
         cdef Channel it = self.opened(channel)
         return 0 if it.unconfirmed is None else it.unconfirmed.count
+
+
+cdef list inserts_of(bytes body, Py_ssize_t most):
+    """Its parts, of so many octets at most."""
+    cdef list made = []
+    cdef Py_ssize_t begin
+    cdef Insert insert
+    for begin in range(0, len(body), most):
+        insert = Insert.__new__(Insert)
+        insert.body = body
+        insert.begin = begin
+        insert.size = min(most, len(body) - begin)
+        made.append(insert)
+    return made
 
 
 cdef uint8_t *put_text(uint8_t *p, const char *text, Py_ssize_t size) noexcept:

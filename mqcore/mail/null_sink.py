@@ -14,6 +14,7 @@ class NullSink(Store):
     url = "null:"
     shares = True
     blocks = False
+    remembers = False
 
     def __init__(self, path: str) -> None:
         """There is no path to open."""

@@ -10,7 +10,8 @@ class Origin(NamedTuple):
 
     mime: bytes
     id: str
-    """32 hex digits, the same in every run: from the source, the mail's place in it, and its bytes."""
+    """32 hex digits, the same in every run: from the source, the mail's place in it, and its bytes. For those of a queue's
+    messages see docs/rabbitmq.md."""
     place: int = 0
     """Sorts the mails of one source: the offset in an mbox, the number in a Maildir."""
     envelope: str | None = None

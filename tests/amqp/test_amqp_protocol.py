@@ -553,6 +553,21 @@ def test_the_mark_changes_nothing_else(fields, headers):
         assert delivery.properties() == properties
 
 
+def test_what_is_large_between_what_is_small():
+    """In the order in which it was said; none is copied, and none that was taken is taken again."""
+    protocol = with_channel(confirms=True)
+    bodies = [b"%d" % (size % 10) * size for size in (1, 8191, 8192, 0, 131_064, 131_065, 2, 400_000, 400_000, 8191, 3)]
+    for _ in range(2):
+        for body in bodies:
+            protocol.publish(1, "", "q", NONE, body)
+            protocol.send_heartbeat()
+        out = protocol.take_output()
+        assert [body for _, body in published(out)] == bodies and [kind for kind, *_ in frames(out)].count(8) == len(bodies)
+        assert protocol.take_output() == b""
+    protocol.publish(1, "", "q", NONE, b"x")
+    assert [body for _, body in published(protocol.take_output())] == [b"x"]
+
+
 @pytest.mark.parametrize("size", [0, 1, 4087, 4088, 4089, 8176, 8177, 300_000])
 def test_large_bodies_are_cut(size):
     protocol = with_channel(confirms=True, frame_max=4096)

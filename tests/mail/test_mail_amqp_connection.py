@@ -8,11 +8,12 @@ import itertools
 import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import trustme
 from amqp_broker import Broker, broker
-from amqp_tools import NONE, OPEN_OK, deliver, frame, method, returned
+from amqp_tools import NONE, OPEN_OK, deliver, frame, method, published, returned, with_channel
 from smtp_tools import run
 from waiting import until
 
@@ -25,7 +26,9 @@ from mqcore.amqp.client import (
     Delivery,
     GetEmpty,
     Outcome,
+    QueueDeclared,
 )
+from mqcore.mail.amqp._link import Link
 from mqcore.mail.amqp.connection import Address, BrokerError, Connection, Unreachable
 from mqcore.mail.amqp.session import Session, delays
 from mqcore.mail.report import Counts
@@ -76,6 +79,46 @@ async def test_a_connection():
         assert (events[-2].tag, events[-2].kind) == (3, "in doubt")
         assert events[-1] == ConnectionClosed(200, "closed", "", False) and not connection.is_open
         assert it.names[-1] == "connection.close"
+
+
+class Parts(Link):
+    """One whose transport takes down what it is to send."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        super().__init__(with_channel(confirms=True), asyncio.get_running_loop(), lambda message: None)
+
+    def send(self, parts: list[bytes | memoryview]) -> None:
+        self.sent += parts
+
+
+@run
+async def test_a_large_body_is_sent_from_where_it_is():
+    link = Parts()
+    body = b"x" * 50_000
+    for each in (body, b"small", body):
+        link.publish(1, "", "q", NONE, each)
+    link.flush()
+    assert sum(part is body for part in link.sent) == 2 and len(link.sent) == 5
+    assert published(b"".join(link.sent)) == [(ANY, each) for each in (body, b"small", body)]
+
+
+@run
+async def test_a_buffer_that_is_read_into_has_what_was_read():
+    link = Parts()
+    heard: list[Any] = []
+    link.hear = heard.append
+    link.protocol.declare_queue(1, "q")
+    size = len(link.get_buffer(-1))
+    for wrong in (-1, size + 1):
+        with pytest.raises(ValueError, match=f"{wrong} octets in a buffer of {size}"):
+            link.buffer_updated(wrong)
+    answer = method(1, "queue.declare-ok", "q", 3, 2)
+    for octets in (answer[:5], answer[5:]):
+        buffer = link.get_buffer(-1)
+        buffer[: len(octets)] = octets
+        link.buffer_updated(len(octets))
+    assert heard == [QueueDeclared(1, "q", 3, 2)]
 
 
 @run

@@ -18,7 +18,8 @@ from waiting import until
 
 from mqcore.amqp._properties import decode_properties
 from mqcore.amqp.client import Properties, encode_properties
-from mqcore.mail.amqp._ids import Ids
+from mqcore.mail.amqp._ids import Done, Ids
+from mqcore.mail.amqp.publisher import Publisher
 from mqcore.mail.amqp.sink import AmqpSink
 
 HEADERS = {"envelope": "a@example.org", "recipient": "b@example.org"}
@@ -80,6 +81,29 @@ def test_ids_are_those_of_hashlib():
                 octets = text.encode(errors="surrogateescape")
                 whole += len(octets).to_bytes(4, "big") + octets
             assert ids.id(message_id, body) == blake2b(whole + body, digest_size=16).hexdigest(), size
+        assert Ids(queue, of_bodies=False).id(message_id, b"any") == blake2b(whole, digest_size=16).hexdigest()
+
+
+def test_what_is_done_with_is_known_by_id_and_body():
+    done = Done(100, of_bodies=False)
+    done.add("a", b"1" * 40)
+    assert done.has("a", b"1" * 40) and not done.has("a", b"2" * 40) and not done.has("b", b"1" * 40)
+    done.add("a", b"2" * 40)
+    assert done.has("a", b"2" * 40) and not done.has("a", b"1" * 40) and len(done) == 1
+    done.add("b", b"3" * 40)
+    done.add("c", b"4" * 40)
+    assert len(done) == 2 and not done.has("a", b"2" * 40), "the oldest is let go, so that it stays small"
+    done.add("d", b"5" * 1000)
+    assert len(done) == 1 and done.has("d", b"5" * 1000), "and the last is kept, however large"
+    done.add("e", b"")
+    assert len(done) == 1 and done.has("e", b"")
+
+
+def test_where_ids_are_of_bodies_none_is_kept():
+    done = Done(100, of_bodies=True)
+    for number in range(10_001):
+        done.add(str(number), b"x" * 1000)
+    assert len(done) == 10_000 and done.has("10000", b"") and not done.has("0", b"x" * 1000)
 
 
 @run
@@ -250,6 +274,68 @@ async def test_what_was_done_with_is_known_when_it_comes_again():
     assert it.counts.continued == 4, "what is not said to come again is a new one"
 
 
+@run
+async def test_two_messages_that_call_themselves_the_same():
+    """One is done with, and both come again."""
+    broker, other = QueueBroker(), Slow()
+    broker.put("q", raw(1), Item(b"Subject: 2\n\nhello\n", raw(1).properties))
+    async with relaying(broker, other) as it:
+        await it.until(lambda: len(other.sent) == 2)
+        answer, broker.answers["connection.open"] = broker.answers["connection.open"], None
+        disconnect(broker)
+        await it.until(lambda: not it.gateway.source.figures()["amqp_in"]["connections"])
+        other.say(other.confirm(1))
+        await it.until(lambda: it.counts.continued == 1)
+        broker.answers["connection.open"] = answer
+        disconnect(broker)
+        await it.until(lambda: len(other.sent) == 3)
+        other.say(other.confirm(3, multiple=True))
+        await it.settled(2)
+        ids = [decode_properties(properties).message_id for properties, _ in other.sent]
+    assert other.numbers[0] != other.numbers[1] == other.numbers[2] and it.counts.present == 1
+    assert len(set(ids)) == 1, "the id of a message is the same whenever it comes"
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@run
+async def test_where_mails_are_kept_by_their_ids_these_are_of_bodies(mixed):
+    """In a mailbox, or where what fails goes to one."""
+    broker, other = QueueBroker(), QueueBroker()
+    broker.put("q", raw(1), Item(b"Subject: 2\n\nhello\n", raw(1).properties))
+    ids: list[str] = []
+
+    def hook(context: Any, mail: Any) -> None:
+        ids.append(mail.origin.id)
+        mail.reject(550, "no")
+
+    async with serving(other):
+        sink = AmqpSink(f"//guest:secret@127.0.0.1:{other.port}/?queue=out&format=mime") if mixed else None
+        async with reading(broker, hook, sink=sink, mixed=mixed) as it:
+            await it.settled(2)
+    assert ids == [Ids("q").id("m1", b"Subject: %d\n\nhello\n" % number) for number in (1, 2)]
+
+
+LARGE = (8191, 8192, 50_000, 131_064, 131_065, 1_000_000)
+"""Octets: bodies that are copied, that are sent from where they are, and that need several frames."""
+
+
+@run
+async def test_large_bodies_go_on_as_they_came(monkeypatch):
+    """And none has to wait for others to be sent, as in a task."""
+    begun: list[Any] = []
+    monkeypatch.setattr(Publisher, "deliver", lambda self, mails, first=None: begun.append(mails))
+    broker, other = QueueBroker(), QueueBroker()
+    items = [
+        Item((b"Subject: %d\n\n" % number).ljust(size, b"%d" % (number % 10)), raw(number).properties)
+        for number, size in enumerate(LARGE * 5)
+    ]
+    bodies = sorted(item.body for item in items)
+    broker.put("q", *items)
+    async with relaying(broker, other) as it:
+        await it.settled(len(items))
+    assert sorted(body for _, body in other.sent) == sorted(broker.acked) == bodies and not begun
+
+
 # What is said of a mail
 
 
@@ -280,7 +366,7 @@ async def test_what_is_known_goes_on_as_it_came(headers, known):
     properties = decode_properties(other.sent[0][0])
     assert properties.headers == {**{name: value for name, value in known.items() if value is not None}, "x-mqcore-attempt": 1}
     assert (properties.content_type, properties.delivery_mode, properties.app_id) == ("message/rfc822", 2, "mqcore")
-    assert properties.message_id == Ids("q").id("m1", other.sent[0][1]) and properties.timestamp >= 1_700_000_000
+    assert properties.message_id == Ids("q", of_bodies=False).id("m1", b"") and properties.timestamp >= 1_700_000_000
     assert properties.priority == known.get("priority")
 
 

@@ -1,12 +1,10 @@
 # Messages of a queue, from when they come until the queue need not have them any more.
 
-from libc.stdint cimport uint64_t
-
 from ...amqp._channel cimport Delivery
 from .._counts cimport Row
 from .._mail cimport Unread
 from .._transaction cimport Transaction
-from ._ids cimport Ids
+from ._ids cimport Done, Ids
 from ._link cimport Link
 
 cdef class UnreadRaw(Unread):
@@ -22,7 +20,6 @@ cdef class Incoming(Transaction):
     cdef readonly Link connection
     cdef readonly Delivery delivery
     cdef readonly str id
-    cdef uint64_t key[2]            # the same as a number
     cdef readonly bint has_id
     cdef public bint is_void
     cdef public bint is_put_back
@@ -51,15 +48,13 @@ cdef class Intake:
     cdef Py_ssize_t most_bytes
     cdef Py_ssize_t place
     cdef list offered               # Incoming, in this turn of the loop
-    cdef uint64_t (*done)[2]        # a ring of keys, of messages that are done with
-    cdef Py_ssize_t done_count
+    cdef Done done
 
     cdef int receive(self, Delivery delivery) except -1
     cdef Incoming read(self, Delivery delivery)
     cdef Incoming read_other(self, Delivery delivery)
     cdef Incoming make(self, Delivery delivery, const char *message_id, Py_ssize_t size)
     cdef bint is_present(self, Incoming incoming) except -1
-    cdef bint is_done(self, Incoming incoming) noexcept
     cdef int settle(self, Incoming incoming, verdict) except -1
     cdef int finish(self, Incoming incoming, bint is_over) except -1
     cdef int confirm(self, Link connection, Delivery delivery) except -1

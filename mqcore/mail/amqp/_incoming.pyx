@@ -6,14 +6,13 @@ import time
 cimport cython
 from cpython.time cimport monotonic
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport free, malloc
 
 from ...amqp._channel cimport Delivery
 from .._counts cimport IN_DOUBT, REDELIVERED
 from .._mail cimport Mail, Unread, new_mail, new_unread_mail
 from .._origin cimport new_origin
 from .._transaction cimport Transaction
-from ._ids cimport Ids
+from ._ids cimport Done, Ids
 from ._link cimport Link
 from ._raw cimport RawFields, read_raw, scan_raw
 
@@ -27,7 +26,7 @@ from .retries import read_time, time_to_wait
 from .returns import Letter
 
 cdef enum:
-    REMEMBERED = 10_000             # messages that are done with: of some the broker may never have heard that
+    DONE_PART = 4                   # so many times as many octets are open at most as are kept of what is done with
 
 cdef uint64_t LATEST = 1 << 40      # seconds; what is later is no time
 cdef object NOTHING = object()
@@ -82,17 +81,14 @@ cdef class Intake:
     `tell_result`, `leave_soon`, and `put_back` of a transaction.
     """
 
-    def __cinit__(self):
-        self.done = <uint64_t (*)[2]>malloc(REMEMBERED * sizeof(self.done[0]))
-        if self.done == NULL:
-            raise MemoryError
-
     def __init__(self, where not None, gateway not None, subscription not None, loop not None, Py_ssize_t most_bytes):
         self.gateway = gateway
         self.subscription = subscription
         self.call_soon = loop.call_soon
         self.counts = gateway.report.counts
-        self.ids = Ids(where.queue)
+        of_bodies = gateway.sink.remembers or gateway.failed is not None
+        self.ids = Ids(where.queue, of_bodies=of_bodies)
+        self.done = Done(most_bytes // DONE_PART, of_bodies=of_bodies)
         self.tells_results = bool(where.results)
         self.has_ladder = bool(where.ladder)
         self.asks_sink = gateway.sink.remembers
@@ -100,9 +96,6 @@ cdef class Intake:
         self.open = {}
         self.offered = []
         self.counts_acks = True
-
-    def __dealloc__(self):
-        free(self.done)
 
     # What comes
 
@@ -208,20 +201,15 @@ cdef class Intake:
         incoming.delivery = delivery
         if message_id != NULL and size > 0:
             incoming.has_id = True
-            incoming.id = self.ids.make(message_id[:size], delivery.body, incoming.key)
+            incoming.id = self.ids.make(message_id[:size], delivery.body)
         else:
             incoming.id = os.urandom(16).hex()
         return incoming
 
     cdef bint is_present(self, Incoming incoming) except -1:
-        return incoming.delivery.redelivered and self.is_done(incoming) or self.asks_sink and self.gateway.has(incoming.id)
-
-    cdef bint is_done(self, Incoming incoming) noexcept:
-        cdef Py_ssize_t place
-        for place in range(min(self.done_count, REMEMBERED)):
-            if self.done[place][0] == incoming.key[0] and self.done[place][1] == incoming.key[1]:
-                return True
-        return False
+        cdef Delivery delivery = incoming.delivery
+        return delivery.redelivered and self.done.has(incoming.id, delivery.body) or (
+            self.asks_sink and self.gateway.has(incoming.id))
 
     def lose(self):
         """Whatever the broker gave us, it gives to somebody again."""
@@ -264,9 +252,7 @@ cdef class Intake:
     cdef int finish(self, Incoming incoming, bint is_over) except -1:
         self.confirm(incoming.connection, incoming.delivery)
         if is_over and incoming.has_id:
-            self.done[self.done_count % REMEMBERED][0] = incoming.key[0]
-            self.done[self.done_count % REMEMBERED][1] = incoming.key[1]
-            self.done_count += 1
+            self.done.add(incoming.id, incoming.delivery.body)
         return 0
 
     cdef int confirm(self, Link connection, Delivery delivery) except -1:

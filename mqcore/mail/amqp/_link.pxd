@@ -12,6 +12,7 @@ cdef class Link:
     cdef bint is_due                # `flush` is, at the end of this turn of the loop
     cdef object call_soon           # the loop's
     cdef object on_message
+    cdef bytearray arriving
 
     cpdef uint64_t publish(self, unsigned int channel, str exchange, str routing_key, bytes properties, bytes body) except 0
     cpdef bint ack(self, Delivery delivery) except -1

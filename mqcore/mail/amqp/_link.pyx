@@ -2,11 +2,15 @@
 # (A Link may be asked for anything before its __init__.)
 """The part of a connection to a broker that each message goes through."""
 
-from libc.stdint cimport uint64_t
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
+from libc.stdint cimport uint8_t, uint64_t
 
 from ...amqp._channel cimport Delivery
 from ...amqp._protocol cimport ClientProtocol
 from ...amqp._unconfirmed cimport Outcome
+
+cdef enum:
+    READ = 1 << 18                  # octets that are read at once
 
 
 cdef class Link:
@@ -22,11 +26,19 @@ cdef class Link:
         self.call_soon = loop.call_soon
         self.on_message = on_message
         self.is_writable = True
+        self.arriving = PyByteArray_FromStringAndSize(NULL, READ)
 
-    def data_received(self, bytes data not None):
-        """Of asyncio's protocols."""
+    # Of asyncio's buffered protocols: nothing of what is read is copied but to where it stays.
+
+    def get_buffer(self, Py_ssize_t size):
+        return self.arriving
+
+    def buffer_updated(self, Py_ssize_t size):
+        cdef bytearray arriving = self.arriving
+        if not 0 <= size <= len(arriving):
+            raise ValueError(f"{size} octets in a buffer of {len(arriving)}")
         self.silent_beats = 0
-        for event in self.protocol.receive(data):
+        for event in self.protocol.hear(<const uint8_t *>PyByteArray_AS_STRING(arriving), size):
             if type(event) is Outcome or type(event) is Delivery and (<Delivery>event).consumer_tag is not None:
                 self.on_message(event)
             else:
@@ -55,8 +67,8 @@ cdef class Link:
             self.call_soon(self.flush)
 
     def flush(self):
-        cdef bytes data
+        cdef list parts
         self.is_due = False
-        data = self.protocol.take_output()
-        if data:
-            self.send(data)
+        parts = self.protocol.take_parts()
+        if parts:
+            self.send(parts)

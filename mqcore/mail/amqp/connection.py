@@ -90,7 +90,7 @@ class Unreachable(Exception):
         self.final = final if cause is None else cause.final
 
 
-class Connection(Link, asyncio.Protocol):
+class Connection(Link, asyncio.BufferedProtocol):
     """Made by `open`. `on_event` is called with what the broker says unasked, with `ConnectionClosed` last; `on_message` with
     deliveries and outcomes. All that is said in a turn of the loop is sent at its end.
     """
@@ -229,6 +229,11 @@ class Connection(Link, asyncio.Protocol):
             self._is_paused = True
             self._transport.pause_reading()
 
+    def gather(self, size: int) -> None:
+        """Take so many octets before it is not writable."""
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits(size)
+
     def resume_reading(self) -> None:
         if self._is_paused and self._transport is not None:
             self._is_paused = False
@@ -238,10 +243,10 @@ class Connection(Link, asyncio.Protocol):
 
     # What is said to the broker
 
-    def send(self, data: bytes) -> None:
+    def send(self, parts: list[bytes | memoryview]) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._has_spoken = True
-            self._transport.write(data)
+            self._transport.writelines(parts)
 
     async def open_channel(self, *, confirms: bool = False) -> int:
         """Raises BrokerError."""

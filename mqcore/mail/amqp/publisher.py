@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 PATIENCE = 30.0
 """Seconds that a client waits for a broker that is away, or takes nothing."""
+UNSENT = 64 << 20
+"""Octets that wait to be sent where no client waits: bodies that are there anyway until they are confirmed, and are sent from
+there. If they waited to be published instead, each would need a task."""
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
 """Seconds until what a full queue refused is published again, where no client waits."""
@@ -87,6 +90,8 @@ class Publisher(Soon):
 
     async def _prepare(self, connection: Connection) -> None:
         where = self._where
+        if self._waits:
+            connection.gather(UNSENT)
         if where.exchange:
             await connection.ask(await connection.open_channel(), connection.protocol.check_exchange, where.exchange)
         elif where.declares:

@@ -91,6 +91,7 @@ class SmtpSink(Sink):
         login = find_credentials(credentials, env=credentials_env)
         self.upstream = self._find_upstream(tls_out or ("may" if login is None else "verify"), name, login)
         self._record = None if source is None else Record(source, self.url)
+        self.remembers = self._record is not None
 
     def _find_upstream(self, tls_out: str, name: str, login: Credentials | None) -> Upstream:
         if self._path.startswith("unix:"):

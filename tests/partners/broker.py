@@ -66,6 +66,10 @@ def lasting_port() -> int:
             return port
 
 
+class NotStarted(Exception):
+    """What it said."""
+
+
 class Broker:
     """In a `with`, which ends it in every case. Its user is guest, with the password guest; its only vhost is /.
 
@@ -154,7 +158,8 @@ class Broker:
             notices.settimeout(0.2)
             node = self._node = self._run(str(PROGRAMS / "rabbitmq-server"), NOTIFY_SOCKET=str(path))
             while True:
-                assert node.poll() is None and time.monotonic() < give_up, self.log
+                if node.poll() is not None or time.monotonic() > give_up:
+                    raise NotStarted(self.log)
                 with contextlib.suppress(TimeoutError):
                     if b"READY=1" in notices.recv(4096):
                         return
@@ -162,7 +167,8 @@ class Broker:
     def kill(self) -> None:
         """As if the machine had lost power, but for what the kernel has yet to write."""
         assert self._node is not None
-        os.killpg(self._node.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself
+            os.killpg(self._node.pid, signal.SIGKILL)
         self._node.wait(30)
         self._processes.remove(self._node)
 

@@ -33,8 +33,8 @@ from ._failures cimport early_decision, fail, is_failing, note_reason
 from ._queue cimport put
 from ._slots cimport (
     CALLED, CLAIMED, CONNECTION, FREE, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in,
-    generation_of, get_kind, get_pointer, handle_of, handle_with, part_in, set_number, set_object, set_pointer, slot_of,
-    state_of, table_of, take_slot, word_of)
+    generation_of, get_kind, get_pointer, handle_of, handle_with, part_in, set_number, set_object, set_pointer, set_slot,
+    slot_of, state_of, table_of, take_slot, word_of)
 
 cdef extern from *:
     """
@@ -131,34 +131,33 @@ cdef Py_ssize_t run_many_native(
     cdef PyObject **items = (<Items *>messages).items
     cdef Py_ssize_t count = PyTuple_GET_SIZE(<PyObject *>messages)
     cdef Py_ssize_t passed = 0
-    cdef bint has_slot = True
-    cdef Slot *slot = NULL
+    memset(&native, 0, sizeof(NativeBatch))
     if chain.entries.kind <= OF_ADDRESS:  # else they need arguments: that is for the hook to tell
-        slot = slot_for_step(table)
-    if slot == NULL:
+        native.slot = slot_for_step(table)
+    if native.slot == NULL:
         begin_one(runner, chain, <Message>items[index], outcomes, index, done, variables)
         return index + 1
-    table.spare = NULL
-    memset(&native, 0, sizeof(NativeBatch))
     native.table = table
-    native.slot = slot
     native.most = max(1, LAST_CALLS // <uint64_t>PyTuple_GET_SIZE(<PyObject *>chain.contexts))
-    enter(table, NULL, NULL, slot, runner.reactor.thread, &before)
-    while index < count and has_slot and chain.route.chain is chain and not is_exhausted(slot):
+    enter(table, NULL, NULL, native.slot, runner.reactor.thread, &before)
+    while index < count and chain.route.chain is chain and not is_exhausted(native.slot):
         native.stopped = NULL
         passed = 0 if runner.closed else run_batch(
             runner, &native, chain.entries, &items[index], count - index, passed < MOST_WITH_GIL)
         index += passed
         if native.stopped != NULL:
-            has_slot = proceed_one(
-                runner, chain, <Message>items[index], slot, native.taken, outcomes, index, done, variables)
+            if not proceed_one(runner, chain, &native, outcomes, index, done, variables):
+                native.slot = NULL if runner.closed else slot_for_step(table)  # that one is the hold's now
+                set_slot(&table.step, native.slot)
             index += 1
+            if native.slot == NULL:
+                break
         elif passed == 0:
             begin_one(runner, chain, <Message>items[index], outcomes, index, done, variables)
             index += 1
     leave(table, &before)
-    if has_slot:
-        put_back(table, slot)
+    if native.slot != NULL:
+        put_back(table, native.slot)
     return index
 
 
@@ -188,15 +187,18 @@ cdef void begin_one(
 
 
 cdef bint proceed_one(
-        Runner runner, Chain chain, Message message, Slot *slot, bint taken, list outcomes, Py_ssize_t index,
-        object done, object variables) noexcept:
-    """A hook did not pass this message on, or something was ended in it: go on as usual. Whether the slot is free."""
+        Runner runner, Chain chain, NativeBatch *native, list outcomes, Py_ssize_t index, object done,
+        object variables) noexcept:
+    """A hook did not pass the message on that the batch has stopped at, or something was ended in it: go on as usual. Whether
+    the slot is free."""
+    cdef Message message = <Message>native.batch.messages[native.batch.passed]
+    cdef Slot *slot = native.slot
     cdef Drops drops
     cdef bint has_slot = True
     cdef int decision
     no_drops(&drops)
     move(&runner.holds.lists, message, TAKEN, RUNNING)
-    decision = decide(runner, message, slot, taken, &has_slot, &drops)
+    decision = decide(runner, message, slot, native.taken, &has_slot, &drops)
     if has_slot:
         new_generation(slot)
         drop_kept(slot)

@@ -6,6 +6,10 @@
  *
  * NativeFloor(paths): the same for the function mq_smtp_in_message of shared objects, called as native plugins are.
  *
+ * coroutine_steps(function, messages, loop, task, tasks): call a coroutine function for each message, and make the one step of
+ * its coroutine as asyncio asks for it: in a context of its own, as the current task. `tasks`: asyncio's dict of these, and
+ * since CPython 3.14 the function that swaps them.
+ *
  * counted(function) calls a function in such a way that callgrind finds it.
  */
 #define PY_SSIZE_T_CLEAN
@@ -204,7 +208,51 @@ static PyObject *counted(PyObject *self, PyObject *function)
     return bench_counted(function);
 }
 
+static int swap_task(PyObject *tasks, PyObject *loop, PyObject *task, PyObject **before)
+{
+    if (!PyDict_Check(tasks)) {
+        PyObject *arguments[] = {loop, task == NULL ? Py_None : task};
+        *before = PyObject_Vectorcall(tasks, arguments, 2, NULL);
+        return *before == NULL ? -1 : 0;
+    }
+    *before = Py_XNewRef(PyDict_GetItemWithError(tasks, loop));
+    if (task == NULL)
+        return PyDict_DelItem(tasks, loop);
+    return PyDict_SetItem(tasks, loop, task);
+}
+
+static int coroutine_step(PyObject *function, PyObject *message, PyObject *loop, PyObject *task, PyObject *tasks)
+{
+    PyObject *arguments[] = {Py_None, message};
+    PyObject *before, *ignored, *result = NULL;
+    PyObject *context = PyContext_CopyCurrent();
+    PyObject *coroutine = context == NULL ? NULL : PyObject_Vectorcall(function, arguments, 2, NULL);
+    if (coroutine == NULL || PyContext_Enter(context) < 0 || swap_task(tasks, loop, task, &before) < 0)
+        return -1;
+    PySendResult progress = PyIter_Send(coroutine, Py_None, &result);
+    if (progress == PYGEN_ERROR || swap_task(tasks, loop, before, &ignored) < 0 || PyContext_Exit(context) < 0)
+        return -1;
+    Py_XDECREF(before);
+    Py_XDECREF(ignored);
+    Py_DECREF(result);
+    Py_DECREF(coroutine);
+    Py_DECREF(context);
+    return 0;
+}
+
+static PyObject *coroutine_steps(PyObject *self, PyObject *args)
+{
+    PyObject *function, *messages, *loop, *task, *tasks;
+    if (!PyArg_ParseTuple(args, "OO!OOO", &function, &PyList_Type, &messages, &loop, &task, &tasks))
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(messages); i++)
+        if (coroutine_step(function, PyList_GET_ITEM(messages, i), loop, task, tasks) < 0)
+            return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef module_functions[] = {
+    {"coroutine_steps", coroutine_steps, METH_VARARGS, NULL},
     {"counted", counted, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

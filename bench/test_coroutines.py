@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from building import build
 from subjects import PASSES_ON_LATER, Subject, messages, subject
 
 COUNT = 1_000
@@ -47,6 +48,24 @@ def test_never_waits(loop: Any, against: Callable[..., None]) -> None:
             "bare task": lambda: loop.run_until_complete(tasks_for_each(loop, function, taken)),
         }
         against("dispatch", "a coroutine hook that never waits", contenders, rounds=100, count=COUNT)
+
+
+def test_never_waits_in_c(loop: Any, against: Callable[..., None]) -> None:
+    """Beside what the interpreter takes of that: the coroutine made and sent to from C, as asyncio asks for it."""
+    tasks = asyncio.tasks._current_tasks if sys.version_info < (3, 14) else asyncio.tasks._swap_current_task  # type: ignore[attr-defined]
+    steps = build("_floor").coroutine_steps
+
+    async def floor() -> None:
+        steps(function, taken, loop, asyncio.current_task(), tasks)
+
+    with subject(loop, PASSES_ON_LATER, 1) as made:
+        taken = messages(COUNT)
+        function = made.functions[0]
+        contenders = {
+            "floor": lambda: loop.run_until_complete(floor()),
+            "mqcore": lambda: loop.run_until_complete(run_each(made.hook.run, taken)),
+        }
+        against("dispatch", "a coroutine hook that never waits, beside C", contenders, rounds=100, count=COUNT)
 
 
 def test_waits_once(loop: Any, against: Callable[..., None]) -> None:

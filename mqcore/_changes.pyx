@@ -109,7 +109,7 @@ cdef class ActivePlugins:
         rows.sort(key=lambda row: (hooks.get((<CounterRow>row).hook, 0), order.get((<CounterRow>row).plugin, len(order))))
         for row in rows:
             if (<CounterRow>row).hook is not None:
-                stats.append(stats_of(<CounterRow>row))
+                stats.append(stats_of(self.holds, <CounterRow>row))
         return tuple(stats)
 
 
@@ -145,9 +145,10 @@ cdef void drop_chain(Route route) noexcept:
     Py_DECREF(<object>chain)
 
 
-cdef object stats_of(CounterRow row):
+cdef object stats_of(HoldTable holds, CounterRow row):
     cdef Counters of
     read_numbers(<uint64_t *>&of, <uint64_t *>&row.counters, sizeof(Counters) // sizeof(uint64_t))
+    of.caller.calls += holds.calls_in_batches(&row.counters)
     seconds = of.sampled_ns / 1e9 * of.caller.calls / of.samples if of.samples else 0.0
     return tuple.__new__(HookStats, (
         row.plugin, row.hook, of.caller.calls, of.holds, of.continues, of.completes, of.retries, of.failures, of.timeouts,

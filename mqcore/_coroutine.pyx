@@ -244,14 +244,17 @@ cdef void let_go(Driver driver, Drops *drops) noexcept:
     driver.coroutine = None
     drop_later(drops, driver.variables)
     driver.variables = None
-    set_flag(LOG_DESTROY_PENDING, driver.task, False)
+    if driver.ended != NULL:
+        driver.ended = NULL
+        set_flag(LOG_DESTROY_PENDING, driver.task, False)
     if tasks.closed or tasks.idle_count >= MOST_IDLE:
         drop_later(drops, driver.task)
         driver.task = None
         return
     driver.cancels = 0
-    drop_later(drops, driver.cancel_message)
-    driver.cancel_message = None
+    if driver.cancel_message is not None:
+        drop_later(drops, driver.cancel_message)
+        driver.cancel_message = None
     driver.next_idle = tasks.idle
     tasks.idle = driver
     tasks.idle_count += 1

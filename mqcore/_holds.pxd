@@ -4,14 +4,22 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 
 from .loop._reactor cimport Reactor
-from ._message cimport Counters, Drops, HoldLists, Message, StepCounts, TimeoutBucket
+from ._message cimport Counters, Drops, Entry, HoldLists, Message, StepCounts, TimeoutBucket
+
+cdef struct Batch:
+    # Messages of one run_many() that native hooks are called for, without books: these are what is in here, until it ends. It
+    # begins and ends with the GIL.
+    Entry *entries          # of their chain
+    PyObject **messages     # borrowed: those that are in no books yet
+    uint64_t count
+    uint64_t passed         # how many of them are through; atomic. Of the next one `Message.entry` says where it is
+    Batch *outer            # in whose hook it was begun
 
 cdef class HoldTable:
     """The messages of one dispatcher that are held or were given back; a part of the dispatcher."""
     cdef HoldLists lists
     cdef Reactor reactor
-    cdef bint in_batch              # native hooks are called for the messages of one run_many()
-    cdef uint64_t passed            # how many of these are through, and not in the books yet
+    cdef Batch *batch               # that is under way, or NULL
     cdef TimeoutBucket *scanned     # where `lists.cursor` is
     cdef uint64_t scanned_until     # what is held since later is left out
     cdef Py_ssize_t scanned_most    # so many are enough of each bucket; negative: all
@@ -20,7 +28,10 @@ cdef class HoldTable:
     cdef int open(self) except -1
     cdef void close(self) noexcept
     cdef TimeoutBucket *bucket_of(self, double seconds) except NULL
+    cdef void begin_batch(self, Batch *batch) noexcept
+    cdef void end_batch(self, Batch *batch, Entry *stopped) noexcept
     cdef StepCounts snapshot(self) noexcept
+    cdef uint64_t calls_in_batches(self, Counters *counters) noexcept
     cdef void end_and_queue(self, Message message, Drops *drops) noexcept
     cdef void collect(self, Message message) noexcept
     cdef bint collect_one(self) noexcept

@@ -13,20 +13,23 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
-from .loop._atomic cimport fence, get, load_version
+from .loop._atomic cimport fence, get, load, load_version
 from .loop._call cimport take_error
 from .loop._libuv cimport UV_TIMER
 from .loop._list cimport Link, after, first, init_list, is_empty
 from .loop._reactor cimport PyThread_get_thread_ident, Reactor, close_handle, new_handle, opened, uv_of
 from .loop._seal cimport seal
 from ._message cimport (
-    GIVEN_BACK, HELD, QUEUED, RUNNING, TO_COMPLETE, TO_CONTINUE, TO_RETRY, Drops, HoldLists, Message, TimeoutBucket,
-    arm_deadline, end_hold, make_stand_in, message_at, move, stand_in_for, write_off)
+    GIVEN_BACK, HELD, QUEUED, RUNNING, TO_COMPLETE, TO_CONTINUE, TO_RETRY, Counters, Drops, Entry, HoldLists, Message,
+    TimeoutBucket, arm_deadline, end_hold, make_stand_in, message_at, move, stand_in_for, write_off)
 
 cdef extern from "Python.h":
     PyObject *Py_None
     int PyUnicode_Compare(PyObject *, PyObject *) noexcept
     Py_ssize_t references "Py_REFCNT"(PyObject *) noexcept  # of one that may be dead: no `object`, which would be counted
+
+cdef extern from *:
+    Entry *load_entry "mqcore_load"(Entry **) noexcept nogil  # of loop/_atomic.pxd
 
 cdef uint64_t holds_begun = 0  # of dispatchers that are closed
 cdef uint64_t holds_ended = 0
@@ -126,6 +129,7 @@ cdef class HoldTable:
         cdef StepCounts steps
         cdef uint32_t version
         cdef uint64_t passed
+        cdef Batch *batch = self.batch
         while True:
             version = load_version(&self.lists.steps_version)
             steps = self.lists.steps
@@ -136,12 +140,41 @@ cdef class HoldTable:
                 break
         steps.held -= self.lists.given_count
         steps.running += self.lists.given_count
-        if self.in_batch:
-            passed = get(&self.passed)
-            steps.entered += passed + 1
+        while batch != NULL:
+            passed = load(&batch.passed)
+            steps.entered += passed
             steps.continued += passed
-            steps.running += 1
+            if passed < batch.count:
+                steps.entered += 1
+                steps.running += 1
+            batch = batch.outer
         return steps
+
+    cdef void begin_batch(self, Batch *batch) noexcept:
+        batch.outer = self.batch
+        self.batch = batch
+
+    cdef void end_batch(self, Batch *batch, Entry *stopped) noexcept:
+        """What is in it comes into the books. `stopped`: where the step is that did not pass, or NULL."""
+        cdef Entry *entry = batch.entries
+        cdef uint64_t calls = batch.passed if stopped == NULL else batch.passed + 1
+        self.batch = batch.outer
+        self.lists.steps.entered += batch.passed
+        self.lists.steps.continued += batch.passed
+        while entry.native != NULL:
+            entry.counters.caller.calls += calls
+            if entry == stopped:
+                calls -= 1
+            entry += 1
+
+    cdef uint64_t calls_in_batches(self, Counters *counters) noexcept:
+        """Calls of a plugin's hook that are not in its counters yet. Any thread, with the GIL."""
+        cdef uint64_t calls = 0
+        cdef Batch *batch = self.batch
+        while batch != NULL:
+            calls += calls_in(batch, counters)
+            batch = batch.outer
+        return calls
 
     cdef void end_and_queue(self, Message message, Drops *drops) noexcept:
         """A message was given back, as its `decision` says: its hold is over, and it goes behind all others. HELD -> QUEUED; on
@@ -356,6 +389,25 @@ cdef HoldTable new_hold_table(Reactor reactor):
     table.reactor = reactor
     table.lists.reactor = <PyObject *>reactor
     return table
+
+
+cdef uint64_t calls_in(Batch *batch, Counters *counters) noexcept:
+    cdef Entry *entry = batch.entries
+    cdef Entry *last
+    cdef Entry *at
+    cdef uint64_t passed
+    while entry.native != NULL and entry.counters != counters:
+        entry += 1
+    if entry.native == NULL:
+        return 0
+    last = entry
+    while last[1].native != NULL:
+        last += 1
+    while True:  # the dispatcher's thread may go on meanwhile
+        passed = load(&batch.passed)
+        at = load_entry(&(<Message>batch.messages[passed]).entry) if passed < batch.count else NULL
+        if load(&batch.passed) == passed:
+            return passed + 1 if entry <= at <= last else passed
 
 
 cdef void count_given(Counters *counters, int decision) noexcept nogil:

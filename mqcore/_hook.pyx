@@ -19,6 +19,8 @@ from .verdicts import CONTINUE
 cdef extern from "Python.h":
     PyObject *Py_None
     bint PyCallable_Check(object)
+    Py_ssize_t size_of "PyTuple_GET_SIZE"(tuple) noexcept
+    PyObject *item_of "PyTuple_GET_ITEM"(tuple, Py_ssize_t) noexcept  # borrowed
 
 # In C, where no module's dict is searched for them.
 cdef object OUTCOME_CONTINUE = CONTINUE
@@ -135,15 +137,10 @@ cdef class Hook(Route):
         """
         cdef tuple taken = tuple(messages)
         cdef list outcomes = [OUTCOME_CONTINUE] * len(taken)
-        cdef Py_ssize_t count = 0
         variables = variables_for(self.chain)
         self.check_call(args, done)
-        for each in taken:  # no memory is made in here, so nobody's code runs
-            if not isinstance(each, Message) or (<Message>each).state != IDLE:
-                break
-            take(<Message>each, self)
-            count += 1
-        else:
+        cdef Py_ssize_t count = take_all(self, taken)
+        if count == len(taken):
             return begin_all(self.runner, self, taken, args, done, outcomes, variables)
         for index in range(count):
             let_go(<Message>taken[index], self)
@@ -178,6 +175,21 @@ cdef class Hook(Route):
 
     def __repr__(self):
         return f"<mqcore.Hook {self.name}, {0 if self.chain is None else len(self.chain.contexts)} plugins>"
+
+
+cdef Py_ssize_t take_all(Hook hook, tuple messages) noexcept:
+    """Take one after the other, up to the first that is none or is in a step: how many. No memory is made in here, so nobody's
+    code runs."""
+    cdef Py_ssize_t index
+    for index in range(size_of(messages)):
+        if not is_idle(<object>item_of(messages, index)):
+            return index
+        take(<Message>item_of(messages, index), hook)
+    return size_of(messages)
+
+
+cdef inline bint is_idle(object each) noexcept:
+    return isinstance(each, Message) and (<Message>each).state == IDLE
 
 
 cdef inline void take(Message message, Hook hook) noexcept:

@@ -176,7 +176,7 @@ cdef struct HoldLists:
     HoldLists *next_open    # in the list of those of all dispatchers
     PyObject *stand_in      # owned: a plain Message, for one that was deallocated while it was held
     PyObject *native        # owned: the NativeSide; NULL as long as there are no native plugins
-    bint fast_path_off      # a step, or the dispatcher, was ended, or the chains changed, while native hooks may be called
+    uint64_t fast_path_off  # bool: a step or the dispatcher was ended, or the chains changed, while native hooks may be called
 
 
 @cython.final
@@ -188,13 +188,10 @@ cdef class CounterRow:
     cdef tuple texts                # keeps what the caller's names point to
 
 cdef class Message:
-    cdef object __weakref__
+    # First all that a step needs which nobody holds: with what an object begins with, that is one cache line.
     cdef Entry *entry               # the plugin that has or had it last in this step; NULL when in none
-    cdef object chain               # keeps `entry`, once the step is suspended
-    cdef PyObject *token            # borrowed: the live Hold of the current hold or call
-    cdef Link link                  # in a bucket or in the queue
     cdef PyObject *last_hook        # the name of the hook of the current or last step
-    cdef uint64_t since             # when the hold began, in ns of uv_hrtime(); 0: how long it was is counted
+    cdef object failure             # an exception or None; with a `reason`, until `error` was read: what that is made of
     cdef uint8_t state              # State
     cdef uint8_t skipping           # bool: in this step, whoever goes on with continue or retry means complete
     cdef uint8_t decision           # Decision
@@ -204,7 +201,11 @@ cdef class Message:
     cdef uint8_t finalized          # bool
     cdef uint8_t suspended          # bool: `run` returned None; `done` is to follow
     cdef readonly uint32_t retries
-    cdef object failure             # an exception or None; with a `reason`, until `error` was read: what that is made of
+    cdef object __weakref__
+    cdef object chain               # keeps `entry`, once the step is suspended
+    cdef PyObject *token            # borrowed: the live Hold of the current hold or call
+    cdef Link link                  # in a bucket or in the queue
+    cdef uint64_t since             # when the hold began, in ns of uv_hrtime(); 0: how long it was is counted
     cdef tuple args                 # the hook's extra arguments
     cdef object done
     cdef object variables           # the contextvars of `run`, where coroutine hooks may need them

@@ -192,7 +192,7 @@ cdef class LoopWatchdog:
         cdef bint same = load(&watchdog.iteration) == report.iteration
         if report.caller == NULL:
             return same, False, None, None, report.lasted / 1e9, report.iteration
-        same = same and get(&report.caller.calls) == report.calls
+        same = same and get(report.counter) == report.calls
         return same, True, name_of(report.caller.plugin), name_of(report.caller.hook), report.lasted / 1e9, report.iteration
 
     def acknowledge(self, uint64_t iteration, bint first):

@@ -21,7 +21,8 @@ cdef struct Report:
     # What the thread requests of the reporter.
     uint64_t iteration          # in which the block is; 0: nothing
     Caller *caller              # NULL: nobody that is known
-    uint64_t calls              # of the caller
+    uint64_t *counter           # what changes with each call of that, and is there as long as the watchdog
+    uint64_t calls              # what it was
     uint64_t lasted             # ns, at least
 
 cdef struct Span:
@@ -35,7 +36,8 @@ cdef struct Span:
 
 cdef struct WatchdogState
 
-ctypedef Caller *(*find_caller)(void *owner, WatchdogState *) noexcept nogil
+# Where a call does not change `calls` of its Caller, it says what does: as Report.counter has it.
+ctypedef Caller *(*find_caller)(void *owner, WatchdogState *, uint64_t **counter) noexcept nogil
 
 cdef struct WatchdogState:
     # Written before the threads start, and read by all.

@@ -12,7 +12,8 @@ processor, or slept while another thread of the process did, which may have the 
 What both threads touch (the fields are in the .pxd, each with who writes and who reads it):
 
 * `iteration` goes up when an iteration begins or ends; it is even while one runs. The loop's thread alone writes it, with
-  release; the other reads it with acquire. `calls` of a caller does for a call what `iteration` does for all of them.
+  release; the other reads it with acquire. `calls` of a caller does for a call what `iteration` does for all of them; or
+  whatever number the finder of native callers names, which is never freed either.
 * `calling` of LoopState is a pointer to a Caller, written and read relaxed: nothing follows from it but that this caller, which
   is never freed while the thread runs, has the loop. `callers` is a list that only grows, at its head, with release.
 * `sleeping` and `iteration` are a handshake: each side writes its own and reads the other's. Release and acquire alone let both
@@ -250,6 +251,7 @@ cdef void *watch_loop(void *started) noexcept nogil:
     cdef uint64_t half = watchdog.levels[0] // 2
     cdef uint64_t planned = clock() + half
     cdef uint64_t late, iteration, calls, was_iteration, was_calls
+    cdef uint64_t *counter
     cdef Caller *caller
     cdef Caller *was_caller = NULL
     cdef bint runs, same
@@ -269,8 +271,8 @@ cdef void *watch_loop(void *started) noexcept nogil:
         of_iteration.late += late
         of_call.late += late
         iteration = load(&watchdog.iteration)
-        caller = current(watchdog)
-        calls = 0 if caller == NULL else get(&caller.calls)
+        caller = current(watchdog, &counter)
+        calls = 0 if caller == NULL else get(counter)
         runs = iteration > 0 and not iteration & 1  # as far as the loop notes it
         same = iteration == was_iteration and caller == was_caller and calls == was_calls
         if iteration != was_iteration:
@@ -278,7 +280,7 @@ cdef void *watch_loop(void *started) noexcept nogil:
         if not same:
             begin_span(watchdog, &of_call)
         if same and caller != NULL:
-            check_call(watchdog, &of_call, caller, iteration, calls, now)
+            check_call(watchdog, &of_call, caller, iteration, counter, calls, now)
             of_iteration.reported = max(of_iteration.reported, of_call.reported)
         elif runs and (caller == NULL or call_changed):  # else it is the first that is seen of this call, which may last
             check_iteration(watchdog, &of_iteration, iteration, now)
@@ -289,12 +291,19 @@ cdef void *watch_loop(void *started) noexcept nogil:
         was_iteration, was_caller, was_calls = iteration, caller, calls
 
 
-cdef Caller *current(WatchdogState *watchdog) noexcept nogil:
+cdef Caller *current(WatchdogState *watchdog, uint64_t **counter) noexcept nogil:
+    """Who has been called, or NULL; `counter`: what changes with each call of that."""
     cdef Caller *caller = NULL
     cdef find_caller native_caller = load_finder(&watchdog.native_caller)
+    counter[0] = NULL
     if native_caller != NULL:
-        caller = native_caller(watchdog.native_owner, watchdog)
-    return load_caller(watchdog.state.calling) if caller == NULL else caller
+        caller = native_caller(watchdog.native_owner, watchdog, counter)
+    if caller == NULL:
+        counter[0] = NULL
+        caller = load_caller(watchdog.state.calling)
+    if caller != NULL and counter[0] == NULL:
+        counter[0] = &caller.calls
+    return caller
 
 
 cdef void begin_span(WatchdogState *watchdog, Span *span) noexcept nogil:
@@ -341,7 +350,8 @@ cdef void note_levels(WatchdogState *watchdog, Span *span, uint64_t lasted) noex
 
 
 cdef void check_call(
-        WatchdogState *watchdog, Span *span, Caller *caller, uint64_t iteration, uint64_t calls, uint64_t now) noexcept nogil:
+        WatchdogState *watchdog, Span *span, Caller *caller, uint64_t iteration, uint64_t *counter, uint64_t calls,
+        uint64_t now) noexcept nogil:
     cdef uint64_t lasted = length_of(watchdog, span, now)
     cdef bint first = span.reported == 0
     if reaches_level(watchdog, span, lasted):
@@ -351,7 +361,7 @@ cdef void check_call(
         write_line(watchdog, caller, lasted, b"blocked")
         if watchdog.dump != NULL and watchdog.python_thread != NULL:
             watchdog.dump(watchdog.output, watchdog.python_thread)
-        request_report(watchdog, iteration, caller, calls, lasted)
+        request_report(watchdog, iteration, caller, counter, calls, lasted)
     if watchdog.abort_after and lasted >= watchdog.abort_after:
         end_process(watchdog, caller, lasted)
 
@@ -361,7 +371,7 @@ cdef void check_iteration(WatchdogState *watchdog, Span *span, uint64_t iteratio
     cdef uint64_t lasted = length_of(watchdog, span, now)
     if reaches_level(watchdog, span, lasted):
         note_levels(watchdog, span, lasted)
-        request_report(watchdog, iteration, NULL, 0, lasted)
+        request_report(watchdog, iteration, NULL, NULL, 0, lasted)
     if watchdog.abort_after and lasted >= watchdog.abort_after and load(&watchdog.running_iteration) == iteration:
         end_process(watchdog, &watchdog.unattributed, lasted)
 
@@ -372,10 +382,12 @@ cdef void end_process(WatchdogState *watchdog, Caller *caller, uint64_t lasted) 
 
 
 cdef void request_report(
-        WatchdogState *watchdog, uint64_t iteration, Caller *caller, uint64_t calls, uint64_t lasted) noexcept nogil:
+        WatchdogState *watchdog, uint64_t iteration, Caller *caller, uint64_t *counter, uint64_t calls,
+        uint64_t lasted) noexcept nogil:
     pthread_mutex_lock(&watchdog.lock)
     watchdog.report.iteration = iteration
     watchdog.report.caller = caller
+    watchdog.report.counter = counter
     watchdog.report.calls = calls
     watchdog.report.lasted = lasted
     pthread_mutex_unlock(&watchdog.lock)
@@ -435,9 +447,10 @@ cdef bint sleep_with_loop(WatchdogState *watchdog, uint64_t iteration) noexcept 
     What wakes the loop up may be called back for before libuv lets it note that an iteration began: so its own file is waited
     for as well.
     """
+    cdef uint64_t *counter
     store_flag(&watchdog.sleeping, True)
     wait_for(watchdog.wakeup[0], -1, GLANCE_MS)
-    cdef bint slept = (load(&watchdog.iteration) == iteration and current(watchdog) == NULL
+    cdef bint slept = (load(&watchdog.iteration) == iteration and current(watchdog, &counter) == NULL
                        and not load_flag(&watchdog.stopping))
     if slept:
         wait_for(watchdog.wakeup[0], watchdog.backend if iteration & 1 else -1, -1)

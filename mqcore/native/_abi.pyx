@@ -13,7 +13,6 @@ from libc.string cimport strlen
 from .._context cimport Context
 from .._dispatch cimport Runner
 from .._message cimport TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, Message
-from ..loop._atomic cimport get, store
 from ..loop._dl cimport RTLD_GLOBAL, RTLD_LAZY, RTLD_NOLOAD, dlopen
 from ..loop._list cimport append
 from ..loop._poll cimport C_READ, C_WRITE, add_watch
@@ -26,7 +25,7 @@ from ._failures cimport fail_when_done
 from ._hooks cimport give_back_by
 from ._nogil cimport stop
 from ._slots cimport (
-    ADDRESS, CONNECTION, CONTEXT, LIVE, MESSAGE, RECIPIENT, TIMER, WATCHER, Slot, Table, handle_of, is_inside, live_slot,
+    ADDRESS, CONNECTION, CONTEXT, MESSAGE, RECIPIENT, TIMER, WATCHER, Slot, Table, handle_of, is_inside, live_slot, make_live,
     part_in, slot_of, table_of, take_slot)
 
 import os
@@ -135,7 +134,7 @@ cdef public MQ_Timer *MQ_startTimer(
     timer.waiting.node.link.next = NULL
     timer.waiting.node.is_nogil = True
     append(&owner.waiting.started, &timer.link)
-    store(&timer.word, get(&timer.word) | LIVE)
+    make_live(timer)
     (<Runner>table.owner).reactor.start_node(&timer.waiting.node, <uint64_t>(<double>seconds * 1e9))
     return <MQ_Timer *>handle_of(timer)
 
@@ -183,7 +182,7 @@ cdef public MQ_IOWatcher *MQ_ioWatch(
         watcher.waiting.watch.lost = 0
         watcher.waiting.watch.is_nogil = True
         append(&owner.waiting.started, &watcher.link)
-        store(&watcher.word, get(&watcher.word) | LIVE)
+        make_live(watcher)
         failed = add_watch(&(<Runner>table.owner).reactor.state, &watcher.waiting.watch, fd, events)
         if failed == 0:
             return <MQ_IOWatcher *>handle_of(watcher)

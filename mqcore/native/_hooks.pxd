@@ -7,7 +7,8 @@ from libc.stdint cimport uint64_t
 
 from ._arguments cimport Arguments
 from ._slots cimport (
-    GENERATION, LAST_GENERATIONS, Slot, Table, generation_of, is_open, set_pointer, set_thread, store_int)
+    FREE, GENERATION, LAST_GENERATIONS, Slot, Table, generation_of, is_open, set_object, set_pointer, set_slot, set_thread,
+    store_int, word_of)
 from ._queue cimport has_new
 from ..loop._atomic cimport get, set
 from ..loop._reactor cimport request_nogil_tick
@@ -26,20 +27,23 @@ cdef struct NativeFrame:
     # Where a thread was before it went into native code.
     void *current
     PyObject *message
+    Slot *step
     void *frame
 
 
 @cython.nonecheck(False)
 cdef inline void enter(
-        Table *table, void *context, PyObject *message, unsigned long thread, NativeFrame *before) noexcept nogil:
-    """This thread, the dispatcher's, is about to call native code: for a context or for a message."""
+        Table *table, void *context, PyObject *message, Slot *step, unsigned long thread, NativeFrame *before) noexcept nogil:
+    """This thread, the dispatcher's, is about to call native code: for a context, or for the message of a step."""
     if table.inside == 0:
         (<Runner>table.owner).holds.lists.fast_path_off = False
     before.current = table.current
     before.message = table.message
+    before.step = table.step
     before.frame = table.frame
     set_pointer(&table.current, context)
-    table.message = message
+    set_object(&table.message, message)
+    set_slot(&table.step, step)
     table.frame = before
     set_thread(&table.thread, thread)
     store_int(&table.inside, table.inside + 1)
@@ -51,7 +55,8 @@ cdef inline void leave(Table *table, NativeFrame *before) noexcept nogil:
     cdef int inside = table.inside - 1
     cdef bint open = is_open(table)
     set_pointer(&table.current, before.current)
-    table.message = before.message
+    set_object(&table.message, before.message)
+    set_slot(&table.step, before.step)
     table.frame = before.frame
     store_int(&table.inside, inside)
     signal_fence()
@@ -65,7 +70,7 @@ cdef inline bint is_exhausted(Slot *slot) noexcept nogil:
     return generation_of(get(&slot.word)) >> 24 == LAST_GENERATIONS
 
 cdef inline void new_generation(Slot *slot) noexcept nogil:
-    set(&slot.word, ((get(&slot.word) >> 32) + GENERATION) << 32)
+    set(&slot.word, word_of(generation_of(get(&slot.word)) + GENERATION, FREE))
 
 cdef int call_native(NativeSide side, Message message, Entry *entry, bint timed, Drops *drops) noexcept
 cdef Py_ssize_t run_many_native(
@@ -86,4 +91,5 @@ cdef Slot *make_ready(
     Runner runner, Table *table, Message message, Arguments *arguments, int *decision, Drops *drops) noexcept
 cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *has_slot, Drops *drops) noexcept
 cdef Entry *call_timed(
-    Runner runner, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil
+    Runner runner, Message message, Entry *entry, Slot *slot, const Arguments *arguments, bint counted,
+    bint *taken) noexcept nogil

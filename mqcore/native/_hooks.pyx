@@ -17,23 +17,24 @@ instant, is as good as if it had come too late.
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
 from .._chain cimport Chain
 from .._dispatch cimport Runner, add_sample, begin, begun, hook_raised, interpret, is_sampled, proceed
-from .._holds cimport count_given
+from .._holds cimport Batch, count_given
 from .._message cimport (
     IDLE, RUNNING, TAKEN, TO_CONTINUE, TO_FAIL, UNDECIDED, Drops, Entry, HoldLists, Message, NativeSide, flush, move, no_drops)
 from ..loop._atomic cimport get, load, set, store, swap
 from ..loop._call cimport take_error
-from ._arguments cimport OF_ADDRESS, Arguments, take_arguments
+from ._arguments cimport OF_ADDRESS, OF_MESSAGE, Arguments, take_arguments
 from ._diagnostics cimport is_of_another, record_misuse_of, wake
 from ._failures cimport early_decision, fail, is_failing, note_reason
 from ._queue cimport put
 from ._slots cimport (
-    CALLED, CLAIMED, CONNECTION, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in, generation_of,
-    get_kind, get_pointer, handle_of, handle_with, part_in, set_number, set_object, set_pointer, slot_of, state_of, table_of,
-    take_slot)
+    CALLED, CLAIMED, CONNECTION, FREE, GENERATION, GIVEN, HELD_BY, OVER, STEP, Slot, Table, free_slot, generation_in,
+    generation_of, get_kind, get_pointer, handle_of, handle_with, part_in, set_number, set_object, set_pointer, set_slot,
+    slot_of, state_of, table_of, take_slot, word_of)
 
 cdef extern from *:
     """
@@ -59,6 +60,9 @@ cdef extern from *:
     """
     bint unlikely "mqcore_unlikely"(uint64_t condition) noexcept nogil
     bint call_hook "mqcore_call_hook"(void *hook, int kind, void *context, char *handle, const Arguments *) noexcept nogil
+    # Of loop/_atomic.pxd.
+    void set_entry "mqcore_set"(Entry **, Entry *) noexcept nogil
+    void store_entry "mqcore_store"(Entry **, Entry *) noexcept nogil
 
 cdef extern from "Python.h":
     ctypedef struct Items "PyTupleObject":
@@ -70,6 +74,17 @@ cdef extern from "Python.h":
 
 cdef enum:
     MOST_WITH_GIL = 16  # messages: once so many were passed on, one after the other, the GIL is released for more
+    LAST_CALLS = 1 << 22  # that a slot has generations for, when is_exhausted() begins to say so
+
+cdef struct NativeBatch:
+    # Messages of one run_many(), in a row.
+    Batch batch             # first
+    Table *table
+    Slot *slot
+    Arguments arguments     # the hooks here have none
+    uint64_t most           # messages that its generations are enough for, before they have to be looked at again
+    Entry *stopped          # where a hook did not pass a message on, or something was ended in it; NULL: nowhere
+    bint taken              # and whether the hook returned true
 
 
 # ----------------------------------------------------------------------------------------------------------------- Calls
@@ -91,7 +106,7 @@ cdef int call_native(NativeSide side, Message message, Entry *entry, bint timed,
             return decision
     table.spare = NULL
     slot.object = <PyObject *>message
-    enter(table, NULL, <PyObject *>message, runner.reactor.thread, &before)
+    enter(table, NULL, <PyObject *>message, slot, runner.reactor.thread, &before)
     while decision == TO_CONTINUE and entry != NULL:
         entry = call_hooks(runner, message, entry, slot, &arguments, timed, &taken)
         if entry != NULL:
@@ -111,50 +126,56 @@ cdef Py_ssize_t run_many_native(
     """NativeSide.run_many: what begin() does, in one go, and without the GIL as long as hooks return false."""
     cdef Runner runner = <Runner>side.runner
     cdef Table *table = <Table *>side.table
-    cdef Arguments arguments = [NULL, NULL, 0, 0]  # the hooks here have none
+    cdef NativeBatch native
     cdef NativeFrame before
     cdef PyObject **items = (<Items *>messages).items
     cdef Py_ssize_t count = PyTuple_GET_SIZE(<PyObject *>messages)
     cdef Py_ssize_t passed = 0
-    cdef bint taken = False
-    cdef bint has_slot = True
-    cdef Entry *stopped = NULL
-    cdef Slot *slot = NULL
+    memset(&native, 0, sizeof(NativeBatch))
     if chain.entries.kind <= OF_ADDRESS:  # else they need arguments: that is for the hook to tell
-        slot = slot_for_step(table)
-    if slot == NULL:
+        native.slot = slot_for_step(table)
+    if native.slot == NULL:
         begin_one(runner, chain, <Message>items[index], outcomes, index, done, variables)
         return index + 1
-    table.spare = NULL
-    enter(table, NULL, NULL, runner.reactor.thread, &before)
-    while index < count and has_slot and chain.route.chain is chain and not is_exhausted(slot):
-        stopped = NULL
-        runner.holds.in_batch = True
-        runner.holds.passed = 0
-        if runner.closed:
-            passed = 0
-        elif passed < MOST_WITH_GIL:
-            passed = pass_through(
-                runner, table, chain.entries, &items[index], min(count - index, <Py_ssize_t>MOST_WITH_GIL), slot, &arguments,
-                &stopped, &taken)
-        else:
-            with nogil:
-                passed = pass_through(
-                    runner, table, chain.entries, &items[index], count - index, slot, &arguments, &stopped, &taken)
-        runner.holds.in_batch = False
-        runner.holds.lists.steps.entered += passed
-        runner.holds.lists.steps.continued += passed
+    native.table = table
+    native.most = max(1, LAST_CALLS // <uint64_t>PyTuple_GET_SIZE(<PyObject *>chain.contexts))
+    enter(table, NULL, NULL, native.slot, runner.reactor.thread, &before)
+    while index < count and chain.route.chain is chain and not is_exhausted(native.slot):
+        native.stopped = NULL
+        passed = 0 if runner.closed else run_batch(
+            runner, &native, chain.entries, &items[index], count - index, passed < MOST_WITH_GIL)
         index += passed
-        if stopped != NULL:
-            has_slot = proceed_one(runner, chain, <Message>items[index], slot, taken, outcomes, index, done, variables)
+        if native.stopped != NULL:
+            if not proceed_one(runner, chain, &native, outcomes, index, done, variables):
+                native.slot = NULL if runner.closed else slot_for_step(table)  # that one is the hold's now
+                set_slot(&table.step, native.slot)
             index += 1
+            if native.slot == NULL:
+                break
         elif passed == 0:
             begin_one(runner, chain, <Message>items[index], outcomes, index, done, variables)
             index += 1
     leave(table, &before)
-    if has_slot:
-        put_back(table, slot)
+    if native.slot != NULL:
+        put_back(table, native.slot)
     return index
+
+
+cdef Py_ssize_t run_batch(
+        Runner runner, NativeBatch *native, Entry *entries, PyObject **messages, Py_ssize_t count, bint with_gil) noexcept:
+    """Steps of messages, up to the first that is not passed on: how many are over."""
+    native.batch.entries = entries
+    native.batch.messages = messages
+    native.batch.count = min(count, <Py_ssize_t>MOST_WITH_GIL) if with_gil else count
+    native.batch.passed = 0
+    runner.holds.begin_batch(&native.batch)
+    if with_gil:
+        pass_through(runner, native)
+    else:
+        with nogil:
+            pass_through(runner, native)
+    runner.holds.end_batch(&native.batch, native.stopped)
+    return native.batch.passed
 
 
 cdef void begin_one(
@@ -166,15 +187,18 @@ cdef void begin_one(
 
 
 cdef bint proceed_one(
-        Runner runner, Chain chain, Message message, Slot *slot, bint taken, list outcomes, Py_ssize_t index,
-        object done, object variables) noexcept:
-    """A hook did not pass this message on, or something was ended in it: go on as usual. Whether the slot is free."""
+        Runner runner, Chain chain, NativeBatch *native, list outcomes, Py_ssize_t index, object done,
+        object variables) noexcept:
+    """A hook did not pass the message on that the batch has stopped at, or something was ended in it: go on as usual. Whether
+    the slot is free."""
+    cdef Message message = <Message>native.batch.messages[native.batch.passed]
+    cdef Slot *slot = native.slot
     cdef Drops drops
     cdef bint has_slot = True
     cdef int decision
     no_drops(&drops)
     move(&runner.holds.lists, message, TAKEN, RUNNING)
-    decision = decide(runner, message, slot, taken, &has_slot, &drops)
+    decision = decide(runner, message, slot, native.taken, &has_slot, &drops)
     if has_slot:
         new_generation(slot)
         drop_kept(slot)
@@ -189,21 +213,59 @@ cdef void put_outcome(list outcomes, Py_ssize_t index, PyObject *outcome) noexce
     PyList_SetItem(outcomes, index, outcome)
 
 
-cdef Py_ssize_t pass_through(
-        Runner runner, Table *table, Entry *entries, PyObject **messages, Py_ssize_t count, Slot *slot, Arguments *arguments,
-        Entry **stopped, bint *taken) noexcept nogil:
-    """Steps of messages that all hooks pass on: how many. It stops before one that needs more care; where a hook does not pass
-    a message on, or something else was ended in it, the step of that one has begun, too, and `stopped` is where it is."""
-    cdef Py_ssize_t index
-    for index in range(count):
-        if needs_care(<Message>messages[index]) or is_exhausted(slot):
-            return index
-        table.message = messages[index]
-        slot.object = messages[index]
-        stopped[0] = pass_on(runner, <Message>messages[index], entries, slot, arguments, taken)
-        if stopped[0] != NULL:
-            return index
-        set(&runner.holds.passed, <uint64_t>index + 1)
+cdef void pass_through(Runner runner, NativeBatch *native) noexcept nogil:
+    """Steps of messages that all hooks pass on. It stops before one that needs more care; where a hook does not pass a message
+    on, or something else was ended in it, the step of that one has begun, too, and `stopped` is where it is."""
+    cdef Batch *batch = &native.batch
+    cdef unsigned int count, started
+    while batch.passed < batch.count and not is_exhausted(native.slot):
+        if runner.until_sample == 0:
+            if not pass_timed(runner, native, <Message>batch.messages[batch.passed]):
+                return
+            continue
+        count = min(batch.count - batch.passed, min(runner.until_sample, native.most))
+        runner.until_sample -= count
+        # The kind is for the compiler, which makes a loop for it that does not look.
+        if batch.entries.kind == OF_MESSAGE:
+            started = pass_untimed(&runner.holds.lists, native, count, OF_MESSAGE)
+        else:
+            started = pass_untimed(&runner.holds.lists, native, count, batch.entries.kind)
+        if started < count or native.stopped != NULL:
+            runner.until_sample += count - started
+            return
+
+
+cdef bint pass_timed(Runner runner, NativeBatch *native, Message message) noexcept nogil:
+    """pass_through() for one message, with a look at the clock. Whether it is through."""
+    if needs_care(message) or not is_sampled(&runner.until_sample):
+        return False
+    begin_pass(native, native.slot, message)
+    native.stopped = call_timed(runner, message, native.batch.entries, native.slot, &native.arguments, False, &native.taken)
+    if native.stopped != NULL:
+        return False
+    end_pass(&runner.holds.lists, native, native.slot, message)
+    return True
+
+
+cdef inline unsigned int pass_untimed(HoldLists *lists, NativeBatch *native, unsigned int count, int kind) noexcept nogil:
+    """The same for some, without: how many steps have begun."""
+    cdef Slot *slot = native.slot
+    cdef PyObject **messages = &native.batch.messages[native.batch.passed]
+    cdef PyObject *message
+    cdef Entry *stopped
+    cdef unsigned int each
+    cdef uint64_t called = word_of(generation_of(get(&slot.word)), CALLED)
+    for each in range(count):
+        message = messages[each]
+        if needs_care(<Message>message):
+            return each
+        begin_pass(native, slot, <Message>message)
+        stopped = call_each(
+            lists, <Message>message, native.batch.entries, slot, kind, NULL, False, &called, &native.taken)
+        if stopped != NULL:
+            native.stopped = stopped
+            return each + 1
+        end_pass(lists, native, slot, <Message>message)
     return count
 
 
@@ -211,22 +273,20 @@ cdef inline bint needs_care(Message message) noexcept nogil:
     return message.decision != UNDECIDED or message.failure is not None
 
 
-cdef inline Entry *pass_on(
-        Runner runner, Message message, Entry *entries, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil:
-    """The step of one message. NULL: it has ended, with outcome CONTINUE."""
+cdef inline void begin_pass(NativeBatch *native, Slot *slot, Message message) noexcept nogil:
+    set_object(&native.table.message, <PyObject *>message)
+    slot.object = <PyObject *>message
     message.retries = 0
-    message.last_hook = entries.hook
-    cdef Entry *stopped
-    if is_sampled(&runner.until_sample):
-        stopped = call_timed(runner, message, entries, slot, arguments, taken)
-    else:
-        stopped = call_all(runner, message, entries, slot, arguments, taken)
-    if stopped == NULL:
-        message.entry = NULL
-        move(&runner.holds.lists, message, TAKEN, IDLE)
-        if slot.kept != NULL:
-            drop_with_gil(slot)
-    return stopped
+    message.last_hook = native.batch.entries.hook
+
+
+cdef inline void end_pass(HoldLists *lists, NativeBatch *native, Slot *slot, Message message) noexcept nogil:
+    # First the number: who looks now finds the next message, which is at no plugin yet.
+    store(&native.batch.passed, native.batch.passed + 1)
+    store_entry(&message.entry, NULL)
+    move(lists, message, TAKEN, IDLE)
+    if slot.kept != NULL:
+        drop_with_gil(slot)
 
 
 cdef Slot *slot_for_step(Table *table) noexcept nogil:
@@ -250,51 +310,56 @@ cdef Entry *call_hooks(
         bint *taken) noexcept nogil:
     """Call native hooks as long as they return false and nothing else happens. The one where it did, or may have; NULL when
     there was none, and then the slot is free."""
+    cdef uint64_t called = word_of(generation_of(get(&slot.word)), CALLED)
     if timed:
-        return call_timed(runner, message, entry, slot, arguments, taken)
-    return call_all(runner, message, entry, slot, arguments, taken)
+        return call_timed(runner, message, entry, slot, arguments, True, taken)
+    return call_each(&runner.holds.lists, message, entry, slot, entry.kind, arguments, True, &called, taken)
 
 
-cdef inline Entry *call_all(
-        Runner runner, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil:
-    cdef HoldLists *lists = &runner.holds.lists
-    cdef uint64_t called = get(&slot.word) | CALLED
-    cdef char *each = <char *>handle_with(slot, called)
+cdef inline Entry *call_each(
+        HoldLists *lists, Message message, Entry *entry, Slot *slot, int kind, const Arguments *arguments, bint counted,
+        uint64_t *called, bint *taken) noexcept nogil:
+    """call_hooks() of one chain, so of one kind. `counted`: each call is counted at once; else a Batch says how many are not.
+    `called`: the slot's word for the next call."""
+    cdef uint64_t word = called[0]
+    cdef uint64_t place = slot.place - word_of(0, CALLED)  # what makes a handle of that
     cdef bint held
     while True:
-        message.entry = entry
-        set(&slot.word, called)
-        entry.counters.caller.calls += 1
-        held = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
-        if unlikely(<uint64_t>held | get(&slot.word) ^ called | <uint64_t>lists.fast_path_off):
+        set_entry(&message.entry, entry)
+        set(&slot.word, word)
+        if counted:
+            entry.counters.caller.calls += 1
+        held = call_hook(entry.native, kind, entry.handle, <char *>(place + word), arguments)
+        if unlikely(held) or unlikely((get(&slot.word) ^ word) | lists.fast_path_off):
             taken[0] = held
             return entry
-        each += GENERATION
-        called += <uint64_t>GENERATION << 32
-        if entry[1].native == NULL:
-            set(&slot.word, called - CALLED)
-            return NULL
-        entry = &entry[1]
+        word += GENERATION
+        entry += 1
+        if entry.native == NULL:
+            break
+    called[0] = word
+    set(&slot.word, word_of(generation_of(word), FREE))
+    return NULL
 
 
 cdef Entry *call_timed(
-        Runner runner, Message message, Entry *entry, Slot *slot, Arguments *arguments, bint *taken) noexcept nogil:
+        Runner runner, Message message, Entry *entry, Slot *slot, const Arguments *arguments, bint counted,
+        bint *taken) noexcept nogil:
     """The same, with a look at the clock before and after each."""
-    cdef uint64_t called = get(&slot.word) | CALLED
-    cdef char *each = <char *>handle_with(slot, called)
+    cdef uint64_t called = word_of(generation_of(get(&slot.word)), CALLED)
     cdef uint64_t start
     while entry != NULL:
-        message.entry = entry
+        set_entry(&message.entry, entry)
         set(&slot.word, called)
-        entry.counters.caller.calls += 1
+        if counted:
+            entry.counters.caller.calls += 1
         start = runner.reactor.state.uv.hrtime()
-        taken[0] = call_hook(entry.native, entry.kind, entry.handle, each, arguments)
+        taken[0] = call_hook(entry.native, entry.kind, entry.handle, <char *>handle_with(slot, called), arguments)
         add_sample(entry.counters, runner.reactor.state.uv.hrtime() - start)
         if taken[0] or get(&slot.word) != called or runner.holds.lists.fast_path_off:
             return entry
-        each += GENERATION
-        called += <uint64_t>GENERATION << 32
-        set(&slot.word, called - CALLED)
+        called += GENERATION
+        set(&slot.word, word_of(generation_of(called), FREE))
         entry = following(entry)
     return NULL
 
@@ -316,10 +381,10 @@ cdef Slot *make_ready(
 cdef int decide(Runner runner, Message message, Slot *slot, bint taken, bint *has_slot, Drops *drops) noexcept:
     """A hook returned true, or gave control back, or its step or dispatcher has ended: what follows. `has_slot` becomes
     False when the slot went to a hold."""
-    cdef uint64_t called = get(&slot.word) >> 32 << 32 | CALLED
+    cdef uint32_t called = generation_of(get(&slot.word))
     cdef int early
     cdef int decision
-    if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
+    if taken and swap(&slot.word, word_of(called, CALLED), word_of(called, HELD_BY)):
         has_slot[0] = False
         hold_by(message, slot)
         decision = interpret(runner, message, True, drops)
@@ -401,7 +466,7 @@ cdef void give_back_by(void *handle, int decision, const char *reason, void *cal
         elif reason != NULL:
             note_reason(slot, generation_in(handle), reason)
             reason = NULL
-        if swap(&slot.word, word, (word >> 32 << 32) | <uint64_t>(GIVEN + decision)):
+        if swap(&slot.word, word, word_of(generation_of(word), GIVEN + decision)):
             break
     if state_of(word) == HELD_BY and put(&table.given, slot):
         wake(table)
@@ -411,14 +476,11 @@ cdef void end_native_hold(void *native) noexcept:
     """NativeSide.hold_ended: from now on its handle is stale."""
     cdef Slot *slot = <Slot *>native
     cdef uint64_t word
-    cdef uint64_t after
     drop_kept(slot)
     while True:
         word = load(&slot.word)
-        after = ((word >> 32) + GENERATION) << 32
-        if state_of(word) != HELD_BY:
-            after |= OVER  # it is in the list of what was given back, or about to be, and is let go there
-        if swap(&slot.word, word, after):
+        # Unless it is held, it is in the list of what was given back, or about to be, and is let go there.
+        if swap(&slot.word, word, word_of(generation_of(word) + GENERATION, FREE if state_of(word) == HELD_BY else OVER)):
             break
     if state_of(word) == HELD_BY:
         free_slot(table_of(handle_of(slot)), slot)
@@ -435,7 +497,7 @@ cdef int claim_given(Message message, Drops *drops) noexcept:
     if decision == TO_FAIL:
         fail(message, slot, drops)
     drop_kept(slot)
-    store(&slot.word, ((word >> 32) + GENERATION) << 32 | CLAIMED)
+    store(&slot.word, word_of(generation_of(word) + GENERATION, CLAIMED))
     return decision
 
 

@@ -8,7 +8,7 @@ A dispatcher has a handle table from its first native context on, until it is cl
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from .._chain cimport new_native_function
 from .._context cimport Context
@@ -19,7 +19,7 @@ from .._holds cimport HoldTable
 from .._message cimport Drops, Entry, Message, NativeSide
 from ..loop._watchdog_thread cimport WatchdogState, is_known, look_for_native, read_safely
 from ..loop._reactor cimport NATIVE_GIL_PHASE, Caller, request_nogil_tick
-from ..loop._atomic cimport get, store
+from ..loop._atomic cimport get
 from ..loop._list cimport append_all, first, init_list, is_empty
 from ..loop._seal cimport seal
 from ._diagnostics cimport count_lifecycle_call, log_records, raise_pending_exit
@@ -27,8 +27,9 @@ from ._hooks cimport NativeFrame, call_native, claim_given, drop_kept, end_nativ
 from ._library cimport Library
 from ._nogil cimport gil_phase, nogil_phase, resume_given, stop
 from ._slots cimport (
-    CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, get_kind, get_object, get_pointer,
-    handle_of, live_slot, load_int, open_table, slot_at, slot_of, state_of, take_slot, this_thread)
+    CHUNK, CHUNK_BITS, CONTEXT, LIVE, Slot, Table, close_table, end_slot, forget_tables, get_kind, get_object,
+    get_pointer, get_slot, handle_of, live_slot, load_int, make_live, open_table, slot_at, slot_of, state_of, take_slot,
+    this_thread)
 
 import os
 
@@ -77,11 +78,13 @@ cdef int open_side(Runner runner) except -1:
 
 
 @cython.nonecheck(False)
-cdef Caller *caller_in(void *owner, WatchdogState *watchdog) noexcept nogil:
-    """Whom the dispatcher's thread is calling now, if that is a native plugin: for the watchdog's thread, in whose way nobody
-    stops. So what is found here may be freed already, but for slots: it is read safely, and checked in the end."""
+cdef Caller *caller_in(void *owner, WatchdogState *watchdog, uint64_t **counter) noexcept nogil:
+    """Whom the dispatcher's thread is calling now, if that is a native plugin, and what tells one call from another: for the
+    watchdog's thread, in whose way nobody stops. So what is found here may be freed already, but for slots: it is read safely,
+    and checked in the end."""
     cdef Table *table = <Table *>owner
     cdef PyObject *object = get_object(&table.message)
+    cdef Slot *step = get_slot(&table.step)
     cdef Caller *caller = NULL
     cdef Entry *entry = NULL
     cdef Slot *slot
@@ -90,6 +93,8 @@ cdef Caller *caller_in(void *owner, WatchdogState *watchdog) noexcept nogil:
     if object != NULL:
         if read_safely(watchdog, &(<Message>object).entry, &entry, sizeof(entry)) and entry != NULL:
             read_safely(watchdog, &entry.counters, &caller, sizeof(caller))  # they begin with it
+        if step != NULL:
+            counter[0] = &step.word
     else:
         slot = slot_of(get_pointer(&table.current))
         if slot != NULL and slot.object != NULL:
@@ -141,7 +146,7 @@ cdef int begin_context(Context context) except -1:
     Py_INCREF(context)
     init_list(&slot.waiting.started)
     slot.data = NULL
-    store(&slot.word, get(&slot.word) | LIVE)
+    make_live(slot)
     context.handle = handle_of(slot)
     return 0
 
@@ -221,7 +226,7 @@ cdef class LifecycleFunction:
         cdef void *handle = context.handle
         if self.address == NULL:
             return
-        enter(table, handle, NULL, this_thread(), &before)
+        enter(table, handle, NULL, NULL, this_thread(), &before)
         count_lifecycle_call(1)
         with nogil:
             (<void (*)(void *) noexcept nogil>self.address)(handle)

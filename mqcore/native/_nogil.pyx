@@ -14,7 +14,7 @@ itself, or whose step or dispatcher was ended in the middle.
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from libc.stddef cimport size_t
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from .._chain cimport Chain
 from .._dispatch cimport Runner, is_sampled, resume
@@ -34,8 +34,8 @@ from ._hooks cimport (
     NativeFrame, call_hooks, decide, enter, hold_by, is_exhausted, leave, new_generation, put_back)
 from ._queue cimport has_any, take
 from ._slots cimport (
-    CALLED, CONTEXT, GIVEN, HELD_BY, OVER, STEP, TIMER, Slot, Table, end_slot, free_slot, get_kind, handle_of, live_slot,
-    slot_at, state_of, take_slot, this_thread)
+    CALLED, CONTEXT, FREE, GIVEN, HELD_BY, OVER, STEP, TIMER, Slot, Table, end_slot, free_slot, generation_of, get_kind,
+    handle_of, live_slot, slot_at, state_of, take_slot, this_thread, word_of)
 
 
 cdef bint nogil_phase(void *owner) noexcept nogil:
@@ -94,7 +94,7 @@ cdef void call_watcher(Table *table, Slot *watcher, int events) noexcept nogil:
     cdef void *data = watcher.data
     cdef int fd = watcher.fd
     cdef NativeFrame before
-    enter(table, watcher.owner, NULL, this_thread(), &before)
+    enter(table, watcher.owner, NULL, NULL, this_thread(), &before)
     if events == 0:
         stop(table, watcher)
     (<void (*)(void *, int, int, void *) noexcept nogil>callback)(handle, fd, events, data)
@@ -116,7 +116,7 @@ cdef void call_timers(Reactor reactor, Table *table) noexcept nogil:
             continue
         callback = timer.callback
         data = timer.data
-        enter(table, timer.owner, NULL, this_thread(), &before)
+        enter(table, timer.owner, NULL, NULL, this_thread(), &before)
         stop(table, timer)
         (<void (*)(void *) noexcept nogil>callback)(data)
         leave(table, &before)
@@ -161,7 +161,7 @@ cdef void resume_given(Runner runner, Table *table) noexcept nogil:
             if decision == OVER - GIVEN:
                 record_late(table, slot)
             forget_reasons(slot)
-            store(&slot.word, get(&slot.word) >> 32 << 32)
+            store(&slot.word, word_of(generation_of(get(&slot.word)), FREE))
             free_slot(table, slot)
         elif resume_natively(runner, table, slot, <Message>slot.object, decision, now):
             now = runner.reactor.state.uv.hrtime()  # only hooks take time, and to look at the clock does
@@ -225,18 +225,18 @@ cdef int call(
         Runner runner, Table *table, Message message, Entry *entry, Slot *slot, Arguments *arguments) noexcept nogil:
     """Call native hooks, from `entry` on. The decision to go on with; UNDECIDED when the message is no longer ours, nor the
     slot."""
-    cdef uint64_t called
+    cdef uint32_t called
     cdef int early
     cdef bint taken = False
     cdef NativeFrame before
-    enter(table, NULL, <PyObject *>message, this_thread(), &before)
+    enter(table, NULL, <PyObject *>message, slot, this_thread(), &before)
     entry = call_hooks(runner, message, entry, slot, arguments, is_sampled(&runner.until_sample), &taken)
     leave(table, &before)
     if entry == NULL:  # all returned false
         return TO_CONTINUE
     if message.decision == UNDECIDED and not runner.closed:
-        called = get(&slot.word) >> 32 << 32 | CALLED
-        if taken and swap(&slot.word, called, called - CALLED + HELD_BY):
+        called = generation_of(get(&slot.word))
+        if taken and swap(&slot.word, word_of(called, CALLED), word_of(called, HELD_BY)):
             hold_by(message, slot)
             set_byte(&message.reference, STRONG)
             move(&runner.holds.lists, message, RUNNING, HELD)

@@ -3,7 +3,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from ..loop._atomic cimport get
+from ..loop._atomic cimport get, store
 from ..loop._list cimport Link, List
 from ..loop._reactor cimport Watch
 from ..loop._wheel cimport Node
@@ -38,6 +38,8 @@ cdef extern from *:
     void set_thread "mqcore_set"(unsigned long *, unsigned long) noexcept nogil
     int load_int "mqcore_load"(int *) noexcept nogil
     void store_int "mqcore_store"(int *, int) noexcept nogil
+    Slot *get_slot "mqcore_get"(Slot **) noexcept nogil
+    void set_slot "mqcore_set"(Slot **, Slot *) noexcept nogil
 
 cdef enum Kind:
     NOTHING = 0
@@ -85,7 +87,7 @@ cdef struct Slot:
     # The rest belongs to the dispatcher's thread; or, of a step that is held, to whoever has the GIL.
     Slot *next              # in a queue: of slots that were let go, or of steps that were given back
     Link link               # timers and watchers: in the list of their context, or of what is to be stopped
-    uint64_t word           # generation << 32 | state
+    uint64_t word           # state << 32 | generation: so that the next generation of a state takes an addition
     uint64_t place          # what all its handles have: number << 56 | index << 32
     uint8_t kind
     uint32_t held           # steps: the generation of the last hold; `owner` and `hook` are those of it
@@ -125,9 +127,10 @@ cdef struct Table:
     PyObject *owner         # borrowed: the dispatcher, as long as `users` is not 0; atomic
     unsigned long thread    # that is in native code of this dispatcher, as long as it is in it; atomic
     int inside              # how deep; atomic
-    # These three are looked at by the thread that is inside alone.
+    # These are looked at by the thread that is inside, and by the watchdog.
     void *current           # the MQ_Context whose callback is being called, or NULL; atomic
-    PyObject *message       # borrowed: the Message whose hook is being called, or NULL
+    PyObject *message       # borrowed: the Message whose hook is being called, or NULL; atomic
+    Slot *step              # whose hook that is: its word changes with each call; atomic
     void *frame             # where on the thread's stack it went in last
     uint32_t count          # slots that there are; atomic
     uint32_t retired
@@ -144,10 +147,13 @@ cdef struct Table:
     Slot *chunks[MOST_CHUNKS]
 
 cdef inline uint32_t generation_of(uint64_t word) noexcept nogil:
-    return word >> 32
+    return <uint32_t>word
 
 cdef inline int state_of(uint64_t word) noexcept nogil:
-    return <uint32_t>word
+    return word >> 32
+
+cdef inline uint64_t word_of(uint32_t generation, int state) noexcept nogil:
+    return <uint64_t>state << 32 | generation
 
 cdef inline void *handle_of(Slot *slot) noexcept nogil:
     """The handle that stands for the slot now."""
@@ -155,13 +161,17 @@ cdef inline void *handle_of(Slot *slot) noexcept nogil:
 
 cdef inline void *handle_with(Slot *slot, uint64_t word) noexcept nogil:
     """The same, where its `word` is known."""
-    return <void *>(slot.place | word >> 32)
+    return <void *>(slot.place | generation_of(word))
 
 cdef inline uint32_t generation_in(void *handle) noexcept nogil:
     return <uint32_t><uint64_t>handle & ~<uint32_t>3
 
 cdef inline int part_in(void *handle) noexcept nogil:
     return <uint64_t>handle & 3
+
+cdef inline void make_live(Slot *slot) noexcept nogil:
+    """Its handle is valid from now on: of a context, a timer or a watcher."""
+    store(&slot.word, word_of(generation_of(get(&slot.word)), LIVE))
 
 cdef inline Slot *slot_at(Link *link) noexcept nogil:
     """NULL for no link."""

@@ -165,7 +165,7 @@ cdef Slot *slot_of(void *handle) noexcept nogil:
 cdef Slot *live_slot(void *handle, int kind) noexcept nogil:
     """The slot of a context, timer or watcher, if the handle stands for it; else NULL."""
     cdef Slot *slot = slot_of(handle)
-    cdef uint64_t live = <uint64_t>generation_in(handle) << 32 | LIVE
+    cdef uint64_t live = word_of(generation_in(handle), LIVE)
     if slot == NULL or load(&slot.word) != live or get_kind(&slot.kind) != kind or part_in(handle) != 0:
         return NULL
     return slot
@@ -181,7 +181,7 @@ cdef bint add_chunk(Table *table, bint steps) noexcept nogil:
         return False
     for each in range(CHUNK):
         chunk[each].place = <uint64_t>table.number << 56 | <uint64_t>(table.count + each) << 32
-        chunk[each].word = <uint64_t>GENERATION << 32
+        chunk[each].word = word_of(GENERATION, FREE)
     table.fresh[steps] = chunk
     table.fresh_count[steps] = CHUNK
     table.chunks[table.count >> CHUNK_BITS] = chunk
@@ -217,7 +217,7 @@ cdef Slot *take_slot(Table *table, int kind) noexcept nogil:
 
 cdef void end_slot(Table *table, Slot *slot) noexcept nogil:
     """Its handle stands for nothing any more; then let it go."""
-    store(&slot.word, <uint64_t>(generation_of(get(&slot.word)) + GENERATION) << 32)
+    store(&slot.word, word_of(generation_of(get(&slot.word)) + GENERATION, FREE))
     free_slot(table, slot)
 
 

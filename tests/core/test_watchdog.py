@@ -499,6 +499,36 @@ print(blocked(dispatcher))
     assert figures == f"[('40-native', {hook!r}, 1)]"
 
 
+def test_many_short_calls_of_a_native_plugin_are_nobodys_block(tmp_path):
+    """Though all of one run_many() are counted at its end."""
+    library = compile_plugin(
+        tmp_path / "40-native.so",
+        """
+#include <unistd.h>
+MQ_EXPORT bool mq_smtp_in_message(MQ_Context *context, MQ_Connection *connection, MQ_Message *message)
+{
+    (void)context;
+    (void)connection;
+    (void)message;
+    usleep(1000);
+    return false;
+}
+""",
+    )
+    text = run_blocking(
+        f"""
+plugins = mqcore.Plugins({str(library)!r})
+dispatcher = mqcore.Dispatcher(plugins, loop=loop, watchdog=0.15)
+turn()
+dispatcher.hook("mq_smtp_in_message").run_many([mqcore.Message() for _ in range(600)])
+turn(100)
+print(blocked(dispatcher), [record.plugin for record in records])
+""",
+        "uvloop",
+    )
+    assert text == "[] []\n"
+
+
 def test_a_chain_with_hooks_of_both_kinds(tmp_path):
     """Who is told of is who is called now."""
     library = compile_plugin(

@@ -6,8 +6,8 @@ from libc.stdint cimport uint64_t
 
 from mqcore.loop._atomic cimport store
 from mqcore.native._slots cimport (
-    LIVE, TIMER, WATCHER, Slot, Table, close_table, end_slot, generation_of, handle_of, live_slot, open_table, slot_of,
-    take_slot)
+    LIVE, TIMER, WATCHER, Slot, Table, close_table, end_slot, handle_of, live_slot, make_live, open_table, slot_of,
+    take_slot, word_of)
 
 
 cdef class Driver:
@@ -34,7 +34,7 @@ cdef class Driver:
 
     def take(self):
         cdef Slot *slot = take_slot(self.table, TIMER)
-        store(&slot.word, slot.word | LIVE)
+        make_live(slot)
         return <uint64_t>handle_of(slot)
 
     def free(self, uint64_t handle):
@@ -47,5 +47,5 @@ cdef class Driver:
     def age(self, uint64_t handle, int left):
         """Make the slot one of which so many generations are left. Its new handle."""
         cdef Slot *slot = slot_of(<void *>handle)
-        store(&slot.word, <uint64_t>(0xFF000000 - 4 * left) << 32 | LIVE)
+        store(&slot.word, word_of(0xFF000000 - 4 * left, LIVE))
         return <uint64_t>handle_of(slot)

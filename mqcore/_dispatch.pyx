@@ -64,8 +64,11 @@ cdef object OUTCOME_COMPLETE = COMPLETE
 cdef object OUTCOME_FAIL = FAIL
 cdef object VERDICT_HOLD = HOLD
 cdef object VERDICT_RETRY = RETRY
-for verdict in (CONTINUE, COMPLETE, FAIL, HOLD, RETRY):
-    make_immortal(verdict)
+make_immortal(OUTCOME_CONTINUE)
+make_immortal(OUTCOME_COMPLETE)
+make_immortal(OUTCOME_FAIL)
+make_immortal(VERDICT_HOLD)
+make_immortal(VERDICT_RETRY)
 
 
 @cython.final

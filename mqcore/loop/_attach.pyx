@@ -153,8 +153,8 @@ cdef void all_closed(LoopState *state) noexcept with gil:
 
 
 def end_on_any_thread(value):
-    """Have a new object end there and then on whichever thread drops the last reference, on every build of Python. On the thread
-    that makes it; nobody else may have it yet."""
+    """Have a new object end there and then on whichever thread drops the last reference, on every build of Python. On the
+    thread that makes it; nobody else may have it yet."""
     disown(value)
 
 

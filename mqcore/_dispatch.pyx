@@ -34,6 +34,17 @@ from .loop._state cimport set_caller
 from ._misuse import wrong_result
 from .verdicts import COMPLETE, CONTINUE, FAIL, HOLD, RETRY
 
+cdef extern from *:
+    """
+    /* Where threads run at once, they would spend their time with counting the references to what all hooks return. */
+    #ifdef Py_GIL_DISABLED
+    #define mqcore_make_immortal(object) Py_SET_REFCNT(object, (Py_ssize_t)UINT32_MAX + 1)
+    #else
+    #define mqcore_make_immortal(object) ((void)0)
+    #endif
+    """
+    void make_immortal "mqcore_make_immortal"(object) noexcept
+
 cdef extern from "Python.h":
     PyObject *Py_None
     PyObject *Py_False
@@ -53,6 +64,11 @@ cdef object OUTCOME_COMPLETE = COMPLETE
 cdef object OUTCOME_FAIL = FAIL
 cdef object VERDICT_HOLD = HOLD
 cdef object VERDICT_RETRY = RETRY
+make_immortal(OUTCOME_CONTINUE)
+make_immortal(OUTCOME_COMPLETE)
+make_immortal(OUTCOME_FAIL)
+make_immortal(VERDICT_HOLD)
+make_immortal(VERDICT_RETRY)
 
 
 @cython.final

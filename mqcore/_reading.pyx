@@ -150,24 +150,30 @@ cdef object wait(Flow flow, bint turn):
     return waiting(flow, turn)
 
 
-async def waiting(Flow flow, bint turn):
-    """Let the loop have a turn, or wait until there may be something to yield. Whoever is cancelled here cancels the rest."""
-    waiter = None
+def waiting(Flow flow, bint turn):
+    """Let the loop have a turn, or wait until there may be something to yield. Whoever is cancelled here cancels the rest.
+
+    A generator, so that all that is made comes before what is waited for: where there is no memory for it, the stream can
+    still be asked for the next one.
+    """
+    wakeup = None
     if not turn:
         if flow.asynchronous and flow.reader is None and flow.source is not None:
             start_reader(flow)
-        flow.waiter = waiter = flow.hook.runner.reactor.loop.create_future()
+        waiter = flow.hook.runner.reactor.loop.create_future()
+        wakeup = iter(waiter)
+        flow.waiter = waiter
         flow.wake()  # what came while memory was made
     try:
         if turn:
-            await asyncio.sleep(0)
+            yield  # as asyncio.sleep(0) does
         else:
-            await waiter
+            yield from wakeup
     except GeneratorExit:
         flow.leave()
         raise
     except BaseException:
-        await ending(flow)
+        yield from ending(flow).__await__()
         raise
     flow.portion = start_portion(flow.hook.runner.reactor.state.uv)
 

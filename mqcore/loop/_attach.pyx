@@ -16,6 +16,23 @@ from ._wheel cimport Node, any_node
 
 from ..errors import MqError
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    /* Such an object has two counts: one of the references of the thread that made it, and one of all others'. When another
+       thread drops the last one, the object waits for that thread. Without an owner there is one count for all. */
+    static void mqcore_disown(PyObject *object)
+    {
+        Py_ssize_t count = Py_REFCNT(object);
+        object->ob_tid = 0;
+        Py_SET_REFCNT(object, count);
+    }
+    #else
+    #define mqcore_disown(object) ((void)0)
+    #endif
+    """
+    void disown "mqcore_disown"(object) noexcept
+
 cdef List reactors  # those that are open; with the GIL
 init_list(&reactors)
 
@@ -133,6 +150,12 @@ cdef void all_closed(LoopState *state) noexcept with gil:
     _dispatcher = reactor.dispatcher  # dropped when this returns
     reactor.dispatcher = None
     Py_DECREF(reactor)  # the reference that attach() took
+
+
+def end_on_any_thread(value):
+    """Have a new object end there and then on whichever thread drops the last reference, on every build of Python. On the
+    thread that makes it; nobody else may have it yet."""
+    disown(value)
 
 
 # ------------------------------------------------------------------------------------------------------------------ Fork

@@ -1,8 +1,8 @@
 """How a dispatcher notices that its uvloop loop ends without `close()`.
 
 `asyncio.run`, `uvloop.run` and `Runner` close the loop's asynchronous generators before the loop: a suspended one ends the
-dispatcher while callbacks can still run. A plain `loop.close()` does not, but ends its readers and drops their arguments
-before it looks at its handles: the finalizer of an argument of a reader comes in time. (So would that of a far-off timer.
+dispatcher while callbacks can still run. A plain `loop.close()` does not, but ends its readers and drops their callbacks
+before it looks at its handles: the finalizer of a reader's callback comes in time. (So would that of a far-off timer's.
 But as long as a loop has a timer, each of its looks at the kernel reads the clock twice more.)
 """
 
@@ -13,21 +13,25 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+from ._attach import end_on_any_thread
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncGenerator, Callable
 
 
 class _Sentinel:
+    """The callback of a reader, and not one of its arguments: those are in a tuple."""
+
     def __init__(self, close: Callable[[], object]) -> None:
         self.close = close
+        end_on_any_thread(self)  # on which the loop may be closed
+
+    def __call__(self) -> None:
+        """What the reader calls, never."""
 
     def __del__(self) -> None:
         self.close()
-
-
-def _nothing(sentinel: _Sentinel) -> None:
-    """What the reader calls, never."""
 
 
 class Ending:
@@ -42,7 +46,7 @@ class Ending:
         self._loop = loop
         try:
             self._silent = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()  # without a name: nobody writes to it
-            loop.add_reader(self._silent, _nothing, _Sentinel(close))
+            loop.add_reader(self._silent, _Sentinel(close))
             self._generator = self._suspended()
             if loop.is_running():
                 self._suspend()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 
@@ -26,6 +27,15 @@ def test_import_loads_nothing_that_it_does_not_need_yet() -> None:
 def test_version_is_that_of_the_package() -> None:
     assert mqcore.__version__ == importlib.metadata.version("mqcore")
     assert "__version__" in mqcore.__all__
+
+
+@pytest.mark.parametrize("verdict", [*mqcore.Outcome, *mqcore.Verdict])
+def test_verdicts_are_immortal_where_threads_run_at_once(verdict: object) -> None:
+    """They would all count them."""
+    before = sys.getrefcount(verdict)
+    more = [verdict] * 10
+    counted = sys.getrefcount(verdict) - before
+    assert (counted, len(more)) == (0 if sysconfig.get_config_var("Py_GIL_DISABLED") else 10, 10)
 
 
 def test_no_other_name_is_made_up() -> None:

@@ -427,11 +427,9 @@ def used_at_most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 measure = used if sys.platform == "linux" else used_at_most
-for _ in range(200):
-    one()
+repeat(one, 200)
 before = measure()
-for _ in range(1000):
-    one()
+repeat(one, 1000)
 grown = measure() - before
 assert grown < 1_500_000, f"{grown} bytes more"
 import mqcore.loop._reactor
@@ -459,11 +457,9 @@ def used():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 loop.close()
-for _ in range(100):
-    one()
+repeat(one, 100)
 before = used()
-for _ in range(300):
-    one()
+repeat(one, 300)
 grown = used() - before
 assert grown < 1_500_000, f"{grown} bytes more"
 """, "uvloop")

@@ -7,12 +7,13 @@ import pytest
 pytest.importorskip("pika", reason="pika is not installed (pip: pika)")
 pytestmark = pytest.mark.slow
 
-from broker import Broker
 from troubles import CONFIG, TROUBLES, measure
 
 
 @pytest.fixture(scope="module")
 def broker():
+    from broker import Broker
+
     with Broker(config=CONFIG) as broker:
         yield broker
 

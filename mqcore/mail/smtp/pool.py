@@ -43,8 +43,8 @@ class Pool:
         self._upstream = upstream
         self.health = Health(upstream.url)
         self._pauses = pauses
-        most = -(-MAX_CONNECTIONS // processes)
-        self._rooms = [asyncio.Semaphore(most + more) for more in range(MORE_CONNECTIONS + 1)]
+        self._most = -(-MAX_CONNECTIONS // processes)
+        self._rooms = [asyncio.Semaphore(self._most + more) for more in range(MORE_CONNECTIONS + 1)]
         """A mail enters those from the number of its hops on, one after the other."""
         self._open = 0
         """Connections that there are, or that are being made."""
@@ -56,6 +56,8 @@ class Pool:
         """For a change: a connection that is idle, or lost, or the news that there is none."""
         self._jobs: deque[Job] = deque()
         """What waits without a coroutine, for a connection that is in use."""
+        self._away: set[int] = set()
+        """Ids of the tuples of mails for which a coroutine begins, which will make a connection."""
         self._coroutines = 0
         """That wait for room, or for a connection."""
         self._is_turn_of_job = False
@@ -97,12 +99,20 @@ class Pool:
 
     def add(self, job: Job) -> bool:
         """Whether it is begun, or waits until a connection is free; else a connection is to be made first."""
-        if self._jobs or any(room.locked() for room in self._rooms):
-            if self._pauses:
-                self._jobs.append(job)
-            return bool(self._pauses)
-        client = self._take_idle()
-        return client is not None and self._begin(job, client)
+        if not self._jobs and not any(room.locked() for room in self._rooms):
+            client = self._take_idle()
+            if client is not None:
+                return self._begin(job, client)
+            if self._open + len(self._away) < self._most:
+                self._away.add(id(job.mails))
+                return False
+        if self._pauses:
+            self._jobs.append(job)
+        return bool(self._pauses)
+
+    def arrived(self, mails: Sequence[Mail]) -> None:
+        """The coroutine for these has begun."""
+        self._away.discard(id(mails))
 
     def cancel(self, mails: Sequence[Mail]) -> None:
         """If these still wait, they are not sent."""
@@ -116,7 +126,7 @@ class Pool:
         """A job is over."""
         self._moved = asyncio.get_running_loop().time()
         is_next = self._is_turn()
-        if is_next and client.is_reusable:
+        if is_next and not client.is_readable():  # nor was anything left in the middle
             job = self._jobs.popleft()
             if client.begin(job):  # in the same rooms
                 return
@@ -144,6 +154,7 @@ class Pool:
             job = self._jobs.popleft()
             client = self._take_idle()
             if client is None or not self._begin(job, client):
+                self._away.add(id(job.mails))
                 job.go_slowly()
 
     def _begin(self, job: Job, client: Client) -> bool:

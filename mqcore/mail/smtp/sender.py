@@ -68,6 +68,7 @@ class Sender:
 
     async def send(self, mails: Sequence[Mail], *, begun: Client | None = None) -> list[Verdict]:
         """Send these together; `begun`: on this connection that has begun already."""
+        self.pool.arrived(mails)
         delivery = Delivery(self, mails, begun)
         self._deliveries[id(mails)] = delivery
         try:

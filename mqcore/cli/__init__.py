@@ -79,14 +79,22 @@ class Parser(argparse.ArgumentParser):
         """Options may stand between the other arguments, and what is unknown is told by the command that was given it."""
         if self._subparsers is not None or self._in_pieces:
             return super().parse_known_args(args, namespace)
-        self._in_pieces = True  # argparse parses options and the rest by calling this again
-        try:
-            options, unknown = self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._in_pieces = False
+        if self._get_positional_actions():
+            options, unknown = self._parse_intermixed(args, namespace)
+        else:  # which takes half as long
+            options, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(map(self._meant, unknown))}")
         return options, unknown
+
+    def _parse_intermixed(
+        self, args: Sequence[str] | None, namespace: argparse.Namespace | None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        self._in_pieces = True  # argparse parses options and the rest by calling `parse_known_args` again
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._in_pieces = False
 
     def _meant(self, unknown: str) -> str:
         """What to write in place of an argument that the command does not have."""

@@ -7,10 +7,11 @@ with the id and the recipient.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from .errors import SinkError, describe
@@ -30,7 +31,7 @@ class Record:
         self.path = source / f"mqcore.{name}" if source.is_dir() else Path(f"{source}.{name}")
         self._url = url
         self._group = _Group()
-        self._writing = asyncio.Lock()
+        self._writing: asyncio.Task[None] | None = None
         self._delivered: set[bytes] = set()
         self._partly: dict[str, set[str]] = {}
         self._fd = -1
@@ -75,22 +76,46 @@ class Record:
         lines += [f"{id} {recipient}\n" for id, recipients in partly.items() for recipient in recipients]
         if not lines:
             return
-        group = self._group
-        group.lines += lines
-        async with self._writing:
-            if group is self._group:  # with what came while the one before was written
-                self._group = _Group()
-                await in_thread(self._write, group)
-        if group.error is not None:
-            raise group.error
-
-    def _write(self, group: _Group) -> None:
-        """In the thread, so that the group knows of its error also if the task that waits for the thread is cancelled."""
+        noted: asyncio.Future[SinkError | None] = asyncio.get_running_loop().create_future()
+        self.note_soon(lines, noted.set_result)
         try:
-            append(self._fd, "".join(group.lines).encode())
+            await asyncio.wait([noted])
+        except asyncio.CancelledError:
+            while not noted.done():  # what is being written to may be closed then
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([noted])
+            raise
+        if (error := noted.result()) is not None:
+            raise error
+
+    def note_soon(self, lines: Iterable[str], done: Callable[[SinkError | None], object]) -> None:
+        """`done` is called when these are on the disk, or with the reason why they are not."""
+        self._group.lines += lines
+        self._group.waiting.append(done)
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write_groups())
+
+    async def _write_groups(self) -> None:
+        """One after the other, each with what came while the one before was written."""
+        try:
+            while self._group.lines:
+                group, self._group = self._group, _Group()
+                try:
+                    error = await in_thread(self._write, group.lines)
+                except RuntimeError as reason:  # there is no thread
+                    error = SinkError(f"cannot write to {self.path}: {reason}")
+                for done in group.waiting:
+                    done(error)
+        finally:
+            self._writing = None
+
+    def _write(self, lines: list[str]) -> SinkError | None:
+        try:
+            append(self._fd, "".join(lines).encode())
             os.fsync(self._fd)
         except OSError as error:
-            group.error = SinkError(f"cannot write to {self.path}: {describe(error, self.path)}")
+            return SinkError(f"cannot write to {self.path}: {describe(error, self.path)}")
+        return None
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -103,4 +128,4 @@ class _Group:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.error: SinkError | None = None
+        self.waiting: list[Callable[[SinkError | None], object]] = []

@@ -18,9 +18,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from .._plugin_set import AnyChange, AnyDispatcher, PluginSet
 from ..errors import MqError, PluginError
@@ -149,8 +148,7 @@ def _clean_up(mq_cleanup: Callable[[], object], logger: logging.Logger) -> None:
         logger.exception("mq_cleanup() raised")
 
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     """A plugin that may come in: `load` makes its object, and registers what undoes that."""
 
     name: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from .. import MqError
@@ -163,7 +162,7 @@ class Commands:
             self._server.plugins._named(name)
 
     async def _reload(self) -> object:
-        return asdict(self._server.reload())
+        return self._server.reload()._asdict()
 
     async def _drain(self, timeout: float | None = None) -> object:  # noqa: ASYNC109 - it is the server's
         self._server.drain(timeout)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from .. import MqError, Plugins
 from ..mail._gateway import Gateway
@@ -27,8 +27,7 @@ class ReloadError(Exception):
     """Why nothing was reloaded; all is as it was, unless it says that a part is not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reloaded:
+class Reloaded(NamedTuple):
     """What a reload did."""
 
     plugins: int
@@ -59,7 +58,6 @@ class Reloads:
     """Why the last one failed; None if it did not."""
 
 
-@dataclass(eq=False)
 class Server:
     """A gateway that runs, and what an operator may ask of it. All of it belongs to the thread of its loop.
 
@@ -67,17 +65,16 @@ class Server:
     asked first to make ready for what is new; nothing is put in force before all of them, and the plugins, are ready.
     """
 
-    gateway: Gateway
-    parts: list[Callable[[], Prepared]] = field(default_factory=list)
-    started: float = field(default_factory=time.time)
-    """In seconds since 1970."""
-    reloads: Reloads = field(default_factory=Reloads, init=False)
-
-    def __post_init__(self) -> None:
-        self.dispatcher = self.gateway.dispatcher
+    def __init__(self, gateway: Gateway, parts: Iterable[Callable[[], Prepared]] = (), started: float | None = None) -> None:
+        self.gateway = gateway
+        self.parts = list(parts)
+        self.started = time.time() if started is None else started
+        """In seconds since 1970."""
+        self.reloads = Reloads()
+        self.dispatcher = gateway.dispatcher
         self.plugins: Plugins = self.dispatcher.plugins
-        self.source = self.gateway.source
-        self.sink = self.gateway.sink
+        self.source = gateway.source
+        self.sink = gateway.sink
         self.held = HeldMessages(self.dispatcher)
 
     @property

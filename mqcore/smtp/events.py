@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-MAX_MESSAGE = 50 << 20
-MAX_RECIPIENTS = 1000
+from .limits import MAX_MESSAGE, MAX_RECIPIENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     from ..mail.base import Source
@@ -19,8 +18,7 @@ OF_SUPERVISOR = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID",
 """What the environment says to the supervisor alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """File descriptors, and what else a worker is to know."""
 
     channel: int
@@ -56,7 +54,7 @@ class Start:
     def environment(self) -> dict[str, str]:
         """Of the worker."""
         kept = {name: value for name, value in os.environ.items() if name not in OF_SUPERVISOR}
-        return kept | {VARIABLE: json.dumps(asdict(self))}
+        return kept | {VARIABLE: json.dumps(self._asdict())}
 
     @classmethod
     def take(cls) -> Self | None:

@@ -556,7 +556,7 @@ def test_version():
 UNUSED = """
     email tempfile random secrets platform tomllib termios importlib.metadata rich
     mqcore.mail.smtp.sender mqcore.mail.smtp.server mqcore.testing mqcore.mail.timeline mqcore.cli.ctl mqcore.cli.top
-    mqcore.cli.order mqcore.cli.new mqcore.cli.check mqcore.cli.try_ mqcore.cli.config mqcore.cli.include
+    mqcore.smtp.events mqcore.cli.order mqcore.cli.new mqcore.cli.check mqcore.cli.try_ mqcore.cli.config mqcore.cli.include
 """
 
 

@@ -97,3 +97,35 @@ async def test_from_a_client(name):
             server.got, aside = ([(text, to) for mail, to in got for text in untraced([mail])] for got in (server.got, aside))
             server.got += [one for one in aside if one not in server.got]
             check(server, mails, it.gateway.report.counts)
+
+
+IN_TRANSACTION = [name for name, case in CASES.items() if case.stage not in ("greeting", "ehlo")]
+
+
+@pytest.mark.parametrize("name", IN_TRANSACTION)
+@run
+async def test_on_a_connection_that_was_used_before(name, tmp_path):
+    """Where a mail goes its short way, until the server does so."""
+    mails = [MAILS[0] + b"the first\r\n", *mails_for(name)]
+
+    def to_both(context, message):
+        message.recipients = list(RECIPIENTS)
+        server.times = TIMES if server.got and not begun else server.times
+        begun.extend([True] if server.got else [])
+
+    begun: list[bool] = []
+    plugins = mqcore.Plugins()
+    plugins.add("10-to", SimpleNamespace(mq_smtp_in_message=to_both))
+    source, failed = ListSource(mails, "a@example.org", None), FailedList(tmp_path)
+    async with wrong_server(CASES[name], 0) as server:
+        kind = LmtpSink if server.case.lmtp else SmtpSink
+        sink = kind(f"//127.0.0.1:{server.port}", source=tmp_path / "mbox")
+        with mqcore.Dispatcher(plugins) as dispatcher:
+            for _ in range(4):
+                report = await Gateway(dispatcher, source, sink, FailedSink(failed, source.url), max_in_flight=1).run()
+                if report.error is None:
+                    break
+        sink.close()
+        check(server, mails, report.counts)
+    assert report.error is None and failed.mails == [] and begun
+    assert report.counts.stored == len(mails)

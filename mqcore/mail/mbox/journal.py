@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import SinkError
 from ..files import sync, write_all
@@ -15,8 +15,7 @@ from ..files import sync, write_all
 HEAD = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """One line of the journal: what was about to be appended to the mbox, mail by mail."""
 
     at: int
@@ -126,7 +125,7 @@ class Journal:
     def append(self, group: Group) -> None:
         """Say what will be in the mbox next."""
         self._length = os.fstat(self._fd).st_size
-        write_all(self._fd, json.dumps(asdict(group), separators=(",", ":")).encode() + b"\n")
+        write_all(self._fd, json.dumps(group._asdict(), separators=(",", ":")).encode() + b"\n")
         sync(self._fd)
 
     def undo(self) -> None:

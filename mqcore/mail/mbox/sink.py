@@ -7,7 +7,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from .._mail import Mail
@@ -22,16 +21,16 @@ IN_MEMORY = 32 << 20
 """Octets that are made once for the journal and the mbox. More are made twice, as they need not fit into the memory."""
 
 
-@dataclass(frozen=True)
 class Pieces:
     """What is appended for each mail; made anew each time that one goes through it."""
 
-    mails: Sequence[Mail]
-    tail: bytes
-    cr: bool
+    def __init__(self, mails: Sequence[Mail], tail: bytes, *, cr: bool) -> None:
+        self._mails = mails
+        self._tail = tail
+        self._cr = cr
 
     def __iter__(self) -> Iterator[bytes]:
-        return format.join(self.mails, self.tail, cr=self.cr)
+        return format.join(self._mails, self._tail, cr=self._cr)
 
 
 class MboxSink(Store):
@@ -84,7 +83,7 @@ class MboxSink(Store):
             if not self._is_there():
                 # What is written to a file without a name is lost; a server would tell its clients otherwise.
                 raise SinkError(f"cannot write to {self.url}: somebody moved or removed it while it was locked; run again")
-            pieces: Iterable[bytes] = Pieces(mails, self._read(max(size - 3, 0), 3), size == self._end_in_cr)
+            pieces: Iterable[bytes] = Pieces(mails, self._read(max(size - 3, 0), 3), cr=size == self._end_in_cr)
             if len(mails) == 1 or sum(mail.size for mail in mails) <= IN_MEMORY:
                 pieces = list(pieces)
             group = Group.plan(size, [mail.origin.id for mail in mails], pieces)

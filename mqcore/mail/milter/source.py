@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...smtp.events import MAX_MESSAGE
+from ...smtp.limits import MAX_MESSAGE
 from ..base import Option, Source
 from ..listening import Listening
 from .sink import MilterSink

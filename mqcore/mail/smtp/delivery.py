@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import FAIL, Hook, Outcome
@@ -49,8 +50,10 @@ class Delivery:
     """The mails of one transaction of a client, or one mail from a file. What goes to several recipients, and is the same,
     is sent once. See `Sender`."""
 
-    def __init__(self, sender: Sender, mails: Sequence[Mail]) -> None:
+    def __init__(self, sender: Sender, mails: Sequence[Mail], begun: Client | None = None) -> None:
+        """`begun`: the connection on which this one mail is being sent already."""
         self._sender = sender
+        self._begun = begun
         self._mails = mails
         self._failed: set[Mail] = set()
         self._replies: dict[Mail, dict[str, Reply]] = {}
@@ -78,7 +81,8 @@ class Delivery:
         """Also when it is cancelled it says what became of the mails."""
         self._task = asyncio.current_task()
         try:
-            await self._prepare()
+            if self._begun is None:
+                await self._prepare()
             await self._send(self._make_jobs())
             self._is_finished = True
         except Unreachable as error:
@@ -166,9 +170,11 @@ class Delivery:
         terms = self._make_terms(group)
         while True:
             try:
-                async with self._sender.pool.client(fresh=fresh, waits=waits, hops=origin.hops) as client:
+                async with self._client(fresh=fresh, waits=waits, hops=origin.hops) as (client, has_begun):
                     self._is_busy = True
                     try:
+                        if has_begun:
+                            return await client.go_on()
                         return await client.send(group[0].envelope, recipients, content, blocks=blocks, terms=terms)
                     except Lost as lost:
                         if client.is_in_doubt or not client.is_used or len(client.replies) == len(recipients):
@@ -185,6 +191,17 @@ class Delivery:
                 log.warning("cannot reach %s: %s", self._sender.sink.url, error)
                 return dict.fromkeys(recipients, Reply("connect", None, f"cannot reach the next server: {error}"))
 
+    @contextlib.asynccontextmanager
+    async def _client(self, **how: Any) -> AsyncIterator[tuple[Client, bool]]:
+        """A connection, and whether the transaction has begun on it."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            with self._sender.pool.begun(begun):
+                yield begun, True
+        else:
+            async with self._sender.pool.client(**how) as client:
+                yield client, False
+
     def _make_terms(self, group: Sequence[RecipientJob]) -> Terms:
         """How the client, if there was one, wants it to be sent."""
         origin, lenient = group[0].mail.origin, self._sender.sink.lenient
@@ -192,7 +209,7 @@ class Delivery:
         if lenient and origin.utf8 is False and all(_is_as_given(job) for job in group):
             utf8 = False
         rcpt_dsn = {job.recipient: write_dsn(RCPT_DSN, job.mail.json.get("dsn")) for job in group}
-        return Terms(utf8, lenient, group[0].dsn, rcpt_dsn, _forwarded(group[0].mail))
+        return Terms(utf8, lenient, group[0].dsn, rcpt_dsn, find_forwarded(group[0].mail))
 
     def _count(self, group: Sequence[RecipientJob], client: Client) -> None:
         """What became of a transaction that is over, or was broken off."""
@@ -294,7 +311,7 @@ def _check(mail: Mail, *, raw: bool) -> None:
                 mail.reject(553, f"5.1.3 this is no address: {address!a}")
 
 
-def _forwarded(mail: Mail) -> Mapping[str, str | None]:
+def find_forwarded(mail: Mail) -> Mapping[str, str | None]:
     """What the next server may know of the client that the mail is from."""
     client = mail.connection
     if client is None:

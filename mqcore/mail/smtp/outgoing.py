@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Self, cast
 from ...smtp.client import USUAL, ClientProtocol, Terms
 from ...smtp.replies import ProtocolError, Reply
 from ..errors import speaks_no_tls
+from ._soon import Job, Link
 from .credentials import Credentials
 from .upstream import Health, Upstream
 
@@ -49,30 +49,25 @@ class StartTlsFailed(Unreachable):
     """The server refused TLS, or it broke."""
 
 
-class Client(asyncio.Protocol):
+class Client(Link, asyncio.Protocol):
     """One connection, for one transaction after the other. Made by `connect`."""
 
     def __init__(self, upstream: Upstream, health: Health) -> None:
-        self.is_used = False
-        """Whether there was a transaction before, so that the server may have had enough of it."""
-        self.is_clear = False
-        """Whether it is in the clear because TLS failed."""
         self._loop = asyncio.get_running_loop()
+        super().__init__(self._loop)
         self._upstream = upstream
         self._health = health
         self._protocol = ClientProtocol(
             upstream.name, lmtp=upstream.lmtp, secure=upstream.implicit_tls, pipelining=health.pipelining
         )
-        self._transport: asyncio.Transport | None = None
         self._end: asyncio.Future[Reply] | None = self._loop.create_future()
         """Of what is being asked for; first, of the greeting."""
         self._error = ""
         """Why the connection is gone."""
-        self._timeout = CONNECT_TIMEOUT
-        self._deadline = 0.0
+        self.timeout = CONNECT_TIMEOUT
+        self.answer_timeout = ANSWER_TIMEOUT
+        self.min_rate = MIN_RATE
         self._timer: asyncio.TimerHandle | None = None
-        self._is_open = False
-        """Whether a transaction was left in the middle."""
 
     # Connecting
 
@@ -82,7 +77,9 @@ class Client(asyncio.Protocol):
         client = await cls._connect(upstream, health)
         if upstream.credentials is not None:
             await client._log_in(upstream.credentials)
-        health.extensions = frozenset(client._protocol.extensions)
+        extensions = client._protocol.extensions
+        client.offers(extensions, pipelining=health.pipelining, lmtp=upstream.lmtp)
+        health.extensions = frozenset(extensions)
         return client
 
     @classmethod
@@ -123,7 +120,7 @@ class Client(asyncio.Protocol):
         if not hello.is_positive:
             client.close()
             raise Unreachable(f"it says {hello}", final=hello.is_final)
-        client._timeout = COMMAND_TIMEOUT
+        client.timeout = COMMAND_TIMEOUT
         return client
 
     async def _reach(self) -> None:
@@ -143,7 +140,7 @@ class Client(asyncio.Protocol):
 
     async def _start_tls(self) -> None:
         """Raises StartTlsFailed, and the connection is closed then."""
-        self._timeout = CONNECT_TIMEOUT
+        self.timeout = CONNECT_TIMEOUT
         try:
             await self._shake_hands()
             hello = await self._ask(self._protocol.secured)
@@ -155,7 +152,7 @@ class Client(asyncio.Protocol):
                 why = _explain(error)
                 raise StartTlsFailed(f"STARTTLS failed: {why}", final=why.final) from error
             raise
-        self._timeout = COMMAND_TIMEOUT
+        self.timeout = COMMAND_TIMEOUT
 
     async def _log_in(self, credentials: Credentials) -> None:
         """Raises Unreachable, and the connection is closed then: mails are kept, as it is no fault of theirs."""
@@ -189,7 +186,7 @@ class Client(asyncio.Protocol):
         )
         if transport is None:
             raise StartTlsFailed("STARTTLS failed: the server closed the connection")
-        self._transport = transport
+        self.use(transport)
 
     # What the pool and deliveries ask for
 
@@ -207,20 +204,14 @@ class Client(asyncio.Protocol):
     def is_reusable(self) -> bool:
         """Whether the server keeps the connection open, no transaction was left in the middle, and nothing came unasked: what
         is not read yet would be taken for the reply to the next command."""
-        return not (self._error or self._is_open) and self._protocol.is_idle and not self._is_readable()
-
-    def _is_readable(self) -> bool:
-        assert self._transport is not None
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
-        return bool(poll.poll(0))
+        return not (self._error or self.is_open) and self._protocol.is_idle and not self.is_readable()
 
     def close(self) -> None:
         self._fail("the connection was closed")
 
     async def quit(self) -> None:
         """Say goodbye, and close, also where nobody waits for the answer any more."""
-        self._timeout = CONNECT_TIMEOUT
+        self.timeout = CONNECT_TIMEOUT
         try:
             with contextlib.suppress(Lost):
                 await self._ask(self._protocol.quit)
@@ -243,13 +234,22 @@ class Client(asyncio.Protocol):
         """
         if self._protocol.send(sender, recipients, content, blocks, terms) is not None:
             return self._protocol.replies  # nothing was asked for, as it would not be taken
-        self._is_open = True
+        self.is_open = True
         await self._run()
+        return await self._conclude()
+
+    async def go_on(self) -> dict[str, Reply]:
+        """`send`, for a transaction that has begun without it."""
+        await self._wait()
+        return await self._conclude()
+
+    async def _conclude(self) -> dict[str, Reply]:
+        """Leave the connection as one for the next transaction."""
         replies = self._protocol.replies
-        self._is_open = not any(reply.is_delivered for reply in replies.values())
-        if self._is_open and not self._error:
+        self.is_open = not any(reply.is_delivered for reply in replies.values())
+        if self.is_open and not self._error:
             with contextlib.suppress(Lost):  # the replies hold all the same
-                self._is_open = not (await self._ask(self._protocol.reset)).is_positive
+                self.is_open = not (await self._ask(self._protocol.reset)).is_positive
         self.is_used = True
         return replies
 
@@ -266,6 +266,10 @@ class Client(asyncio.Protocol):
         if self._end is None:
             self._end = self._loop.create_future()
         self._write()
+        return await self._wait()
+
+    async def _wait(self) -> Reply:
+        assert self._end is not None
         try:
             end = await self._end
         finally:
@@ -282,11 +286,11 @@ class Client(asyncio.Protocol):
     # What the loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+        self.use(cast("asyncio.Transport", transport))
         if self._error:
-            self._transport.abort()
+            transport.abort()  # type: ignore[attr-defined]
 
-    def data_received(self, data: bytes) -> None:
+    def hear(self, data: bytes) -> None:
         if self._error or self._transport is None:
             return
         protocol, heard = self._protocol, self._protocol.heard
@@ -301,38 +305,51 @@ class Client(asyncio.Protocol):
         elif protocol.heard != heard:
             self._write()
 
+    def begin_anew(self, job: Job, before: bytes, after: bytes | None) -> None:
+        self._end = self._loop.create_future()
+        self._protocol.send(job.envelope, job.recipients, job.content)
+        self._protocol.take_output()  # which has left, as has the message if there is something after it
+        if after is None:
+            self.hear(before)
+        else:
+            self._protocol.receive(before)
+            self._protocol.take_output()
+            self.hear(after)
+
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(_reason(error) if error is not None else "the server closed the connection")
 
     def _write(self) -> None:
         """What is to be written, and the time for its reply."""
-        timeout = self._timeout
+        timeout = self.timeout
         output = self._protocol.take_output()
         if output and self._transport is not None:
             if self._protocol.in_doubt:
                 timeout = ANSWER_TIMEOUT + len(output) / MIN_RATE
             self._transport.write(output)
-        self._deadline = self._loop.time() + timeout
-        if self._timer is None or self._timer.when() > self._deadline:
-            self._set_timer()
+        self.expect(timeout)
 
-    def _set_timer(self) -> None:
+    def set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._deadline, self._look)
+        self._timer = self._loop.call_at(self.deadline, self._look)
+        self.due = self.deadline
 
     def _look(self) -> None:
-        """The time may be over; a connection that is used all the time sets no timer for each command."""
+        """The time may be over."""
         self._timer = None
-        if self._end is None:
+        self.due = 0.0
+        if self._end is None and not self.is_sending:
             return
-        if self._loop.time() < self._deadline:
-            self._set_timer()
+        if self._loop.time() < self.deadline:
+            self.set_timer()
         else:
             self._fail("timed out", out_of_step=True)
 
     def _fail(self, reason: str, *, out_of_step: bool = False) -> None:
         """The connection is no more."""
+        if self.is_sending:
+            self.go_slowly()
         if self._error:
             return
         self._error = reason
@@ -342,6 +359,7 @@ class Client(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self.due = 0.0
         if self._transport is not None:
             self._transport.abort()
         if self._end is not None and not self._end.done():

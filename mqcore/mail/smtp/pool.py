@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
+from .._mail import Mail
+from ._soon import Job
 from .outgoing import Client, NoneFree, Unreachable
 from .upstream import Health, Upstream
 
@@ -40,8 +43,8 @@ class Pool:
         self._upstream = upstream
         self.health = Health(upstream.url)
         self._pauses = pauses
-        most = -(-MAX_CONNECTIONS // processes)
-        self._rooms = [asyncio.Semaphore(most + more) for more in range(MORE_CONNECTIONS + 1)]
+        self._most = -(-MAX_CONNECTIONS // processes)
+        self._rooms = [asyncio.Semaphore(self._most + more) for more in range(MORE_CONNECTIONS + 1)]
         """A mail enters those from the number of its hops on, one after the other."""
         self._open = 0
         """Connections that there are, or that are being made."""
@@ -51,6 +54,14 @@ class Pool:
         self._idle: dict[Client, asyncio.TimerHandle] = {}
         self._waiting: dict[asyncio.Future[None], None] = {}
         """For a change: a connection that is idle, or lost, or the news that there is none."""
+        self._jobs: deque[Job] = deque()
+        """What waits without a coroutine, for a connection that is in use."""
+        self._away: set[int] = set()
+        """Ids of the tuples of mails for which a coroutine begins, which will make a connection."""
+        self._coroutines = 0
+        """That wait for room, or for a connection."""
+        self._is_turn_of_job = False
+        """When both wait, they have their turns."""
         self._trying_again = asyncio.Lock()
         self._goodbyes: set[asyncio.Task[None]] = set()
 
@@ -59,16 +70,105 @@ class Pool:
         """A connection, for one transaction; with `fresh`, a new one. Raises Unreachable: NoneFree where it does not wait.
 
         `hops`: by how many servers of this kind the mail came."""
-        with contextlib.ExitStack() as rooms:
-            for room in self._rooms[min(hops, MORE_CONNECTIONS) :]:
-                await self._enter(room, waits)
-                rooms.callback(room.release)
-            client = await self._take(fresh, waits)
-            try:
-                yield client
-            finally:
-                self._moved = asyncio.get_running_loop().time()
-                self._put_back(client)
+        try:
+            with contextlib.ExitStack() as rooms:
+                for room in self._rooms[min(hops, MORE_CONNECTIONS) :]:
+                    await self._enter(room, waits)
+                    rooms.callback(room.release)
+                client = await self._take(fresh, waits)
+                try:
+                    yield client
+                finally:
+                    self._moved = asyncio.get_running_loop().time()
+                    self._put_back(client)
+        finally:
+            self.look()
+
+    @contextlib.contextmanager
+    def begun(self, client: Client) -> Iterator[Client]:
+        """The connection of a job, on which it goes on in a coroutine."""
+        try:
+            yield client
+        finally:
+            self._moved = asyncio.get_running_loop().time()
+            self._put_back(client)
+            self._leave_rooms()
+            self.look()
+
+    # What is sent without a coroutine. Its mails came by no other server of this kind, so they enter all rooms.
+
+    def add(self, job: Job) -> bool:
+        """Whether it is begun, or waits until a connection is free; else a connection is to be made first."""
+        if not self._jobs and not any(room.locked() for room in self._rooms):
+            client = self._take_idle()
+            if client is not None:
+                return self._begin(job, client)
+            if self._open + len(self._away) < self._most:
+                self._away.add(id(job.mails))
+                return False
+        if self._pauses:
+            self._jobs.append(job)
+        return bool(self._pauses)
+
+    def arrived(self, mails: Sequence[Mail]) -> None:
+        """The coroutine for these has begun."""
+        self._away.discard(id(mails))
+
+    def cancel(self, mails: Sequence[Mail]) -> None:
+        """If these still wait, they are not sent."""
+        for job in self._jobs:
+            if job.mails is mails:
+                self._jobs.remove(job)
+                job.cancel()
+                return
+
+    def leave(self, client: Client) -> None:
+        """A job is over."""
+        self._moved = asyncio.get_running_loop().time()
+        is_next = self._is_turn()
+        if is_next and not client.is_readable():  # nor was anything left in the middle
+            job = self._jobs.popleft()
+            if client.begin(job):  # in the same rooms
+                return
+            self._jobs.appendleft(job)
+        self._put_back(client)
+        self._leave_rooms()
+        if is_next:
+            self._begin_next()
+
+    def look(self) -> None:
+        """There may be room for a job."""
+        if self._is_turn():
+            self._begin_next()
+
+    def _is_turn(self) -> bool:
+        """Whether a job is next. If not, whoever is looks again when that is over."""
+        if self._jobs and self._coroutines:
+            self._is_turn_of_job = not self._is_turn_of_job
+            return self._is_turn_of_job
+        return bool(self._jobs)
+
+    def _begin_next(self) -> None:
+        """If there is room. Where there is no connection for it, its coroutine makes one."""
+        if not any(room.locked() for room in self._rooms):
+            job = self._jobs.popleft()
+            client = self._take_idle()
+            if client is None or not self._begin(job, client):
+                self._away.add(id(job.mails))
+                job.go_slowly()
+
+    def _begin(self, job: Job, client: Client) -> bool:
+        if not client.begin(job):
+            self._put_back(client)
+            return False
+        for room in self._rooms:
+            with contextlib.suppress(StopIteration):
+                room.acquire().send(None)  # which does not wait, as it is not locked
+        return True
+
+    def _leave_rooms(self) -> None:
+        for room in self._rooms:
+            room.release()
 
     @property
     def open(self) -> int:
@@ -101,6 +201,13 @@ class Pool:
 
     async def _while_it_moves(self, wait: Callable[[], Awaitable[object]]) -> None:
         """Raises Unreachable when nothing does."""
+        self._coroutines += 1
+        try:
+            await self._wait_while_it_moves(wait)
+        finally:
+            self._coroutines -= 1
+
+    async def _wait_while_it_moves(self, wait: Callable[[], Awaitable[object]]) -> None:
         if self._pauses:
             await wait()
             return

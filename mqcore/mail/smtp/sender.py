@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ...smtp.replies import Reply
 from .._mail import Mail
 from ..verdicts import Verdict
-from .delivery import Delivery, run_all
+from ._soon import Soon
+from .delivery import Delivery, find_forwarded, run_all
 from .pool import Pool
 
 if TYPE_CHECKING:
     from .._gateway import Gateway
+    from .outgoing import Client
     from .sink import SmtpSink
 
 PAUSES = (1.0, 5.0, 30.0, 60.0, 120.0, 300.0, 300.0)
@@ -40,7 +42,7 @@ class Sender:
 
     def __init__(self, gateway: Gateway, sink: SmtpSink) -> None:
         self.data_hook = gateway.dispatcher.hook("mq_smtp_out_data")
-        self._sent_hook = gateway.dispatcher.hook("mq_smtp_out_sent")
+        self.sent_hook = gateway.dispatcher.hook("mq_smtp_out_sent")
         self.gateway = gateway
         self.sink = sink
         self.counts = gateway.report.counts
@@ -55,38 +57,43 @@ class Sender:
         self._probe = asyncio.create_task(self.pool.probe()) if probes else None
         self._mixed = gateway.failed is not None
         self._deliveries: dict[int, Delivery] = {}
-        self._sent: dict[int, Sequence[Mail]] = {}
+        self.sent: dict[int, Sequence[Mail]] = {}
         """Of what was delivered or refused, and is not settled yet."""
+        self.soon = Soon(self, find_forwarded)
 
     @property
     def is_stopping(self) -> bool:
         """Whether mails are left where they are, as no client waits for them."""
         return self.gateway.is_stopping and (self.from_queue or not self.gateway.source.has_waiting_client)
 
-    async def send(self, mails: Sequence[Mail]) -> list[Verdict]:
-        """Send these together."""
-        delivery = Delivery(self, mails)
+    async def send(self, mails: Sequence[Mail], *, begun: Client | None = None) -> list[Verdict]:
+        """Send these together; `begun`: on this connection that has begun already."""
+        self.pool.arrived(mails)
+        delivery = Delivery(self, mails, begun)
         self._deliveries[id(mails)] = delivery
         try:
             verdicts = await delivery.run()
             if delivery.sent:
-                self._sent[id(mails)] = delivery.sent
+                self.sent[id(mails)] = delivery.sent
             return verdicts
         finally:
             del self._deliveries[id(mails)]
+            self.pool.look()
 
     def settled(self, mails: Sequence[Mail]) -> Coroutine[Any, Any, None] | None:
         """What is left to do with mails that were sent: `mq_smtp_out_sent`, which changes nothing any more."""
-        sent = self._sent.pop(id(mails), None)
-        return None if sent is None else self._run_sent_hook(sent)
+        sent = self.sent.pop(id(mails), None)
+        return None if sent is None or not self.soon.runs_sent_hook else self._run_sent_hook(sent)
 
     async def _run_sent_hook(self, mails: Sequence[Mail]) -> None:
-        await run_all(self._sent_hook, mails)
+        await run_all(self.sent_hook, mails)
 
     def cancel(self, mails: Sequence[Mail]) -> None:
         """End it, unless the server is being talked to, or has a part of it already and the client must learn of that."""
         if (delivery := self._deliveries.get(id(mails))) is not None:
             delivery.cancel()
+        else:
+            self.pool.cancel(mails)
 
     def blocks(self, reply: Reply) -> bool:
         """Whether nothing is sent to the others either, when the server says this to one recipient."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .._mail import Mail
-from ..base import Option, Sink, Source
+from ..base import Answer, Option, Sink, Source
 from ..errors import SinkError
 from ..listening import split_host
 from ..record import Record
@@ -36,6 +36,7 @@ class SmtpSink(Sink):
     """
 
     shares = True
+    delivers_soon = True
     commits_in_parts = True
     needs_recipients = True
     options: ClassVar[Sequence[Option]] = (
@@ -90,8 +91,8 @@ class SmtpSink(Sink):
         self._path = path
         login = find_credentials(credentials, env=credentials_env)
         self.upstream = self._find_upstream(tls_out or ("may" if login is None else "verify"), name, login)
-        self._record = None if source is None else Record(source, self.url)
-        self.remembers = self._record is not None
+        self.record = None if source is None else Record(source, self.url)
+        self.remembers = self.record is not None
 
     def _find_upstream(self, tls_out: str, name: str, login: Credentials | None) -> Upstream:
         if self._path.startswith("unix:"):
@@ -104,11 +105,11 @@ class SmtpSink(Sink):
         return Upstream(self.url, (host, port), name, self.lmtp, self.implicit_tls, tls_out, tls, login)
 
     def __contains__(self, id: object) -> bool:
-        return self._record is not None and id in self._record
+        return self.record is not None and id in self.record
 
     def recipients_of(self, id: str) -> frozenset[str]:
         """Those that have the mail by an earlier run, which has others that do not."""
-        return frozenset() if self._record is None else self._record.recipients_of(id)
+        return frozenset() if self.record is None else self.record.recipients_of(id)
 
     @property
     def takes_dsn(self) -> bool:  # type: ignore[override]
@@ -132,6 +133,9 @@ class SmtpSink(Sink):
     async def deliver(self, mails: Sequence[Mail]) -> Sequence[Verdict]:
         return await self._sender.send(mails)
 
+    def deliver_soon(self, mails: Sequence[Mail], token: object, answer: Answer) -> bool:
+        return self._sender.soon.deliver_soon(mails, token, answer)
+
     def cancel(self, mails: Sequence[Mail]) -> None:
         self._sender.cancel(mails)
 
@@ -143,13 +147,13 @@ class SmtpSink(Sink):
 
     async def note(self, mails: Iterable[Mail], partly: Mapping[Mail, Iterable[str]]) -> None:
         """Remember that `mails` are delivered to all their recipients, and the others to these only. Raises SinkError."""
-        if self._record is not None:
+        if self.record is not None:
             ids = [mail.origin.id for mail in mails]
-            await self._record.note(ids, {mail.origin.id: recipients for mail, recipients in partly.items()})
+            await self.record.note(ids, {mail.origin.id: recipients for mail, recipients in partly.items()})
 
     def close(self) -> None:
-        if self._record is not None:
-            self._record.close()
+        if self.record is not None:
+            self.record.close()
 
 
 def _unverified() -> ssl.SSLContext:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...smtp.events import MAX_MESSAGE, MAX_RECIPIENTS
+from ...smtp.limits import MAX_MESSAGE, MAX_RECIPIENTS
 from ..base import Option, Prepared, Source
 from ..errors import SourceError, describe
 from ..listening import Listening, split_host

@@ -361,6 +361,12 @@ def runs(block: Block) -> bool:
 PAGES_THAT_DO = [page for page in PAGES if any(block.page == page and (is_test(block) or runs(block)) for block in BLOCKS)]
 
 
+def test_tests_of_pages_have_names_of_their_own() -> None:
+    """One process cannot have two modules of one name."""
+    ours = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    assert [block.name for block in BLOCKS if is_test(block) and file_of(block) in ours] == []
+
+
 @pytest.mark.parametrize("page", PAGES_THAT_DO, ids=[str(page.relative_to(ROOT)) for page in PAGES_THAT_DO])
 def test_commands_and_tests_of_a_page(
     page: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

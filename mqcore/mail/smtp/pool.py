@@ -298,8 +298,9 @@ class Pool:
 
     async def close(self) -> None:
         """Say goodbye on all connections, none of which is in use any more, or close them, where a job was broken off."""
-        while self._begun:
-            self._discard(self._begun.pop())
+        for client in list(self._begun):
+            client.close()
+            self._end(client)
         for client, timer in list(self._idle.items()):
             timer.cancel()
             self._retire(client)

@@ -93,29 +93,42 @@ class Record:
         self._group.lines += lines
         self._group.waiting.append(done)
         if self._writing is None:
-            self._writing = asyncio.get_running_loop().create_task(self._write_groups())
+            self._begin_writing()
+
+    def _begin_writing(self) -> None:
+        self._writing = asyncio.get_running_loop().create_task(self._write_groups())
+        self._writing.add_done_callback(self._end_writing)
+
+    def _end_writing(self, task: asyncio.Task[None]) -> None:
+        self._writing = None
+        if self._group.lines:  # it was cancelled before it began
+            self._begin_writing()
 
     async def _write_groups(self) -> None:
-        """One after the other, each with what came while the one before was written."""
-        try:
-            while self._group.lines:
-                group, self._group = self._group, _Group()
-                try:
-                    error = await in_thread(self._write, group.lines)
-                except RuntimeError as reason:  # there is no thread
-                    error = SinkError(f"cannot write to {self.path}: {reason}")
-                for done in group.waiting:
-                    done(error)
-        finally:
-            self._writing = None
+        """One after the other, each with what came while the one before was written. Whoever cancels it, as a loop that ends
+        does: some wait for it."""
+        while self._group.lines:
+            group, self._group = self._group, _Group()
+            try:
+                with contextlib.suppress(asyncio.CancelledError):  # the thread is done with it all the same
+                    await in_thread(self._write, group)
+            except Exception as reason:  # there is no thread, or no memory
+                group.error = SinkError(f"cannot write to {self.path}: {reason}")
+            for done in group.waiting:
+                done(group.error)
 
-    def _write(self, lines: list[str]) -> SinkError | None:
+    def _write(self, group: _Group) -> None:
+        """In the thread, so that the group knows of its error also if the task that waits for the thread is cancelled."""
         try:
-            append(self._fd, "".join(lines).encode())
+            append(self._fd, "".join(group.lines).encode(errors="surrogateescape"))
             os.fsync(self._fd)
         except OSError as error:
-            return SinkError(f"cannot write to {self.path}: {describe(error, self.path)}")
-        return None
+            group.error = SinkError(f"cannot write to {self.path}: {describe(error, self.path)}")
+
+    async def written(self) -> None:
+        """Wait until nothing is being written: only then it can be closed."""
+        while self._writing is not None:
+            await asyncio.wait([self._writing])
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -129,3 +142,4 @@ class _Group:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.waiting: list[Callable[[SinkError | None], object]] = []
+        self.error: SinkError | None = None

@@ -10,7 +10,7 @@ cdef extern from "Python.h":
     const unsigned char *PyUnicode_1BYTE_DATA(object)
 
 cdef enum:
-    MAX_LINE = 1000     # octets that are waited for
+    MAX_LINE = 1000     # octets; nobody says more
 
 
 @cython.final
@@ -37,8 +37,10 @@ cdef class Exchange:
         size = PyBytes_GET_SIZE(self.said)
         while self.at < size:
             end = <const char *>memchr(text + self.at, c"\n", size - self.at)
+            if (size if end == NULL else end - text) - self.at > MAX_LINE:
+                return UNUSUAL
             if end == NULL:
-                return WAIT if size - self.at <= MAX_LINE else UNUSUAL
+                return WAIT
             if not self.take(text + self.at, end - (text + self.at)):
                 return UNUSUAL
             self.at = end + 1 - text

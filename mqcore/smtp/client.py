@@ -62,6 +62,8 @@ class ClientProtocol:
         """Whether a message is sent to which not all replies are there."""
         self.replies: dict[str, Reply] = {}
         """Of the transaction that was last begun: for each recipient to whom it has ended, with what."""
+        self.recipients: Sequence[str] = ()
+        """Of that transaction."""
         self.heard = 0
         """Replies so far."""
         self.state = "greeting"
@@ -78,7 +80,6 @@ class ClientProtocol:
         self._later: deque[tuple[str, bytes]] = deque()
         """Commands that wait for the replies to those before."""
         self._secrets: list[bytes] = []
-        self._recipients: Sequence[str] = ()
         self._content = b""
         self._is_binary = False
         """Whether the message goes by BDAT (RFC 3030)."""
@@ -162,7 +163,7 @@ class ClientProtocol:
             raise ValueError(f"these cannot be sent as addresses: {sender!a}, {recipients!a}")
         self.replies = {}
         self.state = "mailfrom"
-        self._recipients, self._content, self._blocks = recipients, content, blocks
+        self.recipients, self._content, self._blocks = recipients, content, blocks
         self._is_binary = b"\0" in content and {"BINARYMIME", "CHUNKING"} <= self.extensions.keys()
         self._mail_reply, self._rcpt_replies = None, []
         needs_utf8 = terms.utf8 is not False and not (sender + "".join(recipients)).isascii()
@@ -299,7 +300,7 @@ class ClientProtocol:
         self._mail_reply = reply
         if not reply.is_positive:
             self._later.clear()
-            self.replies = dict.fromkeys(self._recipients, reply)
+            self.replies = dict.fromkeys(self.recipients, reply)
             if not self._expected:
                 return reply
         return self._next()
@@ -308,10 +309,10 @@ class ClientProtocol:
         told = 1
         if reply.is_too_many and self._later:
             self._later.clear()
-            told = len(self._recipients) - len(self._rcpt_replies)
+            told = len(self.recipients) - len(self._rcpt_replies)
         if self._is_begun and not reply.is_positive:
             at = len(self._rcpt_replies)
-            self.replies |= dict.fromkeys(self._recipients[at : at + told], reply)
+            self.replies |= dict.fromkeys(self.recipients[at : at + told], reply)
         self._rcpt_replies += [reply] * told
         return self._next()
 
@@ -342,7 +343,7 @@ class ClientProtocol:
     def _accepted(self) -> list[str]:
         if not self._is_begun:
             return []
-        return [to for to, reply in zip(self._recipients, self._rcpt_replies, strict=True) if reply.is_positive]
+        return [to for to, reply in zip(self.recipients, self._rcpt_replies, strict=True) if reply.is_positive]
 
     def _take_data(self, reply: Reply) -> Reply | None:
         if reply.is_positive:
@@ -385,8 +386,8 @@ class ClientProtocol:
 
     def _end_without_message(self) -> Reply:
         if self._is_begun:
-            self.replies = dict(zip(self._recipients, self._rcpt_replies, strict=True))
-        return self.replies[self._recipients[-1]]
+            self.replies = dict(zip(self.recipients, self._rcpt_replies, strict=True))
+        return self.replies[self.recipients[-1]]
 
 
 def _encode(address: str) -> bytes:

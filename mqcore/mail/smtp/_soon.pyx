@@ -7,6 +7,7 @@ where there is anything to see to, the mail goes on in a coroutine, by `Delivery
 """
 
 import functools
+import logging
 
 cimport cython
 from ..._hook cimport Hook
@@ -25,6 +26,8 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *, unsigned long, int)
     enum:
         POLLIN
+
+log = logging.getLogger(__name__)
 
 
 @cython.final
@@ -107,7 +110,10 @@ cdef class Link:
         cdef str parameters = ""
         if not self.is_quick or job.is_forwarded and self.forwards:
             return False
-        content = make_content(job.mail.whole())
+        try:
+            content = make_content(job.mail.whole())
+        except Exception:  # no memory, or no file: a coroutine meets with it too, and says so
+            return False
         if self.most and len(content) > self.most or b"\0" in content:
             return False
         if self.says_size:
@@ -247,7 +253,10 @@ cdef class Soon:
                 number += 1
         self.pool.leave(link)
         mail.result_list = results
-        mail.all_known()["results"] = [result.copy() for result in results]
+        try:
+            mail.all_known()["results"] = [result.copy() for result in results]
+        except Exception:  # a plugin left there what is no usual dict meanwhile
+            log.exception("the results of mail %s cannot be noted in its json", mail.origin.id)
         code, text = replies[0]
         job.verdict = Verdict.accepted(f"passed on: {code} {text}")
         if self.record is None:

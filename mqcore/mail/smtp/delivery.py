@@ -123,11 +123,12 @@ class Delivery:
         if self._sender.together and any(mail in self._failed or _is_put_off(mail) for mail in self._mails):
             return []
         jobs = []
-        for mail in self._good():
+        for mail in self._mails if self._begun is not None else self._good():
             have = self._sender.sink.recipients_of(mail.origin.id)
             self._replies[mail] = {recipient: DONE for recipient in mail.recipients if recipient in have}
             dsn = write_dsn(MAIL_DSN, mail.json.get("dsn"))
-            for recipient in dict.fromkeys(mail.recipients):
+            # What has begun is for those it began with, whatever a plugin does to the mail meanwhile.
+            for recipient in dict.fromkeys(mail.recipients if self._begun is None else self._begun.recipients):
                 if recipient not in have:
                     jobs.append(RecipientJob(mail, recipient, mail.envelope or "", bytes_of(mail), dsn))
         return jobs

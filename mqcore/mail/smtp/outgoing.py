@@ -206,6 +206,11 @@ class Client(Link, asyncio.Protocol):
         is not read yet would be taken for the reply to the next command."""
         return not (self._error or self.is_open) and self._protocol.is_idle and not self.is_readable()
 
+    @property
+    def recipients(self) -> Sequence[str]:
+        """Of the last transaction."""
+        return self._protocol.recipients
+
     def close(self) -> None:
         self._fail("the connection was closed")
 

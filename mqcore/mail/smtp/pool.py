@@ -63,6 +63,8 @@ class Pool:
         self._is_turn_of_job = False
         """When both wait, they have their turns."""
         self._trying_again = asyncio.Lock()
+        self._begun: set[Client] = set()
+        """On which there are jobs, also those that go on in a coroutine."""
         self._goodbyes: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
@@ -91,8 +93,7 @@ class Pool:
             yield client
         finally:
             self._moved = asyncio.get_running_loop().time()
-            self._put_back(client)
-            self._leave_rooms()
+            self._end(client)
             self.look()
 
     # What is sent without a coroutine. Its mails came by no other server of this kind, so they enter all rooms.
@@ -131,8 +132,7 @@ class Pool:
             if client.begin(job):  # in the same rooms
                 return
             self._jobs.appendleft(job)
-        self._put_back(client)
-        self._leave_rooms()
+        self._end(client)
         if is_next:
             self._begin_next()
 
@@ -164,9 +164,12 @@ class Pool:
         for room in self._rooms:
             with contextlib.suppress(StopIteration):
                 room.acquire().send(None)  # which does not wait, as it is not locked
+        self._begun.add(client)
         return True
 
-    def _leave_rooms(self) -> None:
+    def _end(self, client: Client) -> None:
+        self._begun.remove(client)
+        self._put_back(client)
         for room in self._rooms:
             room.release()
 
@@ -305,7 +308,10 @@ class Pool:
         goodbye.add_done_callback(self._goodbyes.discard)
 
     async def close(self) -> None:
-        """Say goodbye on all connections, none of which is in use any more."""
+        """Say goodbye on all connections, none of which is in use any more, or close them, where a job was broken off."""
+        for client in list(self._begun):
+            client.close()
+            self._end(client)
         for client, timer in list(self._idle.items()):
             timer.cancel()
             self._retire(client)

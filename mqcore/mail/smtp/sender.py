@@ -112,3 +112,5 @@ class Sender:
                 await self.pool.close()
         except TimeoutError:
             pass  # it keeps silent
+        if self.sink.record is not None:
+            await self.sink.record.written()

@@ -64,8 +64,8 @@ GROUPS = {
     " pipelining most of a mail's time goes to the system calls for its four replies: there smtp-sink, which is C, is not eight"
     " times as fast as aiosmtpd, and the bare protocol hardly or not, so that goal is out of reach. Two workers need two"
     " cores, and what sends the mails needs one, too: on a machine with two, they are twice as fast as one only where a mail"
-    " costs the server much more than its sender, as with *a plugin that computes*: it makes 150 hashes of each mail, which"
-    " takes about as long as to check a signature or to look for spam.",
+    " costs the server much more than its sender, as with *a plugin that computes*: it makes 600 hashes of each mail, which"
+    " takes as long as to check a signature, in Python, or to look for the simplest kind of spam.",
     "latency of a mail by SMTP": "From when a mail of 1 KB is due until its last reply, without pipelining, at half of the"
     " highest rate of which the server is capable: the median, and what 1 % and 0.1 % exceed; where a connection has to be made"
     " first, that counts. A plugin that holds it does so for 5 ms.",

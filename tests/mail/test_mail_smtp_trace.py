@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import email
 import email.utils
 import re
@@ -62,6 +63,18 @@ async def test_the_whole_line():
     assert mail.mime == mail.origin.mime == trace.encode() + TEXT
     assert seen == [(mail.mime, mail.mime)]
     assert (mail.origin.is_traced, mail.origin.loops) == (True, 0)
+
+
+@pytest.mark.parametrize("text", ["2026-12-01T00:00:00+00:00", "2027-02-28T23:59:59-09:30", "2026-05-09T08:07:06+05:45"])
+@run
+async def test_the_date_of_any_day(monkeypatch, text):
+    """With two digits for each number, as all others write it."""
+    moment = datetime.datetime.fromisoformat(text)
+    offset = int(moment.utcoffset().total_seconds())
+    monkeypatch.setattr(time, "localtime", lambda seconds=None: time.struct_time((*moment.timetuple(), "", offset)))
+    async with serving() as it:
+        (mime,) = await stored(it)
+    assert f";\r\n\t{email.utils.format_datetime(moment)}\r\n".encode() in mime
 
 
 @run

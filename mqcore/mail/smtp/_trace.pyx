@@ -132,6 +132,7 @@ cdef bytes format_date(moment):
     """As RFC 5322 has it, in the machine's own time zone."""
     cdef int minutes = moment.tm_gmtoff // 60
     sign, minutes = ("-", -minutes) if minutes < 0 else ("+", minutes)
-    day = f"{mbox.DAYS[moment.tm_wday].decode()}, {moment.tm_mday} {mbox.MONTHS[moment.tm_mon - 1].decode()} {moment.tm_year}"
+    weekday, month = mbox.DAYS[moment.tm_wday].decode(), mbox.MONTHS[moment.tm_mon - 1].decode()
+    day = f"{weekday}, {moment.tm_mday:02} {month} {moment.tm_year}"
     clock = f"{moment.tm_hour:02}:{moment.tm_min:02}:{moment.tm_sec:02}"
     return f";\r\n\t{day} {clock} {sign}{minutes // 60:02}{minutes % 60:02}\r\n".encode()

@@ -13,7 +13,7 @@ from .. import Plugins
 from ..hooks import MAILERQ_HOOKS, HookSpec, close_to
 from ..mail.report import OK
 from ..plugins._checks import is_inside
-from ..plugins._config import line_of, read_toml
+from ..plugins._config import line_of, place_of, read_toml
 from ..plugins._files import passed_over
 from .configuration import TABLE as RUN_TABLE
 from .output import complain
@@ -69,7 +69,7 @@ def tell_what_is_missing(options: argparse.Namespace, plugins: Plugins, paths: I
     tables = in_file.get("plugins", in_file)
     for name in plugins.unused_config:
         if name != RUN_TABLE:
-            line = line_of(file, "plugins", name) or line_of(file, name)
+            _, line = place_of(file, name) or (file, None)
             where = options.config if line is None else f"{options.config}:{line}"
             complain(f"{where} has {name}, and there is no plugin of that name; {_hint(name, tables.get(name), plugins)}", OK)
     for plugin in plugins if "plugins" in in_file else ():

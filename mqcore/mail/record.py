@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .errors import SinkError, describe
 from .files import append, sync_folder
-from .threads import in_thread
+from .threads import in_thread, to_the_end
 
 _LINE = re.compile(rb"([0-9a-f]{32})(?: ([^\n]+))?\n")
 
@@ -78,13 +78,7 @@ class Record:
             return
         noted: asyncio.Future[SinkError | None] = asyncio.get_running_loop().create_future()
         self.note_soon(lines, noted.set_result)
-        try:
-            await asyncio.wait([noted])
-        except asyncio.CancelledError:
-            while not noted.done():  # what is being written to may be closed then
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([noted])
-            raise
+        await to_the_end(lambda: asyncio.wait([noted]), noted.done)
         if (error := noted.result()) is not None:
             raise error
 

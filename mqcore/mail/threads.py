@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -15,17 +15,22 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[..., T], *arguments: object) -> T:
-    """Call it in a thread, and do not end before it does, though this be cancelled: then what it works on may be closed."""
+    """Call it in a thread. Does not end before that does, though it be cancelled."""
     call = _Call(asyncio.get_running_loop(), function, arguments)
     _threads().begin(call)
-    try:
-        await call.wait()
-    except asyncio.CancelledError:
-        while not call.is_over:
-            with contextlib.suppress(asyncio.CancelledError):
-                await call.wait()
-        raise
+    await to_the_end(call.wait, lambda: call.is_over)
     return call.result()
+
+
+async def to_the_end(wait: Callable[[], Awaitable[object]], is_over: Callable[[], bool]) -> None:
+    """`wait()`, and when this is cancelled do so until it is over: then what is worked on may be closed."""
+    try:
+        await wait()
+    except asyncio.CancelledError:
+        while not is_over():
+            with contextlib.suppress(asyncio.CancelledError):
+                await wait()
+        raise
 
 
 def begin_thread() -> None:

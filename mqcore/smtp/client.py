@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -139,6 +140,12 @@ class ClientProtocol:
         self.secure = True
         self._hello()
 
+    @property
+    def size_limit(self) -> int:
+        """Octets of a message, at most; 0 for any number, as far as the server says."""
+        limit = self.extensions.get("SIZE", "")
+        return min(int(limit), sys.maxsize) if limit.isdecimal() and len(limit) <= 20 else 0
+
     def login(self, login: str, password: str) -> None:
         """By AUTH PLAIN, or LOGIN where only that is offered. In the clear it raises ValueError."""
         if not self.secure:
@@ -197,8 +204,8 @@ class ClientProtocol:
 
     def _find_refusal(self, content: bytes, terms: Terms, *, needs_utf8: bool) -> Reply | None:
         """Why it is no use to ask this server."""
-        limit = self.extensions.get("SIZE", "")
-        if limit.isdecimal() and len(limit) <= 20 and 0 < int(limit) < len(content):
+        if 0 < self.size_limit < len(content):
+            limit = self.extensions["SIZE"]
             return Reply("mailfrom", 552, f"5.3.4 the next server takes messages of {limit} octets at most")
         if needs_utf8 and "SMTPUTF8" not in self.extensions:
             return Reply("mailfrom", 553, "5.6.7 the next server takes ASCII addresses only")

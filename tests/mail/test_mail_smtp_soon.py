@@ -195,7 +195,7 @@ def new_client(lmtp: bool, buffered: int) -> Client:
     client.connection_made(Transport(buffered))
     client.data_received(b"220 next\r\n")
     client.data_received(b"250-next\r\n250-SIZE\r\n250-8BITMIME\r\n250 PIPELINING\r\n")
-    client.offers(client._protocol.extensions, pipelining=True, lmtp=lmtp)
+    client.offers(client._protocol.extensions, most=client._protocol.size_limit, pipelining=True, lmtp=lmtp)
     client._end = None
     client._transport.written = b""
     return client

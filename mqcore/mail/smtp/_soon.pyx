@@ -84,11 +84,10 @@ cdef class Link:
         self._transport = transport
         self.fd = transport.get_extra_info("socket").fileno()
 
-    def offers(self, dict extensions not None, *, bint pipelining, bint lmtp):
-        """What a server that is ready offers, and whether it may be sent commands in groups."""
-        limit = extensions.get("SIZE", "")
+    def offers(self, dict extensions not None, *, Py_ssize_t most, bint pipelining, bint lmtp):
+        """What a server that is ready offers; how large messages may be, and whether it may be sent commands in groups."""
         self.says_size = "SIZE" in extensions
-        self.most = int(limit) if limit.isdecimal() and len(limit) <= 18 else 0
+        self.most = most
         self.says_8bit = "8BITMIME" in extensions
         self.forwards = "XFORWARD" in extensions
         self.is_quick = pipelining and "PIPELINING" in extensions

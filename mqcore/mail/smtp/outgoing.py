@@ -77,8 +77,9 @@ class Client(Link, asyncio.Protocol):
         client = await cls._connect(upstream, health)
         if upstream.credentials is not None:
             await client._log_in(upstream.credentials)
-        extensions = client._protocol.extensions
-        client.offers(extensions, pipelining=health.pipelining, lmtp=upstream.lmtp)
+        protocol = client._protocol
+        extensions = protocol.extensions
+        client.offers(extensions, most=protocol.size_limit, pipelining=health.pipelining, lmtp=upstream.lmtp)
         health.extensions = frozenset(extensions)
         return client
 

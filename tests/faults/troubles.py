@@ -232,8 +232,6 @@ async def held(site: Site) -> None:
         f"""
         import os
 
-        hold_timeout = 1200
-
         def mq_smtp_in_message(context, mail):
             if not os.path.exists({str(flag)!r}):
                 return False

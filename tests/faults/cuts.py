@@ -32,7 +32,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "partners")]
 from broker import Broker, lasting_port, refuses
 from faults_command import run
 from mail_tools import write_plugin
-from networks import ip
+from networks import ip, joined
 from queues import COLUMNS, IN_FLIGHT, Client, Figures, consuming, drained, make_parser, show, sum_up
 
 CUTS = ("drop", "silence", "reset")
@@ -54,21 +54,18 @@ class Cable:
         return ("ip", "netns", "exec", self.namespace)
 
     def __enter__(self) -> Cable:
-        ip("netns", "add", self.namespace)
-        try:
-            ip("link", "add", self._end, "type", "veth", "peer", "name", self._other, "netns", self.namespace)
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(joined(self.namespace, self._end, self._other))
             ip("addr", "add", f"{self.address}/30", "dev", self._end)
             ip("link", "set", self._end, "up")
             ip("-n", self.namespace, "addr", "add", f"{self._far}/30", "dev", self._other)
             ip("-n", self.namespace, "link", "set", self._other, "up")
             ip("-n", self.namespace, "link", "set", "lo", "up")
-        except BaseException:
-            self.__exit__()
-            raise
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        ip("netns", "del", self.namespace)  # and the cable with it
+        self._undo.close()
 
     @contextlib.contextmanager
     def cut(self, how: str) -> Iterator[None]:

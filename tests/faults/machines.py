@@ -50,7 +50,7 @@ from faults_clients import Account, Client
 from faults_command import Command, run
 from faults_tools import Key, ServerOwner, Source, identify
 from mail_tools import write_plugin
-from networks import ip
+from networks import ip, joined
 from queues import count_consumers, waiting
 
 IN_FLIGHT = 100
@@ -100,9 +100,7 @@ class Network:
         with contextlib.ExitStack() as undo:
             undo.callback(shutil.rmtree, hosts.parent)
             hosts.write_text("".join(f"{address} broker.example\n" for address in self.brokers))
-            ip("netns", "add", machine.namespace)
-            undo.callback(ip, "netns", "del", machine.namespace)  # and the cable with it
-            ip("link", "add", cable, "type", "veth", "peer", "name", end, "netns", machine.namespace)
+            undo.enter_context(joined(machine.namespace, cable, end))
             ip("link", "set", cable, "master", self._bridge)
             ip("link", "set", cable, "up")
             ip("-n", machine.namespace, "addr", "add", f"{machine.address}/24", "dev", end)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 
 def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, timeout=30)
+
+
+@contextlib.contextmanager
+def joined(namespace: str, here: str, there: str) -> Iterator[None]:
+    """A new namespace, and a cable between this machine's end `here` and its own end `there`."""
+    with contextlib.ExitStack() as undo:
+        ip("netns", "add", namespace)
+        undo.callback(ip, "netns", "del", namespace)
+        ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", namespace)
+        # Before the namespace, which may live on when it is deleted, and with it the cable, whose name is taken.
+        undo.callback(ip, "link", "del", here)
+        yield
 
 
 def why_none() -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+
 import pytest
 from networks import why_none
 
@@ -14,3 +17,14 @@ def test_nothing_is_lost_and_doubles_are_bounded():
 
     cuts = measure("amqp", cuts=3, seed=1)
     assert cuts.kept and cuts.figures.faults == 3, cuts
+
+
+def test_a_cable_is_gone_when_it_is_left():
+    from cuts import Cable
+
+    with contextlib.ExitStack() as undo:
+        for _ in range(2):
+            with Cable() as cable:
+                # A namespace lives as long as what is in it.
+                inside = undo.enter_context(subprocess.Popen([*cable.inside, "sleep", "60"]))
+                undo.callback(inside.kill)

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import random
 import re
+import ssl
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sending_tools import FailedList, ListSource
-from smtp_tools import run
+from smtp_tools import certificate, run
 from waiting import until
 
 import mqcore
@@ -20,6 +21,7 @@ from mqcore.mail import FailedSink, Gateway
 from mqcore.mail.smtp.sink import LmtpSink, SmtpSink
 
 HELLO = b"250-mx\r\n250-PIPELINING\r\n250-SIZE 20000\r\n250 8BITMIME\r\n"
+HELLO_TLS = HELLO.replace(b"250-SIZE", b"250-STARTTLS\r\n250-SIZE")
 GOOD = {"mailfrom": b"250 ok\r\n", "rcptto": b"250 ok\r\n", "data": b"354 go\r\n", "message": b"250 queued\r\n"}
 REFUSALS = [b"550 5.7.1 no\r\n", b"451 4.3.0 later\r\n", b"452-4.5.3\r\n452 too many\r\n", b"554\r\n"]
 ODD = [
@@ -28,11 +30,17 @@ ODD = [
 ]  # fmt: skip
 
 
+def server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate().file)
+    return context
+
+
 class Server:
     """Does something else than it should with a chance of `wrong`, at each step."""
 
-    def __init__(self, chance: random.Random, wrong: float, lmtp: bool) -> None:
-        self.chance, self.wrong, self.lmtp = chance, wrong, lmtp
+    def __init__(self, chance: random.Random, wrong: float, lmtp: bool, tls: ssl.SSLContext | None) -> None:
+        self.chance, self.wrong, self.lmtp, self.tls = chance, wrong, lmtp, tls
         self.got: Counter[tuple[str, bytes]] = Counter()
         """What it keeps, by recipient and subject, whether it said so or not."""
         self.open = 0
@@ -44,7 +52,7 @@ class Server:
         try:
             writer.write(b"220 mx\r\n")
             await self.talk(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError, RuntimeError):  # uvloop: it is closed already
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, RuntimeError):  # uvloop: it is closed already
             pass
         finally:
             self.open -= 1
@@ -53,11 +61,22 @@ class Server:
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         taken: list[str] = []
+        hello = HELLO_TLS if self.tls else HELLO
         while True:
             line = await reader.readuntil(b"\r\n")
             match line[:4]:
                 case b"EHLO" | b"LHLO":
-                    writer.write(HELLO)
+                    writer.write(hello)
+                case b"STAR" if self.happens():
+                    writer.write(b"454 4.7.0 no TLS now\r\n")
+                    if self.happens():
+                        self.go(writer)
+                case b"STAR":
+                    writer.write(b"220 go\r\n")
+                    if self.happens():
+                        self.go(writer)
+                    await writer.start_tls(self.tls)
+                    hello = HELLO
                 case b"MAIL":
                     taken = []
                     await self.say(writer, "mailfrom")
@@ -136,9 +155,10 @@ def in_a_hurry(monkeypatch, caplog):
     monkeypatch.setattr("mqcore.mail.smtp.pool.MAX_CONNECTIONS", 4)
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["in the clear", "tls"])
 @pytest.mark.parametrize("seed", range(8))
 @run
-async def test_chaos(seed, tmp_path, monkeypatch):
+async def test_chaos(seed, tls, tmp_path, monkeypatch):
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
     monkeypatch.setattr("mqcore.mail._gateway.PATIENCE", 0.3)
@@ -156,7 +176,7 @@ async def test_chaos(seed, tmp_path, monkeypatch):
     mails[7] += b"\0"
     plugins = mqcore.Plugins()
     plugins.add("10-to", SimpleNamespace(mq_smtp_in_message=to_some))
-    it = Server(chance, chance.choice([0.01, 0.05]), lmtp)
+    it = Server(chance, chance.choice([0.01, 0.05]), lmtp, server_context() if tls else None)
     server = await asyncio.start_server(it.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     source, failed = ListSource(mails, "a@example.org", None), FailedList(tmp_path)

@@ -50,7 +50,7 @@ GROUPS = {
     " Python function, is the least that it can cost, and misses it too. (Calling watchers straight from libuv's callback, and"
     " keeping the GIL until all that are ready were called, gained a hundredth, which did not make up for a second way to call"
     " them.)",
-    "stalls": "The longest turn of the loop, in processor time of its thread, while 160,000 callbacks of 20 us each that are"
+    "stalls": "The longest turn of the loop, in processor time of its thread, while 40,000 callbacks of 20 us each that are"
     " all due at once are called in one phase of a tick. uvloop calls all in one turn.",
     "growth": "One message, with many held, many plugins that lack the hook, or many retries; the base has few.",
     "asking": "To ask once for what is held (`dispatcher.held(limit=100)`) or for all that is counted (`dispatcher.stats()`),"

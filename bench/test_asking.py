@@ -28,7 +28,7 @@ def test_held(loop: Any, against: Callable[..., None]) -> None:
             "of 1,000": lambda: with_few.dispatcher.held(limit=LIMIT),
             "mqcore": lambda: with_many.dispatcher.held(limit=LIMIT),
         }
-        against(GROUP, "the 100 oldest of a million held messages", contenders, rounds=200, count=1)
+        against(GROUP, "the 100 oldest of a million held messages", contenders, rounds=50, count=1)
 
 
 def test_stats(loop: Any, against: Callable[..., None]) -> None:
@@ -41,5 +41,5 @@ def test_stats(loop: Any, against: Callable[..., None]) -> None:
         rows = [tuple(row) for row in dispatcher.stats().hooks]
         assert len(rows) == 500
         contenders = {"floor": lambda: tuple([HookStats._make(row) for row in rows]), "mqcore": dispatcher.stats}
-        against(GROUP, "the counts of 100 plugins with 5 hooks each", contenders, rounds=200, count=1)
+        against(GROUP, "the counts of 100 plugins with 5 hooks each", contenders, rounds=50, count=1)
     plugins.close()

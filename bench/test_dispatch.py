@@ -25,7 +25,7 @@ from subjects import (
 
 PLUGINS = [1, 3, 10, 30]
 COUNT = 1_000
-ROUNDS = 300
+ROUNDS = 100
 
 Functions = Iterable[Callable[..., Any]]
 

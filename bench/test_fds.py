@@ -36,4 +36,4 @@ def compare_ways(
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limit)
         ways = {name: stack.enter_context(closing(way(loop, places, count))) for name, way in chosen.items()}
         contenders = {name: way.round for name, way in ways.items()}
-        against("fds", case, contenders, rounds=100 if count else 20, count=count or places * TIMES)
+        against("fds", case, contenders, rounds=40 if count else 10, count=count or places * TIMES)

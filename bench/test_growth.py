@@ -37,7 +37,7 @@ def test_held(loop: Any, against: Against, name: str, count: int) -> None:
         contenders = {"10k held": few.cycle, "mqcore": many.cycle}
         counts = {"10k held": 10_000, "mqcore": count}
         options = {"count": count, "counts": counts, "before": gc.collect, "at": count}
-        against("growth", f"{name} held, beside 10k", contenders, rounds=15, **options)
+        against("growth", f"{name} held, beside 10k", contenders, rounds=9, **options)
 
 
 @pytest.mark.parametrize("idle", [10, 100, 1_000])
@@ -46,7 +46,7 @@ def test_plugins_without_the_hook(loop: Any, against: Against, idle: int) -> Non
     taken = messages(COUNT)
     with subject(loop, PASSES_ON, 3) as alone, subject(loop, PASSES_ON, 3, idle) as among:
         contenders = {"3 plugins": lambda: alone.hook.run_many(taken), "mqcore": lambda: among.hook.run_many(taken)}
-        against("growth", f"3 of {3 + idle:,} plugins have the hook", contenders, rounds=200, count=COUNT, at=idle)
+        against("growth", f"3 of {3 + idle:,} plugins have the hook", contenders, rounds=60, count=COUNT, at=idle)
 
 
 class Retrying:
@@ -76,4 +76,4 @@ def test_retries(loop: Any, against: Against, retries: int) -> None:
         stack.callback(many.subject.dispatcher.close)
         contenders = {"10 retries": few.run, "mqcore": many.run}
         counts = {"10 retries": few.passes, "mqcore": many.passes}
-        against("growth", f"{retries:,} retries", contenders, rounds=100, count=COUNT, counts=counts, at=retries)
+        against("growth", f"{retries:,} retries", contenders, rounds=40, count=COUNT, counts=counts, at=retries)

@@ -26,7 +26,7 @@ HEADER = (
 )
 MAILS = {"4 KB": HEADER + b"a line of text\r\n" * 128, "1 MB": HEADER + b"a line of text\r\n" * 65_536}
 COUNT = 50
-ROUNDS = 40
+ROUNDS = 20
 
 
 def parse(mime: bytes) -> Message:

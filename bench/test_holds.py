@@ -62,9 +62,9 @@ MILLION = {"dict + callback": ByDict, "mqcore": ByMqcore}
 @pytest.mark.parametrize(
     ("name", "count", "rounds", "chosen"),
     [
-        ("10k", 10_000, 50, WAYS),
-        pytest.param("100k", 100_000, 15, WAYS, marks=pytest.mark.large),
-        pytest.param("1M", 1_000_000, 7, MILLION, marks=pytest.mark.large),
+        ("10k", 10_000, 20, WAYS),
+        pytest.param("100k", 100_000, 7, WAYS, marks=pytest.mark.large),
+        pytest.param("1M", 1_000_000, 5, MILLION, marks=pytest.mark.large),
     ],
 )
 def test_held(
@@ -86,7 +86,7 @@ def test_subclass_held(loop: Any, against: Against) -> None:
     count = 100_000
     taken = [Mail(f"{number}@example.org") for number in range(count)]
     with ways(loop, taken, {"floor": ByFloor, **MILLION}) as contenders:
-        against(GROUP, "100k held, Python subclass", contenders, rounds=15, count=count, **SETTLED)
+        against(GROUP, "100k held, Python subclass", contenders, rounds=7, count=count, **SETTLED)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_given_back(loop: Any, against: Against, case: str, base: str, peer: typ
     """Other ways of giving back."""
     count = 10_000
     with ways(loop, messages(count), {base: peer, "mqcore": way}) as contenders:
-        against(GROUP, f"10k held, {case}", contenders, rounds=30, count=count, **SETTLED)
+        against(GROUP, f"10k held, {case}", contenders, rounds=15, count=count, **SETTLED)
 
 
 @pytest.mark.parametrize(

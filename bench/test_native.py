@@ -16,7 +16,7 @@ from subjects import HOOK, Subject, messages
 import mqcore
 
 COUNT = 1_000
-ROUNDS = 300
+ROUNDS = 100
 HELD = 20_000
 
 PYTHON_TAKES = f"""

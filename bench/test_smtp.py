@@ -176,7 +176,7 @@ def test_receive(
     servers = {"smtp-sink": served("smtp-sink"), "mqcore": served(sink), "aiosmtpd": served("aiosmtpd")}
     servers["bare uvloop protocol"] = served("uvloop")
     course = Course(servers, mails, options, per_connection)
-    rounds = 3 if short else 15
+    rounds = 3 if short else 9
     benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
     for case, figures in ((shape, course.clock), (f"{shape}, processor time", course.processor)):
         report(row_of("receiving by SMTP", case, {name: each[-rounds:] for name, each in figures.items()}))
@@ -201,7 +201,7 @@ def test_workers(benchmark: Any, report: Callable[..., None], served: Served, *,
     servers = {f"{kind} {copy}": served(name, copy) for kind, name in kinds.items() for copy in COPIES}
     servers["2 workers"] = served("2 workers")
     course = Course(servers, 1600, ["-p"], 10)
-    rounds = 3 if short else 15
+    rounds = 3 if short else 9
     benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
 
     def taken(figures: Figures, kind: str) -> list[float]:
@@ -218,7 +218,7 @@ def test_workers_that_compute(benchmark: Any, report: Callable[..., None], serve
     much as one in the same time. What sends goes first, as if it had a core of its own."""
     servers = {name: served(f"{name}, computes") for name in ("1 worker", "2 workers")}
     course = Course(servers, 400 if short else 1600, ["-p"], 10)
-    rounds = 3 if short else 15
+    rounds = 3 if short else 9
     benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
     clock = {"1 worker": course.clock["1 worker"][-rounds:], "mqcore": course.clock["2 workers"][-rounds:]}
     report(row_of("receiving by SMTP", "two workers, a plugin that computes", clock))
@@ -228,7 +228,7 @@ def test_workers_that_compute(benchmark: Any, report: Callable[..., None], serve
 def test_receive_by_lmtp(benchmark: Any, report: Callable[..., None], served: Served, recipients: int, *, short: bool) -> None:
     servers = {"smtp-sink": served("smtp-sink, LMTP"), "mqcore": served("mqcore, LMTP")}
     course = Course(servers, 800, ["-l", "-p", "-n", recipients], 100)
-    rounds = 3 if short else 15
+    rounds = 3 if short else 9
     benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
     shape = f"LMTP, {recipients} recipient{'s' if recipients > 1 else ''}"
     for case, figures in ((shape, course.clock), (f"{shape}, processor time", course.processor)):

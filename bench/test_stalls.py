@@ -13,7 +13,7 @@ from stalling import WAYS, longest_turn, on_uvloop
 @pytest.mark.parametrize("phase", WAYS)
 def test_stalls(benchmark: Any, loop: Any, report: Callable[..., None], phase: str, *, short: bool) -> None:
     """With callbacks of 20 us, in each phase of a tick. uvloop calls all that are ready in one turn."""
-    count = 20_000 if short else 160_000
+    count = 20_000 if short else 40_000
     turns: dict[str, list[float]] = {"uvloop, call_soon": [], "mqcore": []}
 
     def measure() -> None:

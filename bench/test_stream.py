@@ -12,7 +12,7 @@ from subjects import PASSES_ON, Subject, messages, subject
 import mqcore
 
 COUNT = 2_000
-ROUNDS = 200
+ROUNDS = 60
 PLUGINS = 10
 
 

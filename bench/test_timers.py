@@ -17,10 +17,10 @@ from timing import WAYS
     ("case", "work", "count", "rounds"),
     [
         # Many at once, so that what the last of them waits for is little for each.
-        ("start and fire", "start_and_fire", 100_000, 15),
-        ("start and stop", "start_and_stop", 100_000, 15),
-        ("start and stop, one at a time", "start_and_stop_in_turn", 10_000, 40),
-        ("reset", "reset", 10_000, 40),
+        ("start and fire", "start_and_fire", 100_000, 7),
+        ("start and stop", "start_and_stop", 100_000, 7),
+        ("start and stop, one at a time", "start_and_stop_in_turn", 10_000, 20),
+        ("reset", "reset", 10_000, 20),
     ],
 )
 def test_timers(

@@ -110,6 +110,7 @@ _shtab_mqcore_config_defaults_added=0
 
 _shtab_mqcore_ctl_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--json[print the answer as JSON]"
   {--socket,--control}"[its control socket (default\: control.sock in \$RUNTIME_DIRECTORY, or in \/run\/mqcore)]:PATH:"
 )
 

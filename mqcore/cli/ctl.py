@@ -30,6 +30,7 @@ AT_ONCE = 0.2
 AGAIN = 1.0
 """How long it waits at a time from then on: a Ctrl-C that comes just before it begins to wait is seen when that is over."""
 SOCKET = f"its control socket (default: {systemd.CONTROL} in $RUNTIME_DIRECTORY, or in {DEFAULT})"
+JSON = "print the answer as JSON"
 EXIT_CODES = """\
 exit codes: 0 done; 1 the server says no; 2 wrong usage; 3 nothing was reloaded, all is as it was; 4 no server can be reached"""
 _CODES = {"usage": USAGE, "reload": BAD_PLUGIN}
@@ -37,14 +38,15 @@ _CODES = {"usage": USAGE, "reload": BAD_PLUGIN}
 
 def add_to(commands: Commands) -> None:
     ctl = commands.add_parser("ctl", help="ask and steer a server that runs with --control", epilog=EXIT_CODES)
+    ctl.add_argument("--json", action="store_true", help=JSON)
     ctl.add_argument("--socket", "--control", metavar="PATH", help=SOCKET)
     asked = ctl.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, what in _COMMANDS.items():
         parser = asked.add_parser(name, help=what.help)
         for argument, about in what.arguments.items():
             parser.add_argument(argument, **about)
-        parser.add_argument("--json", action="store_true", help="print the answer as JSON")
         again = "the same as before the command"
+        parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON)
         parser.add_argument("--socket", "--control", metavar="PATH", default=argparse.SUPPRESS, help=again)
         parser.set_defaults(command=ask, parser=parser, name=name)
 

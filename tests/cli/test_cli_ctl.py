@@ -62,6 +62,7 @@ def test_status(steered):
     assert re.search(r"^started: \d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d\nuptime: 0:0\d:\d\d\n", text, re.MULTILINE), text
     assert re.search(r"^reloads: \d+(, the last one at .{25})?; \d+ failed$", text, re.MULTILINE), text
     assert json.loads(said(steered.ctl("status", "--json")))["state"] == "running"
+    assert json.loads(said(steered.ctl("--json", "status")))["state"] == "running"
     assert said(steered.ctl("order", "mq_smtp_in_message")) == "10-hold\n"
     assert said(steered.ctl("held")) == "0 held\n"
     assert said(steered.ctl("stats")).startswith("steps: ")

@@ -336,6 +336,8 @@ def look_at_program(words: list[str], program: str) -> None:
     if program == "dev":
         assert f"\n## {words[1]} " in text or f"\n## {words[1]}:" in text
     elif program == "python":
+        beside = (path.with_name(f"{name}.py") for name in re.findall(r"^from (\w+) import", text, re.MULTILINE))
+        text += "".join(each.read_text() for each in beside if each.exists())
         for word in words[2:]:
             assert not word.startswith("--") or f'"{word.partition("=")[0]}"' in text, f"{path} has no {word}"
 

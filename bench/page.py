@@ -49,7 +49,7 @@ GROUPS = {
     " was no possible goal for what is built on libuv: *libuv from C*, a callback in C that takes the GIL and calls the same"
     " Python function, is the least that it can cost, and misses it too. (Calling watchers straight from libuv's callback, and"
     " keeping the GIL until all that are ready were called, gained a hundredth, which did not make up for a second way to call"
-    " them.)",
+    " them.) Over TCP, *uvloop, a protocol* reads and writes by transports, and picows a frame of WebSocket each time.",
     "stalls": "The longest turn of the loop, in processor time of its thread, while 40,000 callbacks of 20 us each that are"
     " all due at once are called in one phase of a tick. uvloop calls all in one turn.",
     "growth": "One message, with many held, many plugins that lack the hook, or many retries; the base has few.",

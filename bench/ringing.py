@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 import gevent.hub
+import picows
 import pyuv
 import uvloop.loop
 from building import build
@@ -22,18 +24,28 @@ import mqcore
 
 floor = build("_floor_loop")
 TIMES = 10
+Pair = tuple[socket.socket, socket.socket]
+
+
+def tcp_pair() -> Pair:
+    """The two ends of a connection over TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pair = socket.create_connection(listener.getsockname()), listener.accept()[0]
+    for end in pair:
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return pair
 
 
 class Ring:
     """Two places or more. All ways but the floor call the same callback with the same arguments."""
 
-    def __init__(self, loop: Any, places: int, count: int) -> None:
+    def __init__(self, loop: Any, places: int, count: int, connect: Callable[[], Pair] = socket.socketpair) -> None:
         """`count`: how often the byte is passed on in a round; 0: all places get one at once, TIMES times."""
         self.loop = loop
         self.count = count
         self.left = 0
         self.times = 0
-        self.pairs = [socket.socketpair() for _ in range(places)]
+        self.pairs = [connect() for _ in range(places)]
         for pair in self.pairs:
             for end in pair:
                 end.setblocking(False)
@@ -144,6 +156,104 @@ class ByAddReader(Ring):
         super().close()
 
 
+class Place(asyncio.Protocol):
+    """Passes on what comes to the transport `next`."""
+
+    next: asyncio.Transport
+
+    def __init__(self, ring: Ring) -> None:
+        """The ring counts."""
+        self.ring = ring
+
+    def data_received(self, data: bytes) -> None:
+        """It is read already."""
+        self.ring.left -= 1
+        if self.ring.left:
+            self.next.write(data)
+        else:
+            self.ring.loop.stop()
+
+
+class ByProtocol(Ring):
+    """A transport of uvloop for each end, with a Protocol where a byte comes: it calls back with what it has read."""
+
+    def open(self) -> None:
+        """Both ends of all."""
+        writers = [self.connect(asyncio.Protocol, writes)[0] for writes, _ in self.pairs]
+        self.ends = [self.connect(lambda: Place(self), reads) for _, reads in self.pairs]
+        for (_, place), writer in zip(self.ends, writers[1:] + writers[:1], strict=True):
+            place.next = writer
+        self.transports = [*writers, *(transport for transport, _ in self.ends)]
+
+    def connect(self, protocol: Callable[[], Any], end: socket.socket) -> tuple[Any, Any]:
+        """A transport and its protocol."""
+        made: tuple[Any, Any] = self.loop.run_until_complete(self.loop.create_connection(protocol, sock=end))
+        return made
+
+    def start(self) -> None:
+        """Write what is to be read."""
+        self.left = self.count
+        self.ends[-1][1].next.write(b"x")
+
+    def close(self) -> None:
+        """Transports close their sockets, in a turn of the loop."""
+        for transport in self.transports:
+            transport.abort()
+        self.loop.run_until_complete(asyncio.sleep(0))
+        super().close()
+
+
+class WebSocketEnd(picows.WSListener):
+    """Passes on what comes to the other end."""
+
+    ring: Ring
+    transport: Any
+
+    def on_ws_connected(self, transport: Any) -> None:
+        """The handshake is over."""
+        self.transport = transport
+
+    def on_ws_frame(self, transport: Any, frame: Any) -> None:
+        """One has come."""
+        self.ring.left -= 1
+        if self.ring.left:
+            transport.send(frame.msg_type, frame.get_payload_as_bytes())
+        else:
+            self.ring.loop.stop()
+
+
+class ByPicows(Ring):
+    """picows: a WebSocket with a frame of one byte, on uvloop. Two places only, which are the ends of one connection."""
+
+    def open(self) -> None:
+        """A server and its client."""
+        self.loop.run_until_complete(self.open_both())
+
+    async def open_both(self) -> None:
+        """Over TCP."""
+
+        def end(*_: Any) -> WebSocketEnd:
+            made = WebSocketEnd()
+            made.ring = self
+            return made
+
+        self.server = await picows.ws_create_server(end, "127.0.0.1", 0)
+        port = self.server.sockets[0].getsockname()[1]
+        self.client, _ = await picows.ws_connect(end, f"ws://127.0.0.1:{port}/")
+
+    def start(self) -> None:
+        """Send what is to be read."""
+        self.left = self.count
+        self.client.send(picows.WSMsgType.BINARY, b"x")
+
+    def close(self) -> None:
+        """Both ends, in turns of the loop."""
+        self.client.disconnect()
+        self.server.close()
+        self.loop.run_until_complete(self.server.wait_closed())
+        super().close()
+
+
 class ByAsyncio(ByAddReader):
     """`add_reader` of asyncio's own loop."""
 
@@ -244,3 +354,11 @@ WAYS: dict[str, type[Ring]] = {
     "pyuv": ByPyuv,
     "gevent": ByGevent,
 }
+
+TCP_WAYS: dict[str, type[Ring]] = {
+    "uvloop": ByAddReader,
+    "mqcore": ByMqcore,
+    "uvloop, a protocol": ByProtocol,
+    "picows": ByPicows,
+}
+"""Between the two ends of connections over TCP."""

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
-from ringing import TIMES, WAYS, Ring
+from ringing import TCP_WAYS, TIMES, WAYS, Ring, tcp_pair
 
 CASES = [("ping-pong", 2, 2_000), ("1,000 sockets in turn", 1_000, 2_000), ("1,000 sockets at once", 1_000, 0)]
 
@@ -24,6 +24,14 @@ def test_own_epoll(loop: Any, against: Callable[..., None], case: str, places: i
     """By the epoll that mqcore has, of which libuv polls only that, beside a `uv_poll_t` for each fd."""
     chosen = {name: WAYS[name] for name in ("libuv from C", "mqcore")}
     compare_ways(loop, against, f"{case}, beside libuv", places, count, chosen)
+
+
+def test_over_tcp(loop: Any, against: Callable[..., None]) -> None:
+    """Beside who reads for the callback: a protocol of asyncio's kind, and a WebSocket."""
+    with ExitStack() as stack:
+        ways = {name: stack.enter_context(closing(way(loop, 2, 2_000, tcp_pair))) for name, way in TCP_WAYS.items()}
+        contenders = {name: way.round for name, way in ways.items()}
+        against("fds", "ping-pong over TCP", contenders, rounds=40, count=2_000)
 
 
 def compare_ways(

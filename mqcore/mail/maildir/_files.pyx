@@ -13,6 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.errno cimport EEXIST, EINTR, EINVAL, ENOSYS, errno
 from libc.math cimport floor
+from libc.string cimport memset
 from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_EXCL, O_WRONLY, openat
 from posix.time cimport timespec
 from posix.unistd cimport close, fsync, write
@@ -86,7 +87,7 @@ cdef class Group(Job):
     cdef File *files
     cdef Py_ssize_t room
     cdef Py_ssize_t count
-    cdef Py_ssize_t written             # so many of them were tried
+    cdef Py_ssize_t written             # so many of them are, if nothing failed
     cdef readonly Py_ssize_t unwritten  # octets of the others
     cdef int number                     # the errno of what failed
     cdef Py_ssize_t culprit             # the file that could not be made, if that was it
@@ -103,18 +104,21 @@ cdef class Group(Job):
 
     def add(self, bytes file not None, int folder, bytes name not None, bytes content not None, time):
         """`time`: when it arrived, in seconds since 1970, or None."""
-        cdef File new = File(PyBytes_AS_STRING(file), folder, PyBytes_AS_STRING(name), PyBytes_AS_STRING(content),
-                             PyBytes_GET_SIZE(content), time is not None)
-        cdef double seconds
-        if new.is_timed:
-            seconds = time
-            new.times[0].tv_sec = <long>floor(seconds)
-            new.times[0].tv_nsec = <long>(1e9 * (seconds - floor(seconds)))
-            new.times[1] = new.times[0]
+        cdef double seconds = 0 if time is None else time
         self.make_room()
+        cdef File *new = &self.files[self.count]
+        memset(new, 0, sizeof(File))
+        new.file = PyBytes_AS_STRING(file)
+        new.folder = folder
+        new.name = PyBytes_AS_STRING(name)
+        new.data = PyBytes_AS_STRING(content)
+        new.size = PyBytes_GET_SIZE(content)
+        new.is_timed = time is not None
+        new.times[0].tv_sec = <long>floor(seconds)
+        new.times[0].tv_nsec = <long>(1e9 * (seconds - floor(seconds)))
+        new.times[1] = new.times[0]
         self.names.append((file, name))
         self.contents.append(content)
-        self.files[self.count] = new
         self.count += 1
         self.unwritten += new.size
 
@@ -159,11 +163,13 @@ cdef class Group(Job):
 
     cdef int write_files(self) noexcept nogil:
         """0, or the errno, also of what failed before."""
-        while self.number == 0 and self.written < self.count:
-            self.number = write_file(self.tmp, &self.files[self.written], not self.in_one)
-            if self.number and not self.files[self.written].is_made:
-                self.culprit = self.written
-            self.written += 1
+        cdef Py_ssize_t at
+        for at in range(self.written, self.count):
+            if self.number == 0:
+                self.number = write_file(self.tmp, &self.files[at], not self.in_one)
+                if self.number and not self.files[at].is_made:
+                    self.culprit = at
+        self.written = self.count
         return self.number
 
     cdef int publish_files(self) noexcept nogil:

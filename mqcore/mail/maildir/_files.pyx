@@ -32,8 +32,9 @@ cdef extern from "unistd.h" nogil:
 
 cdef enum:
     RENAME_NOREPLACE = 1
-    # From so many files on, one syncfs takes the place of an fsync of each. It costs less from two on, but also writes what others
-    # have left to be written: a server with so much to do at once does best so, and a mail that comes alone does not wait for them.
+    # From so many files on, one syncfs takes the place of an fsync of each. It costs less from two on, but also writes what
+    # others have left to be written: a server with so much to do at once does best so, and a mail that comes alone does not
+    # wait for them.
     ENOUGH = 4
 
 ctypedef int (*Rename)(int, const char *, int, const char *, unsigned int) noexcept nogil

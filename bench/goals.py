@@ -91,6 +91,8 @@ GOALS = {
     "a Maildir in memory, one mail at a time, processor time": Goal("bare system calls", 2.0, room=1.6),
     "a Maildir on disk, 16 mails at a time, processor time": Goal("bare system calls", 1.5, room=2.0),
     "a Maildir on disk, one mail at a time, processor time": Goal("bare system calls", 1.5, room=2.0),
+    "from SMTP to a Maildir in memory, processor time": Goal("smtp-sink + bare system calls", 1.5, room=1.6),
+    "from SMTP to a Maildir on disk, processor time": Goal("smtp-sink + bare system calls", 1.5, room=2.5),
     "100k messages, beside 10k": Goal("10k messages", 1.10),
     "100 mails a connection": Goal("smtp-sink", 1 / 0.9, room=1.5),
     "100 mails a connection, pipelined": Goal("smtp-sink", 1 / 0.9, room=1.5),

@@ -2,7 +2,7 @@
  *
  * maildir_floor MAILDIR MAILS GROUP SIZE
  *
- * A group is written to tmp/ and brought to the disk, by one syncfs where there are eight and more, each file gets its name in new/,
+ * A group is written to tmp/ and brought to the disk, by one syncfs where there are four and more, each file gets its name in new/,
  * and new/ is brought to the disk: what mqcore promises of a group, and how. Prints the ns of user and of system time a mail.
  */
 #define _GNU_SOURCE
@@ -47,9 +47,9 @@ int main(int argc, char **argv) {
     for (long first = 0; first < mails; first += group) {
         for (long at = first; at < first + group; at++) {
             snprintf(file, sizeof file, "Q%032lx.mqcore.0123456789abcdef.%ld", at, at);
-            write_file(tmp, file, mail, size, group < 8);
+            write_file(tmp, file, mail, size, group < 4);
         }
-        if (group >= 8 && syncfs(tmp) != 0) err(1, "syncfs");
+        if (group >= 4 && syncfs(tmp) != 0) err(1, "syncfs");
         for (long at = first; at < first + group; at++) {
             snprintf(file, sizeof file, "Q%032lx.mqcore.0123456789abcdef.%ld", at, at);
             snprintf(name, sizeof name, "1700000000.M%012ldQ%032lx.mqcore,E=sender@example.org", at, at);

@@ -18,54 +18,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import milter_servers
 from building import HERE
+from postfixes import postfix
 from servers import free_port, running
 from test_smtp import processor_time
 
-MAIN = """\
-compatibility_level = 3.6
-queue_directory = {home}/spool
-data_directory = {home}/data
-command_directory = /usr/sbin
-daemon_directory = /usr/lib/postfix/sbin
-mail_owner = postfix
-setgid_group = postdrop
-maillog_file = {home}/log/maillog
-maillog_file_prefixes = {home}/log
-myhostname = postfix.example
-mydestination =
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-smtpd_relay_restrictions = permit_mynetworks, reject
-mynetworks = 127.0.0.0/8
-local_recipient_maps =
-alias_maps =
-alias_database =
-default_transport = discard:
-smtpd_peername_lookup = no
-smtpd_client_connection_count_limit = 0
-in_flow_delay = 0
-"""
-SERVICES = """\
-cleanup   unix  n - n - 0 cleanup
-qmgr      unix  n - n 300 1 qmgr
-rewrite   unix  - - n - - trivial-rewrite
-bounce    unix  - - n - 0 bounce
-defer     unix  - - n - 0 bounce
-trace     unix  - - n - 0 bounce
-discard   unix  - - n - - discard
-anvil     unix  - - n - 1 anvil
-postlog   unix-dgram n - n - 1 postlogd
-"""
 LISTENS = "127.0.0.1:{port} inet n - n - - smtpd\n    -o smtpd_milters=inet:127.0.0.1:{milter}\n"
 SESSIONS = 8
 FIELDS = ("From: a@sender.example", "Date: Sun, 29 Nov 2026 08:00:00 +0000", "Message-Id: <1@sender.example>", "Subject: hello")
@@ -92,24 +56,6 @@ def command_of(way: str, port: int, folder: Path) -> list[str]:
         return [str(folder / "milter_floor"), str(port), *(("noreply",) if "no-reply" in way else ())]
     kind = {BARE: "uvloop", "pymilter": "pymilter"}.get(way, "pymilter-noreply")
     return [sys.executable, milter_servers.__file__, kind, str(port)]
-
-
-@contextlib.contextmanager
-def postfix(home: Path, milters: dict[str, int]) -> Iterator[dict[str, int]]:
-    """A Postfix that asks each of these at a port of its own."""
-    ports = {way: free_port() for way in milters}
-    for name in ("etc", "spool", "data", "log"):
-        (home / name).mkdir(parents=True)
-    shutil.chown(home / "data", "postfix", "postfix")
-    (home / "etc" / "main.cf").write_text(MAIN.format(home=home))
-    listens = "".join(LISTENS.format(port=ports[way], milter=milter) for way, milter in milters.items())
-    (home / "etc" / "master.cf").write_text(listens + SERVICES)
-    command = ["postfix", "-c", str(home / "etc")]
-    subprocess.run([*command, "start"], check=True, capture_output=True)
-    try:
-        yield ports
-    finally:
-        subprocess.run([*command, "stop"], check=True, capture_output=True)
 
 
 def measure(port: int, pid: int, mails: int, text: Path, *, many: bool) -> float:
@@ -141,7 +87,9 @@ def main() -> None:
         pids = {
             way: stack.enter_context(running(command_of(way, port, folder), port)).pid for way, port in milters.items()
         }
-        ports = stack.enter_context(postfix(folder / "postfix", milters))
+        ports = {way: free_port() for way in milters}
+        listens = "".join(LISTENS.format(port=ports[way], milter=milter) for way, milter in milters.items())
+        stack.enter_context(postfix(folder / "postfix", listens))
         for many in (False, True):
             costs: dict[str, list[float]] = {way: [] for way in WAYS}
             for number in range(options.rounds + 1):

@@ -74,7 +74,11 @@ GROUPS = {
     " A large body is copied once, from where it was read to where it stays until its copy is confirmed, and sent from there.",
     "storing in a Maildir": "A mail of 1 KB in a new Maildir, and on the disk: the processor time of the process, in user code"
     " and in the system. The base is a program in C that makes the same calls of the system and nothing else; the standard"
-    " library stores one mail at a time.",
+    " library stores one mail at a time. *From SMTP to a Maildir* is the whole way, through ten plugins: a mail comes by SMTP"
+    " from one of 16 clients, is on the disk, and only then the client is told so. Its base is the processor time of two"
+    " programs in C together, of which one, smtp-sink, receives and keeps nothing, and the other makes the calls that storing"
+    " takes, always for 16 mails in one go; with *null:* the mail is received and not stored. What Postfix takes for the same"
+    " is printed by `python bench/delivering.py`.",
     "start of the command": "`mqcore run` from an empty mbox to `null:`, from the start of the process to its end.",
     "memory of the command": "The peak of the resident memory of `mqcore run`, interpreter included.",
     "instructions": "One piece of the same work, in instructions of the processor.",

@@ -25,6 +25,7 @@ import smtp_servers
 from building import build_program
 from comparing import row_of
 from servers import SMTP_SINK, free_port, running
+from test_command import DISK, MEMORY
 
 CONNECTIONS = 16
 COPIES = range(4)
@@ -91,7 +92,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @contextlib.contextmanager
 def listening(name: str, plugins: Path) -> Iterator[tuple[int, int]]:
     port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=MEMORY) as memory:
         command = [sys.executable, "-P", "-m", "mqcore", "run", "--plugins", plugins, "--from", f"smtp://127.0.0.1:{port}"]
         commands = {
             "mqcore": [*command, "--to", "null:"],
@@ -103,6 +104,7 @@ def listening(name: str, plugins: Path) -> Iterator[tuple[int, int]]:
             "all on": [*command, "--to", "null:", f"--control={folder}/control", f"--metrics=unix:{folder}/metrics"],
             "a line in the log": [*command, "--to", "null:", "--watchdog", "0", "--log-level", "info"],
             "mqcore, Maildir": [*command, "--to", f"maildir:{folder}/inbox"],
+            "mqcore, Maildir in memory": [*command, "--to", f"maildir:{memory}/inbox"],
             "mqcore, LMTP": [*command[:-1], f"lmtp://127.0.0.1:{port}", "--to", "null:"],
             "mqcore, holds": [*command, "--plugins", plugins / "holds", "--to", "null:"],
             "smtp-sink, LMTP": [*SMTP_SINK, "-L", f"127.0.0.1:{port}", 1024],
@@ -180,6 +182,38 @@ def test_receive(
     benchmark.pedantic(course, rounds=rounds, warmup_rounds=1)
     for case, figures in ((shape, course.clock), (f"{shape}, processor time", course.processor)):
         report(row_of("receiving by SMTP", case, {name: each[-rounds:] for name, each in figures.items()}))
+
+
+@pytest.mark.parametrize(
+    ("where", "place", "sink", "mails"),
+    [("in memory", MEMORY, "mqcore, Maildir in memory", 1600), ("on disk", DISK, "mqcore, Maildir", 800)],
+)
+def test_receive_and_store(
+    benchmark: Any, report: Callable[..., None], served: Served, where: str, place: Path, sink: str, mails: int, *, short: bool
+) -> None:
+    """The whole way: each mail is on the disk when its sender is told so. The base is what two programs in C take, of which one
+    receives, and the other makes the calls of the system that storing takes, for groups as large as they can be."""
+    floor = build_program("maildir_floor")
+    servers = {"smtp-sink": served("smtp-sink"), "mqcore": served(sink), "null:": served("mqcore")}
+    course = Course(servers, mails, [], 100)
+    stored: list[float] = []
+    folder = Path(tempfile.mkdtemp(prefix="mqcore-bench-", dir=place))
+
+    def measure() -> None:
+        course()
+        command = [floor, folder / str(len(stored)), mails, CONNECTIONS, SIZE]
+        said = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
+        stored.append(sum(map(float, said.split())))
+
+    rounds = 3 if short else 15
+    try:
+        benchmark.pedantic(measure, rounds=rounds, warmup_rounds=1)
+    finally:
+        shutil.rmtree(folder)
+    received = {name: each[-rounds:] for name, each in course.processor.items()}
+    base = [*map(sum, zip(received.pop("smtp-sink"), stored[-rounds:], strict=True))]
+    case = f"from SMTP to a Maildir {where}, processor time"
+    report(row_of("storing in a Maildir", case, {"smtp-sink + bare system calls": base, **received}))
 
 
 def test_all_that_an_operator_may_turn_on(benchmark: Any, report: Callable[..., None], served: Served, *, short: bool) -> None:

@@ -1,6 +1,7 @@
 # Storing what is good, and what failed where that goes, in groups.
 
 from ._histogram cimport Histogram
+from ._jobs cimport JobThread
 from ._transaction cimport Transaction
 
 cdef class Writer:
@@ -22,8 +23,16 @@ cdef class Writer:
     cdef double pause               # s until they are tried again
     cdef object timer
     cdef bint closed
+    cdef JobThread jobs             # None where the store has none, or no thread is to be had
+    cdef list group                 # transactions that were taken out of `waiting` and are not done with
+    cdef bint is_begun              # the store has a job to store these
+    cdef double begun               # when that was
+    cdef bint was_full              # the store, for that job
+    cdef object crash               # what `run` is to raise
 
     cdef bint add(self, Transaction transaction) except -1
+    cdef bint begin_soon(self) except -1
+    cdef int end(self, job) except -1
     cdef list next_group(self)
     cdef int delay(self, Transaction transaction) except -1
     cdef int hurry(self) except -1

@@ -7,6 +7,7 @@ from collections import deque
 cimport cython
 from cpython.time cimport monotonic
 from ._histogram cimport Histogram
+from ._jobs cimport Job, JobThread
 from ._mail cimport Mail
 from ._transaction cimport Transaction
 
@@ -57,7 +58,8 @@ cdef class Writer:
         """Store it. Whether that is done at once, as there is nothing to wait for; if not, `done` is called."""
         if self.blocks or self.broken or transaction.bad:
             self.waiting.append(transaction)
-            self.work.set()
+            if not self.is_begun:
+                self.work.set()
             return False
         if self.store is not None:
             try:
@@ -102,12 +104,96 @@ cdef class Writer:
         return 0
 
     async def run(self):
-        while self.waiting or not self.closed:
-            if self.waiting:
-                await self._write(self.next_group())
-            else:
-                self.work.clear()
-                await self.work.wait()
+        if self.store is not None and self.store.begins:
+            try:
+                self.jobs = JobThread(asyncio.get_running_loop(), self._end)
+            except (OSError, RuntimeError, MemoryError):
+                pass  # it goes without
+        try:
+            while self.waiting or self.group or not self.closed:
+                if self.crash is not None:
+                    raise self.crash
+                if not self.is_begun and (self.waiting or self.group):
+                    self.group = self.group or self.next_group()
+                    if not self.begin_soon():
+                        await self._write(self.group)
+                        self.group = None
+                        self.was_full = False
+                else:
+                    self.work.clear()
+                    await self.work.wait()
+        finally:
+            if self.jobs is not None:
+                self.jobs.close()
+
+    # By jobs of the store, from one callback of the loop to the next
+
+    cdef bint begin_soon(self) except -1:
+        """Whether the store has a job for the group. When that is over the next one follows: `run` is needed no more until
+        there is nothing to do, or something that no job does."""
+        cdef Transaction transaction
+        cdef list mails = []
+        cdef Job job
+        if self.jobs is None or self.was_full or self.store in self.broken:
+            return False
+        for transaction in self.group:
+            if transaction.bad:
+                return False
+            mails += transaction.good_mails()
+        if not mails:
+            return False
+        try:
+            job = self.store.begin(mails)
+        except SinkFull:
+            return False
+        except Exception as error:
+            self.give_up(self.store, error)
+            return False
+        if job is None:
+            return False
+        self.begun = monotonic()
+        self.jobs.begin(job)
+        self.is_begun = True
+        return True
+
+    def _end(self, job):
+        try:
+            self.end(job)
+        except BaseException as error:
+            self.crash = error
+        if self.crash is not None or self.group is not None and not self.is_begun:
+            self.work.set()
+
+    cdef int end(self, job) except -1:
+        """It is over: settle its transactions, and begin the next one if there is one."""
+        cdef Transaction transaction
+        cdef list group = self.group
+        cdef bint stored = True
+        cdef Py_ssize_t count = 0
+        try:
+            self.store.end(job)
+        except SinkFull:
+            self.is_begun = False
+            self.was_full = True  # for `run`, which tries again
+            return 0
+        except Exception as error:
+            self.give_up(self.store, error)
+            stored = False
+        self.group = None
+        for transaction in group:
+            count += len(transaction.good)
+        if stored:
+            self.seconds.count(monotonic() - self.begun)
+            self.sizes.count(count)
+            self.pause = FIRST_PAUSE
+        for transaction in group:
+            transaction.full = False
+            self.done(transaction, True, stored)
+        self.is_begun = False
+        if self.waiting:
+            self.group = self.next_group()
+            self.begin_soon()
+        return 0
 
     cdef list next_group(self):
         cdef list group = []

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
+from ._jobs import Job
 from ._mail import Mail
 from ._transaction import Transaction
 from ._writer import BATCH, BATCH_BYTES
@@ -288,9 +289,22 @@ class Store(BaseSink, ABC):
     ends_when = "what the plugins are done with is stored"
     blocks: bool = True
     """Whether `store` waits for a disk. It is called in a thread then, one at a time; else at once, in the loop's thread."""
+    begins: ClassVar[bool] = False
+    """Whether it has `begin` and `end`. A class that has only a `store` of its own has not those of its base."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.begins = "begin" in vars(cls) or (cls.begins and "store" not in vars(cls))
 
     @abstractmethod
     def store(self, mails: Sequence[Mail]) -> None:
         """Store a group. When this returns, its mails survive a power failure; if it raises SinkError, none of them counts.
 
         After SinkFull the sink can be used on; after any other SinkError it must be closed."""
+
+    def begin(self, mails: Sequence[Mail]) -> Job | None:
+        """As `store`, without the GIL: a job that is not begun, in the loop's thread. None if these mails are for `store`."""
+        return None
+
+    def end(self, job: Job) -> None:
+        """The job is over: return or raise what `store` would."""

@@ -326,24 +326,54 @@ def test_what_is_no_group_of_files(tmp_path):
     """Nothing is made then."""
     tmp = os.open(tmp_path, os.O_RDONLY)
     try:
-        wrong = ([b"a"], [], []), ([b"a"], [b"x"], []), ([None], [b"x"], [None]), ([b"a"], [None], [None])
-        for names, contents, times in wrong:
-            with pytest.raises((TypeError, ValueError)):
-                _files.write_files(tmp, names, contents, times, sync=True)
-        for files, names in (([b"a"], []), ([None], [b"b"]), ([b"a"], [None])):
-            with pytest.raises((TypeError, ValueError)):
-                _files.publish_files(tmp, tmp, files, names, [])
-        with pytest.raises(TypeError):
-            _files.write_files(tmp, [b"a", b"b"], [b"x", b"y"], [None, "now"], sync=True)
+        group = _files.Group(tmp, in_one=False)
+        for wrong in ([None, tmp, b"a", b"x", None], [b"a", tmp, None, b"x", None], [b"a", tmp, b"a", "x", None],
+                      [b"a", "tmp", b"a", b"x", None], [b"a", tmp, b"a", b"x", "now"]):  # fmt: skip
+            with pytest.raises(TypeError):
+                group.add(*wrong)
+        assert group.unwritten == 0
+        group.write()
+        group.publish()
+        group.undo()
         assert list(tmp_path.iterdir()) == []
     finally:
         os.close(tmp)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        _files.write_files(tmp, [b"a"], [b"x"], [None], sync=True)
+    group.add(b"a", tmp, b"b", b"x", None)
+    assert group.unwritten == 1
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"Bad file descriptor: b'a'"):
+            group.write()
     if _files.syncs_in_one(100):  # where syncfs tells of errors: from Linux 5.8 on
         with pytest.raises(OSError, match="Bad file descriptor"):
-            _files.sync_filesystem(-1)
+            _files.Group(-1, in_one=True).publish()
     assert _files.syncs_in_one(1) is False
+
+
+def test_a_group_takes_no_place_of_another_file_and_undoes_its_own_only(tmp_path):
+    for folder in ("tmp", "new"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "new" / "taken").write_bytes(b"was there")
+    (tmp_path / "tmp" / "planted").write_bytes(b"was there, too")
+    tmp, new = (os.open(tmp_path / folder, os.O_RDONLY) for folder in ("tmp", "new"))
+    try:
+        group = _files.Group(tmp, in_one=False)
+        for file, name in ((b"1", b"taken"), (b"2", b"free")):
+            group.add(file, new, name, b"ours", None)
+        group.write()
+        group.publish()
+        files = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+        assert files == {"taken": b"was there", "free": b"ours"}
+        group.undo()
+        other = _files.Group(tmp, in_one=False)
+        other.add(b"planted", new, b"other", b"ours", None)
+        with pytest.raises(FileExistsError):
+            other.write()
+        other.undo()
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["taken"]
+        assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["planted"]
+    finally:
+        os.close(tmp)
+        os.close(new)
 
 
 def test_a_full_disk(tmp_path):

@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .._jobs import Job
 from .._mail import Mail
 from ..base import Store
 from ..delivered import as_delivered
 from ..errors import SinkError, describe, not_stored
 from . import format
-from ._files import publish_files, sync_filesystem, syncs_in_one, write_files
+from ._files import Group, syncs_in_one
 from .folders import open_folder
 from .index import Index
 from .lock import FOLDERS, INDEX, clean, make, take_lock
@@ -86,41 +87,52 @@ class MaildirSink(Store):
         return False
 
     def store(self, mails: Sequence[Mail]) -> None:
-        files = [self._new_name(mail) for mail in mails]
-        published: dict[str, list[bytes]] = {}
+        group = self._new_group(mails)
         try:
-            self._write(files, mails)
-            for folder, (some, names) in _places(files, mails).items():
-                published[folder] = []
-                publish_files(self._folders["tmp"], self._folders[folder], some, names, published[folder])
+            for mail in mails:
+                self._add(group, mail)
+                if group.unwritten >= PORTION:
+                    group.write()
+            group.write()
+            group.publish()
             self._note(mail.origin.id for mail in mails if mail.origin.comes_again)
         except BaseException as error:
             # The kernel tells of a failed sync once, so trying again would prove nothing: the whole group is undone.
-            for folder, names in [*published.items(), ("tmp", files)]:
-                for name in names:
-                    self._remove(folder, name)
+            group.undo()
             if isinstance(error, (OSError, MemoryError)):
                 raise not_stored(self.url, error) from error
             raise
 
-    def _new_name(self, mail: Mail) -> bytes:
-        return b"Q%b.mqcore.%b.%d" % (mail.origin.id.encode(), self._generation, next(self._counter))
+    def begin(self, mails: Sequence[Mail]) -> Group | None:
+        """Those that are noted in the index are stored by `store`, as are those that would take much memory at once."""
+        if self._to_note or any(mail.origin.comes_again for mail in mails) or sum(mail.size for mail in mails) >= PORTION:
+            return None
+        try:
+            group = self._new_group(mails)
+            for mail in mails:
+                self._add(group, mail)
+        except MemoryError as error:
+            raise not_stored(self.url, error) from error
+        return group
 
-    def _write(self, files: Sequence[bytes], mails: Sequence[Mail]) -> None:
-        """To tmp/ and to the disk."""
-        tmp, at_once = self._folders["tmp"], syncs_in_one(len(mails))
-        for names, contents, times in _portions(files, mails):
-            write_files(tmp, names, contents, times, sync=not at_once)
-        if at_once:
-            sync_filesystem(tmp)
+    def end(self, job: Job) -> None:
+        assert isinstance(job, Group)
+        try:
+            job.check()
+        except OSError as error:
+            raise not_stored(self.url, error) from error
+
+    def _new_group(self, mails: Sequence[Mail]) -> Group:
+        return Group(self._folders["tmp"], in_one=syncs_in_one(len(mails)))
+
+    def _add(self, group: Group, mail: Mail) -> None:
+        file = b"Q%b.mqcore.%b.%d" % (mail.origin.id.encode(), self._generation, next(self._counter))
+        folder, name = format.make_file(mail)
+        group.add(file, self._folders[folder], os.fsencode(name), as_delivered(mail), mail.origin.received)
 
     def _note(self, ids: Iterator[str]) -> None:
         """Into the index, with those that `__contains__`, which another thread calls, found to be missing there."""
         self._index.add(itertools.chain((self._to_note.popleft() for _ in range(len(self._to_note))), ids))
-
-    def _remove(self, folder: str, name: bytes) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(name, dir_fd=self._folders[folder])
 
     def _close_index(self) -> None:
         with contextlib.suppress(OSError):  # they are found again, if they are still there
@@ -129,33 +141,3 @@ class MaildirSink(Store):
 
     def close(self) -> None:
         self._opened.close()
-
-
-def _portions(files: Sequence[bytes], mails: Sequence[Mail]) -> Iterator[tuple[list[bytes], list[bytes], list[float | None]]]:
-    """Names, contents and times of arrival."""
-    names: list[bytes] = []
-    contents: list[bytes] = []
-    times: list[float | None] = []
-    size = 0
-    for name, mail in zip(files, mails, strict=True):
-        content = as_delivered(mail)
-        names.append(name)
-        contents.append(content)
-        times.append(mail.origin.received)
-        size += len(content)
-        if size >= PORTION:
-            yield names, contents, times
-            names, contents, times, size = [], [], [], 0
-    if names:
-        yield names, contents, times
-
-
-def _places(files: Sequence[bytes], mails: Sequence[Mail]) -> dict[str, tuple[list[bytes], list[bytes]]]:
-    """For each folder, which of the files go there, and under which names."""
-    places: dict[str, tuple[list[bytes], list[bytes]]] = {}
-    for file, mail in zip(files, mails, strict=True):
-        folder, name = format.make_file(mail)
-        some, names = places.setdefault(folder, ([], []))
-        some.append(file)
-        names.append(os.fsencode(name))
-    return places

@@ -2,9 +2,9 @@
 
     amqp_clients.py aio-pika|faststream|mqcore|pika publish|consume|relay PORT QUEUE
 
-What each does is in amqp_client.c, which does the same: publishes are persistent, mandatory and confirmed, with 1,000 on the way; as
-many messages are prefetched; consumers acknowledge each hundred together, where their library can; relays acknowledge each
-message when the broker has confirmed its copy. mqcore is here to publish only: all else is `mqcore run`.
+What each does is in amqp_client.c, which does the same: publishes are persistent, mandatory and confirmed, with 1,000 on the
+way; as many messages are prefetched; consumers acknowledge each hundred together, where their library can; relays acknowledge
+each message when the broker has confirmed its copy. mqcore is here to publish only: all else is `mqcore run`.
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ def relay_by_pika(url: str, queue: str) -> None:
 
 
 async def publish_by_mqcore(url: str, queue: str) -> None:
-    """As a program of one's own does it: its source offers mails to a gateway, whose sink is the queue. There are no plugins."""
+    """As a program of one's own does it: its source offers mails to a gateway, whose sink is the queue, without plugins."""
     import mqcore
     from mqcore.mail import Gateway, Mail, Origin, Source, Transaction
     from mqcore.mail.amqp.sink import AmqpSink
@@ -310,7 +310,7 @@ async def publish_by_mqcore(url: str, queue: str) -> None:
                     count = min(left, await gateway.room())
                     gateway.offer([Transaction([mail_of(body)]) for _ in range(count)])
                     left -= count
-                while gateway.in_flight:
+                while gateway.in_flight:  # noqa: ASYNC110 (each mail could tell, and all would pay for that)
                     await asyncio.sleep(0.01)
                 tell_done()
 

@@ -1,7 +1,7 @@
 """RabbitMQ: messages that are published, that are taken out of a queue, and that go from one queue to another.
 
-Every client runs all the time, in a process of its own, with a queue of its own. What is measured is the processor time that the
-process takes for each message. One that consumes is stopped (SIGSTOP) while its queue is filled, so that all find the same:
+Every client runs all the time, in a process of its own, with a queue of its own. What is measured is the processor time that
+the process takes for each message. One that consumes is stopped (SIGSTOP) while its queue is filled, so that all find the same:
 messages that wait. What fills a queue is the client in C.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ import pytest
 from building import HERE, build_program
 from comparing import row_of
 from moving import environment
-from test_smtp import LAST, processor_time
+from test_smtp import HASHES, LAST, processor_time
 
 pytestmark = pytest.mark.large
 PEERS = ("pika", "aio-pika", "faststream")
@@ -31,11 +30,14 @@ CLIENTS = ("librabbitmq", "mqcore", *PEERS)
 QUORUM = {"x-queue-type": "quorum"}
 SETTLES = 0.3
 """Seconds until a broker has heard, and said, all that there is."""
+READY_AFTER = 5
+"""Seconds: mqcore waits for the queues that it makes to be on the disk."""
 IDLE = 5_000_000
 """Ns of the processor: who takes no more in that time has nothing to do."""
 
-WORKERS = ("1 worker", "2 workers")
-HASHES = 3_000
+Process = subprocess.Popen[bytes]
+IN_FLIGHT = 40
+"""As many messages as the workers of a run have in hand together: with few, none has much left when there are no more."""
 COMPUTES = f"""
 import hashlib
 import os
@@ -60,7 +62,6 @@ class Queues:
 
         self.port = port
         self.program = build_program("amqp_client", "-lrabbitmq")
-        self._fillers: dict[str, subprocess.Popen[bytes]] = {}
         self._connection = pika.BlockingConnection(pika.URLParameters(f"amqp://guest:guest@127.0.0.1:{port}/%2F?heartbeat=0"))
         self._channel = self._connection.channel()
 
@@ -89,25 +90,26 @@ class Queues:
         """Let nothing wait there."""
         self._channel.queue_purge(queue)
 
-    @contextlib.contextmanager
-    def running(self, command: list[Any]) -> Iterator[subprocess.Popen[bytes]]:
-        """A client, until the end of the block."""
-        process = subprocess.Popen(
-            list(map(str, command)),
-            bufsize=0,
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
+
+@contextlib.contextmanager
+def client(command: list[Any]) -> Iterator[Process]:
+    """A client, until the end of the block."""
+    process = subprocess.Popen(
+        list(map(str, command)),
+        bufsize=0,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
-def publish(process: subprocess.Popen[bytes], size: int, count: int) -> None:
+def publish(process: Process, size: int, count: int) -> None:
     """Let it publish so many messages. They are confirmed then."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(b"%d %d\n" % (count, size))
@@ -117,7 +119,7 @@ def publish(process: subprocess.Popen[bytes], size: int, count: int) -> None:
 class Clients:
     """All that do one kind of work. Each waits for it, or has done all that there was."""
 
-    def __init__(self, mode: str, queues: Queues, processes: dict[str, subprocess.Popen[bytes]], fillers: dict[str, Any]) -> None:
+    def __init__(self, mode: str, queues: Queues, processes: dict[str, Process], fillers: dict[str, Process]) -> None:
         self.mode = mode
         self.queues = queues
         self._processes = processes
@@ -147,7 +149,7 @@ class Clients:
             self.queues.purge(done)
         return taken / count
 
-    def rest(self, process: subprocess.Popen[bytes]) -> int:
+    def rest(self, process: Process) -> int:
         """Wait until it has nothing to do, and return all the processor time that it has taken so far."""
         taken = processor_time(process.pid)
         while True:
@@ -181,8 +183,8 @@ def clients(request: pytest.FixtureRequest, queues: Queues) -> Iterator[Clients]
     queues.make(*names.values(), *(f"{name}.to" for name in names.values() if mode == "relay"))
     with contextlib.ExitStack() as stack:
 
-        def run(*command: Any) -> subprocess.Popen[bytes]:
-            return stack.enter_context(queues.running([*command]))
+        def run(*command: Any) -> Process:
+            return stack.enter_context(client([*command]))
 
         fillers = {} if mode == "publish" else {
             name: run(queues.program, "publish", queues.port, queue) for name, queue in names.items()
@@ -197,7 +199,7 @@ def clients(request: pytest.FixtureRequest, queues: Queues) -> Iterator[Clients]
             place = queues.place(names["mqcore"])
             sink = "null:" if mode == "consume" else f"{place}.to&format=mime"
             processes["mqcore"] = run(sys.executable, "-P", "-m", "mqcore", "run", "--from", place, "--to", sink)
-        time.sleep(5)  # mqcore waits for the queues that it makes to be on the disk
+        time.sleep(READY_AFTER)
         yield Clients(mode, queues, processes, fillers)
     time.sleep(SETTLES)
     for queue in names.values():
@@ -206,13 +208,70 @@ def clients(request: pytest.FixtureRequest, queues: Queues) -> Iterator[Clients]
 
 @pytest.mark.parametrize(("size", "count", "rounds"), [(1024, 4000, 7), (50 << 10, 1000, 5)], ids=["1 KB", "50 KB"])
 def test_messages(benchmark: Any, report: Callable[..., None], clients: Clients, size: int, count: int, rounds: int) -> None:
-    """In turn, round after round."""
+    """In turn, round after round. Of the peers on Python a thousand messages say enough."""
     figures: dict[str, list[float]] = {name: [] for name in CLIENTS}
 
     def measure() -> None:
-        for name in CLIENTS:
-            figures[name].append(clients.measure(name, size, count))
+        for name, each in figures.items():
+            each.append(clients.measure(name, size, amqp_clients.WINDOW if name in PEERS else count))
 
     benchmark.pedantic(measure, rounds=rounds, warmup_rounds=1)
     case = f"{clients.mode} raw {size >> 10} KB bodies, processor time"
     report(row_of("RabbitMQ", case, {name: each[-rounds:] for name, each in figures.items()}))
+
+
+class Workers:
+    """A run of `mqcore run`, whose plugin computes, and writes when it was done with each message."""
+
+    def __init__(self, queues: Queues, stack: contextlib.ExitStack, folder: Path, number: int) -> None:
+        self.queues = queues
+        self.queue = f"{number}-workers"
+        self._written = folder / "written"
+        (folder / "plugins").mkdir(parents=True)
+        (folder / "plugins" / "50-computes.py").write_text(COMPUTES.format(path=str(self._written)))
+        self._filler = stack.enter_context(client([queues.program, "publish", queues.port, self.queue]))
+        command = [*LAST, sys.executable, "-P", "-m", "mqcore", "run", "--from", queues.place(self.queue), "--to", "null:"]
+        options = ["--plugins", folder / "plugins", "--workers", number, "--max-in-flight", IN_FLIGHT]
+        self._process = stack.enter_context(client([*command, *options]))
+
+    def __call__(self, size: int, count: int) -> float:
+        """The time by the clock, in ns, that each of so many messages takes."""
+        pid = self._process.pid
+        pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+        for each in pids:
+            os.kill(each, signal.SIGSTOP)
+        os.truncate(self._written, 0)
+        publish(self._filler, size, count)
+        while self.queues.waiting(self.queue) > count - IN_FLIGHT:
+            time.sleep(0.05)
+        time.sleep(SETTLES)
+        start = time.monotonic_ns()
+        for each in pids:
+            os.kill(each, signal.SIGCONT)
+        while self._written.stat().st_size < 8 * count:
+            time.sleep(0.02)
+        time.sleep(SETTLES)
+        assert self.queues.waiting(self.queue) == 0
+        written = self._written.read_bytes()
+        assert len(written) == 8 * count, "no message came twice"
+        last = max(int.from_bytes(written[place : place + 8]) for place in range(0, len(written), 8))
+        return (last - start) / count
+
+
+def test_workers(benchmark: Any, report: Callable[..., None], queues: Queues, tmp_path: Path) -> None:
+    """One worker, and two. When the clock starts, the messages are in the queue, and the workers have long been ready: nobody
+    else needs a core for long. The broker goes first, and takes little beside a plugin that works. Nothing is left to wait for
+    when the plugin is done with the last message, so that is when the clock stops."""
+    queues.make(*(f"{number}-workers" for number in (1, 2)))
+    figures: dict[str, list[float]] = {"1 worker": [], "mqcore": []}
+    with contextlib.ExitStack() as stack:
+        runs = [Workers(queues, stack, tmp_path / str(number), number) for number in (1, 2)]
+        time.sleep(READY_AFTER)
+
+        def measure() -> None:
+            for run, figure in zip(runs, figures.values(), strict=True):
+                figure.append(run(1024, 800))
+
+        benchmark.pedantic(measure, rounds=7, warmup_rounds=1)
+    case = "consume, two workers, a plugin that computes"
+    report(row_of("RabbitMQ", case, {name: each[-7:] for name, each in figures.items()}))

@@ -103,8 +103,8 @@ GOALS = {
     "100 mails a connection, processor time": Goal("aiosmtpd", 1 / 8, room=1.8),
     "100 mails a connection, pipelined, processor time": Goal("aiosmtpd", 1 / 8, room=1.4),
     "1 mail a connection, processor time": Goal("aiosmtpd", 1 / 8, room=1.8),
-    # What mqcore publishes and takes are mails, which could go through plugins. The client in C makes nothing of what it takes: at
-    # 1 KB, twice what that costs is out of reach, so there mqcore is compared with what people would use in its place.
+    # What mqcore publishes and takes are mails, which could go through plugins. The client in C makes nothing of what it takes:
+    # at 1 KB, twice what that costs is out of reach, so there mqcore is compared with what people would use in its place.
     "publish raw 1 KB bodies, processor time": Goal("librabbitmq", 2.5, room=1.5),
     "publish raw 50 KB bodies, processor time": Goal("librabbitmq", 2.0, room=1.5),
     "consume raw 1 KB bodies, processor time": Goal("aio-pika", 1 / 15),

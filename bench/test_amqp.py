@@ -116,6 +116,13 @@ def publish(process: Process, size: int, count: int) -> None:
     assert process.stdout.readline() == b"done\n", "a client has ended"
 
 
+def wait_until(is_so: Callable[[], bool], process: Process) -> None:
+    """While this process lives, which is to see to it."""
+    while not is_so():
+        assert process.poll() is None, f"{process.args!r} has ended"
+        time.sleep(0.02)
+
+
 class Clients:
     """All that do one kind of work. Each waits for it, or has done all that there was."""
 
@@ -136,14 +143,13 @@ class Clients:
             return taken / count
         os.kill(process.pid, signal.SIGSTOP)
         publish(self._fillers[name], size, count)
-        while self.queues.waiting(queue) < count - amqp_clients.WINDOW:  # what was sent to the client does not count
-            time.sleep(0.05)
+        # What was sent to the client does not count.
+        wait_until(lambda: self.queues.waiting(queue) >= count - amqp_clients.WINDOW, process)
         time.sleep(SETTLES)
         before = processor_time(process.pid)
         os.kill(process.pid, signal.SIGCONT)
-        done = f"{queue}.to" if self.mode == "relay" else queue
-        while self.queues.waiting(done) != (count if self.mode == "relay" else 0):
-            time.sleep(0.05)
+        done, left = (f"{queue}.to", count) if self.mode == "relay" else (queue, 0)
+        wait_until(lambda: self.queues.waiting(done) == left, process)
         taken = self.rest(process) - before
         if self.mode == "relay":
             self.queues.purge(done)
@@ -242,14 +248,12 @@ class Workers:
             os.kill(each, signal.SIGSTOP)
         os.truncate(self._written, 0)
         publish(self._filler, size, count)
-        while self.queues.waiting(self.queue) > count - IN_FLIGHT:
-            time.sleep(0.05)
+        wait_until(lambda: self.queues.waiting(self.queue) <= count - IN_FLIGHT, self._process)
         time.sleep(SETTLES)
         start = time.monotonic_ns()
         for each in pids:
             os.kill(each, signal.SIGCONT)
-        while self._written.stat().st_size < 8 * count:
-            time.sleep(0.02)
+        wait_until(lambda: self._written.stat().st_size >= 8 * count, self._process)
         time.sleep(SETTLES)
         assert self.queues.waiting(self.queue) == 0
         written = self._written.read_bytes()

@@ -105,8 +105,15 @@ GOALS = {
     "100 mails a connection, processor time": Goal("aiosmtpd", 1 / 8, room=1.8),
     "100 mails a connection, pipelined, processor time": Goal("aiosmtpd", 1 / 8, room=1.4),
     "1 mail a connection, processor time": Goal("aiosmtpd", 1 / 8, room=1.8),
-    "relay of raw 1 KB bodies, processor time": Goal("librabbitmq", 2.0, room=1.5),
-    "relay of raw 50 KB bodies, processor time": Goal("librabbitmq", 2.5, room=1.5),
+    # What mqcore publishes and takes are mails, which could go through plugins. The client in C makes nothing of what it takes:
+    # at 1 KB, twice what that costs is out of reach, so there mqcore is compared with what people would use in its place.
+    "publish raw 1 KB bodies, processor time": Goal("librabbitmq", 2.5, room=1.5),
+    "publish raw 50 KB bodies, processor time": Goal("librabbitmq", 2.0, room=1.5),
+    "consume raw 1 KB bodies, processor time": Goal("aio-pika", 1 / 15),
+    "consume raw 50 KB bodies, processor time": Goal("librabbitmq", 2.5, room=1.5),
+    "relay raw 1 KB bodies, processor time": Goal("librabbitmq", 2.0, room=1.5),
+    "relay raw 50 KB bodies, processor time": Goal("librabbitmq", 2.5, room=1.5),
+    "consume, two workers, a plugin that computes": Goal("1 worker", 1 / 1.8, room=1.3),
     "run_many, 10 native plugins": Goal("floor", 1.25, room=1.5),  # on one busy core 1.27 on 3.11, 1.38 on 3.13
     **{f"get, {size}": Goal("email", 1 / 5) for size in ("4 KB", "1 MB")},
     **{f"add on top, {size}": Goal("email", 1 / 20) for size in ("4 KB", "1 MB")},

@@ -89,7 +89,7 @@ def test_what_is_done_with_is_known_by_id_and_body():
     done.add("a", b"1" * 40)
     assert done.has("a", b"1" * 40) and not done.has("a", b"2" * 40) and not done.has("b", b"1" * 40)
     done.add("a", b"2" * 40)
-    assert done.has("a", b"2" * 40) and not done.has("a", b"1" * 40) and len(done) == 1
+    assert done.has("a", b"2" * 40) and not done.has("a", b"1" * 40), "of two with one id, the later counts"
     done.add("b", b"3" * 40)
     done.add("c", b"4" * 40)
     assert len(done) == 2 and not done.has("a", b"2" * 40), "the oldest is let go, so that it stays small"
@@ -97,6 +97,23 @@ def test_what_is_done_with_is_known_by_id_and_body():
     assert len(done) == 1 and done.has("d", b"5" * 1000), "and the last is kept, however large"
     done.add("e", b"")
     assert len(done) == 1 and done.has("e", b"")
+
+
+def test_what_is_done_with_is_known_as_often_as_it_is_asked_for():
+    """Also while more and more is done, and of few ids."""
+    choose = random.Random(5)
+    done = Done(200_000, of_bodies=False)
+    added: list[tuple[str, bytes]] = []
+    for _ in range(40_000):
+        id, body = str(choose.randrange(30_000)), b"x" * choose.randrange(100)
+        done.add(id, body)
+        added.append((id, body))
+        if choose.random() < 0.002:
+            kept = dict(added[-len(done) :])
+            asked = [id, *map(str, range(0, 30_000, 101))]
+            assert [done.has(id, kept.get(id, b"")) for id in asked] == [id in kept for id in asked]
+            assert not done.has(id, body + b"x")
+    assert 2_000 < len(done) <= 10_000
 
 
 def test_where_ids_are_of_bodies_none_is_kept():

@@ -7,11 +7,14 @@ cdef class Ids:
     cdef str make(self, bytes message_id, bytes body)
 
 cdef class Done:
-    cdef object bodies              # id -> body, or None: in the order in which they were done
+    cdef list ids, bodies           # rings: of those from `first` up to `next`
+    cdef dict places                # id -> its number, for those before `indexed`, and some that are dropped
+    cdef Py_ssize_t first, next, indexed
     cdef Py_ssize_t size            # octets of the bodies
     cdef Py_ssize_t most
     cdef bint of_bodies
 
     cpdef bint has(self, str id, bytes body) except -1
     cpdef int add(self, str id, bytes body) except -1
-    cdef int drop(self, bytes body) except -1
+    cdef int drop(self) except -1
+    cdef int index(self) except -1

@@ -1,7 +1,6 @@
 """The ids of the messages of a queue: BLAKE2b of its name, the message's own id, and, where mails are kept by their ids, the
 body. And which messages are done with."""
 
-from collections import OrderedDict
 from hashlib import blake2b
 
 cimport cython
@@ -38,32 +37,59 @@ cdef class Done:
 
     `of_bodies`: their ids are. Else they are known by their bodies, too, which are kept, of `most` octets together: to compare
     the few that come again costs nothing where none does, and a hash of each would.
+
+    Nor does it cost much to add one: ids and bodies lie in rings, and are indexed when it is asked for one.
     """
 
     def __cinit__(self, Py_ssize_t most, *, bint of_bodies):
-        self.bodies = OrderedDict()
+        self.ids = [None] * REMEMBERED
+        self.bodies = [None] * REMEMBERED
+        self.places = {}
         self.most = most
         self.of_bodies = of_bodies
 
     def __len__(self):
-        return len(self.bodies)
+        return self.next - self.first
 
     cpdef bint has(self, str id, bytes body) except -1:
-        return id in self.bodies and (self.of_bodies or self.bodies[id] == body)
+        self.index()
+        place = self.places.get(id)
+        if place is None or <Py_ssize_t>place < self.first:
+            return False
+        return self.of_bodies or self.bodies[<Py_ssize_t>place % REMEMBERED] == body
 
     cpdef int add(self, str id, bytes body) except -1:
+        cdef Py_ssize_t at = self.next % REMEMBERED
         if id is None or body is None:
             raise TypeError("what is done with has an id and a body")
-        if id in self.bodies:
-            self.drop(self.bodies.pop(id))
-        self.bodies[id] = None if self.of_bodies else body
-        self.size += 0 if self.of_bodies else len(body)
-        while len(self.bodies) > 1 and (self.size > self.most or len(self.bodies) > REMEMBERED):
-            self.drop(self.bodies.popitem(last=False)[1])
+        if self.next - self.first == REMEMBERED:
+            self.drop()
+        self.ids[at] = id
+        if not self.of_bodies:
+            self.bodies[at] = body
+            self.size += len(body)
+        self.next += 1
+        while self.size > self.most and self.next - self.first > 1:
+            self.drop()
         return 0
 
-    cdef int drop(self, bytes body) except -1:
+    cdef int drop(self) except -1:
+        """The oldest."""
+        cdef Py_ssize_t at = self.first % REMEMBERED
+        cdef bytes body = self.bodies[at]
         self.size -= 0 if body is None else len(body)
+        self.ids[at] = self.bodies[at] = None
+        self.first += 1
+        return 0
+
+    cdef int index(self) except -1:
+        """What was added since the last time. Of two with one id, the later counts."""
+        cdef Py_ssize_t place
+        for place in range(max(self.indexed, self.first), self.next):
+            self.places[self.ids[place % REMEMBERED]] = place
+        self.indexed = self.next
+        if len(self.places) > 2 * REMEMBERED:  # most of them are dropped
+            self.places = {id: place for id, place in self.places.items() if <Py_ssize_t>place >= self.first}
         return 0
 
 

@@ -28,7 +28,7 @@ cdef class Driver:
     cdef object task                # None when it has had its last
     cdef PyObject *weakrefs         # the only one to the task is asyncio's
     cdef bint is_debugged           # by asyncio
-    cdef TaskLoop loop
+    cdef TaskLoop loop              # None when it has had its last task
     cdef Driver next_idle
     cdef public str name            # of the task; None: not as it was set here
     cdef readonly object coroutine

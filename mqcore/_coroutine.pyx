@@ -452,9 +452,10 @@ cdef bint is_untouched(Driver driver) noexcept:
 
 
 cdef void retire(Driver driver) noexcept:
-    """Its task may be somebody else's now; the two kept each other."""
+    """Its task may be somebody else's now; the two kept each other. It makes no step any more."""
     cdef PyObject *task = <PyObject *>driver.task  # dropped when the field is set
     Py_INCREF(<object>task)
+    driver.loop = None  # which the pool keeps
     driver.task = None
     Py_DECREF(<object>task)
 

@@ -1,7 +1,7 @@
 """The tasks of coroutine hooks, each with the `Driver` that does its work.
 
-A task, with its driver, is used again, if nobody else has, knows or has changed it when its coroutine is over: a hook that never
-waits costs little more than its coroutine.
+A task, with its driver, is used again, if nobody else has, knows or has changed it when its coroutine is over: a hook that
+never waits costs little more than its coroutine.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from ._message cimport CounterRow, Drops, drop_later
 from .loop._reactor cimport Reactor
 from .loop._seal cimport seal
 
-from ._hook_task import BEGINS_ANEW, new_task
+from ._hook_task import BEGINS_ANEW
 from .errors import MqError
 
 cdef extern from "Python.h":

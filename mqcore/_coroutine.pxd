@@ -1,8 +1,8 @@
-# Coroutine hooks: the tasks that they run in.
+# Coroutine hooks, step by step.
 
 from cpython.object cimport PyObject
 
-from ._message cimport CounterRow, Drops, Message
+from ._message cimport Message
 from .loop._reactor cimport Reactor
 
 cdef enum Progress:
@@ -11,18 +11,24 @@ cdef enum Progress:
     RETURNED = 0
     WAITS = 1
 
-# The coroutine, which has waited, returned or raised: `result`, which is the function's.
+# The coroutine, which has waited, returned or raised: `result`, which is the function's. It is to let go of the driver.
 ctypedef void (*coroutine_ended)(
     object runner, Message message, Driver driver, int progress, PyObject *result) noexcept
 
-cdef class HookTasks
+cdef class TaskLoop:
+    """The loop of one dispatcher, as the steps of coroutines need it."""
+    cdef Reactor reactor
+    cdef object loop
+    cdef object is_running          # methods of the loop
+    cdef object call_soon
+    cdef unsigned long thread
 
 cdef class Driver:
     """Runs one coroutine, as asyncio's Task does, in the HookTask that it has; then another one."""
     cdef object task                # None when it has had its last
     cdef PyObject *weakrefs         # the only one to the task is asyncio's
     cdef bint is_debugged           # by asyncio
-    cdef HookTasks tasks            # None while it is idle
+    cdef TaskLoop loop              # None when it has had its last task
     cdef Driver next_idle
     cdef public str name            # of the task; None: not as it was set here
     cdef readonly object coroutine
@@ -37,22 +43,12 @@ cdef class Driver:
     cdef Message message
     cdef coroutine_ended ended
 
-cdef class HookTasks:
-    """Those of one dispatcher, and where they run."""
-    cdef Reactor reactor
-    cdef object loop
-    cdef object is_running          # methods of the loop
-    cdef object call_soon
-    cdef unsigned long thread
-    cdef dict names                 # of tasks, by CounterRow
-    cdef Driver idle                # the first, in a list
-    cdef Py_ssize_t idle_count
-    cdef bint closed
-
 cdef bint is_coroutine(object value) except -1
-cdef HookTasks new_tasks(Reactor reactor)
-cdef void close_tasks(HookTasks tasks) noexcept
-cdef Driver take_driver(HookTasks tasks, object coroutine, object variables, CounterRow row)
+cdef PyObject *give_up(Reactor reactor, object coroutine) noexcept
+cdef TaskLoop new_task_loop(Reactor reactor)
+cdef Driver new_driver(TaskLoop loop)
 cdef int start(Driver driver, PyObject **result) noexcept
 cdef void wait_for_end(Driver driver, object runner, Message message, coroutine_ended ended) noexcept
-cdef void let_go(Driver driver, Drops *drops) noexcept
+cdef void wait_no_longer(Driver driver) noexcept
+cdef bint is_untouched(Driver driver) noexcept
+cdef void retire(Driver driver) noexcept

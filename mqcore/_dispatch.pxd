@@ -4,9 +4,9 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 
 from ._chain cimport Chain, Route
-from ._coroutine cimport HookTasks
 from ._holds cimport HoldTable
 from ._message cimport Counters, Drops, Entry, Message
+from ._task_pool cimport TaskPool
 from .loop._reactor cimport Caller, Reactor
 
 cdef enum:
@@ -20,7 +20,7 @@ cdef class Runner:
     cdef unsigned int max_retries
     cdef unsigned int until_sample  # steps until the next one that is timed
     cdef bint closed                # or closing
-    cdef HookTasks tasks            # of coroutine hooks; None: there were none yet
+    cdef TaskPool tasks             # of coroutine hooks; None: there were none yet
     cdef Caller *calling            # who has the loop now: see LoopState; atomic
     cdef Caller done                # whose the `done` of a step is
 

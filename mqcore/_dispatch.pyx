@@ -18,14 +18,14 @@ from libc.stdint cimport uint64_t
 
 from ._chain cimport Chain, Route
 from ._context cimport Context, log_failure
-from ._coroutine cimport (
-    RAISED, WAITS, Driver, close_tasks, is_coroutine, let_go, new_tasks, start as start_coroutine, take_driver, wait_for_end)
+from ._coroutine cimport RAISED, WAITS, Driver, give_up, is_coroutine, start as start_coroutine, wait_for_end
 from ._holds cimport HoldTable, count_given
 from ._message cimport (
     CANCELLED, CLOSED, ABANDONED, GIVEN_BACK, HELD, IDLE, NO_REFERENCE, QUEUED, RUNNING, STRONG, TAKEN, TIMED_OUT,
     TOO_MANY_RETRIES, TO_CANCEL, TO_COMPLETE, TO_CONTINUE, TO_FAIL, TO_RETRY, UNDECIDED, WEAK, CounterRow, Counters, Drops,
     Entry, Message, NativeSide, cancel_later, count_held_time, drop_later, end_hold, end_token, finalizer_is_trusted, flush,
     move, no_drops, put_aside, report_raised, unless_skipping)
+from ._task_pool cimport close_pool, let_go, new_pool, take_driver
 from .loop._call cimport ROOM, call_function, ends_program, take_error
 from .loop._reactor cimport Caller, Portion, PyThread_get_thread_ident, Reactor, has_budget, start_portion
 from .loop._seal cimport seal
@@ -504,7 +504,7 @@ cdef void end_all_steps(Runner runner) noexcept:
         Py_DECREF(<Message>taken)
         taken = runner.holds.take_any()
     if runner.tasks is not None:
-        close_tasks(runner.tasks)
+        close_pool(runner.tasks)
 
 
 # ---------------------------------------------------------------------------------------------------------------- Phases
@@ -598,44 +598,39 @@ cdef bint resume_phase(void *owner) noexcept:
 
 cdef int run_coroutine(Runner runner, Message message, object coroutine, Drops *drops) noexcept:
     """Run the coroutine of a hook in a task, which has control until it returns."""
-    cdef PyObject *result = (<PyObject *(*)(Runner, Message, object) noexcept>new_driver)(runner, message, coroutine)
+    cdef PyObject *result = (<PyObject *(*)(Runner, Message, object) noexcept>driver_for)(runner, message, coroutine)
     cdef Driver driver
     cdef int progress
     if result == NULL:
-        return hook_raised(runner, message, take_error(), drops)
+        return hook_raised(runner, message, give_up(runner.reactor, coroutine), drops)
     put_aside(drops, result)
     driver = <Driver>result
     progress = start_coroutine(driver, &result)
     if progress == WAITS:
         return wait_for_coroutine(runner, message, driver, drops)
-    let_go(driver, drops)
+    let_go(runner.tasks, driver, drops)
     if progress == RAISED:
         return hook_raised(runner, message, result, drops)
     put_aside(drops, result)
     return follow(runner, message, <object>result, parse_verdict(message, <object>result), drops)
 
 
-cdef PyObject *new_driver(Runner runner, Message message, object coroutine) except NULL:
+cdef PyObject *driver_for(Runner runner, Message message, object coroutine) except NULL:
     """A new reference to what is to run it."""
-    cdef Driver driver
-    try:
-        if runner.tasks is None:
-            runner.tasks = new_tasks(runner.reactor)
-        variables = copy_context() if message.variables is None else copy_of_context(message.variables)
-        driver = take_driver(runner.tasks, coroutine, variables, <CounterRow>message.entry.row)
-    except BaseException:
-        coroutine.close()
-        raise
+    if runner.tasks is None:
+        runner.tasks = new_pool(runner.reactor)
+    variables = copy_context() if message.variables is None else copy_of_context(message.variables)
+    driver = take_driver(runner.tasks, coroutine, variables, <CounterRow>message.entry.row)
     Py_INCREF(driver)
     return <PyObject *>driver
 
 
 cdef int wait_for_coroutine(Runner runner, Message message, Driver driver, Drops *drops) noexcept:
     """It has control until it is over, unless the step is over."""
+    wait_for_end(driver, runner, message, coroutine_ended)
     if runner.closed or message.decision == TO_CANCEL:
         cancel_later(drops, driver)
         return follow(runner, message, None, TO_CONTINUE, drops)
-    wait_for_end(driver, runner, message, coroutine_ended)
     message.task = driver
     message.track()
     hold(runner, message, UNDECIDED, drops)
@@ -646,26 +641,32 @@ cdef void coroutine_ended(object owner, Message message, Driver driver, int prog
     """The coroutine of a hook, which has held the message, returned or raised: go on in a tick. Steals `result`."""
     cdef Runner runner = <Runner>owner
     cdef Drops drops
-    cdef int decision
     no_drops(&drops)
     put_aside(&drops, result)
-    if message.task is not driver or runner.reactor.thread != PyThread_get_thread_ident() and not runner.closed:
-        flush(&drops, runner.reactor)  # the step was ended meanwhile; or this is the child of a fork
-        return
+    if message.task is driver and (runner.reactor.thread == PyThread_get_thread_ident() or runner.closed):
+        follow_end(runner, message, driver, progress, result, &drops)
+    # Else the step was ended meanwhile; or this is the child of a fork.
+    let_go(runner.tasks, driver, &drops)
+    flush(&drops, runner.reactor)
+
+
+cdef void follow_end(
+        Runner runner, Message message, Driver driver, int progress, PyObject *result, Drops *drops) noexcept:
+    """What follows from the end of the coroutine that holds the message."""
+    cdef int decision
     if progress == RAISED:
         Py_INCREF(<object>result)
-        decision = coroutine_raised(runner, message, driver, result, &drops)
+        decision = coroutine_raised(runner, message, driver, result, drops)
     else:
-        decision = coroutine_returned(runner, message, driver, <object>result, &drops)
+        decision = coroutine_returned(runner, message, driver, <object>result, drops)
     if message.task is driver and message.state == HELD:
         message.task = None
         if decision != UNDECIDED:
             message.decision = decision
-            runner.holds.end_and_queue(message, &drops)
+            runner.holds.end_and_queue(message, drops)
         elif message.reference == STRONG and finalizer_is_trusted(message):  # it returned true: it may be abandoned now
             message.reference = WEAK
-            put_aside(&drops, <PyObject *>message)
-    flush(&drops, runner.reactor)
+            put_aside(drops, <PyObject *>message)
 
 
 cdef int coroutine_returned(Runner runner, Message message, Driver driver, object value, Drops *drops) noexcept:

@@ -8,6 +8,7 @@ from libc.stdint cimport uint64_t
 from ._changes cimport new_active_plugins, sweep_phase
 from ._dispatch cimport cancel_step, end_all_steps, new_runner, resume_phase, timeout_phase
 from ._hook cimport new_hook
+from ._held cimport begin_scan, oldest, oldest_of_each, scan
 from ._holds cimport has_pending, new_hold_table, stop_when_idle
 from ._message cimport Message, NativeSide, StepCounts
 from .loop._attach cimport attach, close, stop_all
@@ -197,7 +198,7 @@ cdef class Dispatcher:
         if self.runner.closed or self.life == NEW:
             return []
         self.reactor.check("held()")
-        return as_held(self.holds.oldest(most, plugin, hook), self.reactor.state.uv.hrtime())
+        return as_held(oldest(self.holds, most, plugin, hook), self.reactor.state.uv.hrtime())
 
     def _begin_scan(self, double older=0.0, Py_ssize_t most=-1):
         """Begin to look at what is held for so many seconds and longer, in portions; the `most` oldest that a `_scan` wants, of
@@ -209,7 +210,7 @@ cdef class Dispatcher:
             self.reactor.check("_begin_scan()")
             now = self.scan_began = self.reactor.state.uv.hrtime()
             least = <uint64_t>(older * 1e9)
-            self.holds.begin_scan(now - least if least < now else 0, most)
+            begin_scan(self.holds, now - least if least < now else 0, most)
 
     def _scan(self, Py_ssize_t steps, str plugin=None, match=None):
         """Look at the next `steps` messages: what `held` has of those that the plugin holds, and `match` is true for. Those
@@ -220,7 +221,7 @@ cdef class Dispatcher:
         if self.runner.closed or self.life == NEW:
             return None
         self.reactor.check("_scan()")
-        rows = self.holds.scan(steps, plugin, match)
+        rows = scan(self.holds, steps, plugin, match)
         return None if rows is None else as_held(rows, self.scan_began)
 
     def oldest_held(self, Py_ssize_t among=1000):
@@ -232,7 +233,7 @@ cdef class Dispatcher:
         if self.runner.closed or self.life == NEW:
             return {}
         self.reactor.check("oldest_held()")
-        cdef dict found = self.holds.oldest_of_each(among)
+        cdef dict found = oldest_of_each(self.holds, among)
         cdef uint64_t now = self.reactor.state.uv.hrtime()
         for key, since in list(found.items()):
             found[key] = (now - <uint64_t>since) / 1e9

@@ -1,10 +1,12 @@
 # Who has control of which message: the held ones by timeout, those that were given back, and the books.
 
+cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 
+from .loop._list cimport after
 from .loop._reactor cimport Reactor
-from ._message cimport Counters, Drops, Entry, HoldLists, Message, StepCounts, TimeoutBucket
+from ._message cimport Counters, Drops, Entry, HoldLists, Message, StepCounts, TimeoutBucket, message_at
 
 cdef struct Batch:
     # Messages of one run_many() that native hooks are called for, without books: these are what is in here, until it ends. It
@@ -47,13 +49,13 @@ cdef class HoldTable:
     cdef PyObject *first_held(self) noexcept
     cdef void arm_next(self) noexcept
     cdef void refill(self) noexcept
-    cdef list oldest(self, Py_ssize_t limit, str plugin, str hook)
-    cdef dict oldest_of_each(self, Py_ssize_t among)
-    cdef void begin_scan(self, uint64_t until, Py_ssize_t most) noexcept
-    cdef void scan_bucket(self, TimeoutBucket *bucket) noexcept
-    cdef list scan(self, Py_ssize_t steps, str plugin, object match)
 
 cdef void count_given(Counters *counters, int decision) noexcept nogil
 cdef bint has_pending(void *table) noexcept nogil
 cdef void stop_when_idle(void *table) noexcept nogil
 cdef HoldTable new_hold_table(Reactor reactor)
+
+
+@cython.nonecheck(False)
+cdef inline PyObject *next_in_bucket(PyObject *each) noexcept:
+    return message_at(after(&(<Message>each).entry.bucket.held, &(<Message>each).link))

@@ -185,6 +185,7 @@ cdef class CounterRow:
     cdef Counters counters
     cdef str plugin
     cdef str hook                   # None: not of a hook, but of the callbacks of timers and watchers
+    cdef str task_name              # of the tasks that its coroutines run in; None: there were none yet
     cdef tuple texts                # keeps what the caller's names point to
 
 cdef class Message:

@@ -386,6 +386,33 @@ def test_cancelled_before_its_first_step(uvloop_owner: UvloopOwner) -> None:
     assert (begun, uvloop_owner.finished) == ([], [(message, mqcore.FAIL)])
 
 
+def test_cancelled_in_its_first_step_it_ends_and_its_task_is_used_again(uvloop_owner: UvloopOwner) -> None:
+    """The step is over before it waits: nobody is told of its end."""
+
+    async def hook(context: Any, message: Any) -> None:
+        tasks.append(id(asyncio.current_task()))
+        dispatcher.cancel(message)
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            ended.append(True)
+
+    tasks: list[int] = []
+    ended: list[bool] = []
+    dispatcher = uvloop_owner.start({"a": hook})
+
+    async def run() -> mqcore.Message:
+        message = mqcore.Message()
+        assert await dispatcher.hook("mq_step")(message) is mqcore.FAIL
+        await asyncio.sleep(0.001)
+        return message
+
+    for number in range(1, 6):
+        assert isinstance(uvloop_owner.run(run()).error, mqcore.Cancelled)
+        assert len(ended) == number
+    assert len(set(tasks[1:])) == 1  # in the first of all, the class keeps something
+
+
 def test_a_coroutine_that_was_awaited_already(uvloop_owner: UvloopOwner) -> None:
     async def nothing() -> None: ...
 

@@ -24,6 +24,14 @@ def test_import_loads_nothing_that_it_does_not_need_yet() -> None:
     assert said.split() == []
 
 
+def test_an_asyncio_without_its_c_module_is_refused() -> None:
+    """What mqcore reads of futures is there alone."""
+    code = "import sys; sys.modules['_asyncio'] = None; import mqcore"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "ImportError: asyncio.Future._callbacks is None: mqcore needs" in ended.stderr
+
+
 def test_version_is_that_of_the_package() -> None:
     assert mqcore.__version__ == importlib.metadata.version("mqcore")
     assert "__version__" in mqcore.__all__

@@ -19,6 +19,7 @@ from .verdicts import CONTINUE
 cdef extern from "Python.h":
     PyObject *Py_None
     bint PyCallable_Check(object)
+    list repeat "PySequence_Repeat"(list, Py_ssize_t)  # since CPython 3.12 it counts all references in one go
     Py_ssize_t size_of "PyTuple_GET_SIZE"(tuple) noexcept
     PyObject *item_of "PyTuple_GET_ITEM"(tuple, Py_ssize_t) noexcept  # borrowed
 
@@ -136,7 +137,7 @@ cdef class Hook(Route):
         nothing was started.
         """
         cdef tuple taken = tuple(messages)
-        cdef list outcomes = [OUTCOME_CONTINUE] * len(taken)
+        cdef list outcomes = repeat([OUTCOME_CONTINUE], len(taken))
         variables = variables_for(self.chain)
         self.check_call(args, done)
         cdef Py_ssize_t count = take_all(self, taken)
@@ -195,6 +196,7 @@ cdef inline bint is_idle(object each) noexcept:
 cdef inline void take(Message message, Hook hook) noexcept:
     move(&hook.holds.lists, message, IDLE, TAKEN)
     message.entry = &hook.waiting
+    message.last_hook = hook.waiting.hook
 
 
 cdef void let_go(Message message, Hook hook) noexcept:

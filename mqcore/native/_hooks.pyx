@@ -217,21 +217,21 @@ cdef void pass_through(Runner runner, NativeBatch *native) noexcept nogil:
     """Steps of messages that all hooks pass on. It stops before one that needs more care; where a hook does not pass a message
     on, or something else was ended in it, the step of that one has begun, too, and `stopped` is where it is."""
     cdef Batch *batch = &native.batch
-    cdef unsigned int count, started
+    cdef uint64_t until
     while batch.passed < batch.count and not is_exhausted(native.slot):
         if runner.until_sample == 0:
             if not pass_timed(runner, native, <Message>batch.messages[batch.passed]):
                 return
             continue
-        count = min(batch.count - batch.passed, min(runner.until_sample, native.most))
-        runner.until_sample -= count
+        until = min(batch.count, batch.passed + min(<uint64_t>runner.until_sample, native.most))
+        runner.until_sample -= until - batch.passed
         # The kind is for the compiler, which makes a loop for it that does not look.
         if batch.entries.kind == OF_MESSAGE:
-            started = pass_untimed(&runner.holds.lists, native, count, OF_MESSAGE)
+            pass_untimed(&runner.holds.lists, native, until, OF_MESSAGE)
         else:
-            started = pass_untimed(&runner.holds.lists, native, count, batch.entries.kind)
-        if started < count or native.stopped != NULL:
-            runner.until_sample += count - started
+            pass_untimed(&runner.holds.lists, native, until, batch.entries.kind)
+        if batch.passed < until:
+            runner.until_sample += until - batch.passed - (native.stopped != NULL)
             return
 
 
@@ -239,54 +239,54 @@ cdef bint pass_timed(Runner runner, NativeBatch *native, Message message) noexce
     """pass_through() for one message, with a look at the clock. Whether it is through."""
     if needs_care(message) or not is_sampled(&runner.until_sample):
         return False
-    begin_pass(native, native.slot, message)
+    begin_pass(native, message)
     native.stopped = call_timed(runner, message, native.batch.entries, native.slot, &native.arguments, False, &native.taken)
     if native.stopped != NULL:
         return False
-    end_pass(&runner.holds.lists, native, native.slot, message)
+    end_pass(&runner.holds.lists, native, message)
+    if native.slot.kept != NULL:
+        drop_with_gil(native.slot)
     return True
 
 
-cdef inline unsigned int pass_untimed(HoldLists *lists, NativeBatch *native, unsigned int count, int kind) noexcept nogil:
-    """The same for some, without: how many steps have begun."""
-    cdef Slot *slot = native.slot
-    cdef PyObject **messages = &native.batch.messages[native.batch.passed]
+cdef inline void pass_untimed(HoldLists *lists, NativeBatch *native, uint64_t until, int kind) noexcept nogil:
+    """The same for some, without, up to number `until`. What is needed once for each message is read from `native` anew: in
+    registers there is room for what each hook needs, and no more."""
     cdef PyObject *message
     cdef Entry *stopped
-    cdef unsigned int each
-    cdef uint64_t called = word_of(generation_of(get(&slot.word)), CALLED)
-    for each in range(count):
-        message = messages[each]
+    cdef uint64_t called = word_of(generation_of(get(&native.slot.word)), CALLED)
+    while native.batch.passed < until:
+        message = native.batch.messages[native.batch.passed]
         if needs_care(<Message>message):
-            return each
-        begin_pass(native, slot, <Message>message)
+            break
+        begin_pass(native, <Message>message)
         stopped = call_each(
-            lists, <Message>message, native.batch.entries, slot, kind, NULL, False, &called, &native.taken)
+            lists, <Message>message, native.batch.entries, native.slot, kind, NULL, False, &called, &native.taken)
         if stopped != NULL:
             native.stopped = stopped
-            return each + 1
-        end_pass(lists, native, slot, <Message>message)
-    return count
+            return
+        end_pass(lists, native, <Message>message)
+        if native.slot.kept != NULL:
+            leave_free(native.slot, called)  # other threads may run
+            drop_with_gil(native.slot)
+    leave_free(native.slot, called)
 
 
 cdef inline bint needs_care(Message message) noexcept nogil:
     return message.decision != UNDECIDED or message.failure is not None
 
 
-cdef inline void begin_pass(NativeBatch *native, Slot *slot, Message message) noexcept nogil:
+cdef inline void begin_pass(NativeBatch *native, Message message) noexcept nogil:
     set_object(&native.table.message, <PyObject *>message)
-    slot.object = <PyObject *>message
+    native.slot.object = <PyObject *>message
     message.retries = 0
-    message.last_hook = native.batch.entries.hook
 
 
-cdef inline void end_pass(HoldLists *lists, NativeBatch *native, Slot *slot, Message message) noexcept nogil:
+cdef inline void end_pass(HoldLists *lists, NativeBatch *native, Message message) noexcept nogil:
     # First the number: who looks now finds the next message, which is at no plugin yet.
     store(&native.batch.passed, native.batch.passed + 1)
     store_entry(&message.entry, NULL)
     move(lists, message, TAKEN, IDLE)
-    if slot.kept != NULL:
-        drop_with_gil(slot)
 
 
 cdef Slot *slot_for_step(Table *table) noexcept nogil:
@@ -313,14 +313,22 @@ cdef Entry *call_hooks(
     cdef uint64_t called = word_of(generation_of(get(&slot.word)), CALLED)
     if timed:
         return call_timed(runner, message, entry, slot, arguments, True, taken)
-    return call_each(&runner.holds.lists, message, entry, slot, entry.kind, arguments, True, &called, taken)
+    entry = call_each(&runner.holds.lists, message, entry, slot, entry.kind, arguments, True, &called, taken)
+    if entry == NULL:
+        leave_free(slot, called)
+    return entry
+
+
+cdef inline void leave_free(Slot *slot, uint64_t called) noexcept nogil:
+    """No hook is being called with it, and `called` was to be its next word."""
+    set(&slot.word, word_of(generation_of(called), FREE))
 
 
 cdef inline Entry *call_each(
         HoldLists *lists, Message message, Entry *entry, Slot *slot, int kind, const Arguments *arguments, bint counted,
         uint64_t *called, bint *taken) noexcept nogil:
     """call_hooks() of one chain, so of one kind. `counted`: each call is counted at once; else a Batch says how many are not.
-    `called`: the slot's word for the next call."""
+    `called`: the slot's word for the next call. Where there is none, it is for the caller to leave the slot free."""
     cdef uint64_t word = called[0]
     cdef uint64_t place = slot.place - word_of(0, CALLED)  # what makes a handle of that
     cdef bint held
@@ -338,28 +346,29 @@ cdef inline Entry *call_each(
         if entry.native == NULL:
             break
     called[0] = word
-    set(&slot.word, word_of(generation_of(word), FREE))
     return NULL
 
 
 cdef Entry *call_timed(
         Runner runner, Message message, Entry *entry, Slot *slot, const Arguments *arguments, bint counted,
         bint *taken) noexcept nogil:
-    """The same, with a look at the clock before and after each."""
+    """The same, with a look at the clock between them: each look ends one call and begins the next."""
     cdef uint64_t called = word_of(generation_of(get(&slot.word)), CALLED)
-    cdef uint64_t start
+    cdef uint64_t before = runner.reactor.state.uv.hrtime()
+    cdef uint64_t after
     while entry != NULL:
         set_entry(&message.entry, entry)
         set(&slot.word, called)
         if counted:
             entry.counters.caller.calls += 1
-        start = runner.reactor.state.uv.hrtime()
         taken[0] = call_hook(entry.native, entry.kind, entry.handle, <char *>handle_with(slot, called), arguments)
-        add_sample(entry.counters, runner.reactor.state.uv.hrtime() - start)
+        after = runner.reactor.state.uv.hrtime()
+        add_sample(entry.counters, after - before)
+        before = after
         if taken[0] or get(&slot.word) != called or runner.holds.lists.fast_path_off:
             return entry
         called += GENERATION
-        set(&slot.word, word_of(generation_of(called), FREE))
+        leave_free(slot, called)
         entry = following(entry)
     return NULL
 

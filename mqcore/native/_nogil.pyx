@@ -175,6 +175,7 @@ cdef bint resume_natively(
     cdef Arguments arguments
     cdef bint called = False
     count_given(message.entry.counters, decision)
+    count_held_time(message, max(now, message.since))  # it may have begun after `now`, and was over at once
     move(&runner.holds.lists, message, HELD, RUNNING)
     message.decision = decision
     message.by_state.native = NULL
@@ -195,8 +196,6 @@ cdef bint resume_natively(
             if slot != NULL:
                 put_back(table, slot)
             return called
-        if message.since:  # it may have begun after `now`, and was over at once
-            count_held_time(message, max(now, message.since))
         message.decision = UNDECIDED
         slot.object = <PyObject *>message
         called = True
@@ -248,6 +247,7 @@ cdef int call(
             if not taken:
                 return TO_CONTINUE
             move(&runner.holds.lists, message, RUNNING, HELD)  # rule 7: a hold that is over at once
+            count_held_time(message, message.since)
             move(&runner.holds.lists, message, HELD, RUNNING)
             message.decision = early
             return early

@@ -11,7 +11,7 @@ from posix.unistd cimport read, write
 
 
 cdef class Job:
-    """Something that blocks. How it ended is its own to keep."""
+    """Something that blocks, and needs no GIL: in Cython, a class of one's own with `run`. It knows itself how it ended."""
 
     cdef void run(self) noexcept nogil:
         """For subclasses to override."""

@@ -103,7 +103,7 @@ class MaildirSink(Store):
                 raise not_stored(self.url, error) from error
             raise
 
-    def begin(self, mails: Sequence[Mail]) -> Group | None:
+    def begin(self, mails: Sequence[Mail]) -> Job | None:
         """Those that are noted in the index are stored by `store`, as are those that would take much memory at once."""
         if self._to_note or any(mail.origin.comes_again for mail in mails) or sum(mail.size for mail in mails) >= PORTION:
             return None

@@ -140,11 +140,15 @@ static void floor_dealloc(Floor *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-typedef bool (*Hook)(void *context, void *connection, void *message);
+/* With what it is called with: each plugin has a context of its own, and a message and its connection are two handles. */
+typedef struct {
+    bool (*hook)(void *context, void *connection, void *message);
+    void *context;
+} Plugin;
 
 typedef struct {
     PyObject_HEAD
-    Hook *hooks;
+    Plugin *plugins;
     Py_ssize_t count;
 } NativeFloor;
 
@@ -156,10 +160,10 @@ static PyObject *native_floor_run_many(NativeFloor *self, PyObject *messages)
     if (outcomes == NULL)
         return NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(outcomes); i++) {
-        PyObject *message = PyList_GET_ITEM(messages, i);
+        char *message = (char *)PyList_GET_ITEM(messages, i);
         bool taken = false;
-        for (Hook *hook = self->hooks; hook < self->hooks + self->count && !taken; hook++)
-            taken = (*hook)(self, message, message);
+        for (Plugin *each = self->plugins, *end = each + self->count; each < end && !taken; each++)
+            taken = each->hook(each->context, message, message + 1);
         PyList_SET_ITEM(outcomes, i, PyBool_FromLong(taken));
     }
     return outcomes;
@@ -174,16 +178,17 @@ static PyObject *native_floor_new(PyTypeObject *type, PyObject *args, PyObject *
     if (self == NULL)
         return NULL;
     self->count = PyTuple_GET_SIZE(paths);
-    self->hooks = PyMem_New(Hook, self->count);
-    if (self->hooks == NULL) {
+    self->plugins = PyMem_New(Plugin, self->count);
+    if (self->plugins == NULL) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
     for (Py_ssize_t i = 0; i < self->count; i++) {
         const char *path = PyUnicode_AsUTF8(PyTuple_GET_ITEM(paths, i));
         void *library = path == NULL ? NULL : dlopen(path, RTLD_NOW | RTLD_LOCAL);
-        self->hooks[i] = library == NULL ? NULL : (Hook)dlsym(library, "mq_smtp_in_message");
-        if (self->hooks[i] == NULL) {
+        *(void **)&self->plugins[i].hook = library == NULL ? NULL : dlsym(library, "mq_smtp_in_message");
+        self->plugins[i].context = &self->plugins[i];
+        if (self->plugins[i].hook == NULL) {
             Py_DECREF(self);
             return PyErr_Format(PyExc_OSError, "%s", dlerror());
         }
@@ -193,7 +198,7 @@ static PyObject *native_floor_new(PyTypeObject *type, PyObject *args, PyObject *
 
 static void native_floor_dealloc(NativeFloor *self)
 {
-    PyMem_Free(self->hooks);
+    PyMem_Free(self->plugins);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 

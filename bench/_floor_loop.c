@@ -80,6 +80,30 @@ static PyObject *start_and_fire(PyObject *self, PyObject *unused)
     return PyLong_FromSize_t(fired);
 }
 
+/* What the callback of a timer calls: fire_and_call() lends it. */
+static PyObject *called, *const *call_arguments;
+
+static void on_timer_call(void *timer)
+{
+    PyObject *result = PyObject_Vectorcall(called, call_arguments, 2, NULL);
+    if (result == NULL)
+        PyErr_WriteUnraisable(called);
+    Py_XDECREF(result);
+}
+
+/* fire_and_call(function, message, outcome): a timer for each piece of work, which calls the function. The GIL is kept. */
+static PyObject *fire_and_call(PyObject *self, PyObject *args)
+{
+    if (PyTuple_GET_SIZE(args) != 3)
+        return PyErr_Format(PyExc_TypeError, "fire_and_call() needs a function and its two arguments");
+    called = PyTuple_GET_ITEM(args, 0);
+    call_arguments = &PyTuple_GET_ITEM(args, 1);
+    for (size_t i = 0; i < count; i++)
+        uv.timer_start(timers + i * size, on_timer_call, 0, 0);
+    uv.run(loop, UV_RUN_DEFAULT);
+    Py_RETURN_NONE;
+}
+
 static PyObject *start_and_stop(PyObject *self, PyObject *unused)
 {
     for (size_t i = 0; i < count; i++)
@@ -249,6 +273,7 @@ static PyMethodDef functions[] = {
     {"open_library", open_library, METH_O, NULL},
     {"open_timers", open_timers, METH_O, NULL},
     {"start_and_fire", start_and_fire, METH_NOARGS, NULL},
+    {"fire_and_call", fire_and_call, METH_VARARGS, NULL},
     {"start_and_stop", start_and_stop, METH_NOARGS, NULL},
     {"start_and_stop_in_turn", start_and_stop_in_turn, METH_NOARGS, NULL},
     {"reset", reset, METH_NOARGS, NULL},

@@ -21,7 +21,7 @@ from native import NATIVE_PASSES_ON, NATIVE_TAKES, dispatcher, native
 from ringing import TIMES, WAYS
 from subjects import HOOK, PASSES_ON, messages, subject
 from test_dispatch import run_each
-from test_native import Holds
+from test_native import Fires, Holds
 from timing import ByCallLater
 from timing import ByMqcore as TimersByMqcore
 
@@ -53,8 +53,8 @@ def cases(loop: Any) -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:
         ways = {"floor": lambda: functions.run_many(taken), "mqcore": lambda: hook.run_many(taken)}
         yield "run_many, 10 native plugins", ways
     with dispatcher(loop, *native(NATIVE_TAKES, 1)) as made:
-        holds = Holds(loop, made, COUNT)
-        yield "hold, give back from a native timer", {"dict + callback": by_dict.cycle, "mqcore": holds.cycle}
+        ways = {"libuv from C": Fires(made, COUNT).cycle, "mqcore": Holds(loop, made, COUNT).cycle}
+        yield "hold, give back from a native timer", ways
     call_later, timers = ByCallLater(loop, COUNT), TimersByMqcore(loop, COUNT)
     contenders = {"uvloop": call_later.start_and_stop_in_turn, "mqcore": timers.start_and_stop_in_turn}
     yield "start and stop a timer", contenders

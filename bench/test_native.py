@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,21 @@ class Holds:
         self.loop.run_forever()
 
 
+class Fires(Holds):
+    """The floor under that: a timer of libuv's own for each message, which calls the same `done`."""
+
+    def __init__(self, made: mqcore.Dispatcher, count: int = HELD) -> None:
+        super().__init__(SimpleNamespace(stop=int), made, count)  # its loop stops by itself
+        self.floor = build("_floor_loop")
+        self.floor.open_library(uvloop.loop.__file__)
+        self.floor.open_timers(count)
+
+    def cycle(self) -> None:
+        """Of all: start, fire, done."""
+        self.left = len(self.messages)
+        self.floor.fire_and_call(self.done, self.messages[0], mqcore.CONTINUE)
+
+
 def test_hold(loop: Any, against: Callable[..., None]) -> None:
     """A timer for each message, which gives it back: in C, and in Python."""
     plugins = mqcore.Plugins()
@@ -103,7 +119,7 @@ def test_hold(loop: Any, against: Callable[..., None]) -> None:
     plugins.add("plugin", type("Plugin", (), {HOOK: staticmethod(namespace[HOOK])})())
     with dispatcher(loop, *native(NATIVE_TAKES, 1)) as made, mqcore.Dispatcher(plugins, loop) as python:
         ours, theirs = Holds(loop, made), Holds(loop, python)
-        contenders = {"in Python": theirs.cycle, "mqcore": ours.cycle}
+        contenders = {"libuv from C": Fires(made).cycle, "in Python": theirs.cycle, "mqcore": ours.cycle}
         against("native", "hold, give back from a native timer", contenders, rounds=30, count=HELD)
     plugins.close()
 

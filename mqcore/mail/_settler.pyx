@@ -71,7 +71,8 @@ cdef class Settler:
                 continue
             if verdict.is_good or verdict.partly:
                 transaction.accepted += 1
-                transaction.receipt = transaction.receipt or verdict.text
+                if transaction.receipt is None and verdict.text:
+                    transaction.receipt = verdict if verdict.kind is Kind.ACCEPTED else Verdict.accepted(verdict.text)
             if verdict.is_good:
                 good.append(step)
                 if told is not None:
@@ -223,8 +224,8 @@ cdef int end_timeline(Transaction transaction) except -1:
 
 
 cdef object verdict_on_good(Transaction transaction):
-    if transaction.receipt:
-        return Verdict.accepted(transaction.receipt)
+    if transaction.receipt is not None:
+        return transaction.receipt
     return DISCARDED if transaction.discarded and not transaction.good else ACCEPTED
 
 

@@ -20,7 +20,7 @@ cdef class Transaction:
     cdef double given_at            # when the sink got it, where that was by `deliver_soon`; likewise
     cdef Py_ssize_t accepted        # mails that the sink has, for some recipient at least
     cdef Spool spool                # of the bytes of many mails, until the sink takes them
-    cdef str receipt                # what the next owner calls it
+    cdef object receipt             # what is said of those that it has, where the next owner calls them anything
     cdef object timeline            # of it, if somebody wants to see it; else None
     cdef bint was_offered           # to those who may want to see it, by its source
     cdef bint full                  # there was no room for it

@@ -33,7 +33,8 @@ class Record:
         self._group = _Group()
         self._writing: asyncio.Task[None] | None = None
         self._delivered: set[bytes] = set()
-        self._partly: dict[str, set[str]] = {}
+        self.partly: dict[str, set[str]] = {}
+        """Who has it by an earlier run, of each mail that others do not have, by its id."""
         self._fd = -1
         try:
             self._open()
@@ -59,7 +60,7 @@ class Record:
             if recipient is None:
                 self._delivered.add(bytes.fromhex(id.decode()))
             else:
-                self._partly.setdefault(id.decode(), set()).add(recipient.decode(errors="surrogateescape"))
+                self.partly.setdefault(id.decode(), set()).add(recipient.decode(errors="surrogateescape"))
         sync_folder(self.path.parent)
 
     def __contains__(self, id: object) -> bool:
@@ -67,7 +68,7 @@ class Record:
 
     def recipients_of(self, id: str) -> frozenset[str]:
         """Those that have the mail by an earlier run, which has others that do not."""
-        return frozenset(self._partly.get(id, ()))
+        return frozenset(self.partly.get(id, ()))
 
     async def note(self, ids: Iterable[str], partly: Mapping[str, Iterable[str]]) -> None:
         """Remember that the mails with `ids` are delivered to all their recipients, and the others to these only. Raises

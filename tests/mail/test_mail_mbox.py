@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+from calendar import timegm
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from mail_tools import read_mbox, real_mails, write_mbox
 
 from mqcore.mail import Mail, Origin, SourceError
+from mqcore.mail.mbox import _usual
 from mqcore.mail.mbox import format as mbox
 from mqcore.mail.mbox import source as mbox_source
 from mqcore.mail.mbox.sink import MboxSink
@@ -133,6 +136,30 @@ def test_quoting():
 )
 def test_what_a_from_line_tells(line, sender, received):
     assert mbox.parse_from_line(line) == (sender, received)
+    assert _usual.parse_from_line(line) == (sender, received)
+
+
+PARTS = (b"From ", b"alice@example.org", b"MAILER-DAEMON", b"-", b" ", b"Tue", b"Nov", b"Xxx", b"24", b" 4", b"05:31:47", b"2026")
+PARTS += (b"Tue Nov 24 05:31:47 2026", b"Wed Feb 29 23:59:59 2028", b"1999", b"0999", b"Thu Jan  1 00:00:00 1970", b"99", b"Jan")
+PARTS += (b"\n", b"\r", b"\n\n", b">From ", b"\xff", b"\nFrom ", b"Mon Mar  1 00:00:00 2100", b"Sun Dec 31 24:00:00 1900")
+
+
+@given(st.lists(st.sampled_from(PARTS)).map(b"".join), st.booleans(), st.booleans())
+def test_what_is_usual_is_read_as_all_else(raw, begins, last):
+    if begins:
+        raw = b"From a@example.org Tue Nov 24 05:31:47 2026\n" + raw
+    assert _usual.split(raw, last=last) == mbox.split(raw, last=last)
+    assert _usual.parse_from_line(raw) == mbox.parse_from_line(raw)
+    assert _usual.find_cr(raw) == mbox.find_cr(raw)
+    for at in range(-1, len(raw) + 2):
+        assert _usual.find_lf(raw, at) == (-1 if at < 0 else raw.find(b"\nFrom ", at))
+
+
+@given(st.datetimes(datetime(1800, 1, 1), datetime(9999, 12, 31)), st.text("abcMxyz0123456789@.<>?-", min_size=1))
+def test_every_date_is_read_as_the_standard_library_has_it(moment, sender):
+    line = f"From {sender} {moment:%a %b} {moment.day:2} {moment:%H:%M:%S %Y}\n".encode()
+    assert _usual.parse_from_line(line) == mbox.parse_from_line(line)
+    assert _usual.parse_from_line(line)[1] == timegm(moment.timetuple())
 
 
 @pytest.mark.parametrize("text", [b" ", b"\r ", b"Mon ", b"1 ", b"Mon Jan ", b"1 Jan ", b"Mon Jan 1 "])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqcore.smtp._data import DataReceiver
-from mqcore.smtp.content import make_content
+from mqcore.smtp.content import make_content, with_crlf
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,22 @@ def test_smuggling(before, after):
     body = content.removesuffix(b"\r\n.\r\n")
     assert b"\r\n.\r\n" not in body
     assert body.count(b"\r") == body.count(b"\n") == body.count(b"\r\n")
+
+
+@given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"a", b"\r\n.\r\n", b"\0"])).map(b"".join))
+def test_it_is_what_a_few_replacements_make(mime):
+    content = with_crlf(mime)
+    if content and not content.endswith(b"\n"):
+        content += b"\r\n"
+    if content.startswith(b"."):
+        content = b"." + content
+    assert make_content(mime) == content.replace(b"\n.", b"\n..") + b".\r\n"
+
+
+@pytest.mark.parametrize("mime", [None, "text", bytearray(b"text")])
+def test_only_bytes_can_be_sent(mime):
+    with pytest.raises(TypeError):
+        make_content(mime)
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"a", b"\r\n.\r\n"])).map(b"".join))

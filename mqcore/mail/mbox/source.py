@@ -13,6 +13,7 @@ from ..base import Reader
 from ..errors import SourceError, describe
 from ..origin import Origin
 from . import format
+from ._usual import find_cr, find_lf, origin_of, parse_from_line, split
 from .locks import Locked, measure
 
 BLOCK = 1 << 20
@@ -68,15 +69,15 @@ class MboxSource(Reader):
         sort_time = 0
         for start, raw in self._pieces():
             end = start + len(raw)
-            from_line, mime = format.split(raw, last=end == self.total)
-            sender, received = format.parse_from_line(from_line)
+            from_line, mime = split(raw, last=end == self.total)
+            sender, received = parse_from_line(from_line)
             digest = blake2b(self._identity, digest_size=16)
             digest.update(b"%d\0" % start)
             digest.update(raw)
             del raw  # it may be big, and the mail is a copy of most of it
             self.done = end
             sort_time = max(sort_time, int(received or 0))
-            yield Origin(mime, digest.hexdigest(), start, sender, received, from_line, sort_time=sort_time)
+            yield origin_of(mime, digest.hexdigest(), start, sender, received, from_line, sort_time)
 
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
         """Each mail with its From_ line and what divides it from the next, and where it begins."""
@@ -102,7 +103,7 @@ class MboxSource(Reader):
         head = block[at : at + format.HEAD]
         if len(head) < format.HEAD:
             head = self._read(start, min(format.HEAD, self.total - start))
-        return _find_any if format.find_cr(head) else _find_lf
+        return _find_any if find_cr(head) else find_lf
 
     def _read(self, offset: int, size: int) -> bytes:
         parts = []
@@ -122,10 +123,6 @@ class MboxSource(Reader):
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-def _find_lf(block: bytes, begin: int) -> int:
-    return block.find(DIVIDER, begin)
 
 
 def _find_any(block: bytes, begin: int) -> int:

@@ -48,6 +48,7 @@ cdef class Soon:
     cdef object sender
     cdef object pool
     cdef object record              # of what is delivered, or None
+    cdef dict partly                # see `Record`
     cdef object forwarded_of
     cdef object counted             # replies, by code
     cdef object sent                # see `Sender`

@@ -186,6 +186,7 @@ cdef class Soon:
         self.sender = sender
         self.pool = sender.pool
         self.record = sender.sink.record
+        self.partly = {} if self.record is None else self.record.partly
         self.forwarded_of = forwarded_of
         self.counted = sender.replies
         self.sent = sender.sent
@@ -225,7 +226,7 @@ cdef class Soon:
         for recipient in recipients:
             if type(recipient) is not str or not recipient or not is_plain(recipient):
                 return None
-        if len(recipients) > 1 and self.together or self.record is not None and self.record.recipients_of(origin.id):
+        if len(recipients) > 1 and self.together or self.partly and origin.id in self.partly:
             return None
         job = Job.__new__(Job)
         job.soon = self

@@ -40,6 +40,7 @@ class Pool:
     """
 
     def __init__(self, upstream: Upstream, pauses: Sequence[float], processes: int = 1) -> None:
+        self._now = asyncio.get_running_loop().time
         self._upstream = upstream
         self.health = Health(upstream.url)
         self._pauses = pauses
@@ -81,7 +82,7 @@ class Pool:
                 try:
                     yield client
                 finally:
-                    self._moved = asyncio.get_running_loop().time()
+                    self._moved = self._now()
                     self._put_back(client)
         finally:
             self.look()
@@ -92,7 +93,7 @@ class Pool:
         try:
             yield client
         finally:
-            self._moved = asyncio.get_running_loop().time()
+            self._moved = self._now()
             self._end(client)
             self.look()
 
@@ -125,7 +126,7 @@ class Pool:
 
     def leave(self, client: Client) -> None:
         """A job is over."""
-        self._moved = asyncio.get_running_loop().time()
+        self._moved = self._now()
         is_next = self._is_turn()
         if is_next and not client.is_readable():  # nor was anything left in the middle
             job = self._jobs.popleft()
@@ -214,7 +215,7 @@ class Pool:
         if self._pauses:
             await wait()
             return
-        now = asyncio.get_running_loop().time
+        now = self._now
         began = now()
         while True:
             try:
@@ -226,7 +227,7 @@ class Pool:
                     raise Unreachable(f"its answers on all connections are due, and none came for {STALLED:g} s") from None
 
     async def _take(self, fresh: bool, waits: bool) -> Client:
-        now = asyncio.get_running_loop().time
+        now = self._now
         while True:
             client = self._take_idle()
             if client is not None and not fresh:
@@ -278,7 +279,7 @@ class Pool:
             for pause in self._pauses:
                 if error.final:
                     break
-                if (change := self.health.next_change(asyncio.get_running_loop().time())) is not None:
+                if (change := self.health.next_change(self._now())) is not None:
                     pause = min(pause, change)
                 log.warning("cannot reach %s: %s; trying again in %g s", self._upstream.url, error, pause)
                 await asyncio.sleep(pause)

@@ -1,0 +1,3 @@
+# A mail as it is sent by SMTP.
+
+cpdef bytes make_content(bytes mime)

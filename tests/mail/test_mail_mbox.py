@@ -139,9 +139,9 @@ def test_what_a_from_line_tells(line, sender, received):
     assert _usual.parse_from_line(line) == (sender, received)
 
 
-PARTS = (b"From ", b"alice@example.org", b"MAILER-DAEMON", b"-", b" ", b"Tue", b"Nov", b"Xxx", b"24", b" 4", b"05:31:47", b"2026")
-PARTS += (b"Tue Nov 24 05:31:47 2026", b"Wed Feb 29 23:59:59 2028", b"1999", b"0999", b"Thu Jan  1 00:00:00 1970", b"99", b"Jan")
-PARTS += (b"\n", b"\r", b"\n\n", b">From ", b"\xff", b"\nFrom ", b"Mon Mar  1 00:00:00 2100", b"Sun Dec 31 24:00:00 1900")
+PARTS = (b"From ", b"alice@example.org", b"MAILER-DAEMON", b"-", b" ", b"Tue", b"Nov", b"Xxx", b"24", b" 4", b"05:31:47")
+PARTS += (b"2026", b"1999", b"0999", b"99", b"Jan", b"\n", b"\r", b"\n\n", b">From ", b"\xff", b"\nFrom ")
+PARTS += (b"Tue Nov 24 05:31:47 2026", b"Wed Feb 29 23:59:59 2028", b"Thu Jan  1 00:00:00 1970", b"Sun Dec 31 24:00:00 1900")
 
 
 @given(st.lists(st.sampled_from(PARTS)).map(b"".join), st.booleans(), st.booleans())

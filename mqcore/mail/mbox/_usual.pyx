@@ -73,12 +73,13 @@ def parse_from_line(bytes line not None):
 cdef long long parse_date(const char *date) noexcept:
     """Seconds since 1970; -1 if it is no such date, or of before."""
     cdef long long year, month, day
+    cdef int index
     if find_name(DAYS, 7, date) < 0 or date[3] != c" " or date[7] != c" " or date[10] != c" " or date[19] != c" ":
         return -1
     if date[13] != c":" or date[16] != c":" or date[20] == c"0":
         return -1
-    for index in (9, 11, 12, 14, 15, 17, 18, 20, 21, 22, 23):
-        if not c"0" <= date[index] <= c"9":
+    for index in range(9, DATE):
+        if index not in (10, 13, 16, 19) and not c"0" <= date[index] <= c"9":
             return -1
     if date[8] != c" " and not c"0" <= date[8] <= c"9":
         return -1

@@ -82,11 +82,14 @@ cdef class JobThread:
         PyThread_release_lock(self.wakeup)
         if self.thread is not None and self.thread.ident is not None:
             self.thread.join()
-        self.loop.remove_reader(self.reads)
-        os.close(self.reads)
-        os.close(self.writes)
+        if self.writes < 0:  # somebody else has closed it meanwhile
+            return 0
+        reads, writes = self.reads, self.writes
         self.reads = self.writes = -1
         self.job = None
+        self.loop.remove_reader(reads)
+        os.close(reads)
+        os.close(writes)
         return 0
 
 

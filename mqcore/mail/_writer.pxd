@@ -28,6 +28,7 @@ cdef class Writer:
     cdef bint is_begun              # the store has a job to store these
     cdef double begun               # when that was
     cdef bint was_full              # the store, for that job
+    cdef bint is_cancelled          # `run`: no other job is begun
     cdef object crash               # what `run` is to raise
 
     cdef bint add(self, Transaction transaction) except -1

@@ -12,7 +12,7 @@ from ._mail cimport Mail
 from ._transaction cimport Transaction
 
 from .errors import SinkError, SinkFull
-from .threads import in_thread
+from .threads import in_thread, to_the_end
 
 BATCH = 256
 """At most so many mails are read at once, and stored at once, or a few more."""
@@ -122,9 +122,18 @@ cdef class Writer:
                 else:
                     self.work.clear()
                     await self.work.wait()
+        except asyncio.CancelledError:
+            self.is_cancelled = True  # the loop goes on meanwhile: this may be a disk that answers no more
+            await to_the_end(self._wait_for_job, lambda: not self.is_begun)
+            raise
         finally:
             if self.jobs is not None:
                 self.jobs.close()
+
+    async def _wait_for_job(self):
+        while self.is_begun:
+            self.work.clear()
+            await self.work.wait()
 
     # By jobs of the store, from one callback of the loop to the next
 
@@ -157,10 +166,15 @@ cdef class Writer:
         return True
 
     def _end(self, job):
+        if self.is_cancelled:  # whoever would be told is gone
+            self.is_begun = False
+            self.work.set()
+            return
         try:
             self.end(job)
         except BaseException as error:
             self.crash = error
+            self.is_begun = False
         if self.crash is not None or self.group is not None and not self.is_begun:
             self.work.set()
 

@@ -290,11 +290,12 @@ class Store(BaseSink, ABC):
     blocks: bool = True
     """Whether `store` waits for a disk. It is called in a thread then, one at a time; else at once, in the loop's thread."""
     begins: ClassVar[bool] = False
-    """Whether it has `begin` and `end`. A class that has only a `store` of its own has not those of its base."""
+    """Whether it has `begin` and `end`. A class with only a `store` of its own, or of a mixin, has not those of its base."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.begins = "begin" in vars(cls) or (cls.begins and "store" not in vars(cls))
+        first = next(vars(each) for each in cls.__mro__ if "begin" in vars(each) or "store" in vars(each))
+        cls.begins = "begin" in first and cls.begin is not Store.begin
 
     @abstractmethod
     def store(self, mails: Sequence[Mail]) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -189,7 +190,22 @@ async def test_a_store_of_its_own_is_not_gone_around(tmp_path):
     class OwnToo(Counting):
         pass
 
+    class Audit:
+        def store(self, mails):
+            super().store(mails)
+
+    class Audited(Audit, MaildirSink):
+        pass
+
+    class AuditedToo(Audited):
+        pass
+
+    class Begins(Audited):
+        def begin(self, mails):
+            return super().begin(mails)
+
     assert (Own.begins, OwnToo.begins, MaildirSink.begins, Store.begins) == (False, True, True, False)
+    assert (Audited.begins, AuditedToo.begins, Begins.begins) == (False, False, True)
     with contextlib.closing(Own(str(tmp_path / "out"))) as sink:
         await report_of(sink, FromClient(1))
         assert sink.stored == 1
@@ -206,6 +222,33 @@ async def test_a_run_that_is_cancelled_ends_when_the_job_does(tmp_path):
             await running
         assert threads() == []
         assert len(read_maildir(tmp_path / "out")) == sink.ways[0][1]
+
+
+@run
+async def test_a_run_that_is_cancelled_lets_the_loop_go_on_until_the_job_is_over(tmp_path):
+    """However slow the disk is. What it waits for is waited for, however often it is cancelled."""
+
+    class Slow(Counting):
+        job = None
+
+        def begin(self, mails):
+            self.job = super().begin(mails)
+            for number in range(5_000):
+                self.job.add(b"%d" % number, self._folders["new"], b"%d" % number, b"", None)
+            return self.job
+
+    with contextlib.closing(Slow(tmp_path / "out")) as sink, dispatcher() as made:
+        running = asyncio.create_task(Gateway(made, Jobs(FromClient(1)), sink).run())
+        while sink.job is None:
+            await asyncio.sleep(0)
+        turns = 0
+        while not running.done():
+            running.cancel()
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert running.cancelled() and turns > 20
+        assert threads() == []
+        assert len(read_maildir(tmp_path / "out")) == 5_001
 
 
 class Loop:
@@ -235,6 +278,22 @@ def test_what_is_no_job(tmp_path):
         thread.begin(group)
     assert threads() == []
     group.check()
+
+
+def test_what_is_closed_by_several_at_once(tmp_path):
+    """Its descriptors are closed once: the second time they may be somebody else's."""
+    folder = os.open(tmp_path, os.O_RDONLY)
+    group = Group(folder, in_one=True)
+    for number in range(2000):
+        group.add(b"%d" % number, folder, b"new %d" % number, b"", None)
+    thread = JobThread(Loop(), print)
+    thread.begin(group)
+    with ThreadPoolExecutor(4) as others:
+        for closed in [others.submit(thread.close) for _ in range(4)]:
+            closed.result()
+    os.close(folder)
+    group.check()
+    assert threads() == []
 
 
 @run
